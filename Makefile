@@ -1,0 +1,34 @@
+# Everything sets itself up: make replay, make compare, make test, make lint.
+.PHONY: replay compare test lint format clean
+.DELETE_ON_ERROR:
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+NATIVE := $(wildcard paramserver/native/*)
+SOURCES := basis streaming paramserver trainer serving minutely tests benchmarks
+CXX_SOURCES := $(shell git ls-files '*.cpp' '*.hpp' 2>/dev/null)
+
+replay: .venv/ready
+	@minutely replay configs/movielens.yaml $(ARGS)
+
+compare: .venv/ready
+	@minutely compare configs/movielens.yaml $(ARGS)
+
+test: .venv/ready
+	@scripts/test
+
+lint: .venv/ready
+	ruff check $(SOURCES)
+	ruff format --check $(SOURCES)
+	mypy
+	$(if $(CXX_SOURCES),clang-format --dry-run --Werror $(CXX_SOURCES))
+
+format: .venv/ready
+	ruff check --fix $(SOURCES)
+	ruff format $(SOURCES)
+	$(if $(CXX_SOURCES),clang-format -i $(CXX_SOURCES))
+
+clean:
+	rm -rf .venv build runs
+
+.venv/ready: pyproject.toml CMakeLists.txt scripts/setup $(NATIVE)
+	@scripts/setup

@@ -1,0 +1,1 @@
+"""What every part stands on: settings, mistakes, Arrow bytes. Imports no other part; every part may import it."""

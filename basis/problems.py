@@ -1,0 +1,48 @@
+"""Mistakes of the user, each with its place, told all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Problem(NamedTuple):
+    """One mistake: in which file, where in it, which value, and what is allowed instead."""
+
+    file: str
+    place: str
+    value: str
+    allowed: str
+
+    def __str__(self) -> str:
+        value = f": {self.value}" if self.value else ""
+        return f"{self.file}: {self.place}{value}; {self.allowed}"
+
+
+class Problems(ValueError):
+    """Mistakes in a configuration or in the data that it names, all that were found."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = list(problems)
+
+
+class ProblemList:
+    """Collects mistakes over several steps, so that all are told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Run a step; what it raises as `Problems` is noted, and the rest of the step left out."""
+        try:
+            yield
+        except Problems as problems:
+            self.found += problems.problems
+
+    def raise_any(self) -> None:
+        """Raise what was noted, if anything."""
+        if self.found:
+            raise Problems(self.found)

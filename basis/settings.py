@@ -1,0 +1,51 @@
+"""What every component's configuration is made of: strict sections, and durations that carry their unit."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+_UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"^(-?\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$")
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors and values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def parse_duration(value: Any) -> int:
+    """Milliseconds of a duration such as ``10s``, ``1.5m`` or ``24h``; ``ValueError`` when it is none or negative."""
+    allowed = "a number with its unit, one of ms, s, m, h, d, as in 10s or 24h"
+    if isinstance(value, str):
+        match = _DURATION.match(value.strip())
+        if match is None:
+            raise ValueError(f"not a duration; allowed: {allowed}")
+        milliseconds = float(match[1]) * _UNIT_MS[match[2]]
+        if milliseconds < 0:
+            raise ValueError("a duration cannot be negative; allowed: 0s and longer")
+        return round(milliseconds)
+    raise ValueError(f"a duration needs its unit; allowed: {allowed}")
+
+
+def _positive(value: Any) -> int:
+    milliseconds = parse_duration(value)
+    if milliseconds == 0:
+        raise ValueError("must be longer than 0s")
+    return milliseconds
+
+
+def format_duration(milliseconds: int) -> str:
+    """The shortest text that `parse_duration` reads back as ``milliseconds``."""
+    for unit in ("d", "h", "m", "s"):
+        if milliseconds % _UNIT_MS[unit] == 0:
+            return f"{milliseconds // _UNIT_MS[unit]}{unit}"
+    return f"{milliseconds}ms"
+
+
+_as_text = PlainSerializer(format_duration, return_type=str, when_used="json")
+DurationMs = Annotated[int, BeforeValidator(parse_duration), _as_text]
+PositiveDurationMs = Annotated[int, BeforeValidator(_positive), _as_text]

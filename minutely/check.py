@@ -1,0 +1,93 @@
+"""What a log holds, for `minutely check`: rows, time, ids, labels, and what their windows would cut."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as TextTable
+
+from minutely.config import Pipeline
+from basis.problems import Problem
+from basis.settings import format_duration
+from streaming.columns import Ragged
+from streaming.labels import Label
+from streaming.source import LoggedEvents
+from streaming.tabular import Reject
+
+_SHOWN_ROWS = 100
+
+
+def problems_of_rows(rejects: list[Reject]) -> list[Problem]:
+    """Unusable rows as mistakes; of each kind in each file the first hundred, and how many more there are."""
+    found = []
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for reject in rejects:
+        kind = (reject.file, reject.reason, reject.detail)
+        counts[kind] += 1
+        if counts[kind] <= _SHOWN_ROWS:
+            found.append(Problem(reject.file, reject.place, reject.value, reject.detail))
+    for (file, _, detail), count in counts.items():
+        if count > _SHOWN_ROWS:
+            found.append(Problem(file, f"{count - _SHOWN_ROWS} more lines", "", detail))
+    return found
+
+
+def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None:
+    """Print what was found in a log without mistakes."""
+    first, last = (datetime.fromtimestamp(int(at) / 1000, UTC) for at in events.served_at[[0, -1]])
+    console.print(
+        f"[bold]{pipeline.name}[/bold]: {events.impressions:,} impressions in {events.requests:,} requests, "
+        f"{len(events.engagements):,} engagements, {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    console.print(_features(pipeline, events), _labels(pipeline, events))
+
+
+def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
+    table = TextTable("feature", "kind", "ids or range", title="Features", title_justify="left")
+    for name, feature in pipeline.features.items():
+        column = events.features[name]
+        if isinstance(column, Ragged):
+            mean = len(column.values) / max(events.impressions, 1)
+            found = f"{len(np.unique(column.values)):,} ids, {mean:.1f} an impression"
+        elif feature.kind == "sparse":
+            found = f"{len(np.unique(column)):,} ids"
+        else:
+            found = f"{column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}"
+        table.add_row(name, feature.kind, found)
+    return table
+
+
+def _labels(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
+    headings = ("label", "positive", "delay p50", "p90", "p99", "window", "cut by window", "decided by event")
+    table = TextTable(*headings, title="Labels", title_justify="left")
+    for name, label in pipeline.labels.items():
+        table.add_row(name, *_label(label, events))
+    return table
+
+
+def _label(label: Label, events: LoggedEvents) -> list[str]:
+    log = events.engagements
+    code = {action: at for at, action in enumerate(log.actions)}
+    served_at = events.served_at[events.request_of_row[np.maximum(log.row, 0)]]
+    delay = log.happened_at - served_at
+    known = log.row >= 0
+    positive = known & (log.action == code.get(label.action, -1))
+    if label.min_value is not None:
+        positive &= log.value >= label.min_value
+    deciding = known & ((log.action == code.get(label.decided_by or "", -1)) | positive) & (delay <= label.window)
+    rows = np.unique(log.row[positive])
+    kept = np.unique(log.row[positive & (delay <= label.window)])
+    if label.is_value:
+        share = f"mean {events.truth(label).mean():.4g}"
+    else:
+        share = f"{len(rows):,} ({len(rows) / events.impressions:.2%})"
+    if len(rows):
+        quantiles = [format_duration(round(value)) for value in np.percentile(delay[positive], (50, 90, 99))]
+        cut = f"{1 - len(kept) / len(rows):.2%}"
+    else:
+        quantiles, cut = ["-"] * 3, "-"
+    decided = len(np.unique(log.row[deciding])) / events.impressions
+    return [share, *quantiles, format_duration(label.window), cut, f"{decided:.2%}"]

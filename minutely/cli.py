@@ -1,0 +1,171 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from rich.console import Console
+from rich.markup import escape
+
+from basis.problems import Problems
+from basis.settings import format_duration, parse_duration
+
+if TYPE_CHECKING:
+    from minutely.config import Pipeline
+
+_INTERRUPTED = 130
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+data_option = click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), help="Folder of the logs, instead of the configured one."
+)
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the results, new or empty. [default: runs/NAME-TIME]",
+)
+seed_option = click.option("--seed", type=click.IntRange(min=0), help="Seed, instead of the configured one.")
+warmup_option = click.option(
+    "--warmup",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the impressions to learn from before served scores count.",
+)
+
+
+class Cadence(click.ParamType):
+    """A duration in ms, or the word ``never``."""
+
+    name = "60s|1h|24h|never"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read what was typed."""
+        if value == "never":
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}, or never", param, ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="minutely")
+def cli() -> None:
+    """Minutely trains ranking models on what users did a minute ago, and serves from them at once.
+
+    Begin with `minutely replay configs/movielens.yaml`, then point a config at your own logs and `minutely check` it.
+    """
+
+
+@cli.command()
+@config_argument
+@data_option
+@out_option
+@seed_option
+@warmup_option
+@click.option("--sync-every", type=Cadence(), help="How often the replica pulls. [default: sync.sparse_every, 60s]")
+def replay(
+    config: Path, data: Path | None, out: Path | None, seed: int | None, warmup: float, sync_every: int | str | None
+) -> None:
+    """Replay logs through the whole loop: joiner, trainer, parameter server, deltas and a serving replica.
+
+    The replica scores every impression with the version that it has at that event time, before its label exists; those
+    scores are what the summary measures. Leaves summary.json and report.html in the run's folder.
+    """
+    pipeline = _load(config, seed)
+    every = pipeline.sync.sparse_every if sync_every is None else sync_every
+    if isinstance(every, int) and every % pipeline.train.step_every:
+        step = format_duration(pipeline.train.step_every)
+        raise click.BadParameter(
+            f"{format_duration(every)} is no multiple of a training step ({step}, train.step_every)",
+            param_hint="--sync-every",
+        )
+    name = "never" if isinstance(every, str) else format_duration(every)
+    _replay(pipeline, {name: None if isinstance(every, str) else every}, warmup, data, out)
+
+
+@cli.command()
+@config_argument
+@data_option
+@out_option
+@seed_option
+@warmup_option
+def compare(config: Path, data: Path | None, out: Path | None, seed: int | None, warmup: float) -> None:
+    """Compare cadences: what is freshness worth on this data?
+
+    Trains once and serves with one replica for each of 60s, 5m, 1h, 24h and never. All share the warm-up, and differ only in
+    when they pull what was learned.
+    """
+    from minutely.replay import COMPARED
+
+    _replay(_load(config, seed), COMPARED, warmup, data, out)
+
+
+@cli.command()
+@config_argument
+@data_option
+def check(config: Path, data: Path | None) -> None:
+    """Check a config and the logs that it names: every mistake at once, or else what was found in them."""
+    from minutely.check import describe, problems_of_rows
+    from minutely.config import load_as_far_as_right
+    from streaming.source import load
+
+    pipeline, problems = load_as_far_as_right(config, data)
+    events = None
+    if pipeline is not None:
+        try:
+            events = load(pipeline.data_folder(data), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+            problems += problems_of_rows(events.rejects)
+        except Problems as found:
+            problems += found.problems
+    if problems or pipeline is None or events is None:
+        raise Problems(problems)
+    describe(Console(), pipeline, events)
+
+
+@cli.command()
+@click.argument("table")
+@click.argument("id")
+@click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run. [default: the latest]")
+def rows(table: str, id: str, folder: Path | None) -> None:
+    """Show one row of a run: embedding norm, count, last seen, and the version that last changed it.
+
+    ID is an integer or a text, as it stands in the logs.
+    """
+    from minutely.rows import show_row
+
+    show_row(Console(), folder, table, id)
+
+
+def _load(config: Path, seed: int | None) -> Pipeline:
+    from minutely.config import load_pipeline
+
+    pipeline = load_pipeline(config)
+    return pipeline if seed is None else pipeline.model_copy(update={"seed": seed})
+
+
+def _replay(pipeline: Pipeline, cadences: dict[str, int | None], warmup: float, data: Path | None, out: Path | None) -> None:
+    from minutely.replay import replay
+    from minutely.summary_table import print_summary
+
+    console = Console()
+    done = replay(pipeline, cadences, warmup, data, out, console)
+    print_summary(console, done)
+    if done.summary["interrupted"]:
+        sys.exit(_INTERRUPTED)
+
+
+def main() -> None:
+    """Entry point: mistakes of the user end with what, where and what is allowed, on standard error, and exit status 1."""
+    try:
+        cli()
+    except Problems as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        for problem in error.problems:
+            console.print(f"[red]error[/red] {escape(str(problem))}")
+        sys.exit(1)

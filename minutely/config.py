@@ -1,0 +1,221 @@
+"""A pipeline's configuration: one YAML file, every mistake in it named with its line."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import xxhash
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from paramserver.settings import SyncSettings, TablesSettings
+from basis.problems import Problem, Problems
+from basis.settings import Section
+from streaming.datasets import movielens_100k
+from streaming.features import FeatureSet, SparseFeature
+from streaming.joiner import JoinSettings
+from streaming.labels import LabelSet
+from streaming.source_settings import SourceSettings
+from trainer.settings import ModelSettings, TrainSettings
+
+_MAX_CONFIG_BYTES = 1 << 20
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+class Pipeline(Section):
+    """A whole pipeline: where events come from, features, labels, model, and how fresh it is kept."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    source: SourceSettings
+    features: FeatureSet
+    labels: LabelSet
+    join: JoinSettings = JoinSettings()
+    model: ModelSettings = ModelSettings()
+    tables: TablesSettings = TablesSettings()
+    train: TrainSettings = TrainSettings()
+    sync: SyncSettings = SyncSettings()
+
+    def fingerprint(self) -> str:
+        """XXH3-64 (hex) of what decides the form of rows and weights: features, labels, model and tables."""
+        form = self.model_dump(mode="json", include={"features", "labels", "model", "tables"})
+        return xxhash.xxh3_64_hexdigest(msgspec.json.encode(form, order="sorted"))
+
+    def data_folder(self, given: Path | None) -> Path:
+        """The folder of the source's files: ``given`` (from ``--data``), else as configured."""
+        if given is not None:
+            return given
+        if self.source.dir is not None:
+            return Path(self.source.dir)
+        return movielens_100k()
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """The pipeline in a file; `Problems` with every mistake in it."""
+    text, tree = _read(path)
+    pipeline, problems = _validate(path, text, tree)
+    if pipeline is None or problems:
+        raise Problems(problems)
+    return pipeline
+
+
+def load_as_far_as_right(path: Path, data: Path | None) -> tuple[Pipeline | None, list[Problem]]:
+    """The pipeline and the mistakes in its file; with mistakes elsewhere, a pipeline to check the source's data by."""
+    text, tree = _read(path)
+    pipeline, problems = _validate(path, text, tree)
+    if pipeline is None and isinstance(text, dict):
+        known = {"name": "check", "labels": {"any": {"action": "any", "window": "1s"}}}
+        partial = {**known, **{key: text[key] for key in ("source", "features") if key in text}}
+        try:
+            pipeline = Pipeline.model_validate(partial)
+        except ValidationError:
+            pipeline = None
+        else:
+            if any(problem.place.split(", ")[-1].startswith(("source", "features")) for problem in problems):
+                pipeline = None
+    return pipeline, problems
+
+
+def _read(path: Path) -> tuple[Any, yaml.Node | None]:
+    name = str(path)
+    try:
+        data = path.read_bytes()
+        if len(data) > _MAX_CONFIG_BYTES:
+            raise Problems([Problem(name, "file", f"{len(data)} bytes", f"allowed: {_MAX_CONFIG_BYTES}")])
+        tree = yaml.compose(data, Loader=yaml.SafeLoader)
+        loaded = yaml.safe_load(data)
+    except OSError as error:
+        raise Problems([Problem(name, "file", error.strerror or "", "allowed: a configuration file")]) from None
+    except yaml.MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}" if error.problem_mark else "file"
+        raise Problems([Problem(name, place, error.problem or "", "allowed: YAML")]) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise Problems([Problem(name, "file", str(error).splitlines()[0], "allowed: YAML in UTF-8")]) from None
+    repeated = _repeated_keys(name, tree) if tree is not None else []
+    if repeated:
+        raise Problems(repeated)
+    return loaded, tree
+
+
+def _repeated_keys(name: str, node: yaml.Node) -> list[Problem]:
+    found = []
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                place = f"line {key.start_mark.line + 1}"
+                found.append(Problem(name, place, key.value, "the key stands there twice; allowed: once"))
+            seen.add(key.value)
+            found += _repeated_keys(name, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            found += _repeated_keys(name, item)
+    return found
+
+
+def _validate(path: Path, loaded: Any, tree: yaml.Node | None) -> tuple[Pipeline | None, list[Problem]]:
+    if not isinstance(loaded, dict):
+        raise Problems([Problem(str(path), "file", repr(loaded)[:60], f"allowed: keys {', '.join(Pipeline.model_fields)}")])
+    problems = _expand(path, loaded, tree)
+    try:
+        pipeline = Pipeline.model_validate(loaded)
+    except ValidationError as error:
+        return None, problems + [_problem(path, tree, item) for item in error.errors()]
+    return pipeline, problems + _cross_check(path, tree, pipeline)
+
+
+def _expand(path: Path, loaded: dict[str, Any], tree: yaml.Node | None) -> list[Problem]:
+    """Put environment variables into ``source.dir``, in place."""
+    source = loaded.get("source")
+    if not isinstance(source, dict) or not isinstance(source.get("dir"), str):
+        return []
+    missing = [name for name in _VARIABLE.findall(source["dir"]) if name not in os.environ]
+    source["dir"] = _VARIABLE.sub(lambda match: os.environ.get(match[1], ""), source["dir"])
+    place = _place(tree, ("source", "dir"))
+    return [
+        Problem(str(path), place, f"${{{name}}}", "the variable is not set; set it, or use --data DIR") for name in missing
+    ]
+
+
+def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list[Problem]:
+    """What sections say of each other."""
+    found: list[tuple[tuple[str, ...], str, str]] = []
+    sides, actions = list(pipeline.source.sides), list(pipeline.source.actions)
+    for name, feature in pipeline.features.items():
+        if not (isinstance(feature, SparseFeature) and feature.cross) and getattr(feature, "side", None) not in (None, *sides):
+            found.append((("features", name, "side"), str(feature.side), f"allowed: {', '.join(sides) or 'no side table'}"))
+    for name, label in pipeline.labels.items():
+        for key, action in (("action", label.action), ("decided_by", label.decided_by)):
+            if action is not None and action not in actions and pipeline.source.engagements is None:
+                found.append((("labels", name, key), action, f"allowed: {', '.join(actions)}"))
+    tables = {item.table or name for name, item in pipeline.features.items() if isinstance(item, SparseFeature)}
+    for name in pipeline.tables.only:
+        if name not in tables:
+            found.append((("tables", "only", name), name, f"allowed: {', '.join(sorted(tables))}"))
+    if not tables:
+        found.append((("features",), "no sparse feature", "allowed: at least one, since rows are what is kept fresh"))
+    return [Problem(str(path), _place(tree, loc), value, allowed) for loc, value, allowed in found]
+
+
+def _problem(path: Path, tree: yaml.Node | None, error: Any) -> Problem:
+    kind, loc = error["type"], error["loc"]
+    value = "" if kind == "missing" else repr(error["input"])
+    if kind == "extra_forbidden":
+        value, allowed = repr(loc[-1]), f"unknown key; allowed: {', '.join(_known_keys(loc[:-1]))}"
+    elif kind == "missing":
+        allowed = "missing; this key is needed"
+    else:
+        allowed = error["msg"].removeprefix("Value error, ")
+    return Problem(str(path), _place(tree, loc), value if len(value) <= 80 else value[:77] + "...", allowed)
+
+
+def _place(tree: yaml.Node | None, loc: tuple[Any, ...]) -> str:
+    """Line and path of a value; parts that pydantic adds for unions are left out."""
+    node, line, path = tree, 1, []
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if found:
+                line, node = found[0][0].start_mark.line + 1, found[0][1]
+                path.append(str(part))
+                continue
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+            path.append(str(part))
+            continue
+        if part is loc[-1] and isinstance(part, str) and part != "sparse":
+            path.append(part)  # a missing key
+    return f"line {line}, {'.'.join(path)}"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """The keys that the schema knows at a place."""
+    schema = TypeAdapter(Pipeline).json_schema()
+    nodes = [schema]
+    for part in loc:
+        following = [child for node in nodes for child in _children(schema, node, part)]
+        nodes = following or nodes
+    keys = [key for node in nodes for option in _options(schema, node) for key in option.get("properties", {})]
+    return list(dict.fromkeys(keys))
+
+
+def _options(schema: Any, node: Any) -> list[Any]:
+    if "$ref" in node:
+        return _options(schema, schema["$defs"][node["$ref"].rsplit("/", 1)[1]])
+    nested = [*node.get("anyOf", []), *node.get("oneOf", [])]
+    return [option for child in nested for option in _options(schema, child)] or [node]
+
+
+def _children(schema: Any, node: Any, part: Any) -> list[Any]:
+    found = []
+    for option in _options(schema, node):
+        if part in option.get("properties", {}):
+            found.append(option["properties"][part])
+        elif isinstance(option.get("additionalProperties"), dict):
+            found.append(option["additionalProperties"])
+    return found

@@ -1,0 +1,300 @@
+"""The embedded loop: every part of the platform in one process, with event time as the clock.
+
+Synchronous and seeded: `EmbeddedLoop.tick` takes one stretch of event time through the whole loop, and between two ticks
+everything is whole. All requests between two pulls of a replica are scored in one batch, which is exact, since its version
+cannot change between them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rocksdict import Options, Rdict
+
+from minutely.config import Pipeline
+from minutely.measure import Measures
+from paramserver.delta_log import Cut, DeltaLog
+from paramserver.files import Files
+from serving.replica import Replica
+from streaming.clock import EventClock
+from streaming.columns import slice_columns
+from streaming.join_worker import JoinWorker
+from streaming.joiner import Joiner
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
+from streaming.pending import NEVER, PendingStore
+from streaming.producer import Producer
+from streaming.source import LoggedEvents
+from trainer.models import make_model
+from trainer.worker import Trainer, TrainWorker
+
+_TRIM_EVERY = 256
+_PARTITION = 0
+
+
+@dataclass
+class Served:
+    """A replica in the loop and what it served: ``scores`` float32 [impressions, labels], filled up to ``scored_to``.
+
+    ``every`` is its cadence in ms, None for never. ``waiting`` holds decision times (ms) of what was published and not pulled.
+    """
+
+    name: str
+    every: int | None
+    replica: Replica
+    scores: npt.NDArray[np.float32]
+    active: bool
+    scored_to: int = 0
+    unpulled_since: int | None = None
+    waiting: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    latencies: list[npt.NDArray[np.int64]] = field(default_factory=list)
+
+    def pull_at(self) -> int:
+        """When it will pull what is published by now (event ms)."""
+        return NEVER if self.unpulled_since is None else _next_point(self.unpulled_since, self.every)
+
+
+class EmbeddedLoop:
+    """Takes a log through the loop. ``cadences`` name the replicas; the first one serves, the others watch from the warm-up on.
+
+    ``folder`` takes the embedded log and spilled joiner state; ``files`` the published versions. The warm-up is the first
+    ``warmup`` share of the impressions; when it ends, every replica pulls everything.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        events: LoggedEvents,
+        folder: Path,
+        files: Files,
+        cadences: dict[str, int | None],
+        warmup: float,
+    ) -> None:
+        self.pipeline = pipeline
+        self.events = events
+        self.clock = EventClock()
+        self._files = files
+        self._step_ms = pipeline.train.step_every
+        self._producer = Producer(events, pipeline.features)
+        self._log = EmbeddedLog(folder / "log", durable=False)
+        self._pending = PendingStore(pipeline.join.memory_bytes, lambda: _open_raw(folder / "pending"))
+        self.joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, self._pending, self.clock)
+        self._join = JoinWorker(self._log, self.joiner, self.clock, pipeline.join.lateness, _PARTITION)
+        self.trainer = self._make_trainer()
+        self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)
+        self.deltas = DeltaLog(files, pipeline.fingerprint(), pipeline.sync.keep_deltas)
+        rates = [every for every in cadences.values() if every is not None]
+        self._seal_every = min(rates) if rates else None
+        self.replicas = [
+            self._make_replica(name, every, active=index == 0) for index, (name, every) in enumerate(cadences.items())
+        ]
+        self.measures = Measures(self.trainer, self.replicas[0].replica)
+        self.scored_from = min(int(np.ceil(warmup * events.impressions)), events.impressions)
+        self._warm_at = self._warm_up_ends()
+        self._request, self._engagement = 0, 0
+        self._unsealed_since: int | None = None
+        self._dense_at: int | None = None
+        self._log.append(DEAD_LETTERS, _PARTITION, self._producer.rejects())
+        self.truth = {name: events.truth(label) for name, label in pipeline.labels.items()}
+
+    @property
+    def impressions(self) -> int:
+        """Impressions served so far."""
+        return int(self.events.starts[self._request])
+
+    @property
+    def primary(self) -> Served:
+        """The replica whose scores go to the log."""
+        return self.replicas[0]
+
+    def tick(self) -> bool:
+        """Take the next stretch of event time that has anything in it through the loop. Whether there was one."""
+        at = min(self._next_request_at(), self._next_engagement_at(), self.joiner.next_due() + self.pipeline.join.lateness)
+        if at >= NEVER:
+            return False
+        start = at // self._step_ms * self._step_ms
+        end = start + self._step_ms
+        self._settle(start)
+        self._serve(start, end)
+        self._act(end)
+        self.clock.move_to(end)
+        while self._join.step():
+            pass
+        before = self.trainer.examples
+        while self._train.step():
+            pass
+        expired = self.trainer.expire(end)
+        if (self.trainer.examples > before or expired) and self._unsealed_since is None:
+            self._unsealed_since = end
+        return True
+
+    def finish(self) -> None:
+        """Publish what is left, with the trainer's state, let every replica that pulls at all pull it, and close."""
+        self._settle(NEVER - 1)
+        now = self.clock.now_ms()
+        self._publish(now, dense=True, state=True)
+        for served in self.replicas:
+            if served.every is not None:
+                served.replica.pull(now, everything=True)
+        self.deltas.fold()
+
+    @property
+    def dead_letters(self) -> int:
+        """Records and rows refused so far."""
+        return self._log.end(DEAD_LETTERS, _PARTITION)
+
+    def dead_letters_by_reason(self) -> dict[str, int]:
+        """How many were refused for which reason."""
+        found = Counter(reject.reason for reject in self.events.rejects)
+        found.update({name.removeprefix("dead."): n for name, n in self.joiner.counts.items() if name.startswith("dead.")})
+        return dict(sorted(found.items()))
+
+    def replica_equals_table(self, served: Served) -> bool:
+        """Whether a replica has exactly the trainer's rows, byte for byte."""
+        for name, table in self.trainer.tables.items():
+            ours, theirs = table.export(), served.replica.tables[name].export()
+            if not np.array_equal(ours.ids, theirs.ids) or ours.embeddings.tobytes() != theirs.embeddings.tobytes():
+                return False
+        return True
+
+    def close(self) -> None:
+        """Close the log and the joiner's store."""
+        self._log.close()
+        self._pending.close()
+
+    def _make_trainer(self) -> Trainer:
+        pipeline = self.pipeline
+        model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
+        tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
+        return Trainer(model, plan, tables, pipeline.labels, self.joiner.format, pipeline.train)
+
+    def _make_replica(self, name: str, every: int | None, *, active: bool) -> Served:
+        pipeline = self.pipeline
+        model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
+        tables = {table: pipeline.tables.make(table, model.row_dim, pipeline.seed) for table in plan.tables}
+        replica = Replica(self._files, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
+        scores = np.zeros((self.events.impressions, len(pipeline.labels)), np.float32)
+        return Served(name, every, replica, scores, active)
+
+    def _warm_up_ends(self) -> int:
+        """The start of the step in which the first impression that counts was served."""
+        if self.scored_from >= self.events.impressions:
+            return NEVER
+        served_at = self.events.served_at[self.events.request_of_row[self.scored_from]]
+        return int(served_at) // self._step_ms * self._step_ms
+
+    def _next_request_at(self) -> int:
+        return int(self.events.served_at[self._request]) if self._request < self.events.requests else NEVER
+
+    def _next_engagement_at(self) -> int:
+        happened_at = self.events.engagements.happened_at
+        return int(happened_at[self._engagement]) if self._engagement < len(happened_at) else NEVER
+
+    def _settle(self, now: int) -> None:
+        """Publish and pull what falls due up to ``now``, in the order of event time, a publication before a pull."""
+        while True:
+            seal_at = NEVER if self._unsealed_since is None else _next_point(self._unsealed_since, self._seal_every)
+            warm_at = self._warm_at
+            puller = min(self.replicas, key=Served.pull_at)
+            first = min(seal_at, warm_at, puller.pull_at())
+            if first > now:
+                return
+            if first == warm_at:
+                self._end_warm_up(warm_at)
+            elif first == seal_at:
+                self._publish(seal_at)
+            else:
+                self._pull(puller, first)
+
+    def _end_warm_up(self, now: int) -> None:
+        self._warm_at = NEVER
+        self._publish(now, dense=True)
+        for served in self.replicas:
+            if not served.active:
+                served.active, served.scored_to = True, self.primary.scored_to
+            self._pull(served, now, everything=True)
+
+    def _publish(self, now: int, *, dense: bool = False, state: bool = False) -> None:
+        """Seal and publish a version at event time ``now``."""
+        every = self.pipeline.sync.dense_every
+        dense = dense or self._dense_at is None or now // every > self._dense_at // every
+        epoch = self.trainer.seal()
+        measuring = self.measures.before(epoch)
+        offsets = {f"{EXAMPLES}/{_PARTITION}": self._train.offset}
+        offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.offsets.items()}
+        cut = Cut(
+            watermark=min(self._train.watermark, now),
+            now_ms=now,
+            offsets=offsets,
+            dense=self.trainer.dense_weights() if dense else None,
+            trainer=self.trainer.state() if state else None,
+        )
+        manifest = self.deltas.publish(epoch, cut)
+        self.measures.published(now, manifest, measuring)
+        if dense:
+            self._dense_at = now
+        self._unsealed_since = None
+        decided = self._train.take_decided()
+        for served in self.replicas:
+            served.waiting.append(decided)
+            if served.active and served.unpulled_since is None:
+                served.unpulled_since = now
+        if manifest.version % _TRIM_EVERY == 0:
+            self._log.trim(EXAMPLES, _PARTITION, self._train.offset)
+            for topic, offset in self._join.offsets.items():
+                self._log.trim(topic, _PARTITION, offset)
+
+    def _pull(self, served: Served, now: int, *, everything: bool = False) -> None:
+        served.replica.pull(now, everything=everything)
+        served.unpulled_since = None
+        served.latencies += [now - decided for decided in served.waiting if len(decided)]
+        served.waiting.clear()
+
+    def _serve(self, start: int, end: int) -> None:
+        """Score the impressions of ``start`` to ``end`` where that was not done ahead, and log them as served."""
+        last = int(np.searchsorted(self.events.served_at, end))
+        row_end = int(self.events.starts[last])
+        for served in self.replicas:
+            if served.active and served.scored_to < row_end:
+                self._score_ahead(served, start)
+        if last > self._request:
+            replica = self.primary.replica
+            records = self._producer.requests(
+                self._request, last, self.primary.scores, replica.sparse_version, replica.dense_version
+            )
+            self._log.append(IMPRESSIONS, _PARTITION, records)
+            self._request = last
+
+    def _score_ahead(self, served: Served, start: int) -> None:
+        """Score everything up to the replica's next pull, at most to the end of the warm-up."""
+        until = min(_end_of_cell(start, served.every), self._warm_at)
+        stop = int(self.events.starts[np.searchsorted(self.events.served_at, until)])
+        begin = served.scored_to
+        served.scores[begin:stop] = served.replica.score(slice_columns(self.events.features, begin, stop), stop - begin)
+        served.scored_to = stop
+
+    def _act(self, end: int) -> None:
+        """Log the engagements that happened before ``end``."""
+        last = int(np.searchsorted(self.events.engagements.happened_at, end))
+        if last > self._engagement:
+            self._log.append(ENGAGEMENTS, _PARTITION, self._producer.engagements(self._engagement, last))
+            self._engagement = last
+
+
+def _next_point(at: int, every: int | None) -> int:
+    """The first multiple of ``every`` that is not before ``at``, `NEVER` without one; all in ms."""
+    return NEVER if every is None else -(-at // every) * every
+
+
+def _end_of_cell(at: int, every: int | None) -> int:
+    """The first multiple of ``every`` after ``at``."""
+    return NEVER if every is None else (at // every + 1) * every
+
+
+def _open_raw(folder: Path) -> Rdict:
+    return Rdict(str(folder), Options(raw_mode=True))
+
+

@@ -1,0 +1,89 @@
+"""Replaying logs through the whole loop, for `minutely replay` and `minutely compare`."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from rich.console import Console
+
+from minutely.config import Pipeline
+from minutely.loop import EmbeddedLoop
+from minutely.progress import ReplayProgress
+from minutely.report import write_report
+from minutely.results import results_of, summarize
+from minutely.run import Run
+from paramserver.files import LocalFiles, WriteBack
+from streaming.source import load
+
+_DELTAS_IN_MEMORY_BYTES = 128 << 20
+COMPARED: dict[str, int | None] = {"60s": 60_000, "5m": 300_000, "1h": 3_600_000, "24h": 86_400_000, "never": None}
+
+
+class Replayed(NamedTuple):
+    """A finished replay: its summary, and in a comparison the results of each cadence."""
+
+    run: Run
+    summary: dict[str, Any]
+
+
+def replay(
+    pipeline: Pipeline,
+    cadences: Mapping[str, int | None],
+    warmup: float,
+    data: Path | None,
+    out: Path | None,
+    console: Console,
+) -> Replayed:
+    """Take the pipeline's logs through the loop with one replica a cadence, and leave a run's folder.
+
+    Ctrl-C ends it between two steps, with everything that was learned by then published and summarised.
+    """
+    torch.set_num_threads(1)  # steps of a few examples: a second thread costs more than it brings, and results stay the same
+    now_ms = time.time_ns() // 1_000_000
+    with console.status("Reading logs"):
+        events = load(pipeline.data_folder(data), pipeline.source, pipeline.features, now_ms)
+    run = Run.create(pipeline, out, now_ms)
+    started = time.monotonic()
+    files = WriteBack(LocalFiles(run.deltas, durable=False), _DELTAS_IN_MEMORY_BYTES)
+    gc.freeze()  # the log's objects stay for the whole run
+    loop = EmbeddedLoop(pipeline, events, run.folder, files, dict(cadences), warmup)
+    with ReplayProgress(console, pipeline.name) as progress, _stop_on_interrupt() as stop:
+        while not stop and loop.tick():
+            progress.update(loop)
+        loop.finish()
+        files.flush()
+        progress.update(loop, last=True)
+    summary = summarize(loop, warmup, time.monotonic() - started, interrupted=bool(stop))
+    if len(cadences) > 1:
+        summary["cadences"] = {served.name: results_of(loop, served) for served in loop.replicas}
+    write_report(run.report, loop, summary)
+    loop.close()
+    run.summary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    for name in ("log", "pending"):
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    return Replayed(run, summary)
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[list[int]]:
+    """A list that is empty until somebody presses Ctrl-C; a second time ends the process at once."""
+    caught: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)

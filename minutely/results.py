@@ -1,0 +1,66 @@
+"""What a run came to: the summary that scripts read, from the scores that replicas served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minutely.loop import EmbeddedLoop, Served
+from basis.settings import format_duration
+from trainer.metrics import class_metrics, value_metrics
+
+
+def summarize(loop: EmbeddedLoop, warmup: float, wall_seconds: float, *, interrupted: bool) -> dict[str, Any]:
+    """The contents of ``summary.json``; metrics and freshness are the first replica's."""
+    pipeline, counts = loop.pipeline, loop.joiner.counts
+    stats = [table.stats for table in loop.trainer.tables.values()]
+    primary = results_of(loop, loop.primary)
+    return {
+        "impressions": loop.impressions,
+        "engagements": counts["engagements"],
+        "examples": loop.trainer.examples,
+        "dead_letters": loop.dead_letters,
+        "dead_letters_by_reason": loop.dead_letters_by_reason(),
+        "metrics": primary["metrics"],
+        "freshness_seconds": primary["freshness_seconds"],
+        "versions": loop.deltas.version,
+        "rows": {
+            "live": sum(item.live for item in stats),
+            "admitted": sum(item.admitted for item in stats),
+            "expired": sum(item.expired for item in stats),
+        },
+        "wall_seconds": round(wall_seconds, 3),
+        "examples_per_second": round(loop.trainer.examples / wall_seconds, 1) if wall_seconds else 0.0,
+        "warmup": warmup,
+        "sync_every": primary["sync_every"],
+        "replica_equals_table": loop.replica_equals_table(loop.primary),
+        "interrupted": interrupted,
+        "seed": pipeline.seed,
+        "config": pipeline.model_dump(mode="json"),
+    }
+
+
+def results_of(loop: EmbeddedLoop, served: Served) -> dict[str, Any]:
+    """Metrics of what one replica served after the warm-up, and how fresh it was."""
+    begin, end = loop.scored_from, served.scored_to
+    scores = served.scores[begin:end].astype(np.float64)
+    requests = loop.events.request_of_row[begin:end]
+    metrics = {}
+    for at, (name, label) in enumerate(loop.pipeline.labels.items()):
+        truth = loop.truth[name][begin:end]
+        metrics[name] = (
+            value_metrics(scores[:, at], truth) if label.is_value else class_metrics(scores[:, at], truth, requests)
+        )
+    return {
+        "sync_every": "never" if served.every is None else format_duration(served.every),
+        "metrics": metrics,
+        "freshness_seconds": _percentiles(served),
+    }
+
+
+def _percentiles(served: Served) -> dict[str, float | None]:
+    if not served.latencies:
+        return {"p50": None, "p95": None, "p99": None}
+    found = np.percentile(np.concatenate(served.latencies), (50, 95, 99)) / 1000
+    return {name: round(float(value), 3) for name, value in zip(("p50", "p95", "p99"), found, strict=True)}

@@ -1,0 +1,57 @@
+"""A run's folder: what a replay leaves behind, and how it is found again."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from minutely.config import Pipeline
+from basis.problems import Problem, Problems
+
+RUNS = Path("runs")
+_LATEST = "latest"
+
+
+class Run:
+    """The folder of one run: ``config.yaml``, ``deltas/``, ``summary.json``, ``report.html``; ``log/`` while it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.deltas = folder / "deltas"
+        self.config = folder / "config.yaml"
+        self.summary = folder / "summary.json"
+        self.report = folder / "report.html"
+
+    @classmethod
+    def create(cls, pipeline: Pipeline, out: Path | None, now_ms: int) -> Run:
+        """A new folder: ``out``, which must be empty or absent, or one named after the pipeline and the time."""
+        if out is None:
+            stamp = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+            out = RUNS / f"{pipeline.name}-{stamp}"
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise Problems([Problem(str(out), "--out", "is not empty", "allowed: a new or empty folder")])
+        run = cls(out)
+        run.deltas.mkdir(parents=True, exist_ok=True)
+        dumped = pipeline.model_dump(mode="json", exclude_defaults=True)
+        run.config.write_text(yaml.safe_dump(dumped, sort_keys=False), encoding="utf-8")
+        if out.parent == RUNS:
+            _point_to(RUNS / _LATEST, out.name)
+        return run
+
+    @classmethod
+    def find(cls, folder: Path | None) -> Run:
+        """The run in ``folder``, or the latest."""
+        found = folder or RUNS / _LATEST
+        if not (found / "config.yaml").is_file():
+            raise Problems([Problem(str(found), "run", "none there", "allowed: --run with the folder of a run")])
+        return cls(found)
+
+
+def _point_to(link: Path, name: str) -> None:
+    temporary = link.with_name(f"{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    temporary.replace(link)

@@ -1,0 +1,38 @@
+"""The table at the end of a replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as TextTable
+
+from minutely.replay import Replayed
+
+
+def print_summary(console: Console, done: Replayed) -> None:
+    """Print what a run came to, one column a cadence."""
+    summary = done.summary
+    cadences: dict[str, Any] = summary.get("cadences") or {summary["sync_every"]: summary}
+    title = f"Served scores after a warm-up of {summary['warmup']:.0%}, by how often the replica pulls"
+    table = TextTable("", *cadences, title=title, title_justify="left")
+    first = next(iter(cadences.values()))
+    for label, metrics in first["metrics"].items():
+        for metric in metrics:
+            table.add_row(f"{label} {metric}", *(_number(item["metrics"][label][metric]) for item in cadences.values()))
+    for name in ("p50", "p99"):
+        table.add_row(f"freshness {name} (s)", *(_number(item["freshness_seconds"][name], 1) for item in cadences.values()))
+    console.print(table)
+    rows = summary["rows"]
+    console.print(
+        f"{summary['impressions']:,} impressions, {summary['engagements']:,} engagements, {summary['examples']:,} examples, "
+        f"{summary['dead_letters']:,} dead letters; {rows['live']:,} rows live, {rows['expired']:,} expired; "
+        f"{summary['versions']:,} versions; {summary['wall_seconds']:.1f} s, {summary['examples_per_second']:,.0f} examples/s"
+    )
+    if summary["interrupted"]:
+        console.print("[yellow]Interrupted: this is what was learned by then.[/yellow]")
+    console.print(f"Report: {done.run.report}")
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"

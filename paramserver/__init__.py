@@ -1,0 +1,1 @@
+"""Rows: the cuckoo table, epochs, the delta log and its followers."""

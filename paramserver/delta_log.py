@@ -1,0 +1,165 @@
+"""The delta log's writer: publishes versions, folds old deltas into a base, and keeps the folder bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from paramserver import manifest as manifests
+from paramserver.delta import Delta, TableDelta, decode, encode_rows, encode_state, fold
+from paramserver.files import Files
+from paramserver.manifest import Dense, FileRef, Manifest, Shard
+from paramserver.table import Rows
+
+_KEPT_TRAINER_STATES = 2
+_RECENT_BYTES = 64 << 20
+
+
+class Cut(NamedTuple):
+    """What a version stands for besides its rows. ``dense`` is given when new dense weights are to be served."""
+
+    watermark: int
+    now_ms: int
+    offsets: Mapping[str, int]
+    dense: bytes | None = None
+    trainer: bytes | None = None
+
+
+class DeltaLog:
+    """One writer's log in an empty place. The first version is 1; every version is published before the next begins."""
+
+    def __init__(self, files: Files, fingerprint: str, keep_deltas: int) -> None:
+        self._files = files
+        self._fingerprint = fingerprint
+        self._keep_deltas = keep_deltas
+        self._deltas: list[Manifest] = []
+        self._recent: dict[tuple[int, bool], Delta] = {}
+        self._recent_bytes = 0
+        self._bases: list[Manifest] = []
+        self._dense: list[Dense] = []
+        self._trainer_states: list[FileRef] = []
+        self.version = 0
+
+    @property
+    def newest(self) -> Manifest | None:
+        """The newest published version."""
+        return self._deltas[-1] if self._deltas else None
+
+    def publish(self, epoch: Mapping[str, Rows], cut: Cut) -> Manifest:
+        """Publish a sealed epoch as the next version, manifest last."""
+        version = self.version + 1
+        stem = f"{version:012d}"
+        delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
+        shard = self._write_shard(stem, delta)
+        dense = self._dense[-1] if self._dense else None
+        if cut.dense is not None:
+            file = self._write(f"{stem}.dense.safetensors", cut.dense)
+            dense = Dense(version=version, watermark=cut.watermark, file=file)
+        trainer = None if cut.trainer is None else self._write(f"{stem}.trainer.safetensors", cut.trainer)
+        manifest = Manifest(
+            version=version,
+            parent=self.version,
+            watermark=cut.watermark,
+            published_at=cut.now_ms,
+            fingerprint=self._fingerprint,
+            shards=[shard],
+            offsets=dict(cut.offsets),
+            dense=dense,
+            trainer=trainer,
+        )
+        manifests.write_manifest(self._files, manifest)
+        self.version = version
+        self._deltas.append(manifest)
+        self._remember(manifest, delta)
+        if cut.dense is not None and dense is not None:
+            self._dense.append(dense)
+        if trainer is not None:
+            self._trainer_states.append(trainer)
+        self._clean_up()
+        return manifest
+
+    def fold(self) -> Manifest | None:
+        """Fold the deltas since the last base into a new one; None where there are none."""
+        start = self._bases[-1].version if self._bases else 0
+        since = [manifest for manifest in self._deltas if manifest.version > start]
+        if not since:
+            return None
+        newest = since[-1]
+        base = fold([self._read(manifest) for manifest in (*self._bases[-1:], *since)])
+        shard = self._write_shard(f"base-{newest.version:012d}", base)
+        manifest = Manifest(
+            version=newest.version,
+            parent=-1,
+            watermark=newest.watermark,
+            published_at=newest.published_at,
+            fingerprint=self._fingerprint,
+            shards=[shard],
+            offsets=newest.offsets,
+            dense=newest.dense,
+            trainer=newest.trainer,
+        )
+        manifests.write_manifest(self._files, manifest)
+        self._bases.append(manifest)
+        self._recent, self._recent_bytes = {}, 0
+        self._remember(manifest, base)
+        return manifest
+
+    def _remember(self, manifest: Manifest, delta: Delta) -> None:
+        """Keep what was just written for the next fold, as far as the budget goes; the rest is read again."""
+        size = sum(shard.rows.size + shard.state.size for shard in manifest.shards)
+        if self._recent_bytes + size <= _RECENT_BYTES:
+            self._recent[manifest.version, manifest.is_base] = delta
+            self._recent_bytes += size
+
+    def _clean_up(self) -> None:
+        """Fold when enough deltas came together, then drop what neither of the newest two bases needs."""
+        folded_at = self._bases[-1].version if self._bases else 0
+        if self.version - folded_at >= self._keep_deltas:
+            self.fold()
+            if len(self._bases) > 1:
+                self._forget_before(self._bases[-2].version)
+        while len(self._trainer_states) > _KEPT_TRAINER_STATES:
+            self._files.delete(self._trainer_states.pop(0).name)
+
+    def _forget_before(self, version: int) -> None:
+        """Delete manifests first, so that no version is seen whose files are going."""
+        for manifest in [item for item in self._deltas if item.version <= version]:
+            self._forget(manifest)
+        for base in self._bases[:-2]:
+            self._forget(base)
+        self._deltas = [item for item in self._deltas if item.version > version]
+        self._bases = self._bases[-2:]
+        served = {item.dense.version for item in (*self._deltas, *self._bases) if item.dense}
+        for dense in self._dense:
+            if dense.version not in served:
+                self._files.delete(dense.file.name)
+        self._dense = [dense for dense in self._dense if dense.version in served]
+
+    def _forget(self, manifest: Manifest) -> None:
+        self._files.delete(manifests.manifest_name(manifest.version, base=manifest.is_base))
+        for shard in manifest.shards:
+            self._files.delete(shard.rows.name)
+            self._files.delete(shard.state.name)
+
+    def _write(self, name: str, data: bytes) -> FileRef:
+        self._files.write(name, data)
+        return FileRef.of(name, data)
+
+    def _write_shard(self, stem: str, delta: Delta) -> Shard:
+        return Shard(
+            rows=self._write(f"{stem}.rows.arrow", encode_rows(delta)),
+            state=self._write(f"{stem}.state.arrow", encode_state(delta)),
+            changed=sum(len(table.rows.ids) for table in delta.values()),
+            expired=sum(len(table.rows.expired) for table in delta.values()),
+        )
+
+    def _read(self, manifest: Manifest) -> Delta:
+        recent = self._recent.get((manifest.version, manifest.is_base))
+        return read_shard(self._files, manifest.shards[0]) if recent is None else recent
+
+
+def read_shard(files: Files, shard: Shard) -> dict[str, TableDelta]:
+    """Both files of a shard's version, checked."""
+    return decode(shard.rows.name, shard.rows.read(files), shard.state.name, shard.state.read(files))

@@ -1,0 +1,278 @@
+// The Python module paramserver._native. Every batched call checks its buffers, then lets go of the interpreter's lock.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+#include <memory>
+
+#include "buffers.hpp"
+#include "table.hpp"
+
+namespace minutely {
+
+namespace {
+
+using Ids = Buffer<const int64_t>;
+using Floats = Buffer<const float>;
+
+constexpr int64_t kAny = -1;
+constexpr int64_t kLatestMs = int64_t{UINT32_MAX} * 1000;
+
+void check_time(int64_t now_ms) {
+    if (now_ms < 0 || now_ms > kLatestMs) {
+        throw nb::value_error(("now_ms: event time must be within 0 and " + std::to_string(kLatestMs) +
+                               " milliseconds since 1970, got " + std::to_string(now_ms))
+                                  .c_str());
+    }
+}
+
+void check_trains(const Table& table, const char* operation) {
+    if (table.options().format != RowFormat::kTrain) {
+        throw std::runtime_error(std::string(operation) + ": table \"" + table.options().name +
+                                 "\" is a replica's (row_format is not \"train\"); it takes lookup, contains, upsert and erase");
+    }
+}
+
+template <class T> nb::object to_numpy(std::vector<T>&& values, std::initializer_list<size_t> shape) {
+    auto owned = std::make_unique<std::vector<T>>(std::move(values));
+    T* data = owned->data();
+    nb::capsule owner(owned.release(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
+}
+
+nb::tuple to_tuple(Rows&& rows, size_t dim, size_t state_dim) {
+    const size_t n = rows.ids.size(), m = rows.expired.size();
+    return nb::make_tuple(to_numpy(std::move(rows.ids), {n}), to_numpy(std::move(rows.embeddings), {n, dim}),
+                          to_numpy(std::move(rows.state), {n, state_dim}), to_numpy(std::move(rows.last_seen_seconds), {n}),
+                          to_numpy(std::move(rows.counts), {n}), to_numpy(std::move(rows.expired), {m}));
+}
+
+template <class E> E choose(const std::string& what, const std::string& value, std::initializer_list<std::pair<const char*, E>> all) {
+    std::string names;
+    for (const auto& [name, choice] : all) {
+        if (value == name) return choice;
+        names += names.empty() ? name : std::string(", ") + name;
+    }
+    throw nb::value_error((what + ": must be one of " + names + ", got \"" + value + "\"").c_str());
+}
+
+std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer, const std::vector<float>& optimizer_values,
+                                  const std::string& initializer, float a, float b, uint64_t seed, const std::string& name,
+                                  uint32_t expire_after_seconds, uint32_t admit_after, uint32_t candidates, bool learned_default_row,
+                                  const std::string& row_format, uint32_t threads, const std::string& kernels_name) {
+    Options options;
+    options.dim = dim;
+    options.optimizer.kind = choose<OptimizerKind>("optimizer", optimizer,
+                                                   {{"sgd", OptimizerKind::kSgd},
+                                                    {"row_adagrad", OptimizerKind::kRowAdagrad},
+                                                    {"adagrad", OptimizerKind::kAdagrad},
+                                                    {"adam", OptimizerKind::kAdam},
+                                                    {"ftrl", OptimizerKind::kFtrl},
+                                                    {"momentum", OptimizerKind::kMomentum}});
+    if (optimizer_values.size() != 9) throw nb::value_error("optimizer_values: must hold 9 numbers");
+    float* const fields[] = {&options.optimizer.learning_rate, &options.optimizer.clip,  &options.optimizer.eps,
+                             &options.optimizer.initial_accumulator, &options.optimizer.beta1, &options.optimizer.beta2,
+                             &options.optimizer.beta, &options.optimizer.l1, &options.optimizer.l2};
+    for (size_t i = 0; i < optimizer_values.size(); ++i) *fields[i] = optimizer_values[i];
+    options.initializer = {choose<InitializerKind>("initializer", initializer,
+                                                   {{"zeros", InitializerKind::kZeros},
+                                                    {"constant", InitializerKind::kConstant},
+                                                    {"uniform", InitializerKind::kUniform},
+                                                    {"normal", InitializerKind::kNormal}}),
+                           a, b};
+    options.seed = seed;
+    options.name = name;
+    options.expire_after_seconds = expire_after_seconds;
+    options.admit_after = admit_after;
+    options.candidates = candidates;
+    options.learned_default_row = learned_default_row;
+    options.format = choose<RowFormat>("row_format", row_format,
+                                       {{"train", RowFormat::kTrain},
+                                        {"float32", RowFormat::kFloat32},
+                                        {"float16", RowFormat::kFloat16},
+                                        {"int8", RowFormat::kInt8}});
+    options.threads = threads;
+    const Kernels* kernels = find_kernels(kernels_name);
+    if (kernels == nullptr) {
+        std::string names;
+        for (const Kernels* set : available_kernels()) names += std::string(names.empty() ? "" : ", ") + set->name;
+        throw nb::value_error(("kernels: this machine has " + names + ", not \"" + kernels_name + "\"").c_str());
+    }
+    return std::make_unique<Table>(options, *kernels);
+}
+
+void lookup(Table& table, nb::handle ids, nb::handle out) {
+    const Ids id_buffer(ids, "lookup: ids", "int64", {kAny});
+    const Buffer<float> out_buffer(out, "lookup: out", "float32", {static_cast<int64_t>(id_buffer.size()), table.dim()});
+    const nb::gil_scoped_release released;
+    table.lookup(id_buffer.data(), id_buffer.size(), out_buffer.data());
+}
+
+void lookup_or_insert(Table& table, nb::handle ids, int64_t now_ms, nb::handle out) {
+    check_trains(table, "lookup_or_insert");
+    check_time(now_ms);
+    const Ids id_buffer(ids, "lookup_or_insert: ids", "int64", {kAny});
+    const Buffer<float> out_buffer(out, "lookup_or_insert: out", "float32", {static_cast<int64_t>(id_buffer.size()), table.dim()});
+    const nb::gil_scoped_release released;
+    table.lookup_or_insert(id_buffer.data(), id_buffer.size(), now_ms, out_buffer.data());
+}
+
+void apply(Table& table, nb::handle ids, nb::handle gradients, int64_t now_ms) {
+    check_trains(table, "apply");
+    check_time(now_ms);
+    const Ids id_buffer(ids, "apply: ids", "int64", {kAny});
+    const Floats gradient_buffer(gradients, "apply: gradients", "float32", {static_cast<int64_t>(id_buffer.size()), table.dim()});
+    const nb::gil_scoped_release released;
+    table.apply(id_buffer.data(), gradient_buffer.data(), id_buffer.size(), now_ms);
+}
+
+void contains(Table& table, nb::handle ids, nb::handle out) {
+    const Ids id_buffer(ids, "contains: ids", "int64", {kAny});
+    const Buffer<bool> out_buffer(out, "contains: out", "bool", {static_cast<int64_t>(id_buffer.size())});
+    const nb::gil_scoped_release released;
+    table.contains(id_buffer.data(), id_buffer.size(), out_buffer.data());
+}
+
+void upsert(Table& table, nb::handle ids, nb::handle embeddings) {
+    const Ids id_buffer(ids, "upsert: ids", "int64", {kAny});
+    const Floats rows(embeddings, "upsert: embeddings", "float32", {static_cast<int64_t>(id_buffer.size()), table.dim()});
+    const nb::gil_scoped_release released;
+    table.upsert(id_buffer.data(), rows.data(), id_buffer.size());
+}
+
+uint64_t erase(Table& table, nb::handle ids) {
+    const Ids id_buffer(ids, "erase: ids", "int64", {kAny});
+    const nb::gil_scoped_release released;
+    return table.erase(id_buffer.data(), id_buffer.size());
+}
+
+uint64_t expire(Table& table, int64_t now_ms, uint64_t budget) {
+    check_trains(table, "expire");
+    check_time(now_ms);
+    const nb::gil_scoped_release released;
+    return table.expire(now_ms, budget);
+}
+
+nb::tuple seal(Table& table) {
+    check_trains(table, "seal");
+    Rows rows;
+    {
+        const nb::gil_scoped_release released;
+        rows = table.seal();
+    }
+    return to_tuple(std::move(rows), table.dim(), table.state_dim());
+}
+
+nb::tuple export_rows(Table& table) {
+    Rows rows;
+    {
+        const nb::gil_scoped_release released;
+        rows = table.export_rows();
+    }
+    return to_tuple(std::move(rows), table.dim(), table.state_dim());
+}
+
+void restore(Table& table, nb::handle ids, nb::handle embeddings, nb::handle state, nb::handle last_seen_seconds, nb::handle counts,
+             nb::handle expired) {
+    check_trains(table, "restore");
+    const Ids id_buffer(ids, "restore: ids", "int64", {kAny});
+    const auto n = static_cast<int64_t>(id_buffer.size());
+    const Floats embedding_buffer(embeddings, "restore: embeddings", "float32", {n, table.dim()});
+    const Floats state_buffer(state, "restore: state", "float32", {n, table.state_dim()});
+    const Buffer<const uint32_t> seen_buffer(last_seen_seconds, "restore: last_seen_seconds", "uint32", {n});
+    const Buffer<const uint32_t> count_buffer(counts, "restore: counts", "uint32", {n});
+    const Ids expired_buffer(expired, "restore: expired", "int64", {kAny});
+    const nb::gil_scoped_release released;
+    table.restore({id_buffer.size(), id_buffer.data(), embedding_buffer.data(), state_buffer.data(), seen_buffer.data(),
+                   count_buffer.data(), expired_buffer.size(), expired_buffer.data()});
+}
+
+nb::tuple default_row(Table& table) {
+    std::vector<float> embedding(table.dim()), state(table.state_dim());
+    {
+        const nb::gil_scoped_release released;
+        table.default_row(embedding.data(), state.data());
+    }
+    const size_t dim = embedding.size(), state_dim = state.size();
+    return nb::make_tuple(to_numpy(std::move(embedding), {dim}), to_numpy(std::move(state), {state_dim}));
+}
+
+void set_default_row(Table& table, nb::handle embedding, nb::handle state) {
+    const Floats values(embedding, "set_default_row: embedding", "float32", {table.dim()});
+    if (state.is_none()) {
+        const nb::gil_scoped_release released;
+        return table.set_default_row(values.data(), nullptr);
+    }
+    const Floats state_values(state, "set_default_row: state", "float32", {table.state_dim()});
+    const nb::gil_scoped_release released;
+    table.set_default_row(values.data(), table.state_dim() == 0 ? nullptr : state_values.data());
+}
+
+nb::dict stats(Table& table) {
+    Stats now;
+    {
+        const nb::gil_scoped_release released;
+        now = table.stats();
+    }
+    nb::dict all;
+    all["live"] = now.live;
+    all["inserted"] = now.inserted;
+    all["admitted"] = now.admitted;
+    all["expired"] = now.expired;
+    all["erased"] = now.erased;
+    all["rejected_gradients"] = now.rejected_gradients;
+    all["rejected_ids"] = nb::tuple(nb::cast(now.rejected_ids));
+    all["rowless_gradients"] = now.rowless_gradients;
+    all["candidates"] = now.candidates;
+    all["candidates_dropped"] = now.candidates_dropped;
+    all["overflow"] = now.overflow;
+    all["index_bytes"] = now.index_bytes;
+    all["row_bytes"] = now.row_bytes;
+    return all;
+}
+
+}  // namespace
+
+}  // namespace minutely
+
+NB_MODULE(_native, module) {
+    using namespace minutely;
+    nb::class_<Table>(module, "NativeTable")
+        .def(nb::new_(&make_table), nb::kw_only(), nb::arg("dim"), nb::arg("optimizer"), nb::arg("optimizer_values"),
+             nb::arg("initializer"), nb::arg("a"), nb::arg("b"), nb::arg("seed"), nb::arg("name"), nb::arg("expire_after_seconds"),
+             nb::arg("admit_after"), nb::arg("candidates"), nb::arg("learned_default_row"), nb::arg("row_format"), nb::arg("threads"),
+             nb::arg("kernels"))
+        .def("lookup", &lookup, nb::arg("ids"), nb::arg("out"))
+        .def("lookup_or_insert", &lookup_or_insert, nb::arg("ids"), nb::arg("now_ms"), nb::arg("out"))
+        .def("apply", &apply, nb::arg("ids"), nb::arg("gradients"), nb::arg("now_ms"))
+        .def("contains", &contains, nb::arg("ids"), nb::arg("out"))
+        .def("upsert", &upsert, nb::arg("ids"), nb::arg("embeddings"))
+        .def("erase", &erase, nb::arg("ids"))
+        .def("expire", &expire, nb::arg("now_ms"), nb::arg("budget"))
+        .def("seal", &seal)
+        .def("export", &export_rows)
+        .def("restore", &restore, nb::arg("ids"), nb::arg("embeddings"), nb::arg("state"), nb::arg("last_seen_seconds"),
+             nb::arg("counts"), nb::arg("expired"))
+        .def("default_row", &default_row)
+        .def("set_default_row", &set_default_row, nb::arg("embedding"), nb::arg("state").none())
+        .def("save", &Table::save, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
+        .def("load", &Table::load, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
+        .def("size", &Table::size, nb::call_guard<nb::gil_scoped_release>())
+        .def("stats", &stats)
+        .def_prop_ro("dim", &Table::dim)
+        .def_prop_ro("state_dim", &Table::state_dim)
+        .def_prop_ro("kernels", [](const Table& table) { return table.kernels_name(); });
+    module.def("available_kernels", [] {
+        std::vector<std::string> names;
+        for (const Kernels* set : available_kernels()) names.emplace_back(set->name);
+        return names;
+    });
+    // Where the index looks for ids: for tests that craft collisions.
+    module.def("bucket_hashes", [](uint64_t seed, const std::string& name, int64_t id) {
+        const Hashes hashes = Hash(table_seed(seed, name)).both(static_cast<uint64_t>(id));
+        return nb::make_tuple(hashes.first, hashes.second);
+    }, nb::arg("seed"), nb::arg("name"), nb::arg("id"));
+}

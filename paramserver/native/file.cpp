@@ -1,0 +1,110 @@
+#include "file.hpp"
+
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+#include <system_error>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "crc32c.hpp"
+
+namespace minutely {
+
+namespace {
+
+struct BlockHead {
+    uint32_t kind;
+    uint32_t crc;
+    uint64_t bytes;
+};
+static_assert(sizeof(BlockHead) == 16);
+
+[[noreturn]] void fail(const std::string& what, const std::string& path) {
+    throw std::system_error(errno, std::generic_category(), what + " \"" + path + "\"");
+}
+
+}  // namespace
+
+BlockWriter::BlockWriter(const std::string& path) : path_(path), temporary_(path + ".writing") {
+    file_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (file_ < 0) fail("save: cannot write", temporary_);
+}
+
+BlockWriter::~BlockWriter() {
+    if (file_ < 0) return;
+    close(file_);
+    unlink(temporary_.c_str());
+}
+
+void BlockWriter::block(uint32_t kind, const void* payload, size_t bytes) {
+    const BlockHead head{kind, crc32c(0, payload, bytes), bytes};
+    write(&head, sizeof head);
+    write(payload, bytes);
+}
+
+void BlockWriter::write(const void* data, size_t bytes) {
+    const auto* from = static_cast<const std::byte*>(data);
+    while (bytes > 0) {
+        const ssize_t written = ::write(file_, from, bytes);
+        if (written < 0 && errno == EINTR) continue;
+        if (written < 0) fail("save: cannot write", temporary_);
+        from += written;
+        bytes -= static_cast<size_t>(written);
+    }
+}
+
+void BlockWriter::finish() {
+    block(0, nullptr, 0);
+    if (fsync(file_) != 0) fail("save: cannot sync", temporary_);
+    const int file = file_;
+    file_ = -1;
+    if (close(file) != 0 || rename(temporary_.c_str(), path_.c_str()) != 0) fail("save: cannot finish", path_);
+    const size_t slash = path_.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
+    const int directory = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) fail("save: cannot open folder", folder);
+    const int synced = fsync(directory);
+    close(directory);
+    if (synced != 0) fail("save: cannot sync folder", folder);
+}
+
+BlockReader::BlockReader(const std::string& path) : path_(path) {
+    file_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file_ < 0) fail("load: cannot read", path);
+    posix_fadvise(file_, 0, 0, POSIX_FADV_SEQUENTIAL);
+}
+
+BlockReader::~BlockReader() {
+    if (file_ >= 0) close(file_);
+}
+
+void BlockReader::refuse(const std::string& why) const {
+    throw std::runtime_error("load: \"" + path_ + "\" is refused: " + why + "; the table is as it was");
+}
+
+void BlockReader::read(void* to, size_t bytes) {
+    auto* at = static_cast<std::byte*>(to);
+    while (bytes > 0) {
+        const ssize_t got = ::read(file_, at, bytes);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) fail("load: cannot read", path_);
+        if (got == 0) refuse("it is cut off");
+        at += got;
+        bytes -= static_cast<size_t>(got);
+    }
+}
+
+uint32_t BlockReader::next() {
+    BlockHead head;
+    read(&head, sizeof head);
+    if (head.bytes > kMostBlockBytes) refuse("a block claims " + std::to_string(head.bytes) + " bytes, more than any has");
+    buffer_.resize(kMostBlockBytes);
+    bytes_ = head.bytes;
+    read(buffer_.data(), bytes_);
+    if (crc32c(0, buffer_.data(), bytes_) != head.crc) refuse("a block's checksum does not match its content");
+    return head.kind;
+}
+
+}  // namespace minutely

@@ -1,0 +1,54 @@
+// A file of checked blocks: kind u32, CRC-32C of the payload u32, payload bytes u64, payload; little endian, the last of kind 0.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace minutely {
+
+inline constexpr size_t kMostBlockBytes = size_t{4} << 20;
+
+// Writes beside the path and takes its place in finish(), so the path holds the old file or the new one, whole.
+class BlockWriter {
+  public:
+    explicit BlockWriter(const std::string& path);
+    ~BlockWriter();
+    BlockWriter(const BlockWriter&) = delete;
+    BlockWriter& operator=(const BlockWriter&) = delete;
+
+    void block(uint32_t kind, const void* payload, size_t bytes);
+    void finish();
+
+  private:
+    void write(const void* data, size_t bytes);
+
+    std::string path_;
+    std::string temporary_;
+    int file_ = -1;
+};
+
+class BlockReader {
+  public:
+    explicit BlockReader(const std::string& path);
+    ~BlockReader();
+    BlockReader(const BlockReader&) = delete;
+    BlockReader& operator=(const BlockReader&) = delete;
+
+    // The kind of the next block, 0 at the end; its payload is valid until the next call. Throws where a block is damaged.
+    uint32_t next();
+    const std::byte* payload() const { return buffer_.data(); }
+    size_t bytes() const { return bytes_; }
+    [[noreturn]] void refuse(const std::string& why) const;
+
+  private:
+    void read(void* to, size_t bytes);
+
+    std::string path_;
+    int file_ = -1;
+    std::vector<std::byte> buffer_;
+    size_t bytes_ = 0;
+};
+
+}  // namespace minutely

@@ -1,0 +1,3 @@
+#define MINUTELY_ISA plain
+#define MINUTELY_ISA_NAME "plain"
+#include "kernels_batch.hpp"

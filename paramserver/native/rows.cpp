@@ -1,0 +1,146 @@
+// Whole rows out of the table and into it: seals, exports and recovery.
+#include <algorithm>
+#include <cstring>
+
+#include "table.hpp"
+
+namespace minutely {
+
+namespace {
+
+constexpr size_t kAhead = 16;
+constexpr size_t kSpareChanged = size_t{1} << 16;
+
+void sort_unique(std::vector<int64_t>& ids) {
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+}
+
+}  // namespace
+
+// An id is listed when its row is first marked, so ids that left and came back are listed again and again: between seals the
+// list is kept at most about twice as long as the table.
+void Table::trim_changed() {
+    Content& content = *content_;
+    if (content.changed.size() <= 2 * content.index.size() + kSpareChanged) return;
+    sort_unique(content.changed);
+    std::erase_if(content.changed, [&](int64_t id) {
+        const Slot* slot = content.index.locate(static_cast<uint64_t>(id));
+        return slot == nullptr || (slot->row & kChanged) == 0;
+    });
+}
+
+Rows Table::seal() {
+    const std::scoped_lock lock(writer_);
+    Content& content = *content_;
+    Rows rows;
+    rows.ids = content.changed;
+    sort_unique(rows.ids);
+    std::erase_if(rows.ids, [&](int64_t id) {
+        const Slot* slot = content.index.locate(static_cast<uint64_t>(id));
+        return slot == nullptr || (slot->row & kChanged) == 0;
+    });
+    rows.expired = content.expired;
+    sort_unique(rows.expired);
+    gather(rows);
+    // Everything is in hand; only now is anything forgotten.
+    for (const int64_t id : rows.ids) {
+        Slot* place = content.index.locate(static_cast<uint64_t>(id));
+        Slot slot = *place;
+        slot.row = slot.number();
+        content.index.replace(place, slot);
+    }
+    content.changed = {};
+    content.expired = {};
+    return rows;
+}
+
+Rows Table::export_rows() {
+    const std::scoped_lock lock(writer_);
+    Rows rows;
+    rows.ids.reserve(content_->index.size());
+    content_->index.each([&](const Slot* slot) { rows.ids.push_back(static_cast<int64_t>(slot->key)); });
+    std::sort(rows.ids.begin(), rows.ids.end());
+    gather(rows);
+    return rows;
+}
+
+void Table::gather(Rows& rows) {
+    const Content& content = *content_;
+    const RowArea& area = content.slab.area();
+    const size_t count = rows.ids.size();
+    const uint32_t row_state = tracks() ? options_.optimizer.row_state(dim()) : 0;
+    rows.embeddings.resize(count * dim());
+    rows.state.resize(count * state_dim());
+    rows.last_seen_seconds.resize(count);
+    rows.counts.resize(count);
+    for (size_t i = 0; i < count; ++i) {
+        if (i + kAhead < count) content.index.prefetch(static_cast<uint64_t>(rows.ids[i + kAhead]));
+        const Slot slot = *content_->index.locate(static_cast<uint64_t>(rows.ids[i]));
+        kernels_.decode(area, slot, rows.embeddings.data() + i * dim());
+        if (!tracks()) continue;
+        const auto* values = reinterpret_cast<const float*>(area.row(slot.number()));
+        float* state = rows.state.data() + i * state_dim();
+        std::copy_n(values + dim(), row_state, state);
+        if (options_.optimizer.slot_state()) state[row_state] = slot.aux_float();
+        rows.last_seen_seconds[i] = area.sights[slot.number()].last_seen_seconds;
+        rows.counts[i] = area.sights[slot.number()].count;
+    }
+}
+
+void Table::restore(const RowsView& rows) {
+    const std::scoped_lock lock(writer_);
+    const Readers::Exclusive alone(readers_);
+    Content& content = *content_;
+    for (size_t i = 0; i < rows.expired_count; ++i) {
+        Slot* slot = content.index.locate(static_cast<uint64_t>(rows.expired[i]));
+        if (slot == nullptr) continue;
+        const uint32_t row = slot->number();
+        content.index.erase(slot);
+        content.slab.free(row);
+    }
+    const RowArea& area = content.slab.area();
+    const uint32_t row_state = options_.optimizer.row_state(dim());
+    for (size_t i = 0; i < rows.count; ++i) {
+        if (i + kAhead < rows.count) content.index.prefetch(static_cast<uint64_t>(rows.ids[i + kAhead]));
+        const uint64_t id = static_cast<uint64_t>(rows.ids[i]);
+        Slot* place = content.index.locate(id);
+        Slot slot = place != nullptr ? *place : Slot{id, content.slab.allocate(), 0};
+        slot.row = slot.number();
+        auto* values = reinterpret_cast<float*>(area.row(slot.row));
+        std::copy_n(rows.embeddings + i * dim(), dim(), values);
+        const float* state = rows.state + i * state_dim();
+        std::copy_n(state, row_state, values + dim());
+        if (options_.optimizer.slot_state()) slot.set_aux(state[row_state]);
+        area.sights[slot.row] = {rows.last_seen_seconds[i], rows.counts[i]};
+        content.clock_seconds = std::max(content.clock_seconds, rows.last_seen_seconds[i]);
+        if (place != nullptr) {
+            content.index.replace(place, slot);
+        } else {
+            content.index.insert(slot);
+            ++content.inserted;
+        }
+    }
+}
+
+void Table::default_row(float* embedding, float* state) {
+    const std::scoped_lock lock(writer_);
+    const Content& content = *content_;
+    std::copy_n(content.default_values.data(), dim(), embedding);
+    const uint32_t row_state = state_dim() == 0 ? 0 : options_.optimizer.row_state(dim());
+    std::copy_n(content.default_values.data() + dim(), row_state, state);
+    if (state_dim() > row_state) state[row_state] = content.default_slot.aux_float();
+}
+
+void Table::set_default_row(const float* embedding, const float* state) {
+    const std::scoped_lock lock(writer_);
+    const Readers::Exclusive alone(readers_);
+    Content& content = *content_;
+    std::copy_n(embedding, dim(), content.default_values.data());
+    if (state == nullptr) return;
+    const uint32_t row_state = options_.optimizer.row_state(dim());
+    std::copy_n(state, row_state, content.default_values.data() + dim());
+    if (options_.optimizer.slot_state()) content.default_slot.set_aux(state[row_state]);
+}
+
+}  // namespace minutely

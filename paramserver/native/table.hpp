@@ -1,0 +1,156 @@
+// The table: id -> row, batched. One writer at a time (a mutex), readers beside it.
+//
+// lookup and contains run beside upsert and erase; what changes rows in place (lookup_or_insert, apply, expire, restore, load)
+// waits for the readers inside and keeps new ones out for the length of one batch.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "candidates.hpp"
+#include "duplicates.hpp"
+#include "index.hpp"
+#include "kernels.hpp"
+#include "options.hpp"
+#include "readers.hpp"
+#include "slab.hpp"
+
+namespace minutely {
+
+struct Rows {
+    std::vector<int64_t> ids;
+    std::vector<float> embeddings;  // [n, dim]
+    std::vector<float> state;       // [n, state_dim]
+    std::vector<uint32_t> last_seen_seconds;
+    std::vector<uint32_t> counts;
+    std::vector<int64_t> expired;
+};
+
+// The same, borrowed from a caller.
+struct RowsView {
+    size_t count;
+    const int64_t* ids;
+    const float* embeddings;
+    const float* state;
+    const uint32_t* last_seen_seconds;
+    const uint32_t* counts;
+    size_t expired_count;
+    const int64_t* expired;
+};
+
+struct Stats {
+    uint64_t live = 0;
+    uint64_t inserted = 0;
+    uint64_t admitted = 0;
+    uint64_t expired = 0;
+    uint64_t erased = 0;
+    uint64_t rejected_gradients = 0;
+    uint64_t rowless_gradients = 0;
+    uint64_t candidates = 0;
+    uint64_t candidates_dropped = 0;
+    uint64_t overflow = 0;
+    uint64_t index_bytes = 0;
+    uint64_t row_bytes = 0;
+    std::vector<int64_t> rejected_ids;
+};
+
+class Table {
+  public:
+    Table(const Options& options, const Kernels& kernels);
+
+    const Options& options() const { return options_; }
+    uint32_t dim() const { return options_.dim; }
+    uint32_t state_dim() const { return options_.format == RowFormat::kTrain ? options_.optimizer.state_dim(dim()) : 0; }
+    const char* kernels_name() const { return kernels_.name; }
+
+    // table.cpp
+    void lookup(const int64_t* ids, size_t count, float* out);
+    void contains(const int64_t* ids, size_t count, bool* out);
+    void upsert(const int64_t* ids, const float* embeddings, size_t count);
+    uint64_t erase(const int64_t* ids, size_t count);
+    uint64_t size();
+    Stats stats();
+
+    // train.cpp
+    void lookup_or_insert(const int64_t* ids, size_t count, int64_t now_ms, float* out);
+    void apply(const int64_t* ids, const float* gradients, size_t count, int64_t now_ms);
+    uint64_t expire(int64_t now_ms, uint64_t budget);
+
+    // rows.cpp
+    Rows seal();
+    Rows export_rows();
+    void restore(const RowsView& rows);
+    void default_row(float* embedding, float* state);
+    void set_default_row(const float* embedding, const float* state);
+
+    // save.cpp
+    void save(const std::string& path);
+    // Throws std::runtime_error, naming the file, where it is damaged or another kind; the table then stays as it was.
+    void load(const std::string& path);
+
+  private:
+    // All that load replaces. Readers reach it through the table, and only inside a Readers::Guard.
+    struct Content {
+        Content(const Options& options, uint64_t seed, Readers& readers, uint64_t capacity);
+        Index index;
+        Slab slab;
+        Candidates candidates;
+        std::vector<float> default_values;  // embedding, then the optimizer's state
+        Slot default_slot{};
+        std::vector<int64_t> changed;  // ids of rows that were marked, some of them gone or twice
+        std::vector<int64_t> expired;
+        uint64_t sweep_position = 0;
+        uint32_t clock_seconds = 0;  // the newest event time seen
+        uint64_t inserted = 0;
+        uint64_t admitted = 0;
+        uint64_t expired_total = 0;
+        uint64_t erased = 0;
+        uint64_t rejected_gradients = 0;
+        uint64_t rowless_gradients = 0;
+        std::vector<int64_t> rejected_ids;  // the last few
+    };
+    // What one part of a shared batch found, as positions.
+    struct Part {
+        size_t begin;
+        size_t count;
+        Found found;
+    };
+
+    bool tracks() const { return options_.format == RowFormat::kTrain; }
+    uint32_t advance(int64_t now_ms);
+    static Buckets snapshot(const Content& content);
+    // Splits [0, count) for the threads, with room for what each part finds.
+    std::vector<Part> parts(size_t count);
+    void lookup_part(const int64_t* ids, size_t count, float* out);
+    void upsert_one(uint64_t id, const float* embedding);
+    void insert_missing(const int64_t* ids, const Found& found, uint32_t now, float* out);
+    void touch_slot(Slot* slot, uint32_t now, float* out);
+    Slot new_row(uint64_t id, uint32_t now, uint32_t count);
+    void apply_unique(const Batch& batch, const float* gradients, uint32_t now);
+    void apply_missing(const int64_t* ids, const Found& found, const float* gradients, uint32_t now);
+    void reject(int64_t id);
+    void mark_changed(Slot* slot);
+    void trim_changed();
+    // Takes the row out of the table; its memory is reused at once where no reader is inside.
+    void remove(Slot* slot, bool alone);
+    void gather(Rows& rows);
+
+    Options options_;
+    const Kernels& kernels_;
+    uint64_t seed_;
+    // Whether upsert and erase may run beside readers, see bucket.hpp.
+    bool beside_readers_;
+    Readers readers_;
+    std::mutex writer_;
+    std::unique_ptr<Content> content_;
+    Duplicates duplicates_;
+    std::vector<uint32_t> scratch_;
+    std::vector<float> default_gradient_;
+};
+
+}  // namespace minutely

@@ -1,0 +1,179 @@
+// The operations of training; each is alone in the table for the length of its batch.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "pool.hpp"
+#include "table.hpp"
+
+namespace minutely {
+
+namespace {
+
+constexpr size_t kTouchChunk = 16384;
+constexpr size_t kAhead = 12;
+constexpr size_t kRejectedIdsKept = 16;
+// Erased and expired ids wait for the next seal; a table that is never sealed must not collect them for ever.
+constexpr size_t kMostUnsealed = size_t{1} << 26;
+
+}  // namespace
+
+void Table::lookup_or_insert(const int64_t* ids, size_t count, int64_t now_ms, float* out) {
+    const std::scoped_lock lock(writer_);
+    const Readers::Exclusive alone(readers_);
+    const uint32_t now = advance(now_ms);
+    scratch_.resize(std::max(scratch_.size(), 2 * kTouchChunk));
+    for (size_t from = 0; from < count; from += kTouchChunk) {
+        const size_t n = std::min(kTouchChunk, count - from);
+        Found found{scratch_.data(), 0, scratch_.data() + kTouchChunk, 0, nullptr, 0};
+        float* to = out + from * dim();
+        kernels_.touch(snapshot(*content_), content_->slab.area(), {ids + from, nullptr, n}, now, to, found);
+        for (size_t k = 0; k < found.changed_count; ++k) content_->changed.push_back(ids[from + found.changed[k]]);
+        insert_missing(ids + from, found, now, to);
+    }
+    trim_changed();
+}
+
+void Table::insert_missing(const int64_t* ids, const Found& found, uint32_t now, float* out) {
+    Content& content = *content_;
+    for (size_t k = 0; k < found.missing_count; ++k) {
+        if (k + kAhead < found.missing_count) content.index.prefetch(static_cast<uint64_t>(ids[found.missing[k + kAhead]]));
+        const uint64_t id = static_cast<uint64_t>(ids[found.missing[k]]);
+        float* to = out + static_cast<size_t>(found.missing[k]) * dim();
+        // It may be there after all: twice in this batch, id 0, or in the overflow.
+        if (Slot* slot = content.index.locate(id)) {
+            touch_slot(slot, now, to);
+            continue;
+        }
+        if (options_.admit_after > 1 && !content.candidates.admit(id, now, options_.admit_after)) {
+            std::memcpy(to, content.default_values.data(), dim() * sizeof(float));
+            continue;
+        }
+        const Slot slot = new_row(id, now, options_.admit_after);
+        content.index.insert(slot);
+        ++content.admitted;
+        std::memcpy(to, content.slab.area().row(slot.number()), dim() * sizeof(float));
+    }
+}
+
+void Table::touch_slot(Slot* slot, uint32_t now, float* out) {
+    const RowArea& area = content_->slab.area();
+    Sight& sight = area.sights[slot->number()];
+    sight.last_seen_seconds = std::max(sight.last_seen_seconds, now);
+    sight.count += sight.count != UINT32_MAX;
+    mark_changed(slot);
+    std::memcpy(out, area.row(slot->number()), dim() * sizeof(float));
+}
+
+void Table::apply(const int64_t* ids, const float* gradients, size_t count, int64_t now_ms) {
+    const std::scoped_lock lock(writer_);
+    const Readers::Exclusive alone(readers_);
+    const uint32_t now = advance(now_ms);
+    default_gradient_.clear();
+    duplicates_.split(kernels_, content_->index.hash(), dim(), ids, count, gradients);
+    if (duplicates_.any_suspects()) {
+        const auto& singles = duplicates_.singles();
+        apply_unique({ids, singles.data(), singles.size()}, gradients, now);
+        const auto& summed = duplicates_.summed_ids();
+        apply_unique({summed.data(), nullptr, summed.size()}, duplicates_.sums().data(), now);
+        for (const int64_t id : duplicates_.rejected()) reject(id);
+    } else {
+        apply_unique({ids, nullptr, count}, gradients, now);
+    }
+    if (!default_gradient_.empty()) {
+        // One step for all ids without a row together.
+        Content& content = *content_;
+        if (!kernels_.step(options_.optimizer, dim(), content.default_values.data(), &content.default_slot,
+                           default_gradient_.data())) {
+            ++content.rejected_gradients;
+        }
+    }
+    trim_changed();
+}
+
+void Table::apply_unique(const Batch& batch, const float* gradients, uint32_t now) {
+    auto parts = this->parts(batch.count);
+    const Buckets buckets = snapshot(*content_);
+    const auto work = [&](size_t i) {
+        Part& part = parts[i];
+        const bool ordered = batch.order != nullptr;
+        const Batch mine{ordered ? batch.ids : batch.ids + part.begin, ordered ? batch.order + part.begin : nullptr, part.count};
+        const float* from = ordered ? gradients : gradients + part.begin * dim();
+        kernels_.apply(buckets, content_->slab.area(), mine, options_.optimizer, now, from, part.found);
+    };
+    if (parts.size() == 1) {
+        work(0);
+    } else {
+        Pool::shared().run(parts.size(), work);
+    }
+    for (const Part& part : parts) {
+        const bool ordered = batch.order != nullptr;
+        const int64_t* ids = ordered ? batch.ids : batch.ids + part.begin;
+        const float* from = ordered ? gradients : gradients + part.begin * dim();
+        for (size_t k = 0; k < part.found.changed_count; ++k) content_->changed.push_back(ids[part.found.changed[k]]);
+        for (size_t k = 0; k < part.found.rejected_count; ++k) reject(ids[part.found.rejected[k]]);
+        apply_missing(ids, part.found, from, now);
+    }
+}
+
+void Table::apply_missing(const int64_t* ids, const Found& found, const float* gradients, uint32_t now) {
+    Content& content = *content_;
+    const RowArea& area = content.slab.area();
+    for (size_t k = 0; k < found.missing_count; ++k) {
+        const size_t at = found.missing[k];
+        const float* gradient = gradients + at * dim();
+        if (Slot* slot = content.index.locate(static_cast<uint64_t>(ids[at]))) {
+            auto* row = reinterpret_cast<float*>(area.row(slot->number()));
+            if (!kernels_.step(options_.optimizer, dim(), row, slot, gradient)) {
+                reject(ids[at]);
+                continue;
+            }
+            if ((slot->row & kChanged) == 0) {
+                Sight& sight = area.sights[slot->number()];
+                sight.last_seen_seconds = std::max(sight.last_seen_seconds, now);
+            }
+            mark_changed(slot);
+            continue;
+        }
+        ++content.rowless_gradients;
+        default_gradient_.resize(dim(), 0.0f);
+        if (!kernels_.accumulate(default_gradient_.data(), gradient, dim())) reject(ids[at]);
+    }
+    if (!options_.learned_default_row) default_gradient_.clear();
+}
+
+void Table::reject(int64_t id) {
+    Content& content = *content_;
+    ++content.rejected_gradients;
+    auto& kept = content.rejected_ids;
+    if (kept.size() == kRejectedIdsKept) kept.erase(kept.begin());
+    kept.push_back(id);
+}
+
+uint64_t Table::expire(int64_t now_ms, uint64_t budget) {
+    const std::scoped_lock lock(writer_);
+    const Readers::Exclusive alone(readers_);
+    Content& content = *content_;
+    const uint32_t now = advance(now_ms);
+    if (options_.expire_after_seconds == 0 || now < options_.expire_after_seconds) return 0;
+    if (content.expired.size() >= kMostUnsealed) {
+        throw std::runtime_error("table \"" + options_.name + "\" holds " + std::to_string(content.expired.size()) +
+                                 " expired ids that no seal() has taken; seal before expiring more");
+    }
+    const uint32_t until = now - options_.expire_after_seconds;
+    const RowArea& area = content.slab.area();
+    uint64_t expired = 0;
+    const auto visit = [&](Slot* slot) {
+        if (area.sights[slot->number()].last_seen_seconds > until) return;
+        remove(slot, true);
+        ++expired;
+    };
+    const uint64_t buckets = std::max<uint64_t>(1, budget / kSlotsPerBucket);
+    content.sweep_position = content.index.sweep(content.sweep_position, buckets, visit);
+    content.expired_total += expired;
+    content.candidates.expire(until, budget);
+    trim_changed();
+    return expired;
+}
+
+}  // namespace minutely

@@ -1,0 +1,413 @@
+"""The embedding table: 64-bit id to row, collisionless, expiring, with admission. A thin, typed face of `paramserver._native`."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramserver import _native
+
+if TYPE_CHECKING:
+    import torch
+
+Ids: TypeAlias = "NDArray[np.int64] | torch.Tensor"
+Floats: TypeAlias = "NDArray[np.float32] | torch.Tensor"
+RowFormat: TypeAlias = Literal["train", "float32", "float16", "int8"]
+
+
+def _check(name: str, value: float, rule: str, ok: bool) -> None:
+    if not (math.isfinite(value) and ok):
+        raise ValueError(f"{name} must be {rule}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Optimizer:
+    """What all optimizers share.
+
+    `learning_rate` is above 0. `clip`, where given, is the largest L2 norm of a row's summed gradient; a larger one is
+    scaled down to it, as `torch.nn.utils.clip_grad_norm_` does.
+    """
+
+    learning_rate: float = 0.01
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
+        if self.clip is not None:
+            _check("clip", self.clip, "above 0", self.clip > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(_Optimizer):
+    """`w -= learning_rate * g`; no state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(_Optimizer):
+    """Adagrad (Duchi, Hazan, Singer, JMLR 2011), by default with one accumulator a row (state: 1 float).
+
+    Row-wise: the accumulator grows by the mean of the squared gradient (Gupta, Bengio, Weston, JMLR 2014).
+    `per_element`: as `torch.optim.Adagrad` (state: dim floats).
+    """
+
+    initial_accumulator: float = 0.0
+    eps: float = 1e-10
+    per_element: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("initial_accumulator", self.initial_accumulator, "at least 0", self.initial_accumulator >= 0)
+        _check("eps", self.eps, "above 0", self.eps > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(_Optimizer):
+    """Adam (Kingma and Ba, ICLR 2015) with each row as a parameter of its own: `torch.optim.Adam` on the row, stepping
+    when the row has a gradient (state: 2 dim + 1 floats: mean, variance, steps)."""
+
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("beta1", self.beta1, "in [0, 1)", 0 <= self.beta1 < 1)
+        _check("beta2", self.beta2, "in [0, 1)", 0 <= self.beta2 < 1)
+        _check("eps", self.eps, "above 0", self.eps > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTRL(_Optimizer):
+    """FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1; learning_rate is its alpha; state: 2 dim floats: z, n).
+
+    A row's embedding is a function of its state, so a first value other than zeros lasts until the first gradient.
+    """
+
+    learning_rate: float = 0.05
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("beta", self.beta, "above 0", self.beta > 0)
+        _check("l1", self.l1, "at least 0", self.l1 >= 0)
+        _check("l2", self.l2, "at least 0", self.l2 >= 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(_Optimizer):
+    """`torch.optim.SGD` with momentum, without dampening (state: dim floats)."""
+
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("momentum", self.momentum, "in [0, 1)", 0 <= self.momentum < 1)
+
+
+Optimizer: TypeAlias = SGD | Adagrad | Adam | FTRL | Momentum
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """New rows are zeros."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """New rows hold one value."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _check("value", self.value, "finite", True)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """New rows are uniform in [low, high)."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check("low", self.low, "finite", True)
+        _check("high", self.high, f"above low ({self.low})", self.high > self.low)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """New rows are normal."""
+
+    mean: float
+    standard_deviation: float
+
+    def __post_init__(self) -> None:
+        _check("mean", self.mean, "finite", True)
+        _check("standard_deviation", self.standard_deviation, "above 0", self.standard_deviation > 0)
+
+
+Initializer: TypeAlias = Zeros | Constant | Uniform | Normal
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows by ascending id, and the ids that left the table, also ascending.
+
+    ids int64 [n], embeddings float32 [n, dim], state float32 [n, state_dim] (the optimizer's), last_seen_seconds uint32 [n]
+    (event time), counts uint32 [n] (occurrences), expired int64 [m]. An id may be in both ids and expired: it left and came
+    back, so whoever applies the rows removes the expired ids first.
+    """
+
+    ids: NDArray[np.int64]
+    embeddings: NDArray[np.float32]
+    state: NDArray[np.float32]
+    last_seen_seconds: NDArray[np.uint32]
+    counts: NDArray[np.uint32]
+    expired: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Counts since the table was made, unless said otherwise.
+
+    live: rows now. inserted: rows made, by whatever operation. admitted: of them by lookup_or_insert. expired, erased: rows
+    gone. rejected_gradients: gradients not finite; rejected_ids: the ids of the last 16. rowless_gradients: summed gradients
+    of ids without a row. candidates: ids being counted now; candidates_dropped: forgotten because the budget was full.
+    overflow: ids now outside the buckets because too many share theirs. index_bytes, row_bytes: memory now.
+    """
+
+    live: int
+    inserted: int
+    admitted: int
+    expired: int
+    erased: int
+    rejected_gradients: int
+    rejected_ids: tuple[int, ...]
+    rowless_gradients: int
+    candidates: int
+    candidates_dropped: int
+    overflow: int
+    index_bytes: int
+    row_bytes: int
+
+
+def _optimizer_arguments(optimizer: Optimizer) -> tuple[str, list[float]]:
+    clip = optimizer.clip or 0.0
+    values = dict(eps=1e-10, initial_accumulator=0.0, beta1=0.0, beta2=0.0, beta=1.0, l1=0.0, l2=0.0)
+    match optimizer:
+        case SGD():
+            kind = "sgd"
+        case Adagrad():
+            kind = "adagrad" if optimizer.per_element else "row_adagrad"
+            values |= dict(eps=optimizer.eps, initial_accumulator=optimizer.initial_accumulator)
+        case Adam():
+            kind = "adam"
+            values |= dict(eps=optimizer.eps, beta1=optimizer.beta1, beta2=optimizer.beta2)
+        case FTRL():
+            kind = "ftrl"
+            values |= dict(beta=optimizer.beta, l1=optimizer.l1, l2=optimizer.l2)
+        case Momentum():
+            kind = "momentum"
+            values |= dict(beta1=optimizer.momentum)
+    return kind, [optimizer.learning_rate, clip, *values.values()]
+
+
+def _initializer_arguments(initializer: Initializer) -> tuple[str, float, float]:
+    match initializer:
+        case Zeros():
+            return "zeros", 0.0, 0.0
+        case Constant(value):
+            return "constant", value, 0.0
+        case Uniform(low, high):
+            return "uniform", low, high
+        case Normal(mean, standard_deviation):
+            return "normal", mean, standard_deviation
+
+
+class Table:
+    """Rows of `dim` float32 by 64-bit id; every value is an id.
+
+    `ids` everywhere are contiguous int64 [n], and `out`, `gradients` and `embeddings` contiguous float32 [n, dim], numpy arrays
+    or torch CPU tensors, used in place and held for the whole call. TypeError and ValueError say which buffer
+    is wrong and what is allowed; nothing is written then. The interpreter's lock is released during every call.
+
+    One writer works at a time. `lookup` and `contains` run beside `upsert` and `erase`, and see each row as it was before or
+    after, whole; the other operations change rows in place and let readers wait for the length of one batch.
+
+    Times are event times in milliseconds since 1970, below 2**32 seconds.
+
+    expire_after_seconds: a row not seen for so long may be expired; None: never. admit_after: occurrences (1 to 65,535) in
+    lookup_or_insert until an id gets a row. candidates: how many ids may be counted on their way there; past it the one seen
+    longest ago goes. default_row: what an id without a row reads as: `fixed` is what set_default_row gave (zeros at first),
+    `learned` is trained by the gradients of all ids without a row together. row_format: `train`, or how a replica keeps
+    embeddings (lookup, contains, upsert, erase, save and load only; int8 has one scale a row). threads: for large batches;
+    results do not depend on it. kernels: an instruction set by name, for tests; the best one otherwise.
+
+    >>> table = Table(2, optimizer=SGD(learning_rate=1.0))
+    >>> table.lookup_or_insert(np.array([7, 8]), now_ms=0)
+    array([[0., 0.],
+           [0., 0.]], dtype=float32)
+    >>> table.apply(np.array([7, 7]), np.ones((2, 2), np.float32), now_ms=0)
+    >>> table.lookup(np.array([7, 9]))
+    array([[-2., -2.],
+           [ 0.,  0.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        optimizer: Optimizer = Adagrad(),
+        initializer: Initializer = Zeros(),
+        seed: int = 0,
+        name: str = "",
+        expire_after_seconds: int | None = None,
+        admit_after: int = 1,
+        candidates: int = 1 << 20,
+        default_row: Literal["fixed", "learned"] = "fixed",
+        row_format: RowFormat = "train",
+        threads: int = 1,
+        kernels: str = "",
+    ) -> None:
+        _check("dim", dim, "in 1 to 4096", 1 <= dim <= 4096)
+        _check("seed", seed, "in 0 to 2**64 - 1", 0 <= seed < 1 << 64)
+        _check("admit_after", admit_after, "in 1 to 65535", 1 <= admit_after <= 65535)
+        _check("candidates", candidates, "in 1 to 2**30", 1 <= candidates <= 1 << 30)
+        _check("threads", threads, "in 1 to 256", 1 <= threads <= 256)
+        if expire_after_seconds is not None:
+            allowed = 1 <= expire_after_seconds < 1 << 32
+            _check("expire_after_seconds", expire_after_seconds, "in 1 to 2**32 - 1, or None", allowed)
+        if default_row not in ("fixed", "learned"):
+            raise ValueError(f"default_row must be 'fixed' or 'learned', got {default_row!r}")
+        kind, values = _optimizer_arguments(optimizer)
+        first, a, b = _initializer_arguments(initializer)
+        self._native = _native.NativeTable(
+            dim=dim,
+            optimizer=kind,
+            optimizer_values=values,
+            initializer=first,
+            a=a,
+            b=b,
+            seed=seed,
+            name=name,
+            expire_after_seconds=expire_after_seconds or 0,
+            admit_after=admit_after,
+            candidates=candidates,
+            learned_default_row=default_row == "learned",
+            row_format=row_format,
+            threads=threads,
+            kernels=kernels,
+        )
+        self._dim = dim
+
+    @property
+    def dim(self) -> int:
+        """Floats in an embedding."""
+        return self._dim
+
+    @property
+    def state_dim(self) -> int:
+        """Floats of optimizer state in a row; 0 in a replica."""
+        return self._native.state_dim
+
+    @property
+    def kernels(self) -> str:
+        """The instruction set in use."""
+        return self._native.kernels
+
+    def __len__(self) -> int:
+        return self._native.size()
+
+    def _out(self, ids: Ids, out: Floats | None) -> Floats:
+        return np.empty((len(ids), self._dim), np.float32) if out is None else out
+
+    def lookup(self, ids: Ids, out: Floats | None = None) -> Floats:
+        """Embeddings float32 [n, dim], in `out` where given; an id without a row reads as the default row."""
+        out = self._out(ids, out)
+        self._native.lookup(ids, out)
+        return out
+
+    def lookup_or_insert(self, ids: Ids, now_ms: int, out: Floats | None = None) -> Floats:
+        """As lookup, and counts the occurrence and stamps the row; an id that has now occurred `admit_after` times gets a row.
+
+        An id that occurs several times in the batch is handled in order, as by several calls.
+        """
+        out = self._out(ids, out)
+        self._native.lookup_or_insert(ids, now_ms, out)
+        return out
+
+    def apply(self, ids: Ids, gradients: Floats, now_ms: int) -> None:
+        """One optimizer step for each distinct id, with the sum of its gradients (float32 [n, dim]) in order of occurrence.
+
+        A gradient that is not finite, or whose squared norm is not, is left out and counted (Stats.rejected_gradients). Ids
+        without a row train the default row if that is learned, all together in one step, and are otherwise only counted. A
+        row's first change after a seal stamps it as seen; further ones leave the stamp to lookup_or_insert.
+        """
+        self._native.apply(ids, gradients, now_ms)
+
+    def contains(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which ids have a row, bool [n]."""
+        out = np.empty(len(ids), np.bool_)
+        self._native.contains(ids, out)
+        return out
+
+    def upsert(self, ids: Ids, embeddings: Floats) -> None:
+        """Sets embeddings (float32 [n, dim]), making rows as needed; the last of several for one id stays."""
+        self._native.upsert(ids, embeddings)
+
+    def erase(self, ids: Ids) -> int:
+        """Removes rows and returns how many there were. A training table reports them as expired in the next seal."""
+        return self._native.erase(ids)
+
+    def seal(self) -> Rows:
+        """The rows that changed since the last seal, inserted and seen ones included, and the ids that left, each once."""
+        return Rows(*self._native.seal())
+
+    def export(self) -> Rows:
+        """Every row; no expired ids. A replica's rows have no state, and zeros for last seen and count."""
+        return Rows(*self._native.export())
+
+    def restore(self, rows: Rows) -> None:
+        """Removes rows.expired, then sets rows exactly, optimizer state, last seen and count included, as unchanged ones."""
+        self._native.restore(rows.ids, rows.embeddings, rows.state, rows.last_seen_seconds, rows.counts, rows.expired)
+
+    def expire(self, now_ms: int, budget: int) -> int:
+        """Removes rows last seen expire_after_seconds or longer before now, and returns how many.
+
+        Looks at about `budget` places (at least four) from where the last call stopped, and goes round the table. Forgets as
+        many candidates at most. RuntimeError where 2**26 expired ids wait for a seal.
+        """
+        _check("budget", budget, "at least 1", budget >= 1)
+        return self._native.expire(now_ms, budget)
+
+    def default_row(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What ids without a row read as, float32 [dim], and its optimizer state, float32 [state_dim]."""
+        return self._native.default_row()
+
+    def set_default_row(self, embedding: Floats, state: Floats | None = None) -> None:
+        """Sets what ids without a row read as, float32 [dim], and its optimizer state, float32 [state_dim], where given."""
+        self._native.set_default_row(embedding, state)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything, unsealed changes included, to a file with checksums: beside the path, synced, then renamed."""
+        self._native.save(os.fspath(path))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Takes the content of a saved table with the same dim, optimizer, row format, seed and name.
+
+        RuntimeError where the file is damaged, cut off or another kind; the table is then as it was.
+        """
+        self._native.load(os.fspath(path))
+
+    @property
+    def stats(self) -> Stats:
+        """Counters and sizes; see Stats."""
+        return Stats(**self._native.stats())

@@ -1,0 +1,1 @@
+"""Scores from fresh rows: the replica."""

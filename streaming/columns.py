@@ -1,0 +1,126 @@
+"""Columns: the features of a batch of impressions, in memory, in a request's record and in an Arrow batch.
+
+A batch of n impressions holds one column per feature: ``int64 [n]`` for a sparse feature of one id, `Ragged` for a
+list of ids, ``float32 [n]`` for a dense feature, ``float32 [n, size]`` for a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
+
+Ids: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+class Ragged(NamedTuple):
+    """Lists of ids: the list of impression i is ``values[offsets[i]:offsets[i + 1]]``; ``offsets`` is int64 [n + 1]."""
+
+    offsets: Ids
+    values: Ids
+
+    def rows(self, start: int, stop: int) -> Ragged:
+        """The lists of impressions ``start`` to ``stop``; ``values`` is a view."""
+        offsets = self.offsets[start : stop + 1]
+        return Ragged(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
+
+    def take(self, index: Ids) -> Ragged:
+        """The lists of the impressions in ``index``, in that order."""
+        lengths = np.diff(self.offsets)[index]
+        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
+        source = np.repeat(self.offsets[index] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Ragged(offsets, self.values[source])
+
+
+Column: TypeAlias = Ids | Floats | Ragged
+Columns: TypeAlias = Mapping[str, Column]
+
+Packed: TypeAlias = bytes | tuple[bytes, bytes]
+"""A column in a record: little-endian values; for lists, int32 lengths and then the values of all lists."""
+
+
+def slice_columns(columns: Columns, start: int, stop: int) -> dict[str, Column]:
+    """Impressions ``start`` to ``stop`` of every column, as views."""
+    return {
+        name: column.rows(start, stop) if isinstance(column, Ragged) else column[start:stop]
+        for name, column in columns.items()
+    }
+
+
+def pack(column: Column, start: int, stop: int) -> Packed:
+    """Impressions ``start`` to ``stop`` of a column for a record."""
+    if isinstance(column, Ragged):
+        part = column.rows(start, stop)
+        return np.diff(part.offsets).astype("<i4").tobytes(), part.values.tobytes()
+    return column[start:stop].tobytes()
+
+
+def check_packed(name: str, feature: Feature, packed: Any, impressions: int) -> str | None:
+    """What is wrong with a packed column of ``impressions`` impressions, or None."""
+    if isinstance(feature, SparseFeature) and feature.is_list:
+        if not isinstance(packed, tuple):
+            return f"feature {name}: one value an impression, lists of ids are expected"
+        lengths = np.frombuffer(packed[0], "<i4") if len(packed[0]) == 4 * impressions else None
+        if lengths is None:
+            return f"feature {name}: {len(packed[0])} bytes of lengths for {impressions} impressions of 4 bytes"
+        if len(packed[1]) % 8 or (lengths < 0).any() or int(lengths.sum()) * 8 != len(packed[1]):
+            return f"feature {name}: {len(packed[1])} bytes of ids do not match the lengths of its lists"
+        return None
+    width = 8 if isinstance(feature, SparseFeature) else 4 * (feature.size if isinstance(feature, VectorFeature) else 1)
+    if not isinstance(packed, bytes):
+        return f"feature {name}: lists of ids, one value an impression is expected"
+    if len(packed) != width * impressions:
+        return f"feature {name}: {len(packed)} bytes for {impressions} impressions of {width} bytes"
+    if not isinstance(feature, SparseFeature) and not np.isfinite(np.frombuffer(packed, "<f4")).all():
+        return f"feature {name}: a value is not finite"
+    return None
+
+
+def unpack(feature: Feature, parts: Sequence[Any]) -> Column:
+    """One column out of packed columns that `check_packed` found right, laid end to end."""
+    if isinstance(feature, SparseFeature) and feature.is_list:
+        lengths = np.frombuffer(b"".join([part[0] for part in parts]), "<i4")
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return Ragged(offsets, np.frombuffer(b"".join([part[1] for part in parts]), "<i8"))
+    joined = b"".join(parts)
+    if isinstance(feature, SparseFeature):
+        return np.frombuffer(joined, "<i8")
+    values: Floats = np.frombuffer(joined, "<f4")
+    return values.reshape(-1, feature.size) if isinstance(feature, VectorFeature) else values
+
+
+def arrow_type(feature: Feature) -> pa.DataType:
+    """The type of a feature's column in an examples batch."""
+    match feature:
+        case SparseFeature():
+            return pa.list_(pa.int64()) if feature.is_list else pa.int64()
+        case DenseFeature():
+            return pa.float32()
+        case VectorFeature():
+            return pa.list_(pa.float32(), feature.size)
+
+
+def to_arrow(column: Column, feature: Feature) -> pa.Array:
+    """A column as an Arrow array of `arrow_type`, without a copy of its values."""
+    if isinstance(column, Ragged):
+        return pa.ListArray.from_arrays(pa.array(column.offsets.astype(np.int32)), pa.array(column.values))
+    if isinstance(feature, VectorFeature):
+        return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), feature.size)
+    return pa.array(column)
+
+
+def from_arrow(array: pa.Array, feature: Feature) -> Column:
+    """The column of an Arrow array of `arrow_type`, as a view where its layout allows."""
+    if isinstance(feature, SparseFeature) and feature.is_list:
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        return Ragged(offsets - offsets[0], array.flatten().to_numpy())
+    if isinstance(feature, VectorFeature):
+        return array.flatten().to_numpy().reshape(-1, feature.size)
+    return array.to_numpy()

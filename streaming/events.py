@@ -1,0 +1,118 @@
+"""Records: what was served and what was done, as they travel through a log.
+
+msgpack with named fields inside; features are packed columns (`streaming.columns`), so that a request of 50 impressions is
+one record of a few kilobytes that decodes in microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from streaming.columns import Packed
+
+SCHEMA_VERSION = 1
+MAX_RECORD_BYTES = 4 * 1024 * 1024
+MAX_IMPRESSIONS = 10_000
+MAX_ID_LENGTH = 256
+MIN_TIME_MS = 0
+MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
+
+
+class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The impressions served together; ``served_at`` in ms of event time.
+
+    ``shared`` holds the features of the request, one value each; ``features`` those of its n impressions, n each.
+    ``scores`` is float32 [n, labels], ``positions`` int32 [n] (the order of the list where empty).
+    """
+
+    version: int
+    request_id: str
+    served_at: int
+    impression_ids: list[str]
+    shared: dict[str, Packed] = {}
+    features: dict[str, Packed] = {}
+    positions: bytes = b""
+    scores: bytes = b""
+    sparse_version: int = 0
+    dense_version: int = 0
+
+
+class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An action on an impression; ``happened_at`` in ms of event time."""
+
+    version: int
+    request_id: str
+    impression_id: str
+    action: str
+    happened_at: int
+    value: float = 1.0
+
+
+class DeadLetter(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A record that was refused: where it was, why (``reason`` from a short list, ``detail`` for people), its bytes."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    payload: bytes
+
+
+class BadRecord(ValueError):
+    """A record breaks the contract; ``reason`` is the short word that dead letters are counted by."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+_encoder = msgspec.msgpack.Encoder()
+_request = msgspec.msgpack.Decoder(Request)
+_engagement = msgspec.msgpack.Decoder(Engagement)
+encode = _encoder.encode
+
+
+def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+    if len(payload) > MAX_RECORD_BYTES:
+        raise BadRecord("too_large", f"{len(payload)} bytes; allowed: {MAX_RECORD_BYTES}")
+    try:
+        record = decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
+        raise BadRecord("malformed", str(error)) from None
+    if record.version != SCHEMA_VERSION:
+        raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
+    if not 0 < len(record.request_id) <= MAX_ID_LENGTH:
+        raise BadRecord("malformed", f"request_id of {len(record.request_id)} characters; allowed: 1 to {MAX_ID_LENGTH}")
+    return record
+
+
+def _check_time(name: str, milliseconds: int, latest: int) -> None:
+    if not MIN_TIME_MS <= milliseconds <= min(latest, MAX_TIME_MS):
+        reason = "future" if milliseconds > latest else "malformed"
+        raise BadRecord(reason, f"{name} {milliseconds} ms; allowed: {MIN_TIME_MS} to {min(latest, MAX_TIME_MS)}")
+
+
+def decode_request(payload: bytes, latest: int) -> Request:
+    """The request in ``payload``; `BadRecord` where it breaks the contract or was served after ``latest`` (ms)."""
+    request: Request = _checked(payload, _request)
+    _check_time("served_at", request.served_at, latest)
+    count = len(request.impression_ids)
+    if not 0 < count <= MAX_IMPRESSIONS:
+        raise BadRecord("malformed", f"{count} impressions; allowed: 1 to {MAX_IMPRESSIONS}")
+    if count > 1 and len(set(request.impression_ids)) != count:
+        raise BadRecord("malformed", "an impression_id stands in the request twice")
+    if not all(0 < len(name) <= MAX_ID_LENGTH for name in request.impression_ids):
+        raise BadRecord("malformed", f"an impression_id is not 1 to {MAX_ID_LENGTH} characters long")
+    return request
+
+
+def decode_engagement(payload: bytes, latest: int) -> Engagement:
+    """The engagement in ``payload``; `BadRecord` where it breaks the contract or happened after ``latest`` (ms)."""
+    engagement: Engagement = _checked(payload, _engagement)
+    _check_time("happened_at", engagement.happened_at, latest)
+    if not engagement.value - engagement.value == 0:  # the quickest test for NaN and infinities
+        raise BadRecord("malformed", f"value {engagement.value}; allowed: finite numbers")
+    return engagement

@@ -1,0 +1,87 @@
+"""Features: the named inputs that an impression is scored on, as the configuration describes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from basis.settings import Section
+
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+MAX_VECTOR = 65_536
+
+
+class _Feature(Section):
+    scope: Literal["impression", "request"] = "impression"
+    """``request``: the same for all impressions of a request (user, context), so that it is logged once."""
+
+
+class SparseFeature(_Feature):
+    """Ids, looked up in a table: from a column, from the event time, or two other sparse features crossed."""
+
+    kind: Literal["sparse"] = "sparse"
+    column: str | None = None
+    side: str | None = None
+    """The side table that holds the column; without it, the impressions do."""
+    time: Literal["hour", "weekday"] | None = None
+    cross: tuple[str, str] | None = None
+    split: Annotated[str, Field(min_length=1)] | None = None
+    """The separator of a text column that holds lists."""
+    bucket: Literal["log2"] | None = None
+    """Turns a number into the id floor(log2(1 + number))."""
+    pool: Literal["first", "mean", "sum"] | None = None
+    """How the ids of a list become one row."""
+    table: Name | None = None
+    """The table that holds the rows, the feature's own by default; features may share one."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SparseFeature:
+        if sum(origin is not None for origin in (self.column, self.time, self.cross)) != 1:
+            raise ValueError("needs exactly one of column, time, cross")
+        if self.column is None and any((self.side, self.split, self.bucket, self.pool)):
+            raise ValueError("side, split, bucket and pool go with column")
+        if self.bucket and (self.split or self.pool):
+            raise ValueError("bucket takes one number an impression, so it does not go with split or pool")
+        if self.split and self.pool is None:
+            raise ValueError("split makes lists, so say how they are pooled; allowed: pool: first, mean or sum")
+        return self
+
+    @property
+    def is_list(self) -> bool:
+        """Whether an impression has any number of ids, pooled by mean or sum."""
+        return self.pool in ("mean", "sum")
+
+
+class DenseFeature(_Feature):
+    """One number, transformed; ``age`` is the time in seconds from the column's to the event's."""
+
+    kind: Literal["dense"]
+    column: str
+    side: str | None = None
+    transform: Literal["none", "log", "sqrt", "square", "age"] = "none"
+    unit: Literal["s", "ms", "us"] = "ms"
+    """The unit of the column's times under ``age``, where they are numbers."""
+
+
+class VectorFeature(_Feature):
+    """A list of ``size`` numbers, such as a content embedding."""
+
+    kind: Literal["vector"]
+    column: str
+    side: str | None = None
+    size: Annotated[int, Field(ge=1, le=MAX_VECTOR)]
+
+
+def _kind(value: Any) -> str:
+    return value.get("kind", "sparse") if isinstance(value, dict) else value.kind
+
+
+Feature: TypeAlias = Annotated[
+    Annotated[SparseFeature, Tag("sparse")]
+    | Annotated[DenseFeature, Tag("dense")]
+    | Annotated[VectorFeature, Tag("vector")],
+    Discriminator(_kind),
+]
+FeatureSet: TypeAlias = Annotated[dict[Name, Feature], Field(min_length=1, max_length=1000)]
+"""The ``features`` section: name to feature, in the order in which models read them."""

@@ -1,0 +1,319 @@
+"""The joiner's core: requests and engagements in, in any order; examples and dead letters out, each once.
+
+Synchronous, single-threaded, one partition, no input or output of its own: records come as bytes with their offsets, the
+watermark is told by `advance`, and what came out is taken with `drain`. Since labels are decided in event time
+(`streaming.labels`) and examples are only emitted once the watermark has passed their decision, the result does not
+depend on the order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from streaming.clock import Clock
+from streaming.columns import Column, Ids, Ragged, check_packed, unpack
+from streaming.events import MAX_TIME_MS, BadRecord, DeadLetter, Engagement, Request, decode_engagement, decode_request
+from streaming.examples import ExampleColumns, ExampleFormat
+from streaming.features import Feature
+from streaming.labels import Decision, Label, Rule, decide, used_actions
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.pending import NEVER, Pending, PendingStore
+from basis.settings import DurationMs, Section
+
+_DUE_AT_ONCE = 10_000
+_MAX_EVENTS = 1000
+
+
+class JoinSettings(Section):
+    """The ``join`` section."""
+
+    emit: Literal["decided", "window"] = "decided"
+    """Emit an example when all its labels are decided, or only when its longest window closes."""
+    lateness: DurationMs = 0
+    """How far out of order, in event time, records of one partition may arrive."""
+    max_future: DurationMs = 3_600_000
+    """Records from further ahead of the clock are dead letters."""
+    max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
+    """The most examples in one batch."""
+    memory_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """What pending requests may take in memory; the rest is on disk."""
+
+
+class JoinOutput(NamedTuple):
+    """What came out since the last `Joiner.drain`. Examples are in order of their decision."""
+
+    examples: list[pa.RecordBatch]
+    dead_letters: list[DeadLetter]
+
+
+class _Ready(NamedTuple):
+    """One impression to emit; ordered as examples are."""
+
+    due: int
+    request_id: str
+    index: int
+    decision: Decision
+    request: Request
+
+
+class Joiner:
+    """Merges by impression. ``counts`` counts what came in and what became of it."""
+
+    def __init__(
+        self,
+        features: Mapping[str, Feature],
+        labels: Mapping[str, Label],
+        settings: JoinSettings,
+        store: PendingStore,
+        clock: Clock,
+        partition: int = 0,
+    ) -> None:
+        self._features = dict(features)
+        self._rules = [Rule.of(label) for label in labels.values()]
+        self._actions = used_actions(labels)
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._partition = partition
+        self._window = max(label.window for label in labels.values())
+        self._action_window = {
+            action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
+            for action in self._actions
+        }
+        self._ready: list[_Ready] = []
+        self._dead: list[DeadLetter] = []
+        self.format = ExampleFormat(features, labels)
+        self.watermark = 0
+        self.newest = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
+        """The newest event time seen of each input (ms); records from the future do not count."""
+        self.counts: Counter[str] = Counter()
+
+    def add_request(self, offset: int, payload: bytes) -> None:
+        """Take one record of `impressions`."""
+        self._guarded(self._request, IMPRESSIONS, offset, payload)
+
+    def add_engagement(self, offset: int, payload: bytes) -> None:
+        """Take one record of `engagements`."""
+        self._guarded(self._engagement, ENGAGEMENTS, offset, payload)
+
+    def advance(self, watermark: int) -> None:
+        """Every event before ``watermark`` (ms) has arrived, as far as ``lateness`` promises; emit what that decides."""
+        self.watermark = max(self.watermark, watermark)
+        while due := self._store.due(self.watermark, _DUE_AT_ONCE):
+            for request_id in due:
+                pending = self._store.get(request_id)
+                assert pending is not None, request_id
+                self._look_at(request_id, pending)
+
+    def next_due(self) -> int:
+        """The next event time (ms) at which `advance` may have something to do."""
+        return self._store.next_due()
+
+    def drain(self) -> JoinOutput:
+        """Take what came out so far."""
+        ready, self._ready = sorted(self._ready, key=lambda item: item[:3]), []
+        dead, self._dead = self._dead, []
+        step = self._settings.max_rows
+        self.counts["examples"] += len(ready)
+        return JoinOutput([self._batch(ready[at : at + step]) for at in range(0, len(ready), step)], dead)
+
+    def _guarded(self, take: Callable[[int, bytes], None], topic: str, offset: int, payload: bytes) -> None:
+        self.counts[topic] += 1
+        try:
+            take(offset, payload)
+        except BadRecord as bad:
+            self._refuse(topic, offset, payload, bad)
+
+    def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
+        self.counts[f"dead.{bad.reason}"] += 1
+        self._dead.append(
+            DeadLetter(
+                topic=topic,
+                partition=self._partition,
+                offset=offset,
+                reason=bad.reason,
+                detail=str(bad),
+                payload=payload,
+            )
+        )
+
+    def _request(self, offset: int, payload: bytes) -> None:
+        request = decode_request(payload, self._clock.now_ms() + self._settings.max_future)
+        self._check_features(request)
+        forgotten_at = request.served_at + self._window + self._settings.lateness
+        if forgotten_at < self.watermark:
+            raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
+        self.newest[IMPRESSIONS] = max(self.newest[IMPRESSIONS], request.served_at)
+        pending = self._store.get(request.request_id) or Pending()
+        if pending.served_at >= 0:
+            self.counts["repeated"] += 1
+            return
+        pending.served_at = request.served_at
+        pending.impression_ids = request.impression_ids
+        pending.request = request
+        pending.emitted = bytearray(len(request.impression_ids))
+        waiting, pending.waiting = pending.waiting, []
+        for at, engagement in waiting:
+            try:
+                self._attribute(pending, decode_engagement(engagement, MAX_TIME_MS))
+            except BadRecord as bad:
+                self._refuse(ENGAGEMENTS, at, engagement, bad)
+        self._store.wake(request.request_id, pending, request.served_at + self._window)
+        self._store.add(request.request_id, pending)
+
+    def _check_features(self, request: Request) -> None:
+        count = len(request.impression_ids)
+        for name, feature in self._features.items():
+            shared = feature.scope == "request"
+            packed = (request.shared if shared else request.features).get(name)
+            if packed is None:
+                raise BadRecord("malformed", f"feature {name} is missing")
+            problem = check_packed(name, feature, packed, 1 if shared else count)
+            if problem is not None:
+                raise BadRecord("malformed", problem)
+
+    def _engagement(self, offset: int, payload: bytes) -> None:
+        engagement = decode_engagement(payload, self._clock.now_ms() + self._settings.max_future)
+        self.newest[ENGAGEMENTS] = max(self.newest[ENGAGEMENTS], engagement.happened_at)
+        if engagement.action not in self._actions:
+            self.counts["unused"] += 1
+            return
+        pending = self._store.get(engagement.request_id)
+        if pending is not None and pending.served_at >= 0:
+            self._attribute(pending, engagement)
+            self._store.add(engagement.request_id, pending)
+            return
+        wait_until = engagement.happened_at + self._window + self._settings.lateness
+        if wait_until < self.watermark:
+            raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {engagement.request_id}")
+        pending = pending or Pending()
+        pending.waiting.append((offset, payload))
+        self._store.wake(engagement.request_id, pending, wait_until)
+        self._store.add(engagement.request_id, pending)
+
+    def _attribute(self, pending: Pending, engagement: Engagement) -> None:
+        """Count an engagement towards its impression's labels."""
+        at, request_id = engagement.happened_at, engagement.request_id
+        try:
+            index = pending.impression_ids.index(engagement.impression_id)
+        except ValueError:
+            raise BadRecord(
+                "unmatched", f"request {request_id} has no impression {engagement.impression_id}"
+            ) from None
+        if at < pending.served_at:
+            raise BadRecord("before_served", f"happened at {at} ms, its impression was served at {pending.served_at} ms")
+        if at > pending.served_at + self._action_window[engagement.action]:
+            raise BadRecord("late", f"happened {at - pending.served_at} ms after the serving: window closed")
+        events = pending.events.setdefault(index, [])
+        event = (at, engagement.action, engagement.value)
+        if event in events:
+            self.counts["repeated"] += 1
+            return
+        if pending.emitted[index]:
+            before, after = (self._decide(pending.served_at, known) for known in (events, [*events, event]))
+            if before.values != after.values:
+                raise BadRecord("late", f"its example was emitted at watermark {self.watermark} ms or before")
+            self.counts["redundant"] += 1
+            return
+        if len(events) >= _MAX_EVENTS:
+            raise BadRecord("too_many", f"impression {engagement.impression_id} has {_MAX_EVENTS} engagements already")
+        events.append(event)
+        if self._settings.emit == "decided":
+            self._store.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
+
+    def _decide(self, served_at: int, events: list[tuple[int, str, float]]) -> Decision:
+        return decide(self._rules, served_at, events)
+
+    def _look_at(self, request_id: str, pending: Pending) -> None:
+        """Emit what is due of a request; forget it when its marker has served its time."""
+        pending.wake_at = NEVER
+        if pending.served_at < 0:
+            self._drop_unmatched(request_id, pending)
+            return
+        closes_at = pending.served_at + self._window
+        if pending.request is not None:
+            next_due = NEVER
+            for index, emitted in enumerate(pending.emitted):
+                if emitted:
+                    continue
+                decision = self._decide(pending.served_at, pending.events.get(index, []))
+                if self._settings.emit == "window":
+                    decision = decision._replace(decided_at=closes_at)
+                if decision.decided_at < self.watermark:
+                    pending.emitted[index] = 1
+                    self._ready.append(_Ready(decision.decided_at, request_id, index, decision, pending.request))
+                else:
+                    next_due = min(next_due, decision.decided_at)
+            if next_due != NEVER:
+                self._store.wake(request_id, pending, next_due)
+                return
+            pending.request = None
+        forget_at = closes_at + self._settings.lateness
+        if forget_at < self.watermark:
+            self._store.drop(request_id)
+        else:
+            # Nobody waits for markers to go, so they go in groups, at multiples of the window.
+            self._store.wake(request_id, pending, -(-forget_at // self._window) * self._window)
+            self._store.add(request_id, pending)
+
+    def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
+        waiting, pending.waiting = pending.waiting, []
+        for offset, payload in waiting:
+            engagement = decode_engagement(payload, MAX_TIME_MS)
+            wait_until = engagement.happened_at + self._window + self._settings.lateness
+            if wait_until < self.watermark:
+                bad = BadRecord("unmatched", f"no impression {engagement.impression_id} of request {request_id}")
+                self._refuse(ENGAGEMENTS, offset, payload, bad)
+            else:
+                pending.waiting.append((offset, payload))
+                self._store.wake(request_id, pending, wait_until)
+        if not pending.waiting:
+            self._store.drop(request_id)
+
+    def _batch(self, ready: list[_Ready]) -> pa.RecordBatch:
+        """Columns over all requests at once: built one request at a time they cost 15 times as much."""
+        requests: dict[str, Request] = {}
+        starts: dict[str, int] = {}
+        total = 0
+        for item in ready:
+            if item.request_id not in requests:
+                requests[item.request_id] = item.request
+                starts[item.request_id] = total
+                total += len(item.request.impression_ids)
+        rows = np.array([starts[item.request_id] + item.index for item in ready], np.int64)
+        columns = gather(self._features, list(requests.values()), rows)
+        decisions = [item.decision for item in ready]
+        return self.format.build(
+            columns,
+            ExampleColumns(
+                [item.request.impression_ids[item.index] for item in ready],
+                np.array([decision.values for decision in decisions], np.float32),
+                np.array([item.request.served_at for item in ready], np.int64),
+                np.array([decision.happened_at for decision in decisions], np.int64),
+                np.array([decision.decided_at for decision in decisions], np.int64),
+            ),
+        )
+
+
+def gather(features: Mapping[str, Feature], requests: Sequence[Request], rows: Ids) -> dict[str, Column]:
+    """Feature columns of some impressions: ``rows`` index the impressions of all ``requests`` laid end to end."""
+    counts = [len(request.impression_ids) for request in requests]
+    request_of_row = np.repeat(np.arange(len(requests)), counts)[rows]
+    all_in_order = len(rows) == sum(counts) and bool((rows[1:] > rows[:-1]).all())
+    columns: dict[str, Column] = {}
+    for name, feature in features.items():
+        if feature.scope == "request":
+            column, index = unpack(feature, [request.shared[name] for request in requests]), request_of_row
+        else:
+            column, index = unpack(feature, [request.features[name] for request in requests]), rows
+            if all_in_order:
+                columns[name] = column
+                continue
+        columns[name] = column.take(index) if isinstance(column, Ragged) else column[index]
+    return columns

@@ -1,0 +1,123 @@
+"""Labels: which action makes one positive, which decides it negative, and when it is decided.
+
+A label is decided by the first event, in event time, that can decide it, else by its window's close. Nothing about it
+depends on the order of arrival; at the same millisecond a positive action goes before a deciding one, and the larger
+value before the smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, NamedTuple, TypeAlias
+
+from pydantic import Field, model_validator
+
+from streaming.features import Name
+from basis.settings import PositiveDurationMs, Section
+
+MAX_WINDOW_MS = 90 * 86_400_000
+
+
+class Label(Section):
+    """One output of the model: a class (``log`` loss) or a value (``squared`` loss)."""
+
+    action: Name
+    """The action that makes the label positive, or gives its value."""
+    min_value: float | None = None
+    """The action is positive only with at least this value; without it, always."""
+    decided_by: Name | None = None
+    """The action that ends the wait: without a positive action up to then, the label is negative."""
+    window: PositiveDurationMs
+    """At its close, counted from the serving, an undecided label is negative."""
+    loss: Literal["log", "squared"] = "log"
+    weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """The weight of this label's loss in the sum over labels."""
+    transform: Literal["none", "log"] = "none"
+    """``log`` trains on log(1 + value)."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Values are divided by this first, such as 1000 for seconds out of milliseconds."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Label:
+        if self.window > MAX_WINDOW_MS:
+            raise ValueError("window: longer than 90d")
+        if self.loss == "squared" and self.min_value is not None:
+            raise ValueError("min_value is for classes (loss: log); a squared loss takes the value itself")
+        if self.loss == "log" and (self.transform != "none" or self.scale != 1.0):
+            raise ValueError("transform and scale are for values (loss: squared)")
+        return self
+
+    @property
+    def is_value(self) -> bool:
+        """Whether the label is a number rather than a class."""
+        return self.loss == "squared"
+
+
+LabelSet: TypeAlias = Annotated[dict[Name, Label], Field(min_length=1, max_length=64)]
+
+
+class Event(NamedTuple):
+    """One engagement of an impression; ``at`` in ms of event time."""
+
+    at: int
+    action: str
+    value: float
+
+
+class Decision(NamedTuple):
+    """The labels of one impression, when the last was decided and when the newest event in it happened (ms)."""
+
+    values: tuple[float, ...]
+    decided_at: int
+    happened_at: int
+
+
+def used_actions(labels: Mapping[str, Label]) -> frozenset[str]:
+    """The actions that any label looks at."""
+    return frozenset(
+        action for label in labels.values() for action in (label.action, label.decided_by) if action is not None
+    )
+
+
+class Rule(NamedTuple):
+    """A `Label` as `decide` reads it, once for every impression."""
+
+    action: str
+    min_value: float
+    decided_by: str | None
+    window: int
+    is_value: bool
+
+    @classmethod
+    def of(cls, label: Label) -> Rule:
+        """The rule of a label."""
+        least = -float("inf") if label.min_value is None else label.min_value
+        return cls(label.action, least, label.decided_by, label.window, label.is_value)
+
+    def decide(self, served_at: int, events: Iterable[Event]) -> tuple[float, int, bool]:
+        """Value, time of the decision (ms), and whether an event made it, for an impression with these events."""
+        closes = served_at + self.window
+        best: tuple[int, float] | None = None
+        for at, action, value in events:
+            if action == self.action and value >= self.min_value:
+                rank = (at, -value if self.is_value else -1.0)
+            elif action == self.decided_by:
+                rank = (at, -0.0)
+            else:
+                continue
+            if at <= closes and (best is None or rank < best):
+                best = rank
+        return (0.0, closes, False) if best is None else (-best[1], best[0], True)
+
+
+def decide(rules: Iterable[Rule], served_at: int, events: Iterable[Event]) -> Decision:
+    """The labels of an impression served at ``served_at`` (ms) with these events, in any order."""
+    values = []
+    decided_at = happened_at = served_at
+    for rule in rules:
+        value, at, by_event = rule.decide(served_at, events)
+        values.append(value)
+        decided_at = max(decided_at, at)
+        if by_event:
+            happened_at = max(happened_at, at)
+    return Decision(tuple(values), decided_at, happened_at)

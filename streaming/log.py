@@ -1,0 +1,93 @@
+"""The log: topics of partitions of records, each with an offset. Here the embedded one, in RocksDB."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from rocksdict import Options, Rdict, WriteBatch, WriteOptions
+
+IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS = "impressions", "engagements", "examples", "dead-letters"
+
+
+class Record(NamedTuple):
+    """One record of a partition."""
+
+    offset: int
+    value: bytes
+
+
+class Log(Protocol):
+    """What a component needs of a log."""
+
+    def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
+        """Add records at the partition's end, all or none."""
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """Up to ``limit`` records from ``offset`` on, in order; none at the end."""
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        """Records before ``offset`` are no longer needed."""
+
+
+class EmbeddedLog:
+    """A log in a folder, for one process. Offsets start at 0 and grow by one a record.
+
+    ``durable`` syncs every append to the disk; a replay, which can be run again, does without the write-ahead log.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool) -> None:
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        self._db = Rdict(str(folder), options)
+        self._write = WriteOptions()
+        if durable:
+            self._write.sync = True
+        else:
+            self._write.disable_wal = True
+        self._ends: dict[tuple[str, int], int] = {}
+
+    def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
+        """Add records at the partition's end, all or none."""
+        if not values:
+            return
+        end = self.end(topic, partition)
+        batch = WriteBatch(raw_mode=True)
+        for offset, value in enumerate(values, end):
+            batch.put(_key(topic, partition, offset), value)
+        self._db.write(batch, self._write)
+        self._ends[topic, partition] = end + len(values)
+
+    def end(self, topic: str, partition: int) -> int:
+        """The offset that the next record of the partition gets."""
+        known = self._ends.get((topic, partition))
+        if known is None:
+            last = self._db.iter()
+            last.seek_for_prev(_key(topic, partition, 2**63))
+            prefix = _key(topic, partition, 0)[:-8]
+            found = last.valid() and last.key().startswith(prefix)
+            known = struct.unpack(">Q", last.key()[-8:])[0] + 1 if found else 0
+            self._ends[topic, partition] = known
+        return known
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """Up to ``limit`` records from ``offset`` on, in order; none at the end."""
+        stop = min(self.end(topic, partition), offset + limit)
+        if stop <= offset:
+            return []
+        values = self._db[[_key(topic, partition, at) for at in range(offset, stop)]]
+        return [Record(at, value) for at, value in zip(range(offset, stop), values, strict=True) if value is not None]
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        """Records before ``offset`` are no longer needed; the last one stays, since it tells the end."""
+        self._db.delete_range(_key(topic, partition, 0), _key(topic, partition, min(offset, self.end(topic, partition) - 1)))
+
+    def close(self) -> None:
+        """Flush and close the folder."""
+        self._db.close()
+
+
+def _key(topic: str, partition: int, offset: int) -> bytes:
+    return topic.encode() + struct.pack(">xIQ", partition, offset)

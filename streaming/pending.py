@@ -1,0 +1,170 @@
+"""The joiner's state: one record a request, in memory up to a budget and in RocksDB beyond it."""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from rocksdict import Rdict, WriteBatch
+
+from streaming.events import Request
+
+_OVERHEAD_BYTES = 1024
+"""What a pending request costs in memory besides its features, measured with one impression of 11 features."""
+NEVER = 2**62
+
+
+class Pending(msgspec.Struct, array_like=True):
+    """What is known of one request; times in ms of event time.
+
+    Before the request itself has arrived, ``served_at`` is -1 and ``waiting`` holds its engagements as they came
+    (offset, payload). Once every impression is emitted, ``request`` is None and the rest stays as the marker that
+    repeated and late events are recognised by.
+    """
+
+    wake_at: int = NEVER
+    served_at: int = -1
+    request: Request | None = None
+    impression_ids: list[str] = []
+    emitted: bytearray = msgspec.field(default_factory=bytearray)
+    events: dict[int, list[tuple[int, str, float]]] = {}
+    waiting: list[tuple[int, bytes]] = []
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Pending).decode
+
+
+class PendingStore:
+    """Pending requests by id, with the times at which they want to be looked at.
+
+    ``open_db`` opens the RocksDB that takes what ``memory_bytes`` does not hold, in raw mode; it is called at the first
+    spill. Every entry lives in exactly one of the two.
+    """
+
+    def __init__(self, memory_bytes: int, open_db: Callable[[], Rdict]) -> None:
+        self._memory_bytes = memory_bytes
+        self._open_db = open_db
+        self._db: Rdict | None = None
+        self._entries: dict[str, tuple[Pending, int]] = {}
+        self._bytes = 0
+        self._timers: list[tuple[int, str]] = []
+        self.spilled = 0
+
+    def __len__(self) -> int:
+        return len(self._entries) + self.spilled
+
+    def get(self, request_id: str) -> Pending | None:
+        """The entry, brought into memory; changes made to it stay."""
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            return entry[0]
+        if self._db is None or not self.spilled:
+            return None
+        packed = self._db.get(b"p" + request_id.encode())
+        return None if packed is None else self._load(request_id, packed)
+
+    def add(self, request_id: str, pending: Pending) -> None:
+        """Put in an entry, or the same one again after it grew."""
+        size = _OVERHEAD_BYTES + _payload_bytes(pending)
+        old = self._entries.pop(request_id, None)
+        self._entries[request_id] = (pending, size)
+        self._bytes += size - (old[1] if old else 0)
+        if self._bytes > self._memory_bytes:
+            self._spill()
+
+    def wake(self, request_id: str, pending: Pending, at: int) -> None:
+        """Make `due` return the entry when ``at`` has passed, or earlier where that was asked for before."""
+        if at < pending.wake_at:
+            pending.wake_at = at
+            heapq.heappush(self._timers, (at, request_id))
+
+    def due(self, before: int, limit: int) -> list[str]:
+        """Up to ``limit`` ids whose time is before ``before``, in order of time; `get` each and `wake` it anew."""
+        ready = []
+        while self._timers and self._timers[0][0] < before and len(ready) < limit:
+            timer = heapq.heappop(self._timers)
+            if self._is_live(timer):
+                self._entries[timer[1]][0].wake_at = NEVER
+                ready.append(timer[1])
+        if self._db is not None and self.spilled:
+            cursor = self._db.iter()
+            cursor.seek(b"t")
+            while cursor.valid() and cursor.key() < _timer_key(before, b"") and len(ready) < limit:
+                ready.append(cursor.key()[9:].decode())
+                cursor.next()
+        return ready
+
+    def next_due(self) -> int:
+        """The earliest time (ms) that `due` waits for, or `NEVER`."""
+        while self._timers and not self._is_live(self._timers[0]):
+            heapq.heappop(self._timers)
+        earliest = self._timers[0][0] if self._timers else NEVER
+        if self._db is not None and self.spilled:
+            cursor = self._db.iter()
+            cursor.seek(b"t")
+            if cursor.valid() and cursor.key()[:1] == b"t":
+                earliest = min(earliest, struct.unpack(">Q", cursor.key()[1:9])[0])
+        return earliest
+
+    def _is_live(self, timer: tuple[int, str]) -> bool:
+        entry = self._entries.get(timer[1])
+        return entry is not None and entry[0].wake_at == timer[0]
+
+    def drop(self, request_id: str) -> None:
+        """Forget an entry that `get` or `due` returned."""
+        self._bytes -= self._entries.pop(request_id)[1]
+
+    def close(self) -> None:
+        """Close the database, if one was opened."""
+        if self._db is not None:
+            self._db.close()
+
+    def _spill(self) -> None:
+        """Move the half of memory that was touched first to the database, in one batch; the timers go along."""
+        if self._db is None:
+            self._db = self._open_db()
+        batch = WriteBatch(raw_mode=True)
+        moved = 0
+        for request_id in list(self._entries):
+            if self._bytes <= self._memory_bytes // 2 or len(self._entries) == 1:
+                break
+            pending, size = self._entries.pop(request_id)
+            self._bytes -= size
+            key = request_id.encode()
+            batch.put(b"p" + key, _encode(pending))
+            batch.put(_timer_key(pending.wake_at, key), b"")
+            moved += 1
+        self._db.write(batch)
+        self.spilled += moved
+        live = self._entries
+        self._timers = [timer for timer in self._timers if timer[1] in live]
+        heapq.heapify(self._timers)
+
+    def _load(self, request_id: str, packed: Any) -> Pending:
+        assert self._db is not None
+        pending = _decode(packed)
+        key = request_id.encode()
+        batch = WriteBatch(raw_mode=True)
+        batch.delete(b"p" + key)
+        batch.delete(_timer_key(pending.wake_at, key))
+        self._db.write(batch)
+        self.spilled -= 1
+        heapq.heappush(self._timers, (pending.wake_at, request_id))
+        self.add(request_id, pending)
+        return pending
+
+
+def _timer_key(at: int, request_id: bytes) -> bytes:
+    return b"t" + struct.pack(">Q", at) + request_id
+
+
+def _payload_bytes(pending: Pending) -> int:
+    size = sum(len(payload) for _, payload in pending.waiting) + 64 * len(pending.impression_ids)
+    if pending.request is not None:
+        for packed in (*pending.request.features.values(), *pending.request.shared.values()):
+            size += len(packed) if isinstance(packed, bytes) else len(packed[0]) + len(packed[1])
+    return size + 128 * sum(map(len, pending.events.values()))

@@ -1,0 +1,347 @@
+"""Own logs: files of impressions, with side tables, as requests and engagements in the order of event time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from basis.problems import Problem, ProblemList, Problems
+from streaming.columns import Columns, Ids, Ragged
+from streaming.events import MAX_ID_LENGTH, MAX_IMPRESSIONS
+from streaming.features import Feature, SparseFeature
+from streaming.labels import Label
+from streaming.mapping import FeatureMapper, SideTable, times, to_ms
+from streaming.source_settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
+from streaming.tabular import Reject, RowFile, numbers, read
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Engagements:
+    """m engagements in the order of ``happened_at`` (int64 ms); ``row`` is the impression's, -1 where there is none."""
+
+    happened_at: Ids
+    row: Ids
+    action: npt.NDArray[np.int16]
+    actions: list[str]
+    value: npt.NDArray[np.float64]
+    request_id: pa.Array
+    impression_id: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.happened_at)
+
+
+@dataclass(frozen=True)
+class LoggedEvents:
+    """A log of n impressions in r requests, in the order of ``served_at``.
+
+    ``starts`` int64 [r + 1]: the impressions of request i are rows ``starts[i]`` to ``starts[i + 1]``; ``served_at``
+    int64 [r] in ms; ``request_of_row`` int64 [n]. ``rejects`` are rows that could not be used.
+    """
+
+    starts: Ids
+    served_at: Ids
+    request_of_row: Ids
+    request_ids: pa.Array
+    impression_ids: pa.Array
+    features: Columns
+    engagements: Engagements
+    rejects: list[Reject]
+
+    @property
+    def impressions(self) -> int:
+        """The number of impressions."""
+        return len(self.request_of_row)
+
+    @property
+    def requests(self) -> int:
+        """The number of requests."""
+        return len(self.served_at)
+
+    def truth(self, label: Label) -> npt.NDArray[np.float32]:
+        """What the log says of a label, whatever its window: float32 [n]."""
+        events = self.engagements
+        known = events.row >= 0
+        action = events.actions.index(label.action) if label.action in events.actions else -1
+        wanted = known & (events.action == action)
+        if label.min_value is not None:
+            wanted &= events.value >= label.min_value
+        rows = events.row[wanted][::-1]  # backwards, so that the first event of an impression is written last
+        out = np.zeros(self.impressions, np.float32)
+        out[rows] = events.value[wanted][::-1] if label.is_value else 1.0
+        return out
+
+
+def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:
+    """Read a pipeline's logs. ``now_ms`` is the wall clock's time: later events are refused.
+
+    Raises:
+        Problems: everything that is wrong with the files as a whole.
+    """
+    problems = ProblemList()
+    sides: dict[str, RowFile] = {}
+    for name, side in settings.sides.items():
+        with problems.collect():
+            sides[name] = read(folder, side, [side.key, *_feature_columns(features, name)])
+            problems.found += sides[name].missing
+    with problems.collect():
+        rows = read(folder, settings.impressions, _impression_columns(settings, features))
+        problems.found += rows.missing
+        return _Loader(rows, settings, now_ms, problems).load(folder, sides, features)
+    raise Problems(problems.found)
+
+
+class _Loader:
+    """The steps from files to events, over the rows of the impressions' file."""
+
+    def __init__(self, rows: RowFile, settings: SourceSettings, now_ms: int, problems: ProblemList) -> None:
+        self._problems = problems
+        self._rows = rows
+        self._settings = settings
+        self._latest = now_ms + _DAY_MS
+        self._engagement_rejects: list[Reject] = []
+
+    def load(self, folder: Path, sides: Mapping[str, RowFile], features: Mapping[str, Feature]) -> LoggedEvents:
+        rows = self._rows
+        served_at, request_keys = self._usable(rows, self._settings.impressions)
+        order, starts, request_served_at, request_of_row, request_ids = _group(served_at, request_keys)
+        rows.table, rows.lines = rows.table.take(order), rows.lines.take(order)
+        served_at_of_row = request_served_at[request_of_row]
+        joined: dict[str, SideTable] = {}
+        for name, side in self._settings.sides.items():
+            if name in sides:
+                with self._problems.collect():
+                    joined[name] = SideTable(sides[name], side.key, rows.column(side.on or side.key))
+        with self._problems.collect():
+            columns = FeatureMapper(rows, served_at_of_row, joined).columns(features)
+            _check_shared(rows, features, columns, starts, request_of_row)
+        with self._problems.collect():
+            impression_ids = self._impression_ids(request_ids, request_of_row, starts)
+            engagements = self._engagements(folder, served_at_of_row, request_of_row, request_ids, impression_ids)
+        self._problems.raise_any()
+        rejects = [reject for file in (rows, *sides.values()) for reject in file.rejects] + self._engagement_rejects
+        return LoggedEvents(
+            starts, request_served_at, request_of_row, request_ids, impression_ids, columns, engagements, rejects
+        )
+
+    def _usable(self, rows: RowFile, file: ImpressionFile | EngagementFile) -> tuple[Ids, pa.Array | None]:
+        """Times and request keys of the rows that have both; the others are rejected."""
+        at = times(rows, file.time)
+        raw = rows.column(file.time.column)
+        rows.reject(pc.is_null(raw, nan_is_null=True), file.time.column, raw, "malformed", "no time")
+        future = pc.greater(at, self._latest).fill_null(False)
+        rows.reject(future, file.time.column, raw, "future", "in the far future")
+        early = pc.less(at, 0).fill_null(False)
+        rows.reject(early, file.time.column, raw, "malformed", "before 1970")
+        good = pc.and_(pc.is_valid(at), pc.invert(pc.or_(future, early)))
+        keys = None
+        if file.request is not None:
+            keys = _key(rows, file.request)
+            good = self._with_key(rows, file.request, keys, good)
+        if not pc.any(good).as_py():
+            allowed = "allowed: at least one row with a time that is not in the future, and a request"
+            raise Problems([Problem(rows.name, "rows", "none is usable", allowed)])
+        if not pc.all(good).as_py():
+            at, keys = at.filter(good), None if keys is None else keys.filter(good)
+            rows.keep(good)
+        return np.asarray(at.to_numpy(zero_copy_only=False), np.int64), keys
+
+    def _with_key(self, rows: RowFile, columns: Sequence[str], keys: pa.Array, good: pa.Array) -> pa.Array:
+        length = pc.utf8_length(keys).fill_null(0)
+        usable = pc.and_(pc.greater(length, 0), pc.less_equal(length, MAX_ID_LENGTH))
+        broken = pc.and_(good, pc.invert(usable))
+        rows.reject(broken, "+".join(columns), keys, "malformed", f"no key of 1 to {MAX_ID_LENGTH} characters")
+        return pc.and_(good, usable)
+
+    def _impression_ids(self, request_ids: pa.Array, request_of_row: Ids, starts: Ids) -> pa.Array:
+        """The impression's own key, else its request's with its place in it."""
+        requests = request_ids.take(pa.array(request_of_row))
+        columns = self._settings.impressions.impression
+        if columns is None:
+            place = np.arange(len(request_of_row)) - starts[request_of_row]
+            return pc.binary_join_element_wise(requests, pa.array(place).cast(pa.string()), ".")
+        keys = _key(self._rows, columns).fill_null("")
+        both = pc.binary_join_element_wise(requests, keys, "/")
+        counts = pc.value_counts(both)
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(repeated):
+            value, place = repr(repeated.field("values")[0].as_py()), "+".join(columns)
+            raise Problems([Problem(self._rows.name, f"impression {place}", value, "stands in its request twice")])
+        return keys
+
+    def _engagements(
+        self, folder: Path, served_at: Ids, request_of_row: Ids, request_ids: pa.Array, impression_ids: pa.Array
+    ) -> Engagements:
+        names = list(self._settings.actions)
+        at, row, code, value = [], [], [], []
+        for index, action in enumerate(self._settings.actions.values()):
+            with self._problems.collect():
+                happened, delays, values = self._action(action)
+                chosen = np.flatnonzero(happened)
+                at.append(served_at[chosen] + delays[chosen])
+                row.append(chosen)
+                code.append(np.full(len(chosen), index, np.int16))
+                value.append(values[chosen])
+        requests = request_ids.take(pa.array(request_of_row))
+        rows = np.concatenate([*row, np.empty(0, np.int64)]).astype(np.int64)
+        all_requests, all_impressions = requests.take(pa.array(rows)), impression_ids.take(pa.array(rows))
+        file = self._settings.engagements
+        if file is not None:
+            both = pc.binary_join_element_wise(requests, impression_ids, "/")
+            found = self._from_file(folder, file, both, names)
+            at.append(found.happened_at)
+            code.append(found.action)
+            value.append(found.value)
+            rows = np.concatenate((rows, found.row))
+            all_requests = pa.concat_arrays([all_requests, found.request_id])
+            all_impressions = pa.concat_arrays([all_impressions, found.impression_id])
+        self._problems.raise_any()
+        times_ = np.concatenate(at).astype(np.int64)
+        codes = np.concatenate(code).astype(np.int16)
+        order = np.lexsort((rows, codes, times_))
+        return Engagements(
+            times_[order],
+            rows[order],
+            codes[order],
+            names,
+            np.concatenate(value)[order],
+            all_requests.take(pa.array(order)),
+            all_impressions.take(pa.array(order)),
+        )
+
+    def _action(self, action: Action) -> tuple[Bools, Ids, npt.NDArray[np.float64]]:
+        """On which impressions it happened, after how long (ms), and with which value."""
+        count = self._rows.table.num_rows
+        happened = np.ones(count, np.bool_)
+        values = np.ones(count)
+        delays = np.zeros(count, np.int64)
+        if action.when is not None:
+            happened &= _plain(numbers(self._rows, action.when)) != 0
+        if action.value is not None:
+            found = numbers(self._rows, action.value)
+            happened &= np.asarray(pc.is_finite(found).fill_null(False).to_numpy(zero_copy_only=False))
+            values = _plain(found)
+        if isinstance(action.delay, DelayColumn):
+            column = action.delay.column
+            found = to_ms(numbers(self._rows, column), action.delay.unit)
+            negative = pc.less(found, 0).fill_null(False)
+            raw = self._rows.column(column)
+            self._rows.reject(negative, column, raw, "malformed", "a negative delay")
+            happened &= ~np.asarray(negative.to_numpy(zero_copy_only=False))
+            happened &= np.asarray(found.is_valid().to_numpy(zero_copy_only=False))
+            delays = np.asarray(found.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+        else:
+            delays[:] = action.delay
+        return happened, delays, values
+
+    def _from_file(self, folder: Path, file: EngagementFile, known: pa.Array, names: list[str]) -> Engagements:
+        """Engagements of a file of their own; new actions are added to ``names``."""
+        columns = [file.time.column, *file.request, *file.impression, file.action]
+        rows = read(folder, file, columns + ([file.value] if file.value else []))
+        self._problems.found += rows.missing
+        values = numbers(rows, file.value) if file.value else pa.array(np.ones(rows.table.num_rows))
+        rows.table = rows.table.append_column("minutely.value", values)
+        at, requests = self._usable(rows, file)
+        assert requests is not None
+        impressions = _key(rows, file.impression).fill_null("")
+        both = pc.binary_join_element_wise(requests, impressions, "/")
+        row = pc.index_in(both, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
+        actions = rows.column(file.action).cast(pa.string()).fill_null("").dictionary_encode()
+        codes = []
+        for name in actions.dictionary.to_pylist():
+            if name not in names:
+                names.append(name)
+            codes.append(names.index(name))
+        self._engagement_rejects = rows.rejects
+        return Engagements(
+            at,
+            row.astype(np.int64),
+            np.array(codes, np.int16)[actions.indices.to_numpy()],
+            names,
+            _plain(rows.column("minutely.value")),
+            requests,
+            impressions,
+        )
+
+
+def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, Ids, pa.Array]:
+    """Order of rows by request, starts of requests, their times, the request of each row, and the requests' ids."""
+    count = len(served_at)
+    if keys is None:
+        group = np.arange(count)
+        names = pa.array(range(count)).cast(pa.string())
+    else:
+        encoded = keys.dictionary_encode()
+        group, names = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
+    first = np.full(len(names), np.iinfo(np.int64).max)
+    np.minimum.at(first, group, served_at)
+    rank = np.argsort(first, kind="stable")  # dictionary order is that of the file, which breaks ties
+    place = np.empty(len(names), np.int64)
+    place[rank] = np.arange(len(names))
+    request_of_row = place[group]
+    order = np.argsort(request_of_row, kind="stable")
+    sizes = np.bincount(request_of_row, minlength=len(names))
+    if sizes.max() > MAX_IMPRESSIONS:
+        largest = names[int(rank[sizes.argmax()])].as_py()
+        allowed = f"{sizes.max()} impressions; allowed: {MAX_IMPRESSIONS} a request"
+        raise Problems([Problem("impressions", "request", repr(largest), allowed)])
+    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
+    return pa.array(order), starts, first[rank], request_of_row[order], names.take(pa.array(rank)).cast(pa.string())
+
+
+def _key(rows: RowFile, columns: Sequence[str]) -> pa.Array:
+    parts = [rows.column(column).cast(pa.string()) for column in columns]
+    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
+
+
+def _check_shared(
+    rows: RowFile, features: Mapping[str, Feature], columns: Columns, starts: Ids, request_of_row: Ids
+) -> None:
+    """A feature of the request must be the same for all its impressions."""
+    problems = []
+    first = starts[request_of_row]
+    for name, feature in features.items():
+        column = columns[name]
+        if feature.scope != "request" or len(starts) == len(request_of_row) + 1:
+            continue
+        if isinstance(column, Ragged):
+            allowed = "lists are logged with each impression; allowed: scope: impression"
+            problems.append(Problem(rows.name, f"feature {name}", "scope: request", allowed))
+        elif (differs := np.flatnonzero((column != column[first]).reshape(len(first), -1).any(1))).size:
+            line = rows.lines[int(differs[0])].as_py()
+            allowed = "differs within its request; allowed: scope: impression"
+            problems.append(Problem(rows.name, f"feature {name}, line {line}", "scope: request", allowed))
+    if problems:
+        raise Problems(problems)
+
+
+def _feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:
+    return [
+        feature.column
+        for feature in features.values()
+        if feature.side == side and feature.column is not None and not (isinstance(feature, SparseFeature) and feature.cross)
+    ]
+
+
+def _impression_columns(settings: SourceSettings, features: Mapping[str, Feature]) -> list[str]:
+    file = settings.impressions
+    wanted = [file.time.column, *(file.request or []), *(file.impression or []), *_feature_columns(features, None)]
+    wanted += [side.on or side.key for side in settings.sides.values()]
+    for action in settings.actions.values():
+        delay = action.delay.column if isinstance(action.delay, DelayColumn) else None
+        wanted += [column for column in (action.when, action.value, delay) if column is not None]
+    return wanted
+
+
+def _plain(values: pa.Array) -> npt.NDArray[np.float64]:
+    return np.asarray(values.fill_null(0).to_numpy(zero_copy_only=False), np.float64)

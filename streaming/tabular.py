@@ -1,0 +1,194 @@
+"""Reading logged files into Arrow tables: Parquet, CSV and JSON lines, with broken rows told apart from broken files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from basis.problems import Problem, Problems
+from streaming.source_settings import File
+
+_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+_SHOWN = 60
+
+
+class Reject(NamedTuple):
+    """A row that cannot be used: ``place`` names line and column."""
+
+    file: str
+    place: str
+    value: str
+    reason: str
+    detail: str
+
+
+@dataclass
+class RowFile:
+    """Rows read from a file. ``lines`` int64 holds the line of each in the file, counted from 1 (Parquet: the row).
+
+    ``missing`` are columns that were asked for and are not there.
+    """
+
+    name: str
+    table: pa.Table
+    lines: pa.Array
+    rejects: list[Reject] = field(default_factory=list)
+    missing: list[Problem] = field(default_factory=list)
+
+    def column(self, name: str) -> pa.Array:
+        """A column; an empty `Problems` where it is missing, since ``missing`` has told that once."""
+        if name not in self.table.column_names:
+            raise Problems([])
+        return self.table.column(name).combine_chunks()
+
+    def reject(self, broken: pa.Array, column: str, values: pa.Array | pa.ChunkedArray, reason: str, detail: str) -> None:
+        """Note the rows where ``broken`` is true as refused for the value that they have in ``column``."""
+        at = pc.indices_nonzero(broken)
+        for line, value in zip(pc.take(self.lines, at).to_pylist(), pc.take(values, at).to_pylist(), strict=True):
+            self.rejects.append(Reject(self.name, f"line {line}, column {column}", _show(value), reason, detail))
+
+    def keep(self, mask: pa.Array) -> None:
+        """Keep only the rows where ``mask`` is true."""
+        self.table, self.lines = self.table.filter(mask), self.lines.filter(mask)
+
+
+def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
+    """The rows of a file with those of ``columns`` that it has; `Problems` where the file as a whole cannot be read."""
+    path = folder / file.file
+    if not path.is_file():
+        raise Problems([Problem(str(path), "file", "", "not there; allowed: a file of the source's folder")])
+    if path.stat().st_size == 0:
+        raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
+    kind = file.format or _FORMATS.get(path.suffix)
+    if kind is None:
+        raise Problems([Problem(str(path), "ending", path.suffix, "allowed: format: parquet, csv or jsonl")])
+    readers = {"parquet": _parquet, "csv": _csv, "jsonl": _json_lines}
+    rows = readers[kind](path, file, list(dict.fromkeys(columns)))
+    if rows.table.num_rows == 0:
+        raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows")])
+    return rows
+
+
+def numbers(rows: RowFile, column: str) -> pa.Array:
+    """A column as float64; rows whose value is no number become null and are rejected. `Problems` if none is one."""
+    values = rows.column(column)
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values, kind = values.dictionary_decode(), kind.value_type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
+        return values.cast(pa.float64(), safe=False)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise Problems([Problem(rows.name, f"column {column}", f"type {kind}", "allowed: numbers")])
+    broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
+    if pc.sum(broken).as_py() == len(values) - values.null_count:
+        first = values.drop_null()[0].as_py() if len(values) > values.null_count else "nothing but nulls"
+        raise Problems([Problem(rows.name, f"column {column}", f"text such as {_show(first)}", "allowed: numbers")])
+    if pc.any(broken).as_py():
+        rows.reject(broken, column, values, "malformed", "not a number")
+        values = pc.if_else(broken, None, values)
+    return pc.utf8_trim_whitespace(values).cast(pa.float64())
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _missing(path: Path, present: Sequence[str], wanted: Sequence[str]) -> list[Problem]:
+    has = ", ".join(present[:_SHOWN])
+    return [
+        Problem(str(path), f"column {column}", "missing", f"the file has: {has}")
+        for column in wanted
+        if column not in present
+    ]
+
+
+def _parquet(path: Path, _file: File, columns: list[str]) -> RowFile:
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            table = file.read(columns=[column for column in columns if column in present])
+    except (pa.ArrowException, OSError) as error:
+        raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: a whole Parquet file")]) from None
+    lines = pa.array(range(1, table.num_rows + 1), pa.int64())
+    return RowFile(str(path), table, lines, missing=_missing(path, present, columns))
+
+
+def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
+    refused: list[Reject] = []
+
+    def refuse(row: Any) -> str:
+        detail = f"{row.actual_columns} columns, {row.expected_columns} expected"
+        place = "a line" if row.number is None else f"line {row.number}"
+        refused.append(Reject(str(path), place, _show(row.text), "malformed", detail))
+        return "skip"
+
+    parse = pa.csv.ParseOptions(delimiter=file.delimiter, invalid_row_handler=refuse)
+    options = pa.csv.ReadOptions(use_threads=False)  # one thread tells line numbers
+    try:
+        with pa.csv.open_csv(path, read_options=options, parse_options=parse) as reader:
+            present = reader.schema.names
+        refused.clear()
+        missing = _missing(path, present, columns)
+        columns = [column for column in columns if column in present]
+        convert = pa.csv.ConvertOptions(
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pa.string()),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            null_values=[""],
+        )
+        table = pa.csv.read_csv(path, read_options=options, parse_options=parse, convert_options=convert)
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: CSV with a header line")]) from None
+    broken = {int(reject.place.removeprefix("line ")) for reject in refused if reject.place.startswith("line ")}
+    total = table.num_rows + len(broken)
+    lines = [line for line in range(2, total + 2) if line not in broken]
+    return RowFile(str(path), table, pa.array(lines, pa.int64()), refused, missing)
+
+
+def _json_lines(path: Path, _file: File, columns: list[str]) -> RowFile:
+    try:
+        table = pa.json.read_json(path)
+        lines = pa.array(range(1, table.num_rows + 1), pa.int64())
+        rejects: list[Reject] = []
+    except pa.ArrowException:
+        table, lines, rejects = _json_line_by_line(path)
+    missing = _missing(path, table.column_names, columns)
+    table = table.select([column for column in columns if column in table.column_names])
+    return RowFile(str(path), table, lines, rejects, missing)
+
+
+def _json_line_by_line(path: Path) -> tuple[pa.Table, pa.Array, list[Reject]]:
+    """What the fast reader gives up on: one broken line, or columns of mixed types, which become text."""
+    rows: list[dict[str, Any]] = []
+    lines, rejects = [], []
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    with path.open("rb") as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                rows.append(decoder.decode(text))
+                lines.append(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                rejects.append(Reject(str(path), f"line {line}", _show(text[:_SHOWN]), "malformed", str(error)))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: _as_column([row.get(name) for row in rows]) for name in names}), pa.array(lines, pa.int64()), rejects
+
+
+def _as_column(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([value if value is None or isinstance(value, str) else str(value) for value in values])

@@ -1,0 +1,1 @@
+"""Examples to row and weight updates: models, losses, the worker, and metrics of served scores."""

@@ -1,0 +1,116 @@
+"""From columns of ids to rows of tables, and gradients back: one call a table, whatever the number of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from streaming.columns import Columns, Floats, Ids, Ragged
+from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
+
+Lookup: TypeAlias = Callable[[str, Ids, npt.NDArray[np.float32]], object]
+"""Writes the rows of a table's ids, float32 [n, row_dim], into its last argument."""
+
+
+class TableIds(NamedTuple):
+    """The ids of a batch in one table, and where its rows begin and end in the batch's."""
+
+    table: str
+    ids: Ids
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Slot:
+    name: str
+    pool: str | None
+
+
+class RowPlan:
+    """Which table serves which features. ``fields`` is the number of embeddings that an impression has."""
+
+    def __init__(self, features: Mapping[str, Feature]) -> None:
+        slots: dict[str, list[_Slot]] = {}
+        for name, feature in features.items():
+            if isinstance(feature, SparseFeature):
+                pool = feature.pool if feature.is_list else None
+                slots.setdefault(feature.table or name, []).append(_Slot(name, pool))
+        self._slots = slots
+        self._pooled = any(slot.pool for group in slots.values() for slot in group)
+        self._dense = [name for name, feature in features.items() if not isinstance(feature, SparseFeature)]
+        self.tables = list(slots)
+        self.fields = sum(map(len, slots.values()))
+        self.dense_width = sum(_width(feature) for feature in features.values())
+
+    def ids(self, columns: Columns) -> list[TableIds]:
+        """The ids of a batch by table."""
+        found, start = [], 0
+        for table, slots in self._slots.items():
+            parts = [_values(columns[slot.name]) for slot in slots]
+            ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            found.append(TableIds(table, np.ascontiguousarray(ids), start, start + len(ids)))
+            start += len(ids)
+        return found
+
+    def fetch(self, ids: list[TableIds], row_dim: int, lookup: Lookup) -> Tensor:
+        """The rows of a batch, float32 [ids, row_dim]."""
+        rows = np.empty((ids[-1].stop if ids else 0, row_dim), np.float32)
+        for part in ids:
+            lookup(part.table, part.ids, rows[part.start : part.stop])
+        return torch.from_numpy(rows)
+
+    def stack(self, rows: Tensor, columns: Columns, impressions: int) -> Tensor:
+        """The rows as embeddings of impressions, float32 [fields, impressions, row_dim], lists pooled."""
+        if not self._pooled:
+            return rows.view(self.fields, impressions, rows.shape[1])
+        return torch.stack(list(self._pool(rows, columns, impressions)))
+
+    def _pool(self, rows: Tensor, columns: Columns, impressions: int) -> Iterator[Tensor]:
+        start = 0
+        for slots in self._slots.values():
+            for slot in slots:
+                column = columns[slot.name]
+                if not isinstance(column, Ragged):
+                    yield rows[start : start + impressions]
+                    start += impressions
+                    continue
+                stop = start + len(column.values)
+                offsets = torch.from_numpy(column.offsets[:-1].copy())
+                everyone = torch.arange(stop - start)
+                assert slot.pool is not None
+                yield functional.embedding_bag(everyone, rows[start:stop], offsets, mode=slot.pool)
+                start = stop
+
+    def dense(self, columns: Columns, impressions: int) -> Tensor:
+        """Dense and vector features, float32 [impressions, dense_width]."""
+        if not self._dense:
+            return torch.empty(impressions, 0)
+        parts = [_floats(columns[name]).reshape(impressions, -1) for name in self._dense]
+        return torch.from_numpy(np.concatenate(parts, axis=1))
+
+
+def _width(feature: Feature) -> int:
+    match feature:
+        case DenseFeature():
+            return 1
+        case VectorFeature():
+            return feature.size
+        case _:
+            return 0
+
+
+def _values(column: Ids | Floats | Ragged) -> Ids:
+    return column.values if isinstance(column, Ragged) else column.astype(np.int64, copy=False)
+
+
+def _floats(column: Ids | Floats | Ragged) -> Floats:
+    assert not isinstance(column, Ragged)
+    return column.astype(np.float32, copy=False)
