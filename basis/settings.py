@@ -41,9 +41,9 @@ def _positive(value: Any) -> int:
 def format_duration(milliseconds: int) -> str:
     """The shortest text that `parse_duration` reads back as ``milliseconds``."""
     for unit in ("d", "h", "m", "s"):
-        if milliseconds % _UNIT_MS[unit] == 0:
+        if milliseconds and milliseconds % _UNIT_MS[unit] == 0:
             return f"{milliseconds // _UNIT_MS[unit]}{unit}"
-    return f"{milliseconds}ms"
+    return f"{milliseconds}ms" if milliseconds else "0s"
 
 
 _as_text = PlainSerializer(format_duration, return_type=str, when_used="json")

@@ -9,9 +9,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from minutely.config import Pipeline
 from basis.problems import Problem
 from basis.settings import format_duration
+from minutely.config import Pipeline
 from streaming.columns import Ragged
 from streaming.labels import Label
 from streaming.source import LoggedEvents
@@ -61,8 +61,9 @@ def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
 
 
 def _labels(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
-    headings = ("label", "positive", "delay p50", "p90", "p99", "window", "cut by window", "decided by event")
-    table = TextTable(*headings, title="Labels", title_justify="left")
+    headings = ("label", "positive", "delay p50", "p90", "p99", "window", "cut", "decided")
+    title = "Labels: delay from the serving, positives that the window cuts, share decided by an event in it"
+    table = TextTable(*headings, title=title, title_justify="left")
     for name, label in pipeline.labels.items():
         table.add_row(name, *_label(label, events))
     return table
@@ -81,11 +82,14 @@ def _label(label: Label, events: LoggedEvents) -> list[str]:
     rows = np.unique(log.row[positive])
     kept = np.unique(log.row[positive & (delay <= label.window)])
     if label.is_value:
-        share = f"mean {events.truth(label).mean():.4g}"
+        share = f"mean {events.truth(label).mean():,.0f}"
     else:
-        share = f"{len(rows):,} ({len(rows) / events.impressions:.2%})"
+        share = f"{len(rows):,} {len(rows) / events.impressions:.1%}"
     if len(rows):
-        quantiles = [format_duration(round(value)) for value in np.percentile(delay[positive], (50, 90, 99))]
+        quantiles = [
+            format_duration(round(value / 1000) * 1000 if value >= 1000 else round(value))
+            for value in np.percentile(delay[positive], (50, 90, 99))
+        ]
         cut = f"{1 - len(kept) / len(rows):.2%}"
     else:
         quantiles, cut = ["-"] * 3, "-"

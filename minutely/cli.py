@@ -21,7 +21,9 @@ _INTERRUPTED = 130
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 data_option = click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), help="Folder of the logs, instead of the configured one."
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the logs, instead of the configured one.",
 )
 out_option = click.option(
     "--out",
@@ -38,7 +40,7 @@ warmup_option = click.option(
 )
 
 
-class Cadence(click.ParamType):
+class Cadence(click.ParamType[int | str]):
     """A duration in ms, or the word ``never``."""
 
     name = "60s|1h|24h|never"
@@ -77,7 +79,7 @@ def replay(
     The replica scores every impression with the version that it has at that event time, before its label exists; those
     scores are what the summary measures. Leaves summary.json and report.html in the run's folder.
     """
-    pipeline = _load(config, seed)
+    pipeline = _load(config, data, seed)
     every = pipeline.sync.sparse_every if sync_every is None else sync_every
     if isinstance(every, int) and every % pipeline.train.step_every:
         step = format_duration(pipeline.train.step_every)
@@ -86,7 +88,7 @@ def replay(
             param_hint="--sync-every",
         )
     name = "never" if isinstance(every, str) else format_duration(every)
-    _replay(pipeline, {name: None if isinstance(every, str) else every}, warmup, data, out)
+    _replay(pipeline, {name: None if isinstance(every, str) else every}, warmup, out)
 
 
 @cli.command()
@@ -103,7 +105,7 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
     """
     from minutely.replay import COMPARED
 
-    _replay(_load(config, seed), COMPARED, warmup, data, out)
+    _replay(_load(config, data, seed), COMPARED, warmup, out)
 
 
 @cli.command()
@@ -112,14 +114,14 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
 def check(config: Path, data: Path | None) -> None:
     """Check a config and the logs that it names: every mistake at once, or else what was found in them."""
     from minutely.check import describe, problems_of_rows
-    from minutely.config import load_as_far_as_right
+    from minutely.config import load_what_is_right
     from streaming.source import load
 
-    pipeline, problems = load_as_far_as_right(config, data)
+    pipeline, problems = load_what_is_right(config, data)
     events = None
     if pipeline is not None:
         try:
-            events = load(pipeline.data_folder(data), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+            events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
             problems += problems_of_rows(events.rejects)
         except Problems as found:
             problems += found.problems
@@ -142,19 +144,19 @@ def rows(table: str, id: str, folder: Path | None) -> None:
     show_row(Console(), folder, table, id)
 
 
-def _load(config: Path, seed: int | None) -> Pipeline:
+def _load(config: Path, data: Path | None, seed: int | None) -> Pipeline:
     from minutely.config import load_pipeline
 
-    pipeline = load_pipeline(config)
+    pipeline = load_pipeline(config, data)
     return pipeline if seed is None else pipeline.model_copy(update={"seed": seed})
 
 
-def _replay(pipeline: Pipeline, cadences: dict[str, int | None], warmup: float, data: Path | None, out: Path | None) -> None:
+def _replay(pipeline: Pipeline, cadences: dict[str, int | None], warmup: float, out: Path | None) -> None:
     from minutely.replay import replay
     from minutely.summary_table import print_summary
 
     console = Console()
-    done = replay(pipeline, cadences, warmup, data, out, console)
+    done = replay(pipeline, cadences, warmup, out, console)
     print_summary(console, done)
     if done.summary["interrupted"]:
         sys.exit(_INTERRUPTED)

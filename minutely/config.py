@@ -12,9 +12,9 @@ import xxhash
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from paramserver.settings import SyncSettings, TablesSettings
 from basis.problems import Problem, Problems
-from basis.settings import Section
+from basis.settings import Section, format_duration
+from paramserver.settings import SyncSettings, TablesSettings
 from streaming.datasets import movielens_100k
 from streaming.features import FeatureSet, SparseFeature
 from streaming.joiner import JoinSettings
@@ -23,6 +23,7 @@ from streaming.source_settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
 
 _MAX_CONFIG_BYTES = 1 << 20
+_UNION_TAGS = ("sparse", "dense", "vector", "constant", "column")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -45,38 +46,33 @@ class Pipeline(Section):
         form = self.model_dump(mode="json", include={"features", "labels", "model", "tables"})
         return xxhash.xxh3_64_hexdigest(msgspec.json.encode(form, order="sorted"))
 
-    def data_folder(self, given: Path | None) -> Path:
-        """The folder of the source's files: ``given`` (from ``--data``), else as configured."""
-        if given is not None:
-            return given
-        if self.source.dir is not None:
-            return Path(self.source.dir)
-        return movielens_100k()
+    def data_folder(self) -> Path:
+        """The folder of the source's files; a data set that is nowhere is fetched."""
+        return movielens_100k() if self.source.dir is None else Path(self.source.dir)
 
 
-def load_pipeline(path: Path) -> Pipeline:
-    """The pipeline in a file; `Problems` with every mistake in it."""
-    text, tree = _read(path)
-    pipeline, problems = _validate(path, text, tree)
+def load_pipeline(path: Path, data: Path | None = None) -> Pipeline:
+    """The pipeline in a file, its logs in ``data`` where given; `Problems` with every mistake in it."""
+    pipeline, problems = _validate(path, *_read(path), data)
     if pipeline is None or problems:
         raise Problems(problems)
     return pipeline
 
 
-def load_as_far_as_right(path: Path, data: Path | None) -> tuple[Pipeline | None, list[Problem]]:
-    """The pipeline and the mistakes in its file; with mistakes elsewhere, a pipeline to check the source's data by."""
-    text, tree = _read(path)
-    pipeline, problems = _validate(path, text, tree)
-    if pipeline is None and isinstance(text, dict):
-        known = {"name": "check", "labels": {"any": {"action": "any", "window": "1s"}}}
-        partial = {**known, **{key: text[key] for key in ("source", "features") if key in text}}
+def load_what_is_right(path: Path, data: Path | None) -> tuple[Pipeline | None, list[Problem]]:
+    """The mistakes in a file, and a pipeline to check its logs by: whole, or only source and features, or None."""
+    loaded, tree = _read(path)
+    pipeline, problems = _validate(path, loaded, tree, data)
+    wrong = {part for problem in problems for part in problem.place.split(", ")[-1:]}
+    if any(place.startswith(("source", "features")) for place in wrong):
+        return None, problems
+    if pipeline is None:
+        stand_in = {"name": "check", "labels": {"any": {"action": "any", "window": "1s"}}}
+        parts = {key: loaded[key] for key in ("source", "features") if key in loaded}
         try:
-            pipeline = Pipeline.model_validate(partial)
+            pipeline = Pipeline.model_validate({**stand_in, **parts})
         except ValidationError:
-            pipeline = None
-        else:
-            if any(problem.place.split(", ")[-1].startswith(("source", "features")) for problem in problems):
-                pipeline = None
+            return None, problems
     return pipeline, problems
 
 
@@ -117,10 +113,14 @@ def _repeated_keys(name: str, node: yaml.Node) -> list[Problem]:
     return found
 
 
-def _validate(path: Path, loaded: Any, tree: yaml.Node | None) -> tuple[Pipeline | None, list[Problem]]:
+def _validate(
+    path: Path, loaded: Any, tree: yaml.Node | None, data: Path | None
+) -> tuple[Pipeline | None, list[Problem]]:
     if not isinstance(loaded, dict):
-        raise Problems([Problem(str(path), "file", repr(loaded)[:60], f"allowed: keys {', '.join(Pipeline.model_fields)}")])
-    problems = _expand(path, loaded, tree)
+        raise Problems(
+            [Problem(str(path), "file", repr(loaded)[:60], f"allowed: keys {', '.join(Pipeline.model_fields)}")]
+        )
+    problems = _place_source(path, loaded, tree, data)
     try:
         pipeline = Pipeline.model_validate(loaded)
     except ValidationError as error:
@@ -128,16 +128,21 @@ def _validate(path: Path, loaded: Any, tree: yaml.Node | None) -> tuple[Pipeline
     return pipeline, problems + _cross_check(path, tree, pipeline)
 
 
-def _expand(path: Path, loaded: dict[str, Any], tree: yaml.Node | None) -> list[Problem]:
-    """Put environment variables into ``source.dir``, in place."""
+def _place_source(path: Path, loaded: dict[str, Any], tree: yaml.Node | None, data: Path | None) -> list[Problem]:
+    """Put ``data``, else environment variables, into ``source.dir``, in place."""
     source = loaded.get("source")
-    if not isinstance(source, dict) or not isinstance(source.get("dir"), str):
+    if not isinstance(source, dict):
+        return []
+    if data is not None:
+        source["dir"] = str(data)
+    if not isinstance(source.get("dir"), str):
         return []
     missing = [name for name in _VARIABLE.findall(source["dir"]) if name not in os.environ]
     source["dir"] = _VARIABLE.sub(lambda match: os.environ.get(match[1], ""), source["dir"])
     place = _place(tree, ("source", "dir"))
     return [
-        Problem(str(path), place, f"${{{name}}}", "the variable is not set; set it, or use --data DIR") for name in missing
+        Problem(str(path), place, f"${{{name}}}", "the variable is not set; set it, or use --data DIR")
+        for name in missing
     ]
 
 
@@ -146,8 +151,13 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
     found: list[tuple[tuple[str, ...], str, str]] = []
     sides, actions = list(pipeline.source.sides), list(pipeline.source.actions)
     for name, feature in pipeline.features.items():
-        if not (isinstance(feature, SparseFeature) and feature.cross) and getattr(feature, "side", None) not in (None, *sides):
-            found.append((("features", name, "side"), str(feature.side), f"allowed: {', '.join(sides) or 'no side table'}"))
+        if not (isinstance(feature, SparseFeature) and feature.cross) and getattr(feature, "side", None) not in (
+            None,
+            *sides,
+        ):
+            found.append(
+                (("features", name, "side"), str(feature.side), f"allowed: {', '.join(sides) or 'no side table'}")
+            )
     for name, label in pipeline.labels.items():
         for key, action in (("action", label.action), ("decided_by", label.decided_by)):
             if action is not None and action not in actions and pipeline.source.engagements is None:
@@ -156,6 +166,9 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
     for name in pipeline.tables.only:
         if name not in tables:
             found.append((("tables", "only", name), name, f"allowed: {', '.join(sorted(tables))}"))
+    if pipeline.sync.sparse_every % pipeline.train.step_every:
+        step, every = (format_duration(at) for at in (pipeline.train.step_every, pipeline.sync.sparse_every))
+        found.append((("sync", "sparse_every"), every, f"allowed: multiples of train.step_every ({step})"))
     if not tables:
         found.append((("features",), "no sparse feature", "allowed: at least one, since rows are what is kept fresh"))
     return [Problem(str(path), _place(tree, loc), value, allowed) for loc, value, allowed in found]
@@ -168,6 +181,8 @@ def _problem(path: Path, tree: yaml.Node | None, error: Any) -> Problem:
         value, allowed = repr(loc[-1]), f"unknown key; allowed: {', '.join(_known_keys(loc[:-1]))}"
     elif kind == "missing":
         allowed = "missing; this key is needed"
+    elif kind == "union_tag_invalid":
+        value, allowed = repr(error["ctx"]["tag"]), f"allowed: {error['ctx']['expected_tags']}"
     else:
         allowed = error["msg"].removeprefix("Value error, ")
     return Problem(str(path), _place(tree, loc), value if len(value) <= 80 else value[:77] + "...", allowed)
@@ -188,7 +203,7 @@ def _place(tree: yaml.Node | None, loc: tuple[Any, ...]) -> str:
             line = node.start_mark.line + 1
             path.append(str(part))
             continue
-        if part is loc[-1] and isinstance(part, str) and part != "sparse":
+        if part is loc[-1] and isinstance(part, str) and part not in _UNION_TAGS:
             path.append(part)  # a missing key
     return f"line {line}, {'.'.join(path)}"
 
@@ -216,6 +231,8 @@ def _children(schema: Any, node: Any, part: Any) -> list[Any]:
     for option in _options(schema, node):
         if part in option.get("properties", {}):
             found.append(option["properties"][part])
-        elif isinstance(option.get("additionalProperties"), dict):
-            found.append(option["additionalProperties"])
+        else:
+            found += option.get("patternProperties", {}).values()
+            if isinstance(option.get("additionalProperties"), dict):
+                found.append(option["additionalProperties"])
     return found

@@ -39,7 +39,8 @@ _PARTITION = 0
 class Served:
     """A replica in the loop and what it served: ``scores`` float32 [impressions, labels], filled up to ``scored_to``.
 
-    ``every`` is its cadence in ms, None for never. ``waiting`` holds decision times (ms) of what was published and not pulled.
+    ``every`` is its cadence in ms, None for never. ``waiting`` holds decision times (ms) of what was published and not pulled,
+    ``latencies`` how long after its decision each example was servable, by pull at ``pulled_at`` (ms).
     """
 
     name: str
@@ -51,6 +52,7 @@ class Served:
     unpulled_since: int | None = None
     waiting: list[npt.NDArray[np.int64]] = field(default_factory=list)
     latencies: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    pulled_at: list[int] = field(default_factory=list)
 
     def pull_at(self) -> int:
         """When it will pull what is published by now (event ms)."""
@@ -112,7 +114,9 @@ class EmbeddedLoop:
 
     def tick(self) -> bool:
         """Take the next stretch of event time that has anything in it through the loop. Whether there was one."""
-        at = min(self._next_request_at(), self._next_engagement_at(), self.joiner.next_due() + self.pipeline.join.lateness)
+        at = min(
+            self._next_request_at(), self._next_engagement_at(), self.joiner.next_due() + self.pipeline.join.lateness
+        )
         if at >= NEVER:
             return False
         start = at // self._step_ms * self._step_ms
@@ -149,7 +153,9 @@ class EmbeddedLoop:
     def dead_letters_by_reason(self) -> dict[str, int]:
         """How many were refused for which reason."""
         found = Counter(reject.reason for reject in self.events.rejects)
-        found.update({name.removeprefix("dead."): n for name, n in self.joiner.counts.items() if name.startswith("dead.")})
+        found.update(
+            {name.removeprefix("dead."): n for name, n in self.joiner.counts.items() if name.startswith("dead.")}
+        )
         return dict(sorted(found.items()))
 
     def replica_equals_table(self, served: Served) -> bool:
@@ -250,7 +256,9 @@ class EmbeddedLoop:
     def _pull(self, served: Served, now: int, *, everything: bool = False) -> None:
         served.replica.pull(now, everything=everything)
         served.unpulled_since = None
-        served.latencies += [now - decided for decided in served.waiting if len(decided)]
+        if any(map(len, served.waiting)):
+            served.latencies.append(now - np.concatenate(served.waiting))
+            served.pulled_at.append(now)
         served.waiting.clear()
 
     def _serve(self, start: int, end: int) -> None:
@@ -296,5 +304,3 @@ def _end_of_cell(at: int, every: int | None) -> int:
 
 def _open_raw(folder: Path) -> Rdict:
     return Rdict(str(folder), Options(raw_mode=True))
-
-

@@ -89,7 +89,9 @@ class Measures:
                 admitted_so_far=sum(item.admitted for item in stats),
                 expired_so_far=sum(item.expired for item in stats),
                 file_bytes=sum(shard.rows.size for shard in shards),
-                row_change=(change.squared_change / change.squared_norm) ** 0.5 if change.squared_norm else float("nan"),
+                row_change=(change.squared_change / change.squared_norm) ** 0.5
+                if change.squared_norm
+                else float("nan"),
                 dense_change=dense_change,
             )
         )

@@ -39,7 +39,6 @@ def replay(
     pipeline: Pipeline,
     cadences: Mapping[str, int | None],
     warmup: float,
-    data: Path | None,
     out: Path | None,
     console: Console,
 ) -> Replayed:
@@ -47,10 +46,12 @@ def replay(
 
     Ctrl-C ends it between two steps, with everything that was learned by then published and summarised.
     """
-    torch.set_num_threads(1)  # steps of a few examples: a second thread costs more than it brings, and results stay the same
+    torch.set_num_threads(
+        1
+    )  # steps of a few examples: a second thread costs more than it brings, and results stay the same
     now_ms = time.time_ns() // 1_000_000
     with console.status("Reading logs"):
-        events = load(pipeline.data_folder(data), pipeline.source, pipeline.features, now_ms)
+        events = load(pipeline.data_folder(), pipeline.source, pipeline.features, now_ms)
     run = Run.create(pipeline, out, now_ms)
     started = time.monotonic()
     files = WriteBack(LocalFiles(run.deltas, durable=False), _DELTAS_IN_MEMORY_BYTES)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from minutely.loop import EmbeddedLoop, Served
 from basis.settings import format_duration
+from minutely.loop import EmbeddedLoop, Served
 from trainer.metrics import class_metrics, value_metrics
 
 

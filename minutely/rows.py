@@ -9,11 +9,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
+from basis.problems import Problem, Problems
 from minutely.run import Run
 from paramserver import manifest as manifests
 from paramserver.delta_log import read_shard
 from paramserver.files import LocalFiles
-from basis.problems import Problem, Problems
 from streaming.ids import text_id
 
 

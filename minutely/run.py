@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from minutely.config import Pipeline
 from basis.problems import Problem, Problems
+from minutely.config import Pipeline
 
 RUNS = Path("runs")
 _LATEST = "latest"

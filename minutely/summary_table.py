@@ -21,7 +21,9 @@ def print_summary(console: Console, done: Replayed) -> None:
         for metric in metrics:
             table.add_row(f"{label} {metric}", *(_number(item["metrics"][label][metric]) for item in cadences.values()))
     for name in ("p50", "p99"):
-        table.add_row(f"freshness {name} (s)", *(_number(item["freshness_seconds"][name], 1) for item in cadences.values()))
+        table.add_row(
+            f"freshness {name} (s)", *(_number(item["freshness_seconds"][name], 1) for item in cadences.values())
+        )
     console.print(table)
     rows = summary["rows"]
     console.print(

@@ -1,7 +1,7 @@
 """The files of one version of a shard: what replicas need, and what recovery needs besides.
 
-Both are Arrow IPC streams of one batch with one row a table, whose lists hold the values of all its changed rows end to end; a base has the
-same form and holds all rows. Lists of the same table have the same order in both files.
+Both are Arrow IPC streams of one batch with one row a table, whose lists hold the values of all its changed rows end to
+end; a base has the same form and holds all rows. Lists of the same table have the same order in both files.
 
 Rows file: ``table`` string, ``dim`` int32, ``expired`` list<int64> (tombstones, applied first), ``key`` list<int64>,
 ``embedding`` list<float32> (dim values a key). State file: ``table`` string, ``state_dim`` int32, ``state`` list<float32>,
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,20 +24,18 @@ from paramserver.table import Rows
 
 _INT, _FLOAT, _COUNT = pa.large_list(pa.int64()), pa.large_list(pa.float32()), pa.large_list(pa.uint32())
 _ROWS = BatchCodec(
-    pa.schema(
-    [("table", pa.string()), ("dim", pa.int32()), ("expired", _INT), ("key", _INT), ("embedding", _FLOAT)]
-    )
+    pa.schema([("table", pa.string()), ("dim", pa.int32()), ("expired", _INT), ("key", _INT), ("embedding", _FLOAT)])
 )
 _STATE = BatchCodec(
     pa.schema(
-    [
-        ("table", pa.string()),
-        ("state_dim", pa.int32()),
-        ("state", _FLOAT),
-        ("last_seen", _COUNT),
-        ("count", _COUNT),
-        ("version", _INT),
-    ]
+        [
+            ("table", pa.string()),
+            ("state_dim", pa.int32()),
+            ("state", _FLOAT),
+            ("last_seen", _COUNT),
+            ("count", _COUNT),
+            ("version", _INT),
+        ]
     )
 )
 
@@ -104,7 +103,9 @@ def decode_rows(name: str, data: bytes) -> dict[str, RowsChange]:
     batch = _decode(_ROWS, name, data)
     expired, keys, values = (_split(batch.column(column)) for column in ("expired", "key", "embedding"))
     changes = {}
-    for at, (table, dim) in enumerate(zip(batch.column("table").to_pylist(), batch.column("dim").to_pylist(), strict=True)):
+    for at, (table, dim) in enumerate(
+        zip(batch.column("table").to_pylist(), batch.column("dim").to_pylist(), strict=True)
+    ):
         if len(values[at]) != dim * len(keys[at]):
             raise BadFile(f"{name}: table {table}: {len(values[at])} values for {len(keys[at])} rows of {dim}")
         changes[table] = RowsChange(expired[at], keys[at], values[at].reshape(-1, dim))
@@ -150,15 +151,16 @@ def _fold_table(parts: Sequence[TableDelta]) -> TableDelta:
     kept = last[alive[last]]
     row = np.cumsum(alive)[kept] - 1  # where the kept ones stand among the rows alone
 
-    def take(name: str) -> npt.NDArray[np.generic]:
-        return np.concatenate([getattr(table.rows, name) for table in parts])[row]
+    def take(name: str) -> npt.NDArray[Any]:
+        values: npt.NDArray[Any] = np.concatenate([getattr(table.rows, name) for table in parts])[row]
+        return values
 
     names = ("ids", "embeddings", "state", "last_seen_seconds", "counts")
     rows = Rows(**{name: take(name) for name in names}, expired=np.empty(0, np.int64))
     return TableDelta(rows, np.concatenate([table.versions for table in parts])[row])
 
 
-def _lists(kind: pa.DataType, parts: Sequence[npt.NDArray[np.generic]]) -> pa.Array:
+def _lists(kind: pa.DataType, parts: Sequence[npt.NDArray[Any]]) -> pa.Array:
     """A large_list column over numpy's own memory; by ``pa.array`` it costs seven times as much, 7 times an epoch."""
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
@@ -167,9 +169,9 @@ def _lists(kind: pa.DataType, parts: Sequence[npt.NDArray[np.generic]]) -> pa.Ar
     return pa.Array.from_buffers(kind, len(parts), [None, pa.py_buffer(offsets)], children=[flat])
 
 
-def _split(column: pa.Array) -> list[npt.NDArray[np.generic]]:
+def _split(column: pa.Array) -> list[npt.NDArray[Any]]:
     offsets, values = column.offsets.to_numpy().tolist(), column.values.to_numpy()
-    return [values[start:stop] for start, stop in zip(offsets, offsets[1:], strict=False)]
+    return [values[start:stop] for start, stop in pairwise(offsets)]
 
 
 def _encode(codec: BatchCodec, arrays: list[pa.Array]) -> bytes:

@@ -29,7 +29,9 @@ class FileRef(msgspec.Struct, frozen=True, kw_only=True):
         """The file's bytes; `BadFile` where they are not those that were published."""
         data = files.read(self.name)
         if len(data) != self.size or xxhash.xxh3_64_hexdigest(data) != self.xxh3:
-            raise BadFile(f"{self.name}: {len(data)} bytes with another checksum than its manifest's ({self.size} bytes)")
+            raise BadFile(
+                f"{self.name}: {len(data)} bytes with another checksum than its manifest's ({self.size} bytes)"
+            )
         return data
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from paramserver.table import Adagrad, Normal, Table, Zeros
 from basis.settings import PositiveDurationMs, Section
+from paramserver.table import Adagrad, Normal, Table, Zeros
 
 Positive = Annotated[float, Field(gt=0)]
 

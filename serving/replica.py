@@ -73,7 +73,9 @@ class Replica:
     def score(self, columns: Columns, impressions: int) -> npt.NDArray[np.float32]:
         """Predictions for each label, float32 [impressions, labels]."""
         parts = [
-            self._score(slice_columns(columns, at, min(at + _ROWS_AT_ONCE, impressions)), min(_ROWS_AT_ONCE, impressions - at))
+            self._score(
+                slice_columns(columns, at, min(at + _ROWS_AT_ONCE, impressions)), min(_ROWS_AT_ONCE, impressions - at)
+            )
             for at in range(0, impressions, _ROWS_AT_ONCE)
         ]
         return np.concatenate(parts) if parts else np.empty((0, len(self._labels)), np.float32)

@@ -122,5 +122,7 @@ def from_arrow(array: pa.Array, feature: Feature) -> Column:
         offsets = array.offsets.to_numpy().astype(np.int64)
         return Ragged(offsets - offsets[0], array.flatten().to_numpy())
     if isinstance(feature, VectorFeature):
-        return array.flatten().to_numpy().reshape(-1, feature.size)
-    return array.to_numpy()
+        vectors: Floats = array.flatten().to_numpy().reshape(-1, feature.size)
+        return vectors
+    values: Ids | Floats = array.to_numpy()
+    return values

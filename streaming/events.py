@@ -85,7 +85,9 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
     if record.version != SCHEMA_VERSION:
         raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
     if not 0 < len(record.request_id) <= MAX_ID_LENGTH:
-        raise BadRecord("malformed", f"request_id of {len(record.request_id)} characters; allowed: 1 to {MAX_ID_LENGTH}")
+        raise BadRecord(
+            "malformed", f"request_id of {len(record.request_id)} characters; allowed: 1 to {MAX_ID_LENGTH}"
+        )
     return record
 
 

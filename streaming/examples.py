@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -114,6 +115,6 @@ def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator
     """Cut a batch ordered by ``decided_at`` into training steps: one per step of event time, at most ``max_rows``."""
     steps = batch.column("decided_at").to_numpy() // step_ms
     bounds = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), batch.num_rows]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         for at in range(start, stop, max_rows):
             yield batch.slice(at, min(max_rows, stop - at))

@@ -74,7 +74,7 @@ class VectorFeature(_Feature):
 
 
 def _kind(value: Any) -> str:
-    return value.get("kind", "sparse") if isinstance(value, dict) else value.kind
+    return str(value.get("kind", "sparse") if isinstance(value, dict) else value.kind)
 
 
 Feature: TypeAlias = Annotated[

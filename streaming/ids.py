@@ -35,7 +35,11 @@ def ids_of(values: pa.Array) -> npt.NDArray[np.int64]:
     kind = values.type
     if pa.types.is_dictionary(kind):
         table = ids_of(values.dictionary)
-        return table[values.indices.to_numpy(zero_copy_only=False)] if not values.null_count else ids_of(values.dictionary_decode())
+        return (
+            table[values.indices.to_numpy(zero_copy_only=False)]
+            if not values.null_count
+            else ids_of(values.dictionary_decode())
+        )
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return np.asarray(values.cast(pa.int64(), safe=False).fill_null(MISSING).to_numpy(zero_copy_only=False))
     if pa.types.is_floating(kind):
@@ -54,9 +58,12 @@ def cross(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDAr
 
 
 def _text_ids(encoded: Any) -> npt.NDArray[np.int64]:
-    unique = np.array([*(MISSING if text is None else text_id(text) for text in encoded.dictionary.to_pylist()), MISSING])
+    unique = np.array(
+        [*(MISSING if text is None else text_id(text) for text in encoded.dictionary.to_pylist()), MISSING]
+    )
     index = encoded.indices.fill_null(len(unique) - 1).to_numpy(zero_copy_only=False)
-    return unique[index].astype(np.int64, copy=False)
+    ids: npt.NDArray[np.int64] = unique.astype(np.int64, copy=False)[index]
+    return ids
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

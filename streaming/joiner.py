@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from basis.settings import DurationMs, Section
 from streaming.clock import Clock
 from streaming.columns import Column, Ids, Ragged, check_packed, unpack
 from streaming.events import MAX_TIME_MS, BadRecord, DeadLetter, Engagement, Request, decode_engagement, decode_request
@@ -24,7 +25,6 @@ from streaming.features import Feature
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.pending import NEVER, Pending, PendingStore
-from basis.settings import DurationMs, Section
 
 _DUE_AT_ONCE = 10_000
 _MAX_EVENTS = 1000
@@ -53,11 +53,11 @@ class JoinOutput(NamedTuple):
 
 
 class _Ready(NamedTuple):
-    """One impression to emit; ordered as examples are."""
+    """One impression to emit, ``place`` its place in the request; ordered as examples are."""
 
     due: int
     request_id: str
-    index: int
+    place: int
     decision: Decision
     request: Request
 
@@ -165,7 +165,7 @@ class Joiner:
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._store.wake(request.request_id, pending, request.served_at + self._window)
-        self._store.add(request.request_id, pending)
+        self._store.add(request.request_id, pending, len(payload))
 
     def _check_features(self, request: Request) -> None:
         count = len(request.impression_ids)
@@ -187,7 +187,7 @@ class Joiner:
         pending = self._store.get(engagement.request_id)
         if pending is not None and pending.served_at >= 0:
             self._attribute(pending, engagement)
-            self._store.add(engagement.request_id, pending)
+            self._store.add(engagement.request_id, pending, len(payload))
             return
         wait_until = engagement.happened_at + self._window + self._settings.lateness
         if wait_until < self.watermark:
@@ -195,7 +195,7 @@ class Joiner:
         pending = pending or Pending()
         pending.waiting.append((offset, payload))
         self._store.wake(engagement.request_id, pending, wait_until)
-        self._store.add(engagement.request_id, pending)
+        self._store.add(engagement.request_id, pending, len(payload))
 
     def _attribute(self, pending: Pending, engagement: Engagement) -> None:
         """Count an engagement towards its impression's labels."""
@@ -203,11 +203,11 @@ class Joiner:
         try:
             index = pending.impression_ids.index(engagement.impression_id)
         except ValueError:
-            raise BadRecord(
-                "unmatched", f"request {request_id} has no impression {engagement.impression_id}"
-            ) from None
+            raise BadRecord("unmatched", f"request {request_id} has no impression {engagement.impression_id}") from None
         if at < pending.served_at:
-            raise BadRecord("before_served", f"happened at {at} ms, its impression was served at {pending.served_at} ms")
+            raise BadRecord(
+                "before_served", f"happened at {at} ms, its impression was served at {pending.served_at} ms"
+            )
         if at > pending.served_at + self._action_window[engagement.action]:
             raise BadRecord("late", f"happened {at - pending.served_at} ms after the serving: window closed")
         events = pending.events.setdefault(index, [])
@@ -227,7 +227,7 @@ class Joiner:
         if self._settings.emit == "decided":
             self._store.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
 
-    def _decide(self, served_at: int, events: list[tuple[int, str, float]]) -> Decision:
+    def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
 
     def _look_at(self, request_id: str, pending: Pending) -> None:
@@ -260,7 +260,6 @@ class Joiner:
         else:
             # Nobody waits for markers to go, so they go in groups, at multiples of the window.
             self._store.wake(request_id, pending, -(-forget_at // self._window) * self._window)
-            self._store.add(request_id, pending)
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting = pending.waiting, []
@@ -286,13 +285,13 @@ class Joiner:
                 requests[item.request_id] = item.request
                 starts[item.request_id] = total
                 total += len(item.request.impression_ids)
-        rows = np.array([starts[item.request_id] + item.index for item in ready], np.int64)
+        rows = np.array([starts[item.request_id] + item.place for item in ready], np.int64)
         columns = gather(self._features, list(requests.values()), rows)
         decisions = [item.decision for item in ready]
         return self.format.build(
             columns,
             ExampleColumns(
-                [item.request.impression_ids[item.index] for item in ready],
+                [item.request.impression_ids[item.place] for item in ready],
                 np.array([decision.values for decision in decisions], np.float32),
                 np.array([item.request.served_at for item in ready], np.int64),
                 np.array([decision.happened_at for decision in decisions], np.int64),

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, model_validator
 
-from streaming.features import Name
 from basis.settings import PositiveDurationMs, Section
+from streaming.features import Name
 
 MAX_WINDOW_MS = 90 * 86_400_000
 
@@ -56,14 +56,6 @@ class Label(Section):
 LabelSet: TypeAlias = Annotated[dict[Name, Label], Field(min_length=1, max_length=64)]
 
 
-class Event(NamedTuple):
-    """One engagement of an impression; ``at`` in ms of event time."""
-
-    at: int
-    action: str
-    value: float
-
-
 class Decision(NamedTuple):
     """The labels of one impression, when the last was decided and when the newest event in it happened (ms)."""
 
@@ -94,8 +86,8 @@ class Rule(NamedTuple):
         least = -float("inf") if label.min_value is None else label.min_value
         return cls(label.action, least, label.decided_by, label.window, label.is_value)
 
-    def decide(self, served_at: int, events: Iterable[Event]) -> tuple[float, int, bool]:
-        """Value, time of the decision (ms), and whether an event made it, for an impression with these events."""
+    def decide(self, served_at: int, events: Iterable[tuple[int, str, float]]) -> tuple[float, int, bool]:
+        """Value, time of the decision (ms), and whether an event made it; events are (ms, action, value)."""
         closes = served_at + self.window
         best: tuple[int, float] | None = None
         for at, action, value in events:
@@ -110,8 +102,8 @@ class Rule(NamedTuple):
         return (0.0, closes, False) if best is None else (-best[1], best[0], True)
 
 
-def decide(rules: Iterable[Rule], served_at: int, events: Iterable[Event]) -> Decision:
-    """The labels of an impression served at ``served_at`` (ms) with these events, in any order."""
+def decide(rules: Iterable[Rule], served_at: int, events: Iterable[tuple[int, str, float]]) -> Decision:
+    """The labels of an impression served at ``served_at`` (ms) with these events (ms, action, value), in any order."""
     values = []
     decided_at = happened_at = served_at
     for rule in rules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
@@ -46,7 +46,7 @@ class EmbeddedLog:
         if durable:
             self._write.sync = True
         else:
-            self._write.disable_wal = True
+            self._write.disable_wal = True  # type: ignore[method-assign, assignment]  # a property, whatever its stub says
         self._ends: dict[tuple[str, int], int] = {}
 
     def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
@@ -77,12 +77,14 @@ class EmbeddedLog:
         stop = min(self.end(topic, partition), offset + limit)
         if stop <= offset:
             return []
-        values = self._db[[_key(topic, partition, at) for at in range(offset, stop)]]
+        values: Any = self._db[[_key(topic, partition, at) for at in range(offset, stop)]]
         return [Record(at, value) for at, value in zip(range(offset, stop), values, strict=True) if value is not None]
 
     def trim(self, topic: str, partition: int, offset: int) -> None:
         """Records before ``offset`` are no longer needed; the last one stays, since it tells the end."""
-        self._db.delete_range(_key(topic, partition, 0), _key(topic, partition, min(offset, self.end(topic, partition) - 1)))
+        self._db.delete_range(
+            _key(topic, partition, 0), _key(topic, partition, min(offset, self.end(topic, partition) - 1))
+        )
 
     def close(self) -> None:
         """Flush and close the folder."""

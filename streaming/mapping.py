@@ -61,15 +61,17 @@ class FeatureMapper:
     def _column(self, name: str, feature: Feature, made: Mapping[str, Column]) -> Column:
         match feature:
             case SparseFeature(cross=(left, right)):
-                crossed = [made[part] for part in (left, right) if isinstance(made.get(part), np.ndarray)]
-                if len(crossed) != 2:
+                first, second = made.get(left), made.get(right)
+                if not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
                     raise Problems([Problem("features", f"{name}: cross", f"{left}, {right}", _CROSS)])
-                return cross(crossed[0].view(np.int64), crossed[1].view(np.int64))
+                return cross(first.view(np.int64), second.view(np.int64))
             case SparseFeature(time=time) if time is not None:
                 return self._time(time)
             case SparseFeature(bucket="log2"):
                 values = self._numbers(feature.side, feature.column or "")
-                return np.floor(np.log2(1 + np.maximum(_filled(values), 0))).astype(np.int64)
+                powers = np.floor(np.log2(1 + np.maximum(_filled(values), 0)))
+                buckets: Ids = powers.astype(np.int64)
+                return buckets
             case SparseFeature():
                 return self._ids(feature)
             case DenseFeature():
@@ -137,7 +139,11 @@ class FeatureMapper:
         values = self._raw(feature.side, feature.column)
         place, file = f"column {feature.column}", self._file(feature.side).name
         allowed = f"allowed: lists of {feature.size} numbers"
-        if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)):
+        if not (
+            pa.types.is_list(values.type)
+            or pa.types.is_large_list(values.type)
+            or pa.types.is_fixed_size_list(values.type)
+        ):
             raise Problems([Problem(file, place, f"type {values.type}", allowed)])
         lengths = pc.list_value_length(values).fill_null(feature.size)
         wrong = pc.unique(lengths.filter(pc.not_equal(lengths, feature.size))).to_pylist()
@@ -171,7 +177,9 @@ def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
     """Numbers in a unit as int64 ms, null where they are not finite; those past the year 280,000 stay just past it."""
     scaled = pc.round(pc.multiply(values, _UNIT_MS[unit]))
     finite = pc.if_else(pc.is_nan(scaled), None, scaled)
-    return pc.max_element_wise(pc.min_element_wise(finite, 9e15, skip_nulls=False), -9e15, skip_nulls=False).cast(pa.int64())
+    return pc.max_element_wise(pc.min_element_wise(finite, 9e15, skip_nulls=False), -9e15, skip_nulls=False).cast(
+        pa.int64()
+    )
 
 
 def _iso(rows: RowFile, column: str, values: pa.Array, looks_iso: pa.Array) -> pa.Array:

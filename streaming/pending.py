@@ -67,10 +67,10 @@ class PendingStore:
         packed = self._db.get(b"p" + request_id.encode())
         return None if packed is None else self._load(request_id, packed)
 
-    def add(self, request_id: str, pending: Pending) -> None:
-        """Put in an entry, or the same one again after it grew."""
-        size = _OVERHEAD_BYTES + _payload_bytes(pending)
+    def add(self, request_id: str, pending: Pending, grown_bytes: int) -> None:
+        """Put in an entry, or tell that one which is there grew by ``grown_bytes`` of payload."""
         old = self._entries.pop(request_id, None)
+        size = grown_bytes + (old[1] if old else _OVERHEAD_BYTES)
         self._entries[request_id] = (pending, size)
         self._bytes += size - (old[1] if old else 0)
         if self._bytes > self._memory_bytes:
@@ -84,7 +84,7 @@ class PendingStore:
 
     def due(self, before: int, limit: int) -> list[str]:
         """Up to ``limit`` ids whose time is before ``before``, in order of time; `get` each and `wake` it anew."""
-        ready = []
+        ready: list[str] = []
         while self._timers and self._timers[0][0] < before and len(ready) < limit:
             timer = heapq.heappop(self._timers)
             if self._is_live(timer):
@@ -154,17 +154,9 @@ class PendingStore:
         self._db.write(batch)
         self.spilled -= 1
         heapq.heappush(self._timers, (pending.wake_at, request_id))
-        self.add(request_id, pending)
+        self.add(request_id, pending, len(packed))
         return pending
 
 
 def _timer_key(at: int, request_id: bytes) -> bytes:
     return b"t" + struct.pack(">Q", at) + request_id
-
-
-def _payload_bytes(pending: Pending) -> int:
-    size = sum(len(payload) for _, payload in pending.waiting) + 64 * len(pending.impression_ids)
-    if pending.request is not None:
-        for packed in (*pending.request.features.values(), *pending.request.shared.values()):
-            size += len(packed) if isinstance(packed, bytes) else len(packed[0]) + len(packed[1])
-    return size + 128 * sum(map(len, pending.events.values()))

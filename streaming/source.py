@@ -175,8 +175,10 @@ class _Loader:
         counts = pc.value_counts(both)
         repeated = counts.filter(pc.greater(counts.field("counts"), 1))
         if len(repeated):
-            value, place = repr(repeated.field("values")[0].as_py()), "+".join(columns)
-            raise Problems([Problem(self._rows.name, f"impression {place}", value, "stands in its request twice")])
+            value = repr(repeated.field("values")[0].as_py())
+            raise Problems(
+                [Problem(self._rows.name, f"impression {'+'.join(columns)}", value, "stands in its request twice")]
+            )
         return keys
 
     def _engagements(
@@ -329,7 +331,9 @@ def _feature_columns(features: Mapping[str, Feature], side: str | None) -> list[
     return [
         feature.column
         for feature in features.values()
-        if feature.side == side and feature.column is not None and not (isinstance(feature, SparseFeature) and feature.cross)
+        if feature.side == side
+        and feature.column is not None
+        and not (isinstance(feature, SparseFeature) and feature.cross)
     ]
 
 

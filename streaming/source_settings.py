@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from basis.settings import DurationMs, Section
 from streaming.features import Name
@@ -56,13 +56,22 @@ class DelayColumn(Section):
     unit: Unit = "ms"
 
 
+def _delay_kind(value: Any) -> str:
+    return "column" if isinstance(value, dict | DelayColumn) else "constant"
+
+
+Delay = Annotated[
+    Annotated[DurationMs, Tag("constant")] | Annotated[DelayColumn, Tag("column")], Discriminator(_delay_kind)
+]
+
+
 class Action(Section):
     """An action that a column of the impression tells of."""
 
     when: str | None = None
     """The action happened where this column is true or not 0; without it, on every impression."""
     value: str | None = None
-    delay: DurationMs | DelayColumn = 0
+    delay: Delay = 0
 
 
 class SideFile(File):

@@ -17,7 +17,14 @@ import pyarrow.parquet
 from basis.problems import Problem, Problems
 from streaming.source_settings import File
 
-_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+_FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _SHOWN = 60
 
@@ -51,7 +58,9 @@ class RowFile:
             raise Problems([])
         return self.table.column(name).combine_chunks()
 
-    def reject(self, broken: pa.Array, column: str, values: pa.Array | pa.ChunkedArray, reason: str, detail: str) -> None:
+    def reject(
+        self, broken: pa.Array, column: str, values: pa.Array | pa.ChunkedArray, reason: str, detail: str
+    ) -> None:
         """Note the rows where ``broken`` is true as refused for the value that they have in ``column``."""
         at = pc.indices_nonzero(broken)
         for line, value in zip(pc.take(self.lines, at).to_pylist(), pc.take(values, at).to_pylist(), strict=True):
@@ -85,7 +94,12 @@ def numbers(rows: RowFile, column: str) -> pa.Array:
     kind = values.type
     if pa.types.is_dictionary(kind):
         values, kind = values.dictionary_decode(), kind.value_type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
+    if (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    ):
         return values.cast(pa.float64(), safe=False)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise Problems([Problem(rows.name, f"column {column}", f"type {kind}", "allowed: numbers")])
@@ -184,7 +198,11 @@ def _json_line_by_line(path: Path) -> tuple[pa.Table, pa.Array, list[Reject]]:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 rejects.append(Reject(str(path), f"line {line}", _show(text[:_SHOWN]), "malformed", str(error)))
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: _as_column([row.get(name) for row in rows]) for name in names}), pa.array(lines, pa.int64()), rejects
+    return (
+        pa.table({name: _as_column([row.get(name) for row in rows]) for name in names}),
+        pa.array(lines, pa.int64()),
+        rejects,
+    )
 
 
 def _as_column(values: list[Any]) -> pa.Array:

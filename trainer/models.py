@@ -109,7 +109,8 @@ class DeepFM(RankingModel):
         flat = embeddings.transpose(0, 1).reshape(rows.shape[1], -1)
         if self.linear is None:
             return out + self.deep.run(flat)
-        return out + self.deep.run(torch.cat((flat, dense), 1)) + self.linear(dense)
+        linear: Tensor = self.linear(dense)
+        return out + self.deep.run(torch.cat((flat, dense), 1)) + linear
 
 
 class DLRM(RankingModel):

@@ -39,6 +39,11 @@ class FlatWeights:
             weight.grad = self.vector.grad[part].view_as(weight)
             at = part.stop
 
+    def zero_gradients(self) -> None:
+        """Forget the gradients of the last step."""
+        assert self.vector.grad is not None
+        self.vector.grad.zero_()
+
 
 class Trainer:
     """Updates the rows that examples touch in ``tables``, and the dense weights of ``model``. Single-threaded."""
@@ -79,7 +84,7 @@ class Trainer:
             ids, self.model.row_dim, lambda table, keys, out: self.tables[table].lookup_or_insert(keys, now_ms, out)
         ).requires_grad_()
         outputs = self.model(self._plan.stack(rows, columns, count), self._plan.dense(columns, count))
-        self._optimizer.zero_grad(set_to_none=False)
+        self.weights.zero_gradients()
         self._loss(outputs, targets, weights).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         assert rows.grad is not None
