@@ -40,7 +40,7 @@ class ProblemList:
         try:
             yield
         except Problems as problems:
-            self.found += problems.problems
+            self.found += [problem for problem in problems.problems if problem not in self.found]
 
     def raise_any(self) -> None:
         """Raise what was noted, if anything."""

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import UTC, datetime
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from basis.problems import Problem
 from basis.settings import format_duration
 from minutely.config import Pipeline
 from streaming.columns import Ragged
 from streaming.labels import Label
 from streaming.source import LoggedEvents
-from streaming.tabular import Reject
-
-_SHOWN_ROWS = 100
-
-
-def problems_of_rows(rejects: list[Reject]) -> list[Problem]:
-    """Unusable rows as mistakes; of each kind in each file the first hundred, and how many more there are."""
-    found = []
-    counts: Counter[tuple[str, str, str]] = Counter()
-    for reject in rejects:
-        kind = (reject.file, reject.reason, reject.detail)
-        counts[kind] += 1
-        if counts[kind] <= _SHOWN_ROWS:
-            found.append(Problem(reject.file, reject.place, reject.value, reject.detail))
-    for (file, _, detail), count in counts.items():
-        if count > _SHOWN_ROWS:
-            found.append(Problem(file, f"{count - _SHOWN_ROWS} more lines", "", detail))
-    return found
 
 
 def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None:

@@ -113,16 +113,17 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
 @data_option
 def check(config: Path, data: Path | None) -> None:
     """Check a config and the logs that it names: every mistake at once, or else what was found in them."""
-    from minutely.check import describe, problems_of_rows
+    from minutely.check import describe
     from minutely.config import load_what_is_right
     from streaming.source import load
+    from streaming.tabular import as_problems
 
     pipeline, problems = load_what_is_right(config, data)
     events = None
     if pipeline is not None:
         try:
             events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
-            problems += problems_of_rows(events.rejects)
+            problems += as_problems(events.rejects)
         except Problems as found:
             problems += found.problems
     if problems or pipeline is None or events is None:

@@ -222,6 +222,8 @@ class EmbeddedLoop:
             if not served.active:
                 served.active, served.scored_to = True, self.primary.scored_to
             self._pull(served, now, everything=True)
+            served.latencies.clear()
+            served.pulled_at.clear()
 
     def _publish(self, now: int, *, dense: bool = False, state: bool = False) -> None:
         """Seal and publish a version at event time ``now``."""
@@ -245,9 +247,9 @@ class EmbeddedLoop:
         self._unsealed_since = None
         decided = self._train.take_decided()
         for served in self.replicas:
-            served.waiting.append(decided)
-            if served.active and served.unpulled_since is None:
-                served.unpulled_since = now
+            if served.active:
+                served.waiting.append(decided)
+                served.unpulled_since = served.unpulled_since or now
         if manifest.version % _TRIM_EVERY == 0:
             self._log.trim(EXAMPLES, _PARTITION, self._train.offset)
             for topic, offset in self._join.offsets.items():

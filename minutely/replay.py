@@ -22,7 +22,7 @@ from minutely.report import write_report
 from minutely.results import results_of, summarize
 from minutely.run import Run
 from paramserver.files import LocalFiles, WriteBack
-from streaming.source import load
+from streaming.source import LoggedEvents, load
 
 _DELTAS_IN_MEMORY_BYTES = 128 << 20
 COMPARED: dict[str, int | None] = {"60s": 60_000, "5m": 300_000, "1h": 3_600_000, "24h": 86_400_000, "never": None}
@@ -53,11 +53,24 @@ def replay(
     with console.status("Reading logs"):
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, now_ms)
     run = Run.create(pipeline, out, now_ms)
+    with _stop_on_interrupt() as stop:
+        return _replay(pipeline, events, run, dict(cadences), warmup, console, stop)
+
+
+def _replay(
+    pipeline: Pipeline,
+    events: LoggedEvents,
+    run: Run,
+    cadences: dict[str, int | None],
+    warmup: float,
+    console: Console,
+    stop: list[int],
+) -> Replayed:
     started = time.monotonic()
     files = WriteBack(LocalFiles(run.deltas, durable=False), _DELTAS_IN_MEMORY_BYTES)
     gc.freeze()  # the log's objects stay for the whole run
-    loop = EmbeddedLoop(pipeline, events, run.folder, files, dict(cadences), warmup)
-    with ReplayProgress(console, pipeline.name) as progress, _stop_on_interrupt() as stop:
+    loop = EmbeddedLoop(pipeline, events, run.folder, files, cadences, warmup)
+    with ReplayProgress(console, pipeline.name) as progress:
         while not stop and loop.tick():
             progress.update(loop)
         loop.finish()

@@ -55,7 +55,8 @@ class FeatureMapper:
         for name, feature in features.items():
             with problems.collect():
                 made[name] = self._column(name, feature, made)
-        problems.raise_any()
+        if len(made) < len(features):
+            raise Problems(problems.found)
         return made
 
     def _column(self, name: str, feature: Feature, made: Mapping[str, Column]) -> Column:

@@ -19,7 +19,7 @@ from streaming.features import Feature, SparseFeature
 from streaming.labels import Label
 from streaming.mapping import FeatureMapper, SideTable, times, to_ms
 from streaming.source_settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
-from streaming.tabular import Reject, RowFile, numbers, read
+from streaming.tabular import Reject, RowFile, as_problems, numbers, read
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 _DAY_MS = 86_400_000
@@ -86,30 +86,35 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
     """Read a pipeline's logs. ``now_ms`` is the wall clock's time: later events are refused.
 
     Raises:
-        Problems: everything that is wrong with the files as a whole.
+        Problems: everything that is wrong with the files as a whole, and then also the rows that could not be used.
     """
     problems = ProblemList()
+    files: list[RowFile] = []
     sides: dict[str, RowFile] = {}
     for name, side in settings.sides.items():
         with problems.collect():
             sides[name] = read(folder, side, [side.key, *_feature_columns(features, name)])
             problems.found += sides[name].missing
+            files.append(sides[name])
     with problems.collect():
         rows = read(folder, settings.impressions, _impression_columns(settings, features))
         problems.found += rows.missing
-        return _Loader(rows, settings, now_ms, problems).load(folder, sides, features)
-    raise Problems(problems.found)
+        files.append(rows)
+        return _Loader(rows, settings, now_ms, problems, files).load(folder, sides, features)
+    raise Problems(problems.found + as_problems([reject for file in files for reject in file.rejects]))
 
 
 class _Loader:
     """The steps from files to events, over the rows of the impressions' file."""
 
-    def __init__(self, rows: RowFile, settings: SourceSettings, now_ms: int, problems: ProblemList) -> None:
+    def __init__(
+        self, rows: RowFile, settings: SourceSettings, now_ms: int, problems: ProblemList, files: list[RowFile]
+    ) -> None:
         self._problems = problems
+        self._files = files
         self._rows = rows
         self._settings = settings
         self._latest = now_ms + _DAY_MS
-        self._engagement_rejects: list[Reject] = []
 
     def load(self, folder: Path, sides: Mapping[str, RowFile], features: Mapping[str, Feature]) -> LoggedEvents:
         rows = self._rows
@@ -129,7 +134,7 @@ class _Loader:
             impression_ids = self._impression_ids(request_ids, request_of_row, starts)
             engagements = self._engagements(folder, served_at_of_row, request_of_row, request_ids, impression_ids)
         self._problems.raise_any()
-        rejects = [reject for file in (rows, *sides.values()) for reject in file.rejects] + self._engagement_rejects
+        rejects = [reject for file in self._files for reject in file.rejects]
         return LoggedEvents(
             starts, request_served_at, request_of_row, request_ids, impression_ids, columns, engagements, rejects
         )
@@ -251,6 +256,7 @@ class _Loader:
         columns = [file.time.column, *file.request, *file.impression, file.action]
         rows = read(folder, file, columns + ([file.value] if file.value else []))
         self._problems.found += rows.missing
+        self._files.append(rows)
         values = numbers(rows, file.value) if file.value else pa.array(np.ones(rows.table.num_rows))
         rows.table = rows.table.append_column("minutely.value", values)
         at, requests = self._usable(rows, file)
@@ -264,7 +270,6 @@ class _Loader:
             if name not in names:
                 names.append(name)
             codes.append(names.index(name))
-        self._engagement_rejects = rows.rejects
         return Engagements(
             at,
             row.astype(np.int64),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ _FORMATS = {
 }
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _SHOWN = 60
+_TOLD_ROWS = 100
 
 
 class Reject(NamedTuple):
@@ -37,6 +39,21 @@ class Reject(NamedTuple):
     value: str
     reason: str
     detail: str
+
+
+def as_problems(rejects: Sequence[Reject]) -> list[Problem]:
+    """Unusable rows as mistakes; of each kind in each file the first hundred, and how many more there are."""
+    found = []
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for reject in rejects:
+        kind = (reject.file, reject.reason, reject.detail)
+        counts[kind] += 1
+        if counts[kind] <= _TOLD_ROWS:
+            found.append(Problem(reject.file, reject.place, reject.value, reject.detail))
+    for (file, _, detail), count in counts.items():
+        if count > _TOLD_ROWS:
+            found.append(Problem(file, f"{count - _TOLD_ROWS} more lines", "", detail))
+    return found
 
 
 @dataclass

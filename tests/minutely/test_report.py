@@ -1,0 +1,53 @@
+"""The report in a real browser: every plot is drawn, nothing is asked of any network, nothing fails."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from tests.commands import ROOT, execute, missing
+
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def test_report_in_a_browser(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        missing("Chromium (Debian: apt-get install chromium)")
+    logs, out = tmp_path / "shop-logs", tmp_path / "out"
+    subprocess.run([sys.executable, ROOT / "examples/shop/make_logs.py", logs], check=True)
+    lines = (logs / "impressions.csv").read_text().splitlines()[:1000]
+    (logs / "impressions.csv").write_text("\n".join(lines) + "\n")
+    done = execute(f"minutely compare examples/shop/shop.yaml --data {logs} --out {out}")
+    assert done.returncode == 0, done.stderr
+    asked: list[str] = []
+    failed: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
+        page.goto(f"file://{out / 'report.html'}")
+        page.wait_for_selector("#plot-5 .main-svg")
+        drawn = page.locator(".js-plotly-plot").count()
+        lines_drawn = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.length)")
+        headings = page.locator("h2").all_inner_texts()
+        cadences = page.locator("th").all_inner_texts()
+        browser.close()
+    assert drawn == len(headings) == 6
+    assert {"Freshness", "Served AUC: click", "Rows", "Delta size"} <= set(headings)
+    assert min(lines_drawn) >= 1
+    assert cadences[1:] == ["60s", "5m", "1h", "24h", "never"]
+    assert not failed
+    assert [url for url in asked if not url.startswith(("file://", "data:", "blob:"))] == []

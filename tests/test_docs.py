@@ -1,0 +1,61 @@
+"""Every command in the documentation is run: here, or by the test that is named below."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT, execute
+from tests.real import test_kuairand, test_movielens
+
+_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+# Long ones, by the test that runs them; make's targets end in these, which test_make_targets holds.
+RUN_ELSEWHERE = {
+    test_movielens.REPLAY: "tests/real/test_movielens.py",
+    test_movielens.COMPARE: "tests/real/test_movielens.py",
+    test_kuairand.COMPARE: "tests/real/test_kuairand.py",
+}
+MAKE = {
+    "make replay": test_movielens.REPLAY,
+    "TORCH=cpu make replay": test_movielens.REPLAY,
+    "make compare": test_movielens.COMPARE,
+    "make test": "scripts/test",
+    "make lint": "mypy",
+}
+
+
+def _commands(page: Path) -> list[str]:
+    lines = [line for block in _BLOCK.findall(page.read_text(encoding="utf-8")) for line in block.splitlines()]
+    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_there_are_commands() -> None:
+    assert sum(len(_commands(page)) for page in PAGES) > 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page: Path, tmp_path: Path) -> None:
+    """Run a page's commands one after the other, in a folder that has what the repository has."""
+    for name in ("configs", "examples", "paramserver", "Makefile", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in _commands(page):
+        if command in RUN_ELSEWHERE or command in MAKE or command.startswith(("git clone", "cd ")):
+            continue
+        if command == test_kuairand.CHECK:
+            from tests.commands import require_kuairand
+
+            require_kuairand()
+        done = execute(command, tmp_path)
+        assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("command", MAKE, ids=str)
+def test_make_targets(command: str) -> None:
+    target = command.rsplit(maxsplit=1)[1]
+    done = execute(f"make --dry-run --assume-old=.venv/ready {target}")
+    assert done.returncode == 0
+    assert MAKE[command] in done.stdout
