@@ -8,6 +8,8 @@ cannot change between them.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from streaming.clock import EventClock
 from streaming.columns import slice_columns
 from streaming.join_worker import JoinWorker
 from streaming.joiner import Joiner
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Log
 from streaming.pending import NEVER, PendingStore
 from streaming.producer import Producer
 from streaming.source import LoggedEvents
@@ -62,7 +64,7 @@ class Served:
 class EmbeddedLoop:
     """Takes a log through the loop. ``cadences`` name the replicas; the first one serves, the others watch from the warm-up on.
 
-    ``folder`` takes the embedded log and spilled joiner state; ``files`` the published versions. The warm-up is the first
+    ``files`` takes the published versions. The warm-up is the first
     ``warmup`` share of the impressions; when it ends, every replica pulls everything.
     """
 
@@ -70,21 +72,22 @@ class EmbeddedLoop:
         self,
         pipeline: Pipeline,
         events: LoggedEvents,
-        folder: Path,
+        log: Log,
+        pending: PendingStore,
+        clock: EventClock,
         files: Files,
-        cadences: dict[str, int | None],
+        cadences: Mapping[str, int | None],
         warmup: float,
     ) -> None:
         self.pipeline = pipeline
         self.events = events
-        self.clock = EventClock()
+        self.clock = clock
         self._files = files
         self._step_ms = pipeline.train.step_every
         self._producer = Producer(events, pipeline.features)
-        self._log = EmbeddedLog(folder / "log", durable=False)
-        self._pending = PendingStore(pipeline.join.memory_bytes, lambda: _open_raw(folder / "pending"))
-        self.joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, self._pending, self.clock)
-        self._join = JoinWorker(self._log, self.joiner, self.clock, pipeline.join.lateness, _PARTITION)
+        self._log = log
+        self.joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, pending, clock)
+        self._join = JoinWorker(log, self.joiner, clock, pipeline.join.lateness, _PARTITION)
         self.trainer = self._make_trainer()
         self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)
         self.deltas = DeltaLog(files, pipeline.fingerprint(), pipeline.sync.keep_deltas)
@@ -165,11 +168,6 @@ class EmbeddedLoop:
             if not np.array_equal(ours.ids, theirs.ids) or ours.embeddings.tobytes() != theirs.embeddings.tobytes():
                 return False
         return True
-
-    def close(self) -> None:
-        """Close the log and the joiner's store."""
-        self._log.close()
-        self._pending.close()
 
     def _make_trainer(self) -> Trainer:
         pipeline = self.pipeline
@@ -304,5 +302,20 @@ def _end_of_cell(at: int, every: int | None) -> int:
     return NEVER if every is None else (at // every + 1) * every
 
 
-def _open_raw(folder: Path) -> Rdict:
-    return Rdict(str(folder), Options(raw_mode=True))
+@contextmanager
+def open_loop(
+    pipeline: Pipeline,
+    events: LoggedEvents,
+    folder: Path,
+    files: Files,
+    cadences: Mapping[str, int | None],
+    warmup: float,
+) -> Iterator[EmbeddedLoop]:
+    """A loop whose log, and joiner state beyond its memory, are in ``folder``; closed at the end."""
+    log = EmbeddedLog(folder / "log", durable=False)
+    pending = PendingStore(pipeline.join.memory_bytes, lambda: Rdict(str(folder / "pending"), Options(raw_mode=True)))
+    try:
+        yield EmbeddedLoop(pipeline, events, log, pending, EventClock(), files, cadences, warmup)
+    finally:
+        log.close()
+        pending.close()

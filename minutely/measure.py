@@ -72,7 +72,7 @@ class Measures:
         """Note a published epoch."""
         stats = [table.stats for table in self._trainer.tables.values()]
         shards = manifest.shards
-        dense = self._trainer.weights.vector.detach().numpy().copy()
+        dense = self._trainer.weights.vector.numpy().copy()
         dense_change = float("nan")
         if self._dense is not None:
             difference = dense - self._dense

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from minutely.config import Pipeline
-from minutely.loop import EmbeddedLoop
+from minutely.loop import open_loop
 from minutely.progress import ReplayProgress
 from minutely.report import write_report
 from minutely.results import results_of, summarize
@@ -69,18 +69,17 @@ def _replay(
     started = time.monotonic()
     files = WriteBack(LocalFiles(run.deltas, durable=False), _DELTAS_IN_MEMORY_BYTES)
     gc.freeze()  # the log's objects stay for the whole run
-    loop = EmbeddedLoop(pipeline, events, run.folder, files, cadences, warmup)
-    with ReplayProgress(console, pipeline.name) as progress:
-        while not stop and loop.tick():
-            progress.update(loop)
-        loop.finish()
-        files.flush()
-        progress.update(loop, last=True)
-    summary = summarize(loop, warmup, time.monotonic() - started, interrupted=bool(stop))
-    if len(cadences) > 1:
-        summary["cadences"] = {served.name: results_of(loop, served) for served in loop.replicas}
-    write_report(run.report, loop, summary)
-    loop.close()
+    with open_loop(pipeline, events, run.folder, files, cadences, warmup) as loop:
+        with ReplayProgress(console, pipeline.name) as progress:
+            while not stop and loop.tick():
+                progress.update(loop)
+            loop.finish()
+            files.flush()
+            progress.update(loop, last=True)
+        summary = summarize(loop, warmup, time.monotonic() - started, interrupted=bool(stop))
+        if len(cadences) > 1:
+            summary["cadences"] = {served.name: results_of(loop, served) for served in loop.replicas}
+        write_report(run.report, loop, summary)
     run.summary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     for name in ("log", "pending"):
         shutil.rmtree(run.folder / name, ignore_errors=True)

@@ -80,6 +80,7 @@ class WriteBack:
         self._files = files
         self._budget_bytes = budget_bytes
         self._kept: dict[str, bytes] = {}
+        self._written = set(files.names())
         self._bytes = 0
 
     def write(self, name: str, data: bytes) -> None:
@@ -92,19 +93,22 @@ class WriteBack:
     def read(self, name: str) -> bytes:
         """The bytes of a file; ``FileNotFoundError`` where it is not."""
         kept = self._kept.get(name)
-        return self._files.read(name) if kept is None else kept
+        if kept is not None:
+            return kept
+        if name not in self._written:  # a follower asks for the next version until it is not there
+            raise FileNotFoundError(name)
+        return self._files.read(name)
 
     def names(self) -> list[str]:
         """The names of all files, in no order."""
-        return list({*self._files.names(), *self._kept})
+        return list({*self._written, *self._kept})
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
-        kept = self._kept.pop(name, None)
-        if kept is None:
+        self._bytes -= len(self._kept.pop(name, b""))
+        if name in self._written:
             self._files.delete(name)
-        else:
-            self._bytes -= len(kept)
+            self._written.discard(name)
 
     def flush(self) -> None:
         """Write what is still in memory, in the order in which it came."""
@@ -114,5 +118,6 @@ class WriteBack:
     def _push_out(self) -> None:
         name, data = next(iter(self._kept.items()))
         self._files.write(name, data)
+        self._written.add(name)
         del self._kept[name]
         self._bytes -= len(data)

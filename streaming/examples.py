@@ -114,6 +114,9 @@ class ExampleFormat:
 def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:
     """Cut a batch ordered by ``decided_at`` into training steps: one per step of event time, at most ``max_rows``."""
     steps = batch.column("decided_at").to_numpy() // step_ms
+    if batch.num_rows <= max_rows and steps[0] == steps[-1]:
+        yield batch
+        return
     bounds = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), batch.num_rows]
     for start, stop in pairwise(bounds):
         for at in range(start, stop, max_rows):

@@ -28,6 +28,9 @@ class Log(Protocol):
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """Up to ``limit`` records from ``offset`` on, in order; none at the end."""
 
+    def end(self, topic: str, partition: int) -> int:
+        """The offset that the next record of the partition gets."""
+
     def trim(self, topic: str, partition: int, offset: int) -> None:
         """Records before ``offset`` are no longer needed."""
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from safetensors.torch import save
+from torch.optim.adam import adam
 
 from paramserver.table import Rows, Table
 from streaming.examples import ExampleFormat, cut_per_step
@@ -22,27 +23,51 @@ _RECORDS_AT_ONCE = 64
 _EXPIRY_BUDGET = 8192
 
 
-class FlatWeights:
-    """The trainable weights of a model as one vector, of which they become views, gradients too.
+class FlatAdam:
+    """Adam (Kingma and Ba, ICLR 2015) over a model's weights laid out as one vector, of which they become views.
 
-    The optimizer then makes one update of a few kilobytes instead of one a layer, which is most of its time at steps this small.
+    One update of a few kilobytes instead of one a layer, by torch's functional fused form: at steps of a few examples the wrappers
+    of ``torch.optim.Adam`` take longer than its arithmetic.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, learning_rate: float) -> None:
         weights = list(model.parameters())
-        self.vector = torch.nn.Parameter(torch.cat([weight.detach().reshape(-1) for weight in weights]))
-        self.vector.grad = torch.zeros_like(self.vector)
+        self._learning_rate = learning_rate
+        self.vector = torch.cat([weight.detach().reshape(-1) for weight in weights])
+        self._gradient = torch.zeros_like(self.vector)
+        self._mean = torch.zeros_like(self.vector)
+        self._variance = torch.zeros_like(self.vector)
+        self._steps = torch.zeros(())
         at = 0
         for weight in weights:
             part = slice(at, at + weight.numel())
-            weight.data = self.vector.data[part].view_as(weight)
-            weight.grad = self.vector.grad[part].view_as(weight)
+            weight.data = self.vector[part].view_as(weight)
+            weight.grad = self._gradient[part].view_as(weight)
             at = part.stop
 
-    def zero_gradients(self) -> None:
-        """Forget the gradients of the last step."""
-        assert self.vector.grad is not None
-        self.vector.grad.zero_()
+    def step(self) -> None:
+        """Update the weights by the gradients that came together since the last step."""
+        adam(
+            [self.vector],
+            [self._gradient],
+            [self._mean],
+            [self._variance],
+            [],
+            [self._steps],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+        self._gradient.zero_()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a restart needs besides the weights."""
+        return {"mean": self._mean, "variance": self._variance, "steps": self._steps}
 
 
 class Trainer:
@@ -63,8 +88,7 @@ class Trainer:
         self._loss = Loss(labels)
         self._format = example_format
         self._settings = settings
-        self.weights = FlatWeights(model)
-        self._optimizer = torch.optim.Adam([self.weights.vector], lr=settings.dense_learning_rate, fused=True)
+        self.weights = FlatAdam(model, settings.dense_learning_rate)
         self.examples = 0
         self.steps = 0
 
@@ -84,9 +108,8 @@ class Trainer:
             ids, self.model.row_dim, lambda table, keys, out: self.tables[table].lookup_or_insert(keys, now_ms, out)
         ).requires_grad_()
         outputs = self.model(self._plan.stack(rows, columns, count), self._plan.dense(columns, count))
-        self.weights.zero_gradients()
         self._loss(outputs, targets, weights).backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        self.weights.step()
         assert rows.grad is not None
         gradients = rows.grad.numpy()
         for part in ids:
@@ -109,8 +132,7 @@ class Trainer:
     def state(self) -> bytes:
         """Dense weights and optimizer, as safetensors: what recovery needs besides the rows."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, slots in self._optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()})
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.weights.state().items()}
         data: bytes = save(tensors)
         return data
 

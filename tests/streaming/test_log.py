@@ -1,0 +1,120 @@
+"""The embedded log: records come back in order, from where they were asked for, also after a restart."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streaming.log import EmbeddedLog, Record
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EmbeddedLog:
+    return EmbeddedLog(tmp_path / "log", durable=False)
+
+
+def numbered(start: int, stop: int) -> list[Record]:
+    return [Record(at, b"%d" % at) for at in range(start, stop)]
+
+
+def test_records_come_back_in_order(log: EmbeddedLog) -> None:
+    assert log.end("topic", 0) == 0
+    assert log.read("topic", 0, 0, 10) == []
+    log.append("topic", 0, [b"0", b"1"])
+    log.append("topic", 0, [])
+    log.append("topic", 0, [b"2"])
+    assert log.end("topic", 0) == 3
+    assert log.read("topic", 0, 0, 10) == numbered(0, 3)
+    assert log.read("topic", 0, 1, 1) == numbered(1, 2)
+    assert log.read("topic", 0, 3, 10) == []
+    assert log.read("topic", 0, 99, 10) == []
+
+
+def test_offsets_sort_as_numbers(log: EmbeddedLog) -> None:
+    log.append("topic", 0, [b"%d" % at for at in range(1000)])
+    assert log.read("topic", 0, 250, 20) == numbered(250, 270)
+    assert [record.offset for record in log.read("topic", 0, 0, 5000)] == list(range(1000))
+
+
+def test_partitions_and_topics_do_not_mix(log: EmbeddedLog) -> None:
+    """Names that begin alike, and partitions whose bytes do, are others all the same."""
+    places = [(topic, partition) for topic in ("a", "a-b", "ab", "b") for partition in (0, 1, 256)]
+    for at, (topic, partition) in enumerate(places):
+        assert log.end(topic, partition) == 0
+        log.append(topic, partition, [f"{topic} {partition} {number}".encode() for number in range(at + 1)])
+    log.trim("a", 1, 1)
+    for at, (topic, partition) in enumerate(places):
+        assert log.end(topic, partition) == at + 1
+        start = 1 if (topic, partition) == ("a", 1) else 0
+        assert [record.value.decode() for record in log.read(topic, partition, 0, 99)] == [
+            f"{topic} {partition} {number}" for number in range(start, at + 1)
+        ]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_closed_log_is_there_again(tmp_path: Path, durable: bool) -> None:
+    log = EmbeddedLog(tmp_path / "log", durable=durable)
+    log.append("topic", 3, [b"0", b"1", b"2"])
+    log.trim("topic", 3, 3)
+    log.close()
+    log = EmbeddedLog(tmp_path / "log", durable=durable)
+    assert log.end("topic", 3) == 3, "the last record stays, since it tells the end"
+    assert log.end("topic", 2) == 0
+    log.append("topic", 3, [b"3"])
+    assert log.read("topic", 3, 2, 10) == numbered(2, 4)
+    log.close()
+
+
+def test_trimmed_records_are_gone(log: EmbeddedLog) -> None:
+    log.append("topic", 0, [b"%d" % at for at in range(10)])
+    log.trim("topic", 0, 4)
+    assert log.read("topic", 0, 4, 3) == numbered(4, 7)
+    assert log.read("topic", 0, 0, 100) == numbered(4, 10)
+    log.trim("topic", 0, 2)
+    assert log.read("topic", 0, 4, 100) == numbered(4, 10)
+    log.append("topic", 0, [b"10"])
+    assert log.read("topic", 0, 9, 100) == numbered(9, 11)
+
+
+def test_an_empty_partition_can_be_trimmed(log: EmbeddedLog) -> None:
+    """As the loop does with an input that nothing has arrived in yet."""
+    log.trim("topic", 0, 0)
+    log.append("topic", 0, [b"0"])
+    assert log.read("topic", 0, 0, 10) == numbered(0, 1)
+    log.trim("topic", 0, 0)
+    assert log.read("topic", 0, 0, 10) == numbered(0, 1)
+
+
+def test_only_the_end_has_nothing_to_read(log: EmbeddedLog) -> None:
+    """A reader that starts before the oldest record gets the oldest, not nothing: it would take that for the end."""
+    log.append("topic", 0, [b"%d" % at for at in range(10)])
+    log.trim("topic", 0, 5)
+    assert log.read("topic", 0, 0, 3) != []
+
+
+@settings(max_examples=15)
+@given(st.lists(st.tuples(st.sampled_from(["append", "append", "trim", "reopen"]), st.integers(0, 30)), max_size=12))
+def test_it_is_a_list_of_records(steps: list[tuple[str, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        log, records, start = EmbeddedLog(Path(folder), durable=False), [b"first"], 0
+        log.append("topic", 0, records)
+        for step, number in steps:
+            if step == "append":
+                new = [b"%d" % (number + at) for at in range(number % 5)]
+                log.append("topic", 0, new)
+                records += new
+            elif step == "trim":
+                log.trim("topic", 0, number)
+                start = max(start, min(number, len(records) - 1))
+            else:
+                log.close()
+                log = EmbeddedLog(Path(folder), durable=False)
+            assert log.end("topic", 0) == len(records)
+            expected = [Record(at, value) for at, value in enumerate(records)]
+            assert log.read("topic", 0, start, 1000) == expected[start:]
+            assert log.read("topic", 0, start, 3) == expected[start : start + 3]
+        log.close()
