@@ -144,7 +144,20 @@ class Writer:
         return self.log.publish(epoch, self.cut())
 
 
-OPERATIONS = ["publish", "publish", "publish", "fold", "pull", "repeat", "drop", "error", "hide", "cut off", "race", "restart"]
+OPERATIONS = [
+    "publish",
+    "publish",
+    "publish",
+    "fold",
+    "pull",
+    "repeat",
+    "drop",
+    "error",
+    "hide",
+    "cut off",
+    "race",
+    "restart",
+]
 
 
 @settings(max_examples=150)
@@ -453,7 +466,7 @@ def test_a_damaged_manifest_is_named_and_changes_nothing(at_base: bool) -> None:
             missed.append((outcome, flipped(good, at)[max(0, at - 20) : at + 10]))
         elif not at_base:
             assert state_of(tables) == writer.history[2]
-    outcomes = {outcome: example for outcome, example in missed}
+    outcomes = dict(missed)
     assert not missed, f"{len(missed)} of {len(good)} flips were not refused by name, such as {outcomes}"
 
 
@@ -525,7 +538,7 @@ def test_a_follower_of_other_tables_is_told_so() -> None:
 
 def test_a_replica_that_does_not_descend_from_the_parent_starts_over() -> None:
     """After a rollback the next version's parent is an older one."""
-    files, writer = published(3)
+    files, _ = published(3)
     follower, tables = at_version(files, 3)
     rows = {name: make_rows([99], [], dim) for name, dim in DIMS.items()}
     delta = {name: TableDelta(part, np.array([4])) for name, part in rows.items()}
@@ -597,7 +610,9 @@ def test_the_newest_two_trainer_states_stay() -> None:
 # Where files live.
 
 FILE_OPERATIONS = st.tuples(
-    st.sampled_from(["write", "write", "write", "delete", "read", "flush"]), st.sampled_from("abcd"), st.binary(max_size=20)
+    st.sampled_from(["write", "write", "write", "delete", "read", "flush"]),
+    st.sampled_from("abcd"),
+    st.binary(max_size=20),
 )
 
 

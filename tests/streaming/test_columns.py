@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,9 @@ def plain(column: Column) -> Plain:
     if isinstance(column, Ragged):
         assert column.offsets[0] == 0
         assert column.offsets[-1] == len(column.values)
-        return [column.values[start:stop].tolist() for start, stop in zip(column.offsets, column.offsets[1:], strict=False)]
+        return [
+            column.values[start:stop].tolist() for start, stop in zip(column.offsets, column.offsets[1:], strict=False)
+        ]
     return column.tolist()
 
 
@@ -90,7 +93,7 @@ def test_parts_are_laid_end_to_end(given_column: tuple[Feature, Plain], cuts: li
     feature, values = given_column
     column = column_of(feature, values)
     bounds = sorted({0, len(values), *(min(at, len(values)) for at in cuts)})
-    parts = [pack(column, start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    parts = [pack(column, start, stop) for start, stop in pairwise(bounds)]
     assert plain(unpack(feature, parts)) == values
 
 

@@ -25,7 +25,25 @@ def test_an_integer_as_text_is_the_integer(number: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " 5", "5 ", "05", "+5", "-0", "--1", "-", "1_000", "5.0", "1e3", "٣", "²", str(2**63), str(-(2**63) - 1), "9" * 30, "-é"],
+    [
+        "",
+        " 5",
+        "5 ",
+        "05",
+        "+5",
+        "-0",
+        "--1",
+        "-",
+        "1_000",
+        "5.0",
+        "1e3",
+        "٣",
+        "²",
+        str(2**63),
+        str(-(2**63) - 1),
+        "9" * 30,
+        "-é",
+    ],
 )
 def test_other_texts_are_hashed(text: str) -> None:
     assert text_id(text) == hashed(text)
@@ -44,7 +62,18 @@ def test_the_ids_of_texts_do_not_change() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint32(), pa.float32(), pa.float64(), pa.string(), pa.large_string()],
+    [
+        pa.int8(),
+        pa.int16(),
+        pa.int32(),
+        pa.int64(),
+        pa.uint8(),
+        pa.uint32(),
+        pa.float32(),
+        pa.float64(),
+        pa.string(),
+        pa.large_string(),
+    ],
 )
 def test_the_same_ids_from_every_type(kind: pa.DataType) -> None:
     texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)

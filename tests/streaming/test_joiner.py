@@ -248,7 +248,11 @@ def arrivals(world: World, rng: random.Random) -> list[Arrival]:
 
 
 def make_joiner(
-    labels: dict[str, Label], store: PendingStore | None = None, emit: str = "decided", lateness: int = 0, now: int = NOW
+    labels: dict[str, Label],
+    store: PendingStore | None = None,
+    emit: str = "decided",
+    lateness: int = 0,
+    now: int = NOW,
 ) -> Joiner:
     join = JoinSettings(emit=emit, lateness=f"{lateness}ms", max_rows=7)
     return Joiner(FEATURES, labels, join, store or PendingStore(1 << 30, no_disk), EventClock(now), partition=3)
@@ -621,7 +625,10 @@ BAD_REQUESTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "impression id too long": ("malformed", lambda: request_with(impression_ids=["a", "x" * (MAX_ID_LENGTH + 1)])),
     "empty impression id": ("malformed", lambda: request_with(impression_ids=["a", ""])),
     "no impressions": ("malformed", lambda: request_with(impression_ids=[])),
-    "too many impressions": ("malformed", lambda: request_with(impression_ids=list(map(str, range(MAX_IMPRESSIONS + 1))))),
+    "too many impressions": (
+        "malformed",
+        lambda: request_with(impression_ids=list(map(str, range(MAX_IMPRESSIONS + 1)))),
+    ),
     "an impression twice": ("malformed", lambda: request_with(impression_ids=["a", "a"])),
     "before 1970": ("malformed", lambda: request_with(served_at=-1)),
     "from the far future": ("future", lambda: request_with(served_at=FAR)),
@@ -662,7 +669,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("topic", "reason", "payload"), BAD)
-def test_a_bad_record_is_a_dead_letter_and_costs_nothing_else(topic: str, reason: str, payload: Callable[[], bytes]) -> None:
+def test_a_bad_record_is_a_dead_letter_and_costs_nothing_else(
+    topic: str, reason: str, payload: Callable[[], bytes]
+) -> None:
     core = make_joiner(CLICK)
     bad = payload()
     newest = dict(core.newest)
@@ -678,7 +687,10 @@ def test_a_bad_record_is_a_dead_letter_and_costs_nothing_else(topic: str, reason
     assert letter.detail
     assert letter.partition == 3
     assert core.counts[f"dead.{reason}"] == 1
-    assert {name: item.labels for name, item in by_id(core, output.examples).items()} == {"r1.0": (1.0,), "r1.1": (0.0,)}
+    assert {name: item.labels for name, item in by_id(core, output.examples).items()} == {
+        "r1.0": (1.0,),
+        "r1.1": (0.0,),
+    }
 
 
 @given(st.binary(max_size=200), st.integers(0, 2**32))

@@ -34,15 +34,69 @@ HOUR, DAY = 3_600_000, 86_400_000
 Row = dict[str, Any]
 
 ROWS: list[Row] = [
-    {"t": T + 5000, "user": 2, "item": "b", "tags": "x|y", "price": 3.0, "born": T, "click": 1, "rating": 5.0, "wait": 700},
-    {"t": T + 1000, "user": 1, "item": "a", "tags": "x", "price": 0.0, "born": T - 9000, "click": 0, "rating": 2.5, "wait": 10},
-    {"t": T + 1000, "user": 1, "item": "c", "tags": None, "price": None, "born": None, "click": 1, "rating": None, "wait": 20},
-    {"t": T + HOUR, "user": 1, "item": None, "tags": "y|z|y", "price": 8.0, "born": T, "click": 0, "rating": 4.0, "wait": 0},
-    {"t": T + DAY, "user": 3, "item": "7", "tags": "", "price": 99.5, "born": T, "click": 1, "rating": 1.0, "wait": None},
+    {
+        "t": T + 5000,
+        "user": 2,
+        "item": "b",
+        "tags": "x|y",
+        "price": 3.0,
+        "born": T,
+        "click": 1,
+        "rating": 5.0,
+        "wait": 700,
+    },
+    {
+        "t": T + 1000,
+        "user": 1,
+        "item": "a",
+        "tags": "x",
+        "price": 0.0,
+        "born": T - 9000,
+        "click": 0,
+        "rating": 2.5,
+        "wait": 10,
+    },
+    {
+        "t": T + 1000,
+        "user": 1,
+        "item": "c",
+        "tags": None,
+        "price": None,
+        "born": None,
+        "click": 1,
+        "rating": None,
+        "wait": 20,
+    },
+    {
+        "t": T + HOUR,
+        "user": 1,
+        "item": None,
+        "tags": "y|z|y",
+        "price": 8.0,
+        "born": T,
+        "click": 0,
+        "rating": 4.0,
+        "wait": 0,
+    },
+    {
+        "t": T + DAY,
+        "user": 3,
+        "item": "7",
+        "tags": "",
+        "price": 99.5,
+        "born": T,
+        "click": 1,
+        "rating": 1.0,
+        "wait": None,
+    },
 ]
 ORDER = [1, 2, 0, 3, 4]
 """The rows as events stand: requests by time, impressions of one as in the file."""
-USERS: list[Row] = [{"id": 1, "age": 30, "city": "Bern"}, {"id": 2, "age": None, "city": "Graz"}, {"id": 9, "age": 5, "city": "Lyon"}]
+USERS: list[Row] = [
+    {"id": 1, "age": 30, "city": "Bern"},
+    {"id": 2, "age": None, "city": "Graz"},
+    {"id": 9, "age": 5, "city": "Lyon"},
+]
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -61,7 +115,10 @@ def source(kind: str, **changes: Any) -> SourceSettings:
     fields: Row = {
         "dir": ".",
         "impressions": {"file": f"log.{kind}", "time": {"column": "t"}, "request": ["user", "t"]},
-        "actions": {"click": {"when": "click", "delay": "10s"}, "rate": {"value": "rating", "delay": {"column": "wait"}}},
+        "actions": {
+            "click": {"when": "click", "delay": "10s"},
+            "rate": {"value": "rating", "delay": {"column": "wait"}},
+        },
     }
     return SourceSettings.model_validate({**fields, **changes})
 
@@ -71,7 +128,9 @@ def features(**given: Any) -> FeatureSet:
     return found
 
 
-def load_rows(folder: Path, kind: str, rows: Sequence[Row], wanted: FeatureSet | None = None, **changes: Any) -> LoggedEvents:
+def load_rows(
+    folder: Path, kind: str, rows: Sequence[Row], wanted: FeatureSet | None = None, **changes: Any
+) -> LoggedEvents:
     write(folder / f"log.{kind}", rows)
     return load(folder, source(kind, **changes), wanted or features(), NOW)
 
@@ -85,7 +144,9 @@ def lists(column: Any) -> list[list[int]]:
     return [column.rows(at, at + 1).values.tolist() for at in range(len(column.offsets) - 1)]
 
 
-def problems_of(folder: Path, settings: SourceSettings, wanted: FeatureSet | None = None) -> list[tuple[str, str, str, str]]:
+def problems_of(
+    folder: Path, settings: SourceSettings, wanted: FeatureSet | None = None
+) -> list[tuple[str, str, str, str]]:
     with pytest.raises(Problems) as caught:
         load(folder, settings, wanted or features(), NOW)
     found = [tuple(problem) for problem in caught.value.problems]
@@ -229,7 +290,14 @@ def test_units_of_time(tmp_path: Path, kind: str, unit: str, scale: float) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["2023-11-14 22:13:20", "2023-11-14T22:13:20", "2023-11-14T22:13:20Z", "2023-11-14T22:13:20+00:00", "2023-11-14T23:13:20+01:00"]
+    "text",
+    [
+        "2023-11-14 22:13:20",
+        "2023-11-14T22:13:20",
+        "2023-11-14T22:13:20Z",
+        "2023-11-14T22:13:20+00:00",
+        "2023-11-14T23:13:20+01:00",
+    ],
 )
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_times_as_iso_8601_texts(tmp_path: Path, kind: str, text: str) -> None:
@@ -363,7 +431,10 @@ def test_missing_columns_are_all_told_at_once(tmp_path: Path, kind: str) -> None
     places = sorted((Path(file).name, place) for file, place, _, _ in found)
     columns = [f"column {name}" for name in ("clicked", "later", "person", "thing", "worth")]
     assert places == sorted(
-        [*((f"log.{kind}", place) for place in columns), *((f"users.{kind}", f"column {name}") for name in ("town", "uid"))]
+        [
+            *((f"log.{kind}", place) for place in columns),
+            *((f"users.{kind}", f"column {name}") for name in ("town", "uid")),
+        ]
     )
     assert all(value == "missing" and "the file has: " in allowed for _, _, value, allowed in found)
 
@@ -439,7 +510,10 @@ def test_a_file_that_is_not_there_and_an_ending_that_says_nothing(tmp_path: Path
 def test_several_broken_files_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "users.csv").write_bytes(b"")
     write(tmp_path / "log.csv", ROWS)
-    sides = {"users": {"file": "users.csv", "key": "id", "on": "user"}, "more": {"file": "more.csv", "key": "id", "on": "user"}}
+    sides = {
+        "users": {"file": "users.csv", "key": "id", "on": "user"},
+        "more": {"file": "more.csv", "key": "id", "on": "user"},
+    }
     found = problems_of(tmp_path, source("csv", sides=sides), features(item={"column": "gone"}))
     assert {Path(file).name for file, _, _, _ in found} == {"users.csv", "more.csv", "log.csv"}
 
@@ -505,7 +579,9 @@ def test_a_column_that_stands_there_twice(tmp_path: Path, kind: str) -> None:
     if kind == "csv":
         (tmp_path / "log.csv").write_text(f"t,user,item,item\n{T},1,a,b\n")
     else:
-        table = pa.Table.from_arrays([pa.array([T]), pa.array([1]), pa.array(["a"]), pa.array(["b"])], ["t", "user", "item", "item"])
+        table = pa.Table.from_arrays(
+            [pa.array([T]), pa.array([1]), pa.array(["a"]), pa.array(["b"])], ["t", "user", "item", "item"]
+        )
         pa.parquet.write_table(table, tmp_path / "log.parquet")
     found = problems_of(tmp_path, source(kind, actions={"seen": {}}))
     assert any("item" in place + value for _, place, value, _ in found)
@@ -516,7 +592,9 @@ def test_a_side_key_that_stands_there_twice(tmp_path: Path, kind: str) -> None:
     write(tmp_path / f"users.{kind}", [*USERS, USERS[0]])
     write(tmp_path / f"log.{kind}", ROWS)
     sides = {"users": {"file": f"users.{kind}", "key": "id", "on": "user"}}
-    ((file, place, value, allowed),) = problems_of(tmp_path, source(kind, sides=sides), features(c={"column": "city", "side": "users"}))
+    ((file, place, value, allowed),) = problems_of(
+        tmp_path, source(kind, sides=sides), features(c={"column": "city", "side": "users"})
+    )
     assert (Path(file).name, place) == (f"users.{kind}", "column id")
     assert "1" in value
     assert "one row a key" in allowed
@@ -533,7 +611,9 @@ def test_an_impression_that_stands_in_its_request_twice(tmp_path: Path) -> None:
 
 def test_a_feature_of_the_request_that_differs_within_it(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", ROWS)
-    ((file, place, _, allowed),) = problems_of(tmp_path, source("csv"), features(item={"column": "item", "scope": "request"}))
+    ((file, place, _, allowed),) = problems_of(
+        tmp_path, source("csv"), features(item={"column": "item", "scope": "request"})
+    )
     assert Path(file).name == "log.csv"
     assert place == "feature item, line 4"
     assert "scope: impression" in allowed
@@ -550,7 +630,9 @@ def test_a_request_too_large_to_be_one(tmp_path: Path) -> None:
 
 def test_a_cross_of_what_cannot_be_crossed(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", ROWS)
-    wanted = features(item={"column": "item"}, tags={"column": "tags", "split": "|", "pool": "mean"}, both={"cross": ["item", "tags"]})
+    wanted = features(
+        item={"column": "item"}, tags={"column": "tags", "split": "|", "pool": "mean"}, both={"cross": ["item", "tags"]}
+    )
     ((_, place, value, allowed),) = problems_of(tmp_path, source("csv"), wanted)
     assert "both" in place
     assert "tags" in value
@@ -559,7 +641,9 @@ def test_a_cross_of_what_cannot_be_crossed(tmp_path: Path) -> None:
 
 def test_a_cross_of_a_number_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", ROWS)
-    wanted = features(item={"column": "item"}, price={"kind": "dense", "column": "price"}, both={"cross": ["item", "price"]})
+    wanted = features(
+        item={"column": "item"}, price={"kind": "dense", "column": "price"}, both={"cross": ["item", "price"]}
+    )
     ((_, place, _, _),) = problems_of(tmp_path, source("csv"), wanted)
     assert "both" in place
 
@@ -599,7 +683,9 @@ PRICED = features(item={"column": "item"}, price={"kind": "dense", "column": "pr
         ("t", "2023-13-45", "malformed"),
     ],
 )
-def test_a_row_without_a_usable_time_is_refused(tmp_path: Path, kind: str, column: str, value: Any, reason: str) -> None:
+def test_a_row_without_a_usable_time_is_refused(
+    tmp_path: Path, kind: str, column: str, value: Any, reason: str
+) -> None:
     if value == 10**300 and kind == "parquet":
         value = 1e300
     rows = columns_of(kind, spoiled(3, t=value), "t") if isinstance(value, str | float) else spoiled(3, t=value)
@@ -672,7 +758,9 @@ def test_a_broken_field_of_a_side_table_is_missing_there(tmp_path: Path, kind: s
     users = columns_of(kind, [{**USERS[0], "age": "old"}, *USERS[1:]], "age")
     write(tmp_path / f"users.{kind}", users)
     wanted = features(item={"column": "item"}, age={"kind": "dense", "column": "age", "side": "users"})
-    events = load_rows(tmp_path, kind, ROWS, wanted, sides={"users": {"file": f"users.{kind}", "key": "id", "on": "user"}})
+    events = load_rows(
+        tmp_path, kind, ROWS, wanted, sides={"users": {"file": f"users.{kind}", "key": "id", "on": "user"}}
+    )
     assert rejects_of(events) == [(f"{line(kind, 0)}, column age", "'old'", "malformed")]
     assert events.features["age"].tolist() == [0] * 5
 
@@ -757,9 +845,7 @@ def test_numbers_that_are_none_are_missing(tmp_path: Path, value: float) -> None
 def test_huge_numbers_stay_finite(tmp_path: Path) -> None:
     wanted = features(
         item={"column": "item"},
-        **{
-            name: {"kind": "dense", "column": "price", "transform": name} for name in ("none", "log", "sqrt", "square")
-        },
+        **{name: {"kind": "dense", "column": "price", "transform": name} for name in ("none", "log", "sqrt", "square")},
     )
     events = load_rows(tmp_path, "parquet", spoiled(0, price=1e300), wanted)
     for name in ("none", "log", "sqrt", "square"):

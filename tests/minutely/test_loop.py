@@ -1,0 +1,383 @@
+"""The embedded loop on a small log that was made up: what it promises about examples, versions, cadences and freshness."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from minutely.config import Pipeline
+from minutely.loop import EmbeddedLoop
+from minutely.results import results_of, summarize
+from paramserver import manifest as manifests
+from paramserver.files import Files
+from serving.replica import Replica
+from streaming.clock import EventClock
+from streaming.columns import slice_columns
+from streaming.events import Request
+from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, Record
+from streaming.pending import PendingStore
+from streaming.source import LoggedEvents, load
+from trainer.metrics import class_metrics
+from trainer.models import make_model
+
+START = 1_700_000_000_000
+MINUTE, HOUR = 60_000, 3_600_000
+NOW = START + 1000 * HOUR
+CADENCES: dict[str, int | None] = {"60s": MINUTE, "10m": 10 * MINUTE, "2h": 2 * HOUR, "never": None}
+
+
+def write_log(path: Path, requests: int = 900, hours: float = 5) -> None:
+    """Users like the items of their own taste, early users do not come back, and a play tells when it is over."""
+    rng = np.random.default_rng(7)
+    served_at = np.sort(rng.integers(0, int(hours * HOUR), requests)) + START
+    users = rng.integers(0, 120, requests) + np.where(served_at < START + HOUR, 1000, 0)
+    sizes = rng.integers(1, 4, requests)
+    user, at = np.repeat(users, sizes), np.repeat(served_at, sizes)
+    count = len(user)
+    item = rng.integers(0, 60, count)
+    liked = rng.random(count) < np.where(user % 3 == item % 3, 0.75, 0.1)
+    play_ms = rng.integers(2_000, 200_000, count)
+    pa.parquet.write_table(
+        pa.table(
+            {
+                "t": at,
+                "user": user,
+                "item": [f"item {number}" for number in item],
+                "words": [[int(number % 7), int(number % 5)] for number in item],
+                "price": rng.random(count),
+                "liked": liked,
+                "played_ms": play_ms,
+            }
+        ),
+        path,
+    )
+
+
+def make_pipeline(folder: Path, **changes: Any) -> Pipeline:
+    fields: dict[str, Any] = {
+        "name": "synthetic",
+        "source": {
+            "dir": str(folder),
+            "impressions": {"file": "log.parquet", "time": {"column": "t"}, "request": ["user", "t"]},
+            "actions": {
+                "like": {"when": "liked", "delay": {"column": "played_ms"}},
+                "play": {"value": "played_ms", "delay": {"column": "played_ms"}},
+            },
+        },
+        "features": {
+            "user": {"column": "user", "scope": "request"},
+            "item": {"column": "item"},
+            "words": {"column": "words", "pool": "mean"},
+            "price": {"kind": "dense", "column": "price"},
+        },
+        "labels": {
+            "like": {"action": "like", "decided_by": "play", "window": "10m"},
+            "watched": {"action": "play", "window": "10m", "loss": "squared", "scale": 60_000, "transform": "log"},
+        },
+        "model": {"dim": 4, "hidden": [8]},
+        "tables": {"learning_rate": 0.1},
+    }
+    return Pipeline.model_validate({**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("logs")
+    write_log(path / "log.parquet")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> Pipeline:
+    return make_pipeline(folder)
+
+
+@pytest.fixture(scope="module")
+def events(pipeline: Pipeline, folder: Path) -> LoggedEvents:
+    return load(folder, pipeline.source, pipeline.features, NOW)
+
+
+class MemoryLog:
+    """A log that forgets nothing, and notes how far it might have."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, list[bytes]] = defaultdict(list)
+        self.trimmed: dict[str, int] = {}
+
+    def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
+        self.topics[topic] += values
+
+    def end(self, topic: str, partition: int) -> int:
+        return len(self.topics[topic])
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        assert offset >= self.trimmed.get(topic, 0), "what was trimmed is still needed"
+        found = self.topics[topic][offset : offset + limit]
+        return [Record(at, value) for at, value in enumerate(found, offset)]
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        self.trimmed[topic] = max(offset, self.trimmed.get(topic, 0))
+
+
+class MemoryFiles:
+    """Files of one run; ``until`` hides versions after it."""
+
+    def __init__(self, content: dict[str, bytes] | None = None, until: int | None = None) -> None:
+        self.content = {} if content is None else content
+        self._until = until
+
+    def _is_hidden(self, name: str) -> bool:
+        return self._until is not None and int("".join(filter(str.isdigit, name.split(".")[0]))) > self._until
+
+    def write(self, name: str, data: bytes) -> None:
+        self.content[name] = data
+
+    def read(self, name: str) -> bytes:
+        if name not in self.content or self._is_hidden(name):
+            raise FileNotFoundError(name)
+        return self.content[name]
+
+    def names(self) -> list[str]:
+        return [name for name in self.content if not self._is_hidden(name)]
+
+    def delete(self, name: str) -> None:
+        self.content.pop(name, None)
+
+
+class Ran:
+    """A loop at its end, with its log, its files, and the ids of the examples in the order in which they were trained."""
+
+    def __init__(
+        self, pipeline: Pipeline, events: LoggedEvents, cadences: Mapping[str, int | None], warmup: float = 0.5
+    ) -> None:
+        self.log, self.files, self.trained = MemoryLog(), MemoryFiles(), list[str]()
+        pending = PendingStore(1 << 30, self._no_disk)
+        clock = EventClock()
+        self.loop = EmbeddedLoop(pipeline, events, self.log, pending, clock, self.files, cadences, warmup)
+        train = self.loop.trainer.train
+
+        def noted(batch: pa.RecordBatch) -> None:
+            self.trained += batch.column("example_id").to_pylist()
+            train(batch)
+
+        self.loop.trainer.train = noted  # type: ignore[method-assign]
+        while self.loop.tick():
+            pass
+        self.loop.finish()
+        self.summary = summarize(self.loop, warmup, 1.0, interrupted=False)
+
+    @staticmethod
+    def _no_disk() -> Any:
+        raise AssertionError("a store with room enough opened its database")
+
+    def rows(self) -> dict[str, tuple[bytes, bytes]]:
+        tables = {name: table.export() for name, table in self.loop.trainer.tables.items()}
+        return {name: (rows.ids.tobytes(), rows.embeddings.tobytes()) for name, rows in tables.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(pipeline: Pipeline, events: LoggedEvents) -> Ran:
+    return Ran(pipeline, events, {"60s": MINUTE})
+
+
+@pytest.fixture(scope="module")
+def compared(pipeline: Pipeline, events: LoggedEvents) -> Ran:
+    return Ran(pipeline, events, CADENCES)
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(pipeline: Pipeline, events: LoggedEvents, plain: Ran) -> None:
+    again = Ran(pipeline, events, {"60s": MINUTE})
+    assert again.loop.primary.scores.tobytes() == plain.loop.primary.scores.tobytes()
+    assert again.summary == plain.summary
+    assert again.rows() == plain.rows()
+    assert again.files.content == plain.files.content
+    assert again.log.topics == plain.log.topics
+    other = Ran(pipeline.model_copy(update={"seed": 2}), events, {"60s": MINUTE})
+    assert other.rows() != plain.rows()
+
+
+def test_a_comparison_s_column_is_the_plain_replay(plain: Ran, compared: Ran) -> None:
+    assert [served.name for served in compared.loop.replicas] == list(CADENCES)
+    assert compared.loop.primary.scores.tobytes() == plain.loop.primary.scores.tobytes()
+    assert results_of(compared.loop, compared.loop.primary) == results_of(plain.loop, plain.loop.primary)
+    assert compared.summary["metrics"] == plain.summary["metrics"]
+
+
+@pytest.mark.parametrize("cadence", ["10m", "2h", "never"])
+def test_another_cadence_serves_other_scores_of_the_same_examples(
+    pipeline: Pipeline, events: LoggedEvents, plain: Ran, compared: Ran, cadence: str
+) -> None:
+    ran = Ran(pipeline, events, {cadence: CADENCES[cadence]})
+    assert ran.trained == plain.trained
+    assert ran.rows() == plain.rows(), "what was served does not change what was learned"
+    assert ran.loop.trainer.dense_weights() == plain.loop.trainer.dense_weights()
+    assert ran.loop.primary.scores.tobytes() != plain.loop.primary.scores.tobytes()
+    if cadence != "never":
+        assert ran.summary["replica_equals_table"]
+    beside = {served.name: served for served in compared.loop.replicas}[cadence]
+    begin = compared.loop.scored_from
+    assert not np.array_equal(beside.scores[begin:], plain.loop.primary.scores[begin:])
+
+
+def test_every_impression_is_an_example_once(events: LoggedEvents, plain: Ran) -> None:
+    assert Counter(plain.trained) == Counter(events.impression_ids.to_pylist())
+    assert plain.summary["examples"] == plain.summary["impressions"] == events.impressions
+    assert plain.summary["engagements"] == len(events.engagements)
+    assert plain.summary["dead_letters"] == 0
+    assert plain.log.topics[DEAD_LETTERS] == []
+
+
+def test_labels_are_those_of_the_log(events: LoggedEvents, plain: Ran, pipeline: Pipeline) -> None:
+    """The windows of this pipeline cut nothing, so what the joiner decided is what the log says."""
+    truth = {name: events.truth(label) for name, label in pipeline.labels.items()}
+    row_of = {name: row for row, name in enumerate(events.impression_ids.to_pylist())}
+    for payload in plain.log.topics[EXAMPLES]:
+        batch, _ = plain.loop.joiner.format.decode(payload)
+        rows = [row_of[name] for name in batch.column("example_id").to_pylist()]
+        for name in pipeline.labels:
+            assert batch.column(f"label.{name}").to_numpy().tolist() == truth[name][rows].tolist()
+
+
+def test_the_replica_ends_with_the_trainer_s_rows(plain: Ran, compared: Ran) -> None:
+    assert plain.summary["replica_equals_table"]
+    for served in compared.loop.replicas:
+        assert compared.loop.replica_equals_table(served) == (served.every is not None)
+
+
+def test_what_is_learned_is_servable_within_the_cadence(plain: Ran, compared: Ran) -> None:
+    assert plain.summary["freshness_seconds"]["p99"] <= 61
+    for served in compared.loop.replicas:
+        latencies = np.concatenate(served.latencies) if served.latencies else np.empty(0)
+        assert (latencies > 0).all()
+        if served.every is not None:
+            assert latencies.max() <= served.every + MINUTE
+    assert sum(map(len, plain.loop.primary.latencies)) == plain.summary["examples"]
+    assert results_of(compared.loop, compared.loop.replicas[-1])["sync_every"] == "never"
+
+
+def test_the_model_learns_and_freshness_pays(compared: Ran) -> None:
+    aucs = [results_of(compared.loop, served)["metrics"]["like"]["auc"] for served in compared.loop.replicas]
+    assert aucs[0] > 0.6
+    assert aucs[0] > aucs[-1]
+
+
+def manifest(files: Files, version: int) -> manifests.Manifest:
+    return manifests.read_manifest(files, version, base=False)
+
+
+def test_scores_are_of_the_version_that_was_there_when_they_were_served(
+    pipeline: Pipeline, events: LoggedEvents, plain: Ran
+) -> None:
+    requests = [msgspec.msgpack.decode(payload, type=Request) for payload in plain.log.topics[IMPRESSIONS]]
+    assert [request.request_id for request in requests] == events.request_ids.to_pylist()
+    last = plain.loop.deltas.version
+    for at, request in enumerate(requests):
+        start, stop = events.starts[at : at + 2]
+        scores = np.frombuffer(request.scores, "<f4").reshape(-1, 2)
+        assert np.array_equal(scores, plain.loop.primary.scores[start:stop]), "what is logged is what was served"
+        if request.sparse_version:
+            served = manifest(plain.files, request.sparse_version)
+            assert served.published_at <= request.served_at
+            assert served.watermark <= request.served_at
+            assert served.dense is not None
+            assert served.dense.version == request.dense_version
+        if request.sparse_version < last:
+            following = manifest(plain.files, request.sparse_version + 1)
+            assert following.published_at > request.served_at // MINUTE * MINUTE, "the newest that was there"
+    for at in np.linspace(0, len(requests) - 1, 8).astype(int):
+        start, stop = events.starts[at : at + 2]
+        model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
+        tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
+        view = MemoryFiles(plain.files.content, until=requests[at].sparse_version)
+        replica = Replica(view, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
+        replica.pull(requests[at].served_at, everything=True)
+        assert replica.sparse_version == requests[at].sparse_version
+        again = replica.score(slice_columns(events.features, int(start), int(stop)), int(stop - start))
+        np.testing.assert_allclose(again, plain.loop.primary.scores[start:stop], rtol=1e-4, atol=1e-6)
+
+
+def test_versions_say_what_they_contain(plain: Ran, events: LoggedEvents) -> None:
+    offsets = Counter[str]()
+    watermark = 0
+    for version in range(1, plain.loop.deltas.version + 1):
+        now = manifest(plain.files, version)
+        assert now.parent == version - 1
+        assert now.watermark >= watermark
+        assert all(now.offsets[name] >= offsets[name] for name in offsets)
+        offsets, watermark = Counter(now.offsets), now.watermark
+    ends = {f"{topic}/0": len(plain.log.topics[topic]) for topic in ("impressions", "engagements", "examples")}
+    assert offsets == ends
+    assert plain.summary["versions"] == plain.loop.deltas.version
+
+
+def test_rows_that_nobody_touches_go_everywhere(folder: Path, events: LoggedEvents) -> None:
+    ran = Ran(make_pipeline(folder, tables={"expire_after": "1h"}), events, {"60s": MINUTE})
+    (primary,) = ran.loop.replicas
+    assert ran.summary["rows"]["expired"] > 0
+    assert ran.summary["replica_equals_table"]
+    early = np.unique(events.features["user"][events.served_at[events.request_of_row] < START + HOUR])
+    for table in (ran.loop.trainer.tables["user"], primary.replica.tables["user"]):
+        assert not table.contains(early).any(), "users of the first hour never come back"
+        assert len(table) > 0
+    assert ran.summary["rows"]["live"] == sum(map(len, ran.loop.trainer.tables.values()))
+    assert sum(epoch.expired for epoch in ran.loop.measures.epochs) >= ran.summary["rows"]["expired"]
+
+
+def test_a_short_window_cannot_flatter_the_metrics(folder: Path, pipeline: Pipeline, events: LoggedEvents) -> None:
+    short = {"like": {"action": "like", "window": "20s"}}
+    ran = Ran(make_pipeline(folder, labels=short), events, {"60s": MINUTE})
+    trained = sum(
+        ran.loop.joiner.format.decode(payload)[0].column("label.like").to_numpy().sum()
+        for payload in ran.log.topics[EXAMPLES]
+    )
+    truth = events.truth(pipeline.labels["like"])
+    assert 0 < trained < 0.3 * truth.sum(), "most likes come after this window"
+    begin = ran.loop.scored_from
+    expected = class_metrics(ran.loop.primary.scores[begin:, 0], truth[begin:], events.request_of_row[begin:])
+    assert ran.summary["metrics"]["like"] == pytest.approx(expected)
+    assert ran.summary["dead_letters_by_reason"] == {"late": int(truth.sum() - trained)}
+
+
+def test_windows_and_lateness_delay_examples_and_lose_none(folder: Path, events: LoggedEvents) -> None:
+    join = {"emit": "window", "lateness": "90s", "max_rows": 5}
+    ran = Ran(make_pipeline(folder, join=join), events, {"60s": MINUTE})
+    assert Counter(ran.trained) == Counter(events.impression_ids.to_pylist())
+    assert ran.summary["replica_equals_table"]
+    assert ran.summary["freshness_seconds"]["p99"] <= 60 + 90 + 1
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.3])
+def test_scores_count_after_the_warm_up(pipeline: Pipeline, events: LoggedEvents, warmup: float) -> None:
+    ran = Ran(pipeline, events, {"60s": MINUTE, "never": None}, warmup)
+    assert ran.loop.scored_from == int(np.ceil(warmup * events.impressions))
+    first, never = ran.loop.replicas
+    begin = ran.loop.scored_from
+    minute = events.served_at[events.request_of_row[begin]] // MINUTE
+    same = events.served_at[events.request_of_row] // MINUTE == minute
+    rows = np.flatnonzero(same)[np.flatnonzero(same) >= begin]
+    np.testing.assert_array_equal(first.scores[rows], never.scores[rows]), "all begin with the same warm-up"
+    assert first.scored_to == never.scored_to == events.impressions
+
+
+def test_a_loop_can_end_early(pipeline: Pipeline, events: LoggedEvents) -> None:
+    """As with Ctrl-C: what was learned by then is published whole."""
+    log, files = MemoryLog(), MemoryFiles()
+    loop = EmbeddedLoop(
+        pipeline, events, log, PendingStore(1 << 30, Ran._no_disk), EventClock(), files, {"60s": MINUTE}, 0.5
+    )
+    for _ in range(40):
+        assert loop.tick()
+    loop.finish()
+    found = summarize(loop, 0.5, 1.0, interrupted=True)
+    assert 0 < found["examples"] <= found["impressions"] < events.impressions
+    assert found["replica_equals_table"]
+    assert found["metrics"]["like"]["auc"] is None, "nothing was served after the warm-up"
+    assert manifests.versions(files, base=True)[-1] == loop.deltas.version
