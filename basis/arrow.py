@@ -29,7 +29,7 @@ class BatchCodec:
                 return pa.ipc.read_record_batch(pa.py_buffer(data).slice(len(self._head)), self.schema)
             with pa.ipc.open_stream(data) as reader:  # written by another Arrow
                 batch = reader.read_next_batch()
-        except (pa.ArrowException, StopIteration, OSError) as error:
+        except (pa.ArrowException, StopIteration, EOFError, OSError) as error:
             raise ValueError(f"not an Arrow stream: {error}") from None
         if not batch.schema.equals(self.schema):
             raise ValueError(f"columns {batch.schema.names}, expected {self.schema.names}")

@@ -46,3 +46,7 @@ class ProblemList:
         """Raise what was noted, if anything."""
         if self.found:
             raise Problems(self.found)
+
+
+class BadFile(ValueError):
+    """A published file is not what its manifest says; the message names it."""

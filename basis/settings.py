@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LONGEST_MS = 49_710 * _UNIT_MS["d"]  # rows keep seconds in 32 bits
 _DURATION = re.compile(r"^(-?\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$")
 
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors and values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def parse_duration(value: Any) -> int:
@@ -27,6 +28,8 @@ def parse_duration(value: Any) -> int:
         milliseconds = float(match[1]) * _UNIT_MS[match[2]]
         if milliseconds < 0:
             raise ValueError("a duration cannot be negative; allowed: 0s and longer")
+        if milliseconds > _LONGEST_MS:
+            raise ValueError(f"a duration beyond what times can hold; allowed: up to {_LONGEST_MS // _UNIT_MS['d']}d")
         return round(milliseconds)
     raise ValueError(f"a duration needs its unit; allowed: {allowed}")
 

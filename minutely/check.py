@@ -8,11 +8,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
+from basis.problems import Problem
 from basis.settings import format_duration
 from minutely.config import Pipeline
 from streaming.columns import Ragged
 from streaming.labels import Label
 from streaming.source import LoggedEvents
+
+
+def silent_labels(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Labels whose action the log does not know."""
+    allowed = f"never happens in the log; allowed: {', '.join(events.engagements.actions[:20])}"
+    return [
+        Problem(pipeline.name, f"labels.{name}.action", repr(label.action), allowed)
+        for name, label in pipeline.labels.items()
+        if label.action not in events.engagements.actions
+    ]
 
 
 def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None:

@@ -11,7 +11,7 @@ import rich_click as click
 from rich.console import Console
 from rich.markup import escape
 
-from basis.problems import Problems
+from basis.problems import BadFile, Problems
 from basis.settings import format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -30,14 +30,19 @@ out_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the results, new or empty. [default: runs/NAME-TIME]",
 )
-seed_option = click.option("--seed", type=click.IntRange(min=0), help="Seed, instead of the configured one.")
+seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed, instead of the configured one.")
 warmup_option = click.option(
     "--warmup",
     type=click.FloatRange(0, 1, max_open=True),
+    callback=lambda _context, _option, value: value if value == value else _no_number(value),
     default=0.5,
     show_default=True,
     help="Share of the impressions to learn from before served scores count.",
 )
+
+
+def _no_number(value: float) -> float:
+    raise click.BadParameter(f"{value} is no share; allowed: 0 to 1")
 
 
 class Cadence(click.ParamType[int | str]):
@@ -50,7 +55,10 @@ class Cadence(click.ParamType[int | str]):
         if value == "never":
             return value
         try:
-            return parse_duration(value)
+            every = parse_duration(value)
+            if every == 0:
+                raise ValueError("must be longer than 0s")
+            return every
         except ValueError as error:
             self.fail(f"{value!r}: {error}, or never", param, ctx)
 
@@ -81,12 +89,6 @@ def replay(
     """
     pipeline = _load(config, data, seed)
     every = pipeline.sync.sparse_every if sync_every is None else sync_every
-    if isinstance(every, int) and every % pipeline.train.step_every:
-        step = format_duration(pipeline.train.step_every)
-        raise click.BadParameter(
-            f"{format_duration(every)} is no multiple of a training step ({step}, train.step_every)",
-            param_hint="--sync-every",
-        )
     name = "never" if isinstance(every, str) else format_duration(every)
     _replay(pipeline, {name: None if isinstance(every, str) else every}, warmup, out)
 
@@ -113,7 +115,7 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
 @data_option
 def check(config: Path, data: Path | None) -> None:
     """Check a config and the logs that it names: every mistake at once, or else what was found in them."""
-    from minutely.check import describe
+    from minutely.check import describe, silent_labels
     from minutely.config import load_what_is_right
     from streaming.source import load
     from streaming.tabular import as_problems
@@ -124,6 +126,7 @@ def check(config: Path, data: Path | None) -> None:
         try:
             events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
             problems += as_problems(events.rejects)
+            problems += [] if problems else silent_labels(pipeline, events)
         except Problems as found:
             problems += found.problems
     if problems or pipeline is None or events is None:
@@ -171,4 +174,7 @@ def main() -> None:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         for problem in error.problems:
             console.print(f"[red]error[/red] {escape(str(problem))}")
+        sys.exit(1)
+    except (OSError, BadFile) as error:  # a folder that cannot be written, a run that was damaged
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error[/red] {escape(str(error))}")
         sys.exit(1)

@@ -84,6 +84,9 @@ def _read(path: Path) -> tuple[Any, yaml.Node | None]:
             raise Problems([Problem(name, "file", f"{len(data)} bytes", f"allowed: {_MAX_CONFIG_BYTES}")])
         tree = yaml.compose(data, Loader=yaml.SafeLoader)
         loaded = yaml.safe_load(data)
+        repeated = _repeated_keys(name, tree) if tree is not None else []
+    except RecursionError:
+        raise Problems([Problem(name, "file", "nested too deeply", "allowed: YAML without loops")]) from None
     except OSError as error:
         raise Problems([Problem(name, "file", error.strerror or "", "allowed: a configuration file")]) from None
     except yaml.MarkedYAMLError as error:
@@ -91,7 +94,6 @@ def _read(path: Path) -> tuple[Any, yaml.Node | None]:
         raise Problems([Problem(name, place, error.problem or "", "allowed: YAML")]) from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise Problems([Problem(name, "file", str(error).splitlines()[0], "allowed: YAML in UTF-8")]) from None
-    repeated = _repeated_keys(name, tree) if tree is not None else []
     if repeated:
         raise Problems(repeated)
     return loaded, tree
@@ -181,6 +183,8 @@ def _problem(path: Path, tree: yaml.Node | None, error: Any) -> Problem:
         value, allowed = repr(loc[-1]), f"unknown key; allowed: {', '.join(_known_keys(loc[:-1]))}"
     elif kind == "missing":
         allowed = "missing; this key is needed"
+    elif kind in ("model_type", "dict_type", "model_attributes_type"):
+        allowed = f"allowed: a section with keys {', '.join(_known_keys(loc))}"
     elif kind == "union_tag_invalid":
         value, allowed = repr(error["ctx"]["tag"]), f"allowed: {error['ctx']['expected_tags']}"
     else:
@@ -202,6 +206,8 @@ def _place(tree: yaml.Node | None, loc: tuple[Any, ...]) -> str:
             node = node.value[part]
             line = node.start_mark.line + 1
             path.append(str(part))
+            continue
+        if part == "[key]":  # pydantic's way to say that the key is meant, not its value
             continue
         if part is loc[-1] and isinstance(part, str) and part not in _UNION_TAGS:
             path.append(part)  # a missing key

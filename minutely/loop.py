@@ -102,6 +102,7 @@ class EmbeddedLoop:
         self._request, self._engagement = 0, 0
         self._unsealed_since: int | None = None
         self._dense_at: int | None = None
+        self._dense_examples = 0
         self._log.append(DEAD_LETTERS, _PARTITION, self._producer.rejects())
         self.truth = {name: events.truth(label) for name, label in pipeline.labels.items()}
 
@@ -140,8 +141,11 @@ class EmbeddedLoop:
 
     def finish(self) -> None:
         """Publish what is left, with the trainer's state, let every replica that pulls at all pull it, and close."""
+        if self._warm_at > self.clock.now_ms():  # interrupted before its end
+            self._warm_at = NEVER
         self._settle(NEVER - 1)
-        now = self.clock.now_ms()
+        newest = self.deltas.newest
+        now = max(self.clock.now_ms(), newest.published_at if newest else 0)
         self._publish(now, dense=True, state=True)
         for served in self.replicas:
             if served.every is not None:
@@ -202,16 +206,23 @@ class EmbeddedLoop:
         while True:
             seal_at = NEVER if self._unsealed_since is None else _next_point(self._unsealed_since, self._seal_every)
             warm_at = self._warm_at
+            dense_at = self._dense_due_at()
             puller = min(self.replicas, key=Served.pull_at)
-            first = min(seal_at, warm_at, puller.pull_at())
+            first = min(seal_at, dense_at, warm_at, puller.pull_at())
             if first > now:
                 return
             if first == warm_at:
                 self._end_warm_up(warm_at)
-            elif first == seal_at:
-                self._publish(seal_at)
+            elif first in (seal_at, dense_at):
+                self._publish(first)
             else:
                 self._pull(puller, first)
+
+    def _dense_due_at(self) -> int:
+        """When dense weights that were trained since the last ones are to be published, even where no row changed."""
+        if self._dense_at is None or self._seal_every is None or self.trainer.examples == self._dense_examples:
+            return NEVER
+        return _end_of_cell(self._dense_at, self.pipeline.sync.dense_every)
 
     def _end_warm_up(self, now: int) -> None:
         self._warm_at = NEVER
@@ -241,7 +252,7 @@ class EmbeddedLoop:
         manifest = self.deltas.publish(epoch, cut)
         self.measures.published(now, manifest, measuring)
         if dense:
-            self._dense_at = now
+            self._dense_at, self._dense_examples = now, self.trainer.examples
         self._unsealed_since = None
         decided = self._train.take_decided()
         for served in self.replicas:
@@ -268,6 +279,7 @@ class EmbeddedLoop:
         for served in self.replicas:
             if served.active and served.scored_to < row_end:
                 self._score_ahead(served, start)
+                assert served.scored_to >= row_end, "a pull between two steps would serve the rest by a later version"
         if last > self._request:
             replica = self.primary.replica
             records = self._producer.requests(

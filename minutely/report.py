@@ -172,7 +172,7 @@ def _auc_plots(loop: EmbeddedLoop) -> list[tuple[str, go.Figure]]:
 
 def _auc_over_time(loop: EmbeddedLoop, served: Served, at: int, label: str) -> tuple[Array, Array]:
     begin = 0 if served is loop.primary else loop.scored_from
-    edges = np.linspace(begin, served.scored_to, _AUC_BINS + 1).astype(int)
+    edges = np.linspace(begin, min(served.scored_to, loop.impressions), _AUC_BINS + 1).astype(int)
     times, values = [], []
     for start, stop in pairwise(edges):
         found = auc(served.scores[start:stop, at], loop.truth[label][start:stop]) if stop > start else None

@@ -36,6 +36,7 @@ def summarize(loop: EmbeddedLoop, warmup: float, wall_seconds: float, *, interru
         "sync_every": primary["sync_every"],
         "replica_equals_table": loop.replica_equals_table(loop.primary),
         "interrupted": interrupted,
+        "diverged": not all(np.isfinite(served.scores[: served.scored_to]).all() for served in loop.replicas),
         "seed": pipeline.seed,
         "config": pipeline.model_dump(mode="json"),
     }
@@ -43,7 +44,7 @@ def summarize(loop: EmbeddedLoop, warmup: float, wall_seconds: float, *, interru
 
 def results_of(loop: EmbeddedLoop, served: Served) -> dict[str, Any]:
     """Metrics of what one replica served after the warm-up, and how fresh it was."""
-    begin, end = loop.scored_from, served.scored_to
+    begin, end = loop.scored_from, min(served.scored_to, loop.impressions)
     scores = served.scores[begin:end].astype(np.float64)
     requests = loop.events.request_of_row[begin:end]
     metrics = {}

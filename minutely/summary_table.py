@@ -31,6 +31,8 @@ def print_summary(console: Console, done: Replayed) -> None:
         f"{summary['dead_letters']:,} dead letters; {rows['live']:,} rows live, {rows['expired']:,} expired; "
         f"{summary['versions']:,} versions; {summary['wall_seconds']:.1f} s, {summary['examples_per_second']:,.0f} examples/s"
     )
+    if summary["diverged"]:
+        console.print("[red]Diverged: some scores are not finite. Lower the learning rates.[/red]")
     if summary["interrupted"]:
         console.print("[yellow]Interrupted: this is what was learned by then.[/yellow]")
     console.print(f"Report: {done.run.report}")

@@ -1,4 +1,4 @@
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ class _Stats(TypedDict):
     index_bytes: int
     row_bytes: int
 
-type _RowArrays = tuple[
+_RowArrays: TypeAlias = tuple[
     NDArray[np.int64],
     NDArray[np.float32],
     NDArray[np.float32],

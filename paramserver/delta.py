@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from basis.arrow import BatchCodec
+from basis.problems import BadFile
 from paramserver.table import Rows
 
 _INT, _FLOAT, _COUNT = pa.large_list(pa.int64()), pa.large_list(pa.float32()), pa.large_list(pa.uint32())
@@ -52,10 +53,6 @@ class TableDelta:
 
 Delta: TypeAlias = Mapping[str, TableDelta]
 """One epoch, or a base: table name to rows."""
-
-
-class BadFile(ValueError):
-    """A published file is not what its manifest says; the message names it."""
 
 
 def encode_rows(delta: Delta) -> bytes:

@@ -98,7 +98,6 @@ class DeltaLog:
             shards=[shard],
             offsets=newest.offsets,
             dense=newest.dense,
-            trainer=newest.trainer,
         )
         manifests.write_manifest(self._files, manifest)
         self._bases.append(manifest)

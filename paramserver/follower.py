@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from basis.problems import BadFile
 from paramserver import manifest as manifests
-from paramserver.delta import BadFile, RowsChange, decode_rows
+from paramserver.delta import RowsChange, decode_rows
 from paramserver.files import Files
 from paramserver.manifest import Manifest
 from paramserver.table import Table
@@ -40,7 +41,7 @@ class Follower:
         """
         for attempt in range(_TRIES):
             try:
-                if not self._follow():
+                if not self._follow_past_damage():
                     self._start_over()
                     self._follow()
                 return self.manifest
@@ -48,6 +49,16 @@ class Follower:
                 if attempt == _TRIES - 1:
                     raise
         return self.manifest
+
+    def _follow_past_damage(self) -> bool:
+        """Follow; where a delta is damaged and a newer base leads past it, that is the way."""
+        try:
+            return self._follow()
+        except BadFile:
+            bases = manifests.versions(self._files, base=True)
+            if not bases or bases[-1] <= self.version:
+                raise
+            return False
 
     def _follow(self) -> bool:
         """Apply deltas as long as there is a next one. Whether that led to the newest version."""
@@ -65,8 +76,9 @@ class Follower:
             moved = True
 
     def _is_behind(self) -> bool:
-        newest = manifests.versions(self._files, base=False)
-        return bool(newest) and newest[-1] > self.version
+        return any(
+            version > self.version for base in (False, True) for version in manifests.versions(self._files, base=base)
+        )
 
     def _start_over(self) -> None:
         """Make the tables equal to the newest base, in place: what it does not hold goes."""

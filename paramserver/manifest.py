@@ -7,7 +7,7 @@ import re
 import msgspec
 import xxhash
 
-from paramserver.delta import BadFile
+from basis.problems import BadFile
 from paramserver.files import Files
 
 FORMAT = 1
@@ -86,20 +86,26 @@ def manifest_name(version: int, *, base: bool) -> str:
 
 
 def write_manifest(files: Files, manifest: Manifest) -> None:
-    """Publish: after this the version is there, whole."""
+    """Publish: after this the version is there, whole. A line of JSON, and a line with its XXH3-64 (hex)."""
     name = manifest_name(manifest.version, base=manifest.is_base)
-    files.write(name, msgspec.json.encode(manifest))
+    data = msgspec.json.encode(manifest)
+    files.write(name, data + b"\n" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n")
 
 
 def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
     """One version's manifest; ``FileNotFoundError`` where it is not, `BadFile` where it is broken or too new."""
     name = manifest_name(version, base=base)
+    data, _, checksum = files.read(name).partition(b"\n")
+    if checksum != xxhash.xxh3_64_hexdigest(data).encode() + b"\n":
+        raise BadFile(f"{name}: not whole, or changed since it was published")
     try:
-        manifest = _decoder.decode(files.read(name))
+        manifest = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise BadFile(f"{name}: {error}") from None
     if manifest.format != FORMAT:
         raise BadFile(f"{name}: format {manifest.format}, this program reads {FORMAT}")
+    if manifest.version != version or manifest.is_base != base:
+        raise BadFile(f"{name}: holds {manifest_name(manifest.version, base=manifest.is_base)}")
     return manifest
 
 

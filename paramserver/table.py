@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -11,6 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramserver import _native
+from paramserver.options import (
+    FTRL,
+    SGD,
+    Adagrad,
+    Adam,
+    Constant,
+    Initializer,
+    Momentum,
+    Normal,
+    Optimizer,
+    Uniform,
+    Zeros,
+    check,
+    initializer_arguments,
+    optimizer_arguments,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -19,142 +34,23 @@ Ids: TypeAlias = "NDArray[np.int64] | torch.Tensor"
 Floats: TypeAlias = "NDArray[np.float32] | torch.Tensor"
 RowFormat: TypeAlias = Literal["train", "float32", "float16", "int8"]
 
-
-def _check(name: str, value: float, rule: str, ok: bool) -> None:
-    if not (math.isfinite(value) and ok):
-        raise ValueError(f"{name} must be {rule}, got {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Optimizer:
-    """What all optimizers share.
-
-    `learning_rate` is above 0. `clip`, where given, is the largest L2 norm of a row's summed gradient; a larger one is
-    scaled down to it, as `torch.nn.utils.clip_grad_norm_` does.
-    """
-
-    learning_rate: float = 0.01
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        _check("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
-        if self.clip is not None:
-            _check("clip", self.clip, "above 0", self.clip > 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SGD(_Optimizer):
-    """`w -= learning_rate * g`; no state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adagrad(_Optimizer):
-    """Adagrad (Duchi, Hazan, Singer, JMLR 2011), by default with one accumulator a row (state: 1 float).
-
-    Row-wise: the accumulator grows by the mean of the squared gradient (Gupta, Bengio, Weston, JMLR 2014).
-    `per_element`: as `torch.optim.Adagrad` (state: dim floats).
-    """
-
-    initial_accumulator: float = 0.0
-    eps: float = 1e-10
-    per_element: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check("initial_accumulator", self.initial_accumulator, "at least 0", self.initial_accumulator >= 0)
-        _check("eps", self.eps, "above 0", self.eps > 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adam(_Optimizer):
-    """Adam (Kingma and Ba, ICLR 2015) with each row as a parameter of its own: `torch.optim.Adam` on the row, stepping
-    when the row has a gradient (state: 2 dim + 1 floats: mean, variance, steps)."""
-
-    learning_rate: float = 0.001
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check("beta1", self.beta1, "in [0, 1)", 0 <= self.beta1 < 1)
-        _check("beta2", self.beta2, "in [0, 1)", 0 <= self.beta2 < 1)
-        _check("eps", self.eps, "above 0", self.eps > 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FTRL(_Optimizer):
-    """FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1; learning_rate is its alpha; state: 2 dim floats: z, n).
-
-    A row's embedding is a function of its state, so a first value other than zeros lasts until the first gradient.
-    """
-
-    learning_rate: float = 0.05
-    beta: float = 1.0
-    l1: float = 0.0
-    l2: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check("beta", self.beta, "above 0", self.beta > 0)
-        _check("l1", self.l1, "at least 0", self.l1 >= 0)
-        _check("l2", self.l2, "at least 0", self.l2 >= 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Momentum(_Optimizer):
-    """`torch.optim.SGD` with momentum, without dampening (state: dim floats)."""
-
-    momentum: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check("momentum", self.momentum, "in [0, 1)", 0 <= self.momentum < 1)
-
-
-Optimizer: TypeAlias = SGD | Adagrad | Adam | FTRL | Momentum
-
-
-@dataclass(frozen=True)
-class Zeros:
-    """New rows are zeros."""
-
-
-@dataclass(frozen=True)
-class Constant:
-    """New rows hold one value."""
-
-    value: float
-
-    def __post_init__(self) -> None:
-        _check("value", self.value, "finite", True)
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """New rows are uniform in [low, high)."""
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        _check("low", self.low, "finite", True)
-        _check("high", self.high, f"above low ({self.low})", self.high > self.low)
-
-
-@dataclass(frozen=True)
-class Normal:
-    """New rows are normal."""
-
-    mean: float
-    standard_deviation: float
-
-    def __post_init__(self) -> None:
-        _check("mean", self.mean, "finite", True)
-        _check("standard_deviation", self.standard_deviation, "above 0", self.standard_deviation > 0)
-
-
-Initializer: TypeAlias = Zeros | Constant | Uniform | Normal
+__all__ = [
+    "FTRL",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "Constant",
+    "Initializer",
+    "Momentum",
+    "Normal",
+    "Optimizer",
+    "RowFormat",
+    "Rows",
+    "Stats",
+    "Table",
+    "Uniform",
+    "Zeros",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,39 +93,6 @@ class Stats:
     overflow: int
     index_bytes: int
     row_bytes: int
-
-
-def _optimizer_arguments(optimizer: Optimizer) -> tuple[str, list[float]]:
-    clip = optimizer.clip or 0.0
-    values = dict(eps=1e-10, initial_accumulator=0.0, beta1=0.0, beta2=0.0, beta=1.0, l1=0.0, l2=0.0)
-    match optimizer:
-        case SGD():
-            kind = "sgd"
-        case Adagrad():
-            kind = "adagrad" if optimizer.per_element else "row_adagrad"
-            values |= dict(eps=optimizer.eps, initial_accumulator=optimizer.initial_accumulator)
-        case Adam():
-            kind = "adam"
-            values |= dict(eps=optimizer.eps, beta1=optimizer.beta1, beta2=optimizer.beta2)
-        case FTRL():
-            kind = "ftrl"
-            values |= dict(beta=optimizer.beta, l1=optimizer.l1, l2=optimizer.l2)
-        case Momentum():
-            kind = "momentum"
-            values |= dict(beta1=optimizer.momentum)
-    return kind, [optimizer.learning_rate, clip, *values.values()]
-
-
-def _initializer_arguments(initializer: Initializer) -> tuple[str, float, float]:
-    match initializer:
-        case Zeros():
-            return "zeros", 0.0, 0.0
-        case Constant(value):
-            return "constant", value, 0.0
-        case Uniform(low, high):
-            return "uniform", low, high
-        case Normal(mean, standard_deviation):
-            return "normal", mean, standard_deviation
 
 
 class Table:
@@ -277,18 +140,18 @@ class Table:
         threads: int = 1,
         kernels: str = "",
     ) -> None:
-        _check("dim", dim, "in 1 to 4096", 1 <= dim <= 4096)
-        _check("seed", seed, "in 0 to 2**64 - 1", 0 <= seed < 1 << 64)
-        _check("admit_after", admit_after, "in 1 to 65535", 1 <= admit_after <= 65535)
-        _check("candidates", candidates, "in 1 to 2**30", 1 <= candidates <= 1 << 30)
-        _check("threads", threads, "in 1 to 256", 1 <= threads <= 256)
+        check("dim", dim, "in 1 to 4096", 1 <= dim <= 4096)
+        check("seed", seed, "in 0 to 2**64 - 1", 0 <= seed < 1 << 64)
+        check("admit_after", admit_after, "in 1 to 65535", 1 <= admit_after <= 65535)
+        check("candidates", candidates, "in 1 to 2**30", 1 <= candidates <= 1 << 30)
+        check("threads", threads, "in 1 to 256", 1 <= threads <= 256)
         if expire_after_seconds is not None:
             allowed = 1 <= expire_after_seconds < 1 << 32
-            _check("expire_after_seconds", expire_after_seconds, "in 1 to 2**32 - 1, or None", allowed)
+            check("expire_after_seconds", expire_after_seconds, "in 1 to 2**32 - 1, or None", allowed)
         if default_row not in ("fixed", "learned"):
             raise ValueError(f"default_row must be 'fixed' or 'learned', got {default_row!r}")
-        kind, values = _optimizer_arguments(optimizer)
-        first, a, b = _initializer_arguments(initializer)
+        kind, values = optimizer_arguments(optimizer)
+        first, a, b = initializer_arguments(initializer)
         self._native = _native.NativeTable(
             dim=dim,
             optimizer=kind,
@@ -385,7 +248,7 @@ class Table:
         Looks at about `budget` places (at least four) from where the last call stopped, and goes round the table. Forgets as
         many candidates at most. RuntimeError where 2**26 expired ids wait for a seal.
         """
-        _check("budget", budget, "at least 1", budget >= 1)
+        check("budget", budget, "at least 1", budget >= 1)
         return self._native.expire(now_ms, budget)
 
     def default_row(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

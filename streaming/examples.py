@@ -98,7 +98,11 @@ class ExampleFormat:
             record = _decoder.decode(payload)
             if record.version != SCHEMA_VERSION:
                 raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
-            return self._codec.decode(record.batch), record.watermark
+            batch = self._codec.decode(record.batch)
+            empty = [name for name in batch.schema.names if batch.column(name).null_count]
+            if empty:
+                raise BadRecord("malformed", f"column {empty[0]}: a value is missing")
+            return batch, record.watermark
         except (msgspec.DecodeError, ValueError) as error:
             raise error if isinstance(error, BadRecord) else BadRecord("malformed", str(error)) from None
 
@@ -113,6 +117,8 @@ class ExampleFormat:
 
 def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:
     """Cut a batch ordered by ``decided_at`` into training steps: one per step of event time, at most ``max_rows``."""
+    if not batch.num_rows:
+        return
     steps = batch.column("decided_at").to_numpy() // step_ms
     if batch.num_rows <= max_rows and steps[0] == steps[-1]:
         yield batch

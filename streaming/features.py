@@ -74,7 +74,7 @@ class VectorFeature(_Feature):
 
 
 def _kind(value: Any) -> str:
-    return str(value.get("kind", "sparse") if isinstance(value, dict) else value.kind)
+    return str(value.get("kind", "sparse") if isinstance(value, dict) else getattr(value, "kind", "sparse"))
 
 
 Feature: TypeAlias = Annotated[

@@ -43,6 +43,7 @@ def ids_of(values: pa.Array) -> npt.NDArray[np.int64]:
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return np.asarray(values.cast(pa.int64(), safe=False).fill_null(MISSING).to_numpy(zero_copy_only=False))
     if pa.types.is_floating(kind):
+        values = pc.if_else(pc.is_nan(values), None, values)
         whole = pc.equal(pc.floor(values), values)
         if not pc.all(whole, skip_nulls=True).as_py():
             raise TypeError("numbers with fractions")

@@ -52,7 +52,9 @@ class JoinWorker:
         batches = output.examples
         if not batches and watermark > self._told_watermark:
             batches = [self._joiner.format.empty()]
+        # Only the last record may say that everything before the new watermark is out.
+        marks = [self._told_watermark] * (len(batches) - 1) + [watermark]
         self._told_watermark = watermark
-        examples = [self._joiner.format.encode(batch, watermark) for batch in batches]
+        examples = [self._joiner.format.encode(batch, mark) for batch, mark in zip(batches, marks, strict=False)]
         self._log.append(EXAMPLES, self._partition, examples)
         self._log.append(DEAD_LETTERS, self._partition, [encode(letter) for letter in output.dead_letters])

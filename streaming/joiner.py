@@ -254,6 +254,7 @@ class Joiner:
                 self._store.wake(request_id, pending, next_due)
                 return
             pending.request = None
+            self._store.shrink(request_id)
         forget_at = closes_at + self._settings.lateness
         if forget_at < self.watermark:
             self._store.drop(request_id)

@@ -15,17 +15,18 @@ from pydantic import Field, model_validator
 from basis.settings import PositiveDurationMs, Section
 from streaming.features import Name
 
+Action: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 MAX_WINDOW_MS = 90 * 86_400_000
 
 
 class Label(Section):
     """One output of the model: a class (``log`` loss) or a value (``squared`` loss)."""
 
-    action: Name
+    action: Action
     """The action that makes the label positive, or gives its value."""
     min_value: float | None = None
     """The action is positive only with at least this value; without it, always."""
-    decided_by: Name | None = None
+    decided_by: Action | None = None
     """The action that ends the wait: without a positive action up to then, the label is negative."""
     window: PositiveDurationMs
     """At its close, counted from the serving, an undecided label is negative."""
@@ -89,17 +90,17 @@ class Rule(NamedTuple):
     def decide(self, served_at: int, events: Iterable[tuple[int, str, float]]) -> tuple[float, int, bool]:
         """Value, time of the decision (ms), and whether an event made it; events are (ms, action, value)."""
         closes = served_at + self.window
-        best: tuple[int, float] | None = None
+        best: tuple[int, int, float] | None = None
         for at, action, value in events:
             if action == self.action and value >= self.min_value:
-                rank = (at, -value if self.is_value else -1.0)
+                rank = (at, 0, -value if self.is_value else -1.0)
             elif action == self.decided_by:
-                rank = (at, -0.0)
+                rank = (at, 1, 0.0)
             else:
                 continue
             if at <= closes and (best is None or rank < best):
                 best = rank
-        return (0.0, closes, False) if best is None else (-best[1], best[0], True)
+        return (0.0, closes, False) if best is None else (0.0 - best[2], best[0], True)
 
 
 def decide(rules: Iterable[Rule], served_at: int, events: Iterable[tuple[int, str, float]]) -> Decision:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
@@ -76,18 +76,24 @@ class EmbeddedLog:
         return known
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Up to ``limit`` records from ``offset`` on, in order; none at the end."""
-        stop = min(self.end(topic, partition), offset + limit)
-        if stop <= offset:
+        """Up to ``limit`` records from ``offset`` on, in order; none at the end. What is trimmed is passed over."""
+        if offset >= self.end(topic, partition):
             return []
-        values: Any = self._db[[_key(topic, partition, at) for at in range(offset, stop)]]
-        return [Record(at, value) for at, value in zip(range(offset, stop), values, strict=True) if value is not None]
+        cursor = self._db.iter()
+        cursor.seek(_key(topic, partition, offset))
+        prefix = _key(topic, partition, 0)[:-8]
+        records: list[Record] = []
+        while len(records) < limit and cursor.valid() and (key := cursor.key()).startswith(prefix):
+            records.append(Record(struct.unpack(">Q", key[-8:])[0], cursor.value()))
+            cursor.next()
+        return records
 
     def trim(self, topic: str, partition: int, offset: int) -> None:
         """Records before ``offset`` are no longer needed; the last one stays, since it tells the end."""
-        self._db.delete_range(
-            _key(topic, partition, 0), _key(topic, partition, min(offset, self.end(topic, partition) - 1))
-        )
+        last = self.end(topic, partition) - 1
+        if last < 0:
+            return
+        self._db.delete_range(_key(topic, partition, 0), _key(topic, partition, min(offset, last)))
 
     def close(self) -> None:
         """Flush and close the folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +27,20 @@ class SideTable:
     def __init__(self, rows: RowFile, key: str, wanted: pa.Array) -> None:
         keys = rows.column(key)
         same = pa.types.is_integer(keys.type) and pa.types.is_integer(wanted.type)
-        keys, wanted = (values.cast(pa.int64() if same else pa.string()) for values in (keys, wanted))
+        try:
+            keys, wanted = (values.cast(pa.int64() if same else pa.string()) for values in (keys, wanted))
+        except pa.ArrowException as error:
+            raise Problems([Problem(rows.name, f"column {key}", str(error), "allowed: integers or texts")]) from None
         counts = pc.value_counts(keys)
-        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.is_valid(counts.field("values"))))
         if len(repeated):
             value = repr(repeated.field("values")[0].as_py())
             raise Problems([Problem(rows.name, f"column {key}", value, "stands there twice; allowed: one row a key")])
         self.rows = rows
-        self._at = pc.index_in(wanted, value_set=keys)
+        self._at = pc.index_in(wanted, value_set=keys, skip_nulls=True)
+        if self._at.null_count == len(self._at):
+            allowed = "none of the impressions' keys is in it; allowed: keys of the same form"
+            raise Problems([Problem(rows.name, f"column {key}", repr(keys[0].as_py()), allowed)])
 
     def take(self, values: pa.Array) -> pa.Array:
         """The values of a side column for each impression, null where its key is unknown."""
@@ -63,9 +70,10 @@ class FeatureMapper:
         match feature:
             case SparseFeature(cross=(left, right)):
                 first, second = made.get(left), made.get(right)
-                if not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
+                pair = [part for part in (first, second) if isinstance(part, np.ndarray) and part.dtype == np.int64]
+                if len(pair) != 2:
                     raise Problems([Problem("features", f"{name}: cross", f"{left}, {right}", _CROSS)])
-                return cross(first.view(np.int64), second.view(np.int64))
+                return cross(pair[0].view(np.int64), pair[1].view(np.int64))
             case SparseFeature(time=time) if time is not None:
                 return self._time(time)
             case SparseFeature(bucket="log2"):
@@ -133,7 +141,7 @@ class FeatureMapper:
             case "sqrt":
                 found = np.sqrt(np.maximum(found, 0))
             case "square":
-                found = found * found
+                found = np.clip(found, -1e19, 1e19) ** 2
         return np.clip(found, -3e38, 3e38).astype(np.float32)
 
     def _vector(self, feature: VectorFeature) -> Floats:
@@ -152,8 +160,12 @@ class FeatureMapper:
             raise Problems([Problem(file, place, f"a list of {wrong[0]} numbers", allowed)])
         valid = np.asarray(values.is_valid().to_numpy(zero_copy_only=False))
         out = np.zeros((len(values), feature.size), np.float32)
-        flat = np.asarray(values.drop_null().flatten().cast(pa.float32()).fill_null(0).to_numpy(zero_copy_only=False))
-        out[valid] = np.nan_to_num(flat).reshape(-1, feature.size)
+        try:
+            numbers_ = values.drop_null().flatten().cast(pa.float64()).fill_null(0)
+        except pa.ArrowException as error:
+            raise Problems([Problem(file, place, str(error), allowed)]) from None
+        flat = np.clip(np.nan_to_num(numbers_.to_numpy(zero_copy_only=False)), -3e38, 3e38).astype(np.float32)
+        out[valid] = flat.reshape(-1, feature.size)
         return out
 
 
@@ -169,7 +181,7 @@ def times(rows: RowFile, column: TimeColumn) -> pa.Array:
         return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         looks_iso = pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}").fill_null(False)
-        if pc.any(looks_iso).as_py():
+        if 2 * pc.sum(looks_iso).as_py() > len(values):
             return _iso(rows, column.column, values, looks_iso)
     return to_ms(numbers(rows, column.column), column.unit)
 
@@ -184,14 +196,26 @@ def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
 
 
 def _iso(rows: RowFile, column: str, values: pa.Array, looks_iso: pa.Array) -> pa.Array:
+    """Texts as in ISO 8601 as int64 ms; without an offset they are UTC."""
+    has_zone = pc.match_substring_regex(values, r"(Z|[+-]\d{2}:?\d{2})$").fill_null(False)
     try:
-        stamps = pc.if_else(looks_iso, values, None).cast(pa.timestamp("ms"))
-    except pa.ArrowInvalid as error:
-        raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: times as in ISO 8601")]) from None
-    broken = pc.and_(pc.is_valid(values), pc.invert(looks_iso))
+        plain = pc.if_else(pc.and_(looks_iso, pc.invert(has_zone)), values, None).cast(pa.timestamp("ms"))
+        zoned = pc.if_else(pc.and_(looks_iso, has_zone), values, None).cast(pa.timestamp("ms", "UTC"))
+        found = pc.coalesce(plain.cast(pa.int64()), zoned.cast(pa.int64()))
+    except pa.ArrowInvalid:  # one text that is no date spoils the cast of all
+        found = pa.array([None if text is None else _iso_ms(text) for text in values.to_pylist()], pa.int64())
+    broken = pc.and_(pc.is_valid(values), pc.is_null(found))
     if pc.any(broken).as_py():
         rows.reject(broken, column, values, "malformed", "not a time")
-    return stamps.cast(pa.int64())
+    return found
+
+
+def _iso_ms(text: str) -> int | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _filled(values: pa.Array) -> npt.NDArray[np.float64]:

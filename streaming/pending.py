@@ -52,6 +52,8 @@ class PendingStore:
         self._entries: dict[str, tuple[Pending, int]] = {}
         self._bytes = 0
         self._timers: list[tuple[int, str]] = []
+        self._passed = b"t"
+        """Where timers on disk begin; before it there are only those that went, which a search would wade through."""
         self.spilled = 0
 
     def __len__(self) -> int:
@@ -76,6 +78,12 @@ class PendingStore:
         if self._bytes > self._memory_bytes:
             self._spill()
 
+    def shrink(self, request_id: str) -> None:
+        """Tell that an entry in memory gave its payload away."""
+        pending, size = self._entries[request_id]
+        self._entries[request_id] = (pending, _OVERHEAD_BYTES)
+        self._bytes -= size - _OVERHEAD_BYTES
+
     def wake(self, request_id: str, pending: Pending, at: int) -> None:
         """Make `due` return the entry when ``at`` has passed, or earlier where that was asked for before."""
         if at < pending.wake_at:
@@ -92,9 +100,10 @@ class PendingStore:
                 ready.append(timer[1])
         if self._db is not None and self.spilled:
             cursor = self._db.iter()
-            cursor.seek(b"t")
+            cursor.seek(self._passed)
             while cursor.valid() and cursor.key() < _timer_key(before, b"") and len(ready) < limit:
-                ready.append(cursor.key()[9:].decode())
+                self._passed = cursor.key()
+                ready.append(self._passed[9:].decode())
                 cursor.next()
         return ready
 
@@ -105,7 +114,7 @@ class PendingStore:
         earliest = self._timers[0][0] if self._timers else NEVER
         if self._db is not None and self.spilled:
             cursor = self._db.iter()
-            cursor.seek(b"t")
+            cursor.seek(self._passed)
             if cursor.valid() and cursor.key()[:1] == b"t":
                 earliest = min(earliest, struct.unpack(">Q", cursor.key()[1:9])[0])
         return earliest
@@ -136,7 +145,9 @@ class PendingStore:
             self._bytes -= size
             key = request_id.encode()
             batch.put(b"p" + key, _encode(pending))
-            batch.put(_timer_key(pending.wake_at, key), b"")
+            timer = _timer_key(pending.wake_at, key)
+            self._passed = min(self._passed, timer)
+            batch.put(timer, b"")
             moved += 1
         self._db.write(batch)
         self.spilled += moved

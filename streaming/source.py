@@ -23,6 +23,7 @@ from streaming.tabular import Reject, RowFile, as_problems, numbers, read
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 _DAY_MS = 86_400_000
+_MAX_KEY = MAX_ID_LENGTH - 16  # a place may be added
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Engagements:
 
     happened_at: Ids
     row: Ids
-    action: npt.NDArray[np.int16]
+    action: npt.NDArray[np.int32]
     actions: list[str]
     value: npt.NDArray[np.float64]
     request_id: pa.Array
@@ -69,16 +70,18 @@ class LoggedEvents:
         return len(self.served_at)
 
     def truth(self, label: Label) -> npt.NDArray[np.float32]:
-        """What the log says of a label, whatever its window: float32 [n]."""
+        """What the log says of a label, whatever its window and whatever decided it: float32 [n]."""
         events = self.engagements
-        known = events.row >= 0
+        served_at = self.served_at[self.request_of_row[np.maximum(events.row, 0)]]
+        known = (events.row >= 0) & (events.happened_at >= served_at)
         action = events.actions.index(label.action) if label.action in events.actions else -1
         wanted = known & (events.action == action)
         if label.min_value is not None:
             wanted &= events.value >= label.min_value
-        rows = events.row[wanted][::-1]  # backwards, so that the first event of an impression is written last
         out = np.zeros(self.impressions, np.float32)
-        out[rows] = events.value[wanted][::-1] if label.is_value else 1.0
+        # Backwards, so that what counts is written last: the first event, of several at once the one of the largest value.
+        order = np.lexsort((-events.value[wanted], events.happened_at[wanted]))[::-1]
+        out[events.row[wanted][order]] = events.value[wanted][order] if label.is_value else 1.0
         return out
 
 
@@ -153,6 +156,18 @@ class _Loader:
         if file.request is not None:
             keys = _key(rows, file.request)
             good = self._with_key(rows, file.request, keys, good)
+        if isinstance(file, ImpressionFile) and file.impression is not None and keys is not None:
+            names = _key(rows, file.impression)
+            good = self._with_key(rows, file.impression, names, good)
+            again = _joined(keys, names.fill_null("")).filter(good)
+            first = np.zeros(len(again), np.bool_)
+            first[np.unique(again.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
+            kept = np.asarray(good.to_numpy(zero_copy_only=False)).copy()
+            kept[kept] = first
+            rows.reject(
+                pc.and_not(good, pa.array(kept)), "+".join(file.impression), names, "repeated", "in its request twice"
+            )
+            good = pa.array(kept)
         if not pc.any(good).as_py():
             allowed = "allowed: at least one row with a time that is not in the future, and a request"
             raise Problems([Problem(rows.name, "rows", "none is usable", allowed)])
@@ -163,9 +178,9 @@ class _Loader:
 
     def _with_key(self, rows: RowFile, columns: Sequence[str], keys: pa.Array, good: pa.Array) -> pa.Array:
         length = pc.utf8_length(keys).fill_null(0)
-        usable = pc.and_(pc.greater(length, 0), pc.less_equal(length, MAX_ID_LENGTH))
+        usable = pc.and_(pc.greater(length, 0), pc.less_equal(length, _MAX_KEY))
         broken = pc.and_(good, pc.invert(usable))
-        rows.reject(broken, "+".join(columns), keys, "malformed", f"no key of 1 to {MAX_ID_LENGTH} characters")
+        rows.reject(broken, "+".join(columns), keys, "malformed", f"no key of 1 to {_MAX_KEY} characters")
         return pc.and_(good, usable)
 
     def _impression_ids(self, request_ids: pa.Array, request_of_row: Ids, starts: Ids) -> pa.Array:
@@ -175,15 +190,7 @@ class _Loader:
         if columns is None:
             place = np.arange(len(request_of_row)) - starts[request_of_row]
             return pc.binary_join_element_wise(requests, pa.array(place).cast(pa.string()), ".")
-        keys = _key(self._rows, columns).fill_null("")
-        both = pc.binary_join_element_wise(requests, keys, "/")
-        counts = pc.value_counts(both)
-        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-        if len(repeated):
-            value = repr(repeated.field("values")[0].as_py())
-            raise Problems(
-                [Problem(self._rows.name, f"impression {'+'.join(columns)}", value, "stands in its request twice")]
-            )
+        keys = _key(self._rows, columns)
         return keys
 
     def _engagements(
@@ -193,18 +200,18 @@ class _Loader:
         at, row, code, value = [], [], [], []
         for index, action in enumerate(self._settings.actions.values()):
             with self._problems.collect():
-                happened, delays, values = self._action(action)
+                happened, delays, values = self._action(action, served_at)
                 chosen = np.flatnonzero(happened)
                 at.append(served_at[chosen] + delays[chosen])
                 row.append(chosen)
-                code.append(np.full(len(chosen), index, np.int16))
+                code.append(np.full(len(chosen), index, np.int32))
                 value.append(values[chosen])
         requests = request_ids.take(pa.array(request_of_row))
         rows = np.concatenate([*row, np.empty(0, np.int64)]).astype(np.int64)
         all_requests, all_impressions = requests.take(pa.array(rows)), impression_ids.take(pa.array(rows))
         file = self._settings.engagements
         if file is not None:
-            both = pc.binary_join_element_wise(requests, impression_ids, "/")
+            both = _joined(requests, impression_ids)
             found = self._from_file(folder, file, both, names)
             at.append(found.happened_at)
             code.append(found.action)
@@ -214,7 +221,7 @@ class _Loader:
             all_impressions = pa.concat_arrays([all_impressions, found.impression_id])
         self._problems.raise_any()
         times_ = np.concatenate(at).astype(np.int64)
-        codes = np.concatenate(code).astype(np.int16)
+        codes = np.concatenate(code).astype(np.int32)
         order = np.lexsort((rows, codes, times_))
         return Engagements(
             times_[order],
@@ -226,7 +233,7 @@ class _Loader:
             all_impressions.take(pa.array(order)),
         )
 
-    def _action(self, action: Action) -> tuple[Bools, Ids, npt.NDArray[np.float64]]:
+    def _action(self, action: Action, served_at: Ids) -> tuple[Bools, Ids, npt.NDArray[np.float64]]:
         """On which impressions it happened, after how long (ms), and with which value."""
         count = self._rows.table.num_rows
         happened = np.ones(count, np.bool_)
@@ -249,6 +256,11 @@ class _Loader:
             delays = np.asarray(found.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
         else:
             delays[:] = action.delay
+        late = happened & (delays > self._latest - served_at)
+        if late.any():
+            times_ = pa.array(delays)
+            self._rows.reject(pa.array(late), "delay of an action", times_, "future", "in the far future")
+            happened &= ~late
         return happened, delays, values
 
     def _from_file(self, folder: Path, file: EngagementFile, known: pa.Array, names: list[str]) -> Engagements:
@@ -257,23 +269,26 @@ class _Loader:
         rows = read(folder, file, columns + ([file.value] if file.value else []))
         self._problems.found += rows.missing
         self._files.append(rows)
-        values = numbers(rows, file.value) if file.value else pa.array(np.ones(rows.table.num_rows))
+        values = pa.array(np.ones(rows.table.num_rows))
+        if file.value:
+            values = numbers(rows, file.value)
+            whole = pc.or_(pc.is_finite(values).fill_null(False), pc.is_null(rows.column(file.value)))
+            values = values.fill_null(1.0).filter(whole)
+            rows.keep(whole)
         rows.table = rows.table.append_column("minutely.value", values)
         at, requests = self._usable(rows, file)
         assert requests is not None
         impressions = _key(rows, file.impression).fill_null("")
-        both = pc.binary_join_element_wise(requests, impressions, "/")
+        both = _joined(requests, impressions)
         row = pc.index_in(both, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
-        actions = rows.column(file.action).cast(pa.string()).fill_null("").dictionary_encode()
-        codes = []
-        for name in actions.dictionary.to_pylist():
-            if name not in names:
-                names.append(name)
-            codes.append(names.index(name))
+        actions = _key(rows, [file.action]).fill_null("").dictionary_encode()
+        code_of = {name: code for code, name in enumerate(names)}
+        codes = [code_of.setdefault(name, len(code_of)) for name in actions.dictionary.to_pylist()]
+        names[:] = code_of
         return Engagements(
             at,
             row.astype(np.int64),
-            np.array(codes, np.int16)[actions.indices.to_numpy()],
+            np.array(codes, np.int32)[actions.indices.to_numpy()],
             names,
             _plain(rows.column("minutely.value")),
             requests,
@@ -307,8 +322,19 @@ def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, I
 
 
 def _key(rows: RowFile, columns: Sequence[str]) -> pa.Array:
-    parts = [rows.column(column).cast(pa.string()) for column in columns]
-    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
+    """The values of columns as one text."""
+    try:
+        parts = [rows.column(column).cast(pa.string()) for column in columns]
+    except pa.ArrowException as error:
+        allowed = "allowed: integers or texts"
+        raise Problems([Problem(rows.name, f"column {'+'.join(columns)}", str(error), allowed)]) from None
+    return parts[0] if len(parts) == 1 else _joined(*parts)
+
+
+def _joined(*parts: pa.Array) -> pa.Array:
+    """Texts joined by slashes so that different ones stay different."""
+    escaped = [pc.replace_substring(pc.replace_substring(part, "\\", "\\\\"), "/", "\\/") for part in parts]
+    return pc.binary_join_element_wise(*escaped, "/")
 
 
 def _check_shared(

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from basis.settings import DurationMs, Section
 from streaming.features import Name
+from streaming.labels import Action as ActionName
 
 Unit = Literal["s", "ms", "us"]
 Texts = Annotated[list[str], Field(min_length=1)]
@@ -91,7 +92,7 @@ class SourceSettings(Section):
     """The folder of the files; ``--data`` goes before it, and ${NAME} stands for an environment variable."""
     impressions: ImpressionFile
     sides: dict[Name, SideFile] = {}
-    actions: dict[Name, Action] = {}
+    actions: dict[ActionName, Action] = {}
     engagements: EngagementFile | None = None
 
     @model_validator(mode="after")

@@ -12,7 +12,6 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from basis.problems import Problem, Problems
@@ -68,6 +67,7 @@ class RowFile:
     lines: pa.Array
     rejects: list[Reject] = field(default_factory=list)
     missing: list[Problem] = field(default_factory=list)
+    _told: set[Reject] = field(default_factory=set)
 
     def column(self, name: str) -> pa.Array:
         """A column; an empty `Problems` where it is missing, since ``missing`` has told that once."""
@@ -81,7 +81,10 @@ class RowFile:
         """Note the rows where ``broken`` is true as refused for the value that they have in ``column``."""
         at = pc.indices_nonzero(broken)
         for line, value in zip(pc.take(self.lines, at).to_pylist(), pc.take(values, at).to_pylist(), strict=True):
-            self.rejects.append(Reject(self.name, f"line {line}, column {column}", _show(value), reason, detail))
+            found = Reject(self.name, f"line {line}, column {column}", _show(value), reason, detail)
+            if found not in self._told:
+                self._told.add(found)
+                self.rejects.append(found)
 
     def keep(self, mask: pa.Array) -> None:
         """Keep only the rows where ``mask`` is true."""
@@ -100,7 +103,7 @@ def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
         raise Problems([Problem(str(path), "ending", path.suffix, "allowed: format: parquet, csv or jsonl")])
     readers = {"parquet": _parquet, "csv": _csv, "jsonl": _json_lines}
     rows = readers[kind](path, file, list(dict.fromkeys(columns)))
-    if rows.table.num_rows == 0:
+    if rows.table.num_rows == 0 and rows.table.num_columns:
         raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows")])
     return rows
 
@@ -120,6 +123,8 @@ def numbers(rows: RowFile, column: str) -> pa.Array:
         return values.cast(pa.float64(), safe=False)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise Problems([Problem(rows.name, f"column {column}", f"type {kind}", "allowed: numbers")])
+    lower = pc.utf8_lower(values)
+    values = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", values))
     broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
     if pc.sum(broken).as_py() == len(values) - values.null_count:
         first = values.drop_null()[0].as_py() if len(values) > values.null_count else "nothing but nulls"
@@ -135,12 +140,14 @@ def _show(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def _missing(path: Path, present: Sequence[str], wanted: Sequence[str]) -> list[Problem]:
+def _missing(path: Path, present: list[str], wanted: Sequence[str]) -> list[Problem]:
     has = ", ".join(present[:_SHOWN])
     return [
         Problem(str(path), f"column {column}", "missing", f"the file has: {has}")
-        for column in wanted
         if column not in present
+        else Problem(str(path), f"column {column}", "stands there twice", "allowed: once")
+        for column in wanted
+        if present.count(column) != 1
     ]
 
 
@@ -148,7 +155,7 @@ def _parquet(path: Path, _file: File, columns: list[str]) -> RowFile:
     try:
         with pa.parquet.ParquetFile(path) as file:
             present = file.schema_arrow.names
-            table = file.read(columns=[column for column in columns if column in present])
+            table = file.read(columns=[column for column in columns if present.count(column) == 1])
     except (pa.ArrowException, OSError) as error:
         raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: a whole Parquet file")]) from None
     lines = pa.array(range(1, table.num_rows + 1), pa.int64())
@@ -157,21 +164,25 @@ def _parquet(path: Path, _file: File, columns: list[str]) -> RowFile:
 
 def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
     refused: list[Reject] = []
+    left_out: set[int] = set()
 
     def refuse(row: Any) -> str:
-        detail = f"{row.actual_columns} columns, {row.expected_columns} expected"
-        place = "a line" if row.number is None else f"line {row.number}"
-        refused.append(Reject(str(path), place, _show(row.text), "malformed", detail))
+        left_out.add(row.number)
+        if row.text.strip():
+            detail = f"{row.actual_columns} columns, {row.expected_columns} expected"
+            refused.append(Reject(str(path), f"line {row.number}", _show(row.text), "malformed", detail))
         return "skip"
 
-    parse = pa.csv.ParseOptions(delimiter=file.delimiter, invalid_row_handler=refuse)
+    # Blank lines come to the handler like other short ones: left out by the reader, they would not count as lines.
+    parse = pa.csv.ParseOptions(delimiter=file.delimiter, invalid_row_handler=refuse, ignore_empty_lines=False)
     options = pa.csv.ReadOptions(use_threads=False)  # one thread tells line numbers
     try:
         with pa.csv.open_csv(path, read_options=options, parse_options=parse) as reader:
             present = reader.schema.names
         refused.clear()
+        left_out.clear()
         missing = _missing(path, present, columns)
-        columns = [column for column in columns if column in present]
+        columns = [column for column in columns if present.count(column) == 1]
         convert = pa.csv.ConvertOptions(
             include_columns=columns,
             column_types=dict.fromkeys(columns, pa.string()),
@@ -182,26 +193,19 @@ def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
         table = pa.csv.read_csv(path, read_options=options, parse_options=parse, convert_options=convert)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: CSV with a header line")]) from None
-    broken = {int(reject.place.removeprefix("line ")) for reject in refused if reject.place.startswith("line ")}
-    total = table.num_rows + len(broken)
-    lines = [line for line in range(2, total + 2) if line not in broken]
-    return RowFile(str(path), table, pa.array(lines, pa.int64()), refused, missing)
+    lines = pa.array(
+        [line for line in range(2, table.num_rows + len(left_out) + 2) if line not in left_out], pa.int64()
+    )
+    for column in columns[:1]:
+        blank = pc.is_null(table.column(column))
+        for other in columns[1:]:
+            blank = pc.and_(blank, pc.is_null(table.column(other)))
+        table, lines = table.filter(pc.invert(blank)), lines.filter(pc.invert(blank).combine_chunks())
+    return RowFile(str(path), table, lines, refused, missing)
 
 
 def _json_lines(path: Path, _file: File, columns: list[str]) -> RowFile:
-    try:
-        table = pa.json.read_json(path)
-        lines = pa.array(range(1, table.num_rows + 1), pa.int64())
-        rejects: list[Reject] = []
-    except pa.ArrowException:
-        table, lines, rejects = _json_line_by_line(path)
-    missing = _missing(path, table.column_names, columns)
-    table = table.select([column for column in columns if column in table.column_names])
-    return RowFile(str(path), table, lines, rejects, missing)
-
-
-def _json_line_by_line(path: Path) -> tuple[pa.Table, pa.Array, list[Reject]]:
-    """What the fast reader gives up on: one broken line, or columns of mixed types, which become text."""
+    """Line by line: Arrow's own reader gives up on a file for one broken line, and ends the process on a line of null."""
     rows: list[dict[str, Any]] = []
     lines, rejects = [], []
     decoder = msgspec.json.Decoder(dict[str, Any])
@@ -212,18 +216,17 @@ def _json_line_by_line(path: Path) -> tuple[pa.Table, pa.Array, list[Reject]]:
             try:
                 rows.append(decoder.decode(text))
                 lines.append(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 rejects.append(Reject(str(path), f"line {line}", _show(text[:_SHOWN]), "malformed", str(error)))
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return (
-        pa.table({name: _as_column([row.get(name) for row in rows]) for name in names}),
-        pa.array(lines, pa.int64()),
-        rejects,
-    )
+    present = list(dict.fromkeys(name for row in rows for name in row))
+    table = pa.table({name: _as_column([row.get(name) for row in rows]) for name in columns if name in present})
+    if not rows:
+        raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows"), *as_problems(rejects)])
+    return RowFile(str(path), table, pa.array(lines, pa.int64()), rejects, _missing(path, present, columns))
 
 
 def _as_column(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # of several types, or beyond 64 bits: as text
         return pa.array([value if value is None or isinstance(value, str) else str(value) for value in values])

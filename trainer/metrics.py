@@ -63,7 +63,7 @@ def log_loss(scores: Array, labels: Array) -> float:
 
 def class_metrics(scores: Array, labels: Array, requests: Array) -> dict[str, float | None]:
     """The metrics of a class label; None where one is not defined. Normalized entropy as in He et al., ADKDD 2014."""
-    if not len(scores):
+    if not len(scores) or not np.isfinite(scores).all():
         return dict.fromkeys(("auc", "gauc", "log_loss", "normalized_entropy", "calibration"))
     rate = float(np.asarray(labels, np.float64).mean())
     loss = log_loss(scores, labels)
@@ -79,7 +79,7 @@ def class_metrics(scores: Array, labels: Array, requests: Array) -> dict[str, fl
 
 def value_metrics(scores: Array, labels: Array) -> dict[str, float | None]:
     """The metrics of a value label: root mean square and mean absolute error, calibration as mean over mean."""
-    if not len(scores):
+    if not len(scores) or not np.isfinite(scores).all():
         return dict.fromkeys(("rmse", "mae", "calibration"))
     error = np.asarray(scores, np.float64) - np.asarray(labels, np.float64)
     mean = float(np.asarray(labels, np.float64).mean())

@@ -152,13 +152,17 @@ class TrainWorker:
     def step(self) -> bool:
         """Read and train once. Whether there was more to read."""
         records = self._log.read(EXAMPLES, self._partition, self.offset, _RECORDS_AT_ONCE)
+        batches = []
         for record in records:
             batch, watermark = self._format.decode(record.value)
             if batch.num_rows:
-                self._trainer.train(batch)
-                self._decided.append(batch.column("decided_at").to_numpy())
+                batches.append(batch)
             self.watermark = max(self.watermark, watermark)
             self.offset = record.offset + 1
+        if batches:  # as one, since the joiner's records may part what belongs to one step
+            batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+            self._trainer.train(batch)
+            self._decided.append(batch.column("decided_at").to_numpy())
         return len(records) == _RECORDS_AT_ONCE
 
     def take_decided(self) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <memory>
+#include <system_error>
 
 #include "buffers.hpp"
 #include "table.hpp"
@@ -31,8 +32,9 @@ void check_time(int64_t now_ms) {
 
 void check_trains(const Table& table, const char* operation) {
     if (table.options().format != RowFormat::kTrain) {
-        throw std::runtime_error(std::string(operation) + ": table \"" + table.options().name +
-                                 "\" is a replica's (row_format is not \"train\"); it takes lookup, contains, upsert and erase");
+        throw std::runtime_error(
+            std::string(operation) + ": table \"" + table.options().name +
+            "\" is a replica's (row_format is not \"train\"); it takes lookup, contains, upsert and erase");
     }
 }
 
@@ -46,11 +48,13 @@ template <class T> nb::object to_numpy(std::vector<T>&& values, std::initializer
 nb::tuple to_tuple(Rows&& rows, size_t dim, size_t state_dim) {
     const size_t n = rows.ids.size(), m = rows.expired.size();
     return nb::make_tuple(to_numpy(std::move(rows.ids), {n}), to_numpy(std::move(rows.embeddings), {n, dim}),
-                          to_numpy(std::move(rows.state), {n, state_dim}), to_numpy(std::move(rows.last_seen_seconds), {n}),
-                          to_numpy(std::move(rows.counts), {n}), to_numpy(std::move(rows.expired), {m}));
+                          to_numpy(std::move(rows.state), {n, state_dim}),
+                          to_numpy(std::move(rows.last_seen_seconds), {n}), to_numpy(std::move(rows.counts), {n}),
+                          to_numpy(std::move(rows.expired), {m}));
 }
 
-template <class E> E choose(const std::string& what, const std::string& value, std::initializer_list<std::pair<const char*, E>> all) {
+template <class E>
+E choose(const std::string& what, const std::string& value, std::initializer_list<std::pair<const char*, E>> all) {
     std::string names;
     for (const auto& [name, choice] : all) {
         if (value == name) return choice;
@@ -59,9 +63,10 @@ template <class E> E choose(const std::string& what, const std::string& value, s
     throw nb::value_error((what + ": must be one of " + names + ", got \"" + value + "\"").c_str());
 }
 
-std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer, const std::vector<float>& optimizer_values,
-                                  const std::string& initializer, float a, float b, uint64_t seed, const std::string& name,
-                                  uint32_t expire_after_seconds, uint32_t admit_after, uint32_t candidates, bool learned_default_row,
+std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer,
+                                  const std::vector<float>& optimizer_values, const std::string& initializer, float a,
+                                  float b, uint64_t seed, const std::string& name, uint32_t expire_after_seconds,
+                                  uint32_t admit_after, uint32_t candidates, bool learned_default_row,
                                   const std::string& row_format, uint32_t threads, const std::string& kernels_name) {
     Options options;
     options.dim = dim;
@@ -73,9 +78,15 @@ std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer, co
                                                     {"ftrl", OptimizerKind::kFtrl},
                                                     {"momentum", OptimizerKind::kMomentum}});
     if (optimizer_values.size() != 9) throw nb::value_error("optimizer_values: must hold 9 numbers");
-    float* const fields[] = {&options.optimizer.learning_rate, &options.optimizer.clip,  &options.optimizer.eps,
-                             &options.optimizer.initial_accumulator, &options.optimizer.beta1, &options.optimizer.beta2,
-                             &options.optimizer.beta, &options.optimizer.l1, &options.optimizer.l2};
+    float* const fields[] = {&options.optimizer.learning_rate,
+                             &options.optimizer.clip,
+                             &options.optimizer.eps,
+                             &options.optimizer.initial_accumulator,
+                             &options.optimizer.beta1,
+                             &options.optimizer.beta2,
+                             &options.optimizer.beta,
+                             &options.optimizer.l1,
+                             &options.optimizer.l2};
     for (size_t i = 0; i < optimizer_values.size(); ++i) *fields[i] = optimizer_values[i];
     options.initializer = {choose<InitializerKind>("initializer", initializer,
                                                    {{"zeros", InitializerKind::kZeros},
@@ -106,7 +117,8 @@ std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer, co
 
 void lookup(Table& table, nb::handle ids, nb::handle out) {
     const Ids id_buffer(ids, "lookup: ids", "int64", {kAny});
-    const Buffer<float> out_buffer(out, "lookup: out", "float32", {static_cast<int64_t>(id_buffer.size()), table.dim()});
+    const Buffer<float> out_buffer(out, "lookup: out", "float32",
+                                   {static_cast<int64_t>(id_buffer.size()), table.dim()});
     const nb::gil_scoped_release released;
     table.lookup(id_buffer.data(), id_buffer.size(), out_buffer.data());
 }
@@ -115,7 +127,8 @@ void lookup_or_insert(Table& table, nb::handle ids, int64_t now_ms, nb::handle o
     check_trains(table, "lookup_or_insert");
     check_time(now_ms);
     const Ids id_buffer(ids, "lookup_or_insert: ids", "int64", {kAny});
-    const Buffer<float> out_buffer(out, "lookup_or_insert: out", "float32", {static_cast<int64_t>(id_buffer.size()), table.dim()});
+    const Buffer<float> out_buffer(out, "lookup_or_insert: out", "float32",
+                                   {static_cast<int64_t>(id_buffer.size()), table.dim()});
     const nb::gil_scoped_release released;
     table.lookup_or_insert(id_buffer.data(), id_buffer.size(), now_ms, out_buffer.data());
 }
@@ -124,7 +137,8 @@ void apply(Table& table, nb::handle ids, nb::handle gradients, int64_t now_ms) {
     check_trains(table, "apply");
     check_time(now_ms);
     const Ids id_buffer(ids, "apply: ids", "int64", {kAny});
-    const Floats gradient_buffer(gradients, "apply: gradients", "float32", {static_cast<int64_t>(id_buffer.size()), table.dim()});
+    const Floats gradient_buffer(gradients, "apply: gradients", "float32",
+                                 {static_cast<int64_t>(id_buffer.size()), table.dim()});
     const nb::gil_scoped_release released;
     table.apply(id_buffer.data(), gradient_buffer.data(), id_buffer.size(), now_ms);
 }
@@ -138,7 +152,8 @@ void contains(Table& table, nb::handle ids, nb::handle out) {
 
 void upsert(Table& table, nb::handle ids, nb::handle embeddings) {
     const Ids id_buffer(ids, "upsert: ids", "int64", {kAny});
-    const Floats rows(embeddings, "upsert: embeddings", "float32", {static_cast<int64_t>(id_buffer.size()), table.dim()});
+    const Floats rows(embeddings, "upsert: embeddings", "float32",
+                      {static_cast<int64_t>(id_buffer.size()), table.dim()});
     const nb::gil_scoped_release released;
     table.upsert(id_buffer.data(), rows.data(), id_buffer.size());
 }
@@ -175,8 +190,8 @@ nb::tuple export_rows(Table& table) {
     return to_tuple(std::move(rows), table.dim(), table.state_dim());
 }
 
-void restore(Table& table, nb::handle ids, nb::handle embeddings, nb::handle state, nb::handle last_seen_seconds, nb::handle counts,
-             nb::handle expired) {
+void restore(Table& table, nb::handle ids, nb::handle embeddings, nb::handle state, nb::handle last_seen_seconds,
+             nb::handle counts, nb::handle expired) {
     check_trains(table, "restore");
     const Ids id_buffer(ids, "restore: ids", "int64", {kAny});
     const auto n = static_cast<int64_t>(id_buffer.size());
@@ -240,11 +255,19 @@ nb::dict stats(Table& table) {
 
 NB_MODULE(_native, module) {
     using namespace minutely;
+    nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+        try {
+            std::rethrow_exception(pointer);
+        } catch (const std::system_error& error) {
+            const nb::object arguments = nb::make_tuple(error.code().value(), error.what());
+            PyErr_SetObject(PyExc_OSError, arguments.ptr());
+        }
+    });
     nb::class_<Table>(module, "NativeTable")
         .def(nb::new_(&make_table), nb::kw_only(), nb::arg("dim"), nb::arg("optimizer"), nb::arg("optimizer_values"),
-             nb::arg("initializer"), nb::arg("a"), nb::arg("b"), nb::arg("seed"), nb::arg("name"), nb::arg("expire_after_seconds"),
-             nb::arg("admit_after"), nb::arg("candidates"), nb::arg("learned_default_row"), nb::arg("row_format"), nb::arg("threads"),
-             nb::arg("kernels"))
+             nb::arg("initializer"), nb::arg("a"), nb::arg("b"), nb::arg("seed"), nb::arg("name"),
+             nb::arg("expire_after_seconds"), nb::arg("admit_after"), nb::arg("candidates"),
+             nb::arg("learned_default_row"), nb::arg("row_format"), nb::arg("threads"), nb::arg("kernels"))
         .def("lookup", &lookup, nb::arg("ids"), nb::arg("out"))
         .def("lookup_or_insert", &lookup_or_insert, nb::arg("ids"), nb::arg("now_ms"), nb::arg("out"))
         .def("apply", &apply, nb::arg("ids"), nb::arg("gradients"), nb::arg("now_ms"))
@@ -271,8 +294,11 @@ NB_MODULE(_native, module) {
         return names;
     });
     // Where the index looks for ids: for tests that craft collisions.
-    module.def("bucket_hashes", [](uint64_t seed, const std::string& name, int64_t id) {
-        const Hashes hashes = Hash(table_seed(seed, name)).both(static_cast<uint64_t>(id));
-        return nb::make_tuple(hashes.first, hashes.second);
-    }, nb::arg("seed"), nb::arg("name"), nb::arg("id"));
+    module.def(
+        "bucket_hashes",
+        [](uint64_t seed, const std::string& name, int64_t id) {
+            const Hashes hashes = Hash(table_seed(seed, name)).both(static_cast<uint64_t>(id));
+            return nb::make_tuple(hashes.first, hashes.second);
+        },
+        nb::arg("seed"), nb::arg("name"), nb::arg("id"));
 }

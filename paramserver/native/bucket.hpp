@@ -18,14 +18,14 @@
 
 namespace minutely {
 
-// A row number whose top bit says that the row changed since the last seal. Row number 0 is an empty slot, so zeroed memory
-// is an empty index and every 64-bit value stays a valid id.
+// A row number whose top bit says that the row changed since the last seal. Row number 0 is an empty slot, so zeroed
+// memory is an empty index and every 64-bit value stays a valid id.
 inline constexpr uint32_t kChanged = 1u << 31;
 inline constexpr uint32_t kNoRow = 0;
 inline constexpr int kSlotsPerBucket = 4;
 
-// `aux` is what an operation needs beside the row number and would otherwise cost a cache miss: the accumulator of row-wise
-// Adagrad, the step of Adam, or the scale of an int8 row.
+// `aux` is what an operation needs beside the row number and would otherwise cost a cache miss: the accumulator of
+// row-wise Adagrad, the step of Adam, or the scale of an int8 row.
 struct alignas(16) Slot {
     uint64_t key;
     uint32_t row;
@@ -47,9 +47,10 @@ struct alignas(64) Bucket {
 };
 static_assert(sizeof(Bucket) == 64);
 
-// Aligned 16-byte moves are atomic on every x86 processor with AVX (Intel SDM 3A 9.1.1; AMD says the same), so a reader sees
-// key, row number and aux of one moment without a lock or a version. Where that does not hold, writers keep readers out
-// (Table::beside_readers), and under ThreadSanitizer the compiler's own 16-byte atomics tell it what is meant.
+// Aligned 16-byte moves are atomic on every x86 processor with AVX (Intel SDM 3A 9.1.1; AMD says the same), so a reader
+// sees key, row number and aux of one moment without a lock or a version. Where that does not hold, writers keep
+// readers out (Table::beside_readers), and under ThreadSanitizer the compiler's own 16-byte atomics tell it what is
+// meant.
 inline Slot load_slot(const Slot* from) {
     Slot slot;
 #if defined(MINUTELY_TSAN)

@@ -21,31 +21,33 @@ template <class T> class Buffer {
         constexpr bool kReadOnly = std::is_const_v<T>;
         if (!nb::try_cast(object, array_, false)) {
             const std::string type = nb::cast<std::string>(nb::str(object.type().attr("__name__")));
-            throw nb::type_error(
-                (std::string(what) + ": expected a contiguous " + (kReadOnly ? "" : "writable ") + dtype +
-                 " CPU buffer (a numpy array or torch tensor), got " + type +
-                 (kReadOnly ? "" : "; it may be read-only"))
-                    .c_str());
+            throw nb::type_error((std::string(what) + ": expected a contiguous " + (kReadOnly ? "" : "writable ") +
+                                  dtype + " CPU buffer (a numpy array or torch tensor), got " + type +
+                                  (kReadOnly ? "" : "; it may be read-only"))
+                                     .c_str());
         }
-        if (array_.device_type() != nb::device::cpu::value) fail(what, "must be in CPU memory, got device type ", array_.device_type());
+        if (array_.device_type() != nb::device::cpu::value)
+            fail(what, "must be in CPU memory, got device type ", array_.device_type());
         if (array_.dtype() != nb::dtype<std::remove_const_t<T>>()) {
             const auto got = array_.dtype();
             throw nb::type_error((std::string(what) + ": dtype must be " + dtype + ", got " + name_of(got)).c_str());
         }
         if (array_.ndim() != shape.size()) {
-            fail(what, ("must have " + std::to_string(shape.size()) + " dimension(s), got ").c_str(), static_cast<int64_t>(array_.ndim()));
+            fail(what, ("must have " + std::to_string(shape.size()) + " dimension(s), got ").c_str(),
+                 static_cast<int64_t>(array_.ndim()));
         }
         int64_t stride = 1;
         for (size_t i = shape.size(); i-- > 0;) {
             const auto length = static_cast<int64_t>(array_.shape(i));
             const int64_t wanted = shape.begin()[i];
             if (wanted != kAny && length != wanted) {
-                throw nb::value_error((std::string(what) + ": dimension " + std::to_string(i) + " must be " + std::to_string(wanted) +
-                                       ", got " + std::to_string(length))
+                throw nb::value_error((std::string(what) + ": dimension " + std::to_string(i) + " must be " +
+                                       std::to_string(wanted) + ", got " + std::to_string(length))
                                           .c_str());
             }
             if (array_.size() != 0 && length != 1 && array_.stride(i) != stride) {
-                throw nb::value_error((std::string(what) + ": must be contiguous in C order; pass a contiguous copy").c_str());
+                throw nb::value_error(
+                    (std::string(what) + ": must be contiguous in C order; pass a contiguous copy").c_str());
             }
             stride *= length;
         }

@@ -5,14 +5,13 @@
 #include <vector>
 
 #include "index.hpp"
-#include "readers.hpp"
 
 namespace minutely {
 
 // At most `limit` ids; when it is full the one that was seen longest ago goes. Writer only.
 class Candidates {
   public:
-    Candidates(uint64_t seed, uint32_t limit) : limit_(limit), index_(seed, readers_), records_(1) {}
+    Candidates(uint64_t seed, uint32_t limit) : limit_(limit), index_(seed), records_(1) {}
 
     // One more occurrence of an id without a row; true when that makes `admit_after`, and the id is forgotten here.
     bool admit(uint64_t id, uint32_t now_seconds, uint32_t admit_after);
@@ -41,7 +40,6 @@ class Candidates {
     uint32_t add(uint64_t id);
 
     uint32_t limit_;
-    Readers readers_;  // nobody reads beside the writer here
     Index index_;
     std::vector<Record> records_;  // record 0 ends both directions of the list
     std::vector<uint32_t> free_;

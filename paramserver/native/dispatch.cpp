@@ -17,7 +17,8 @@ extern const Kernels kKernels;
 std::vector<const Kernels*> available_kernels() {
     std::vector<const Kernels*> sets = {&plain::kKernels};
 #if defined(MINUTELY_X86_KERNELS)
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
     if (avx2) sets.push_back(&avx2::kKernels);
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");

@@ -58,13 +58,22 @@ void Duplicates::split(const Kernels& kernels, const Hash& hash, uint32_t dim, c
         const uint64_t id = static_cast<uint64_t>(ids[at]);
         size_t place = hash.second(hash.first(id)) >> place_shift;
         while (places_[place] != 0 && summed_ids_[places_[place] - 1] != ids[at]) place = (place + 1) % places;
-        if (places_[place] == 0) {
+        const bool first = places_[place] == 0;
+        if (first) {
             summed_ids_.push_back(ids[at]);
             sums_.resize(summed_ids_.size() * dim, 0.0f);
             places_[place] = static_cast<uint32_t>(summed_ids_.size());
         }
         float* sum = sums_.data() + static_cast<size_t>(places_[place] - 1) * dim;
-        if (!kernels.accumulate(sum, gradients + static_cast<size_t>(at) * dim, dim)) rejected_.push_back(ids[at]);
+        if (kernels.accumulate(sum, gradients + static_cast<size_t>(at) * dim, dim)) continue;
+        rejected_.push_back(ids[at]);
+        if (first) {
+            // An id takes a step only for a gradient that counts; the place was the last one taken, so it can be given
+            // back.
+            summed_ids_.pop_back();
+            sums_.resize(summed_ids_.size() * dim);
+            places_[place] = 0;
+        }
     }
 }
 

@@ -1,8 +1,10 @@
-// A file of checked blocks: kind u32, CRC-32C of the payload u32, payload bytes u64, payload; little endian, the last of kind 0.
+// A file of checked blocks: kind u32, CRC-32C of the payload u32, payload bytes u64, payload; little endian, the last
+// of kind 0.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <string>
 #include <vector>
 
@@ -27,6 +29,7 @@ class BlockWriter {
     std::string path_;
     std::string temporary_;
     int file_ = -1;
+    uint64_t written_ = 0;
 };
 
 class BlockReader {
@@ -36,19 +39,27 @@ class BlockReader {
     BlockReader(const BlockReader&) = delete;
     BlockReader& operator=(const BlockReader&) = delete;
 
-    // The kind of the next block, 0 at the end; its payload is valid until the next call. Throws where a block is damaged.
+    // The kind of the next block, 0 at the end; its payload is valid until the next call. Throws where a block is
+    // damaged.
     uint32_t next();
-    const std::byte* payload() const { return buffer_.data(); }
-    size_t bytes() const { return bytes_; }
+    const std::byte* payload() const { return block_.payload.data(); }
+    size_t bytes() const { return block_.bytes; }
     [[noreturn]] void refuse(const std::string& why) const;
 
   private:
-    void read(void* to, size_t bytes);
+    struct Block {
+        uint32_t kind = 0;
+        size_t bytes = 0;
+        std::vector<std::byte> payload;
+    };
+    void read(void* to, size_t bytes) const;
+    Block fetch(std::vector<std::byte> buffer) const;
 
     std::string path_;
     int file_ = -1;
-    std::vector<std::byte> buffer_;
-    size_t bytes_ = 0;
+    Block block_;
+    // The next block is read and checked while the caller works on this one.
+    std::future<Block> coming_;
 };
 
 }  // namespace minutely

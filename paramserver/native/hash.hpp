@@ -31,8 +31,8 @@ inline uint64_t table_seed(uint64_t seed, std::string_view name) {
     return mixed;
 }
 
-// Two hashes of one id. An index is the high half of hash * buckets, so it is monotone in the hash: growing the index keeps
-// the order of the buckets, which is what lets one sweep move them while both arrays are in use.
+// Two hashes of one id. An index is the high half of hash * buckets, so it is monotone in the hash: growing the index
+// keeps the order of the buckets, which is what lets one sweep move them while both arrays are in use.
 struct Hashes {
     uint64_t first;
     uint64_t second;

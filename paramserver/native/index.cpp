@@ -2,24 +2,29 @@
 
 #include <algorithm>
 #include <array>
+#include <stdexcept>
+#include <string>
 
 namespace minutely {
 
 namespace {
 
-// The index grows by a quarter when four fifths of its slots are used: 16 bytes a slot make 20 to 25 bytes an id. Fuller
-// would send more lookups to their second bucket, emptier would cost memory, larger steps both.
-constexpr uint64_t kLoadNumerator = 4, kLoadDenominator = 5;
-constexpr uint64_t kGrowthDivisor = 4;
+// The index grows by a fifth when three quarters of its slots are used: 16 bytes a slot make 21 to 26 bytes an id.
+// Fuller would send more lookups to their second bucket, emptier would cost memory, larger steps both.
+constexpr uint64_t kLoadNumerator = 3, kLoadDenominator = 4;
+constexpr uint64_t kGrowthDivisor = 5;
 constexpr uint64_t kSmallestCount = 16;
+constexpr uint64_t kMostBuckets = uint64_t{1} << 30;
 // Below this many buckets growth is one step and by a factor of two.
 constexpr uint64_t kIncrementalCount = 1024;
-// Old buckets moved per inserted id: a growth by a quarter is over after half of the inserts that lead to the next one.
-constexpr uint64_t kMigratePerInsert = 3;
+// Old buckets moved per inserted id: a growth is over after about half of the inserts that lead to the next one.
+constexpr uint64_t kMigratePerInsert = 4;
 constexpr uint64_t kInsertsPerStep = 32;
 // Breadth-first search looks at no more than this many buckets (five levels of two roots) before it gives up.
 constexpr int kLongestSearch = 512;
-// An id that finds no place in an index emptier than this shares its buckets with too many others: growing would not help.
+constexpr uint64_t kAhead = 8;
+// An id that finds no place in an index emptier than this shares its buckets with too many others: growing would not
+// help.
 constexpr uint64_t kCrowdedNumerator = 1, kCrowdedDenominator = 2;
 
 uint64_t buckets_for(uint64_t capacity) {
@@ -43,28 +48,25 @@ Slot* slot_of(Bucket* bucket, uint64_t id) {
 
 }  // namespace
 
-Index::Index(uint64_t seed, Readers& readers, uint64_t capacity)
-    : hash_(seed), readers_(readers), overflow_(0, OverflowHash{hash_.mask}) {
-    auto view = std::make_unique<View>();
-    view->old_count = buckets_for(capacity);
-    memory_ = VirtualArray(view->old_count * sizeof(Bucket));
-    memory_.commit(view->old_count * sizeof(Bucket));
-    view->old_buckets = reinterpret_cast<Bucket*>(memory_.data());
-    view_.store(view.release(), std::memory_order_release);
+Index::Index(uint64_t seed, uint64_t capacity)
+    : hash_(seed), memory_(kMostBuckets * sizeof(Bucket)), old_count_(buckets_for(capacity)), count_(old_count_.load()),
+      overflow_(0, OverflowHash{hash_.mask}) {
+    memory_.commit(count_.load() * sizeof(Bucket));
 }
 
-Index::~Index() { delete view_.load(std::memory_order_relaxed); }
-
-uint64_t Index::bytes() const {
-    const View& now = view();
-    return (now.old_count + now.fresh_count) * sizeof(Bucket) - released_;
+void Index::set_shape(uint64_t old_count, uint64_t count, uint64_t frontier) {
+    shape_.fetch_add(1, std::memory_order_acq_rel);
+    old_count_.store(old_count, std::memory_order_release);
+    count_.store(count, std::memory_order_release);
+    frontier_.store(frontier, std::memory_order_release);
+    shape_.fetch_add(1, std::memory_order_release);
 }
 
 Slot Index::find(uint64_t id) const {
     const Hashes hashes = hash_.both(id);
     for (;;) {
         const uint64_t before = moves();
-        const View& now = view();
+        const Buckets now = buckets();
         for (const uint64_t hash : {hashes.first, hashes.second}) {
             for (const Slot& place : now.bucket(hash)->slots) {
                 const Slot slot = load_slot(&place);
@@ -83,7 +85,7 @@ Slot Index::find(uint64_t id) const {
 }
 
 Slot* Index::locate(uint64_t id) {
-    const View& now = view();
+    const Buckets now = buckets();
     const Hashes hashes = hash_.both(id);
     if (Slot* slot = slot_of(now.bucket(hashes.first), id)) return slot;
     if (Slot* slot = slot_of(now.bucket(hashes.second), id)) return slot;
@@ -96,9 +98,8 @@ Slot* Index::locate(uint64_t id) {
 
 void Index::insert(const Slot& slot) {
     if (++inserts_ % kInsertsPerStep == 0) migrate(kInsertsPerStep * kMigratePerInsert);
-    const View& now = view();
-    const uint64_t slots = now.old_count * kSlotsPerBucket;
-    if (now.fresh_buckets == nullptr && (size_ + 1) * kLoadDenominator > slots * kLoadNumerator) start_growth();
+    const uint64_t slots = count_.load(std::memory_order_relaxed) * kSlotsPerBucket;
+    if (!growing() && (size_ + 1) * kLoadDenominator > slots * kLoadNumerator) start_growth();
     place(slot);
     ++size_;
 }
@@ -145,22 +146,42 @@ std::vector<uint64_t> Index::overflow_ids() const {
 void Index::place(const Slot& slot) {
     const Hashes hashes = hash_.both(slot.key);
     for (;;) {
-        const View& now = view();
+        const Buckets now = buckets();
         Bucket* first = now.bucket(hashes.first);
         Bucket* second = now.bucket(hashes.second);
-        Slot* place = free_slot(first);
-        if (place == nullptr) place = free_slot(second);
-        if (place != nullptr) {
-            store_slot(place, slot);
-            return;
-        }
-        if (displace(slot, first, second)) return;
-        const uint64_t slots = (now.old_count + now.fresh_count) * kSlotsPerBucket;
-        if (now.fresh_buckets != nullptr || size_ * kCrowdedDenominator < slots * kCrowdedNumerator) break;
+        if (settle_in(slot, first, second)) return;
+        const uint64_t slots = now.count * kSlotsPerBucket;
+        if (growing() || size_ * kCrowdedDenominator < slots * kCrowdedNumerator) break;
         start_growth();
         if (growing()) break;
     }
     put_overflow(slot);
+}
+
+bool Index::settle_in(const Slot& slot, Bucket* first, Bucket* second) {
+    Slot* place = free_slot(first);
+    if (place == nullptr) place = send_home(first);
+    if (place == nullptr) place = free_slot(second);
+    if (place == nullptr) return displace(slot, first, second);
+    store_slot(place, slot);
+    return true;
+}
+
+// A lookup that ends in the first bucket costs one miss less. So a key that was put into its second bucket when its
+// first was full goes back when another key wants its place and the first has room again. Returns the slot that this
+// frees, if any.
+Slot* Index::send_home(Bucket* bucket) {
+    const Buckets now = buckets();
+    for (Slot& slot : bucket->slots) {
+        Bucket* home = now.bucket(hash_.first(slot.key));
+        if (home == bucket) continue;
+        if (Slot* place = free_slot(home)) {
+            store_slot(place, slot);
+            moved();
+            return &slot;
+        }
+    }
+    return nullptr;
 }
 
 bool Index::displace(const Slot& slot, Bucket* first, Bucket* second) {
@@ -170,7 +191,7 @@ bool Index::displace(const Slot& slot, Bucket* first, Bucket* second) {
         int8_t slot_in_parent;
         uint64_t key;
     };
-    const View& now = view();
+    const Buckets now = buckets();
     std::array<Step, kLongestSearch> steps;
     steps[0] = {first, -1, 0, 0};
     int count = 1;
@@ -204,102 +225,88 @@ bool Index::displace(const Slot& slot, Bucket* first, Bucket* second) {
 }
 
 void Index::start_growth() {
-    reclaim();
-    const View& now = view();
-    auto next = std::make_unique<View>();
-    next->old_buckets = now.old_buckets;
-    next->old_count = now.old_count;
-    const bool at_once = now.old_count < kIncrementalCount;
-    next->fresh_count = at_once ? now.old_count * 2 : now.old_count + now.old_count / kGrowthDivisor;
-    fresh_memory_ = VirtualArray(next->fresh_count * sizeof(Bucket));
-    fresh_memory_.commit(next->fresh_count * sizeof(Bucket));
-    next->fresh_buckets = reinterpret_cast<Bucket*>(fresh_memory_.data());
-    released_ = 0;
-    View* before = view_.exchange(next.release(), std::memory_order_acq_rel);
-    retired_.push_back({std::unique_ptr<View>(before), VirtualArray(), readers_.next_epoch()});
-    if (at_once) migrate(now.old_count);
+    const uint64_t before = count_.load(std::memory_order_relaxed);
+    const bool at_once = before < kIncrementalCount;
+    const uint64_t after = at_once ? before * 2 : before + before / kGrowthDivisor;
+    if (after > kMostBuckets)
+        throw std::length_error("an index holds at most " + std::to_string(kMostBuckets) + " buckets");
+    memory_.commit(after * sizeof(Bucket));
+    set_shape(before, after, before);
+    if (at_once) migrate(before);
 }
 
 void Index::migrate(uint64_t buckets) {
-    View& now = *view_.load(std::memory_order_relaxed);
-    if (now.fresh_buckets == nullptr) return;
-    const uint64_t from = now.migrated.load(std::memory_order_relaxed);
-    const uint64_t to = std::min(now.old_count, from + buckets);
-    for (uint64_t i = from; i < to; ++i) {
-        __builtin_prefetch(now.old_buckets + i + 8);
-        move_bucket(now, i);
+    for (; buckets > 0 && growing(); --buckets) {
+        const uint64_t next = frontier_.load(std::memory_order_relaxed) - 1;
+        if (next >= kAhead) prefetch_homes(this->buckets(), next - kAhead);
+        move_bucket(next);
     }
-    // The old buckets stay as they were for readers that are behind; their memory goes back as the sweep passes. Such a
-    // reader then finds nothing, and looks again because the count of moves changed.
-    const uint64_t passed = to * sizeof(Bucket) / kHugePageBytes * kHugePageBytes;
-    if (passed > released_) {
-        moved();
-        memory_.release(released_, passed);
-        released_ = passed;
+    if (!growing() && old_count_.load(std::memory_order_relaxed) != count_.load(std::memory_order_relaxed)) {
+        set_shape(count_.load(), count_.load(), 0);
+        if (!overflow_.empty()) settle(overflow_ids());
     }
-    if (to == now.old_count) finish_growth();
 }
 
-void Index::move_bucket(View& now, uint64_t old_index) {
-    std::vector<uint64_t> crowded;
-    for (const Slot& slot : now.old_buckets[old_index].slots) {
+// Keys in their second bucket are moved to their first where that has room, which is anywhere.
+void Index::prefetch_homes(const Buckets& now, uint64_t old_index) const {
+    if (old_index >= kAhead) __builtin_prefetch(now.data + old_index - kAhead);
+    for (const Slot& slot : now.data[old_index].slots) {
         if (!slot.used()) continue;
-        const Hashes hashes = hash_.both(slot.key);
-        const bool by_first = high_product(hashes.first, now.old_count) == old_index;
-        const uint64_t hash = by_first ? hashes.first : hashes.second;
-        Slot* place = free_slot(now.fresh_buckets + high_product(hash, now.fresh_count));
+        const uint64_t hash = hash_.first(slot.key);
+        if (high_product(hash, now.old_count) != old_index) __builtin_prefetch(now.bucket(hash));
+    }
+}
+
+void Index::move_bucket(uint64_t old_index) {
+    const Buckets now = buckets();
+    Bucket* from = now.data + old_index;
+    std::array<Slot*, kSlotsPerBucket> away, left;
+    int away_count = 0, left_count = 0;
+    std::vector<uint64_t> crowded;
+    const auto move = [&](Slot* slot, Slot* place) {
         if (place != nullptr) {
-            store_slot(place, slot);
+            store_slot(place, *slot);
         } else {
             // It waits in the overflow, visible, until the displacement that makes room is done.
-            put_overflow(slot);
-            crowded.push_back(slot.key);
+            put_overflow(*slot);
+            crowded.push_back(slot->key);
         }
+        left[left_count++] = slot;
+    };
+    for (Slot& slot : from->slots) {
+        if (!slot.used()) continue;
+        const uint64_t hash = hash_.first(slot.key);
+        if (high_product(hash, now.old_count) != old_index) {
+            away[away_count++] = &slot;
+            continue;
+        }
+        Bucket* to = now.data + high_product(hash, now.count);
+        if (to != from) move(&slot, free_slot(to));
     }
-    now.migrated.store(old_index + 1, std::memory_order_release);
-    if (crowded.empty()) return;
+    for (int i = 0; i < away_count; ++i) {
+        const Hashes hashes = hash_.both(away[i]->key);
+        Bucket* to = now.data + high_product(hashes.second, now.count);
+        Slot* place = free_slot(now.bucket(hashes.first));
+        if (place == nullptr && to == from) continue;
+        move(away[i], place != nullptr ? place : free_slot(to));
+    }
+    frontier_.store(old_index, std::memory_order_release);
+    // From here on a reader that missed looks again, with the new frontier; only then do the old places empty.
     moved();
-    settle(crowded);
+    for (int i = 0; i < left_count; ++i) store_slot(left[i], Slot{0, kNoRow, 0});
+    if (!crowded.empty()) settle(crowded);
 }
 
 void Index::settle(const std::vector<uint64_t>& ids) {
     for (const uint64_t id : ids) {
-        const Slot slot = overflow_.at(id);
         const Hashes hashes = hash_.both(id);
-        const View& now = view();
-        Bucket* first = now.bucket(hashes.first);
-        Bucket* second = now.bucket(hashes.second);
-        Slot* place = free_slot(first);
-        if (place == nullptr) place = free_slot(second);
-        if (place != nullptr) {
-            store_slot(place, slot);
-        } else if (!displace(slot, first, second)) {
-            continue;
-        }
+        const Buckets now = buckets();
+        if (!settle_in(overflow_.at(id), now.bucket(hashes.first), now.bucket(hashes.second))) continue;
         moved();
         const std::scoped_lock lock(overflow_mutex_);
         overflow_.erase(id);
         overflow_size_.store(overflow_.size(), std::memory_order_release);
     }
-}
-
-void Index::finish_growth() {
-    View* before = view_.load(std::memory_order_relaxed);
-    auto next = std::make_unique<View>();
-    next->old_buckets = before->fresh_buckets;
-    next->old_count = before->fresh_count;
-    view_.store(next.release(), std::memory_order_release);
-    retired_.push_back({std::unique_ptr<View>(before), std::move(memory_), readers_.next_epoch()});
-    memory_ = std::move(fresh_memory_);
-    fresh_memory_ = VirtualArray();
-    released_ = 0;
-    if (!overflow_.empty()) settle(overflow_ids());
-    reclaim();
-}
-
-void Index::reclaim() {
-    const uint64_t oldest = readers_.oldest();
-    std::erase_if(retired_, [oldest](const Retired& retired) { return retired.epoch < oldest; });
 }
 
 }  // namespace minutely

@@ -1,14 +1,13 @@
 // The cuckoo index: id -> row number, in buckets of four slots, two possible buckets an id.
 //
-// Pagh and Rodler, "Cuckoo hashing" (2004), with buckets (Dietzfelbinger and Weidling, 2007) and breadth-first displacement
-// (Li et al., "Algorithmic improvements for fast concurrent cuckoo hashing", EuroSys 2014). One writer at a time; any number
-// of readers beside it. A key that moves is written to its new place before it leaves the old one, and `moves` counts such
-// steps: a reader that did not find an id looks again if the count changed while it looked.
+// Pagh and Rodler, "Cuckoo hashing" (2004), with buckets (Dietzfelbinger and Weidling, 2007) and breadth-first
+// displacement (Li et al., "Algorithmic improvements for fast concurrent cuckoo hashing", EuroSys 2014). One writer at
+// a time; any number of readers beside it. A key that moves is written to its new place before it leaves the old one,
+// and `moves` counts such steps: a reader that did not find an id looks again if the count changed while it looked.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -16,49 +15,57 @@
 #include "bucket.hpp"
 #include "hash.hpp"
 #include "memory.hpp"
-#include "readers.hpp"
 
 namespace minutely {
 
-// What a reader needs to find a bucket. While the index grows, the first `migrated` buckets of the old array live in the
-// fresh one. Immutable but for `migrated`, so that a reader's copy is consistent.
-struct View {
-    Bucket* old_buckets = nullptr;
-    uint64_t old_count = 0;
-    Bucket* fresh_buckets = nullptr;
-    uint64_t fresh_count = 0;
-    std::atomic<uint64_t> migrated{0};
+// What a reader needs to find a bucket. Growing happens in place, from the last bucket down: the ids of old bucket i
+// belong to buckets from i on in the larger count, which were emptied before. Old buckets from `frontier` on have
+// moved.
+struct Buckets {
+    Bucket* data;
+    uint64_t old_count;
+    uint64_t count;
+    uint64_t frontier;
+    Hash hash;
 
-    Bucket* bucket(uint64_t hash) const {
-        const uint64_t old_index = high_product(hash, old_count);
-        if (old_index >= migrated.load(std::memory_order_acquire)) return old_buckets + old_index;
-        return fresh_buckets + high_product(hash, fresh_count);
+    uint64_t index(uint64_t hash_value) const {
+        const uint64_t old_index = high_product(hash_value, old_count);
+        return old_index >= frontier ? high_product(hash_value, count) : old_index;
     }
+    Bucket* bucket(uint64_t hash_value) const { return data + index(hash_value); }
 };
 
 class Index {
   public:
     // Room for `capacity` ids before it grows.
-    Index(uint64_t seed, Readers& readers, uint64_t capacity = 0);
-    ~Index();
+    Index(uint64_t seed, uint64_t capacity = 0);
     Index(const Index&) = delete;
     Index& operator=(const Index&) = delete;
 
     const Hash& hash() const { return hash_; }
-    const View& view() const { return *view_.load(std::memory_order_acquire); }
+    // The writer's own view is always current; a reader's is of one moment, since the parts are read until they agree.
+    Buckets buckets() const {
+        for (;;) {
+            const uint64_t before = shape_.load(std::memory_order_acquire);
+            const Buckets now{data(), old_count_.load(std::memory_order_relaxed),
+                              count_.load(std::memory_order_relaxed), frontier_.load(std::memory_order_relaxed), hash_};
+            std::atomic_thread_fence(std::memory_order_acquire);
+            if (shape_.load(std::memory_order_relaxed) == before && before % 2 == 0) return now;
+        }
+    }
     uint64_t moves() const { return moves_.load(std::memory_order_acquire); }
     uint64_t size() const { return size_; }
-    uint64_t bytes() const;
+    uint64_t bytes() const { return count_.load(std::memory_order_relaxed) * sizeof(Bucket); }
     uint64_t overflow_size() const { return overflow_size_.load(std::memory_order_acquire); }
     bool has_overflow() const { return overflow_size() > 0; }
+    bool growing() const { return frontier_.load(std::memory_order_relaxed) > 0; }
     // Both buckets of an id that will be looked for.
     void prefetch(uint64_t id) const {
         const Hashes hashes = hash_.both(id);
-        const View& now = view();
+        const Buckets now = buckets();
         __builtin_prefetch(now.bucket(hashes.first));
         __builtin_prefetch(now.bucket(hashes.second));
     }
-    bool growing() const { return view().fresh_buckets != nullptr; }
 
     // Any thread inside a Readers::Guard: the slot's content, with row kNoRow where the id is absent.
     Slot find(uint64_t id) const;
@@ -72,19 +79,19 @@ class Index {
     // Writer only: does some of the growth that is due, at most `buckets` old buckets.
     void migrate(uint64_t buckets);
 
-    // Writer only: calls visit(Slot*) for the used slots of `buckets` buckets from `position` on (a place in hash order), and
-    // returns the next position, 0 at the end. visit may erase. Ids in the overflow are visited when a sweep starts.
+    // Writer only: calls visit(Slot*) for the used slots of `buckets` buckets from `position` on (a place in hash
+    // order), and returns the next position, 0 at the end. visit may erase. Ids in the overflow are visited when a
+    // sweep starts.
     template <class Visit> uint64_t sweep(uint64_t position, uint64_t buckets, Visit visit) {
         if (position == 0) {
             for (uint64_t id : overflow_ids()) visit(&overflow_[id]);
         }
         for (; buckets > 0; --buckets) {
-            const View& now = view();
+            const Buckets now = this->buckets();
             const uint64_t old_index = high_product(position, now.old_count);
-            const bool moved = old_index < now.migrated.load(std::memory_order_relaxed);
-            const uint64_t count = moved ? now.fresh_count : now.old_count;
+            const uint64_t count = old_index >= now.frontier ? now.count : now.old_count;
             const uint64_t index = high_product(position, count);
-            Bucket* bucket = (moved ? now.fresh_buckets : now.old_buckets) + index;
+            Bucket* bucket = now.data + index;
             __builtin_prefetch(bucket + 8);
             for (Slot& slot : bucket->slots) {
                 if (slot.used()) visit(&slot);
@@ -102,37 +109,36 @@ class Index {
     }
 
   private:
-    struct Retired {
-        std::unique_ptr<View> view;
-        VirtualArray memory;
-        uint64_t epoch;
-    };
-
     void place(const Slot& slot);
+    bool settle_in(const Slot& slot, Bucket* first, Bucket* second);
+    Slot* send_home(Bucket* bucket);
     bool displace(const Slot& slot, Bucket* first, Bucket* second);
     void start_growth();
-    void finish_growth();
-    void move_bucket(View& now, uint64_t old_index);
+    void set_shape(uint64_t old_count, uint64_t count, uint64_t frontier);
+    void prefetch_homes(const Buckets& now, uint64_t old_index) const;
+    void move_bucket(uint64_t old_index);
     void settle(const std::vector<uint64_t>& ids);
-    void reclaim();
     void moved() { moves_.fetch_add(1, std::memory_order_release); }
     std::vector<uint64_t> overflow_ids() const;
     void put_overflow(const Slot& slot);
     bool in_overflow(const Slot* slot) const;
 
+    Bucket* data() const { return reinterpret_cast<Bucket*>(memory_.data()); }
+
     Hash hash_;
-    Readers& readers_;
-    std::atomic<View*> view_{nullptr};
+    VirtualArray memory_;
+    // The three are read together: shape_ is odd while they change, and counts their changes.
+    std::atomic<uint64_t> shape_{0};
+    std::atomic<uint64_t> old_count_;
+    std::atomic<uint64_t> count_;
+    std::atomic<uint64_t> frontier_{0};
     std::atomic<uint64_t> moves_{0};
     uint64_t size_ = 0;
     uint64_t inserts_ = 0;
-    uint64_t released_ = 0;
-    VirtualArray memory_;
-    VirtualArray fresh_memory_;
-    std::vector<Retired> retired_;
 
-    // Ids that found no place although the index is not full: more than eight share both buckets, by craft or by chance. They
-    // live in an ordinary chained map, so that they cost their own lookups and neither memory nor the other ids' time.
+    // Ids that found no place although the index is not full: more than eight share both buckets, by craft or by
+    // chance. They live in an ordinary chained map, so that they cost their own lookups and neither memory nor the
+    // other ids' time.
     mutable std::mutex overflow_mutex_;
     std::atomic<uint64_t> overflow_size_{0};
     struct OverflowHash {

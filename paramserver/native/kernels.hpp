@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "bucket.hpp"
-#include "hash.hpp"
+#include "index.hpp"
 #include "options.hpp"
 
 namespace minutely {
@@ -16,16 +16,6 @@ namespace minutely {
 struct Sight {
     uint32_t last_seen_seconds;
     uint32_t count;
-};
-
-// A consistent copy of where buckets are (index.hpp's View at one moment).
-struct Buckets {
-    Bucket* old_buckets;
-    uint64_t old_count;
-    Bucket* fresh_buckets;
-    uint64_t fresh_count;
-    uint64_t migrated;
-    Hash hash;
 };
 
 struct RowArea {
@@ -62,8 +52,8 @@ struct Kernels {
     // Reads rows, counts and stamps them; alone.
     void (*touch)(const Buckets&, const RowArea&, const Batch&, uint32_t now_seconds, float* out, Found&);
     // One optimizer step for each id, which is there once; alone. gradients is f32 [n, dim].
-    void (*apply)(const Buckets&, const RowArea&, const Batch&, const Optimizer&, uint32_t now_seconds, const float* gradients,
-                  Found&);
+    void (*apply)(const Buckets&, const RowArea&, const Batch&, const Optimizer&, uint32_t now_seconds,
+                  const float* gradients, Found&);
     // The same step for a row outside the index. False, and nothing written, where the gradient is not finite.
     bool (*step)(const Optimizer&, uint32_t dim, float* row, Slot*, const float* gradient);
     // Adds a gradient to a sum of gradients. False, and nothing added, where it is not finite.

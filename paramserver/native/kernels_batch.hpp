@@ -1,7 +1,9 @@
-// The pipeline that keeps tens of cache misses in flight: hash and prefetch buckets, probe and prefetch rows, then work on rows.
+// The pipeline that keeps tens of cache misses in flight: hash and prefetch buckets, probe and prefetch rows, then work
+// on rows.
 //
-// Chen, Ailamaki, Gibbons, Mowry, "Improving hash join performance through prefetching" (ICDE 2004): the stages of different
-// ids are interleaved so that no stage waits for its own miss. The second bucket is only fetched when the first has no match.
+// Chen, Ailamaki, Gibbons, Mowry, "Improving hash join performance through prefetching" (ICDE 2004): the stages of
+// different ids are interleaved so that no stage waits for its own miss. The second bucket is only fetched when the
+// first has no match.
 #pragma once
 
 #include "kernels_step.hpp"
@@ -10,95 +12,128 @@ namespace minutely::MINUTELY_ISA {
 
 constexpr size_t kBlock = 16;       // ids a stage takes at a time
 constexpr size_t kBucketLead = 16;  // ids between the prefetch of a bucket and its probe
-constexpr size_t kRowLead = 24;     // rows between their prefetch and their use
-constexpr size_t kQueue = 128;      // holds kRowLead and two blocks
-static_assert(kQueue >= kRowLead + 3 * kBlock && kBucketLead % kBlock == 0);
+constexpr size_t kRowLead = 16;     // rows between their prefetch and their use, at least
+constexpr size_t kSecondBlock = 8;  // the same as kBlock for second buckets
+// Into the second-level cache: the first would be full of lines in flight.
+constexpr int kLocality = 2;
+// Not inlined, the stages would pass the queues' lengths through memory, and each id would wait for the one before.
+#define MINUTELY_INLINE __attribute__((always_inline))
+
+constexpr size_t kRing = 64;
+constexpr size_t kQueue = 128;
+static_assert(kBucketLead % kBlock == 0 && kRing >= kBucketLead + kBlock && kRing >= 2 * kBlock + 2 * kSecondBlock);
+static_assert(kQueue >= kRowLead + 4 * kBlock + 2 * kSecondBlock);
 
 struct Hit {
     uint32_t position;
     uint32_t row;
     Slot* slot;
-    uint32_t aux;
 };
 
-template <bool kGrowing> inline Bucket* bucket_of(const Buckets& buckets, uint64_t hash) {
-    const uint64_t old_index = high_product(hash, buckets.old_count);
-    if constexpr (kGrowing) {
-        if (old_index < buckets.migrated) return buckets.fresh_buckets + high_product(hash, buckets.fresh_count);
-    }
-    return buckets.old_buckets + old_index;
-}
-
-// Calls work.prefetch(hit) and, kRowLead ids later, work.visit(hit) for every id that has a slot; lists the others as missing.
-template <bool kGrowing, bool kOrdered, class Work>
-void run(const Buckets& buckets, const Batch& batch, Work& work, Found& found) {
-    struct Second {
-        uint32_t position;
-        Bucket* bucket;
-    };
-    Bucket* ring[2 * kBucketLead];
-    Second second[2][kBlock];
-    size_t second_count[2] = {0, 0};
+// Calls work.prefetch(hit) and, kRowLead ids later, work.visit(hit) for every id that has a slot; lists the others as
+// missing, in order.
+//
+// Whether an id is in its first bucket is decided by memory that has just arrived, and a mispredicted branch on it
+// would stop everything behind it. So nothing branches on one id: each is appended to both queues, and the length of
+// one of them grows; the queues are worked off in blocks of constant size.
+template <bool kOrdered, class Work> void run(const Buckets buckets, const Batch batch, Work work, Found& found) {
+    Bucket* ring[kRing];
+    uint32_t second[kRing];
+    Bucket* second_bucket[kRing];
     Hit queue[kQueue];
+    size_t second_head = 0, second_fetched = 0, second_tail = 0;
     size_t head = 0, tail = 0;
     const size_t n = batch.count;
-    const auto position = [&](size_t i) -> uint32_t { return kOrdered ? batch.order[i] : static_cast<uint32_t>(i); };
-    const auto id_at = [&](uint32_t at) { return static_cast<uint64_t>(batch.ids[at]); };
+    const int64_t* const ids = batch.ids;
+    const uint32_t* const order = batch.order;
+    uint32_t* const missing = found.missing;
+    size_t missing_count = 0;
+    const auto position = [order](size_t i)
+                              MINUTELY_INLINE -> uint32_t { return kOrdered ? order[i] : static_cast<uint32_t>(i); };
 
-    const auto probe = [&](uint32_t at, Bucket* bucket) -> bool {
-        const uint64_t id = id_at(at);
+    const auto fetch = [&](size_t i) MINUTELY_INLINE {
+        Bucket* bucket = buckets.bucket(buckets.hash.first(static_cast<uint64_t>(ids[position(i)])));
+        __builtin_prefetch(bucket, 0, kLocality);
+        ring[i % kRing] = bucket;
+    };
+    const auto probe = [&](uint32_t at, Bucket* bucket) MINUTELY_INLINE -> bool {
+        const uint64_t id = static_cast<uint64_t>(ids[at]);
         auto* slot = reinterpret_cast<Slot*>(reinterpret_cast<std::byte*>(bucket) + match(bucket, id));
         // Loaded once and whole: beside a writer, what was matched may be another id's by now.
         const Slot seen = load_slot(slot);
         const bool hit = (seen.key == id) & (seen.row != kNoRow);
-        Hit& entry = queue[tail % kQueue];
-        entry = {at, seen.number(), slot, seen.aux};
-        work.prefetch(entry);
+        const uint32_t row = seen.number();
+        queue[tail % kQueue] = work.hit(at, row, slot, seen);
+        work.prefetch(row);
         tail += hit;
         return hit;
     };
+    const auto probe_first = [&](size_t i) MINUTELY_INLINE {
+        const uint32_t at = position(i);
+        second[second_tail % kRing] = at;
+        second_tail += !probe(at, ring[i % kRing]);
+    };
+    const auto fetch_second = [&]() MINUTELY_INLINE {
+        const Hash& hash = buckets.hash;
+        const uint64_t id = static_cast<uint64_t>(ids[second[second_fetched % kRing]]);
+        Bucket* bucket = buckets.bucket(hash.second(hash.first(id)));
+        __builtin_prefetch(bucket, 0, kLocality);
+        second_bucket[second_fetched++ % kRing] = bucket;
+    };
+    const auto probe_second = [&]() MINUTELY_INLINE {
+        const uint32_t at = second[second_head % kRing];
+        missing[missing_count] = at;
+        missing_count += !probe(at, second_bucket[second_head++ % kRing]);
+    };
 
-    for (size_t base = 0, turn = 0; base < n + kBucketLead + kBlock; base += kBlock, turn ^= 1) {
-        const size_t hash_end = base + kBlock < n ? base + kBlock : n;
-        for (size_t i = base; i < hash_end; ++i) {
-            Bucket* bucket = bucket_of<kGrowing>(buckets, buckets.hash.first(id_at(position(i))));
-            __builtin_prefetch(bucket, 0, Work::kBucketLocality);
-            ring[i % (2 * kBucketLead)] = bucket;
+    const size_t whole = n / kBlock * kBlock;
+    for (size_t base = 0; base < whole + kBucketLead; base += kBlock) {
+        if (base < whole) {
+            for (size_t i = base; i < base + kBlock; ++i) fetch(i);
         }
-        for (size_t k = 0; k < second_count[turn ^ 1]; ++k) {
-            const Second& other = second[turn ^ 1][k];
-            if (!probe(other.position, other.bucket)) found.missing[found.missing_count++] = other.position;
+        if (base < kBucketLead) continue;
+        while (second_fetched - second_head >= kSecondBlock) {
+            for (size_t k = 0; k < kSecondBlock; ++k) probe_second();
         }
-        second_count[turn ^ 1] = 0;
-        size_t& seconds = second_count[turn];
-        if (base >= kBucketLead) {
-            const size_t stop = base - kBucketLead + kBlock < n ? base - kBucketLead + kBlock : n;
-            for (size_t i = base - kBucketLead; i < stop; ++i) {
-                const uint32_t at = position(i);
-                if (!probe(at, ring[i % (2 * kBucketLead)])) [[unlikely]] {
-                    const Hash& hash = buckets.hash;
-                    Bucket* bucket = bucket_of<kGrowing>(buckets, hash.second(hash.first(id_at(at))));
-                    __builtin_prefetch(bucket, 0, Work::kBucketLocality);
-                    second[turn][seconds++] = {at, bucket};
-                }
-            }
+        for (size_t i = base - kBucketLead; i < base - kBucketLead + kBlock; ++i) probe_first(i);
+        while (second_tail - second_fetched >= kSecondBlock) {
+            for (size_t k = 0; k < kSecondBlock; ++k) fetch_second();
         }
-        while (tail - head > kRowLead) work.visit(queue[head++ % kQueue]);
+        while (tail - head >= kRowLead + kBlock) {
+            for (size_t k = 0; k < kBlock; ++k) work.visit(queue[head++ % kQueue]);
+        }
     }
+    for (size_t i = whole; i < n; ++i) {
+        fetch(i);
+        probe_first(i);
+    }
+    while (second_fetched != second_tail) fetch_second();
+    while (second_head != second_tail) probe_second();
     while (head != tail) work.visit(queue[head++ % kQueue]);
+    found.missing_count = missing_count;
 }
 
 template <class Work> void run_any(const Buckets& buckets, const Batch& batch, Work work, Found& found) {
-    work.found = &found;
-    const bool growing = buckets.fresh_buckets != nullptr;
     if (batch.order != nullptr) {
-        growing ? run<true, true>(buckets, batch, work, found) : run<false, true>(buckets, batch, work, found);
+        run<true>(buckets, batch, work, found);
     } else {
-        growing ? run<true, false>(buckets, batch, work, found) : run<false, false>(buckets, batch, work, found);
+        run<false>(buckets, batch, work, found);
     }
 }
 
-template <bool kWrite, int kLocality> inline void prefetch_lines(const std::byte* from, size_t bytes) {
+// The stride of rows is known at compile time where the dimension is and nothing lies behind the embedding.
+template <uint32_t kDim> struct Place {
+    std::byte* data;
+    size_t stride_bytes;
+
+    explicit Place(const RowArea& rows) : data(rows.data), stride_bytes(rows.stride_bytes) {}
+    std::byte* row(uint32_t number) const { return data + number * (kDim != 0 ? kDim * sizeof(float) : stride_bytes); }
+};
+inline bool tight(const RowArea& rows, uint32_t dim) {
+    return rows.dim == dim && rows.stride_bytes == dim * sizeof(float);
+}
+
+template <bool kWrite> inline void prefetch_lines(const std::byte* from, size_t bytes) {
     for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, kWrite ? 1 : 0, kLocality);
 }
 
@@ -142,100 +177,112 @@ inline void encode(const RowArea& rows, Slot* slot, const float* __restrict embe
 }
 
 template <uint32_t kDim, bool kPlain> struct LookupWork {
-    static constexpr int kBucketLocality = 2;
-    const RowArea& rows;
+    RowArea rows;
+    Place<kDim> place;
     float* out;
     size_t bytes;
-    Found* found = nullptr;
 
-    void prefetch(const Hit& hit) const {
-        prefetch_lines<false, 2>(rows.row(hit.row), kDim != 0 ? kDim * sizeof(float) : bytes);
+    // A reader keeps the slot's content instead of its place.
+    Hit hit(uint32_t position, uint32_t row, Slot*, const Slot& seen) const {
+        return {position, row, reinterpret_cast<Slot*>(static_cast<uintptr_t>(seen.aux))};
+    }
+    void prefetch(uint32_t row) const {
+        prefetch_lines<false>(place.row(row), kDim != 0 ? kDim * sizeof(float) : bytes);
     }
     void visit(const Hit& hit) const {
         const uint32_t dim = kDim != 0 ? kDim : rows.dim;
         float* to = out + static_cast<size_t>(hit.position) * dim;
         if constexpr (kPlain) {
-            copy_floats<kDim>(to, reinterpret_cast<const float*>(rows.row(hit.row)), dim);
+            copy_floats<kDim>(to, reinterpret_cast<const float*>(place.row(hit.row)), dim);
         } else {
-            decode(rows, Slot{0, hit.row, hit.aux}, to);
+            decode(rows, Slot{0, hit.row, static_cast<uint32_t>(reinterpret_cast<uintptr_t>(hit.slot))}, to);
         }
     }
 };
 
+template <uint32_t kDim, bool kPlain>
+void lookup_as(const Buckets& buckets, const RowArea& rows, const Batch& batch, float* out, size_t bytes,
+               Found& found) {
+    run_any(buckets, batch, LookupWork<kDim, kPlain>{rows, Place<kDim>(rows), out, bytes}, found);
+}
+
 void lookup(const Buckets& buckets, const RowArea& rows, const Batch& batch, float* out, Found& found) {
     const size_t whole = rows.dim * sizeof(float);
-    if (rows.format == RowFormat::kFloat16) {
-        run_any(buckets, batch, LookupWork<0, false>{rows, out, whole / 2}, found);
-    } else if (rows.format == RowFormat::kInt8) {
-        run_any(buckets, batch, LookupWork<0, false>{rows, out, whole / 4}, found);
-    } else if (rows.dim == 16) {
-        run_any(buckets, batch, LookupWork<16, true>{rows, out, whole}, found);
-    } else if (rows.dim == 64) {
-        run_any(buckets, batch, LookupWork<64, true>{rows, out, whole}, found);
-    } else {
-        run_any(buckets, batch, LookupWork<0, true>{rows, out, whole}, found);
-    }
+    if (rows.format == RowFormat::kFloat16) return lookup_as<0, false>(buckets, rows, batch, out, whole / 2, found);
+    if (rows.format == RowFormat::kInt8) return lookup_as<0, false>(buckets, rows, batch, out, whole / 4, found);
+    if (tight(rows, 16)) return lookup_as<16, true>(buckets, rows, batch, out, whole, found);
+    if (tight(rows, 64)) return lookup_as<64, true>(buckets, rows, batch, out, whole, found);
+    lookup_as<0, true>(buckets, rows, batch, out, whole, found);
 }
 
-inline void mark_changed(const RowArea& rows, const Hit& hit, uint32_t now_seconds, Found& found) {
-    if ((hit.slot->row & kChanged) == 0) {
-        hit.slot->row |= kChanged;
-        found.changed[found.changed_count++] = hit.position;
-        Sight& sight = rows.sights[hit.row];
-        if (sight.last_seen_seconds < now_seconds) sight.last_seen_seconds = now_seconds;
-    }
-}
-
-template <uint32_t kDim> struct TouchWork {
-    static constexpr int kBucketLocality = 2;
-    const RowArea& rows;
-    float* out;
+// What touch and apply share.
+template <uint32_t kDim> struct ChangeWork {
+    Place<kDim> place;
+    uint32_t dim;
+    Sight* sights;
     uint32_t now_seconds;
-    Found* found = nullptr;
+    Found* found;
 
-    void prefetch(const Hit& hit) const {
-        prefetch_lines<false, 2>(rows.row(hit.row), (kDim != 0 ? kDim : rows.dim) * sizeof(float));
-        __builtin_prefetch(rows.sights + hit.row, 1, 2);
-    }
-    void visit(const Hit& hit) const {
-        const uint32_t dim = kDim != 0 ? kDim : rows.dim;
-        copy_floats<kDim>(out + static_cast<size_t>(hit.position) * dim, reinterpret_cast<const float*>(rows.row(hit.row)), dim);
-        Sight& sight = rows.sights[hit.row];
+    Hit hit(uint32_t position, uint32_t row, Slot* slot, const Slot&) const { return {position, row, slot}; }
+    void see(uint32_t row) const {
+        Sight& sight = sights[row];
         if (sight.last_seen_seconds < now_seconds) sight.last_seen_seconds = now_seconds;
-        sight.count += sight.count != UINT32_MAX;
-        mark_changed(rows, hit, now_seconds, *found);
+    }
+    void mark_changed(const Hit& hit) const {
+        if ((hit.slot->row & kChanged) != 0) [[likely]]
+            return;
+        hit.slot->row |= kChanged;
+        found->changed[found->changed_count++] = hit.position;
+        see(hit.row);
     }
 };
 
-void touch(const Buckets& buckets, const RowArea& rows, const Batch& batch, uint32_t now_seconds, float* out, Found& found) {
-    if (rows.dim == 16) {
-        run_any(buckets, batch, TouchWork<16>{rows, out, now_seconds}, found);
-    } else if (rows.dim == 64) {
-        run_any(buckets, batch, TouchWork<64>{rows, out, now_seconds}, found);
-    } else {
-        run_any(buckets, batch, TouchWork<0>{rows, out, now_seconds}, found);
-    }
-}
+template <uint32_t kDim> struct TouchWork : ChangeWork<kDim> {
+    float* out;
 
-template <OptimizerKind kKind, uint32_t kDim> struct ApplyWork {
-    static constexpr int kBucketLocality = 2;
-    const RowArea& rows;
-    const Optimizer& with;
-    const float* gradients;
-    uint32_t now_seconds;
-    size_t bytes;
-    Found* found = nullptr;
-
-    void prefetch(const Hit& hit) const {
-        prefetch_lines<true, 2>(rows.row(hit.row), kDim != 0 ? kDim * sizeof(float) : bytes);
+    void prefetch(uint32_t row) const {
+        prefetch_lines<false>(this->place.row(row), (kDim != 0 ? kDim : this->dim) * sizeof(float));
+        __builtin_prefetch(this->sights + row, 1, kLocality);
     }
     void visit(const Hit& hit) const {
-        const uint32_t dim = kDim != 0 ? kDim : rows.dim;
-        auto* row = reinterpret_cast<float*>(rows.row(hit.row));
-        if (step<kKind, kDim>(with, dim, row, hit.slot, gradients + static_cast<size_t>(hit.position) * dim)) [[likely]] {
-            mark_changed(rows, hit, now_seconds, *found);
+        float* to = out + static_cast<size_t>(hit.position) * this->dim;
+        copy_floats<kDim>(to, reinterpret_cast<const float*>(this->place.row(hit.row)), this->dim);
+        this->see(hit.row);
+        Sight& sight = this->sights[hit.row];
+        sight.count += sight.count != UINT32_MAX;
+        this->mark_changed(hit);
+    }
+};
+
+template <uint32_t kDim>
+void touch_as(const Buckets& buckets, const RowArea& rows, const Batch& batch, uint32_t now_seconds, float* out,
+              Found& found) {
+    run_any(buckets, batch, TouchWork<kDim>{{Place<kDim>(rows), rows.dim, rows.sights, now_seconds, &found}, out},
+            found);
+}
+
+void touch(const Buckets& buckets, const RowArea& rows, const Batch& batch, uint32_t now_seconds, float* out,
+           Found& found) {
+    if (tight(rows, 16)) return touch_as<16>(buckets, rows, batch, now_seconds, out, found);
+    if (tight(rows, 64)) return touch_as<64>(buckets, rows, batch, now_seconds, out, found);
+    touch_as<0>(buckets, rows, batch, now_seconds, out, found);
+}
+
+template <OptimizerKind kKind, uint32_t kDim> struct ApplyWork : ChangeWork<kDim> {
+    Optimizer with;
+    const float* gradients;
+    size_t bytes;
+
+    void prefetch(uint32_t row) const {
+        prefetch_lines<true>(this->place.row(row), kDim != 0 ? kDim * sizeof(float) : bytes);
+    }
+    void visit(const Hit& hit) const {
+        auto* row = reinterpret_cast<float*>(this->place.row(hit.row));
+        const float* gradient = gradients + static_cast<size_t>(hit.position) * this->dim;
+        if (step<kKind, kDim>(with, this->dim, row, hit.slot, gradient)) [[likely]] {
+            this->mark_changed(hit);
         } else {
-            found->rejected[found->rejected_count++] = hit.position;
+            this->found->rejected[this->found->rejected_count++] = hit.position;
         }
     }
 };
@@ -247,18 +294,18 @@ template <OptimizerKind kK, uint32_t kD> struct StepTag {
 };
 template <class Go> auto for_optimizer(OptimizerKind kind, uint32_t dim, Go go) {
     switch (kind) {
-        case OptimizerKind::kSgd:
-            return go(StepTag<OptimizerKind::kSgd, 0>{});
-        case OptimizerKind::kAdagrad:
-            return go(StepTag<OptimizerKind::kAdagrad, 0>{});
-        case OptimizerKind::kAdam:
-            return go(StepTag<OptimizerKind::kAdam, 0>{});
-        case OptimizerKind::kFtrl:
-            return go(StepTag<OptimizerKind::kFtrl, 0>{});
-        case OptimizerKind::kMomentum:
-            return go(StepTag<OptimizerKind::kMomentum, 0>{});
-        case OptimizerKind::kRowAdagrad:
-            break;
+    case OptimizerKind::kSgd:
+        return go(StepTag<OptimizerKind::kSgd, 0>{});
+    case OptimizerKind::kAdagrad:
+        return go(StepTag<OptimizerKind::kAdagrad, 0>{});
+    case OptimizerKind::kAdam:
+        return go(StepTag<OptimizerKind::kAdam, 0>{});
+    case OptimizerKind::kFtrl:
+        return go(StepTag<OptimizerKind::kFtrl, 0>{});
+    case OptimizerKind::kMomentum:
+        return go(StepTag<OptimizerKind::kMomentum, 0>{});
+    case OptimizerKind::kRowAdagrad:
+        break;
     }
     if (dim == 16) return go(StepTag<OptimizerKind::kRowAdagrad, 16>{});
     if (dim == 64) return go(StepTag<OptimizerKind::kRowAdagrad, 64>{});
@@ -269,8 +316,10 @@ void apply(const Buckets& buckets, const RowArea& rows, const Batch& batch, cons
            const float* gradients, Found& found) {
     const size_t bytes = (rows.dim + with.row_state(rows.dim)) * sizeof(float);
     for_optimizer(with.kind, rows.dim, [&](auto tag) {
-        using Work = ApplyWork<decltype(tag)::kKind, decltype(tag)::kDim>;
-        run_any(buckets, batch, Work{rows, with, gradients, now_seconds, bytes}, found);
+        constexpr uint32_t kDim = decltype(tag)::kDim;
+        using Work = ApplyWork<decltype(tag)::kKind, kDim>;
+        run_any(buckets, batch,
+                Work{{Place<kDim>(rows), rows.dim, rows.sights, now_seconds, &found}, with, gradients, bytes}, found);
     });
 }
 

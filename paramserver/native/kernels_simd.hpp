@@ -1,7 +1,8 @@
 // The few operations that are written per instruction set; all else is plain C++ that the compiler vectorizes.
 //
-// Included by one file per instruction set, with MINUTELY_ISA naming its namespace: the same inline function compiled with
-// different flags must never be merged by the linker. For the same reason nothing here instantiates a standard container.
+// Included by one file per instruction set, with MINUTELY_ISA naming its namespace: the same inline function compiled
+// with different flags must never be merged by the linker. For the same reason nothing here instantiates a standard
+// container.
 #pragma once
 
 #include <cmath>

@@ -6,22 +6,41 @@
 
 namespace minutely::MINUTELY_ISA {
 
+// Written with the compiler's vectors: left to itself it spills the lanes and waits for its own stores.
+using Four = float __attribute__((vector_size(16)));
+using Eight = float __attribute__((vector_size(32)));
+
+inline Eight load_eight(const float* from) {
+    Eight values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+}
+
 // kDim 0 means a dimension known only at run time.
 template <uint32_t kDim> inline float squared_norm(const float* gradient, uint32_t dim) {
     constexpr uint32_t kLanes = 16;
-    alignas(64) float lanes[kLanes] = {};
     const uint32_t n = kDim != 0 ? kDim : dim;
+    Eight low = {}, high = {};
     uint32_t j = 0;
     for (; j + kLanes <= n; j += kLanes) {
-        for (uint32_t k = 0; k < kLanes; ++k) lanes[k] += gradient[j + k] * gradient[j + k];
+        const Eight a = load_eight(gradient + j), b = load_eight(gradient + j + 8);
+        low += a * a;
+        high += b * b;
     }
-    if constexpr (kDim % kLanes != 0 || kDim == 0) {
-        for (uint32_t k = 0; j < n; ++j, ++k) lanes[k] += gradient[j] * gradient[j];
+    if constexpr (kDim == 0 || kDim % kLanes != 0) {
+        if (j < n) {
+            float rest[kLanes] = {};
+            std::memcpy(rest, gradient + j, (n - j) * sizeof(float));
+            const Eight a = load_eight(rest), b = load_eight(rest + 8);
+            low += a * a;
+            high += b * b;
+        }
     }
-    for (uint32_t width = kLanes / 2; width > 0; width /= 2) {
-        for (uint32_t k = 0; k < width; ++k) lanes[k] += lanes[k + width];
-    }
-    return lanes[0];
+    const Eight eight = low + high;
+    Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    four += __builtin_shufflevector(four, four, 2, 3, 0, 1);
+    four += __builtin_shufflevector(four, four, 1, 0, 3, 2);
+    return four[0];
 }
 
 // False, and nothing added, where the gradient is not finite in the sense of step().
@@ -33,10 +52,12 @@ inline bool accumulate(float* __restrict sum, const float* __restrict gradient, 
 
 // Returns false, and changes nothing, where the gradient holds NaN or infinity, or is so large that its square does.
 template <OptimizerKind kKind, uint32_t kDim>
-inline bool step(const Optimizer& with, uint32_t dim, float* __restrict row, Slot* slot, const float* __restrict gradient) {
+inline bool step(const Optimizer& with, uint32_t dim, float* __restrict row, Slot* slot,
+                 const float* __restrict gradient) {
     const uint32_t n = kDim != 0 ? kDim : dim;
     const float square = squared_norm<kDim>(gradient, dim);
-    if (!(square <= 3.4028234e38f)) [[unlikely]] return false;
+    if (!(square <= 3.4028234e38f)) [[unlikely]]
+        return false;
     // torch.nn.utils.clip_grad_norm_ over the row's summed gradient.
     float scale = 1.0f;
     if (with.clip > 0.0f) {
@@ -75,7 +96,8 @@ inline bool step(const Optimizer& with, uint32_t dim, float* __restrict row, Slo
         const float steps = slot->aux_float() + 1.0f;
         slot->set_aux(steps);
         const auto count = static_cast<double>(steps);
-        const auto size = static_cast<float>(static_cast<double>(rate) / (1.0 - std::pow(static_cast<double>(with.beta1), count)));
+        const auto size =
+            static_cast<float>(static_cast<double>(rate) / (1.0 - std::pow(static_cast<double>(with.beta1), count)));
         const auto root = static_cast<float>(std::sqrt(1.0 - std::pow(static_cast<double>(with.beta2), count)));
         for (uint32_t j = 0; j < n; ++j) {
             const float g = gradient[j] * scale;

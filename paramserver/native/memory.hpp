@@ -23,7 +23,8 @@ class VirtualArray {
         return *this;
     }
 
-    // Makes the first `bytes` usable (zeroed; memory comes with the first touch). Throws std::bad_alloc past the reservation.
+    // Makes the first `bytes` usable (zeroed; memory comes with the first touch). Throws std::bad_alloc past the
+    // reservation.
     void commit(size_t bytes);
     // Gives the memory of [from, to) back, in whole huge pages; it reads as zeros afterwards.
     void release(size_t from, size_t to);

@@ -25,15 +25,15 @@ struct Optimizer {
     // Floats of state behind the embedding in a row.
     uint32_t row_state(uint32_t dim) const {
         switch (kind) {
-            case OptimizerKind::kSgd:
-            case OptimizerKind::kRowAdagrad:
-                return 0;
-            case OptimizerKind::kAdagrad:
-            case OptimizerKind::kMomentum:
-                return dim;
-            case OptimizerKind::kAdam:
-            case OptimizerKind::kFtrl:
-                return 2 * dim;
+        case OptimizerKind::kSgd:
+        case OptimizerKind::kRowAdagrad:
+            return 0;
+        case OptimizerKind::kAdagrad:
+        case OptimizerKind::kMomentum:
+            return dim;
+        case OptimizerKind::kAdam:
+        case OptimizerKind::kFtrl:
+            return 2 * dim;
         }
         return 0;
     }

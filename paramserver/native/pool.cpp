@@ -10,8 +10,8 @@ namespace minutely {
 
 namespace {
 
-// A batch takes about a hundred microseconds; waking a sleeping thread takes a good part of that. So workers stay awake for
-// the time between two batches of a busy table, and no longer.
+// A batch takes about a hundred microseconds; waking a sleeping thread takes a good part of that. So workers stay awake
+// for the time between two batches of a busy table, and no longer.
 constexpr auto kAwake = std::chrono::microseconds(50);
 
 void pause() {
@@ -36,7 +36,8 @@ template <class Ready> bool spin(Ready ready) {
 }  // namespace
 
 Pool& Pool::shared() {
-    // Never destroyed: a worker may be asleep in it when the process ends, and a forked child has no workers to wait for.
+    // Never destroyed: a worker may be asleep in it when the process ends, and a forked child has no workers to wait
+    // for.
     static Pool* pool = new Pool;
     return *pool;
 }

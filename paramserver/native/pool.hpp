@@ -16,9 +16,9 @@ class Pool {
   public:
     static Pool& shared();
 
-    // Calls work(part) for every part in [0, parts), one of them on the calling thread, and returns when all are done. Where
-    // the workers are busy with another table's batch the caller does it all, so results must not depend on who works.
-    // An exception of one part is thrown again here.
+    // Calls work(part) for every part in [0, parts), one of them on the calling thread, and returns when all are done.
+    // Where the workers are busy with another table's batch the caller does it all, so results must not depend on who
+    // works. An exception of one part is thrown again here.
     void run(size_t parts, const std::function<void(size_t)>& work);
 
   private:

@@ -1,8 +1,8 @@
 // Who reads now: epoch-based reclamation for readers beside a writer, and a gate for work that must be alone.
 //
-// A reader announces the epoch it started in for the length of one batch; what a writer takes out of use is reused once every
-// reader that could still see it is gone (Fraser, "Practical lock-freedom", 2004, chapter 5.2.3). Readers take no lock and
-// write nothing that others read often.
+// A reader announces the epoch it started in for the length of one batch; what a writer takes out of use is reused once
+// every reader that could still see it is gone (Fraser, "Practical lock-freedom", 2004, chapter 5.2.3). Readers take no
+// lock and write nothing that others read often.
 #pragma once
 
 #include <array>
@@ -69,7 +69,8 @@ class Readers {
         for (size_t i = start;; ++i) {
             auto& place = places_[i % places_.size()].epoch;
             uint64_t idle = 0;
-            if (!place.compare_exchange_strong(idle, epoch_.load(std::memory_order_seq_cst), std::memory_order_seq_cst)) {
+            if (!place.compare_exchange_strong(idle, epoch_.load(std::memory_order_seq_cst),
+                                               std::memory_order_seq_cst)) {
                 if (i - start >= places_.size()) std::this_thread::yield();
                 continue;
             }

@@ -18,28 +18,31 @@ void sort_unique(std::vector<int64_t>& ids) {
 
 }  // namespace
 
-// An id is listed when its row is first marked, so ids that left and came back are listed again and again: between seals the
-// list is kept at most about twice as long as the table.
+// An id is listed when its row is first marked, so ids that left and came back are listed again and again: between
+// seals the list is kept at most about twice as long as the table.
 void Table::trim_changed() {
     Content& content = *content_;
     if (content.changed.size() <= 2 * content.index.size() + kSpareChanged) return;
-    sort_unique(content.changed);
-    std::erase_if(content.changed, [&](int64_t id) {
+    const std::vector<int64_t> ids = changed_ids();
+    content.changed.assign(ids.begin(), ids.end());
+}
+
+std::vector<int64_t> Table::changed_ids() {
+    Content& content = *content_;
+    std::vector<int64_t> ids(content.changed.begin(), content.changed.end());
+    sort_unique(ids);
+    std::erase_if(ids, [&](int64_t id) {
         const Slot* slot = content.index.locate(static_cast<uint64_t>(id));
         return slot == nullptr || (slot->row & kChanged) == 0;
     });
+    return ids;
 }
 
 Rows Table::seal() {
     const std::scoped_lock lock(writer_);
     Content& content = *content_;
     Rows rows;
-    rows.ids = content.changed;
-    sort_unique(rows.ids);
-    std::erase_if(rows.ids, [&](int64_t id) {
-        const Slot* slot = content.index.locate(static_cast<uint64_t>(id));
-        return slot == nullptr || (slot->row & kChanged) == 0;
-    });
+    rows.ids = changed_ids();
     rows.expired = content.expired;
     sort_unique(rows.expired);
     gather(rows);

@@ -53,7 +53,8 @@ template <class T> void read_list(const BlockReader& file, std::vector<T>& items
 
 }  // namespace
 
-// A row in a block: its slot (the row number without meaning but for the changed mark), its sight, its values as in the slab.
+// A row in a block: its slot (the row number without meaning but for the changed mark), its sight, its values as in the
+// slab.
 void Table::save(const std::string& path) {
     const std::scoped_lock lock(writer_);
     Content& content = *content_;
@@ -117,13 +118,15 @@ void Table::load(const std::string& path) {
     Head head;
     std::memcpy(&head, file.payload(), sizeof head);
     if (std::memcmp(head.magic, kMagic, sizeof kMagic) != 0) file.refuse("it is no saved table");
-    if (head.version != kVersion) file.refuse("its version is " + std::to_string(head.version) + ", known is " + std::to_string(kVersion));
-    if (head.dim != dim()) file.refuse("its dim is " + std::to_string(head.dim) + ", this table's is " + std::to_string(dim()));
+    if (head.version != kVersion)
+        file.refuse("its version is " + std::to_string(head.version) + ", known is " + std::to_string(kVersion));
+    if (head.dim != dim())
+        file.refuse("its dim is " + std::to_string(head.dim) + ", this table's is " + std::to_string(dim()));
     if (head.optimizer != options_.optimizer.kind) file.refuse("it was saved with another optimizer");
     if (head.format != options_.format) file.refuse("it was saved with another row format");
     if (head.seed != seed_) file.refuse("it was saved with another seed or name");
 
-    auto loaded = std::make_unique<Content>(options_, seed_, readers_, head.rows);
+    auto loaded = std::make_unique<Content>(options_, seed_, head.rows);
     Content& content = *loaded;
     content.inserted = head.inserted;
     content.admitted = head.admitted;

@@ -22,18 +22,18 @@ class Slab {
         const uint32_t dim = options.dim;
         size_t bytes = 0;
         switch (options.format) {
-            case RowFormat::kTrain:
-                bytes = (dim + options.optimizer.row_state(dim)) * sizeof(float);
-                break;
-            case RowFormat::kFloat32:
-                bytes = dim * sizeof(float);
-                break;
-            case RowFormat::kFloat16:
-                bytes = dim * sizeof(uint16_t);
-                break;
-            case RowFormat::kInt8:
-                bytes = dim;
-                break;
+        case RowFormat::kTrain:
+            bytes = (dim + options.optimizer.row_state(dim)) * sizeof(float);
+            break;
+        case RowFormat::kFloat32:
+            bytes = dim * sizeof(float);
+            break;
+        case RowFormat::kFloat16:
+            bytes = dim * sizeof(uint16_t);
+            break;
+        case RowFormat::kInt8:
+            bytes = dim;
+            break;
         }
         // A row starts on a cache line or lies within one.
         const size_t stride = bytes >= 64 ? (bytes + 63) / 64 * 64 : std::bit_ceil(bytes);

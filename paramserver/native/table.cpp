@@ -32,10 +32,11 @@ bool slots_are_atomic() {
 
 }  // namespace
 
-Table::Content::Content(const Options& options, uint64_t seed, Readers& readers, uint64_t capacity)
-    : index(seed, readers, capacity), slab(options), candidates(seed + 1, options.candidates),
+Table::Content::Content(const Options& options, uint64_t seed, uint64_t capacity)
+    : index(seed, capacity), slab(options), candidates(seed + 1, options.candidates),
       default_values(options.dim + options.optimizer.row_state(options.dim), 0.0f) {
-    if (options.optimizer.kind == OptimizerKind::kRowAdagrad) default_slot.set_aux(options.optimizer.initial_accumulator);
+    if (options.optimizer.kind == OptimizerKind::kRowAdagrad)
+        default_slot.set_aux(options.optimizer.initial_accumulator);
     if (options.optimizer.kind == OptimizerKind::kAdagrad) {
         std::fill(default_values.begin() + options.dim, default_values.end(), options.optimizer.initial_accumulator);
     }
@@ -43,13 +44,7 @@ Table::Content::Content(const Options& options, uint64_t seed, Readers& readers,
 
 Table::Table(const Options& options, const Kernels& kernels)
     : options_(options), kernels_(kernels), seed_(table_seed(options.seed, options.name)),
-      beside_readers_(slots_are_atomic()), content_(std::make_unique<Content>(options, seed_, readers_, 0)) {}
-
-Buckets Table::snapshot(const Content& content) {
-    const View& view = content.index.view();
-    return {view.old_buckets,   view.old_count,     view.fresh_buckets, view.fresh_count,
-            view.migrated.load(std::memory_order_acquire), content.index.hash()};
-}
+      beside_readers_(slots_are_atomic()), content_(std::make_unique<Content>(options, seed_, 0)) {}
 
 std::vector<Table::Part> Table::parts(size_t count) {
     const size_t wanted = std::clamp<size_t>(count / kFewestPerThread, 1, options_.threads);
@@ -83,7 +78,7 @@ void Table::lookup_part(const int64_t* ids, size_t count, float* out) {
     const Content& content = *content_;
     const RowArea& area = content.slab.area();
     const uint64_t moves = content.index.moves();
-    kernels_.lookup(snapshot(content), area, {ids, nullptr, count}, out, found);
+    kernels_.lookup(content.index.buckets(), area, {ids, nullptr, count}, out, found);
     std::atomic_thread_fence(std::memory_order_acquire);
     // What was not found while nothing moved is not there; otherwise it is looked up again, one by one.
     const bool doubtful = content.index.moves() != moves || content.index.has_overflow();
@@ -138,7 +133,8 @@ void Table::upsert_one(uint64_t id, const float* embedding) {
         content.index.insert(slot);
         return;
     }
-    // The new values go to a new row and the slot is then turned to it, so a reader has the old row or the new one, whole.
+    // The new values go to a new row and the slot is then turned to it, so a reader has the old row or the new one,
+    // whole.
     Slot slot = *place;
     const uint32_t before = slot.number();
     const uint32_t row = content.slab.allocate();
@@ -218,12 +214,18 @@ uint64_t Table::size() {
 Stats Table::stats() {
     const std::scoped_lock lock(writer_);
     const Content& content = *content_;
-    return {content.index.size(),         content.inserted,
-            content.admitted,             content.expired_total,
-            content.erased,               content.rejected_gradients,
-            content.rowless_gradients,    content.candidates.size(),
-            content.candidates.dropped(), content.index.overflow_size(),
-            content.index.bytes(),        content.slab.bytes(),
+    return {content.index.size(),
+            content.inserted,
+            content.admitted,
+            content.expired_total,
+            content.erased,
+            content.rejected_gradients,
+            content.rowless_gradients,
+            content.candidates.size(),
+            content.candidates.dropped(),
+            content.index.overflow_size(),
+            content.index.bytes(),
+            content.slab.bytes(),
             content.rejected_ids};
 }
 

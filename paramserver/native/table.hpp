@@ -1,12 +1,13 @@
 // The table: id -> row, batched. One writer at a time (a mutex), readers beside it.
 //
-// lookup and contains run beside upsert and erase; what changes rows in place (lookup_or_insert, apply, expire, restore, load)
-// waits for the readers inside and keeps new ones out for the length of one batch.
+// lookup and contains run beside upsert and erase; what changes rows in place (lookup_or_insert, apply, expire,
+// restore, load) waits for the readers inside and keeps new ones out for the length of one batch.
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -65,7 +66,9 @@ class Table {
 
     const Options& options() const { return options_; }
     uint32_t dim() const { return options_.dim; }
-    uint32_t state_dim() const { return options_.format == RowFormat::kTrain ? options_.optimizer.state_dim(dim()) : 0; }
+    uint32_t state_dim() const {
+        return options_.format == RowFormat::kTrain ? options_.optimizer.state_dim(dim()) : 0;
+    }
     const char* kernels_name() const { return kernels_.name; }
 
     // table.cpp
@@ -96,13 +99,14 @@ class Table {
   private:
     // All that load replaces. Readers reach it through the table, and only inside a Readers::Guard.
     struct Content {
-        Content(const Options& options, uint64_t seed, Readers& readers, uint64_t capacity);
+        Content(const Options& options, uint64_t seed, uint64_t capacity);
         Index index;
         Slab slab;
         Candidates candidates;
         std::vector<float> default_values;  // embedding, then the optimizer's state
         Slot default_slot{};
-        std::vector<int64_t> changed;  // ids of rows that were marked, some of them gone or twice
+        // Ids of rows that were marked, some of them gone or twice. No vector: it would stop a batch to copy itself.
+        std::deque<int64_t> changed;
         std::vector<int64_t> expired;
         uint64_t sweep_position = 0;
         uint32_t clock_seconds = 0;  // the newest event time seen
@@ -123,7 +127,6 @@ class Table {
 
     bool tracks() const { return options_.format == RowFormat::kTrain; }
     uint32_t advance(int64_t now_ms);
-    static Buckets snapshot(const Content& content);
     // Splits [0, count) for the threads, with room for what each part finds.
     std::vector<Part> parts(size_t count);
     void lookup_part(const int64_t* ids, size_t count, float* out);
@@ -136,6 +139,7 @@ class Table {
     void reject(int64_t id);
     void mark_changed(Slot* slot);
     void trim_changed();
+    std::vector<int64_t> changed_ids();
     // Takes the row out of the table; its memory is reused at once where no reader is inside.
     void remove(Slot* slot, bool alone);
     void gather(Rows& rows);

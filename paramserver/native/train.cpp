@@ -27,7 +27,7 @@ void Table::lookup_or_insert(const int64_t* ids, size_t count, int64_t now_ms, f
         const size_t n = std::min(kTouchChunk, count - from);
         Found found{scratch_.data(), 0, scratch_.data() + kTouchChunk, 0, nullptr, 0};
         float* to = out + from * dim();
-        kernels_.touch(snapshot(*content_), content_->slab.area(), {ids + from, nullptr, n}, now, to, found);
+        kernels_.touch(content_->index.buckets(), content_->slab.area(), {ids + from, nullptr, n}, now, to, found);
         for (size_t k = 0; k < found.changed_count; ++k) content_->changed.push_back(ids[from + found.changed[k]]);
         insert_missing(ids + from, found, now, to);
     }
@@ -37,7 +37,8 @@ void Table::lookup_or_insert(const int64_t* ids, size_t count, int64_t now_ms, f
 void Table::insert_missing(const int64_t* ids, const Found& found, uint32_t now, float* out) {
     Content& content = *content_;
     for (size_t k = 0; k < found.missing_count; ++k) {
-        if (k + kAhead < found.missing_count) content.index.prefetch(static_cast<uint64_t>(ids[found.missing[k + kAhead]]));
+        if (k + kAhead < found.missing_count)
+            content.index.prefetch(static_cast<uint64_t>(ids[found.missing[k + kAhead]]));
         const uint64_t id = static_cast<uint64_t>(ids[found.missing[k]]);
         float* to = out + static_cast<size_t>(found.missing[k]) * dim();
         // It may be there after all: twice in this batch, id 0, or in the overflow.
@@ -93,11 +94,12 @@ void Table::apply(const int64_t* ids, const float* gradients, size_t count, int6
 
 void Table::apply_unique(const Batch& batch, const float* gradients, uint32_t now) {
     auto parts = this->parts(batch.count);
-    const Buckets buckets = snapshot(*content_);
+    const Buckets buckets = content_->index.buckets();
     const auto work = [&](size_t i) {
         Part& part = parts[i];
         const bool ordered = batch.order != nullptr;
-        const Batch mine{ordered ? batch.ids : batch.ids + part.begin, ordered ? batch.order + part.begin : nullptr, part.count};
+        const Batch mine{ordered ? batch.ids : batch.ids + part.begin, ordered ? batch.order + part.begin : nullptr,
+                         part.count};
         const float* from = ordered ? gradients : gradients + part.begin * dim();
         kernels_.apply(buckets, content_->slab.area(), mine, options_.optimizer, now, from, part.found);
     };

@@ -157,7 +157,9 @@ def test_rows_shows_a_row_and_names_what_is_missing(logs: Path, tmp_path: Path) 
     small = _copy(logs, tmp_path)
     kept = (small / "impressions.csv").read_text().splitlines()[:300]
     (small / "impressions.csv").write_text("\n".join(kept) + "\n")
-    events = (small / "events.jsonl").read_text().splitlines()[:20]  # later ones would move the time past the rows' expiry
+    events = (
+        (small / "events.jsonl").read_text().splitlines()[:20]
+    )  # later ones would move the time past the rows' expiry
     (small / "events.jsonl").write_text("\n".join(events) + "\n")
     assert execute(f"minutely replay {_config(tmp_path)} --data {small} --out {out}").returncode == 0
     item = kept[1].rsplit(",", 1)[1]

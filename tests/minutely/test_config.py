@@ -152,8 +152,8 @@ MISTAKES = {
         "learning_rate: 0.05", "learning_rate: 0", 24, "tables.learning_rate", "0", ["greater than 0"]
     ),
     "a list for a section": Mistake("train: {max_rows: 100}", "train: [1]", 27, "train", "1", ["TrainSettings"]),
-    "a text for a feature": Mistake("item: {column: item}", "item: item", 14, "features.item", "item", ["column"]),
-    "nothing for a feature": Mistake("item: {column: item}", "item:", 14, "features.item", "None", ["column"]),
+    "a text for a feature": Mistake("item: {column: item}", "item: item", 14, "features.item", "item", ["dictionary"]),
+    "nothing for a feature": Mistake("item: {column: item}", "item:", 14, "features.item", "None", ["dictionary"]),
     "a feature of two origins": Mistake(
         "{column: item}", "{column: item, time: hour}", 14, "features.item", "", ["exactly one of column, time, cross"]
     ),

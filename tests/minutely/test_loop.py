@@ -35,15 +35,15 @@ CADENCES: dict[str, int | None] = {"60s": MINUTE, "10m": 10 * MINUTE, "2h": 2 * 
 
 
 def write_log(path: Path, requests: int = 900, hours: float = 5) -> None:
-    """Users like the items of their own taste, early users do not come back, and a play tells when it is over."""
+    """Every hour brings new items, half of them good; early users do not come back; a play tells when it is over."""
     rng = np.random.default_rng(7)
     served_at = np.sort(rng.integers(0, int(hours * HOUR), requests)) + START
     users = rng.integers(0, 120, requests) + np.where(served_at < START + HOUR, 1000, 0)
     sizes = rng.integers(1, 4, requests)
     user, at = np.repeat(users, sizes), np.repeat(served_at, sizes)
     count = len(user)
-    item = rng.integers(0, 60, count)
-    liked = rng.random(count) < np.where(user % 3 == item % 3, 0.75, 0.1)
+    item = rng.integers(0, 20, count) + 20 * ((at - START) // HOUR)
+    liked = rng.random(count) < np.where(item % 2 == 0, 0.8, 0.1)
     play_ms = rng.integers(2_000, 200_000, count)
     pa.parquet.write_table(
         pa.table(
@@ -252,21 +252,22 @@ def test_the_replica_ends_with_the_trainer_s_rows(plain: Ran, compared: Ran) -> 
         assert compared.loop.replica_equals_table(served) == (served.every is not None)
 
 
-def test_what_is_learned_is_servable_within_the_cadence(plain: Ran, compared: Ran) -> None:
+def test_what_is_learned_is_servable_within_the_cadence(events: LoggedEvents, plain: Ran, compared: Ran) -> None:
     assert plain.summary["freshness_seconds"]["p99"] <= 61
     for served in compared.loop.replicas:
         latencies = np.concatenate(served.latencies) if served.latencies else np.empty(0)
         assert (latencies > 0).all()
         if served.every is not None:
             assert latencies.max() <= served.every + MINUTE
-    assert sum(map(len, plain.loop.primary.latencies)) == plain.summary["examples"]
+    decided_after = len(events.impression_ids) - plain.loop.scored_from
+    assert sum(map(len, plain.loop.primary.latencies)) >= decided_after, "what was trained after the warm-up"
     assert results_of(compared.loop, compared.loop.replicas[-1])["sync_every"] == "never"
 
 
 def test_the_model_learns_and_freshness_pays(compared: Ran) -> None:
     aucs = [results_of(compared.loop, served)["metrics"]["like"]["auc"] for served in compared.loop.replicas]
     assert aucs[0] > 0.6
-    assert aucs[0] > aucs[-1]
+    assert aucs[0] > aucs[1] > aucs[-1]
 
 
 def manifest(files: Files, version: int) -> manifests.Manifest:
@@ -343,7 +344,8 @@ def test_a_short_window_cannot_flatter_the_metrics(folder: Path, pipeline: Pipel
     begin = ran.loop.scored_from
     expected = class_metrics(ran.loop.primary.scores[begin:, 0], truth[begin:], events.request_of_row[begin:])
     assert ran.summary["metrics"]["like"] == pytest.approx(expected)
-    assert ran.summary["dead_letters_by_reason"] == {"late": int(truth.sum() - trained)}
+    assert set(ran.summary["dead_letters_by_reason"]) <= {"late", "unmatched"}
+    assert ran.summary["dead_letters"] == truth.sum() - trained
 
 
 def test_windows_and_lateness_delay_examples_and_lose_none(folder: Path, events: LoggedEvents) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from basis.problems import BadFile
 from paramserver import manifest as manifests
-from paramserver.delta import BadFile, TableDelta, decode, decode_rows, encode_rows, encode_state, fold
+from paramserver.delta import TableDelta, decode, decode_rows, encode_rows, encode_state, fold
 from paramserver.delta_log import Cut, DeltaLog, read_shard
 from paramserver.files import Files, LocalFiles, WriteBack
 from paramserver.follower import Follower
@@ -495,10 +497,10 @@ def test_a_manifest_under_another_version_s_name_is_refused() -> None:
 
 
 def test_a_manifest_of_a_later_format_is_refused() -> None:
-    files, _ = published(1)
-    name = manifests.manifest_name(1, base=False)
-    files.content[name] = files.content[name].replace(b'"format":1', b'"format":2')
-    with pytest.raises(BadFile, match="format 2"):
+    files, writer = published(1)
+    assert writer.log.newest is not None
+    manifests.write_manifest(files, msgspec.structs.replace(writer.log.newest, format=manifests.FORMAT + 1))
+    with pytest.raises(BadFile, match=f"format {manifests.FORMAT + 1}"):
         Follower(files, replica_tables()).pull()
 
 

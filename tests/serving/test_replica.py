@@ -93,7 +93,9 @@ def test_scores_and_cadences(kind: str, tmp_path: Path) -> None:
         replica.pull(minute * 60_000)
     assert (replica.sparse_version, replica.dense_version) == (7, 1)
     assert difference() > 1e-6
-    assert all(copies[name].export().embeddings.tobytes() == tables[name].export().embeddings.tobytes() for name in tables)
+    assert all(
+        copies[name].export().embeddings.tobytes() == tables[name].export().embeddings.tobytes() for name in tables
+    )
 
     train(DAY)
     publish(DAY, dense=True)

@@ -789,6 +789,15 @@ def test_an_engagement_with_a_broken_value_is_none(tmp_path: Path, kind: str) ->
     assert events.engagements.row.tolist() == [0]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_engagement_whose_value_is_no_number_changes_no_truth(tmp_path: Path, value: float) -> None:
+    write(tmp_path / "engaged.parquet", [{**ENGAGED[0], "much": value}, ENGAGED[1]])
+    events = load_rows(tmp_path, "parquet", ROWS, actions={}, **engagement_file("parquet"))
+    assert np.isfinite(events.engagements.value).all()
+    assert np.isfinite(events.truth(Label(action="play", loss="squared", window="1s"))).all()
+    assert 2 in events.engagements.row
+
+
 @pytest.mark.parametrize("broken", ["too, many, columns, in, this, line, are, not, used, at, all", "one"])
 def test_a_csv_line_of_another_width_costs_itself(tmp_path: Path, broken: str) -> None:
     write(tmp_path / "log.csv", ROWS)
