@@ -15,6 +15,8 @@ import msgspec
 import torch
 from rich.console import Console
 
+from basis.problems import Problem, Problems
+from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.loop import open_loop
 from minutely.progress import ReplayProgress
@@ -46,9 +48,12 @@ def replay(
 
     Ctrl-C ends it between two steps, with everything that was learned by then published and summarised.
     """
-    torch.set_num_threads(
-        1
-    )  # steps of a few examples: a second thread costs more than it brings, and results stay the same
+    step = pipeline.train.step_every
+    odd = [name for name, every in cadences.items() if every is not None and every % step]
+    if odd:
+        allowed = f"allowed: multiples of train.step_every ({format_duration(step)})"
+        raise Problems([Problem(pipeline.name, "cadence", name, allowed) for name in odd])
+    torch.set_num_threads(1)  # at steps of a few examples a second thread costs more than it brings
     now_ms = time.time_ns() // 1_000_000
     with console.status("Reading logs"):
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, now_ms)

@@ -190,8 +190,7 @@ class _Loader:
         if columns is None:
             place = np.arange(len(request_of_row)) - starts[request_of_row]
             return pc.binary_join_element_wise(requests, pa.array(place).cast(pa.string()), ".")
-        keys = _key(self._rows, columns)
-        return keys
+        return _key(self._rows, columns)
 
     def _engagements(
         self, folder: Path, served_at: Ids, request_of_row: Ids, request_ids: pa.Array, impression_ids: pa.Array

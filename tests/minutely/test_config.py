@@ -151,9 +151,9 @@ MISTAKES = {
     "a number too small": Mistake(
         "learning_rate: 0.05", "learning_rate: 0", 24, "tables.learning_rate", "0", ["greater than 0"]
     ),
-    "a list for a section": Mistake("train: {max_rows: 100}", "train: [1]", 27, "train", "1", ["TrainSettings"]),
-    "a text for a feature": Mistake("item: {column: item}", "item: item", 14, "features.item", "item", ["dictionary"]),
-    "nothing for a feature": Mistake("item: {column: item}", "item:", 14, "features.item", "None", ["dictionary"]),
+    "a list for a section": Mistake("train: {max_rows: 100}", "train: [1]", 27, "train", "1", ["step_every"]),
+    "a text for a feature": Mistake("item: {column: item}", "item: item", 14, "features.item", "item", ["keys"]),
+    "nothing for a feature": Mistake("item: {column: item}", "item:", 14, "features.item", "None", ["keys"]),
     "a feature of two origins": Mistake(
         "{column: item}", "{column: item, time: hour}", 14, "features.item", "", ["exactly one of column, time, cross"]
     ),

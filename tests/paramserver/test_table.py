@@ -328,7 +328,7 @@ def test_a_damaged_file_is_refused_and_the_table_stays(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[at] ^= 1 << int(random.integers(8))
         path.write_bytes(damaged)
-        with pytest.raises(RuntimeError, match="is refused: .* the table is as it was"):
+        with pytest.raises(RuntimeError, match=r"is refused: .* the table is as it was"):
             other.load(path)
         path.write_bytes(whole[:at])
         with pytest.raises(RuntimeError, match="cut off"):

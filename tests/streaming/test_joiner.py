@@ -198,6 +198,10 @@ def refused(world: World) -> dict[bytes, set[str]]:
 # Random worlds.
 
 ACTIONS = ["click", "play", "rate"]
+# Few different times, so that events, decisions, window closes and watermarks often fall on the same millisecond.
+SERVED = st.integers(0, 8).map(lambda at: 10 * at)
+DELAYS = st.sampled_from([-10, -1, 0, 1, 5, 10, 10, 11, 20, 20, 30, 31, 60, 70])
+WINDOWS = st.sampled_from([1, 5, 10, 20, 30, 60])
 
 
 @st.composite
@@ -208,7 +212,7 @@ def random_labels(draw: st.DrawFn) -> dict[str, Label]:
         labels[name] = Label(
             action=draw(st.sampled_from(ACTIONS)),
             decided_by=draw(st.sampled_from([None, *ACTIONS])),
-            window=f"{draw(st.integers(1, 60))}ms",
+            window=f"{draw(WINDOWS)}ms",
             loss="squared" if is_value else "log",
             min_value=None if is_value else draw(st.sampled_from([None, 2.0, 4.0])),
         )
@@ -217,9 +221,7 @@ def random_labels(draw: st.DrawFn) -> dict[str, Label]:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    requests = [
-        Served(f"r{at}", draw(st.integers(0, 120)), draw(st.integers(1, 3))) for at in range(draw(st.integers(1, 5)))
-    ]
+    requests = [Served(f"r{at}", draw(SERVED), draw(st.integers(1, 3))) for at in range(draw(st.integers(1, 5)))]
     engagements = []
     for _ in range(draw(st.integers(0, 20))):
         at = draw(st.integers(0, len(requests)))  # the last one is a request that nobody ever served
@@ -229,7 +231,7 @@ def worlds(draw: st.DrawFn) -> World:
                 served.name,
                 served.impression(draw(st.integers(0, served.impressions - (draw(st.integers(0, 9)) > 0)))),
                 draw(st.sampled_from([*ACTIONS, "unused"])),
-                max(0, served.served_at + draw(st.integers(-3, 70))),
+                max(0, served.served_at + draw(DELAYS)),
                 float(draw(st.integers(0, 5))),
             )
         )
@@ -263,8 +265,8 @@ def no_disk() -> Rdict:
 
 
 def spilling_store(folder: str) -> PendingStore:
-    """Room for one request in memory."""
-    return PendingStore(1500, lambda: Rdict(str(Path(folder, "pending")), Options(raw_mode=True)))
+    """Room for nothing but the request at hand."""
+    return PendingStore(1, lambda: Rdict(str(Path(folder, "pending")), Options(raw_mode=True)))
 
 
 def join(core: Joiner, records: Sequence[Arrival], rng: random.Random) -> Iterator[joiner.JoinOutput]:
@@ -277,7 +279,7 @@ def join(core: Joiner, records: Sequence[Arrival], rng: random.Random) -> Iterat
         take[record.topic](offset, record.payload)
         still_to_come.pop()
         if rng.random() < 0.4:
-            core.advance(min(still_to_come[-1], record.at + rng.randint(-50, 200)))
+            core.advance(min(still_to_come[-1], record.at + rng.choice([-10, 0, 1, 10, 11, 200])))
         if rng.random() < 0.4:
             yield core.drain()
     core.advance(END)
@@ -361,6 +363,26 @@ def test_joins_the_same_when_its_store_spills(world: World, seed: int, due_at_on
     assert [batch.to_pydict() for batch in joined.examples] == [batch.to_pydict() for batch in expected.examples]
     assert sorted(map(encode, joined.dead)) == sorted(map(encode, expected.dead))
     assert tight.counts == roomy.counts
+
+
+def test_what_does_not_fit_in_memory_is_on_disk_and_comes_back(tmp_path: Path) -> None:
+    store = spilling_store(str(tmp_path))
+    core = make_joiner(CLICK, store, lateness=10)
+    for number in range(20):
+        core.add_request(number, request_record(Served(f"r{number}", 1000 + number, 2)))
+    assert (len(store), store.spilled) == (20, 19)
+    for number in range(20):
+        core.add_engagement(number, engagement_record(Done(f"r{number}", f"r{number}.0", "click", 1050, 1.0)))
+    assert core.next_due() == 1050
+    core.advance(1051)
+    assert len(by_id(core, core.drain().examples)) == 20
+    assert store.spilled > 0, "markers too"
+    core.advance(1105)
+    assert {item.labels for item in by_id(core, core.drain().examples).values()} == {(0.0,)}
+    core.advance(2000)
+    assert core.drain().examples == []
+    assert (len(store), store.spilled, core.next_due()) == (0, 0, NEVER)
+    store.close()
 
 
 @settings(max_examples=150)

@@ -90,6 +90,8 @@ ROWS: list[Row] = [
         "wait": None,
     },
 ]
+KEYED = [{**row, "item": row["item"] or "n"} for row in ROWS]
+"""The rows where the item names the impression, which takes one for each."""
 ORDER = [1, 2, 0, 3, 4]
 """The rows as events stand: requests by time, impressions of one as in the file."""
 USERS: list[Row] = [
@@ -383,7 +385,7 @@ def engagement_file(kind: str) -> Row:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_of_engagements(tmp_path: Path, kind: str) -> None:
     write(tmp_path / f"engaged.{kind}", ENGAGED)
-    events = load_rows(tmp_path, kind, ROWS, actions={"click": {"when": "click"}}, **engagement_file(kind))
+    events = load_rows(tmp_path, kind, KEYED, actions={"click": {"when": "click"}}, **engagement_file(kind))
     log = events.engagements
     named = [log.actions[code] for code in log.action]
     assert list(zip(log.happened_at.tolist(), named, log.row.tolist(), log.value.tolist(), strict=True)) == [
@@ -410,7 +412,7 @@ def test_truth_is_what_the_log_says_whatever_the_window(tmp_path: Path) -> None:
 
 def test_the_first_of_several_values_is_the_truth(tmp_path: Path) -> None:
     write(tmp_path / "engaged.csv", [{**ENGAGED[0], "at": T + 4000, "much": 9.0}, ENGAGED[0]])
-    events = load_rows(tmp_path, "csv", ROWS, actions={}, **engagement_file("csv"))
+    events = load_rows(tmp_path, "csv", KEYED, actions={}, **engagement_file("csv"))
     assert events.truth(Label(action="play", loss="squared", window="1s")).tolist() == [3.5, 0, 0, 0, 0]
 
 
@@ -602,11 +604,18 @@ def test_a_side_key_that_stands_there_twice(tmp_path: Path, kind: str) -> None:
 
 def test_an_impression_that_stands_in_its_request_twice(tmp_path: Path) -> None:
     write(tmp_path / "engaged.csv", ENGAGED)
-    write(tmp_path / "log.csv", [*ROWS, ROWS[0]])
-    ((_, place, value, allowed),) = problems_of(tmp_path, source("csv", actions={}, **engagement_file("csv")))
-    assert place == "impression item"
-    assert "b" in value
-    assert "twice" in allowed
+    events = load_rows(tmp_path, "csv", [*KEYED, KEYED[0]], actions={}, **engagement_file("csv"))
+    assert rejects_of(events) == [(f"{line('csv', 5)}, column item", repr(KEYED[0]["item"]), "repeated")]
+    assert events.impressions == 5
+
+
+def test_an_impression_without_its_key_costs_its_row_only(tmp_path: Path) -> None:
+    write(tmp_path / "engaged.csv", ENGAGED)
+    events = load_rows(tmp_path, "csv", ROWS, actions={}, **engagement_file("csv"))
+    assert [(place, reason) for place, _, reason in rejects_of(events)] == [
+        (f"{line('csv', 3)}, column item", "malformed")
+    ]
+    assert events.impressions == 4
 
 
 def test_a_feature_of_the_request_that_differs_within_it(tmp_path: Path) -> None:
@@ -769,7 +778,7 @@ def test_a_broken_field_of_a_side_table_is_missing_there(tmp_path: Path, kind: s
 def test_engagements_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
     engaged = [*ENGAGED[:2], {**ENGAGED[0], "at": None}, {**ENGAGED[0], "at": NOW + 2 * DAY}, {**ENGAGED[0], "at": -5}]
     write(tmp_path / f"engaged.{kind}", engaged)
-    events = load_rows(tmp_path, kind, ROWS, actions={}, **engagement_file(kind))
+    events = load_rows(tmp_path, kind, KEYED, actions={}, **engagement_file(kind))
     assert [(place, why) for place, _, why in rejects_of(events)] == [
         (f"{line(kind, 2)}, column at", "malformed"),
         (f"{line(kind, 3)}, column at", "future"),
@@ -784,7 +793,7 @@ def test_an_engagement_with_a_broken_value_is_none(tmp_path: Path, kind: str) ->
     """It counts as refused, so it must not decide a label with a value that nobody gave."""
     engaged = columns_of(kind, [ENGAGED[0], {**ENGAGED[1], "much": "lots"}], "much")
     write(tmp_path / f"engaged.{kind}", engaged)
-    events = load_rows(tmp_path, kind, ROWS, actions={}, **engagement_file(kind))
+    events = load_rows(tmp_path, kind, KEYED, actions={}, **engagement_file(kind))
     assert rejects_of(events) == [(f"{line(kind, 1)}, column much", "'lots'", "malformed")]
     assert events.engagements.row.tolist() == [0]
 
@@ -792,7 +801,7 @@ def test_an_engagement_with_a_broken_value_is_none(tmp_path: Path, kind: str) ->
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_engagement_whose_value_is_no_number_changes_no_truth(tmp_path: Path, value: float) -> None:
     write(tmp_path / "engaged.parquet", [{**ENGAGED[0], "much": value}, ENGAGED[1]])
-    events = load_rows(tmp_path, "parquet", ROWS, actions={}, **engagement_file("parquet"))
+    events = load_rows(tmp_path, "parquet", KEYED, actions={}, **engagement_file("parquet"))
     assert np.isfinite(events.engagements.value).all()
     assert np.isfinite(events.truth(Label(action="play", loss="squared", window="1s"))).all()
     assert 2 in events.engagements.row
