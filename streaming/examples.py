@@ -99,9 +99,9 @@ class ExampleFormat:
             if record.version != SCHEMA_VERSION:
                 raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
             batch = self._codec.decode(record.batch)
-            empty = [name for name in batch.schema.names if batch.column(name).null_count]
-            if empty:
-                raise BadRecord("malformed", f"column {empty[0]}: a value is missing")
+            for column, name in zip(batch.columns, batch.schema.names, strict=True):
+                if column.null_count:
+                    raise BadRecord("malformed", f"column {name}: a value is missing")
             return batch, record.watermark
         except (msgspec.DecodeError, ValueError) as error:
             raise error if isinstance(error, BadRecord) else BadRecord("malformed", str(error)) from None
