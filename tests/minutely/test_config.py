@@ -326,7 +326,7 @@ def test_no_bytes_end_it_with_anything_but_problems(tmp_path: Path, content: byt
     assert all(problem.file == str(path) and problem.allowed for problem in caught.value.problems)
 
 
-@pytest.mark.parametrize("value", ["3", "text", "[1, 2]", "null", "true", "{a: {b: 1}}", "2024-01-01", "1e999", ".nan"])
+@pytest.mark.parametrize("value", ["text", "[1, 2]", "null", "{a: {b: 1}}", ".nan"])
 def test_no_value_anywhere_is_anything_but_a_problem(tmp_path: Path, value: str) -> None:
     for line in BASE.splitlines():
         key = line.split(":")[0]

@@ -34,7 +34,7 @@ NOW = START + 1000 * HOUR
 CADENCES: dict[str, int | None] = {"60s": MINUTE, "10m": 10 * MINUTE, "2h": 2 * HOUR, "never": None}
 
 
-def write_log(path: Path, requests: int = 900, hours: float = 5) -> None:
+def write_log(path: Path, requests: int = 600, hours: float = 4) -> None:
     """Every hour brings new items, half of them good; early users do not come back; a play tells when it is over."""
     rng = np.random.default_rng(7)
     served_at = np.sort(rng.integers(0, int(hours * HOUR), requests)) + START

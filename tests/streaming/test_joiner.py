@@ -334,7 +334,7 @@ def check(world: World, core: Joiner, joined: Joined, records: Sequence[Arrival]
         assert (letter.topic, letter.partition) == (ENGAGEMENTS, 3)
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(worlds(), st.integers(0, 2**32))
 def test_joins_as_brute_force_does_in_any_order_of_arrival(world: World, seed: int) -> None:
     records = arrivals(world, random.Random(seed))
