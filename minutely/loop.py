@@ -182,7 +182,7 @@ class EmbeddedLoop:
     def _make_replica(self, name: str, every: int | None, *, active: bool) -> Served:
         pipeline = self.pipeline
         model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
-        tables = {table: pipeline.tables.make(table, model.row_dim, pipeline.seed) for table in plan.tables}
+        tables = {table: pipeline.tables.make_replica(table, model.row_dim, pipeline.seed) for table in plan.tables}
         replica = Replica(self._files, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
         scores = np.zeros((self.events.impressions, len(pipeline.labels)), np.float32)
         return Served(name, every, replica, scores, active)

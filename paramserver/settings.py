@@ -35,6 +35,10 @@ class TablesSettings(TableSettings):
         changed = {key: getattr(own, key) for key in own.model_fields_set} if own else {}
         return self.model_copy(update=changed)
 
+    def make_replica(self, name: str, dim: int, seed: int) -> Table:
+        """A replica's table: embeddings only, and no list of what changed, since a replica seals nothing."""
+        return Table(dim, seed=seed, name=name, row_format="float32")
+
     def make(self, name: str, dim: int, seed: int) -> Table:
         """A new table of rows of ``dim`` values."""
         own = self.of(name)

@@ -58,7 +58,7 @@ def test_scores_and_cadences(kind: str, tmp_path: Path) -> None:
     log = DeltaLog(files, "f", keep_deltas=4)
 
     replica_model, _ = make_model(pipeline.model, pipeline.features, pipeline.labels, seed=2)
-    copies = {name: pipeline.tables.make(name, model.row_dim, 1) for name in plan.tables}
+    copies = {name: pipeline.tables.make_replica(name, model.row_dim, 1) for name in plan.tables}
     replica = Replica(files, replica_model, plan, copies, pipeline.labels, dense_every=DAY)
 
     def train(at: int) -> None:
