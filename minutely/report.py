@@ -171,7 +171,7 @@ def _auc_plots(loop: EmbeddedLoop) -> list[tuple[str, go.Figure]]:
 
 
 def _auc_over_time(loop: EmbeddedLoop, served: Served, at: int, label: str) -> tuple[Array, Array]:
-    begin = 0 if served is loop.primary else loop.scored_from
+    begin = 0 if len(loop.replicas) == 1 else loop.scored_from  # the same stretches for all
     edges = np.linspace(begin, min(served.scored_to, loop.impressions), _AUC_BINS + 1).astype(int)
     times, values = [], []
     for start, stop in pairwise(edges):
