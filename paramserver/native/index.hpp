@@ -6,6 +6,7 @@
 // and `moves` counts such steps: a reader that did not find an id looks again if the count changed while it looked.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -29,10 +30,18 @@ struct Buckets {
     Hash hash;
 
     uint64_t index(uint64_t hash_value) const {
+        // Both are computed and one is masked out: while the index grows no predictor knows which it is.
         const uint64_t old_index = high_product(hash_value, old_count);
-        return old_index >= frontier ? high_product(hash_value, count) : old_index;
+        const uint64_t new_index = high_product(hash_value, count);
+        return old_index ^ ((old_index ^ new_index) & -static_cast<uint64_t>(old_index >= frontier));
     }
     Bucket* bucket(uint64_t hash_value) const { return data + index(hash_value); }
+};
+
+// The two buckets of an id; they stay its own until the next prepare().
+struct Home {
+    Bucket* first;
+    Bucket* second;
 };
 
 class Index {
@@ -59,25 +68,51 @@ class Index {
     uint64_t overflow_size() const { return overflow_size_.load(std::memory_order_acquire); }
     bool has_overflow() const { return overflow_size() > 0; }
     bool growing() const { return frontier_.load(std::memory_order_relaxed) > 0; }
-    // Both buckets of an id that will be looked for.
-    void prefetch(uint64_t id) const {
+    Home home(uint64_t id) const {
         const Hashes hashes = hash_.both(id);
         const Buckets now = buckets();
-        __builtin_prefetch(now.bucket(hashes.first));
-        __builtin_prefetch(now.bucket(hashes.second));
+        return {now.bucket(hashes.first), now.bucket(hashes.second)};
     }
 
     // Any thread inside a Readers::Guard: the slot's content, with row kNoRow where the id is absent.
     Slot find(uint64_t id) const;
     // Writer only: where the id is, or nullptr. Valid until the next insert.
-    Slot* locate(uint64_t id);
-    // Writer only: adds an id that is not there. Grows as needed; never fails for lack of a place.
-    void insert(const Slot& slot);
+    Slot* locate(uint64_t id) { return locate(id, home(id)); }
+    Slot* locate(uint64_t id, Home home);
+    // Writer only: makes room for `count` inserts, with a share of the growth that is under way.
+    void prepare(uint64_t count);
+    // Writer only: adds an id that is not there. Never fails for lack of a place.
+    void insert(const Slot& slot) {
+        prepare(1);
+        insert(slot, home(slot.key));
+    }
+    // The same where prepare() counted it.
+    void insert(const Slot& slot, Home home);
     // Writer only: `slot` is what locate() returned; readers see the old content or the new one.
     void replace(Slot* slot, const Slot& content);
     void erase(Slot* slot);
-    // Writer only: does some of the growth that is due, at most `buckets` old buckets.
-    void migrate(uint64_t buckets);
+
+    // Writer only: calls visit(i, home) for i in [0, count), where the id is id(i), once its buckets had time to come
+    // to the cache. visit may insert what prepare() counted, and erase.
+    template <class Id, class Visit> void each_home(size_t count, Id id, Visit visit) const {
+        constexpr size_t kAhead = 16;
+        Home ring[kAhead];
+        const auto fetch = [&](size_t i) {
+            const Home home = this->home(static_cast<uint64_t>(id(i)));
+            __builtin_prefetch(home.first);
+            __builtin_prefetch(home.second);
+            ring[i % kAhead] = home;
+        };
+        const uint64_t shape = shape_.load(std::memory_order_relaxed);
+        for (size_t i = 0; i < std::min(kAhead, count); ++i) fetch(i);
+        for (size_t i = 0; i < count; ++i) {
+            const Home home = ring[i % kAhead];
+            if (i + kAhead < count) fetch(i + kAhead);
+            // A small index grows at once when an insert finds no place.
+            const bool same = shape_.load(std::memory_order_relaxed) == shape;
+            visit(i, same ? home : this->home(static_cast<uint64_t>(id(i))));
+        }
+    }
 
     // Writer only: calls visit(Slot*) for the used slots of `buckets` buckets from `position` on (a place in hash
     // order), and returns the next position, 0 at the end. visit may erase. Ids in the overflow are visited when a
@@ -109,14 +144,14 @@ class Index {
     }
 
   private:
-    void place(const Slot& slot);
-    bool settle_in(const Slot& slot, Bucket* first, Bucket* second);
-    Slot* send_home(Bucket* bucket);
-    bool displace(const Slot& slot, Bucket* first, Bucket* second);
+    void place(const Slot& slot, Home home);
+    bool settle_in(const Slot& slot, Home home);
+    bool displace(const Slot& slot, Home home);
     void start_growth();
     void set_shape(uint64_t old_count, uint64_t count, uint64_t frontier);
-    void prefetch_homes(const Buckets& now, uint64_t old_index) const;
-    void move_bucket(uint64_t old_index);
+    // Does some of the growth that is due: `buckets` old buckets, rounded up to a block.
+    void migrate(uint64_t buckets);
+    void move_buckets(uint64_t low);
     void settle(const std::vector<uint64_t>& ids);
     void moved() { moves_.fetch_add(1, std::memory_order_release); }
     std::vector<uint64_t> overflow_ids() const;
@@ -134,7 +169,7 @@ class Index {
     std::atomic<uint64_t> frontier_{0};
     std::atomic<uint64_t> moves_{0};
     uint64_t size_ = 0;
-    uint64_t inserts_ = 0;
+    uint64_t due_ = 0;  // old buckets to move for the inserts since the last move
 
     // Ids that found no place although the index is not full: more than eight share both buckets, by craft or by
     // chance. They live in an ordinary chained map, so that they cost their own lookups and neither memory nor the

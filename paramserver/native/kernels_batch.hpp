@@ -62,7 +62,8 @@ template <bool kOrdered, class Work> void run(const Buckets buckets, const Batch
         // Loaded once and whole: beside a writer, what was matched may be another id's by now.
         const Slot seen = load_slot(slot);
         const bool hit = (seen.key == id) & (seen.row != kNoRow);
-        const uint32_t row = seen.number();
+        // Where it is not this id's slot, row 0: another id's row would be fetched for nothing.
+        const uint32_t row = seen.number() & -static_cast<uint32_t>(hit);
         queue[tail % kQueue] = work.hit(at, row, slot, seen);
         work.prefetch(row);
         tail += hit;

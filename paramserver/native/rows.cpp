@@ -8,7 +8,7 @@ namespace minutely {
 
 namespace {
 
-constexpr size_t kAhead = 16;
+constexpr size_t kChunk = 4096;
 constexpr size_t kSpareChanged = size_t{1} << 16;
 
 void sort_unique(std::vector<int64_t>& ids) {
@@ -77,18 +77,18 @@ void Table::gather(Rows& rows) {
     rows.state.resize(count * state_dim());
     rows.last_seen_seconds.resize(count);
     rows.counts.resize(count);
-    for (size_t i = 0; i < count; ++i) {
-        if (i + kAhead < count) content.index.prefetch(static_cast<uint64_t>(rows.ids[i + kAhead]));
-        const Slot slot = *content_->index.locate(static_cast<uint64_t>(rows.ids[i]));
+    const auto id_of = [&](size_t i) { return rows.ids[i]; };
+    content.index.each_home(count, id_of, [&](size_t i, Home home) {
+        const Slot slot = *content_->index.locate(static_cast<uint64_t>(id_of(i)), home);
         kernels_.decode(area, slot, rows.embeddings.data() + i * dim());
-        if (!tracks()) continue;
+        if (!tracks()) return;
         const auto* values = reinterpret_cast<const float*>(area.row(slot.number()));
         float* state = rows.state.data() + i * state_dim();
         std::copy_n(values + dim(), row_state, state);
         if (options_.optimizer.slot_state()) state[row_state] = slot.aux_float();
         rows.last_seen_seconds[i] = area.sights[slot.number()].last_seen_seconds;
         rows.counts[i] = area.sights[slot.number()].count;
-    }
+    });
 }
 
 void Table::restore(const RowsView& rows) {
@@ -102,27 +102,34 @@ void Table::restore(const RowsView& rows) {
         content.index.erase(slot);
         content.slab.free(row);
     }
+    for (size_t from = 0; from < rows.count; from += kChunk) {
+        const size_t chunk = std::min(kChunk, rows.count - from);
+        content.index.prepare(chunk);
+        const auto id_of = [&](size_t i) { return rows.ids[from + i]; };
+        content.index.each_home(chunk, id_of, [&](size_t i, Home home) { restore_one(rows, from + i, home); });
+    }
+}
+
+void Table::restore_one(const RowsView& rows, size_t i, Home home) {
+    Content& content = *content_;
     const RowArea& area = content.slab.area();
     const uint32_t row_state = options_.optimizer.row_state(dim());
-    for (size_t i = 0; i < rows.count; ++i) {
-        if (i + kAhead < rows.count) content.index.prefetch(static_cast<uint64_t>(rows.ids[i + kAhead]));
-        const uint64_t id = static_cast<uint64_t>(rows.ids[i]);
-        Slot* place = content.index.locate(id);
-        Slot slot = place != nullptr ? *place : Slot{id, content.slab.allocate(), 0};
-        slot.row = slot.number();
-        auto* values = reinterpret_cast<float*>(area.row(slot.row));
-        std::copy_n(rows.embeddings + i * dim(), dim(), values);
-        const float* state = rows.state + i * state_dim();
-        std::copy_n(state, row_state, values + dim());
-        if (options_.optimizer.slot_state()) slot.set_aux(state[row_state]);
-        area.sights[slot.row] = {rows.last_seen_seconds[i], rows.counts[i]};
-        content.clock_seconds = std::max(content.clock_seconds, rows.last_seen_seconds[i]);
-        if (place != nullptr) {
-            content.index.replace(place, slot);
-        } else {
-            content.index.insert(slot);
-            ++content.inserted;
-        }
+    const uint64_t id = static_cast<uint64_t>(rows.ids[i]);
+    Slot* place = content.index.locate(id, home);
+    Slot slot = place != nullptr ? *place : Slot{id, content.slab.allocate(), 0};
+    slot.row = slot.number();
+    auto* values = reinterpret_cast<float*>(area.row(slot.row));
+    std::copy_n(rows.embeddings + i * dim(), dim(), values);
+    const float* state = rows.state + i * state_dim();
+    std::copy_n(state, row_state, values + dim());
+    if (options_.optimizer.slot_state()) slot.set_aux(state[row_state]);
+    area.sights[slot.row] = {rows.last_seen_seconds[i], rows.counts[i]};
+    content.clock_seconds = std::max(content.clock_seconds, rows.last_seen_seconds[i]);
+    if (place != nullptr) {
+        content.index.replace(place, slot);
+    } else {
+        content.index.insert(slot, home);
+        ++content.inserted;
     }
 }
 

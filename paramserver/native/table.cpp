@@ -18,7 +18,6 @@ constexpr size_t kReadChunk = 8192;
 constexpr size_t kWriteChunk = 4096;
 // Smaller batches are over before a second thread has joined.
 constexpr size_t kFewestPerThread = 1024;
-constexpr size_t kAhead = 16;
 
 bool slots_are_atomic() {
 #if defined(MINUTELY_TSAN)
@@ -101,36 +100,37 @@ void Table::contains(const int64_t* ids, size_t count, bool* out) {
     for (size_t from = 0; from < count; from += kReadChunk) {
         const Readers::Guard guard(readers_);
         const Index& index = content_->index;
-        const size_t to = std::min(count, from + kReadChunk);
-        for (size_t i = from; i < to; ++i) {
-            if (i + kAhead < to) index.prefetch(static_cast<uint64_t>(ids[i + kAhead]));
-            out[i] = index.find(static_cast<uint64_t>(ids[i])).used();
-        }
+        const auto id_of = [&](size_t i) { return ids[from + i]; };
+        // Only for the prefetch: beside a writer a reader looks for itself.
+        index.each_home(std::min(kReadChunk, count - from), id_of,
+                        [&](size_t i, Home) { out[from + i] = index.find(static_cast<uint64_t>(id_of(i))).used(); });
     }
 }
 
 void Table::upsert(const int64_t* ids, const float* embeddings, size_t count) {
     const std::scoped_lock lock(writer_);
+    Index& index = content_->index;
     for (size_t from = 0; from < count; from += kWriteChunk) {
         std::optional<Readers::Exclusive> alone;
         if (!beside_readers_) alone.emplace(readers_);
-        const size_t to = std::min(count, from + kWriteChunk);
-        for (size_t i = from; i < to; ++i) {
-            if (i + kAhead < to) content_->index.prefetch(static_cast<uint64_t>(ids[i + kAhead]));
-            upsert_one(static_cast<uint64_t>(ids[i]), embeddings + i * dim());
-        }
+        const size_t chunk = std::min(kWriteChunk, count - from);
+        index.prepare(chunk);
+        const auto id_of = [&](size_t i) { return ids[from + i]; };
+        index.each_home(chunk, id_of, [&](size_t i, Home home) {
+            upsert_one(static_cast<uint64_t>(id_of(i)), home, embeddings + (from + i) * dim());
+        });
         content_->slab.reclaim(readers_);
     }
     trim_changed();
 }
 
-void Table::upsert_one(uint64_t id, const float* embedding) {
+void Table::upsert_one(uint64_t id, Home home, const float* embedding) {
     Content& content = *content_;
-    Slot* place = content.index.locate(id);
+    Slot* place = content.index.locate(id, home);
     if (place == nullptr) {
         Slot slot = new_row(id, content.clock_seconds, 0);
         kernels_.encode(content.slab.area(), &slot, embedding);
-        content.index.insert(slot);
+        content.index.insert(slot, home);
         return;
     }
     // The new values go to a new row and the slot is then turned to it, so a reader has the old row or the new one,
@@ -152,18 +152,18 @@ void Table::upsert_one(uint64_t id, const float* embedding) {
 
 uint64_t Table::erase(const int64_t* ids, size_t count) {
     const std::scoped_lock lock(writer_);
+    Index& index = content_->index;
     uint64_t erased = 0;
     for (size_t from = 0; from < count; from += kWriteChunk) {
         std::optional<Readers::Exclusive> alone;
         if (!beside_readers_) alone.emplace(readers_);
-        const size_t to = std::min(count, from + kWriteChunk);
-        for (size_t i = from; i < to; ++i) {
-            if (i + kAhead < to) content_->index.prefetch(static_cast<uint64_t>(ids[i + kAhead]));
-            Slot* slot = content_->index.locate(static_cast<uint64_t>(ids[i]));
-            if (slot == nullptr) continue;
+        const auto id_of = [&](size_t i) { return ids[from + i]; };
+        index.each_home(std::min(kWriteChunk, count - from), id_of, [&](size_t i, Home home) {
+            Slot* slot = index.locate(static_cast<uint64_t>(id_of(i)), home);
+            if (slot == nullptr) return;
             remove(slot, false);
             ++erased;
-        }
+        });
         content_->slab.reclaim(readers_);
     }
     content_->erased += erased;

@@ -130,7 +130,7 @@ class Table {
     // Splits [0, count) for the threads, with room for what each part finds.
     std::vector<Part> parts(size_t count);
     void lookup_part(const int64_t* ids, size_t count, float* out);
-    void upsert_one(uint64_t id, const float* embedding);
+    void upsert_one(uint64_t id, Home home, const float* embedding);
     void insert_missing(const int64_t* ids, const Found& found, uint32_t now, float* out);
     void touch_slot(Slot* slot, uint32_t now, float* out);
     Slot new_row(uint64_t id, uint32_t now, uint32_t count);
@@ -142,6 +142,7 @@ class Table {
     std::vector<int64_t> changed_ids();
     // Takes the row out of the table; its memory is reused at once where no reader is inside.
     void remove(Slot* slot, bool alone);
+    void restore_one(const RowsView& rows, size_t i, Home home);
     void gather(Rows& rows);
 
     Options options_;

@@ -10,8 +10,8 @@ namespace minutely {
 
 namespace {
 
-constexpr size_t kTouchChunk = 16384;
-constexpr size_t kAhead = 12;
+// Both buckets of this many ids stay in the second-level cache from the search to the insert.
+constexpr size_t kTouchChunk = 512;
 constexpr size_t kRejectedIdsKept = 16;
 // Erased and expired ids wait for the next seal; a table that is never sealed must not collect them for ever.
 constexpr size_t kMostUnsealed = size_t{1} << 26;
@@ -35,26 +35,25 @@ void Table::lookup_or_insert(const int64_t* ids, size_t count, int64_t now_ms, f
 }
 
 void Table::insert_missing(const int64_t* ids, const Found& found, uint32_t now, float* out) {
+    if (found.missing_count == 0) return;
     Content& content = *content_;
-    for (size_t k = 0; k < found.missing_count; ++k) {
-        if (k + kAhead < found.missing_count)
-            content.index.prefetch(static_cast<uint64_t>(ids[found.missing[k + kAhead]]));
-        const uint64_t id = static_cast<uint64_t>(ids[found.missing[k]]);
+    Index& index = content.index;
+    index.prepare(found.missing_count);
+    const auto id_of = [&](size_t k) { return ids[found.missing[k]]; };
+    index.each_home(found.missing_count, id_of, [&](size_t k, Home home) {
+        const uint64_t id = static_cast<uint64_t>(id_of(k));
         float* to = out + static_cast<size_t>(found.missing[k]) * dim();
         // It may be there after all: twice in this batch, id 0, or in the overflow.
-        if (Slot* slot = content.index.locate(id)) {
-            touch_slot(slot, now, to);
-            continue;
-        }
+        if (Slot* slot = index.locate(id, home)) return touch_slot(slot, now, to);
         if (options_.admit_after > 1 && !content.candidates.admit(id, now, options_.admit_after)) {
             std::memcpy(to, content.default_values.data(), dim() * sizeof(float));
-            continue;
+            return;
         }
         const Slot slot = new_row(id, now, options_.admit_after);
-        content.index.insert(slot);
+        index.insert(slot, home);
         ++content.admitted;
         std::memcpy(to, content.slab.area().row(slot.number()), dim() * sizeof(float));
-    }
+    });
 }
 
 void Table::touch_slot(Slot* slot, uint32_t now, float* out) {
