@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, execute, missing
+from tests.commands import execute, missing
 
 SANITIZERS = ["address,undefined", "thread"]
 
@@ -38,7 +38,9 @@ def test_fuzz_and_stress(sanitizers: str, tmp_path: Path) -> None:
         assert f"{name} ." in done.stdout, f"{name} did not run"
 
 
-@pytest.mark.parametrize(("sanitizers", "said"), [("address,undefined", "heap-buffer-overflow"), ("thread", "data race")])
+@pytest.mark.parametrize(
+    ("sanitizers", "said"), [("address,undefined", "heap-buffer-overflow"), ("thread", "data race")]
+)
 def test_the_sanitizers_see_something(sanitizers: str, said: str, tmp_path: Path) -> None:
     """A mistake that each is there to find ends the program."""
     require(sanitizers, tmp_path)
