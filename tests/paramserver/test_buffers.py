@@ -234,19 +234,3 @@ def test_a_buffer_is_held_for_the_whole_call(operation: str) -> None:
     assert refused, "it could be released during the call"
     arrays["ids"].release()
     ids.clear()
-
-
-def test_a_tensor_may_move_on_during_the_call() -> None:
-    """Whoever gives a tensor other memory meanwhile does not take the old one from the call."""
-    count = 1_000_000
-    table = make_table()
-    values = torch.randint(-(2**62), 2**62, (count,))
-    wanted = values.clone()
-    running = start(table, "lookup_or_insert", {"ids": values, "out": torch.empty(count, DIM)})
-    values.set_(torch.zeros(1, dtype=torch.int64))  # type: ignore[call-overload]
-    scribble = torch.full((count,), 7)
-    running.join()
-    assert len(scribble) == count
-    there = np.empty(count, np.bool_)
-    table.contains(wanted.numpy(), there)
-    assert there.all()
