@@ -23,7 +23,10 @@ from streaming.source_settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
 
 _MAX_CONFIG_BYTES = 1 << 20
-_UNION_TAGS = ("sparse", "dense", "vector", "constant", "column")
+_UNION_TAGS = (
+    *("sparse", "dense", "vector", "constant", "column"),
+    *("row_adagrad", "adagrad", "sgd", "momentum", "adam", "ftrl", "normal", "uniform", "zeros"),
+)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -34,6 +37,8 @@ class Pipeline(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     source: SourceSettings
     features: FeatureSet
+    user: str | None = None
+    """The sparse feature that is the user's id, the one named ``user`` by default; for the AUC of users' first impressions."""
     labels: LabelSet
     join: JoinSettings = JoinSettings()
     model: ModelSettings = ModelSettings()
@@ -45,6 +50,22 @@ class Pipeline(Section):
         """XXH3-64 (hex) of what decides the form of rows and weights: features, labels, model and tables."""
         form = self.model_dump(mode="json", include={"features", "labels", "model", "tables"})
         return xxhash.xxh3_64_hexdigest(msgspec.json.encode(form, order="sorted"))
+
+    @property
+    def table_names(self) -> list[str]:
+        """The tables that features have rows in."""
+        sparse = [(name, item) for name, item in self.features.items() if isinstance(item, SparseFeature)]
+        return sorted({item.table or name for name, item in sparse})
+
+    @property
+    def user_feature(self) -> str | None:
+        """The feature that is the user's id, None where the config has none."""
+        name = self.user or "user"
+        return name if name in self.single_id_features() else None
+
+    def single_id_features(self) -> list[str]:
+        """The sparse features of one id an impression."""
+        return [name for name, item in self.features.items() if isinstance(item, SparseFeature) and not item.is_list]
 
     def data_folder(self) -> Path:
         """The folder of the source's files; a data set that is nowhere is fetched."""
@@ -164,10 +185,12 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
         for key, action in (("action", label.action), ("decided_by", label.decided_by)):
             if action is not None and action not in actions and pipeline.source.engagements is None:
                 found.append((("labels", name, key), action, f"allowed: {', '.join(actions)}"))
-    tables = {item.table or name for name, item in pipeline.features.items() if isinstance(item, SparseFeature)}
+    if pipeline.user is not None and pipeline.user_feature is None:
+        found.append((("user",), pipeline.user, f"allowed: {', '.join(pipeline.single_id_features())}"))
+    tables = pipeline.table_names
     for name in pipeline.tables.only:
         if name not in tables:
-            found.append((("tables", "only", name), name, f"allowed: {', '.join(sorted(tables))}"))
+            found.append((("tables", "only", name), name, f"allowed: {', '.join(tables)}"))
     if pipeline.sync.sparse_every % pipeline.train.step_every:
         step, every = (format_duration(at) for at in (pipeline.train.step_every, pipeline.sync.sparse_every))
         found.append((("sync", "sparse_every"), every, f"allowed: multiples of train.step_every ({step})"))

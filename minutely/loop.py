@@ -166,11 +166,12 @@ class EmbeddedLoop:
         return dict(sorted(found.items()))
 
     def replica_equals_table(self, served: Served) -> bool:
-        """Whether a replica has exactly the trainer's rows, byte for byte."""
+        """Whether a replica has exactly the trainer's rows and default rows, byte for byte."""
         for name, table in self.trainer.tables.items():
             ours, theirs = table.export(), served.replica.tables[name].export()
-            if not np.array_equal(ours.ids, theirs.ids) or ours.embeddings.tobytes() != theirs.embeddings.tobytes():
-                return False
+            for column in ("ids", "embeddings", "default_embedding"):
+                if getattr(ours, column).tobytes() != getattr(theirs, column).tobytes():
+                    return False
         return True
 
     def _make_trainer(self) -> Trainer:

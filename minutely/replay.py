@@ -17,8 +17,9 @@ from rich.console import Console
 
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
+from minutely import cold_start
 from minutely.config import Pipeline
-from minutely.loop import open_loop
+from minutely.loop import EmbeddedLoop, open_loop
 from minutely.progress import ReplayProgress
 from minutely.report import write_report
 from minutely.results import results_of, summarize
@@ -75,20 +76,57 @@ def _replay(
     files = WriteBack(LocalFiles(run.deltas, durable=False), _DELTAS_IN_MEMORY_BYTES)
     gc.freeze()  # the log's objects stay for the whole run
     with open_loop(pipeline, events, run.folder, files, cadences, warmup) as loop:
-        with ReplayProgress(console, pipeline.name) as progress:
-            while not stop and loop.tick():
-                progress.update(loop)
-            loop.finish()
-            files.flush()
-            progress.update(loop, last=True)
+        _run_to_its_end(loop, pipeline.name, console, stop)
+        files.flush()
         summary = summarize(loop, warmup, time.monotonic() - started, interrupted=bool(stop))
         if len(cadences) > 1:
             summary["cadences"] = {served.name: results_of(loop, served) for served in loop.replicas}
+        else:
+            summary["cold_start"] = _cold_start(loop, run, cadences, warmup, console, stop)
+            summary["interrupted"] = bool(stop)
         write_report(run.report, loop, summary)
     run.summary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     for name in ("log", "pending"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     return Replayed(run, summary)
+
+
+def _run_to_its_end(loop: EmbeddedLoop, title: str, console: Console, stop: list[int]) -> None:
+    with ReplayProgress(console, title) as progress:
+        while not stop and loop.tick():
+            progress.update(loop)
+        loop.finish()
+        progress.update(loop, last=True)
+
+
+def _cold_start(
+    done: EmbeddedLoop, run: Run, cadences: dict[str, int | None], warmup: float, console: Console, stop: list[int]
+) -> dict[str, Any] | None:
+    """The AUC of users' first impressions under both default rows, where a table has admission and the config a user.
+
+    What another default row would have served is served: by the whole loop once more, with that row and nothing else changed.
+    """
+    pipeline, events = done.pipeline, done.events
+    if not cold_start.is_admitting(pipeline) or pipeline.user_feature is None:
+        return None
+    scores = {}
+    for default_row in cold_start.DEFAULT_ROWS:
+        if cold_start.is_default_row(pipeline, default_row):
+            scores[default_row] = done.primary.scores
+            continue
+        tables = pipeline.tables.with_default_row(default_row)
+        changed = pipeline.model_copy(update={"tables": tables})
+        folder = run.folder / f"default-row-{default_row}"
+        files = WriteBack(LocalFiles(folder / "deltas", durable=False), _DELTAS_IN_MEMORY_BYTES)
+        try:
+            with open_loop(changed, events, folder, files, cadences, warmup) as loop:
+                _run_to_its_end(loop, f"{pipeline.name}, default row {default_row}", console, stop)
+                scores[default_row] = loop.primary.scores
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    if stop:
+        return None
+    return cold_start.measure(pipeline, events, pipeline.user_feature, scores, done.scored_from)
 
 
 @contextmanager

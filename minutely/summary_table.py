@@ -25,6 +25,8 @@ def print_summary(console: Console, done: Replayed) -> None:
             f"freshness {name} (s)", *(_number(item["freshness_seconds"][name], 1) for item in cadences.values())
         )
     console.print(table)
+    if summary.get("cold_start"):
+        console.print(_cold_start(summary["cold_start"]))
     rows = summary["rows"]
     console.print(
         f"{summary['impressions']:,} impressions, {summary['engagements']:,} engagements, {summary['examples']:,} examples, "
@@ -36,6 +38,17 @@ def print_summary(console: Console, done: Replayed) -> None:
     if summary["interrupted"]:
         console.print("[yellow]Interrupted: this is what was learned by then.[/yellow]")
     console.print(f"Report: {done.run.report}")
+
+
+def _cold_start(found: dict[str, Any]) -> TextTable:
+    title = (
+        f"AUC of each user's first {found['first']} impressions, as served: {found['impressions']:,} of "
+        f"{found['users']:,} users, by what an id without a row reads as"
+    )
+    table = TextTable("default_row", *found["auc"], title=title, title_justify="left")
+    for label in next(iter(found["auc"].values())):
+        table.add_row(f"{label} auc", *(_number(metrics[label]) for metrics in found["auc"].values()))
+    return table
 
 
 def _number(value: float | None, digits: int = 4) -> str:

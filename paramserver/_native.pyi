@@ -57,7 +57,15 @@ class NativeTable:
     def seal(self) -> _RowArrays: ...
     def export(self) -> _RowArrays: ...
     def restore(
-        self, ids: Any, embeddings: Any, state: Any, last_seen_seconds: Any, counts: Any, expired: Any
+        self,
+        ids: Any,
+        embeddings: Any,
+        state: Any,
+        last_seen_seconds: Any,
+        counts: Any,
+        expired: Any,
+        default_embedding: Any,
+        default_state: Any,
     ) -> None: ...
     def default_row(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
     def set_default_row(self, embedding: Any, state: Any | None) -> None: ...

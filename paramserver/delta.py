@@ -1,10 +1,12 @@
 """The files of one version of a shard: what replicas need, and what recovery needs besides.
 
 Both are Arrow IPC streams of one batch with one row a table, whose lists hold the values of all its changed rows end to
-end; a base has the same form and holds all rows. Lists of the same table have the same order in both files.
+end; a base has the same form and holds all rows. Lists of the same table have the same order in both files. The default
+row, what an id without a row reads as, is whole in every version, changed or not, so the newest file alone says what it is.
 
-Rows file: ``table`` string, ``dim`` int32, ``expired`` list<int64> (tombstones, applied first), ``key`` list<int64>,
-``embedding`` list<float32> (dim values a key). State file: ``table`` string, ``state_dim`` int32, ``state`` list<float32>,
+Rows file: ``table`` string, ``dim`` int32, ``default`` list<float32> (dim values), ``expired`` list<int64> (tombstones,
+applied first), ``key`` list<int64>, ``embedding`` list<float32> (dim values a key). State file: ``table`` string,
+``state_dim`` int32, ``default_state`` list<float32> (state_dim values, the default row's), ``state`` list<float32>,
 ``last_seen`` list<uint32> (seconds), ``count`` list<uint32>, ``version`` list<int64> (that last changed the row).
 """
 
@@ -25,13 +27,23 @@ from paramserver.table import Rows
 
 _INT, _FLOAT, _COUNT = pa.large_list(pa.int64()), pa.large_list(pa.float32()), pa.large_list(pa.uint32())
 _ROWS = BatchCodec(
-    pa.schema([("table", pa.string()), ("dim", pa.int32()), ("expired", _INT), ("key", _INT), ("embedding", _FLOAT)])
+    pa.schema(
+        [
+            ("table", pa.string()),
+            ("dim", pa.int32()),
+            ("default", _FLOAT),
+            ("expired", _INT),
+            ("key", _INT),
+            ("embedding", _FLOAT),
+        ]
+    )
 )
 _STATE = BatchCodec(
     pa.schema(
         [
             ("table", pa.string()),
             ("state_dim", pa.int32()),
+            ("default_state", _FLOAT),
             ("state", _FLOAT),
             ("last_seen", _COUNT),
             ("count", _COUNT),
@@ -63,6 +75,7 @@ def encode_rows(delta: Delta) -> bytes:
         [
             pa.array(list(delta), pa.string()),
             pa.array([rows.embeddings.shape[1] for rows in parts], pa.int32()),
+            _lists(_FLOAT, [rows.default_embedding for rows in parts]),
             _lists(_INT, [rows.expired for rows in parts]),
             _lists(_INT, [rows.ids for rows in parts]),
             _lists(_FLOAT, [rows.embeddings.reshape(-1) for rows in parts]),
@@ -78,6 +91,7 @@ def encode_state(delta: Delta) -> bytes:
         [
             pa.array(list(delta), pa.string()),
             pa.array([rows.state.shape[1] for rows in parts], pa.int32()),
+            _lists(_FLOAT, [rows.default_state for rows in parts]),
             _lists(_FLOAT, [rows.state.reshape(-1) for rows in parts]),
             _lists(_COUNT, [rows.last_seen_seconds for rows in parts]),
             _lists(_COUNT, [rows.counts for rows in parts]),
@@ -88,24 +102,31 @@ def encode_state(delta: Delta) -> bytes:
 
 @dataclass(frozen=True)
 class RowsChange:
-    """What a rows file says of one table: ``expired`` int64 [m], ``keys`` int64 [n], ``embeddings`` float32 [n, dim]."""
+    """What a rows file says of one table.
+
+    ``expired`` int64 [m], ``keys`` int64 [n], ``embeddings`` float32 [n, dim], ``default`` float32 [dim].
+    """
 
     expired: Ids
     keys: Ids
     embeddings: npt.NDArray[np.float32]
+    default: npt.NDArray[np.float32]
 
 
 def decode_rows(name: str, data: bytes) -> dict[str, RowsChange]:
     """The tables of a rows file, as views; `BadFile` where it is none."""
     batch = _decode(_ROWS, name, data)
-    expired, keys, values = (_split(batch.column(column)) for column in ("expired", "key", "embedding"))
+    columns = ("expired", "key", "embedding", "default")
+    expired, keys, values, default = (_split(batch.column(column)) for column in columns)
     changes = {}
     for at, (table, dim) in enumerate(
         zip(batch.column("table").to_pylist(), batch.column("dim").to_pylist(), strict=True)
     ):
         if len(values[at]) != dim * len(keys[at]):
             raise BadFile(f"{name}: table {table}: {len(values[at])} values for {len(keys[at])} rows of {dim}")
-        changes[table] = RowsChange(expired[at], keys[at], values[at].reshape(-1, dim))
+        if len(default[at]) != dim:
+            raise BadFile(f"{name}: table {table}: a default row of {len(default[at])} values, rows of {dim}")
+        changes[table] = RowsChange(expired[at], keys[at], values[at].reshape(-1, dim), default[at])
     return changes
 
 
@@ -113,7 +134,8 @@ def decode(rows_name: str, rows_data: bytes, state_name: str, state_data: bytes)
     """The whole of a version's two files; `BadFile` where they do not belong together."""
     changes = decode_rows(rows_name, rows_data)
     batch = _decode(_STATE, state_name, state_data)
-    state, seen, count, version = (_split(batch.column(name)) for name in ("state", "last_seen", "count", "version"))
+    columns = ("state", "last_seen", "count", "version", "default_state")
+    state, seen, count, version, default_state = (_split(batch.column(name)) for name in columns)
     tables = batch.column("table").to_pylist()
     if tables != list(changes):
         raise BadFile(f"{state_name}: tables {tables}, its rows file has {list(changes)}")
@@ -122,6 +144,8 @@ def decode(rows_name: str, rows_data: bytes, state_name: str, state_data: bytes)
         change = changes[table]
         if len(seen[at]) != len(change.keys) or len(state[at]) != dim * len(change.keys):
             raise BadFile(f"{state_name}: table {table}: {len(seen[at])} rows, its rows file has {len(change.keys)}")
+        if len(default_state[at]) != dim:
+            raise BadFile(f"{state_name}: table {table}: default state of {len(default_state[at])} values, not {dim}")
         rows = Rows(
             ids=change.keys,
             embeddings=change.embeddings,
@@ -129,13 +153,18 @@ def decode(rows_name: str, rows_data: bytes, state_name: str, state_data: bytes)
             last_seen_seconds=seen[at],
             counts=count[at],
             expired=change.expired,
+            default_embedding=change.default,
+            default_state=default_state[at],
         )
         delta[table] = TableDelta(rows, version[at])
     return delta
 
 
 def fold(deltas: Sequence[Delta]) -> dict[str, TableDelta]:
-    """One base out of a base and the deltas after it, in order: the last state of each row that has not expired since."""
+    """One base out of a base and the deltas after it, in order: the last state of each row that has not expired since.
+
+    The default row is the last one's.
+    """
     return {name: _fold_table([delta[name] for delta in deltas if name in delta]) for name in deltas[-1]}
 
 
@@ -153,7 +182,13 @@ def _fold_table(parts: Sequence[TableDelta]) -> TableDelta:
         return values
 
     names = ("ids", "embeddings", "state", "last_seen_seconds", "counts")
-    rows = Rows(**{name: take(name) for name in names}, expired=np.empty(0, np.int64))
+    newest = parts[-1].rows
+    rows = Rows(
+        **{name: take(name) for name in names},
+        expired=np.empty(0, np.int64),
+        default_embedding=newest.default_embedding,
+        default_state=newest.default_state,
+    )
     return TableDelta(rows, np.concatenate([table.versions for table in parts])[row])
 
 

@@ -17,7 +17,7 @@ _TRIES = 3
 
 
 class Follower:
-    """Keeps ``tables`` equal to the rows of the newest version that it pulled, byte for byte.
+    """Keeps ``tables`` equal to the newest version that it pulled, rows and default rows, byte for byte.
 
     A pull that fails leaves the last version that was wholly read in place, to be tried again. Where the versions that it
     needs are gone, or do not descend from its own, it starts over from the newest base.
@@ -115,3 +115,4 @@ class Follower:
                     table.erase(rows.expired)
                 if len(rows.keys):
                     table.upsert(rows.keys, rows.embeddings)
+                table.set_default_row(rows.default)

@@ -10,7 +10,7 @@ import xxhash
 from basis.problems import BadFile
 from paramserver.files import Files
 
-FORMAT = 1
+FORMAT = 2
 
 
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):

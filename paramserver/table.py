@@ -55,11 +55,12 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows by ascending id, and the ids that left the table, also ascending.
+    """Rows by ascending id, the ids that left the table, also ascending, and the default row.
 
     ids int64 [n], embeddings float32 [n, dim], state float32 [n, state_dim] (the optimizer's), last_seen_seconds uint32 [n]
-    (event time), counts uint32 [n] (occurrences), expired int64 [m]. An id may be in both ids and expired: it left and came
-    back, so whoever applies the rows removes the expired ids first.
+    (event time), counts uint32 [n] (occurrences), expired int64 [m], default_embedding float32 [dim] and default_state float32
+    [state_dim] of the default row, always. An id may be in both ids and expired: it left and came back, so whoever applies
+    the rows removes the expired ids first.
     """
 
     ids: NDArray[np.int64]
@@ -68,6 +69,8 @@ class Rows:
     last_seen_seconds: NDArray[np.uint32]
     counts: NDArray[np.uint32]
     expired: NDArray[np.int64]
+    default_embedding: NDArray[np.float32]
+    default_state: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,15 +235,27 @@ class Table:
 
     def seal(self) -> Rows:
         """The rows that changed since the last seal, inserted and seen ones included, and the ids that left, each once."""
-        return Rows(*self._native.seal())
+        return Rows(*self._native.seal(), *self._native.default_row())
 
     def export(self) -> Rows:
         """Every row; no expired ids. A replica's rows have no state, and zeros for last seen and count."""
-        return Rows(*self._native.export())
+        return Rows(*self._native.export(), *self._native.default_row())
 
     def restore(self, rows: Rows) -> None:
-        """Removes rows.expired, then sets rows exactly, optimizer state, last seen and count included, as unchanged ones."""
-        self._native.restore(rows.ids, rows.embeddings, rows.state, rows.last_seen_seconds, rows.counts, rows.expired)
+        """Removes rows.expired, then sets rows and default row exactly, optimizer state, last seen and count included.
+
+        The rows count as unchanged. Candidates for admission are no part of rows: they start anew.
+        """
+        self._native.restore(
+            rows.ids,
+            rows.embeddings,
+            rows.state,
+            rows.last_seen_seconds,
+            rows.counts,
+            rows.expired,
+            rows.default_embedding,
+            rows.default_state,
+        )
 
     def expire(self, now_ms: int, budget: int) -> int:
         """Removes rows last seen expire_after_seconds or longer before now, and returns how many.

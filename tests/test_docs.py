@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from paramserver.settings import TableSettings, TablesSettings
 from tests.commands import ROOT, execute
 from tests.real import test_kuairand, test_movielens
 
@@ -51,6 +53,25 @@ def test_commands(page: Path, tmp_path: Path) -> None:
             require_kuairand()
         done = execute(command, tmp_path)
         assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}{done.stderr}"
+
+
+EXAMPLES = [(page, at) for page in PAGES for at in range(page.read_text(encoding="utf-8").count("```python\n"))]
+
+
+@pytest.mark.parametrize(("page", "at"), EXAMPLES, ids=lambda value: getattr(value, "name", str(value)))
+def test_examples(page: Path, at: int) -> None:
+    """Python on a page runs as it stands there; its assertions say what comes out."""
+    code = page.read_text(encoding="utf-8").split("```python\n")[at + 1].split("```")[0]
+    exec(compile(code, page.name, "exec"), {})
+
+
+def test_the_tables_section_of_the_page_is_right() -> None:
+    text = (ROOT / "docs" / "table.md").read_text(encoding="utf-8")
+    tables = TablesSettings.model_validate(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["tables"])
+    for name in ("user", "item", "other"):
+        assert tables.make(name, dim=4, seed=1).dim == 4
+    options = {row.split("`")[1] for row in text.split("| key (default)")[1].split("\n\n")[0].splitlines()[2:]}
+    assert options == set(TableSettings.model_fields), "every option is on the page"
 
 
 @pytest.mark.parametrize("command", MAKE, ids=str)

@@ -191,7 +191,7 @@ nb::tuple export_rows(Table& table) {
 }
 
 void restore(Table& table, nb::handle ids, nb::handle embeddings, nb::handle state, nb::handle last_seen_seconds,
-             nb::handle counts, nb::handle expired) {
+             nb::handle counts, nb::handle expired, nb::handle default_embedding, nb::handle default_state) {
     check_trains(table, "restore");
     const Ids id_buffer(ids, "restore: ids", "int64", {kAny});
     const auto n = static_cast<int64_t>(id_buffer.size());
@@ -200,9 +200,12 @@ void restore(Table& table, nb::handle ids, nb::handle embeddings, nb::handle sta
     const Buffer<const uint32_t> seen_buffer(last_seen_seconds, "restore: last_seen_seconds", "uint32", {n});
     const Buffer<const uint32_t> count_buffer(counts, "restore: counts", "uint32", {n});
     const Ids expired_buffer(expired, "restore: expired", "int64", {kAny});
+    const Floats default_buffer(default_embedding, "restore: default_embedding", "float32", {table.dim()});
+    const Floats default_state_buffer(default_state, "restore: default_state", "float32", {table.state_dim()});
     const nb::gil_scoped_release released;
     table.restore({id_buffer.size(), id_buffer.data(), embedding_buffer.data(), state_buffer.data(), seen_buffer.data(),
                    count_buffer.data(), expired_buffer.size(), expired_buffer.data()});
+    table.set_default_row(default_buffer.data(), table.state_dim() == 0 ? nullptr : default_state_buffer.data());
 }
 
 nb::tuple default_row(Table& table) {
@@ -278,7 +281,7 @@ NB_MODULE(_native, module) {
         .def("seal", &seal)
         .def("export", &export_rows)
         .def("restore", &restore, nb::arg("ids"), nb::arg("embeddings"), nb::arg("state"), nb::arg("last_seen_seconds"),
-             nb::arg("counts"), nb::arg("expired"))
+             nb::arg("counts"), nb::arg("expired"), nb::arg("default_embedding"), nb::arg("default_state"))
         .def("default_row", &default_row)
         .def("set_default_row", &set_default_row, nb::arg("embedding"), nb::arg("state").none())
         .def("save", &Table::save, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline, load_pipeline
+from paramserver.table import (
+    FTRL,
+    SGD,
+    Adagrad,
+    Adam,
+    Constant,
+    Initializer,
+    Momentum,
+    Normal,
+    Optimizer,
+    Uniform,
+    Zeros,
+)
 from tests.commands import ROOT
 
 BASE = """\
@@ -195,6 +210,52 @@ MISTAKES = {
         ["actions or engagements"],
     ),
     "files from nowhere": Mistake("  dir: logs\n", "", 2, "source", "", ["dir", "dataset"]),
+    "an optimizer that is none": Mistake(
+        "learning_rate: 0.05", "optimizer: adm", 24, "tables.optimizer", "adm", ["row_adagrad", "adam", "ftrl"]
+    ),
+    "another optimizer's option": Mistake(
+        "learning_rate: 0.05",
+        "optimizer: {kind: adam, l1: 1}",
+        24,
+        "tables.optimizer.l1",
+        "l1",
+        ["unknown key", "beta1"],
+    ),
+    "an optimizer's option out of range": Mistake(
+        "{expire_after: 2d}",
+        "{optimizer: {kind: momentum, momentum: 1}}",
+        26,
+        "tables.only.item.optimizer.momentum",
+        "1",
+        ["less than 1"],
+    ),
+    "a number for an optimizer": Mistake(
+        "learning_rate: 0.05", "optimizer: 3", 24, "tables.optimizer", "3", ["keys", "kind"]
+    ),
+    "an initializer of no width": Mistake(
+        "learning_rate: 0.05",
+        "initializer: {kind: uniform, low: 1, high: 1}",
+        24,
+        "tables.initializer",
+        "",
+        ["high above low"],
+    ),
+    "a constant without its value": Mistake(
+        "learning_rate: 0.05", "initializer: constant", 24, "tables.initializer.value", "", ["missing"]
+    ),
+    "admission never": Mistake(
+        "learning_rate: 0.05", "admit_after: 65536", 24, "tables.admit_after", "65536", ["65535"]
+    ),
+    "admission before the first": Mistake(
+        "learning_rate: 0.05", "admit_after: 0", 24, "tables.admit_after", "0", ["greater than or equal to 1"]
+    ),
+    "no candidates": Mistake("learning_rate: 0.05", "candidates: 0", 24, "tables.candidates", "0", ["equal to 1"]),
+    "a default row that is none": Mistake(
+        "learning_rate: 0.05", "default_row: zeros", 24, "tables.default_row", "zeros", ["fixed", "learned"]
+    ),
+    "a clip of nothing": Mistake("learning_rate: 0.05", "clip: 0", 24, "tables.clip", "0", ["greater than 0"]),
+    "a user that is no feature": Mistake("name: shop", "name: shop\nuser: member", 2, "user", "member", ["user, item"]),
+    "a user of several ids": Mistake("name: shop", "name: shop\nuser: words", 2, "user", "words", ["user, item"]),
     "a rate without end": Mistake(
         "learning_rate: 0.05", "learning_rate: .inf", 24, "tables.learning_rate", "inf", ["finite"]
     ),
@@ -223,6 +284,74 @@ def test_a_mistake_is_told_with_line_value_and_what_is_allowed(tmp_path: Path, m
     assert mistake.value in problem.value
     for part in mistake.allowed:
         assert part in problem.allowed
+
+
+@pytest.mark.parametrize("option", ["", "learning_rate: 0.2, clip: 1"])
+@pytest.mark.parametrize(
+    ("optimizer", "made"),
+    [
+        ("row_adagrad", Adagrad(initial_accumulator=0.1)),
+        ("{initial_accumulator: 0.5, eps: 0.01}", Adagrad(initial_accumulator=0.5, eps=0.01)),
+        ("adagrad", Adagrad(initial_accumulator=0.1, per_element=True)),
+        ("sgd", SGD()),
+        ("{kind: momentum, momentum: 0.5}", Momentum(momentum=0.5)),
+        ("{kind: adam, beta1: 0.8, beta2: 0.9, eps: 0.001}", Adam(beta1=0.8, beta2=0.9, eps=0.001)),
+        ("{kind: ftrl, beta: 2, l1: 0.1, l2: 0.2}", FTRL(beta=2, l1=0.1, l2=0.2)),
+    ],
+)
+def test_an_optimizer_is_what_its_section_says(tmp_path: Path, optimizer: str, made: Optimizer, option: str) -> None:
+    text = BASE.replace("{expire_after: 2d}", "{" + f"optimizer: {optimizer}" + (f", {option}" if option else "") + "}")
+    item = load_text(tmp_path, text).tables.of("item")
+    rate, clip = (0.2, 1.0) if option else (0.05, None)
+    assert item.optimizer.make(item.learning_rate, item.clip) == dataclasses.replace(
+        made, learning_rate=rate, clip=clip
+    )
+
+
+@pytest.mark.parametrize(
+    ("initializer", "made"),
+    [
+        ("zeros", Zeros()),
+        ("{kind: constant, value: -1}", Constant(-1)),
+        ("{kind: uniform, low: -1, high: 2}", Uniform(-1, 2)),
+        ("normal", Normal(0, 0.01)),
+        ("{mean: 1, deviation: 0.5}", Normal(1, 0.5)),
+    ],
+)
+def test_an_initializer_is_what_its_section_says(tmp_path: Path, initializer: str, made: Initializer) -> None:
+    text = BASE.replace("learning_rate: 0.05", f"initializer: {initializer}")
+    assert load_text(tmp_path, text).tables.of("user").initializer.make() == made
+
+
+def test_admission_and_default_row_reach_the_table(tmp_path: Path) -> None:
+    options = (
+        "{admit_after: 3, candidates: 2, default_row: learned, optimizer: sgd, learning_rate: 1, initializer: zeros}"
+    )
+    pipeline = load_text(tmp_path, BASE.replace("{expire_after: 2d}", options))
+    table = pipeline.tables.make("item", 2, seed=1)
+    table.lookup_or_insert(np.array([7, 7, 8, 9, 10]), 0)
+    assert (table.stats.candidates, table.stats.candidates_dropped) == (2, 2)
+    table.lookup_or_insert(np.array([10, 10]), 0)
+    assert table.export().ids.tolist() == [10]
+    table.apply(np.array([5, 6]), np.ones((2, 2), np.float32), 0)
+    assert table.default_row()[0].tolist() == [-2, -2]
+    assert pipeline.tables.make("user", 2, seed=1).lookup_or_insert(np.array([7]), 0).any()
+
+
+def test_a_run_s_config_says_what_was_configured(tmp_path: Path) -> None:
+    text = BASE.replace("learning_rate: 0.05", "optimizer: adam").replace("{expire_after: 2d}", "{initializer: zeros}")
+    pipeline = load_text(tmp_path, text)
+    dumped = pipeline.model_dump(mode="json", exclude_defaults=True)
+    assert Pipeline.model_validate(dumped).tables == pipeline.tables
+    assert pipeline.tables.of("item").optimizer.kind == "adam", "what a table does not say is as for all tables"
+
+
+def test_a_default_row_of_all_tables(tmp_path: Path) -> None:
+    text = BASE.replace("{expire_after: 2d}", "{default_row: learned}")
+    tables = load_text(tmp_path, text).tables
+    assert [tables.of(name).default_row for name in ("user", "item")] == ["fixed", "learned"]
+    for default_row in ("fixed", "learned"):
+        assert {tables.with_default_row(default_row).of(name).default_row for name in ("user", "item")} == {default_row}
 
 
 def test_several_mistakes_are_all_told(tmp_path: Path) -> None:

@@ -332,6 +332,23 @@ def test_rows_that_nobody_touches_go_everywhere(folder: Path, events: LoggedEven
     assert sum(epoch.expired for epoch in ran.loop.measures.epochs) >= ran.summary["rows"]["expired"]
 
 
+def test_the_learned_default_row_is_served(folder: Path, events: LoggedEvents) -> None:
+    """What the trainer taught the default row, replicas read it as, at every version and in its bits."""
+    tables = {"learning_rate": 0.1, "admit_after": 4}
+    fixed = Ran(make_pipeline(folder, tables=tables), events, {"60s": MINUTE})
+    learned = Ran(make_pipeline(folder, tables={**tables, "default_row": "learned"}), events, {"60s": MINUTE})
+    nobody = np.array([-123_456_789])
+    for ran, taught in ((fixed, False), (learned, True)):
+        assert ran.summary["replica_equals_table"]
+        table, replica = (tables["user"] for tables in (ran.loop.trainer.tables, ran.loop.primary.replica.tables))
+        assert np.asarray(table.lookup(nobody)).any() == taught
+        assert np.asarray(table.lookup(nobody)).tobytes() == np.asarray(replica.lookup(nobody)).tobytes()
+    assert fixed.loop.primary.scores.tobytes() != learned.loop.primary.scores.tobytes()
+    (served,) = learned.loop.replicas
+    served.replica.tables["user"].set_default_row(np.full(table.dim, 0.5, np.float32))
+    assert not learned.loop.replica_equals_table(served), "the check covers the default row"
+
+
 def test_a_short_window_cannot_flatter_the_metrics(folder: Path, pipeline: Pipeline, events: LoggedEvents) -> None:
     short = {"like": {"action": "like", "window": "20s"}}
     ran = Ran(make_pipeline(folder, labels=short), events, {"60s": MINUTE})

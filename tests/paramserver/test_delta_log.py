@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -27,6 +28,7 @@ from paramserver.table import Adagrad, Normal, Rows, Table
 DIMS = {"user": 3, "item": 2}
 HOUR_MS = 3_600_000
 IDS = 12
+COLUMNS = ("ids", "embeddings", "state", "last_seen_seconds", "counts", "default_embedding", "default_state")
 
 
 class MemoryFiles:
@@ -79,15 +81,17 @@ class BreakableFiles:
 
 
 class State(NamedTuple):
-    """All rows of all tables, comparable byte for byte."""
+    """All rows and default rows of all tables, comparable byte for byte."""
 
     ids: tuple[bytes, ...]
     embeddings: tuple[bytes, ...]
+    defaults: tuple[bytes, ...]
 
 
 def state_of(tables: Mapping[str, Table]) -> State:
     rows = [tables[name].export() for name in DIMS]
-    return State(tuple(part.ids.tobytes() for part in rows), tuple(part.embeddings.tobytes() for part in rows))
+    columns = ("ids", "embeddings", "default_embedding")
+    return State(*(tuple(getattr(part, column).tobytes() for part in rows) for column in columns))
 
 
 def replica_tables(row_format: str = "train") -> dict[str, Table]:
@@ -99,22 +103,26 @@ def random_follower(files: Files, rng: random.Random) -> tuple[Follower, dict[st
     return Follower(files, tables), tables
 
 
+def trained_table(name: str, seed: int) -> Table:
+    """Users have a row at once; items at their second occurrence, and train the default row until then."""
+    return Table(
+        DIMS[name],
+        optimizer=Adagrad(learning_rate=0.1, initial_accumulator=0.1, per_element=name == "user"),
+        initializer=Normal(0, 0.1),
+        seed=seed,
+        name=name,
+        expire_after_seconds=2 * 3600,
+        admit_after=2 if name == "item" else 1,
+        default_row="learned",
+    )
+
+
 class Writer:
     """A trainer that learns at random, and the log that it publishes to. ``history`` holds the rows of every version."""
 
     def __init__(self, files: Files, keep_deltas: int, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
-        self.tables = {
-            name: Table(
-                dim,
-                optimizer=Adagrad(learning_rate=0.1, initial_accumulator=0.1),
-                initializer=Normal(0, 0.1),
-                seed=seed,
-                name=name,
-                expire_after_seconds=2 * 3600,
-            )
-            for name, dim in DIMS.items()
-        }
+        self.tables = {name: trained_table(name, seed) for name in DIMS}
         self.log = DeltaLog(files, "form", keep_deltas)
         self.history = {0: state_of(self.tables)}
         self.now_ms = HOUR_MS
@@ -313,12 +321,37 @@ def test_a_base_is_the_table_with_everything_that_recovery_needs() -> None:
     for name, part in read_shard(files, newest.shards[0]).items():
         rows = writer.tables[name].export()
         assert not len(part.rows.expired)
-        for column in ("ids", "embeddings", "state", "last_seen_seconds", "counts"):
+        for column in COLUMNS:
             assert getattr(part.rows, column).tobytes() == getattr(rows, column).tobytes(), (name, column)
+    assert writer.tables["item"].default_row()[0].any(), "the default row learned something"
     assert writer.log.fold() is None, "there is nothing new to fold"
 
 
-Replayed = dict[str, dict[int, tuple[bytes, bytes, int, int, int]]]
+def test_a_table_recovered_from_its_log_goes_on_to_the_same_bits() -> None:
+    files = MemoryFiles()
+    writer = Writer(files, 4, seed=8)
+    for _ in range(10):
+        writer.publish()
+    recovered = {name: trained_table(name, seed=8) for name in DIMS}
+    base = manifests.versions(files, base=True)[-1]
+    manifest = manifests.read_manifest(files, base, base=True)
+    later = [manifests.read_manifest(files, version, base=False) for version in range(base + 1, writer.log.version + 1)]
+    assert later, "from a base and the deltas after it"
+    for version in (manifest, *later):
+        for name, part in read_shard(files, version.shards[0]).items():
+            recovered[name].restore(part.rows)
+    rng = np.random.default_rng(0)
+    for name, table in writer.tables.items():
+        known = table.export().ids
+        gradients = rng.normal(size=(len(known) + 1, DIMS[name])).astype(np.float32)
+        for one in (table, recovered[name]):
+            one.apply(np.append(known, 10**9), gradients, writer.now_ms)  # the last id trains the default row
+        for column in COLUMNS:
+            ours, theirs = getattr(table.export(), column), getattr(recovered[name].export(), column)
+            assert ours.tobytes() == theirs.tobytes(), (name, column)
+
+
+Replayed = dict[str, dict[int | str, tuple[bytes, bytes, int, int, int]]]
 
 
 def replay(deltas: list[dict[str, TableDelta]]) -> Replayed:
@@ -332,6 +365,7 @@ def replay(deltas: list[dict[str, TableDelta]]) -> Replayed:
             for at, key in enumerate(rows.ids.tolist()):
                 state = (rows.embeddings[at].tobytes(), rows.state[at].tobytes())
                 out[name][key] = (*state, int(rows.last_seen_seconds[at]), int(rows.counts[at]), int(part.versions[at]))
+            out[name]["default"] = (rows.default_embedding.tobytes(), rows.default_state.tobytes(), 0, 0, 0)
     return out
 
 
@@ -361,7 +395,7 @@ def test_a_rows_file_reads_back_in_every_shape() -> None:
     back = decode("rows", encode_rows(delta), "state", encode_state(delta))
     assert list(back) == list(delta)
     for name, part in delta.items():
-        for column in ("ids", "embeddings", "state", "last_seen_seconds", "counts", "expired"):
+        for column in (*COLUMNS, "expired"):
             ours, theirs = getattr(part.rows, column), getattr(back[name].rows, column)
             assert theirs.dtype == ours.dtype
             assert np.array_equal(theirs, ours), (name, column)
@@ -377,6 +411,8 @@ def make_rows(ids: list[int], expired: list[int], dim: int) -> Rows:
         last_seen_seconds=np.full(count, 2**32 - 1, np.uint32),
         counts=np.arange(count, dtype=np.uint32),
         expired=np.array(expired, np.int64),
+        default_embedding=np.arange(dim, dtype=np.float32),
+        default_state=np.full(1, 0.5, np.float32),
     )
 
 
@@ -385,11 +421,15 @@ def test_files_that_do_not_belong_together_are_refused() -> None:
     one = {"item": TableDelta(make_rows([1, 2], [], dim=2), versions)}
     other = {"user": TableDelta(make_rows([1, 2], [], dim=2), versions)}
     shorter = {"item": TableDelta(make_rows([1], [], dim=2), versions[:1])}
-    for wrong in (other, shorter):
+    wide = replace(make_rows([1, 2], [], dim=2), default_state=np.zeros(2, np.float32))
+    for wrong in (other, shorter, {"item": TableDelta(wide, versions)}):
         with pytest.raises(BadFile, match="the-state"):
             decode("the-rows", encode_rows(one), "the-state", encode_state(wrong))
     with pytest.raises(BadFile, match="the-rows"):
         decode_rows("the-rows", encode_state(one))
+    wide = replace(make_rows([1, 2], [], dim=2), default_embedding=np.zeros(3, np.float32))
+    with pytest.raises(BadFile, match="a default row of 3 values, rows of 2"):
+        decode_rows("the-rows", encode_rows({"item": TableDelta(wide, versions)}))
     with pytest.raises(BadFile, match="the-rows"):
         decode_rows("the-rows", b"nothing of the kind")
 

@@ -209,10 +209,9 @@ class Model(RuleBasedStateMachine):
     def recover(self) -> None:
         rows = self.table.export()
         if self.admit_after > 1 or self.gone or self.changed:
-            return  # candidates and what was not sealed are no part of rows
+            return  # candidates and what was not sealed are no part of rows; the default row is
         recovered = self.new_table()
         recovered.restore(rows)
-        recovered.set_default_row(*self.table.default_row())
         self.table = recovered
         self.rejected = 0
         assert recovered.seal().ids.size == 0
@@ -222,6 +221,7 @@ class Model(RuleBasedStateMachine):
         np.testing.assert_array_equal(rows.embeddings, self.expected(ids))
         assert rows.last_seen_seconds.tolist() == [self.rows[i].last_seen for i in ids]
         assert rows.counts.tolist() == [self.rows[i].count for i in ids]
+        np.testing.assert_array_equal(rows.default_embedding, self.default)
 
     @invariant()
     def all_rows(self) -> None:

@@ -1,0 +1,111 @@
+"""The cold start: which impressions are a user's first, and a replay that measures both default rows as they were served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minutely.cold_start import DEFAULT_ROWS, FIRST, first_rows, is_admitting, is_default_row
+from streaming.ids import MISSING
+from streaming.source import load
+from tests.commands import execute
+from tests.minutely.test_loop import MINUTE, NOW, Ran, make_pipeline, write_log
+from trainer.metrics import auc
+
+ADMISSION = {"learning_rate": 0.1, "only": {"user": {"admit_after": 6}, "item": {"admit_after": 3}}}
+
+
+@given(st.lists(st.sampled_from([1, 2, 3, -9, MISSING]), max_size=60))
+def test_the_first_impressions_of_each_user(users: list[int]) -> None:
+    seen: dict[int, int] = {}
+    expected = []
+    for row, user in enumerate(users):
+        seen[user] = seen.get(user, 0) + 1
+        if user != MISSING and seen[user] <= FIRST:
+            expected.append(row)
+    assert first_rows(np.array(users, np.int64)).tolist() == expected
+
+
+def replayed(folder: Path, name: str, **changes: Any) -> tuple[dict[str, Any], str]:
+    """A replay on the command line: its summary, and what it printed."""
+    pipeline = make_pipeline(folder, **changes)
+    config, out = folder / f"{name}.yaml", folder / name
+    config.write_text(yaml.safe_dump(pipeline.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
+    done = execute(f"minutely replay {config} --warmup 0.3 --out {out}")
+    assert done.returncode == 0, done.stderr
+    assert {item.name for item in out.iterdir()} == {"config.yaml", "deltas", "summary.json", "report.html"}
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    assert summary["replica_equals_table"]
+    return summary, done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cold")
+    write_log(path / "log.parquet", requests=300)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fixed(folder: Path) -> tuple[dict[str, Any], str]:
+    return replayed(folder, "fixed", tables=ADMISSION)
+
+
+def test_both_default_rows_are_measured_and_printed(folder: Path, fixed: tuple[dict[str, Any], str]) -> None:
+    summary, printed = fixed
+    found = summary["cold_start"]
+    assert list(found["auc"]) == ["fixed", "learned"]
+    assert list(found["auc"]["fixed"]) == ["like"], "a value label has no AUC"
+    assert found["auc"]["fixed"] != found["auc"]["learned"]
+    pipeline = make_pipeline(folder)
+    events = load(folder, pipeline.source, pipeline.features, NOW)
+    scored_from = int(np.ceil(0.3 * events.impressions))
+    rows = first_rows(np.asarray(events.features["user"]))
+    rows = rows[rows >= scored_from]
+    assert (found["user"], found["impressions"]) == ("user", len(rows))
+    for metrics in found["auc"].values():
+        assert f"{metrics['like']:.4f}" in printed
+
+
+def test_whichever_is_configured_the_figures_are_the_same(folder: Path, fixed: tuple[dict[str, Any], str]) -> None:
+    """What the config serves with, and what is served beside it, change places."""
+    learned, _ = replayed(folder, "learned", tables={**ADMISSION, "default_row": "learned"})
+    assert learned["cold_start"] == fixed[0]["cold_start"]
+    assert learned["metrics"] != fixed[0]["metrics"]
+
+
+def test_the_user_is_the_feature_that_the_config_names(folder: Path, fixed: tuple[dict[str, Any], str]) -> None:
+    features = {"member": {"column": "user", "scope": "request"}, "item": {"column": "item"}}
+    tables = {"only": {"member": {"admit_after": 6}}}
+    assert replayed(folder, "nobody", features=features, tables=tables)[0]["cold_start"] is None
+    found = replayed(folder, "member", features=features, tables=tables, user="member")[0]["cold_start"]
+    assert (found["user"], found["impressions"]) == ("member", fixed[0]["cold_start"]["impressions"])
+
+
+def test_the_figure_is_of_served_scores(folder: Path, fixed: tuple[dict[str, Any], str]) -> None:
+    """The same figure from a loop of its own, whose scores other tests hold to be those served at the time."""
+    pipeline = make_pipeline(folder, tables=ADMISSION)
+    events = load(folder, pipeline.source, pipeline.features, NOW)
+    ran = Ran(pipeline, events, {"60s": MINUTE}, warmup=0.3)
+    rows = first_rows(np.asarray(events.features["user"]))
+    rows = rows[rows >= ran.loop.scored_from]
+    expected = auc(ran.loop.primary.scores[rows, 0], ran.loop.truth["like"][rows])
+    assert fixed[0]["cold_start"]["auc"]["fixed"]["like"] == expected
+
+
+def test_what_a_config_serves_with_already(folder: Path) -> None:
+    plain = make_pipeline(folder, tables={"default_row": "learned"})
+    assert not is_admitting(plain), "without admission every id has a row, so there is nothing to compare"
+    only = {"user": {"admit_after": 6, "default_row": "learned"}}
+    one = make_pipeline(folder, tables={"only": only})
+    assert is_admitting(one)
+    assert [is_default_row(one, each) for each in DEFAULT_ROWS] == [False, True], "items have rows at once"
+    both = make_pipeline(folder, tables={"only": {**only, "item": {"admit_after": 2}}})
+    assert [is_default_row(both, each) for each in DEFAULT_ROWS] == [False, False]
