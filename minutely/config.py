@@ -19,6 +19,7 @@ from streaming.datasets import movielens_100k
 from streaming.features import FeatureSet, SparseFeature
 from streaming.joiner import JoinSettings
 from streaming.labels import LabelSet
+from streaming.negatives import NegativeSettings
 from streaming.source_settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
 
@@ -36,6 +37,7 @@ class Pipeline(Section):
     features: FeatureSet
     labels: LabelSet
     join: JoinSettings = JoinSettings()
+    negatives: NegativeSettings = NegativeSettings()
     model: ModelSettings = ModelSettings()
     tables: TablesSettings = TablesSettings()
     train: TrainSettings = TrainSettings()

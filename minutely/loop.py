@@ -27,6 +27,7 @@ from streaming.columns import slice_columns
 from streaming.join_worker import JoinWorker
 from streaming.joiner import Joiner
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Log
+from streaming.negatives import Negatives
 from streaming.pending import NEVER, PendingStore
 from streaming.producer import Producer
 from streaming.source import LoggedEvents
@@ -86,7 +87,8 @@ class EmbeddedLoop:
         self._step_ms = pipeline.train.step_every
         self._producer = Producer(events, pipeline.features)
         self._log = log
-        self.joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, pending, clock)
+        negatives = Negatives(pipeline.negatives.keep, pipeline.seed)
+        self.joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, pending, clock, _PARTITION, negatives)
         self._join = JoinWorker(log, self.joiner, clock, pipeline.join.lateness, _PARTITION)
         self.trainer = self._make_trainer()
         self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)

@@ -103,12 +103,14 @@ class Trainer:
         now_ms = int(batch.column("decided_at")[count - 1].as_py())
         targets = torch.from_numpy(self._format.label_values(batch))
         weights = torch.tensor(batch.column("weight").to_numpy())
+        rates = batch.column("sampling_rate").to_numpy()
+        sampled = torch.tensor(rates) if (rates < 1).any() else None
         ids = self._plan.ids(columns)
         rows = self._plan.fetch(
             ids, self.model.row_dim, lambda table, keys, out: self.tables[table].lookup_or_insert(keys, now_ms, out)
         ).requires_grad_()
         outputs = self.model(self._plan.stack(rows, columns, count), self._plan.dense(columns, count))
-        self._loss(outputs, targets, weights).backward()  # type: ignore[no-untyped-call]
+        self._loss(outputs, targets, weights, sampled).backward()  # type: ignore[no-untyped-call]
         self.weights.step()
         assert rows.grad is not None
         gradients = rows.grad.numpy()
