@@ -1,7 +1,7 @@
 """The archive: every example in a Delta Lake table, once, with the offsets that it came from.
 
 Columns are those of `ExampleFormat`, and ``hour`` (the event hour of ``decided_at``, UTC, such as 2024-01-31T05), by which the
-table is partitioned; ``partition`` and ``offset`` of the record in `examples` and ``row`` in it, which order what has the same time.
+table is partitioned; ``partition`` and ``offset`` of the record in `examples` and ``row`` in it, which order equal times.
 
 A commit holds the rows of some records together with two application transactions a partition: the next offset to read and the
 watermark. Delta refuses the second of two commits that move the same transaction, so a retry, or a writer that believes it

@@ -42,7 +42,7 @@ class ArchiveWorker:
         self._start()
 
     def step(self) -> bool:
-        """Read once, and commit where an example waits long enough or enough of them came together. Whether there is more to read."""
+        """Read once, and commit where an example waited long enough or enough came together. Whether there is more."""
         more = False
         for partition in self._partitions:
             records = self._log.read(EXAMPLES, partition, self.positions[partition].offset, _RECORDS_AT_ONCE)
