@@ -25,6 +25,7 @@ from basis.settings import PositiveDurationMs, Section
 from streaming.examples import ExampleFormat
 
 _HOUR_MS = 3_600_000
+_LATEST_MS = 253_402_300_799_999  # the end of the year 9999: hours are compared as texts
 _ROWS_AT_ONCE = 1 << 20
 _ORDER = ("decided_at", "partition", "offset", "row")
 _PLACE = pa.schema([("hour", pa.string()), ("partition", pa.int32()), ("offset", pa.int64()), ("row", pa.int32())])
@@ -119,7 +120,7 @@ class Archive:
 
     def hours(self, since: int, until: int) -> dict[str, int]:
         """The event hours that may hold examples decided in [since, until) (ms), in order, with their number of rows."""
-        first, last = _hours(np.array([since, until - 1]))
+        first, last = _hours(np.clip([since, until - 1], 0, _LATEST_MS))
         found: dict[str, int] = {}
         files = self._files()
         for hour, count in zip(
