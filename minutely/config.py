@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from basis.problems import Problem, Problems
 from basis.settings import Section, format_duration
 from paramserver.settings import SyncSettings, TablesSettings
+from streaming.archive import ArchiveSettings
 from streaming.datasets import movielens_100k
 from streaming.features import FeatureSet, SparseFeature
 from streaming.joiner import JoinSettings
@@ -38,6 +39,7 @@ class Pipeline(Section):
     labels: LabelSet
     join: JoinSettings = JoinSettings()
     negatives: NegativeSettings = NegativeSettings()
+    archive: ArchiveSettings | None = None
     model: ModelSettings = ModelSettings()
     tables: TablesSettings = TablesSettings()
     train: TrainSettings = TrainSettings()

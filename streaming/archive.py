@@ -25,6 +25,7 @@ from basis.settings import PositiveDurationMs, Section
 from streaming.examples import ExampleFormat
 
 _HOUR_MS = 3_600_000
+_MINUTE_MS = 60_000
 _LATEST_MS = 253_402_300_799_999  # the end of the year 9999: hours are compared as texts
 _ROWS_AT_ONCE = 1 << 20
 _ORDER = ("decided_at", "partition", "offset", "row")
@@ -76,6 +77,13 @@ class Archive:
         offset = self._table.transaction_version(_offset_id(partition))
         watermark = self._table.transaction_version(_watermark_id(partition))
         return None if offset is None or watermark is None else Position(offset, watermark)
+
+    def positions(self) -> dict[int, Position]:
+        """The positions of all partitions that examples came from."""
+        files = self._files()
+        last = max(files.column("max.partition").to_pylist()) if len(files) else -1
+        found = ((partition, self.position(partition)) for partition in range(last + 1))
+        return {partition: position for partition, position in found if position is not None}
 
     def append(self, records: Sequence[Archived], positions: Mapping[int, Position]) -> bool:
         """Commit records, and that partitions are archived up to there. False, and nothing written, where another writer has
@@ -131,19 +139,27 @@ class Archive:
         return dict(sorted(found.items()))
 
     def batches(self, since: int, until: int) -> Iterator[pa.RecordBatch]:
-        """The examples decided in [since, until) (ms of event time) in order of their decision, about a million at once at most."""
-        for hour, count in self.hours(since, until).items():
-            start = int(np.datetime64(hour, "ms").astype(np.int64))
-            parts = -(-count // _ROWS_AT_ONCE)
-            bounds = np.linspace(start, start + _HOUR_MS, parts + 1).astype(np.int64) // 60_000 * 60_000
-            for begin, end in pairwise(np.unique(bounds).tolist()):
-                batch = self._read(hour, max(begin, since), min(end, until))
+        """The examples decided in [since, until) (ms of event time) in order of their decision, about a million at once at most.
+
+        Batches begin at full minutes.
+        """
+        for hours, count in _stretches(self.hours(since, until)):
+            first, last = (int(np.datetime64(hour, "ms").astype(np.int64)) for hour in (hours[0], hours[-1]))
+            bounds = np.linspace(first, last + _HOUR_MS, -(-count // _ROWS_AT_ONCE) + 1).astype(np.int64)
+            for begin, end in pairwise(np.unique(bounds // _MINUTE_MS * _MINUTE_MS).tolist()):
+                batch = self._read(max(begin, since), min(end, until))
                 if batch.num_rows:
                     yield batch
 
-    def _read(self, hour: str, begin: int, end: int) -> pa.RecordBatch:
+    def _read(self, begin: int, end: int) -> pa.RecordBatch:
+        first, last = _hours(np.array([begin, end - 1]))
         found = self._table.to_pyarrow_table(
-            filters=[("hour", "=", hour), ("decided_at", ">=", begin), ("decided_at", "<", end)],
+            filters=[
+                ("hour", ">=", first),
+                ("hour", "<=", last),
+                ("decided_at", ">=", begin),
+                ("decided_at", "<", end),
+            ],
             columns=[*self._format.schema.names, "partition", "offset", "row"],
         )
         ordered = found.sort_by([(name, "ascending") for name in _ORDER])
@@ -163,6 +179,20 @@ def _offset_id(partition: int) -> str:
 
 def _watermark_id(partition: int) -> str:
     return f"minutely/watermark/{partition}"
+
+
+def _stretches(hours: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
+    """Hours in a row that have few rows, read together since every read looks through the list of files; with their rows."""
+    together: list[str] = []
+    rows = 0
+    for hour, count in hours.items():
+        if together and rows + count > _ROWS_AT_ONCE:
+            yield together, rows
+            together, rows = [], 0
+        together.append(hour)
+        rows += count
+    if together:
+        yield together, rows
 
 
 def _hours(times: npt.NDArray[np.int64]) -> list[str]:

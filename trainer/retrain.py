@@ -55,7 +55,7 @@ def hand_over(
         worker = TrainWorker(log, trainer, example_format, partition)
         position = archive.position(partition)
         if position is None:
-            worker.offset = log.begin(EXAMPLES, partition)
+            worker.offset = log.beginning(EXAMPLES, partition)
         else:
             check_no_gap(log, EXAMPLES, partition, position.offset)
             worker.offset, worker.watermark = position

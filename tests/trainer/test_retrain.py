@@ -15,6 +15,7 @@ from paramserver.files import LocalFiles
 from paramserver.manifest import TakenOverError
 from paramserver.settings import TablesSettings
 from serving.replica import Replica
+from streaming import archive as archives
 from streaming.archive import Archive
 from streaming.archive_worker import ArchiveWorker
 from streaming.clock import EventClock
@@ -92,7 +93,9 @@ def log(tmp_path: Path) -> EmbeddedLog:
     return EmbeddedLog(tmp_path / "log", durable=False)
 
 
-def test_the_archive_gives_the_very_model_that_training_online_gave(log: EmbeddedLog, tmp_path: Path) -> None:
+def test_the_archive_gives_the_very_model_that_training_online_gave(
+    log: EmbeddedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log.append(EXAMPLES, 0, records(700))
     online, batch = make_trainer(expire_after="30m"), make_trainer(expire_after="30m")
     for minute in range(700 // 3 + 1):  # as the embedded loop does it
@@ -101,6 +104,7 @@ def test_the_archive_gives_the_very_model_that_training_online_gave(log: Embedde
         if found:
             online.train(pa.concat_batches(found))
         online.expire(end)
+    monkeypatch.setattr(archives, "_ROWS_AT_ONCE", 600)
     told: list[int] = []
     train_archive(archive_of(log, tmp_path / "archive"), batch, SETTINGS, 0, NEVER, told.append)
     assert told == [540, 1080, 1620, 2100], "after each event hour"
