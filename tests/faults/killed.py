@@ -34,7 +34,7 @@ from trainer.retrain import cut_of, hand_over, recover, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
 
 PARTITIONS = range(2)
-KILLS = 25
+KILLS = 14
 STEPS: list[tuple[Any, str]] = [
     (EmbeddedLog, "read"),
     (Archive, "append"),
