@@ -171,7 +171,7 @@ def train(
     The archive is archive.dir of the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with
     the model as version 1; without --until its offsets say where in the live log training goes on.
     """
-    from minutely.train import archive_place, train_from_archive
+    from minutely.batch import archive_place, train_from_archive
 
     if since is not None and until is not None and until <= since:
         raise click.BadParameter("--until is not after --since; allowed: a later time")

@@ -71,7 +71,7 @@ class ArchiveWorker:
         for partition in self._partitions:
             position = self._archive.position(partition)
             if position is None:
-                position = Position(self._log.beginning(EXAMPLES, partition), 0)
+                position = Position(self._log.begin(EXAMPLES, partition), 0)
             check_no_gap(self._log, EXAMPLES, partition, position.offset)
             self.positions[partition] = position
         self._forget_waiting()

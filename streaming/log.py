@@ -25,7 +25,7 @@ class LogReader(Protocol):
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """Up to ``limit`` records from ``offset`` on, in order; none at the end."""
 
-    def beginning(self, topic: str, partition: int) -> int:
+    def begin(self, topic: str, partition: int) -> int:
         """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
 
 
@@ -48,7 +48,7 @@ class GapError(RuntimeError):
 
 def check_no_gap(log: LogReader, topic: str, partition: int, offset: int) -> None:
     """`GapError` where records from ``offset`` on are no longer in the log."""
-    begin = log.beginning(topic, partition)
+    begin = log.begin(topic, partition)
     if begin > offset:
         raise GapError(
             f"{topic}/{partition}: the log begins at offset {begin}, records from {offset} on are needed; "
@@ -96,7 +96,7 @@ class EmbeddedLog:
             self._ends[topic, partition] = known
         return known
 
-    def beginning(self, topic: str, partition: int) -> int:
+    def begin(self, topic: str, partition: int) -> int:
         """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
         first = self._db.iter()
         first.seek(_key(topic, partition, 0))

@@ -18,8 +18,6 @@ from streaming.log import EXAMPLES, LogReader, check_no_gap
 from trainer.settings import TrainSettings
 from trainer.worker import Trainer, TrainWorker
 
-_TRIES = 100
-
 
 def train_archive(
     archive: Archive,
@@ -55,7 +53,7 @@ def hand_over(
         worker = TrainWorker(log, trainer, example_format, partition)
         position = archive.position(partition)
         if position is None:
-            worker.offset = log.beginning(EXAMPLES, partition)
+            worker.offset = log.begin(EXAMPLES, partition)
         else:
             check_no_gap(log, EXAMPLES, partition, position.offset)
             worker.offset, worker.watermark = position
@@ -81,30 +79,26 @@ def take_over(
     trainer: Trainer,
     workers: Sequence[TrainWorker],
     now_ms: Callable[[], int],
-) -> DeltaLog:
-    """Catch up with the live log and publish the retrained model as the next version; the log to go on publishing to.
+) -> DeltaLog | None:
+    """Publish the retrained model as the next version; the log to go on publishing to.
 
-    The version is not published before it contains every example that the newest one contains. The trainer that was at work
-    gets `TakenOverError` at its next publication; a replica moves at its next pull.
+    None, and nothing has changed, where the newest version contains examples that this model does not, or where the trainer at
+    work was faster: let the workers catch up and try again. The trainer whose place was taken gets `TakenOverError` at
+    its next publication; a replica moves at its next pull.
     """
-    for _ in range(_TRIES):
-        for worker in workers:
-            while worker.step():
-                pass
-        deltas = DeltaLog.resume(files, fingerprint, keep_deltas)
-        newest = deltas.newest
-        cut = cut_of(trainer, workers, now_ms())
-        if newest is not None:
-            if any(newest.offsets.get(name, 0) > offset for name, offset in cut.offsets.items()):
-                continue
-            cut = cut._replace(offsets={**newest.offsets, **cut.offsets})
-        try:
-            deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut)
-        except TakenOverError:  # the trainer at work was faster; it is ahead by a minute at most
-            continue
-        trainer.seal()
-        return deltas
-    raise TakenOverError(f"the trainer at work published {_TRIES} versions in a row before the retrained one could")
+    deltas = DeltaLog.resume(files, fingerprint, keep_deltas)
+    newest = deltas.newest
+    cut = cut_of(trainer, workers, now_ms())
+    if newest is not None:
+        if any(newest.offsets.get(name, 0) > offset for name, offset in cut.offsets.items()):
+            return None
+        cut = cut._replace(offsets={**newest.offsets, **cut.offsets})
+    try:
+        deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut)
+    except TakenOverError:
+        return None
+    trainer.seal()
+    return deltas
 
 
 def recover(files: Files, manifest: Manifest, trainer: Trainer) -> None:

@@ -148,7 +148,11 @@ def take_over_job(folder: Path, rng: random.Random) -> None:
             for worker in (*workers, *following):
                 worker.step()
             publish(trainer, workers, deltas)
-        taken = take_over(LocalFiles(folder / "deltas", durable=True), "form", 5, retrained, following, lambda: 1)
+        taken = None
+        while taken is None:
+            for worker in following:
+                worker.step()
+            taken = take_over(LocalFiles(folder / "deltas", durable=True), "form", 5, retrained, following, lambda: 1)
         try:
             publish(trainer, workers, deltas)
         except TakenOverError:

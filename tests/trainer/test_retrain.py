@@ -201,7 +201,10 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
     log.append(EXAMPLES, 0, records(5, first=115))
     run(at_work)
 
+    assert take_over(files, "form", 4, retrained, workers, lambda: 77) is None, "it has not caught up"
+    run(workers[0])
     taken = take_over(files, "form", 4, retrained, workers, lambda: 77)
+    assert taken is not None
     manifest = taken.newest
     assert manifest is not None
     assert (manifest.version, manifest.parent, manifest.lineage, manifest.published_at) == (4, 0, 4, 77)
@@ -235,7 +238,7 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
 
 
 def test_taking_over_waits_until_nothing_is_lost_by_it(log: EmbeddedLog, tmp_path: Path) -> None:
-    """The trainer at work is faster twice: each time the retrained one catches up with what that published."""
+    """The trainer at work is faster twice: once before the retrained one is about to publish, once while it is."""
     files = LocalFiles(tmp_path / "deltas", durable=False)
     log.append(EXAMPLES, 0, records(10))
     online, retrained = make_trainer(), make_trainer(seed=2)
@@ -253,8 +256,13 @@ def test_taking_over_waits_until_nothing_is_lost_by_it(log: EmbeddedLog, tmp_pat
             published.append(deltas.publish(online.seal(), cut_of(online, [at_work], 1)).version)
         return 9
 
+    for at in range(2):
+        assert take_over(files, "form", 4, retrained, workers, now_ms) is None
+        assert published == list(range(1, at + 2))
+        assert DeltaLog.resume(files, "form", 4).newest == deltas.newest, "nothing has changed"
+    run(workers[0])
     taken = take_over(files, "form", 4, retrained, workers, now_ms)
-    assert published == [1, 2]
+    assert taken is not None
     assert taken.newest is not None
     assert taken.newest.version == 3
     assert taken.newest.offsets == {"examples/0": 30}

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from basis.problems import Problems
+from minutely.batch import archive_place, train_from_archive
 from minutely.loop import open_loop
 from minutely.parts import make_trainer
-from minutely.train import archive_place, train_from_archive
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from streaming.log import EXAMPLES
