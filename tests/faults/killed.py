@@ -1,8 +1,8 @@
 """Run as ``python killed.py JOB FOLDER SEED``: does a job in processes that are killed (SIGKILL) at seeded random points, each
 followed by another one, until one ends by itself. Prints how many were killed.
 
-Every other process is killed at a step: before or after a call of something that reads or writes. The rest are killed by the
-clock, so within such a call as well. It forks, since importing takes longer than a job; the parent itself does nothing.
+The first six, and then every other one, are killed at a step: before or after a call of something that reads or writes. The rest
+are killed by the clock, so within such a call as well. It forks, since importing takes longer than a job; the parent does nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trainer.retrain import cut_of, hand_over, recover, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
 
 PARTITIONS = range(2)
-KILLS = 14
+KILLS, AT_STEPS = 14, 6
 STEPS: list[tuple[Any, str]] = [
     (EmbeddedLog, "read"),
     (Archive, "append"),
@@ -174,12 +174,12 @@ def main(job: str, folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     killed = 0
     while True:
-        steps, seconds, child_seed = rng.randint(1, 60), rng.uniform(0.02, 0.5), rng.randrange(2**32)
+        steps, seconds, child_seed = rng.randint(1, 16), rng.uniform(0.02, 0.5), rng.randrange(2**32)
         child = os.fork()
         if child == 0:
             try:
                 if killed < KILLS:
-                    kill_at_step(steps) if killed % 2 else kill_at_time(seconds)
+                    kill_at_step(steps) if killed < AT_STEPS or killed % 2 else kill_at_time(seconds)
                 JOBS[job](folder, random.Random(child_seed))
                 os._exit(0)
             except BaseException:

@@ -16,6 +16,7 @@ from paramserver.files import LocalFiles
 from streaming.archive import Archive
 from streaming.log import EXAMPLES, EmbeddedLog
 from tests.commands import ROOT
+from tests.faults.killed import AT_STEPS
 from tests.trainer.test_retrain import FORMAT, NEVER, archive_of, make_trainer, records
 from trainer.retrain import recover
 
@@ -68,7 +69,7 @@ def counted(folder: Path) -> dict[int, int]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_each_example_is_archived_once(tmp_path: Path, seed: int) -> None:
     append(tmp_path, 0, 200)
-    assert killed("archive", tmp_path, seed) >= 8
+    assert killed("archive", tmp_path, seed) >= AT_STEPS
     archive = Archive(str(tmp_path / "archive"), FORMAT)
     found = Counter(name for batch in archive.batches(0, NEVER) for name in batch.column("example_id").to_pylist())
     assert found == Counter(f"e{number}" for number in numbers(200))
@@ -86,7 +87,7 @@ def test_each_example_is_trained_once(tmp_path: Path, job: str, seed: int) -> No
     archive_of(log, tmp_path / "archive", partitions=2)
     log.close()
     append(tmp_path, 60, 120)
-    assert killed(job, tmp_path, seed) >= 8
+    assert killed(job, tmp_path, seed) >= AT_STEPS
     assert counted(tmp_path) == dict.fromkeys(numbers(120), 1)
     newest = DeltaLog.resume(LocalFiles(tmp_path / "deltas", durable=False), "form", 5).newest
     assert newest is not None
