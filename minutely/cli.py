@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,50 @@ def check(config: Path, data: Path | None) -> None:
     if problems or pipeline is None or events is None:
         raise Problems(problems)
     describe(Console(), pipeline, events)
+
+
+class EventTime(click.ParamType[int]):
+    """An ISO 8601 date or time, as ms since 1970; UTC where it names no zone."""
+
+    name = "2024-01-31|2024-01-31T05:00"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read what was typed."""
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r}: allowed: a date or a time in ISO 8601, such as {self.name}", param, ctx)
+        return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+@cli.command()
+@config_argument
+@click.option("--from", "origin", type=click.Choice(["archive"]), required=True, help="Where the examples come from.")
+@click.option("--since", type=EventTime(), help="Examples decided at this event time or later. [default: all]")
+@click.option("--until", type=EventTime(), help="Examples decided before this event time. [default: all]")
+@click.option("--run", "folder", type=click.Path(path_type=Path), help="Take the archive of this run's folder.")
+@out_option
+@seed_option
+def train(
+    config: Path,
+    origin: str,
+    since: int | None,
+    until: int | None,
+    folder: Path | None,
+    out: Path | None,
+    seed: int | None,
+) -> None:
+    """Train a model from the archive, in the order in which online training saw its examples.
+
+    The archive is archive.dir of the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with
+    the model as version 1; without --until its offsets say where in the live log training goes on.
+    """
+    from minutely.batch import archive_place, train_from_archive
+
+    if since is not None and until is not None and until <= since:
+        raise click.BadParameter("--until is not after --since; allowed: a later time")
+    pipeline = _load(config, None, seed)
+    train_from_archive(pipeline, archive_place(pipeline, folder), since, until, out, Console())
 
 
 @cli.command()

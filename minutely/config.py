@@ -15,10 +15,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from basis.problems import Problem, Problems
 from basis.settings import Section, format_duration
 from paramserver.settings import SyncSettings, TablesSettings
+from streaming.archive import ArchiveSettings
 from streaming.datasets import movielens_100k
 from streaming.features import FeatureSet, SparseFeature
 from streaming.joiner import JoinSettings
 from streaming.labels import LabelSet
+from streaming.negatives import NegativeSettings
 from streaming.source_settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
 
@@ -41,6 +43,8 @@ class Pipeline(Section):
     """The sparse feature that is the user's id, the one named ``user`` by default; for the AUC of users' first impressions."""
     labels: LabelSet
     join: JoinSettings = JoinSettings()
+    negatives: NegativeSettings = NegativeSettings()
+    archive: ArchiveSettings | None = None
     model: ModelSettings = ModelSettings()
     tables: TablesSettings = TablesSettings()
     train: TrainSettings = TrainSettings()

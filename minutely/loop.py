@@ -19,19 +19,24 @@ from rocksdict import Options, Rdict
 
 from minutely.config import Pipeline
 from minutely.measure import Measures
+from minutely.parts import make_trainer
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
 from serving.replica import Replica
+from streaming.archive import Archive
+from streaming.archive_worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.columns import slice_columns
+from streaming.examples import ExampleFormat
 from streaming.join_worker import JoinWorker
 from streaming.joiner import Joiner
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Log
+from streaming.negatives import Negatives
 from streaming.pending import NEVER, PendingStore
 from streaming.producer import Producer
 from streaming.source import LoggedEvents
 from trainer.models import make_model
-from trainer.worker import Trainer, TrainWorker
+from trainer.worker import TrainWorker
 
 _TRIM_EVERY = 256
 _PARTITION = 0
@@ -78,17 +83,20 @@ class EmbeddedLoop:
         files: Files,
         cadences: Mapping[str, int | None],
         warmup: float,
+        archiver: ArchiveWorker | None = None,
     ) -> None:
         self.pipeline = pipeline
+        self._archiver = archiver
         self.events = events
         self.clock = clock
         self._files = files
         self._step_ms = pipeline.train.step_every
         self._producer = Producer(events, pipeline.features)
         self._log = log
-        self.joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, pending, clock)
+        negatives = Negatives(pipeline.negatives.keep, pipeline.seed)
+        self.joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, pending, clock, _PARTITION, negatives)
         self._join = JoinWorker(log, self.joiner, clock, pipeline.join.lateness, _PARTITION)
-        self.trainer = self._make_trainer()
+        self.trainer = make_trainer(pipeline)
         self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)
         self.deltas = DeltaLog(files, pipeline.fingerprint(), pipeline.sync.keep_deltas)
         rates = [every for every in cadences.values() if every is not None]
@@ -134,6 +142,8 @@ class EmbeddedLoop:
         before = self.trainer.examples
         while self._train.step():
             pass
+        while self._archiver is not None and self._archiver.step():
+            pass
         expired = self.trainer.expire(end)
         if (self.trainer.examples > before or expired) and self._unsealed_since is None:
             self._unsealed_since = end
@@ -151,6 +161,8 @@ class EmbeddedLoop:
             if served.every is not None:
                 served.replica.pull(now, everything=True)
         self.deltas.fold()
+        if self._archiver is not None:
+            self._archiver.commit()
 
     @property
     def dead_letters(self) -> int:
@@ -173,12 +185,6 @@ class EmbeddedLoop:
                 if getattr(ours, column).tobytes() != getattr(theirs, column).tobytes():
                     return False
         return True
-
-    def _make_trainer(self) -> Trainer:
-        pipeline = self.pipeline
-        model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
-        tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
-        return Trainer(model, plan, tables, pipeline.labels, self.joiner.format, pipeline.train)
 
     def _make_replica(self, name: str, every: int | None, *, active: bool) -> Served:
         pipeline = self.pipeline
@@ -328,7 +334,12 @@ def open_loop(
     log = EmbeddedLog(folder / "log", durable=False)
     pending = PendingStore(pipeline.join.memory_bytes, lambda: Rdict(str(folder / "pending"), Options(raw_mode=True)))
     try:
-        yield EmbeddedLoop(pipeline, events, log, pending, EventClock(), files, cadences, warmup)
+        clock, archiver = EventClock(), None
+        if pipeline.archive is not None:
+            examples = ExampleFormat(pipeline.features, pipeline.labels)
+            archive = Archive(str(folder / "archive"), examples)
+            archiver = ArchiveWorker(log, archive, examples, clock, NEVER, [_PARTITION])
+        yield EmbeddedLoop(pipeline, events, log, pending, clock, files, cadences, warmup, archiver)
     finally:
         log.close()
         pending.close()

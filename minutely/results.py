@@ -20,6 +20,7 @@ def summarize(loop: EmbeddedLoop, warmup: float, wall_seconds: float, *, interru
         "impressions": loop.impressions,
         "engagements": counts["engagements"],
         "examples": loop.trainer.examples,
+        "dropped_negatives": counts["dropped"],
         "dead_letters": loop.dead_letters,
         "dead_letters_by_reason": loop.dead_letters_by_reason(),
         "metrics": primary["metrics"],

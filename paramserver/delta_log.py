@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
+from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.delta import Delta, TableDelta, decode, encode_rows, encode_state, fold
 from paramserver.files import Files
@@ -28,7 +30,8 @@ class Cut(NamedTuple):
 
 
 class DeltaLog:
-    """One writer's log in an empty place. The first version is 1; every version is published before the next begins."""
+    """One writer's log, in an empty place unless it is resumed. The first version is 1; every version is published before
+    the next begins. `TakenOverError` ends a writer whose place another one has taken."""
 
     def __init__(self, files: Files, fingerprint: str, keep_deltas: int) -> None:
         self._files = files
@@ -42,6 +45,24 @@ class DeltaLog:
         self._trainer_states: list[FileRef] = []
         self.version = 0
 
+    @classmethod
+    def resume(cls, files: Files, fingerprint: str, keep_deltas: int) -> DeltaLog:
+        """The log that is in a place, to go on with after its newest version; `BadFile` where another form of rows is in it."""
+        log = cls(files, fingerprint, keep_deltas)
+        log._bases = [manifests.read_manifest(files, at, base=True) for at in manifests.versions(files, base=True)]
+        log._deltas = [manifests.read_manifest(files, at, base=False) for at in manifests.versions(files, base=False)]
+        newest = log.newest
+        if newest is None:
+            return log
+        if newest.fingerprint != fingerprint:
+            raise BadFile(f"version {newest.version}: made by another config: features, labels, model or tables differ")
+        log.version = newest.version
+        served = {item.dense.version: item.dense for item in (*log._bases, *log._deltas) if item.dense}
+        log._dense = [served[version] for version in sorted(served)]
+        states = [manifest.trainer for manifest in log._deltas if manifest.trainer]
+        log._trainer_states = states[-_KEPT_TRAINER_STATES:]
+        return log
+
     @property
     def newest(self) -> Manifest | None:
         """The newest published version."""
@@ -49,9 +70,23 @@ class DeltaLog:
 
     def publish(self, epoch: Mapping[str, Rows], cut: Cut) -> Manifest:
         """Publish a sealed epoch as the next version, manifest last."""
+        return self._publish(epoch, cut, takes_over=False)
+
+    def take_over(self, rows: Mapping[str, Rows], cut: Cut) -> Manifest:
+        """Publish all rows of another model, whose dense weights are in ``cut``, as the next version, which begins a lineage.
+
+        `TakenOverError`, and nothing has changed, where the trainer that is at work published that version first.
+        """
+        assert cut.dense is not None, "rows of one model and dense weights of another"
+        return self._publish(rows, cut, takes_over=True)
+
+    def _publish(self, epoch: Mapping[str, Rows], cut: Cut, *, takes_over: bool) -> Manifest:
         version = self.version + 1
+        parent = 0 if takes_over else self.version
         stem = f"{version:012d}"
         delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
+        if takes_over:  # whoever else is about to publish this version writes other files
+            stem += f"-{xxhash.xxh3_64_hexdigest(encode_rows(delta))}"
         shard = self._write_shard(stem, delta)
         dense = self._dense[-1] if self._dense else None
         if cut.dense is not None:
@@ -60,7 +95,7 @@ class DeltaLog:
         trainer = None if cut.trainer is None else self._write(f"{stem}.trainer.safetensors", cut.trainer)
         manifest = Manifest(
             version=version,
-            parent=self.version,
+            parent=parent,
             watermark=cut.watermark,
             published_at=cut.now_ms,
             fingerprint=self._fingerprint,
@@ -68,6 +103,7 @@ class DeltaLog:
             offsets=dict(cut.offsets),
             dense=dense,
             trainer=trainer,
+            lineage=self.newest.lineage if parent and self.newest else version,
         )
         manifests.write_manifest(self._files, manifest)
         self.version = version
@@ -87,7 +123,9 @@ class DeltaLog:
         if not since:
             return None
         newest = since[-1]
-        base = fold([self._read(manifest) for manifest in (*self._bases[-1:], *since)])
+        parts = [*self._bases[-1:], *since]
+        whole = max(at for at, manifest in enumerate(parts) if manifest.parent <= 0)  # nothing before it counts
+        base = fold([self._read(manifest) for manifest in parts[whole:]])
         shard = self._write_shard(f"base-{newest.version:012d}", base)
         manifest = Manifest(
             version=newest.version,
@@ -98,6 +136,7 @@ class DeltaLog:
             shards=[shard],
             offsets=newest.offsets,
             dense=newest.dense,
+            lineage=newest.lineage,
         )
         manifests.write_manifest(self._files, manifest)
         self._bases.append(manifest)
@@ -157,6 +196,17 @@ class DeltaLog:
     def _read(self, manifest: Manifest) -> Delta:
         recent = self._recent.get((manifest.version, manifest.is_base))
         return read_shard(self._files, manifest.shards[0]) if recent is None else recent
+
+
+def read_version(files: Files, manifest: Manifest) -> dict[str, TableDelta]:
+    """All rows of a version, from the newest base before it and the deltas since; for recovery."""
+    version, deltas = manifest.version, [manifest]
+    bases = [at for at in manifests.versions(files, base=True) if at <= version]
+    while deltas[0].parent > (bases[-1] if bases else 0):
+        deltas.insert(0, manifests.read_manifest(files, deltas[0].parent, base=False))
+    if bases and deltas[0].parent > 0:
+        deltas[0:0] = [manifests.read_manifest(files, bases[-1], base=True)]
+    return fold([read_shard(files, item.shards[0]) for item in deltas])
 
 
 def read_shard(files: Files, shard: Shard) -> dict[str, TableDelta]:

@@ -13,6 +13,9 @@ class Files(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Put a file in place at once, replacing one of the same name."""
 
+    def create(self, name: str, data: bytes) -> None:
+        """Put a file in place at once; ``FileExistsError`` where one of the same name is there. Of two writers one succeeds."""
+
     def read(self, name: str) -> bytes:
         """The bytes of a file; ``FileNotFoundError`` where it is not."""
 
@@ -35,8 +38,24 @@ class LocalFiles:
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file in place at once, replacing one of the same name."""
-        path = f"{self._folder}/{name}"
-        descriptor = os.open(path + self._TEMPORARY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.replace(self._write_aside(name, data), f"{self._folder}/{name}")  # noqa: PTH105 - a Path costs more than the call
+        if self._durable:
+            self._sync_folder()
+
+    def create(self, name: str, data: bytes) -> None:
+        """Put a file in place at once; ``FileExistsError`` where one of the same name is there. Of two writers one succeeds."""
+        aside = self._write_aside(name, data)
+        try:
+            os.link(aside, f"{self._folder}/{name}")
+        finally:
+            os.unlink(aside)  # noqa: PTH108 - as above
+        if self._durable:
+            self._sync_folder()
+
+    def _write_aside(self, name: str, data: bytes) -> str:
+        """Write a file under a name that is this process's alone."""
+        path = f"{self._folder}/{name}.{os.getpid()}{self._TEMPORARY}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             view = memoryview(data)
             while view:
@@ -45,9 +64,7 @@ class LocalFiles:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(path + self._TEMPORARY, path)  # noqa: PTH105 - a Path costs more than the call, 3 times a version
-        if self._durable:
-            self._sync_folder()
+        return path
 
     def read(self, name: str) -> bytes:
         """The bytes of a file; ``FileNotFoundError`` where it is not."""
@@ -89,6 +106,12 @@ class WriteBack:
         self._kept[name] = data
         while self._bytes > self._budget_bytes:
             self._push_out()
+
+    def create(self, name: str, data: bytes) -> None:
+        """Put a file in place at once; ``FileExistsError`` where one of the same name is there."""
+        if name in self._kept or name in self._written:
+            raise FileExistsError(name)
+        self.write(name, data)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file; ``FileNotFoundError`` where it is not."""

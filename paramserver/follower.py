@@ -14,13 +14,16 @@ from paramserver.manifest import Manifest
 from paramserver.table import Table
 
 _TRIES = 3
+_NOTHING = 0
+"""The parent of a version that holds all rows."""
 
 
 class Follower:
     """Keeps ``tables`` equal to the newest version that it pulled, rows and default rows, byte for byte.
 
     A pull that fails leaves the last version that was wholly read in place, to be tried again. Where the versions that it
-    needs are gone, or do not descend from its own, it starts over from the newest base.
+    needs are gone, or do not descend from its own, it starts over from the newest base. A version that begins a lineage
+    replaces all rows at once.
     """
 
     def __init__(self, files: Files, tables: Mapping[str, Table]) -> None:
@@ -68,9 +71,11 @@ class Follower:
                 following = manifests.read_manifest(self._files, self.version + 1, base=False)
             except FileNotFoundError:
                 return moved or not self._is_behind()
-            if following.parent != self.version:
+            if following.parent not in (self.version, _NOTHING):
                 return False
             changes = self._read(following)
+            if following.parent != self.version:
+                self._keep_only(changes)
             self._apply(changes)
             self.manifest = following
             moved = True
@@ -87,11 +92,15 @@ class Follower:
             raise BadFile(f"no base to start from, and no delta that follows version {self.version}")
         base = manifests.read_manifest(self._files, bases[-1], base=True)
         changes = self._read(base)
+        self._keep_only(changes)
+        self._apply(changes)
+        self.manifest = base
+
+    def _keep_only(self, changes: list[dict[str, RowsChange]]) -> None:
+        """Erase every row that is not among these."""
         for name, table in self._tables.items():
             kept = [change[name].keys for change in changes if name in change]
             table.erase(np.setdiff1d(table.export().ids, np.concatenate([np.empty(0, np.int64), *kept])))
-        self._apply(changes)
-        self.manifest = base
 
     def _read(self, manifest: Manifest) -> list[dict[str, RowsChange]]:
         """Everything is read and checked before anything is applied."""

@@ -55,8 +55,10 @@ class Dense(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """One version, a consistent cut: rows, weights and offsets of all that happened before ``watermark`` (event ms).
 
-    ``parent`` is the version that its deltas change; a base has none (-1) and holds all rows. ``trainer`` is the trainer's
-    state (dense weights, optimizer, random state). ``offsets`` are the next to read, by topic and partition.
+    ``parent`` is the version that its deltas change; a base has none (-1) and holds all rows. A version whose parent is 0, that
+    is nothing, holds all rows as well and begins a lineage: the first one of all, and one by which a retrained model takes over.
+    ``lineage`` is the version that began its own. ``trainer`` is the trainer's state (dense weights, optimizer, random state).
+    ``offsets`` are the next to read, by topic and partition.
     """
 
     version: int
@@ -68,6 +70,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     offsets: dict[str, int]
     dense: Dense | None = None
     trainer: FileRef | None = None
+    lineage: int = 1
     format: int = FORMAT
 
     @property
@@ -85,11 +88,26 @@ def manifest_name(version: int, *, base: bool) -> str:
     return f"{'base' if base else 'manifest'}-{version:012d}.json"
 
 
+class TakenOverError(RuntimeError):
+    """Another writer has published the version that this one was to publish: it goes on from there, this one must end."""
+
+
 def write_manifest(files: Files, manifest: Manifest) -> None:
-    """Publish: after this the version is there, whole. A line of JSON, and a line with its XXH3-64 (hex)."""
+    """Publish: after this the version is there, whole. A line of JSON, and a line with its XXH3-64 (hex).
+
+    `TakenOverError` where another writer has published this version before; bases are folded by one writer and replace.
+    """
     name = manifest_name(manifest.version, base=manifest.is_base)
     data = msgspec.json.encode(manifest)
-    files.write(name, data + b"\n" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n")
+    data += b"\n" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
+    if manifest.is_base:
+        files.write(name, data)
+        return
+    try:
+        files.create(name, data)
+    except FileExistsError:
+        if files.read(name) != data:  # else a retry of what had succeeded
+            raise TakenOverError(f"{name}: published by another writer, which has taken over") from None
 
 
 def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:

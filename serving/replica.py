@@ -42,6 +42,7 @@ class Replica:
         self._dense_every = dense_every
         self._dense: Dense | None = None
         self._dense_at: int | None = None
+        self._lineage = 0
         self._follower = Follower(files, tables)
         self.tables = tables
 
@@ -61,14 +62,15 @@ class Replica:
         return self._dense.version if self._dense else 0
 
     def pull(self, now_ms: int, *, everything: bool = False) -> None:
-        """Take newer rows, and newer dense weights where theirs are due or ``everything`` is asked for."""
+        """Take newer rows, and newer dense weights where theirs are due, where the rows are of another lineage, whose weights
+        they need, or where ``everything`` is asked for."""
         manifest = self._follower.pull()
         if manifest is None or manifest.dense is None or manifest.dense == self._dense:
             return
         due = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every
-        if due or everything:
+        if due or everything or manifest.lineage != self._lineage:
             load_weights(self._model, manifest.dense.file.read(self._files))
-            self._dense, self._dense_at = manifest.dense, now_ms
+            self._dense, self._dense_at, self._lineage = manifest.dense, now_ms, manifest.lineage
 
     def score(self, columns: Columns, impressions: int) -> npt.NDArray[np.float32]:
         """Predictions for each label, float32 [impressions, labels]."""

@@ -22,7 +22,8 @@ class ExampleColumns(NamedTuple):
     """The columns of n examples besides features; times in ms of event time.
 
     ``labels`` is float32 [n, labels]; ``happened_at`` is the newest event in the example, ``decided_at`` the moment at
-    which its last label was decided.
+    which its last label was decided. ``sampling_rate`` is the share of negatives that was kept where these come from: it
+    stands in positive examples too, since it says what the whole of them lacks.
     """
 
     example_ids: Sequence[str]
@@ -30,6 +31,7 @@ class ExampleColumns(NamedTuple):
     served_at: npt.NDArray[np.int64]
     happened_at: npt.NDArray[np.int64]
     decided_at: npt.NDArray[np.int64]
+    sampling_rate: float = 1.0
 
 
 class ExamplesRecord(msgspec.Struct, kw_only=True):
@@ -68,9 +70,8 @@ class ExampleFormat:
         self._codec = BatchCodec(self.schema)
 
     def build(self, columns: Columns, rest: ExampleColumns) -> pa.RecordBatch:
-        """A batch of examples of weight 1, none left out by sampling."""
+        """A batch of examples of weight 1."""
         count = len(rest.example_ids)
-        ones = pa.array(np.ones(count, np.float32))
         labels = np.ascontiguousarray(rest.labels.T)
         arrays = [
             pa.array(rest.example_ids, pa.string()),
@@ -79,8 +80,8 @@ class ExampleFormat:
             pa.array(rest.served_at),
             pa.array(rest.happened_at),
             pa.array(rest.decided_at),
-            ones,
-            ones,
+            pa.array(np.ones(count, np.float32)),
+            pa.array(np.full(count, rest.sampling_rate, np.float32)),
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 

@@ -24,6 +24,7 @@ from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.negatives import Negatives
 from streaming.pending import NEVER, Pending, PendingStore
 
 _DUE_AT_ONCE = 10_000
@@ -73,6 +74,7 @@ class Joiner:
         store: PendingStore,
         clock: Clock,
         partition: int = 0,
+        negatives: Negatives = Negatives(),
     ) -> None:
         self._features = dict(features)
         self._rules = [Rule.of(label) for label in labels.values()]
@@ -81,6 +83,7 @@ class Joiner:
         self._store = store
         self._clock = clock
         self._partition = partition
+        self._negatives = negatives
         self._window = max(label.window for label in labels.values())
         self._action_window = {
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
@@ -218,7 +221,7 @@ class Joiner:
         if pending.emitted[index]:
             before, after = (self._decide(pending.served_at, known) for known in (events, [*events, event]))
             if before.values != after.values:
-                raise BadRecord("late", f"its example was emitted at watermark {self.watermark} ms or before")
+                raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
             self.counts["redundant"] += 1
             return
         if len(events) >= _MAX_EVENTS:
@@ -247,7 +250,10 @@ class Joiner:
                     decision = decision._replace(decided_at=closes_at)
                 if decision.decided_at < self.watermark:
                     pending.emitted[index] = 1
-                    self._ready.append(_Ready(decision.decided_at, request_id, index, decision, pending.request))
+                    if any(decision.values) or self._negatives.keeps(pending.impression_ids[index]):
+                        self._ready.append(_Ready(decision.decided_at, request_id, index, decision, pending.request))
+                    else:
+                        self.counts["dropped"] += 1
                 else:
                     next_due = min(next_due, decision.decided_at)
             if next_due != NEVER:
@@ -297,6 +303,7 @@ class Joiner:
                 np.array([item.request.served_at for item in ready], np.int64),
                 np.array([decision.happened_at for decision in decisions], np.int64),
                 np.array([decision.decided_at for decision in decisions], np.int64),
+                self._negatives.keep,
             ),
         )
 

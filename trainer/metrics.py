@@ -10,19 +10,18 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 
 
-def auc(scores: Array, labels: Array) -> float | None:
+def auc(scores: Array, labels: Array, weights: Array | None = None) -> float | None:
     """The share of (positive, negative) pairs that the scores order rightly, ties as half; None with one class only.
 
-    By the rank sum of Mann and Whitney. ``scores`` and ``labels`` (0 or 1) are [n].
+    ``scores`` and ``labels`` (0 or 1) are [n]; a pair counts as often as the product of its ``weights`` [n] says.
     """
     positive = np.asarray(labels) > 0.5
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    if not positives or not negatives:
+    if positive.all() or not positive.any():
         return None
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    return float((mean_rank[place[positive]].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    weights = np.ones(len(positive)) if weights is None else np.asarray(weights, np.float64)
+    _, place = np.unique(scores, return_inverse=True)
+    above, below = (np.bincount(place, weights * side) for side in (positive, ~positive))
+    return float((above * (np.cumsum(below) - below / 2)).sum() / (above.sum() * below.sum()))
 
 
 def gauc(scores: Array, labels: Array, requests: Array) -> float | None:
@@ -54,37 +53,43 @@ def gauc(scores: Array, labels: Array, requests: Array) -> float | None:
     return float(np.average(each, weights=size[mixed]))
 
 
-def log_loss(scores: Array, labels: Array) -> float:
+def log_loss(scores: Array, labels: Array, weights: Array | None = None) -> float:
     """Mean negative log likelihood, natural logarithm; scores are probabilities."""
     clipped = np.clip(np.asarray(scores, np.float64), 1e-7, 1 - 1e-7)
     positive = np.asarray(labels) > 0.5
-    return float(-np.where(positive, np.log(clipped), np.log1p(-clipped)).mean())
+    return float(np.average(-np.where(positive, np.log(clipped), np.log1p(-clipped)), weights=weights))
 
 
-def class_metrics(scores: Array, labels: Array, requests: Array) -> dict[str, float | None]:
-    """The metrics of a class label; None where one is not defined. Normalized entropy as in He et al., ADKDD 2014."""
+def class_metrics(
+    scores: Array, labels: Array, requests: Array | None = None, weights: Array | None = None
+) -> dict[str, float | None]:
+    """The metrics of a class label; None where one is not defined. Normalized entropy as in He et al., ADKDD 2014.
+
+    ``weights`` [n] say how many examples of the stream each one stands for, where negatives were sampled; ``gauc``, which counts
+    each impression of a request once, is None then, as it is without ``requests``.
+    """
     if not len(scores) or not np.isfinite(scores).all():
         return dict.fromkeys(("auc", "gauc", "log_loss", "normalized_entropy", "calibration"))
-    rate = float(np.asarray(labels, np.float64).mean())
-    loss = log_loss(scores, labels)
+    rate = float(np.average(np.asarray(labels, np.float64), weights=weights))
+    loss = log_loss(scores, labels, weights)
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) if 0 < rate < 1 else None
     return {
-        "auc": auc(scores, labels),
-        "gauc": gauc(scores, labels, requests),
+        "auc": auc(scores, labels, weights),
+        "gauc": None if requests is None or weights is not None else gauc(scores, labels, requests),
         "log_loss": loss,
         "normalized_entropy": None if entropy is None else float(loss / entropy),
-        "calibration": float(np.asarray(scores, np.float64).mean() / rate) if rate else None,
+        "calibration": float(np.average(np.asarray(scores, np.float64), weights=weights) / rate) if rate else None,
     }
 
 
-def value_metrics(scores: Array, labels: Array) -> dict[str, float | None]:
+def value_metrics(scores: Array, labels: Array, weights: Array | None = None) -> dict[str, float | None]:
     """The metrics of a value label: root mean square and mean absolute error, calibration as mean over mean."""
     if not len(scores) or not np.isfinite(scores).all():
         return dict.fromkeys(("rmse", "mae", "calibration"))
     error = np.asarray(scores, np.float64) - np.asarray(labels, np.float64)
-    mean = float(np.asarray(labels, np.float64).mean())
+    mean = float(np.average(np.asarray(labels, np.float64), weights=weights))
     return {
-        "rmse": float(np.sqrt((error**2).mean())),
-        "mae": float(np.abs(error).mean()),
-        "calibration": float(np.asarray(scores, np.float64).mean() / mean) if mean else None,
+        "rmse": float(np.sqrt(np.average(error**2, weights=weights))),
+        "mae": float(np.average(np.abs(error), weights=weights)),
+        "calibration": float(np.average(np.asarray(scores, np.float64), weights=weights) / mean) if mean else None,
     }

@@ -155,15 +155,26 @@ def make_model(
 
 class Loss:
     """The sum over examples and labels, each by its loss and weight. A sum, so that an example moves its rows by as much in
-    a small step as in a large one."""
+    a small step as in a large one.
+
+    Where negatives were sampled, the model still learns the whole stream, so what it predicts needs no correction later. With one
+    class label, sampling adds -log(rate) to every log odds (He et al., ADKDD 2014), so the loss takes the output with that
+    added: exact, and no example weighs more than another. With several labels, or values, a label's log odds move by an amount that
+    depends on the others, so every kept negative weighs 1 / rate instead: right whatever the labels have to do with each other.
+    """
 
     def __init__(self, labels: Mapping[str, Label]) -> None:
         self._weights = torch.tensor([label.weight for label in labels.values()])
         self._classes = [at for at, label in enumerate(labels.values()) if not label.is_value]
         self._values = {at: label for at, label in enumerate(labels.values()) if label.is_value}
 
-    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """``outputs`` and ``targets`` [n, labels], ``weights`` [n], to one number."""
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor, rates: Tensor | None = None) -> Tensor:
+        """``outputs`` and ``targets`` [n, labels], ``weights`` and sampling ``rates`` [n] (None: all 1), to one number."""
+        if rates is not None:
+            if self._classes == [0] and not self._values:
+                outputs = outputs - rates.log().unsqueeze(1)
+            else:
+                weights = weights * left_out(targets, rates)
         weights = weights.unsqueeze(1) * self._weights
         if not self._values:
             return _log_loss(outputs, targets, weights)
@@ -173,6 +184,11 @@ class Loss:
             error = outputs[:, value] - to_scale(label, targets[:, value])
             total = total + (0.5 * error * error * weights[:, value]).sum()
         return total
+
+
+def left_out(targets: Tensor, rates: Tensor) -> Tensor:
+    """How many examples of the whole stream each one stands for, [n]: a kept negative for 1 / rate of them."""
+    return torch.where(targets.any(1), 1.0, 1 / rates)
 
 
 def _log_loss(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

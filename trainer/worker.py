@@ -8,14 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch.optim.adam import adam
 
 from paramserver.table import Rows, Table
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.labels import Label
-from streaming.log import EXAMPLES, Log
+from streaming.log import EXAMPLES, LogReader
 from trainer.models import Loss, RankingModel, dump_weights
+from trainer.prequential import Prequential
 from trainer.rows import RowPlan
 from trainer.settings import TrainSettings
 
@@ -69,6 +70,11 @@ class FlatAdam:
         """What a restart needs besides the weights."""
         return {"mean": self._mean, "variance": self._variance, "steps": self._steps}
 
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave; the weights are the model's to load."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
 
 class Trainer:
     """Updates the rows that examples touch in ``tables``, and the dense weights of ``model``. Single-threaded."""
@@ -81,8 +87,10 @@ class Trainer:
         labels: Mapping[str, Label],
         example_format: ExampleFormat,
         settings: TrainSettings,
+        prequential: Prequential | None = None,
     ) -> None:
         self.model = model.train()
+        self.prequential = prequential
         self.tables = tables
         self._plan = plan
         self._loss = Loss(labels)
@@ -103,12 +111,16 @@ class Trainer:
         now_ms = int(batch.column("decided_at")[count - 1].as_py())
         targets = torch.from_numpy(self._format.label_values(batch))
         weights = torch.tensor(batch.column("weight").to_numpy())
+        rates = batch.column("sampling_rate").to_numpy()
+        sampled = torch.tensor(rates) if (rates < 1).any() else None
         ids = self._plan.ids(columns)
         rows = self._plan.fetch(
             ids, self.model.row_dim, lambda table, keys, out: self.tables[table].lookup_or_insert(keys, now_ms, out)
         ).requires_grad_()
         outputs = self.model(self._plan.stack(rows, columns, count), self._plan.dense(columns, count))
-        self._loss(outputs, targets, weights).backward()  # type: ignore[no-untyped-call]
+        if self.prequential is not None:
+            self.prequential.add(outputs.detach(), targets, sampled)
+        self._loss(outputs, targets, weights, sampled).backward()  # type: ignore[no-untyped-call]
         self.weights.step()
         assert rows.grad is not None
         gradients = rows.grad.numpy()
@@ -136,22 +148,31 @@ class Trainer:
         data: bytes = save(tensors)
         return data
 
+    def load_state(self, data: bytes) -> None:
+        """Go on from what `state` gave; ``RuntimeError`` or ``KeyError`` where it is another model's."""
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
+        for name, tensor in load(data).items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.model.load_state_dict(parts["model"])
+        self.weights.load_state(parts["optimizer"])
+
 
 class TrainWorker:
     """A trainer at work on a log: reads one partition of `examples`, and knows what its rows contain."""
 
-    def __init__(self, log: Log, trainer: Trainer, example_format: ExampleFormat, partition: int = 0) -> None:
+    def __init__(self, log: LogReader, trainer: Trainer, example_format: ExampleFormat, partition: int = 0) -> None:
         self._log = log
         self._trainer = trainer
         self._format = example_format
-        self._partition = partition
+        self.partition = partition
         self._decided: list[npt.NDArray[np.int64]] = []
         self.offset = 0
         self.watermark = 0
 
     def step(self) -> bool:
         """Read and train once. Whether there was more to read."""
-        records = self._log.read(EXAMPLES, self._partition, self.offset, _RECORDS_AT_ONCE)
+        records = self._log.read(EXAMPLES, self.partition, self.offset, _RECORDS_AT_ONCE)
         batches = []
         for record in records:
             batch, watermark = self._format.decode(record.value)

@@ -140,6 +140,11 @@ class MemoryFiles:
     def write(self, name: str, data: bytes) -> None:
         self.content[name] = data
 
+    def create(self, name: str, data: bytes) -> None:
+        if name in self.content:
+            raise FileExistsError(name)
+        self.write(name, data)
+
     def read(self, name: str) -> bytes:
         if name not in self.content or self._is_hidden(name):
             raise FileNotFoundError(name)

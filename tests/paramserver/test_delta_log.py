@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.delta import TableDelta, decode, decode_rows, encode_rows, encode_state, fold
-from paramserver.delta_log import Cut, DeltaLog, read_shard
+from paramserver.delta_log import Cut, DeltaLog, read_shard, read_version
 from paramserver.files import Files, LocalFiles, WriteBack
 from paramserver.follower import Follower
-from paramserver.manifest import Manifest
+from paramserver.manifest import Manifest, TakenOverError
 from paramserver.table import Adagrad, Normal, Rows, Table
 
 DIMS = {"user": 3, "item": 2}
@@ -39,6 +39,11 @@ class MemoryFiles:
 
     def write(self, name: str, data: bytes) -> None:
         self.content[name] = bytes(data)
+
+    def create(self, name: str, data: bytes) -> None:
+        if name in self.content:
+            raise FileExistsError(name)
+        self.write(name, data)
 
     def read(self, name: str) -> bytes:
         if name not in self.content:
@@ -64,6 +69,10 @@ class BreakableFiles:
     def write(self, name: str, data: bytes) -> None:
         self.before("write", name)
         self._files.write(name, data)
+
+    def create(self, name: str, data: bytes) -> None:
+        self.before("write", name)
+        self._files.create(name, data)
 
     def read(self, name: str) -> bytes:
         self.before("read", name)
@@ -153,11 +162,28 @@ class Writer:
         self.history[self.log.version + 1] = state_of(self.tables)
         return self.log.publish(epoch, self.cut())
 
+    def taken_over(self, files: Files, keep_deltas: int) -> Writer:
+        """Another writer, that learned elsewhere, takes over; this one, which does not know, then fails to publish."""
+        other = Writer(files, keep_deltas, seed=len(self.history))
+        for _ in range(3):
+            other.learn()
+        other.seal()
+        other.history, other.now_ms = {**self.history, self.log.version + 1: state_of(other.tables)}, self.now_ms
+        other.log = DeltaLog.resume(files, "form", keep_deltas)
+        cut = Cut(self.now_ms, self.now_ms, {}, b"dense of another", b"trainer of another")
+        manifest = other.log.take_over({name: table.export() for name, table in other.tables.items()}, cut)
+        assert manifest.lineage == manifest.version == self.log.version + 1
+        with pytest.raises(TakenOverError, match=f"{manifest.version}.json"):
+            self.publish()
+        return other
+
 
 OPERATIONS = [
     "publish",
     "publish",
     "publish",
+    "resume",
+    "take over",
     "fold",
     "pull",
     "repeat",
@@ -185,6 +211,12 @@ def test_a_follower_has_the_rows_of_its_version_whatever_happens(operations: lis
         if operation == "fold":
             writer.log.fold()
             continue
+        if operation == "resume":
+            writer.log = DeltaLog.resume(store, "form", keep)
+            continue
+        if operation == "take over":
+            writer = writer.taken_over(store, keep)
+            continue
         if operation == "restart":
             follower, tables = random_follower(broken, rng)
             continue
@@ -206,6 +238,14 @@ def test_a_follower_has_the_rows_of_its_version_whatever_happens(operations: lis
     fresh = Follower(store, fresh_tables := replica_tables())
     fresh.pull()
     assert state_of(fresh_tables) == state_of(tables) == state_of(writer.tables)
+    assert writer.log.newest is not None
+    restored = Writer(MemoryFiles(), keep)
+    for name, delta in read_version(store, writer.log.newest).items():
+        restored.tables[name].restore(delta.rows)
+    for name, table in writer.tables.items():
+        ours, theirs = restored.tables[name].export(), table.export()
+        for column in ("ids", "embeddings", "state", "last_seen_seconds", "counts"):
+            assert getattr(ours, column).tobytes() == getattr(theirs, column).tobytes()
 
 
 def break_for_one_pull(files: BreakableFiles, operation: str, writer: Writer, rng: random.Random) -> None:
@@ -539,6 +579,7 @@ def test_a_manifest_under_another_version_s_name_is_refused() -> None:
 def test_a_manifest_of_a_later_format_is_refused() -> None:
     files, writer = published(1)
     assert writer.log.newest is not None
+    files.delete(manifests.manifest_name(1, base=False))
     manifests.write_manifest(files, msgspec.structs.replace(writer.log.newest, format=manifests.FORMAT + 1))
     with pytest.raises(BadFile, match=f"format {manifests.FORMAT + 1}"):
         Follower(files, replica_tables()).pull()
@@ -728,3 +769,29 @@ def test_followers_of_write_back_see_every_version(tmp_path: Path) -> None:
     late = replica_tables()
     Follower(LocalFiles(tmp_path, durable=False), late).pull()
     assert state_of(late) == state_of(writer.tables)
+
+
+def test_of_two_writers_of_a_file_one_succeeds(tmp_path: Path) -> None:
+    stores: list[Files] = [MemoryFiles(), LocalFiles(tmp_path / "a", durable=True)]
+    stores.append(WriteBack(LocalFiles(tmp_path / "b", durable=False), 10))
+    for files in stores:
+        files.create("name", b"first, too long for ten bytes")
+        with pytest.raises(FileExistsError):
+            files.create("name", b"second")
+        assert files.read("name") == b"first, too long for ten bytes"
+        assert files.names() == ["name"]
+
+
+def test_a_log_of_another_form_is_not_resumed() -> None:
+    files, _ = published(2)
+    with pytest.raises(BadFile, match="version 2: made by another config"):
+        DeltaLog.resume(files, "another form", 4)
+
+
+def test_a_publication_that_failed_after_its_last_step_may_be_tried_again() -> None:
+    files, writer = published(1)
+    manifest = writer.log.newest
+    assert manifest is not None
+    manifests.write_manifest(files, manifest)
+    with pytest.raises(TakenOverError):
+        manifests.write_manifest(files, msgspec.structs.replace(manifest, watermark=manifest.watermark + 1))

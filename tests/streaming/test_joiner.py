@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rocksdict import Options, Rdict
@@ -36,10 +37,12 @@ from streaming.join_worker import JoinWorker
 from streaming.joiner import Joiner, JoinSettings
 from streaming.labels import Label
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.negatives import Negatives
 from streaming.pending import NEVER, PendingStore
 
 NOW = 10_000_000
 END = 1_000_000_000
+SEED = 5
 FEATURES: dict[str, Feature] = {
     "user": SparseFeature(column="user", scope="request"),
     "item": SparseFeature(column="item"),
@@ -78,6 +81,8 @@ class World(NamedTuple):
     engagements: list[Done]
     copies: list[int]
     """How often each record is sent, requests first."""
+    keep: float
+    """The share of negatives that becomes examples."""
 
 
 class Arrival(NamedTuple):
@@ -143,7 +148,13 @@ def windows(labels: dict[str, Label]) -> dict[str, int]:
     return found
 
 
+def is_kept(world: World, name: str, labels: tuple[float, ...]) -> bool:
+    """Positive in any label, or a negative whose hash falls into the kept share."""
+    return any(value != 0 for value in labels) or xxhash.xxh3_64(name.encode(), SEED).intdigest() / 2**64 < world.keep
+
+
 def brute_force(world: World) -> dict[str, Expected]:
+    """What every impression comes to; `is_kept` says which of them are examples."""
     expected = {}
     longest = max(label.window for label in world.labels.values())
     for served in world.requests:
@@ -238,7 +249,8 @@ def worlds(draw: st.DrawFn) -> World:
     engagements = list(dict.fromkeys(engagements))
     copies = [1 + (draw(st.integers(0, 4)) == 0) for _ in range(len(requests) + len(engagements))]
     emit = draw(st.sampled_from(["decided", "window"]))
-    return World(draw(random_labels()), emit, draw(st.sampled_from([0, 1, 10, 40])), requests, engagements, copies)
+    lateness, keep = draw(st.sampled_from([0, 1, 10, 40])), draw(st.sampled_from([1.0, 1.0, 0.5, 0.1]))
+    return World(draw(random_labels()), emit, lateness, requests, engagements, copies, keep)
 
 
 def arrivals(world: World, rng: random.Random) -> list[Arrival]:
@@ -255,11 +267,11 @@ def make_joiner(
     emit: str = "decided",
     lateness: int = 0,
     now: int = NOW,
+    keep: float = 1.0,
 ) -> Joiner:
     join = JoinSettings(emit=emit, lateness=f"{lateness}ms", max_rows=7)
-    return Joiner(
-        FEATURES, labels, join, PendingStore(1 << 30, no_disk) if store is None else store, EventClock(now), partition=3
-    )
+    store = PendingStore(1 << 30, no_disk) if store is None else store
+    return Joiner(FEATURES, labels, join, store, EventClock(now), partition=3, negatives=Negatives(keep, SEED))
 
 
 def no_disk() -> Rdict:
@@ -325,7 +337,12 @@ def by_id(core: Joiner, batches: Sequence[pa.RecordBatch]) -> dict[str, Expected
 
 
 def check(world: World, core: Joiner, joined: Joined, records: Sequence[Arrival]) -> None:
-    assert by_id(core, joined.examples) == brute_force(world)
+    everything = brute_force(world)
+    kept = {name: expected for name, expected in everything.items() if is_kept(world, name, expected.labels)}
+    assert by_id(core, joined.examples) == kept
+    assert core.counts["dropped"] == len(everything) - len(kept)
+    for batch in joined.examples:
+        assert batch.column("sampling_rate").to_pylist() == [np.float32(world.keep)] * batch.num_rows
     reasons = refused(world)
     sent = Counter(record.payload for record in records)
     assert Counter(letter.payload for letter in joined.dead) == Counter({payload: sent[payload] for payload in reasons})
@@ -338,13 +355,13 @@ def check(world: World, core: Joiner, joined: Joined, records: Sequence[Arrival]
 @given(worlds(), st.integers(0, 2**32))
 def test_joins_as_brute_force_does_in_any_order_of_arrival(world: World, seed: int) -> None:
     records = arrivals(world, random.Random(seed))
-    core = make_joiner(world.labels, emit=world.emit, lateness=world.lateness)
+    core = make_joiner(world.labels, emit=world.emit, lateness=world.lateness, keep=world.keep)
     joined = join_all(core, records, seed)
     check(world, core, joined, records)
     for batch in joined.examples:
         assert 0 < batch.num_rows <= 7
         assert (np.diff(batch.column("decided_at").to_numpy()) >= 0).all(), "training steps are cut by this order"
-    assert core.counts["examples"] == sum(served.impressions for served in world.requests)
+    assert core.counts["examples"] + core.counts["dropped"] == sum(served.impressions for served in world.requests)
     assert core.next_due() == NEVER
     assert core.counts["repeated"] >= sum(world.copies[: len(world.requests)]) - len(world.requests)
 
@@ -446,7 +463,8 @@ def test_the_worker_never_lets_its_watermark_pass_an_event_to_come(world: World,
     records = arrivals(world, rng)
     log, clock = MemoryLog(), EventClock(0)
     settings_ = JoinSettings(emit=world.emit, lateness=f"{world.lateness}ms")
-    core = Joiner(FEATURES, world.labels, settings_, PendingStore(1 << 30, no_disk), clock, partition=3)
+    store = PendingStore(1 << 30, no_disk)
+    core = Joiner(FEATURES, world.labels, settings_, store, clock, 3, Negatives(world.keep, SEED))
     with patch.object(join_worker, "_RECORDS_AT_ONCE", at_once):
         worker = JoinWorker(log, core, clock, world.lateness)
         while records:
@@ -751,6 +769,34 @@ def test_no_bytes_end_it(noise: bytes, seed: int) -> None:
     core.advance(END)
     core.drain()
     assert core.next_due() == NEVER
+
+
+def test_an_engagement_after_its_negative_was_dropped_is_late() -> None:
+    labels = {"click": Label(action="click", decided_by="skip", window="100ms")}
+    core = make_joiner(labels, lateness=50, keep=1e-6)
+    core.add_request(0, request_record(R1))
+    name = R1.impression(0)
+    core.add_engagement(0, engagement_record(Done("r1", name, "skip", R1.served_at + 20, 1.0)))
+    core.advance(R1.served_at + 21)
+    assert core.drain().examples == []
+    assert core.counts["dropped"] == 1
+    core.add_engagement(1, engagement_record(Done("r1", name, "click", R1.served_at + 10, 1.0)))
+    core.add_engagement(2, engagement_record(Done("r1", name, "click", R1.served_at + 30, 1.0)))
+    assert reasons(core.drain().dead_letters) == [(ENGAGEMENTS, 1, "late")]
+    assert core.counts["dead.late"] == 1
+    assert core.counts["redundant"] == 1, "a click after the skip would have changed nothing"
+    core.advance(END)
+    assert by_id(core, core.drain().examples) == {}
+    assert core.counts["dropped"] == R1.impressions
+
+
+def test_the_share_of_negatives_that_is_kept() -> None:
+    names = [f"example {number}" for number in range(20_000)]
+    kept = {rate: {name for name in names if Negatives(rate, 7).keeps(name)} for rate in (1.0, 0.5, 0.1, 0.01)}
+    for rate, found in kept.items():
+        assert abs(len(found) - 20_000 * rate) <= 4 * (20_000 * rate * (1 - rate)) ** 0.5
+    assert kept[0.01] < kept[0.1] < kept[0.5], "a lower rate keeps fewer of the same"
+    assert {name for name in names if Negatives(0.5, 8).keeps(name)} != kept[0.5]
 
 
 def test_the_watermark_is_told_when_there_is_nothing_else_to_say() -> None:

@@ -40,6 +40,19 @@ def test_auc_is_the_share_of_pairs_in_order(given_rows: Rows) -> None:
 
 
 @given(rows)
+def test_weights_count_an_example_as_if_it_were_there_so_often(given_rows: Rows) -> None:
+    scores, labels, times = split(given_rows)
+    times = times // 1000 + 1
+    often, labels_often = np.repeat(scores, times), np.repeat(labels, times)
+    found, expected = class_metrics(scores, labels, weights=times), class_metrics(often, labels_often)
+    assert found["gauc"] is None
+    found |= {f"value {name}": value for name, value in value_metrics(scores, labels, times).items()}
+    expected |= {f"value {name}": value for name, value in value_metrics(often, labels_often).items()}
+    for name, value in expected.items():
+        assert found[name] == (None if value is None else pytest.approx(value, rel=1e-9, abs=1e-12))
+
+
+@given(rows)
 def test_gauc_is_the_mean_of_requests_with_both_labels_by_their_impressions(given_rows: Rows) -> None:
     scores, labels, requests = split(given_rows)
     found = []

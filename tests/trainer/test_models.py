@@ -151,6 +151,31 @@ def test_loss_is_a_weighted_sum_over_examples_and_labels(count: int, seed: int) 
     )
 
 
+@given(st.floats(0.05, 0.95), st.sampled_from([0.5, 0.1, 0.01]))
+def test_the_loss_of_sampled_negatives_is_least_at_the_stream_s_probability(chance: float, rate: float) -> None:
+    """One label: of n impressions of this chance, n * chance positives and n * (1 - chance) * rate negatives arrive."""
+    outputs = torch.tensor([[np.log(chance / (1 - chance))]] * 2, dtype=torch.float64, requires_grad=True)
+    arriving = torch.tensor([chance, (1 - chance) * rate], dtype=torch.float64)
+    rates = torch.full((2,), rate, dtype=torch.float64)
+    Loss({"like": LIKE})(outputs, torch.tensor([[1.0], [0.0]], dtype=torch.float64), arriving, rates).backward()
+    assert outputs.grad is not None
+    assert abs(outputs.grad.sum().item()) < 1e-9
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.5, 0.1]))
+def test_with_several_labels_sampling_changes_no_gradient_in_the_mean(seed: int, rate: float) -> None:
+    """However the labels hang together: what arrives, times what each stands for, is the stream."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = {"like": LIKE, "time": TIME, "share": Label(action="share", window="1m", weight=2)}
+    targets = torch.tensor([[like, time, share] for like in (0, 1) for time in (0, 900) for share in (0, 1)]).double()
+    share = torch.rand(8, generator=generator, dtype=torch.float64)
+    outputs = torch.randn(1, 3, generator=generator, dtype=torch.float64).expand(8, 3)
+    kept = torch.where(targets.any(1), 1.0, torch.tensor(rate, dtype=torch.float64))
+    whole = Loss(labels)(outputs, targets, share)
+    sampled = Loss(labels)(outputs, targets, share * kept, torch.full((8,), rate, dtype=torch.float64))
+    torch.testing.assert_close(sampled, whole, rtol=1e-9, atol=1e-12)
+
+
 def test_loss_of_values_alone() -> None:
     loss = Loss({"time": Label(action="play", window="1m", loss="squared", scale=10)})
     found = loss(torch.tensor([[1.0], [2.0]]), torch.tensor([[30.0], [20.0]]), torch.tensor([1.0, 5.0]))

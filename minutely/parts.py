@@ -1,0 +1,17 @@
+"""Parts of a pipeline that more than one command puts together."""
+
+from __future__ import annotations
+
+from minutely.config import Pipeline
+from streaming.examples import ExampleFormat
+from trainer.models import make_model
+from trainer.prequential import Prequential
+from trainer.worker import Trainer
+
+
+def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None) -> Trainer:
+    """A trainer that has learned nothing yet, with the pipeline's seed."""
+    model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
+    tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
+    examples = ExampleFormat(pipeline.features, pipeline.labels)
+    return Trainer(model, plan, tables, pipeline.labels, examples, pipeline.train, prequential)

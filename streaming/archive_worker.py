@@ -1,0 +1,105 @@
+"""The archiver at work on a log: reads `examples`, commits them to the archive, and keeps its files large."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streaming.archive import Archive, Archived, Position
+from streaming.clock import Clock
+from streaming.examples import ExampleFormat
+from streaming.log import EXAMPLES, LogReader, check_no_gap
+
+_RECORDS_AT_ONCE = 64
+_ROWS_A_COMMIT = 1 << 18
+_BYTES_A_COMMIT = 64 << 20
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+
+
+class ArchiveWorker:
+    """Synchronous: every `step` reads a bounded number of records and commits when it is time.
+
+    What was read since the last commit is in memory, at most 64 MiB and the records of one step. A commit holds all partitions.
+    """
+
+    def __init__(
+        self,
+        log: LogReader,
+        archive: Archive,
+        example_format: ExampleFormat,
+        clock: Clock,
+        commit_every_ms: int,
+        partitions: Sequence[int],
+    ) -> None:
+        """Begin where the archive ends; `GapError` where the log no longer reaches back to there."""
+        self._log = log
+        self._archive = archive
+        self._format = example_format
+        self._clock = clock
+        self._commit_every_ms = commit_every_ms
+        self._partitions = list(partitions)
+        self._tidied_at = 0
+        self._vacuumed_at = 0
+        self._start()
+
+    def step(self) -> bool:
+        """Read once, and commit where an example waited long enough or enough came together. Whether there is more."""
+        more = False
+        for partition in self._partitions:
+            records = self._log.read(EXAMPLES, partition, self.positions[partition].offset, _RECORDS_AT_ONCE)
+            for record in records:
+                self._take(partition, record.offset, record.value)
+            more |= len(records) == _RECORDS_AT_ONCE
+        waited = self._clock.now_ms() - self._waiting_since if self._moved else 0
+        if waited >= self._commit_every_ms or self._rows >= _ROWS_A_COMMIT or self._bytes >= _BYTES_A_COMMIT:
+            self.commit()
+        return more
+
+    def commit(self) -> None:
+        """Commit what was read; where another archiver was here before, go on after it instead."""
+        if not self._moved:
+            return
+        moved = {partition: self.positions[partition] for partition in self._moved}
+        if not self._archive.append(self._waiting, moved):
+            self._start()
+            return
+        self._forget_waiting()
+        self._tidy()
+
+    def _start(self) -> None:
+        self.positions: dict[int, Position] = {}
+        """How far each partition was read."""
+        for partition in self._partitions:
+            position = self._archive.position(partition)
+            if position is None:
+                position = Position(self._log.begin(EXAMPLES, partition), 0)
+            check_no_gap(self._log, EXAMPLES, partition, position.offset)
+            self.positions[partition] = position
+        self._forget_waiting()
+
+    def _forget_waiting(self) -> None:
+        self._waiting: list[Archived] = []
+        self._moved: set[int] = set()
+        self._rows = self._bytes = 0
+        self._waiting_since = 0
+
+    def _take(self, partition: int, offset: int, payload: bytes) -> None:
+        batch, watermark = self._format.decode(payload)
+        if not self._moved:
+            self._waiting_since = self._clock.now_ms()
+        self._moved.add(partition)
+        self.positions[partition] = Position(offset + 1, max(watermark, self.positions[partition].watermark))
+        if batch.num_rows:
+            self._waiting.append(Archived(partition, offset, batch))
+            self._rows += batch.num_rows
+            self._bytes += len(payload)
+
+    def _tidy(self) -> None:
+        """Compact when event time came to another hour, and delete what is no longer used once a day."""
+        watermark = min(position.watermark for position in self.positions.values())
+        if watermark // _HOUR_MS > self._tidied_at // _HOUR_MS:
+            self._archive.compact(watermark)
+            self._tidied_at = watermark
+        now_ms = self._clock.now_ms()
+        if now_ms - self._vacuumed_at >= _DAY_MS:
+            self._archive.vacuum()
+            self._vacuumed_at = now_ms

@@ -1,0 +1,32 @@
+"""Negative sampling: the joiner publishes a share of the negatives, and says which share in every example.
+
+Which ones are kept depends on the seed and the ``example_id`` alone, so a replay, a rebuild, the archive and a test's oracle
+agree on every one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import xxhash
+from pydantic import Field
+
+from basis.settings import Section
+
+
+class NegativeSettings(Section):
+    """The ``negatives`` section. A negative is an example all of whose labels are 0."""
+
+    keep: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
+    """The share of negatives that becomes examples; losses and metrics are corrected for it."""
+
+
+class Negatives(NamedTuple):
+    """Which negatives are kept."""
+
+    keep: float = 1.0
+    seed: int = 0
+
+    def keeps(self, example_id: str) -> bool:
+        """Whether a negative of this id becomes an example."""
+        return self.keep >= 1 or xxhash.xxh3_64_intdigest(example_id.encode(), self.seed) < self.keep * 2.0**64

@@ -1,0 +1,110 @@
+"""Retraining from the archive: batch, then the live log from exactly where the archive ends, then taking over.
+
+The order of training is that of the decisions, as online; so one partition's archive gives the very model that online training
+gave. The retrained model takes over as one version that begins a lineage, by a conditional put: either the trainer at work
+publishes the next version, or the retrained one does, and the other one learns that it did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from paramserver.delta_log import Cut, DeltaLog, read_version
+from paramserver.files import Files
+from paramserver.manifest import Manifest, TakenOverError
+from streaming.archive import Archive
+from streaming.examples import ExampleFormat, cut_per_step
+from streaming.log import EXAMPLES, LogReader, check_no_gap
+from trainer.settings import TrainSettings
+from trainer.worker import Trainer, TrainWorker
+
+
+def train_archive(
+    archive: Archive,
+    trainer: Trainer,
+    settings: TrainSettings,
+    since: int,
+    until: int,
+    progress: Callable[[int], None] = lambda examples: None,
+) -> None:
+    """Train on the archived examples decided in [since, until) (ms of event time), and forget rows as online training does.
+
+    What the trainer sealed is dropped: publish `Table.export` of its tables. ``progress`` is told the examples so far.
+    """
+    for batch in archive.batches(since, until):
+        for step in cut_per_step(batch, settings.step_every, settings.max_rows):
+            trainer.train(step)
+            last = int(step.column("decided_at")[step.num_rows - 1].as_py())
+            trainer.expire((last // settings.step_every + 1) * settings.step_every)
+        trainer.seal()
+        progress(trainer.examples)
+
+
+def hand_over(
+    archive: Archive, log: LogReader, trainer: Trainer, example_format: ExampleFormat, partitions: Sequence[int]
+) -> list[TrainWorker]:
+    """Workers that go on in the live log, each at the offset where the archive ends.
+
+    ``archive`` is the one, as of the same commit, that `train_archive` was given. `GapError` where the log no longer reaches
+    back to there.
+    """
+    workers = []
+    for partition in partitions:
+        worker = TrainWorker(log, trainer, example_format, partition)
+        position = archive.position(partition)
+        if position is None:
+            worker.offset = log.begin(EXAMPLES, partition)
+        else:
+            check_no_gap(log, EXAMPLES, partition, position.offset)
+            worker.offset, worker.watermark = position
+        workers.append(worker)
+    return workers
+
+
+def cut_of(trainer: Trainer, workers: Sequence[TrainWorker], now_ms: int) -> Cut:
+    """What a version stands for that holds everything the workers trained through."""
+    return Cut(
+        watermark=min(worker.watermark for worker in workers),
+        now_ms=now_ms,
+        offsets={f"{EXAMPLES}/{worker.partition}": worker.offset for worker in workers},
+        dense=trainer.dense_weights(),
+        trainer=trainer.state(),
+    )
+
+
+def take_over(
+    files: Files,
+    fingerprint: str,
+    keep_deltas: int,
+    trainer: Trainer,
+    workers: Sequence[TrainWorker],
+    now_ms: Callable[[], int],
+) -> DeltaLog | None:
+    """Publish the retrained model as the next version; the log to go on publishing to.
+
+    None, and nothing has changed, where the newest version contains examples that this model does not, or where the trainer at
+    work was faster: let the workers catch up and try again. The trainer whose place was taken gets `TakenOverError` at
+    its next publication; a replica moves at its next pull.
+    """
+    deltas = DeltaLog.resume(files, fingerprint, keep_deltas)
+    newest = deltas.newest
+    cut = cut_of(trainer, workers, now_ms())
+    if newest is not None:
+        if any(newest.offsets.get(name, 0) > offset for name, offset in cut.offsets.items()):
+            return None
+        cut = cut._replace(offsets={**newest.offsets, **cut.offsets})
+    try:
+        deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut)
+    except TakenOverError:
+        return None
+    trainer.seal()
+    return deltas
+
+
+def recover(files: Files, manifest: Manifest, trainer: Trainer) -> None:
+    """Give a new trainer what a version contains: rows, dense weights, optimizer. The version must have the trainer's state."""
+    assert manifest.trainer is not None, f"version {manifest.version} has no trainer's state"
+    state = manifest.trainer.read(files)
+    for name, delta in read_version(files, manifest).items():
+        trainer.tables[name].restore(delta.rows)
+    trainer.load_state(state)
