@@ -14,6 +14,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from fbgemm import FbgemmTable, fbgemm_table
 from torch import Tensor, nn
 
 from paramserver.table import Adagrad, Table
@@ -84,6 +85,21 @@ class OnBag:
             optimizer.step()
 
 
+class OnFbgemm:
+    """The same step on fbgemm's table with row-wise Adagrad: row numbers, no hashing."""
+
+    def __init__(self, table: FbgemmTable) -> None:
+        self.table = table
+        self.model = DeepFM()
+        self.optimizer = torch.optim.Adagrad(self.model.parameters(), 0.01)
+
+    def step(self, ids: Tensor, labels: Tensor) -> None:
+        self.optimizer.zero_grad()
+        rows = self.table.lookup(ids).view(-1, FEATURES, DIM)
+        torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(self.model(rows), labels))
+        self.optimizer.step()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
@@ -92,28 +108,34 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    on_table, on_bag = OnTable(options.rows), OnBag(options.rows)
+    on_table = OnTable(options.rows)
+    fbgemm = fbgemm_table(options.rows, DIM)
+    others = {"EmbeddingBag + Adagrad": OnBag(options.rows)} | ({"fbgemm": OnFbgemm(fbgemm)} if fbgemm else {})
     for batch in map(int, options.batches.split(",")):
         inputs = [(torch.randint(0, options.rows, (batch * FEATURES,)), torch.rand(batch).round()) for _ in range(4)]
-        on_table.step(*inputs[0])
-        on_bag.step(*inputs[0])
-        shares, ratios, rates = [], [], []
+        for side in (on_table, *others.values()):
+            side.step(*inputs[0])
+        shares, rates = [], []
+        ratios: dict[str, list[float]] = {name: [] for name in others}
         for _ in range(options.rounds):
             on_table.row_seconds = 0.0
-            seconds = []
-            for side in (on_table, on_bag):
-                start = time.perf_counter()
-                for ids, labels in inputs:
-                    side.step(ids, labels)
-                seconds.append(time.perf_counter() - start)
-            shares.append(on_table.row_seconds / seconds[0])
-            ratios.append(seconds[1] / seconds[0])
-            rates.append(len(inputs) * batch / seconds[0])
+            table_seconds = _seconds(on_table, inputs)
+            shares.append(on_table.row_seconds / table_seconds)
+            rates.append(len(inputs) * batch / table_seconds)
+            for name, other in others.items():
+                ratios[name].append(_seconds(other, inputs) / table_seconds)
+        times = ", ".join(f"{median(found):.2f} times {name}" for name, found in ratios.items())
         print(
-            f"batch {batch}: rows take {median(shares):.2f} of a step; {median(rates):,.0f} examples/s; "
-            f"{median(ratios):.2f} times EmbeddingBag + Adagrad",
+            f"batch {batch}: rows take {median(shares):.2f} of a step; {median(rates):,.0f} examples/s; {times}",
             flush=True,
         )
+
+
+def _seconds(side: OnTable | OnBag | OnFbgemm, inputs: list[tuple[Tensor, Tensor]]) -> float:
+    start = time.perf_counter()
+    for ids, labels in inputs:
+        side.step(ids, labels)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

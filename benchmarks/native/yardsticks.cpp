@@ -124,6 +124,8 @@ template <int kDim> class Cuckoo {
         const nb::gil_scoped_release released;
         for (size_t i = 0; i < ids.size(); ++i) map_.insert(ids.data()[i], CuckooRow<kDim>{});
     }
+    // Keeps its memory.
+    void clear() { map_.clear(); }
     void lookup(Numbers ids, Out out) {
         const nb::gil_scoped_release released;
         for (size_t i = 0; i < ids.size(); ++i) {
@@ -153,6 +155,7 @@ template <int kDim> void bind_cuckoo(nb::module_& module, const char* name) {
     nb::class_<Map>(module, name)
         .def(nb::init<>())
         .def("insert", &Map::insert)
+        .def("clear", &Map::clear)
         .def("lookup", &Map::lookup)
         .def("apply", &Map::apply);
 }

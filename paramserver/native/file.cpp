@@ -34,12 +34,29 @@ BlockWriter::BlockWriter(const std::string& path) : path_(path), temporary_(path
 }
 
 BlockWriter::~BlockWriter() {
+    if (written_beside_.valid()) written_beside_.wait();
     if (file_ < 0) return;
     close(file_);
     unlink(temporary_.c_str());
 }
 
+void BlockWriter::settle() {
+    if (written_beside_.valid()) written_beside_.get();
+}
+
+void BlockWriter::block_beside(uint32_t kind, std::vector<std::byte>& payload, size_t bytes) {
+    settle();
+    leaving_.resize(payload.size());
+    std::swap(leaving_, payload);
+    written_beside_ = std::async(std::launch::async, [this, kind, bytes] {
+        const BlockHead head{kind, crc32c(0, leaving_.data(), bytes), bytes};
+        write(&head, sizeof head);
+        write(leaving_.data(), bytes);
+    });
+}
+
 void BlockWriter::block(uint32_t kind, const void* payload, size_t bytes) {
+    settle();
     const BlockHead head{kind, crc32c(0, payload, bytes), bytes};
     write(&head, sizeof head);
     write(payload, bytes);

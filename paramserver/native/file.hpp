@@ -21,15 +21,20 @@ class BlockWriter {
     BlockWriter& operator=(const BlockWriter&) = delete;
 
     void block(uint32_t kind, const void* payload, size_t bytes);
+    // The same while the caller fills the next one: takes the buffer and leaves another one of its size.
+    void block_beside(uint32_t kind, std::vector<std::byte>& payload, size_t bytes);
     void finish();
 
   private:
     void write(const void* data, size_t bytes);
+    void settle();
 
     std::string path_;
     std::string temporary_;
     int file_ = -1;
     uint64_t written_ = 0;
+    std::vector<std::byte> leaving_;
+    std::future<void> written_beside_;
 };
 
 class BlockReader {

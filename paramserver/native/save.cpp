@@ -95,7 +95,7 @@ void Table::save(const std::string& path) {
         std::memcpy(to + kRowHeadBytes, area.row(slot.number()), area.stride_bytes);
         used += record;
         if (used == buffer.size()) {
-            file.block(kRows, buffer.data(), used);
+            file.block_beside(kRows, buffer, used);
             used = 0;
         }
     };
@@ -147,17 +147,25 @@ void Table::load(const std::string& path) {
             std::memcpy(&content.default_slot.aux, file.payload() + bytes, sizeof(float));
         } else if (kind == kRows) {
             if (file.bytes() % record != 0) file.refuse("a block ends within a row");
-            for (const std::byte* from = file.payload(); from < file.payload() + file.bytes(); from += record) {
+            const size_t count = file.bytes() / record;
+            const auto slot_at = [&](size_t i) {
                 Slot slot;
-                std::memcpy(&slot, from, sizeof slot);
+                std::memcpy(&slot, file.payload() + i * record, sizeof slot);
+                return slot;
+            };
+            content.index.prepare(count);
+            const auto id_of = [&](size_t i) { return slot_at(i).key; };
+            content.index.each_home(count, id_of, [&](size_t i, Home home) {
+                Slot slot = slot_at(i);
                 const uint32_t changed = slot.row & kChanged;
                 const uint32_t row = content.slab.allocate();
                 slot.row = row | changed;
-                if (area.sights != nullptr) std::memcpy(area.sights + row, from + sizeof slot, sizeof(Sight));
-                std::memcpy(area.row(row), from + kRowHeadBytes, area.stride_bytes);
-                content.index.insert(slot);
+                const std::byte* from = file.payload() + i * record + sizeof slot;
+                if (area.sights != nullptr) std::memcpy(area.sights + row, from, sizeof(Sight));
+                std::memcpy(area.row(row), from + sizeof(Sight), area.stride_bytes);
+                content.index.insert(slot, home);
                 if (changed != 0) content.changed.push_back(static_cast<int64_t>(slot.key));
-            }
+            });
         } else if (kind == kCandidates) {
             read_list(file, candidates);
         } else if (kind == kExpired) {
