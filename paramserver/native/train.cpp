@@ -11,7 +11,7 @@ namespace minutely {
 namespace {
 
 // Both buckets of this many ids stay in the second-level cache from the search to the insert.
-constexpr size_t kTouchChunk = 512;
+constexpr size_t kTouchChunk = 2048;
 constexpr size_t kRejectedIdsKept = 16;
 // Erased and expired ids wait for the next seal; a table that is never sealed must not collect them for ever.
 constexpr size_t kMostUnsealed = size_t{1} << 26;
