@@ -148,6 +148,26 @@ def rows(table: str, id: str, folder: Path | None) -> None:
     show_row(Console(), folder, table, id)
 
 
+@cli.command()
+@config_argument
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of this joiner's state. [default: state/NAME/join]",
+)
+def join(config: Path, state: Path | None) -> None:
+    """Join impressions with engagements on Kafka: examples out, each once, whatever dies.
+
+    Start as many as you like with one state folder each; they share the partitions.
+    """
+    from minutely.join import join as run
+    from minutely.service import log_to_stderr
+
+    log_to_stderr()
+    pipeline = _load(config, None, None)
+    run(pipeline, state or Path("state") / pipeline.name / "join")
+
+
 def _load(config: Path, data: Path | None, seed: int | None) -> Pipeline:
     from minutely.config import load_pipeline
 

@@ -18,6 +18,7 @@ from paramserver.settings import SyncSettings, TablesSettings
 from streaming.datasets import movielens_100k
 from streaming.features import FeatureSet, SparseFeature
 from streaming.joiner import JoinSettings
+from streaming.kafka.settings import KafkaSettings
 from streaming.labels import LabelSet
 from streaming.source_settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
@@ -36,6 +37,7 @@ class Pipeline(Section):
     features: FeatureSet
     labels: LabelSet
     join: JoinSettings = JoinSettings()
+    kafka: KafkaSettings = KafkaSettings()
     model: ModelSettings = ModelSettings()
     tables: TablesSettings = TablesSettings()
     train: TrainSettings = TrainSettings()

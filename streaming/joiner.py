@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from basis.settings import DurationMs, Section
+from basis.settings import DurationMs, PositiveDurationMs, Section
 from streaming.clock import Clock
 from streaming.columns import Column, Ids, Ragged, check_packed, unpack
 from streaming.events import MAX_TIME_MS, BadRecord, DeadLetter, Engagement, Request, decode_engagement, decode_request
@@ -24,7 +24,7 @@ from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
-from streaming.pending import NEVER, Pending, PendingStore
+from streaming.pending import NEVER, Pending, PendingRequests
 
 _DUE_AT_ONCE = 10_000
 _MAX_EVENTS = 1000
@@ -41,6 +41,8 @@ class JoinSettings(Section):
     """Records from further ahead of the clock are dead letters."""
     max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
     """The most examples in one batch."""
+    max_wait: PositiveDurationMs = 200
+    """On Kafka, examples wait at most this long for others, to be sent together."""
     memory_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
     """What pending requests may take in memory; the rest is on disk."""
 
@@ -70,7 +72,7 @@ class Joiner:
         features: Mapping[str, Feature],
         labels: Mapping[str, Label],
         settings: JoinSettings,
-        store: PendingStore,
+        store: PendingRequests,
         clock: Clock,
         partition: int = 0,
     ) -> None:
@@ -82,6 +84,8 @@ class Joiner:
         self._clock = clock
         self._partition = partition
         self._window = max(label.window for label in labels.values())
+        self.known_emitted: Callable[[list[str]], bytearray] | None = None
+        """Set while lost state is rebuilt: which impressions of a request were emitted already, 1 or 0 each."""
         self._action_window = {
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
@@ -102,14 +106,23 @@ class Joiner:
         """Take one record of `engagements`."""
         self._guarded(self._engagement, ENGAGEMENTS, offset, payload)
 
-    def advance(self, watermark: int) -> None:
-        """Every event before ``watermark`` (ms) has arrived, as far as ``lateness`` promises; emit what that decides."""
+    def advance(self, watermark: int, at_most: int | None = None) -> bool:
+        """Every event before ``watermark`` (ms) has arrived, as far as ``lateness`` promises; emit what that decides.
+
+        ``at_most`` bounds how many requests are looked at. Whether all were; until then, take no further records.
+        """
         self.watermark = max(self.watermark, watermark)
-        while due := self._store.due(self.watermark, _DUE_AT_ONCE):
+        left = _DUE_AT_ONCE if at_most is None else at_most
+        while due := self._store.due(self.watermark, min(left, _DUE_AT_ONCE)):
             for request_id in due:
                 pending = self._store.get(request_id)
                 assert pending is not None, request_id
                 self._look_at(request_id, pending)
+            if at_most is not None:
+                left -= len(due)
+                if left <= 0:
+                    return False
+        return True
 
     def next_due(self) -> int:
         """The next event time (ms) at which `advance` may have something to do."""
@@ -157,7 +170,8 @@ class Joiner:
         pending.served_at = request.served_at
         pending.impression_ids = request.impression_ids
         pending.request = request
-        pending.emitted = bytearray(len(request.impression_ids))
+        known = self.known_emitted
+        pending.emitted = bytearray(len(request.impression_ids)) if known is None else known(request.impression_ids)
         waiting, pending.waiting = pending.waiting, []
         for at, engagement in waiting:
             try:

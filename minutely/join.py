@@ -1,0 +1,43 @@
+"""`minutely join`: the joiner's service, put together from a pipeline."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from minutely.config import Pipeline
+from minutely.service import stop_on_signal
+from streaming.clock import Clock, WallClock
+from streaming.join_partition import JoinPartition
+from streaming.join_state import JoinState
+from streaming.joiner import Joiner
+from streaming.kafka.join_service import JoinService
+from streaming.kafka.partition_io import KafkaHistory, KafkaOutlet
+from streaming.kafka.topics import ensure_topics
+
+
+def join(pipeline: Pipeline, folder: Path) -> None:
+    """Join until SIGINT or SIGTERM; a folder for each partition's state in ``folder``."""
+    ensure_topics(pipeline.kafka)
+    service = make_join_service(pipeline, folder, WallClock())
+    with stop_on_signal() as stop:
+        service.run(stop)
+
+
+def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinService:
+    """The service with a pipeline's joiners."""
+    settings = pipeline.join
+    window = max(label.window for label in pipeline.labels.values())
+
+    def make(partition: int, outlet: KafkaOutlet, history: KafkaHistory) -> tuple[JoinState, JoinPartition]:
+        state = JoinState(folder / str(partition), settings.memory_bytes // pipeline.kafka.partitions)
+
+        def joiner(over: JoinState) -> Joiner:
+            return Joiner(pipeline.features, pipeline.labels, settings, over, clock, partition)
+
+        keep_ms = 2 * window + settings.lateness
+        return state, JoinPartition(
+            state, joiner, outlet, history, lambda: uuid.uuid4().hex, settings.lateness, keep_ms
+        )
+
+    return JoinService(pipeline.kafka, make, clock, settings.max_wait)
