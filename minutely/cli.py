@@ -168,6 +168,26 @@ def join(config: Path, state: Path | None) -> None:
     run(pipeline, state or Path("state") / pipeline.name / "join")
 
 
+@cli.command()
+@config_argument
+@click.option(
+    "--deltas",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the published versions. [default: state/NAME/deltas]",
+)
+def train(config: Path, deltas: Path | None) -> None:
+    """Train on what the joiners write to Kafka, and publish a version every sync.sparse_every.
+
+    Started again, it goes on after exactly what its newest version contains.
+    """
+    from minutely.service import log_to_stderr
+    from minutely.train import train as run
+
+    log_to_stderr()
+    pipeline = _load(config, None, None)
+    run(pipeline, deltas or Path("state") / pipeline.name / "deltas")
+
+
 def _load(config: Path, data: Path | None, seed: int | None) -> Pipeline:
     from minutely.config import load_pipeline
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.delta import Delta, TableDelta, decode, encode_rows, encode_state, fold
 from paramserver.files import Files
@@ -28,7 +29,8 @@ class Cut(NamedTuple):
 
 
 class DeltaLog:
-    """One writer's log in an empty place. The first version is 1; every version is published before the next begins."""
+    """One writer's log, in an empty place unless it is resumed. The first version is 1; every version is published before
+    the next begins."""
 
     def __init__(self, files: Files, fingerprint: str, keep_deltas: int) -> None:
         self._files = files
@@ -41,6 +43,24 @@ class DeltaLog:
         self._dense: list[Dense] = []
         self._trainer_states: list[FileRef] = []
         self.version = 0
+
+    @classmethod
+    def resume(cls, files: Files, fingerprint: str, keep_deltas: int) -> DeltaLog:
+        """The log that is in a place, to go on with after its newest version; `BadFile` where another form of rows is in it."""
+        log = cls(files, fingerprint, keep_deltas)
+        log._bases = [manifests.read_manifest(files, at, base=True) for at in manifests.versions(files, base=True)]
+        log._deltas = [manifests.read_manifest(files, at, base=False) for at in manifests.versions(files, base=False)]
+        newest = log.newest
+        if newest is None:
+            return log
+        if newest.fingerprint != fingerprint:
+            raise BadFile(f"version {newest.version}: made by another config: features, labels, model or tables differ")
+        log.version = newest.version
+        served = {item.dense.version: item.dense for item in (*log._bases, *log._deltas) if item.dense}
+        log._dense = [served[version] for version in sorted(served)]
+        states = [manifest.trainer for manifest in log._deltas if manifest.trainer]
+        log._trainer_states = states[-_KEPT_TRAINER_STATES:]
+        return log
 
     @property
     def newest(self) -> Manifest | None:
@@ -157,6 +177,17 @@ class DeltaLog:
     def _read(self, manifest: Manifest) -> Delta:
         recent = self._recent.get((manifest.version, manifest.is_base))
         return read_shard(self._files, manifest.shards[0]) if recent is None else recent
+
+
+def read_version(files: Files, manifest: Manifest) -> dict[str, TableDelta]:
+    """All rows of a version, from the newest base before it and the deltas since; for recovery."""
+    version, deltas = manifest.version, [manifest]
+    bases = [at for at in manifests.versions(files, base=True) if at <= version]
+    while deltas[0].parent > (bases[-1] if bases else 0):
+        deltas.insert(0, manifests.read_manifest(files, deltas[0].parent, base=False))
+    if bases and deltas[0].parent > 0:
+        deltas[0:0] = [manifests.read_manifest(files, bases[-1], base=True)]
+    return fold([read_shard(files, item.shards[0]) for item in deltas])
 
 
 def read_shard(files: Files, shard: Shard) -> dict[str, TableDelta]:

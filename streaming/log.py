@@ -19,20 +19,41 @@ class Record(NamedTuple):
     value: bytes
 
 
-class Log(Protocol):
+class LogReader(Protocol):
+    """What a component needs of a log that it only reads."""
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """Up to ``limit`` records from ``offset`` on, in order; none at the end."""
+
+    def begin(self, topic: str, partition: int) -> int:
+        """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
+
+
+class Log(LogReader, Protocol):
     """What a component needs of a log."""
 
     def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
         """Add records at the partition's end, all or none."""
-
-    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Up to ``limit`` records from ``offset`` on, in order; none at the end."""
 
     def end(self, topic: str, partition: int) -> int:
         """The offset that the next record of the partition gets."""
 
     def trim(self, topic: str, partition: int, offset: int) -> None:
         """Records before ``offset`` are no longer needed."""
+
+
+class GapError(RuntimeError):
+    """Records between where a reader stopped and where the log begins are gone."""
+
+
+def check_no_gap(log: LogReader, topic: str, partition: int, offset: int) -> None:
+    """`GapError` where records from ``offset`` on are no longer in the log."""
+    begin = log.begin(topic, partition)
+    if begin > offset:
+        raise GapError(
+            f"{topic}/{partition}: the log begins at offset {begin}, records from {offset} on are needed; "
+            "start over without what was read before, and let the log keep its records for longer"
+        )
 
 
 class EmbeddedLog:
@@ -74,6 +95,13 @@ class EmbeddedLog:
             known = struct.unpack(">Q", last.key()[-8:])[0] + 1 if found else 0
             self._ends[topic, partition] = known
         return known
+
+    def begin(self, topic: str, partition: int) -> int:
+        """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
+        first = self._db.iter()
+        first.seek(_key(topic, partition, 0))
+        found = first.valid() and first.key().startswith(_key(topic, partition, 0)[:-8])
+        return struct.unpack(">Q", first.key()[-8:])[0] if found else 0
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """Up to ``limit`` records from ``offset`` on, in order; none at the end. What is trimmed is passed over."""

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch.optim.adam import adam
 
 from paramserver.table import Rows, Table
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.labels import Label
-from streaming.log import EXAMPLES, Log
+from streaming.log import EXAMPLES, LogReader
 from trainer.models import Loss, RankingModel, dump_weights
 from trainer.rows import RowPlan
 from trainer.settings import TrainSettings
@@ -68,6 +68,11 @@ class FlatAdam:
     def state(self) -> dict[str, torch.Tensor]:
         """What a restart needs besides the weights."""
         return {"mean": self._mean, "variance": self._variance, "steps": self._steps}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave; the weights are the model's to load."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
 
 class Trainer:
@@ -136,22 +141,31 @@ class Trainer:
         data: bytes = save(tensors)
         return data
 
+    def load_state(self, data: bytes) -> None:
+        """Go on from what `state` gave; ``RuntimeError`` or ``KeyError`` where it is another model's."""
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
+        for name, tensor in load(data).items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.model.load_state_dict(parts["model"])
+        self.weights.load_state(parts["optimizer"])
+
 
 class TrainWorker:
     """A trainer at work on a log: reads one partition of `examples`, and knows what its rows contain."""
 
-    def __init__(self, log: Log, trainer: Trainer, example_format: ExampleFormat, partition: int = 0) -> None:
+    def __init__(self, log: LogReader, trainer: Trainer, example_format: ExampleFormat, partition: int = 0) -> None:
         self._log = log
         self._trainer = trainer
         self._format = example_format
-        self._partition = partition
+        self.partition = partition
         self._decided: list[npt.NDArray[np.int64]] = []
         self.offset = 0
         self.watermark = 0
 
     def step(self) -> bool:
         """Read and train once. Whether there was more to read."""
-        records = self._log.read(EXAMPLES, self._partition, self.offset, _RECORDS_AT_ONCE)
+        records = self._log.read(EXAMPLES, self.partition, self.offset, _RECORDS_AT_ONCE)
         batches = []
         for record in records:
             batch, watermark = self._format.decode(record.value)
