@@ -16,6 +16,7 @@ from basis.settings import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from minutely.config import Pipeline
+    from minutely.service import Address
 
 _INTERRUPTED = 130
 
@@ -61,6 +62,53 @@ class Cadence(click.ParamType[int | str]):
             return every
         except ValueError as error:
             self.fail(f"{value!r}: {error}, or never", param, ctx)
+
+
+class Number(click.ParamType[float]):
+    """A positive number with ``suffix`` after it."""
+
+    suffix = ""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read what was typed."""
+        text = str(value)
+        try:
+            number = float(text.removesuffix(self.suffix)) if text.endswith(self.suffix) else 0.0
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf"):
+            self.fail(f"{text!r}; allowed: a positive number with {self.suffix}, as in 60{self.suffix}", param, ctx)
+        return number
+
+
+class HostPort(click.ParamType[Any]):
+    """Where to listen."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        """Read what was typed."""
+        from minutely.service import Address
+
+        host, _, port = str(value).rpartition(":")
+        if not port.isdigit() or not 0 < int(port) < 65_536:
+            self.fail(f"{value!r}; allowed: HOST:PORT, as in 127.0.0.1:9464", param, ctx)
+        return Address(host or "127.0.0.1", int(port))
+
+
+metrics_option = click.option("--metrics", type=HostPort(), help="Answer Prometheus at this address. [default: not]")
+
+
+class Times(Number):
+    """How many times faster."""
+
+    name, suffix = "60x", "x"
+
+
+class PerSecond(Number):
+    """How many a second."""
+
+    name, suffix = "500/s", "/s"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -155,7 +203,8 @@ def rows(table: str, id: str, folder: Path | None) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of this joiner's state. [default: state/NAME/join]",
 )
-def join(config: Path, state: Path | None) -> None:
+@metrics_option
+def join(config: Path, state: Path | None, metrics: Address | None) -> None:
     """Join impressions with engagements on Kafka: examples out, each once, whatever dies.
 
     Start as many as you like with one state folder each; they share the partitions.
@@ -165,7 +214,7 @@ def join(config: Path, state: Path | None) -> None:
 
     log_to_stderr()
     pipeline = _load(config, None, None)
-    run(pipeline, state or Path("state") / pipeline.name / "join")
+    run(pipeline, state or Path("state") / pipeline.name / "join", metrics)
 
 
 @cli.command()
@@ -186,6 +235,39 @@ def train(config: Path, deltas: Path | None) -> None:
     log_to_stderr()
     pipeline = _load(config, None, None)
     run(pipeline, deltas or Path("state") / pipeline.name / "deltas")
+
+
+@cli.command()
+@config_argument
+@data_option
+@click.option("--speed", type=Times(), help="How much faster than logged, as in 60x. [default: 1x]")
+@click.option("--rate", type=PerSecond(), help="Requests a second instead, as in 500/s.")
+def produce(config: Path, data: Path | None, speed: float | None, rate: float | None) -> None:
+    """Send logged events to Kafka as if they happened now: order kept, engagement delays as they were."""
+    from minutely.produce import produce as run
+    from minutely.service import log_to_stderr
+
+    if speed is not None and rate is not None:
+        raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
+    log_to_stderr()
+    run(_load(config, data, None), 1.0 if speed is None else speed, rate)
+
+
+@cli.command("dead-letters")
+@config_argument
+@click.option("--reason", help="Only those refused for this reason.")
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many to show.")
+@click.option("--again", is_flag=True, help="Send them again, to where they came from.")
+def dead_letters(config: Path, reason: str | None, limit: int, again: bool) -> None:
+    """List what the joiners refused and why, or send it again after a fix."""
+    from minutely.dead_letters import send_again, show
+
+    pipeline = _load(config, None, None)
+    console = Console(soft_wrap=True)
+    if again:
+        console.print(f"sent {send_again(pipeline, reason)} again")
+    else:
+        show(console, pipeline, reason, limit)
 
 
 def _load(config: Path, data: Path | None, seed: int | None) -> Pipeline:

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from pathlib import Path
 
 from minutely.config import Pipeline
-from minutely.service import stop_on_signal
+from minutely.service import Address, stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.join_partition import JoinPartition
 from streaming.join_state import JoinState
 from streaming.joiner import Joiner
 from streaming.kafka.join_service import JoinService
+from streaming.kafka.metrics import JoinMetrics, serve_metrics
 from streaming.kafka.partition_io import KafkaHistory, KafkaOutlet
 from streaming.kafka.topics import ensure_topics
+from streaming.kafka.waiting import patiently
+
+_log = logging.getLogger("minutely.join")
 
 
-def join(pipeline: Pipeline, folder: Path) -> None:
+def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
     """Join until SIGINT or SIGTERM; a folder for each partition's state in ``folder``."""
-    ensure_topics(pipeline.kafka)
-    service = make_join_service(pipeline, folder, WallClock())
+
+    def begin() -> JoinService:
+        ensure_topics(pipeline.kafka)
+        return make_join_service(pipeline, folder, WallClock())
+
     with stop_on_signal() as stop:
+        service = patiently(_log, stop, begin)
+        if service is None:
+            return
+        if metrics is not None:
+            serve_metrics(JoinMetrics(service), *metrics)
         service.run(stop)
 
 

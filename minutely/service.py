@@ -6,6 +6,14 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Address(NamedTuple):
+    """Where a service listens."""
+
+    host: str
+    port: int
 
 
 def log_to_stderr() -> None:

@@ -21,7 +21,7 @@ from streaming.clock import Clock, WallClock
 from streaming.examples import ExampleFormat
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import Patience
+from streaming.kafka.waiting import Patience, patiently
 from streaming.log import EXAMPLES, check_no_gap
 from trainer.models import make_model
 from trainer.worker import Trainer, TrainWorker
@@ -33,10 +33,16 @@ _POLL_MS = 100
 def train(pipeline: Pipeline, folder: Path) -> None:
     """Train until SIGINT or SIGTERM, publishing to ``folder``; then publish what is left."""
     torch.set_num_threads(1)
-    ensure_topics(pipeline.kafka)
     folder.mkdir(parents=True, exist_ok=True)
+
+    def begin() -> TrainService:
+        ensure_topics(pipeline.kafka)
+        return TrainService(pipeline, LocalFiles(folder, durable=True), WallClock())
+
     with _alone(folder), stop_on_signal() as stop:
-        service = TrainService(pipeline, LocalFiles(folder, durable=True), WallClock())
+        service = patiently(_log, stop, begin)
+        if service is None:
+            return
         try:
             service.run(stop)
         finally:

@@ -19,9 +19,19 @@ from pydantic import Field
 from basis.settings import DurationMs, PositiveDurationMs, Section
 from streaming.clock import Clock
 from streaming.columns import Column, Ids, Ragged, check_packed, unpack
-from streaming.events import MAX_TIME_MS, BadRecord, DeadLetter, Engagement, Request, decode_engagement, decode_request
+from streaming.events import (
+    MAX_TIME_MS,
+    BadRecord,
+    DeadLetter,
+    Engagement,
+    Request,
+    decode_engagement,
+    decode_request,
+    is_json,
+)
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature
+from streaming.json_records import pack_request
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.pending import NEVER, Pending, PendingRequests
@@ -157,7 +167,8 @@ class Joiner:
         )
 
     def _request(self, offset: int, payload: bytes) -> None:
-        request = decode_request(payload, self._clock.now_ms() + self._settings.max_future)
+        packed = pack_request(payload, self._features) if is_json(payload) else payload
+        request = decode_request(packed, self._clock.now_ms() + self._settings.max_future)
         self._check_features(request)
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if forgotten_at < self.watermark:

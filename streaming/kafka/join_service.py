@@ -99,12 +99,13 @@ class JoinService:
             ends = self._reader.end_offsets(
                 [self._at(topic, member) for member in active for topic in member.lag], timeout_ms=_ENDS_MS
             )
+            if not any(member.join.busy for member in active):
+                self._take()
         except KafkaError as error:
             self._broker.failed(error)
             time.sleep(_POLL_MS / 1000)
             return
         self._broker.worked()
-        self._take(active)
         for member in active:
             self._step(member, ends, as_of_ms)
 
@@ -165,16 +166,12 @@ class JoinService:
         if wanted != self._reader.assignment():
             self._reader.assign(sorted(wanted))
 
-    def _take(self, active: list[Member]) -> None:
-        """Read once, leaving out partitions that have enough to do."""
-        waiting = [self._at(topic, member) for member in active if member.join.busy for topic in member.lag]
-        self._reader.pause(*waiting)
+    def _take(self) -> None:
+        """Read once, all partitions together: the client does not fetch on where partitions are paused and resumed."""
         names = {self._settings.topic(topic): topic for topic in (IMPRESSIONS, ENGAGEMENTS)}
-        found = self._reader.poll(timeout_ms=0 if waiting else _POLL_MS, max_records=_RECORDS_AT_ONCE)
-        for at, records in found.items():
+        for at, records in self._reader.poll(timeout_ms=_POLL_MS, max_records=_RECORDS_AT_ONCE).items():
             taken = [Record(record.offset, record.value or b"") for record in records]
             self.members[at.partition].join.take(names[at.topic], taken)
-        self._reader.resume(*waiting)
 
     def _step(self, member: Member, ends: dict[TopicPartition, int], as_of_ms: int) -> None:
         join = member.join

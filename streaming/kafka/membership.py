@@ -54,11 +54,14 @@ class Membership(threading.Thread):
     def run(self) -> None:
         """Be a member until told to leave."""
         patience = Patience(_log, "group")
-        # A leader of the group that does not know the topic yet gives nobody anything.
-        self._consumer.partitions_for_topic(self._topic)
-        self._consumer.subscribe([self._topic])
+        subscribed = False
         while not self._leave.is_set() and time.monotonic() - self._alive_at < _HUNG_SECONDS:
             try:
+                if not subscribed:
+                    # A leader of the group that does not know the topic yet gives nobody anything.
+                    self._consumer.partitions_for_topic(self._topic)
+                    self._consumer.subscribe([self._topic])
+                    subscribed = True
                 self._consumer.poll(timeout_ms=_POLL_MS)
                 assigned = self._consumer.assignment()
                 self._consumer.pause(*assigned)

@@ -45,6 +45,7 @@ def consumer_of(settings: KafkaSettings, group: str | None = None) -> KafkaConsu
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         isolation_level="read_committed",
+        enable_incremental_fetch_sessions=False,  # with them, a partition that was paused is not always fetched again
         fetch_max_bytes=_FETCH_BYTES,
         max_partition_fetch_bytes=_FETCH_BYTES,
         retry_backoff_ms=RETRY_BACKOFF_MS * 4,

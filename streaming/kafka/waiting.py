@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from kafka.errors import KafkaError
+
+T = TypeVar("T")
 
 _LONGEST_SECONDS = 2.0
 
@@ -35,3 +41,20 @@ class Patience:
             self._log.warning("%s: goes on after %d tries", self._what, self._failures)
         self._failures = 0
         self._not_before = 0.0
+
+
+def patiently(log: logging.Logger, stop: Callable[[], bool], begin: Callable[[], T]) -> T | None:
+    """What ``begin`` gives, tried again while brokers are away; None where ``stop`` came first."""
+    patience = Patience(log, "start")
+    while not stop():
+        if not patience.ready:
+            time.sleep(0.05)
+            continue
+        try:
+            begun = begin()
+        except KafkaError as error:
+            patience.failed(error)
+        else:
+            patience.worked()
+            return begun
+    return None
