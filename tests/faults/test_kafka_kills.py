@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -19,8 +18,8 @@ from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from tests.commands import missing
 from tests.kafka.broker import BrokerUnavailable, Cluster, running
-from tests.kafka.services import Service, joiner, started, trainer, write_config
-from tests.kafka.traffic import Traffic, check_examples, make_pipeline, make_traffic, producer_of, read_examples
+from tests.kafka.services import Service, joiner, said, started, trainer, write_config
+from tests.kafka.traffic import LiveTraffic, check_examples, make_pipeline, make_traffic, read_examples
 
 SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1").split(",")]
 REQUESTS = int(os.environ.get("FAULT_REQUESTS", "30000"))
@@ -29,28 +28,6 @@ EVERY_MS = 2.5
 WINDOW_MS, LATENESS_MS, SHUFFLE_MS = 10_000, 30_000, 5_000
 KILLS = 12
 WAIT_SECONDS = 240
-
-
-class LiveTraffic(threading.Thread):
-    """Sends traffic as it happens: every record at the time at which it arrives."""
-
-    def __init__(self, kafka: KafkaSettings, traffic: Traffic) -> None:
-        super().__init__(daemon=True)
-        self._kafka = kafka
-        self._traffic = traffic
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            with producer_of(self._kafka) as producer:
-                for event in self._traffic.events:
-                    early = event.at / 1000 - time.time()
-                    if early > 0.02:
-                        time.sleep(early)
-                    producer.send(self._kafka.topic(event.topic), event.value, key=event.request_id.encode())
-                producer.flush(120)
-        except BaseException as error:
-            self.error = error
 
 
 def trained(deltas: Path, fingerprint: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
@@ -127,7 +104,3 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
     assert len(counts) == len(traffic.labels)
     assert (counts == 1).all(), f"{(counts > 1).sum()} trained more than once; {kills}"
     check_examples(read_examples(kafka, example_format), traffic.labels)
-
-
-def said(services: list[Service], what: str) -> str:
-    return what + "".join(f"\n--- {service.name}\n{service.output[-2500:]}" for service in services)

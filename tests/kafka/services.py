@@ -67,6 +67,11 @@ class Service:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def output(self) -> str:
         return self._output.read_text(errors="replace") if self._output.exists() else ""
 
@@ -91,3 +96,8 @@ def started(*services: Service) -> Iterator[None]:
     finally:
         for service in services:
             service.kill()
+
+
+def said(services: Sequence[Service], what: str) -> str:
+    """What went wrong, with what the services said last."""
+    return what + "".join(f"\n--- {service.name}\n{service.output[-2500:]}" for service in services)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -113,6 +115,28 @@ def producer_of(kafka: KafkaSettings) -> KafkaProducer:
 def send(producer: KafkaProducer, kafka: KafkaSettings, events: Iterable[Event]) -> None:
     for event in events:
         producer.send(kafka.topic(event.topic), event.value, key=event.request_id.encode())
+
+
+class LiveTraffic(threading.Thread):
+    """Sends traffic as it happens: every record at the time at which it arrives."""
+
+    def __init__(self, kafka: KafkaSettings, traffic: Traffic) -> None:
+        super().__init__(daemon=True)
+        self._kafka = kafka
+        self._traffic = traffic
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with producer_of(self._kafka) as producer:
+                for event in self._traffic.events:
+                    early = event.at / 1000 - time.time()
+                    if early > 0.02:
+                        time.sleep(early)
+                    producer.send(self._kafka.topic(event.topic), event.value, key=event.request_id.encode())
+                producer.flush(120)
+        except BaseException as error:
+            self.error = error
 
 
 class Emitted(NamedTuple):
