@@ -171,7 +171,8 @@ class Joiner:
         request = decode_request(packed, self._clock.now_ms() + self._settings.max_future)
         self._check_features(request)
         forgotten_at = request.served_at + self._window + self._settings.lateness
-        if forgotten_at < self.watermark:
+        # While state is rebuilt, requests that were forgotten since still have their engagements read again.
+        if forgotten_at < self.watermark and self.known_emitted is None:
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
         self.newest[IMPRESSIONS] = max(self.newest[IMPRESSIONS], request.served_at)
         pending = self._store.get(request.request_id) or Pending()

@@ -108,8 +108,9 @@ class Stack:
             )  # fmt: skip
             self._processes[name] = process
             assert process.stdout is not None
-            for line in process.stdout:
-                print(f"{name:>8} | {line}", end="", flush=True)
+            with process.stdout:
+                for line in process.stdout:
+                    print(f"{name:>8} | {line}", end="", flush=True)
             print(f"{name:>8} | ended with status {process.wait()}", flush=True)
             if not again:
                 return
