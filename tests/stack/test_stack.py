@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 import urllib.request
@@ -18,6 +19,8 @@ from tests.commands import ROOT, missing
 from tests.kafka.broker import BrokerUnavailable
 from tests.stack.stack import Stack, read_compose
 
+PRODUCE = "minutely produce configs/movielens.yaml --rate 500/s"
+COMPOSE = "docker compose up --build"
 _WAIT_SECONDS = 150
 
 
@@ -35,6 +38,10 @@ def test_compose_takes_the_file(tmp_path: Path) -> None:
     broken.write_text((ROOT / "docker-compose.yml").read_text().replace("retries: 12", "retires: 12"))
     done = subprocess.run([*command[:2], str(broken), *command[3:]], capture_output=True, text=True, check=False)
     assert done.returncode != 0, "it would take anything"
+
+
+def test_the_file_produces_as_the_documentation_does() -> None:
+    assert shlex.join(["minutely", *read_compose()["services"]["produce"]["command"]]) == PRODUCE
 
 
 def test_every_service_is_looked_after() -> None:
