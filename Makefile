@@ -1,5 +1,5 @@
-# Everything sets itself up: make replay, make compare, make test, make lint.
-.PHONY: replay compare test lint format clean
+# Everything sets itself up: make replay, make compare, make stack, make test, make lint.
+.PHONY: replay compare stack test lint format clean
 .DELETE_ON_ERROR:
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -12,6 +12,9 @@ replay: .venv/ready
 
 compare: .venv/ready
 	@minutely compare configs/movielens.yaml $(ARGS)
+
+stack: .venv/ready
+	@python -m tests.stack.stack
 
 test: .venv/ready
 	@scripts/test

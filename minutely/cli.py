@@ -17,6 +17,7 @@ from basis.settings import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from minutely.config import Pipeline
+    from minutely.service import Address
 
 _INTERRUPTED = 130
 
@@ -62,6 +63,53 @@ class Cadence(click.ParamType[int | str]):
             return every
         except ValueError as error:
             self.fail(f"{value!r}: {error}, or never", param, ctx)
+
+
+class Number(click.ParamType[float]):
+    """A positive number with ``suffix`` after it."""
+
+    suffix = ""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read what was typed."""
+        text = str(value)
+        try:
+            number = float(text.removesuffix(self.suffix)) if text.endswith(self.suffix) else 0.0
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf"):
+            self.fail(f"{text!r}; allowed: a positive number with {self.suffix}, as in 60{self.suffix}", param, ctx)
+        return number
+
+
+class HostPort(click.ParamType[Any]):
+    """Where to listen."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        """Read what was typed."""
+        from minutely.service import Address
+
+        host, _, port = str(value).rpartition(":")
+        if not port.isdigit() or not 0 < int(port) < 65_536:
+            self.fail(f"{value!r}; allowed: HOST:PORT, as in 127.0.0.1:9464", param, ctx)
+        return Address(host or "127.0.0.1", int(port))
+
+
+metrics_option = click.option("--metrics", type=HostPort(), help="Answer Prometheus at this address. [default: not]")
+
+
+class Times(Number):
+    """How many times faster."""
+
+    name, suffix = "60x", "x"
+
+
+class PerSecond(Number):
+    """How many a second."""
+
+    name, suffix = "500/s", "/s"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -150,36 +198,6 @@ class EventTime(click.ParamType[int]):
 
 
 @cli.command()
-@config_argument
-@click.option("--from", "origin", type=click.Choice(["archive"]), required=True, help="Where the examples come from.")
-@click.option("--since", type=EventTime(), help="Examples decided at this event time or later. [default: all]")
-@click.option("--until", type=EventTime(), help="Examples decided before this event time. [default: all]")
-@click.option("--run", "folder", type=click.Path(path_type=Path), help="Take the archive of this run's folder.")
-@out_option
-@seed_option
-def train(
-    config: Path,
-    origin: str,
-    since: int | None,
-    until: int | None,
-    folder: Path | None,
-    out: Path | None,
-    seed: int | None,
-) -> None:
-    """Train a model from the archive, in the order in which online training saw its examples.
-
-    The archive is archive.dir of the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with
-    the model as version 1; without --until its offsets say where in the live log training goes on.
-    """
-    from minutely.batch import archive_place, train_from_archive
-
-    if since is not None and until is not None and until <= since:
-        raise click.BadParameter("--until is not after --since; allowed: a later time")
-    pipeline = _load(config, None, seed)
-    train_from_archive(pipeline, archive_place(pipeline, folder), since, until, out, Console())
-
-
-@cli.command()
 @click.argument("table")
 @click.argument("id")
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run. [default: the latest]")
@@ -191,6 +209,112 @@ def rows(table: str, id: str, folder: Path | None) -> None:
     from minutely.rows import show_row
 
     show_row(Console(), folder, table, id)
+
+
+@cli.command()
+@config_argument
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of this joiner's state. [default: state/NAME/join]",
+)
+@metrics_option
+def join(config: Path, state: Path | None, metrics: Address | None) -> None:
+    """Join impressions with engagements on Kafka: examples out, each once, whatever dies.
+
+    Start as many as you like with one state folder each; they share the partitions.
+    """
+    from minutely.join import join as run
+    from minutely.service import log_to_stderr
+
+    log_to_stderr()
+    pipeline = _load(config, None, None)
+    run(pipeline, state or Path("state") / pipeline.name / "join", metrics)
+
+
+@cli.command()
+@config_argument
+@click.option(
+    "--deltas",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the published versions. [default: state/NAME/deltas]",
+)
+@click.option("--from", "origin", type=click.Choice(["archive"]), help="Train in batch instead, from the archive.")
+@click.option("--since", type=EventTime(), help="With --from: examples decided at this event time or later.")
+@click.option("--until", type=EventTime(), help="With --from: examples decided before this event time.")
+@click.option("--run", type=click.Path(path_type=Path), help="With --from: take the archive of this run's folder.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="With --from: the new run's folder.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="With --from: seed, instead of the configured one.")
+def train(
+    config: Path,
+    deltas: Path | None,
+    origin: str | None,
+    since: int | None,
+    until: int | None,
+    run: Path | None,
+    out: Path | None,
+    seed: int | None,
+) -> None:
+    """Train on what the joiners write to Kafka, and publish a version every sync.sparse_every.
+
+    Started again, it goes on after exactly what its newest version contains.
+
+    With --from archive it trains in batch, in the order in which online training saw its examples. The archive is archive.dir of
+    the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with the model as version 1;
+    without --until its offsets say where in the live log training goes on.
+    """
+    batch_only = {"--since": since, "--until": until, "--run": run, "--out": out, "--seed": seed}
+    given = [name for name, value in batch_only.items() if value is not None]
+    if origin is None and given:
+        raise click.UsageError(f"{', '.join(given)}: only with --from archive")
+    if origin is not None and deltas is not None:
+        raise click.UsageError("--deltas: not with --from archive, which publishes into a new run's folder (--out)")
+    if since is not None and until is not None and until <= since:
+        raise click.BadParameter("--until is not after --since; allowed: a later time")
+    pipeline = _load(config, None, seed)
+    if origin is None:
+        from minutely.service import log_to_stderr
+        from minutely.train import train as serve
+
+        log_to_stderr()
+        serve(pipeline, deltas or Path("state") / pipeline.name / "deltas")
+    else:
+        from minutely.batch import archive_place, train_from_archive
+
+        train_from_archive(pipeline, archive_place(pipeline, run), since, until, out, Console())
+
+
+@cli.command()
+@config_argument
+@data_option
+@click.option("--speed", type=Times(), help="How much faster than logged, as in 60x. [default: 1x]")
+@click.option("--rate", type=PerSecond(), help="Requests a second instead, as in 500/s.")
+def produce(config: Path, data: Path | None, speed: float | None, rate: float | None) -> None:
+    """Send logged events to Kafka as if they happened now: order kept, engagement delays as they were."""
+    from minutely.produce import produce as run
+    from minutely.service import log_to_stderr
+
+    if speed is not None and rate is not None:
+        raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
+    log_to_stderr()
+    run(_load(config, data, None), 1.0 if speed is None else speed, rate)
+
+
+@cli.command("dead-letters")
+@config_argument
+@click.option("--reason", help="Only those refused for this reason.")
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many to show.")
+@click.option("--again", is_flag=True, help="Send them again, to where they came from.")
+def dead_letters(config: Path, reason: str | None, limit: int, again: bool) -> None:
+    """List what the joiners refused and why, or send it again after a fix."""
+    from minutely.dead_letters import send_again, show
+
+    pipeline = _load(config, None, None)
+    console = Console(soft_wrap=True)
+    if again:
+        console.print(f"sent {send_again(pipeline, reason)} again")
+    else:
+        show(console, pipeline, reason, limit)
 
 
 def _load(config: Path, data: Path | None, seed: int | None) -> Pipeline:

@@ -19,6 +19,7 @@ from streaming.archive import ArchiveSettings
 from streaming.datasets import movielens_100k
 from streaming.features import FeatureSet, SparseFeature
 from streaming.joiner import JoinSettings
+from streaming.kafka.settings import KafkaSettings
 from streaming.labels import LabelSet
 from streaming.negatives import NegativeSettings
 from streaming.source_settings import SourceSettings
@@ -45,6 +46,7 @@ class Pipeline(Section):
     join: JoinSettings = JoinSettings()
     negatives: NegativeSettings = NegativeSettings()
     archive: ArchiveSettings | None = None
+    kafka: KafkaSettings = KafkaSettings()
     model: ModelSettings = ModelSettings()
     tables: TablesSettings = TablesSettings()
     train: TrainSettings = TrainSettings()

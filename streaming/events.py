@@ -72,10 +72,11 @@ class BadRecord(ValueError):
 _encoder = msgspec.msgpack.Encoder()
 _request = msgspec.msgpack.Decoder(Request)
 _engagement = msgspec.msgpack.Decoder(Engagement)
+_json_engagement = msgspec.json.Decoder(Engagement)
 encode = _encoder.encode
 
 
-def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.json.Decoder[Any]) -> Any:
     if len(payload) > MAX_RECORD_BYTES:
         raise BadRecord("too_large", f"{len(payload)} bytes; allowed: {MAX_RECORD_BYTES}")
     try:
@@ -89,6 +90,11 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
             "malformed", f"request_id of {len(record.request_id)} characters; allowed: 1 to {MAX_ID_LENGTH}"
         )
     return record
+
+
+def is_json(payload: bytes) -> bool:
+    """Whether a record is JSON; as msgpack, its first byte would be a number and no map."""
+    return payload[:1] == b"{"
 
 
 def _check_time(name: str, milliseconds: int, latest: int) -> None:
@@ -113,7 +119,8 @@ def decode_request(payload: bytes, latest: int) -> Request:
 
 def decode_engagement(payload: bytes, latest: int) -> Engagement:
     """The engagement in ``payload``; `BadRecord` where it breaks the contract or happened after ``latest`` (ms)."""
-    engagement: Engagement = _checked(payload, _engagement)
+    decoder = _json_engagement if is_json(payload) else _engagement
+    engagement: Engagement = _checked(payload, decoder)
     _check_time("happened_at", engagement.happened_at, latest)
     if not engagement.value - engagement.value == 0:  # the quickest test for NaN and infinities
         raise BadRecord("malformed", f"value {engagement.value}; allowed: finite numbers")

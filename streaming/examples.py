@@ -116,6 +116,13 @@ class ExampleFormat:
         return np.stack([batch.column(f"label.{name}").to_numpy() for name in self.labels], axis=1)
 
 
+def example_ids(payload: bytes) -> list[str]:
+    """The ids in a record, whatever pipeline wrote it."""
+    with pa.ipc.open_stream(_decoder.decode(payload).batch) as reader:
+        ids: list[str] = reader.read_next_batch().column("example_id").to_pylist()
+        return ids
+
+
 def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:
     """Cut a batch ordered by ``decided_at`` into training steps: one per step of event time, at most ``max_rows``."""
     if not batch.num_rows:

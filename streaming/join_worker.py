@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+
 from streaming.clock import Clock
-from streaming.events import encode
+from streaming.events import MAX_RECORD_BYTES, encode
+from streaming.examples import ExampleFormat
 from streaming.joiner import Joiner
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Log
 
 _RECORDS_AT_ONCE = 4096
+
+
+def watermark_of(newest: Mapping[str, int], ended: Mapping[str, bool], as_of_ms: int, lateness_ms: int) -> int:
+    """The smaller event time (ms) of the inputs, less ``lateness_ms``.
+
+    An input that was read to its end as of a time has that time: what is missing from it has not happened by then.
+    """
+    return min(as_of_ms if ended[topic] else newest[topic] for topic in newest) - lateness_ms
+
+
+def examples_records(
+    example_format: ExampleFormat, batches: Sequence[pa.RecordBatch], told: int, watermark: int
+) -> list[bytes]:
+    """The records of batches, in order; without any, one that only carries the watermark, where it is past ``told``.
+
+    Only the last record may say that everything before the new watermark is out.
+    """
+    if not batches and watermark > told:
+        return [example_format.encode(example_format.empty(), watermark)]
+    last = len(batches) - 1
+    return [
+        record
+        for at, batch in enumerate(batches)
+        for record in _halved(example_format, batch, told, watermark if at == last else told)
+    ]
+
+
+def _halved(example_format: ExampleFormat, batch: pa.RecordBatch, told: int, watermark: int) -> Iterator[bytes]:
+    """A batch as one record, or as several where that is too large for a log."""
+    record = example_format.encode(batch, watermark)
+    if len(record) <= MAX_RECORD_BYTES or batch.num_rows == 1:
+        yield record
+        return
+    middle = batch.num_rows // 2
+    yield from _halved(example_format, batch.slice(0, middle), told, told)
+    yield from _halved(example_format, batch.slice(middle), told, watermark)
 
 
 class JoinWorker:
@@ -25,36 +66,23 @@ class JoinWorker:
 
     def step(self) -> bool:
         """Read and join once. Whether an input had more to read."""
-        more = False
-        at_end = []
+        ended = {}
         for topic, take in ((IMPRESSIONS, self._joiner.add_request), (ENGAGEMENTS, self._joiner.add_engagement)):
             records = self._log.read(topic, self._partition, self.offsets[topic], _RECORDS_AT_ONCE)
             for record in records:
                 take(record.offset, record.value)
             if records:
                 self.offsets[topic] = records[-1].offset + 1
-            at_end.append(len(records) < _RECORDS_AT_ONCE)
-            more |= not at_end[-1]
-        self._joiner.advance(self._watermark(at_end))
+            ended[topic] = len(records) < _RECORDS_AT_ONCE
+        now_ms = self._clock.now_ms()
+        self._joiner.advance(watermark_of(self._joiner.newest, ended, now_ms, self._lateness_ms))
         self._write()
-        return more
-
-    def _watermark(self, at_end: list[bool]) -> int:
-        """The smaller event time of the inputs still being read; at the end of both, the clock closes windows."""
-        if all(at_end):
-            return self._clock.now_ms() - self._lateness_ms
-        newest = [time for time, ended in zip(self._joiner.newest.values(), at_end, strict=True) if not ended]
-        return min(newest) - self._lateness_ms
+        return not all(ended.values())
 
     def _write(self) -> None:
         output = self._joiner.drain()
         watermark = self._joiner.watermark
-        batches = output.examples
-        if not batches and watermark > self._told_watermark:
-            batches = [self._joiner.format.empty()]
-        # Only the last record may say that everything before the new watermark is out.
-        marks = [self._told_watermark] * (len(batches) - 1) + [watermark]
+        examples = examples_records(self._joiner.format, output.examples, self._told_watermark, watermark)
         self._told_watermark = watermark
-        examples = [self._joiner.format.encode(batch, mark) for batch, mark in zip(batches, marks, strict=False)]
         self._log.append(EXAMPLES, self._partition, examples)
         self._log.append(DEAD_LETTERS, self._partition, [encode(letter) for letter in output.dead_letters])

@@ -16,16 +16,26 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from basis.settings import DurationMs, Section
+from basis.settings import DurationMs, PositiveDurationMs, Section
 from streaming.clock import Clock
 from streaming.columns import Column, Ids, Ragged, check_packed, unpack
-from streaming.events import MAX_TIME_MS, BadRecord, DeadLetter, Engagement, Request, decode_engagement, decode_request
+from streaming.events import (
+    MAX_TIME_MS,
+    BadRecord,
+    DeadLetter,
+    Engagement,
+    Request,
+    decode_engagement,
+    decode_request,
+    is_json,
+)
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature
+from streaming.json_records import pack_request
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.negatives import Negatives
-from streaming.pending import NEVER, Pending, PendingStore
+from streaming.pending import NEVER, Pending, PendingRequests
 
 _DUE_AT_ONCE = 10_000
 _MAX_EVENTS = 1000
@@ -42,6 +52,8 @@ class JoinSettings(Section):
     """Records from further ahead of the clock are dead letters."""
     max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
     """The most examples in one batch."""
+    max_wait: PositiveDurationMs = 200
+    """On Kafka, examples wait at most this long for others, to be sent together."""
     memory_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
     """What pending requests may take in memory; the rest is on disk."""
 
@@ -71,7 +83,7 @@ class Joiner:
         features: Mapping[str, Feature],
         labels: Mapping[str, Label],
         settings: JoinSettings,
-        store: PendingStore,
+        store: PendingRequests,
         clock: Clock,
         partition: int = 0,
         negatives: Negatives = Negatives(),
@@ -85,6 +97,8 @@ class Joiner:
         self._partition = partition
         self._negatives = negatives
         self._window = max(label.window for label in labels.values())
+        self.known_emitted: Callable[[list[str]], bytearray] | None = None
+        """Set while lost state is rebuilt: which impressions of a request were emitted already, 1 or 0 each."""
         self._action_window = {
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
@@ -105,14 +119,23 @@ class Joiner:
         """Take one record of `engagements`."""
         self._guarded(self._engagement, ENGAGEMENTS, offset, payload)
 
-    def advance(self, watermark: int) -> None:
-        """Every event before ``watermark`` (ms) has arrived, as far as ``lateness`` promises; emit what that decides."""
+    def advance(self, watermark: int, at_most: int | None = None) -> bool:
+        """Every event before ``watermark`` (ms) has arrived, as far as ``lateness`` promises; emit what that decides.
+
+        ``at_most`` bounds how many requests are looked at. Whether all were; until then, take no further records.
+        """
         self.watermark = max(self.watermark, watermark)
-        while due := self._store.due(self.watermark, _DUE_AT_ONCE):
+        left = _DUE_AT_ONCE if at_most is None else at_most
+        while due := self._store.due(self.watermark, min(left, _DUE_AT_ONCE)):
             for request_id in due:
                 pending = self._store.get(request_id)
                 assert pending is not None, request_id
                 self._look_at(request_id, pending)
+            if at_most is not None:
+                left -= len(due)
+                if left <= 0:
+                    return False
+        return True
 
     def next_due(self) -> int:
         """The next event time (ms) at which `advance` may have something to do."""
@@ -147,10 +170,12 @@ class Joiner:
         )
 
     def _request(self, offset: int, payload: bytes) -> None:
-        request = decode_request(payload, self._clock.now_ms() + self._settings.max_future)
+        packed = pack_request(payload, self._features) if is_json(payload) else payload
+        request = decode_request(packed, self._clock.now_ms() + self._settings.max_future)
         self._check_features(request)
         forgotten_at = request.served_at + self._window + self._settings.lateness
-        if forgotten_at < self.watermark:
+        # While state is rebuilt, requests that were forgotten since still have their engagements read again.
+        if forgotten_at < self.watermark and self.known_emitted is None:
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
         self.newest[IMPRESSIONS] = max(self.newest[IMPRESSIONS], request.served_at)
         pending = self._store.get(request.request_id) or Pending()
@@ -160,7 +185,7 @@ class Joiner:
         pending.served_at = request.served_at
         pending.impression_ids = request.impression_ids
         pending.request = request
-        pending.emitted = bytearray(len(request.impression_ids))
+        pending.emitted = self._emitted_before(request)
         waiting, pending.waiting = pending.waiting, []
         for at, engagement in waiting:
             try:
@@ -169,6 +194,15 @@ class Joiner:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._store.wake(request.request_id, pending, request.served_at + self._window)
         self._store.add(request.request_id, pending, len(payload))
+
+    def _emitted_before(self, request: Request) -> bytearray:
+        if self.known_emitted is None:
+            return bytearray(len(request.impression_ids))
+        emitted = self.known_emitted(request.impression_ids)
+        if self._negatives.keep < 1 and request.served_at + self._window < self.watermark:
+            # Due by the committed watermark and not among the examples: a negative that sampling dropped.
+            return bytearray(b"\1" * len(emitted))
+        return emitted
 
     def _check_features(self, request: Request) -> None:
         count = len(request.impression_ids)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from rocksdict import Rdict, WriteBatch
 
 from streaming.events import Request
 
-_OVERHEAD_BYTES = 1024
+OVERHEAD_BYTES = 1024
 """What a pending request costs in memory besides its features, measured with one impression of 11 features."""
 NEVER = 2**62
 
@@ -36,6 +36,31 @@ class Pending(msgspec.Struct, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Pending).decode
+
+
+class PendingRequests(Protocol):
+    """What the joiner needs of its state."""
+
+    def get(self, request_id: str) -> Pending | None:
+        """The entry; changes made to it stay, once `add`, `wake` or `shrink` told of them."""
+
+    def add(self, request_id: str, pending: Pending, grown_bytes: int) -> None:
+        """Put in an entry, or tell that one which is there grew by ``grown_bytes`` of payload."""
+
+    def shrink(self, request_id: str) -> None:
+        """Tell that an entry gave its payload away."""
+
+    def wake(self, request_id: str, pending: Pending, at: int) -> None:
+        """Make `due` return the entry when ``at`` (ms) has passed, or earlier where that was asked for before."""
+
+    def due(self, before: int, limit: int) -> list[str]:
+        """Up to ``limit`` ids whose time is before ``before`` (ms); `get` each and `wake` it anew."""
+
+    def next_due(self) -> int:
+        """The earliest time (ms) that `due` waits for, or `NEVER`."""
+
+    def drop(self, request_id: str) -> None:
+        """Forget an entry that `get` returned."""
 
 
 class PendingStore:
@@ -72,7 +97,7 @@ class PendingStore:
     def add(self, request_id: str, pending: Pending, grown_bytes: int) -> None:
         """Put in an entry, or tell that one which is there grew by ``grown_bytes`` of payload."""
         old = self._entries.pop(request_id, None)
-        size = grown_bytes + (old[1] if old else _OVERHEAD_BYTES)
+        size = grown_bytes + (old[1] if old else OVERHEAD_BYTES)
         self._entries[request_id] = (pending, size)
         self._bytes += size - (old[1] if old else 0)
         if self._bytes > self._memory_bytes:
@@ -81,8 +106,8 @@ class PendingStore:
     def shrink(self, request_id: str) -> None:
         """Tell that an entry in memory gave its payload away."""
         pending, size = self._entries[request_id]
-        self._entries[request_id] = (pending, _OVERHEAD_BYTES)
-        self._bytes -= size - _OVERHEAD_BYTES
+        self._entries[request_id] = (pending, OVERHEAD_BYTES)
+        self._bytes -= size - OVERHEAD_BYTES
 
     def wake(self, request_id: str, pending: Pending, at: int) -> None:
         """Make `due` return the entry when ``at`` has passed, or earlier where that was asked for before."""

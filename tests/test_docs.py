@@ -11,6 +11,7 @@ import yaml
 from paramserver.settings import TableSettings, TablesSettings
 from tests.commands import ROOT, execute
 from tests.real import test_kuairand, test_movielens
+from tests.stack import test_stack
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -20,11 +21,14 @@ RUN_ELSEWHERE = {
     test_movielens.REPLAY: "tests/real/test_movielens.py",
     test_movielens.COMPARE: "tests/real/test_movielens.py",
     test_kuairand.COMPARE: "tests/real/test_kuairand.py",
+    test_stack.PRODUCE: "tests/stack/test_stack.py",
+    test_stack.COMPOSE: "tests/stack/test_stack.py, service by service",
 }
 MAKE = {
     "make replay": test_movielens.REPLAY,
     "TORCH=cpu make replay": test_movielens.REPLAY,
     "make compare": test_movielens.COMPARE,
+    "make stack": "tests.stack.stack",
     "make test": "scripts/test",
     "make lint": "mypy",
 }

@@ -1,0 +1,58 @@
+"""`minutely join`: the joiner's service, put together from a pipeline."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from pathlib import Path
+
+from minutely.config import Pipeline
+from minutely.service import Address, stop_on_signal
+from streaming.clock import Clock, WallClock
+from streaming.join_partition import JoinPartition
+from streaming.join_state import JoinState
+from streaming.joiner import Joiner
+from streaming.kafka.join_service import JoinService
+from streaming.kafka.metrics import JoinMetrics, serve_metrics
+from streaming.kafka.partition_io import KafkaHistory, KafkaOutlet
+from streaming.kafka.topics import ensure_topics
+from streaming.kafka.waiting import patiently
+from streaming.negatives import Negatives
+
+_log = logging.getLogger("minutely.join")
+
+
+def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
+    """Join until SIGINT or SIGTERM; a folder for each partition's state in ``folder``."""
+
+    def begin() -> JoinService:
+        ensure_topics(pipeline.kafka)
+        return make_join_service(pipeline, folder, WallClock())
+
+    with stop_on_signal() as stop:
+        service = patiently(_log, stop, begin)
+        if service is None:
+            return
+        if metrics is not None:
+            serve_metrics(JoinMetrics(service), *metrics)
+        service.run(stop)
+
+
+def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinService:
+    """The service with a pipeline's joiners."""
+    settings = pipeline.join
+    negatives = Negatives(pipeline.negatives.keep, pipeline.seed)
+    window = max(label.window for label in pipeline.labels.values())
+
+    def make(partition: int, outlet: KafkaOutlet, history: KafkaHistory) -> tuple[JoinState, JoinPartition]:
+        state = JoinState(folder / str(partition), settings.memory_bytes // pipeline.kafka.partitions)
+
+        def joiner(over: JoinState) -> Joiner:
+            return Joiner(pipeline.features, pipeline.labels, settings, over, clock, partition, negatives)
+
+        keep_ms = 2 * window + settings.lateness
+        return state, JoinPartition(
+            state, joiner, outlet, history, lambda: uuid.uuid4().hex, settings.lateness, keep_ms
+        )
+
+    return JoinService(pipeline.kafka, make, clock, settings.max_wait)

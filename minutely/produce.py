@@ -1,0 +1,110 @@
+"""`minutely produce`: logged events into Kafka as if they happened now, so that the rest of the loop runs live."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from kafka import KafkaProducer
+
+from minutely.config import Pipeline
+from minutely.service import stop_on_signal
+from streaming.clock import Clock, WallClock
+from streaming.columns import Ids
+from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.producer import Producer
+from streaming.source import LoggedEvents, load
+
+_log = logging.getLogger("minutely.produce")
+_TICK_MS = 50
+_AT_ONCE = 2000
+_DELIVERY_MS = 600_000
+
+
+def stamped(events: LoggedEvents, start_ms: int, speed: float | None, rate: float | None) -> LoggedEvents:
+    """The events as happening from ``start_ms`` on: requests ``rate`` a second, or their gaps divided by ``speed``.
+
+    Order is kept; an engagement keeps its delay after its request. Features keep their original time.
+    """
+    first = int(events.served_at[0]) if events.requests else 0
+    if rate is not None:
+        served_at = start_ms + (np.arange(events.requests) * (1000.0 / rate)).astype(np.int64)
+    else:
+        assert speed is not None
+        served_at = start_ms + ((events.served_at - first) / speed).astype(np.int64)
+    done = events.engagements
+    request = np.where(done.row >= 0, events.request_of_row[done.row], _last_before(events, done.happened_at))
+    happened_at = served_at[request] + np.maximum(done.happened_at - events.served_at[request], 0)
+    order = np.argsort(happened_at, kind="stable")
+    moved = replace(
+        done,
+        happened_at=happened_at[order],
+        row=done.row[order],
+        action=done.action[order],
+        value=done.value[order],
+        request_id=done.request_id.take(order),
+        impression_id=done.impression_id.take(order),
+    )
+    return replace(events, served_at=served_at, engagements=moved)
+
+
+def _last_before(events: LoggedEvents, happened_at: Ids) -> Ids:
+    """The request served last before each time, whose delay an engagement without an impression keeps."""
+    return np.maximum(np.searchsorted(events.served_at, happened_at, side="right") - 1, 0)
+
+
+def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None:
+    """Send everything that the pipeline's source holds; Ctrl-C ends it."""
+    ensure_topics(pipeline.kafka)
+    clock = WallClock()
+    events = load(pipeline.data_folder(), pipeline.source, pipeline.features, clock.now_ms())
+    if not events.requests:
+        return
+    with stop_on_signal() as stop:
+        requests, engagements = send(pipeline, stamped(events, clock.now_ms(), speed, rate), clock, stop)
+    _log.info("sent %d requests, %d engagements", requests, engagements)
+
+
+def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[[], bool]) -> tuple[int, int]:
+    """Send every event when its time has come; how many requests and engagements were sent."""
+    maker = Producer(events, pipeline.features)
+    happened_at = events.engagements.happened_at
+    scores = np.zeros((events.impressions, 0), np.float32)
+    request = engagement = 0
+    producer = _producer(pipeline.kafka)
+    try:
+        while (request < events.requests or engagement < len(happened_at)) and not stop():
+            now = clock.now_ms()
+            until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)
+            ids = events.request_ids.slice(request, until - request).to_pylist()
+            for key, value in zip(ids, maker.requests(request, until, scores, 0, 0), strict=True):
+                producer.send(pipeline.kafka.topic(IMPRESSIONS), value, key=key.encode())
+            request = until
+            until = min(int(np.searchsorted(happened_at, now, side="right")), engagement + _AT_ONCE)
+            ids = events.engagements.request_id.slice(engagement, until - engagement).to_pylist()
+            for key, value in zip(ids, maker.engagements(engagement, until), strict=True):
+                producer.send(pipeline.kafka.topic(ENGAGEMENTS), value, key=key.encode())
+            behind = request < events.requests and events.served_at[request] <= now
+            engagement = until
+            producer.flush(_DELIVERY_MS / 1000)  # bounds what is in memory while brokers are away
+            if not behind:
+                time.sleep(_TICK_MS / 1000)
+    finally:
+        producer.close(timeout=_DELIVERY_MS / 1000)
+    return request, engagement
+
+
+def _producer(settings: KafkaSettings) -> KafkaProducer:
+    return KafkaProducer(
+        **settings.client(),
+        acks="all",
+        linger_ms=5,
+        max_request_size=MAX_OUTPUT_BYTES,
+        max_block_ms=_DELIVERY_MS,
+        delivery_timeout_ms=_DELIVERY_MS,
+    )

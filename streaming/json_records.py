@@ -1,0 +1,86 @@
+"""Requests as JSON, for producers that do not pack columns: features are lists with one value an impression.
+
+``{"version": 1, "request_id": "r1", "served_at": 1700000000000, "impression_ids": ["a", "b"],
+"shared": {"user": "u7"}, "features": {"item": [12, 15], "tags": [[1, 2], []], "price": [0.5, 2]}}``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from streaming.columns import Packed, Ragged, pack
+from streaming.events import BadRecord, Request, encode
+from streaming.features import Feature, SparseFeature, VectorFeature
+from streaming.ids import ids_of
+
+
+class _JsonRequest(msgspec.Struct, kw_only=True):
+    version: int
+    request_id: str
+    served_at: int
+    impression_ids: list[str]
+    shared: dict[str, Any] = {}
+    features: dict[str, list[Any]] = {}
+    positions: list[int] = []
+    scores: list[list[float]] = []
+    sparse_version: int = 0
+    dense_version: int = 0
+
+
+_decoder = msgspec.json.Decoder(_JsonRequest)
+
+
+def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
+    """A request of JSON as msgpack with packed columns; `BadRecord` where its values do not fit its features."""
+    try:
+        read = _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRecord("malformed", str(error)) from None
+    try:
+        positions, scores = np.array(read.positions, "<i4").tobytes(), np.array(read.scores, "<f4").tobytes()
+    except (ValueError, OverflowError) as error:
+        raise BadRecord("malformed", f"positions or scores: {error}") from None
+    return encode(
+        Request(
+            version=read.version,
+            request_id=read.request_id,
+            served_at=read.served_at,
+            impression_ids=read.impression_ids,
+            shared={
+                name: _pack(name, features[name], [value]) for name, value in read.shared.items() if name in features
+            },
+            features={
+                name: _pack(name, features[name], each) for name, each in read.features.items() if name in features
+            },
+            positions=positions,
+            scores=scores,
+            sparse_version=read.sparse_version,
+            dense_version=read.dense_version,
+        )
+    )
+
+
+def _pack(name: str, feature: Feature, values: Sequence[Any]) -> Packed:
+    """Values as they stand in JSON, one an impression, as a packed column."""
+    try:
+        if isinstance(feature, SparseFeature) and feature.is_list:
+            offsets = np.cumsum([0, *map(len, values)])
+            flat = [value for each in values for value in each]
+            return pack(Ragged(offsets, _ids(flat)), 0, len(values))
+        if isinstance(feature, SparseFeature):
+            return pack(_ids(values), 0, len(values))
+        column = np.array(values, "<f4")
+        if column.shape[1:] != ((feature.size,) if isinstance(feature, VectorFeature) else ()):
+            raise ValueError(f"lists of the wrong length: {column.shape[1:]}")
+        return column.tobytes()
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise BadRecord("malformed", f"feature {name}: {error}") from None
+
+
+def _ids(values: Sequence[Any]) -> Any:
+    return ids_of(pa.array(values, None if values else pa.int64()))

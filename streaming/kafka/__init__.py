@@ -1,0 +1,1 @@
+"""The loop's topics on Apache Kafka: connection, topics, transactions, and the joiner as a service."""

@@ -1,0 +1,120 @@
+"""The ``kafka`` section: where the brokers are, how to get in, and what the topics are like."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from basis.problems import Problem, Problems
+from basis.settings import PositiveDurationMs, Section
+from streaming.events import MAX_RECORD_BYTES
+
+BOOTSTRAP = "KAFKA_BOOTSTRAP"
+MAX_OUTPUT_BYTES = 2 * MAX_RECORD_BYTES
+"""What records of the joiner's outputs may take, so that a refused record of the largest size fits, with its reason."""
+RETRY_BACKOFF_MS = 5
+"""The client's default of 100 makes a transaction of 9 ms take 112."""
+
+
+class TlsSettings(Section):
+    """Encryption; the certificate and key are for brokers that ask who their clients are."""
+
+    ca: str | None = None
+    """PEM file of the authority that signed the brokers' certificates; without it, the system's authorities."""
+    certificate: str | None = None
+    key: str | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> TlsSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+        return self
+
+
+class SaslSettings(Section):
+    """A name and a password, which stands in an environment variable or a file, never in the configuration."""
+
+    mechanism: Literal["PLAIN", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    username: str
+    password_env: str | None = None
+    password_file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SaslSettings:
+        if (self.password_env is None) == (self.password_file is None):
+            raise ValueError("needs exactly one of password_env (a variable's name) and password_file")
+        return self
+
+    def password(self) -> str:
+        """The secret itself; `Problems` where it is not to be had."""
+        if self.password_env is not None:
+            found = os.environ.get(self.password_env)
+            if not found:
+                allowed = "the variable is not set; allowed: a variable that holds the password"
+                raise Problems([Problem("kafka.sasl", "password_env", self.password_env, allowed)])
+            return found
+        assert self.password_file is not None
+        try:
+            return Path(self.password_file).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            allowed = f"{error}; allowed: a file that holds the password"
+            raise Problems([Problem("kafka.sasl", "password_file", self.password_file, allowed)]) from None
+
+
+class KafkaSettings(Section):
+    """The ``kafka`` section. ``$KAFKA_BOOTSTRAP`` goes before ``bootstrap``."""
+
+    bootstrap: Annotated[str, Field(min_length=1)] = "127.0.0.1:9092"
+    """Brokers to ask first, as ``host:port``, with commas between them."""
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
+    """Goes before the names of topics, groups and transactions, so that several pipelines share brokers."""
+    partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
+    replication: Annotated[int, Field(ge=1, le=100)] = 1
+    retention: PositiveDurationMs = 7 * 86_400_000
+    """How long records are kept; far longer than any label's window."""
+    tls: TlsSettings | None = None
+    sasl: SaslSettings | None = None
+
+    def topic(self, name: str) -> str:
+        """A topic's name on the brokers."""
+        return self.prefix + name
+
+    @property
+    def brokers(self) -> list[str]:
+        """The brokers to ask first."""
+        return [part.strip() for part in (os.environ.get(BOOTSTRAP) or self.bootstrap).split(",") if part.strip()]
+
+    def client(self) -> dict[str, Any]:
+        """What every Kafka client of this process is made with; it may hold a password, so nobody prints it."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.brokers,
+            "reconnect_backoff_max_ms": 1000,
+            "metadata_max_age_ms": 30_000,
+        }
+        if self.tls is not None:
+            options["ssl_context"] = _context(self.tls)
+        if self.sasl is not None:
+            options |= {
+                "sasl_mechanism": self.sasl.mechanism,
+                "sasl_plain_username": self.sasl.username,
+                "sasl_plain_password": self.sasl.password(),
+            }
+        tls, sasl = self.tls is not None, self.sasl is not None
+        options["security_protocol"] = ("SASL_" if sasl else "") + ("SSL" if tls else "PLAINTEXT")
+        return options
+
+
+def _context(tls: TlsSettings) -> ssl.SSLContext:
+    """A context that checks certificates and host names."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        named = ", ".join(name for name in (tls.ca, tls.certificate, tls.key) if name)
+        raise Problems([Problem("kafka.tls", "files", named, f"{error}; allowed: PEM files")]) from None
+    return context

@@ -1,0 +1,60 @@
+"""Waiting for brokers that are away: said once, and once more when they are back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from kafka.errors import KafkaError
+
+T = TypeVar("T")
+
+_LONGEST_SECONDS = 2.0
+
+
+class Patience:
+    """Counts failures of one thing in a row, and says how long to wait before the next try."""
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        self._log = log
+        self._what = what
+        self._failures = 0
+        self._not_before = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is time for another try."""
+        return time.monotonic() >= self._not_before
+
+    def failed(self, error: Exception) -> None:
+        """A try failed."""
+        if not self._failures:
+            self._log.warning("%s: waiting, since %s: %s", self._what, type(error).__name__, error)
+        self._failures += 1
+        self._not_before = time.monotonic() + min(0.1 * 2 ** min(self._failures, 8), _LONGEST_SECONDS)
+
+    def worked(self) -> None:
+        """A try went well."""
+        if self._failures:
+            self._log.warning("%s: goes on after %d tries", self._what, self._failures)
+        self._failures = 0
+        self._not_before = 0.0
+
+
+def patiently(log: logging.Logger, stop: Callable[[], bool], begin: Callable[[], T]) -> T | None:
+    """What ``begin`` gives, tried again while brokers are away; None where ``stop`` came first."""
+    patience = Patience(log, "start")
+    while not stop():
+        if not patience.ready:
+            time.sleep(0.05)
+            continue
+        try:
+            begun = begin()
+        except KafkaError as error:
+            patience.failed(error)
+        else:
+            patience.worked()
+            return begun
+    return None

@@ -1,0 +1,123 @@
+"""TLS and SASL, by a broker that asks for both."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from basis.problems import Problems
+from minutely.join import make_join_service
+from streaming.clock import WallClock
+from streaming.examples import ExampleFormat
+from streaming.kafka.settings import KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from tests.commands import missing
+from tests.kafka.broker import BrokerUnavailable, running
+from tests.kafka.services import joiner, started, write_config
+from tests.kafka.test_join import MINUTE, joined_through, now_ms, run_until
+from tests.kafka.traffic import check_examples, make_pipeline, make_traffic, producer_of, read_examples, send
+
+PASSWORD = "correct horse"
+WRONG = "battery staple"
+_PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+_SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required"
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate for the loopback address that vouches for itself, and beside it the broker's key store."""
+    key, path = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(path)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (folder / "store.pem").write_text(key.read_text() + path.read_text())
+    return path
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A broker that wants both, and the certificate of its authority."""
+    folder = tmp_path_factory.mktemp("guarded")
+    ca = certificate(folder)
+    users = f'user_admin="{PASSWORD}" user_minutely="{PASSWORD}"'
+    extra = {
+        "listener.security.protocol.map": "CLIENT:SASL_SSL,CONTROLLER:PLAINTEXT",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(folder / "store.pem"),
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(ca),
+        "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "listener.name.client.plain.sasl.jaas.config": f'{_PLAIN} username="admin" password="{PASSWORD}" {users};',
+        "listener.name.client.scram-sha-512.sasl.jaas.config": f"{_SCRAM};",
+    }
+    scram = ["--add-scram", f"SCRAM-SHA-512=[name=minutely,password={PASSWORD}]"]
+    try:
+        with running(folder / "cluster", extra=extra, options=scram) as cluster:
+            yield cluster.bootstrap, ca
+    except BrokerUnavailable as error:
+        missing(str(error))
+
+
+def settings(guarded: tuple[str, Path], mechanism: str, **sasl: str) -> KafkaSettings:
+    bootstrap, ca = guarded
+    return KafkaSettings.model_validate(
+        {
+            "bootstrap": bootstrap,
+            "prefix": f"{mechanism.lower()}.",
+            "partitions": 1,
+            "tls": {"ca": str(ca)},
+            "sasl": {"mechanism": mechanism, "username": "minutely", **sasl},
+        }
+    )
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+def test_traffic_is_joined_over_tls_with_a_password(
+    mechanism: str, guarded: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_PASSWORD", PASSWORD)
+    kafka = settings(guarded, mechanism, password_env="THE_PASSWORD")
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    start = now_ms() - 10 * MINUTE
+    traffic = make_traffic(6, 200, 2, start, 100)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, traffic.events)
+    run_until(make_join_service(pipeline, tmp_path, WallClock()), joined_through(start + MINUTE, 1))
+    check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
+
+
+def test_a_wrong_password_is_said_once_and_not_shown(guarded: tuple[str, Path], tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(WRONG + "\n")
+    kafka = settings(guarded, "SCRAM-SHA-512", password_file=str(secret))
+    config = write_config(make_pipeline(kafka), tmp_path)
+    service = joiner(config, tmp_path, "a")
+    with started(service):
+        until = time.monotonic() + 100
+        while not ("waiting" in service.output and "invalid credentials" in service.output):
+            assert time.monotonic() < until, service.output
+            time.sleep(0.2)
+        assert service.runs, service.output
+        assert service.output.count("invalid credentials") == 1, service.output
+    assert WRONG not in service.output
+    assert WRONG not in config.read_text()
+
+
+def test_secrets_that_are_not_there_are_said_without_a_broker(tmp_path: Path) -> None:
+    where = ("127.0.0.1:1", tmp_path)
+    with pytest.raises(Problems, match="NO_SUCH_VARIABLE; the variable is not set") as error:
+        settings(where, "PLAIN", password_env="NO_SUCH_VARIABLE").model_copy(update={"tls": None}).client()
+    with pytest.raises(Problems, match="No such file"):
+        settings(where, "PLAIN", password_file=str(tmp_path / "none")).model_copy(update={"tls": None}).client()
+    with pytest.raises(Problems, match="allowed: PEM files"):
+        settings(("127.0.0.1:1", tmp_path / "none.pem"), "PLAIN", password_env="PATH").client()
+    with pytest.raises(ValueError, match="exactly one of password_env"):
+        settings(where, "PLAIN")
+    assert "NO_SUCH_VARIABLE" in str(error.value)

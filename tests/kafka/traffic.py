@@ -1,0 +1,199 @@
+"""Made-up traffic for tests on Kafka, in order of arrival, and the labels that it must lead to."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from kafka import KafkaProducer, TopicPartition
+
+from minutely.config import Pipeline
+from streaming.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
+from streaming.examples import ExampleFormat
+from streaming.kafka.partition_io import consumer_of
+from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+
+
+class Event(NamedTuple):
+    """One record on its way; ``at`` is when it arrives, in ms of event time."""
+
+    at: float
+    topic: str
+    request_id: str
+    value: bytes
+
+
+class Traffic(NamedTuple):
+    """What arrives, in order, and what every impression's click label must be."""
+
+    events: list[Event]
+    labels: dict[str, float]
+
+
+def make_pipeline(kafka: KafkaSettings, **changes: Any) -> Pipeline:
+    """A pipeline whose table ``key`` has one row an impression, so that its counts say how often each was trained on."""
+    fields: dict[str, Any] = {
+        "name": "traffic",
+        "source": {"dir": ".", "impressions": {"file": "none.csv", "time": {"column": "t"}}, "actions": {"click": {}}},
+        "features": {"user": {"column": "user", "scope": "request"}, "key": {"column": "key"}},
+        "labels": {"click": {"action": "click", "window": "10s"}},
+        "join": {"lateness": "5s"},
+        "kafka": kafka.model_dump(mode="json"),
+        "model": {"dim": 2, "hidden": [4]},
+        "sync": {"sparse_every": "60s"},
+        "train": {"step_every": "60s"},
+    }
+    return Pipeline.model_validate(fields | changes)
+
+
+def make_traffic(
+    seed: int,
+    requests: int,
+    impressions: int,
+    start_ms: int,
+    every_ms: float,
+    window_ms: int = 10_000,
+    lateness_ms: int = 5_000,
+    first: int = 0,
+) -> Traffic:
+    """Requests ``every_ms`` apart, 5 % of impressions clicked within the window, arriving in any order within the lateness,
+    2 % of the records twice."""
+    rng = random.Random(seed)
+    events: list[Event] = []
+    labels: dict[str, float] = {}
+
+    def arrive(topic: str, happened_at: int, request_id: str, value: bytes) -> None:
+        for _ in range(1 + (rng.random() < 0.02)):
+            events.append(Event(happened_at + rng.random() * lateness_ms * 0.9, topic, request_id, value))
+
+    for number in range(first, first + requests):
+        served_at = int(start_ms + (number - first) * every_ms)
+        name = f"r{number}"
+        ids = [f"{name}.{at}" for at in range(impressions)]
+        keys = number * impressions + np.arange(impressions)
+        request = Request(
+            version=SCHEMA_VERSION,
+            request_id=name,
+            served_at=served_at,
+            impression_ids=ids,
+            shared={"user": np.int64(number % 100).tobytes()},
+            features={"key": keys.astype("<i8").tobytes()},
+        )
+        arrive(IMPRESSIONS, served_at, name, encode(request))
+        for impression_id in ids:
+            labels[impression_id] = 0.0
+            if rng.random() < 0.05:
+                labels[impression_id] = 1.0
+                happened_at = served_at + rng.randrange(window_ms)
+                click = Engagement(
+                    version=SCHEMA_VERSION,
+                    request_id=name,
+                    impression_id=impression_id,
+                    action="click",
+                    happened_at=happened_at,
+                )
+                arrive(ENGAGEMENTS, happened_at, name, encode(click))
+    events.sort()
+    return Traffic(events, labels)
+
+
+def producer_of(kafka: KafkaSettings) -> KafkaProducer:
+    return KafkaProducer(
+        **kafka.client(), acks="all", linger_ms=20, max_request_size=MAX_OUTPUT_BYTES, batch_size=1 << 18,
+        max_block_ms=120_000, delivery_timeout_ms=300_000,
+    )  # fmt: skip
+
+
+def send(producer: KafkaProducer, kafka: KafkaSettings, events: Iterable[Event]) -> None:
+    for event in events:
+        producer.send(kafka.topic(event.topic), event.value, key=event.request_id.encode())
+
+
+class LiveTraffic(threading.Thread):
+    """Sends traffic as it happens: every record at the time at which it arrives."""
+
+    def __init__(self, kafka: KafkaSettings, traffic: Traffic) -> None:
+        super().__init__(daemon=True)
+        self._kafka = kafka
+        self._traffic = traffic
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with producer_of(self._kafka) as producer:
+                for event in self._traffic.events:
+                    early = event.at / 1000 - time.time()
+                    if early > 0.02:
+                        time.sleep(early)
+                    producer.send(self._kafka.topic(event.topic), event.value, key=event.request_id.encode())
+                producer.flush(120)
+        except BaseException as error:
+            self.error = error
+
+
+class Emitted(NamedTuple):
+    """All of `examples`, read committed."""
+
+    times: Counter[str]
+    """How often each example is in it."""
+    labels: dict[str, float]
+    watermarks: dict[int, list[int]]
+    """Of each partition, in order."""
+    batches: list[pa.RecordBatch]
+
+
+def read_topic(kafka: KafkaSettings, topic: str) -> dict[int, list[tuple[int, bytes]]]:
+    """Everything committed in a topic: partition to (offset, value)."""
+    consumer = consumer_of(kafka)
+    try:
+        name = kafka.topic(topic)
+        ats = [TopicPartition(name, partition) for partition in range(kafka.partitions)]
+        ends = consumer.end_offsets(ats)
+        found: dict[int, list[tuple[int, bytes]]] = {at.partition: [] for at in ats}
+        consumer.assign(ats)
+        consumer.seek_to_beginning(*ats)
+        while any(consumer.position(at) < ends[at] for at in ats):
+            for at, records in consumer.poll(timeout_ms=200).items():
+                found[at.partition] += [(record.offset, record.value) for record in records]
+        return found
+    finally:
+        consumer.close()
+
+
+def read_examples(kafka: KafkaSettings, example_format: ExampleFormat) -> Emitted:
+    times: Counter[str] = Counter()
+    labels: dict[str, float] = {}
+    watermarks: dict[int, list[int]] = {}
+    batches = []
+    for partition, records in read_topic(kafka, EXAMPLES).items():
+        watermarks[partition] = []
+        for _, value in records:
+            batch, watermark = example_format.decode(value)
+            watermarks[partition].append(watermark)
+            ids = batch.column("example_id").to_pylist()
+            times.update(ids)
+            labels.update(zip(ids, batch.column("label.click").to_pylist(), strict=True))
+            batches.append(batch)
+    return Emitted(times, labels, watermarks, batches)
+
+
+def read_dead_letters(kafka: KafkaSettings) -> list[DeadLetter]:
+    decoder = msgspec.msgpack.Decoder(DeadLetter)
+    return [decoder.decode(value) for records in read_topic(kafka, DEAD_LETTERS).values() for _, value in records]
+
+
+def check_examples(emitted: Emitted, labels: dict[str, float]) -> None:
+    """Every example exactly once, with its label, and watermarks that never go back."""
+    assert not [name for name, count in emitted.times.items() if count != 1][:10]
+    assert not (labels.keys() - emitted.labels.keys()), "some are missing"
+    assert emitted.labels == labels
+    for told in emitted.watermarks.values():
+        assert told == sorted(told)
