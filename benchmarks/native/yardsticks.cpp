@@ -89,7 +89,7 @@ class Array {
             dim_ == 16 ? range<16>(numbers.data(), from, to, lead, work)
                        : range<64>(numbers.data(), from, to, lead, work);
         };
-        minutely::Pool::shared().run(parts, part);
+        minutely::Pool::shared().run(parts, parts, part);
     }
     template <int kDim, class Work>
     void range(const int64_t* numbers, size_t from, size_t to, int lead, const Work& work) {

@@ -1,5 +1,6 @@
 #include "pool.hpp"
 
+#include <algorithm>
 #include <chrono>
 
 #if defined(__x86_64__)
@@ -49,17 +50,19 @@ void Pool::grow(size_t workers) {
     }
 }
 
-void Pool::run(size_t parts, const std::function<void(size_t)>& work) {
+void Pool::run(size_t threads, size_t parts, const std::function<void(size_t)>& work) {
     const std::unique_lock owner(owner_, std::try_to_lock);
-    if (parts <= 1 || !owner.owns_lock()) {
+    if (threads <= 1 || parts <= 1 || !owner.owns_lock()) {
         for (size_t part = 0; part < parts; ++part) work(part);
         return;
     }
-    grow(parts - 1);
+    const size_t workers = std::min(threads, parts) - 1;
+    grow(workers);
     // The generation is odd, so nobody enters any more; who is still inside from the last batch finds no part left.
     while (inside_.load(std::memory_order_seq_cst) != 0) pause();
     work_ = &work;
     parts_ = parts;
+    seats_ = static_cast<int64_t>(workers);
     error_ = nullptr;
     finished_.store(0, std::memory_order_relaxed);
     next_part_.store(0, std::memory_order_relaxed);
@@ -90,14 +93,15 @@ void Pool::serve() {
         uint64_t seen = 0;
         const auto open = [&] {
             seen = generation_.load(std::memory_order_seq_cst);
-            return seen % 2 == 0 && next_part_.load(std::memory_order_relaxed) < parts_.load(std::memory_order_relaxed);
+            return seen % 2 == 0 && seats_.load(std::memory_order_relaxed) > 0 &&
+                   next_part_.load(std::memory_order_relaxed) < parts_.load(std::memory_order_relaxed);
         };
         if (!spin(open)) {
             generation_.wait(seen, std::memory_order_acquire);
             continue;
         }
         inside_.fetch_add(1, std::memory_order_seq_cst);
-        if (generation_.load(std::memory_order_seq_cst) == seen) take_parts();
+        if (generation_.load(std::memory_order_seq_cst) == seen && seats_.fetch_sub(1) > 0) take_parts();
         inside_.fetch_sub(1, std::memory_order_seq_cst);
     }
 }

@@ -16,10 +16,10 @@ class Pool {
   public:
     static Pool& shared();
 
-    // Calls work(part) for every part in [0, parts), one of them on the calling thread, and returns when all are done.
-    // Where the workers are busy with another table's batch the caller does it all, so results must not depend on who
-    // works. An exception of one part is thrown again here.
-    void run(size_t parts, const std::function<void(size_t)>& work);
+    // Calls work(part) for every part in [0, parts) on up to `threads` threads, the calling one included, and returns
+    // when all are done. Where the workers are busy with another table's batch the caller does it all, so results must
+    // not depend on who works. An exception of one part is thrown again here.
+    void run(size_t threads, size_t parts, const std::function<void(size_t)>& work);
 
   private:
     Pool() = default;
@@ -31,6 +31,8 @@ class Pool {
     std::vector<std::thread> workers_;
     const std::function<void(size_t)>* work_ = nullptr;
     std::atomic<size_t> parts_{0};
+    // Workers that may still join the batch.
+    std::atomic<int64_t> seats_{0};
     std::atomic<uint64_t> next_part_{0};
     std::atomic<size_t> finished_{0};
     std::atomic<size_t> inside_{0};

@@ -17,7 +17,13 @@ constexpr size_t kReadChunk = 8192;
 // Rows taken out of use are gathered over this many ids before they are offered for reuse.
 constexpr size_t kWriteChunk = 4096;
 // Smaller batches are over before a second thread has joined.
-constexpr size_t kFewestPerThread = 1024;
+constexpr size_t kFewestPerPart = 1024;
+// More parts than threads: one that comes late, or is slowed down, takes fewer of them.
+constexpr size_t kPartsPerThread = 4;
+
+size_t parts_of(size_t count, uint32_t threads) {
+    return threads == 1 ? 1 : std::clamp<size_t>(count / kFewestPerPart, 1, threads * kPartsPerThread);
+}
 
 bool slots_are_atomic() {
 #if defined(MINUTELY_TSAN)
@@ -46,7 +52,7 @@ Table::Table(const Options& options, const Kernels& kernels)
       beside_readers_(slots_are_atomic()), content_(std::make_unique<Content>(options, seed_, 0)) {}
 
 std::vector<Table::Part> Table::parts(size_t count) {
-    const size_t wanted = std::clamp<size_t>(count / kFewestPerThread, 1, options_.threads);
+    const size_t wanted = parts_of(count, options_.threads);
     scratch_.resize(std::max(scratch_.size(), 3 * count));
     std::vector<Part> parts;
     for (size_t i = 0; i < wanted; ++i) {
@@ -59,7 +65,7 @@ std::vector<Table::Part> Table::parts(size_t count) {
 }
 
 void Table::lookup(const int64_t* ids, size_t count, float* out) {
-    const size_t wanted = std::clamp<size_t>(count / kFewestPerThread, 1, options_.threads);
+    const size_t wanted = parts_of(count, options_.threads);
     const auto part = [&](size_t i) {
         const size_t end = count * (i + 1) / wanted;
         for (size_t at = count * i / wanted; at < end; at += kReadChunk) {
@@ -67,7 +73,7 @@ void Table::lookup(const int64_t* ids, size_t count, float* out) {
         }
     };
     if (wanted == 1) return part(0);
-    Pool::shared().run(wanted, part);
+    Pool::shared().run(options_.threads, wanted, part);
 }
 
 void Table::lookup_part(const int64_t* ids, size_t count, float* out) {

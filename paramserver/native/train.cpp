@@ -105,7 +105,7 @@ void Table::apply_unique(const Batch& batch, const float* gradients, uint32_t no
     if (parts.size() == 1) {
         work(0);
     } else {
-        Pool::shared().run(parts.size(), work);
+        Pool::shared().run(options_.threads, parts.size(), work);
     }
     for (const Part& part : parts) {
         const bool ordered = batch.order != nullptr;
