@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from fbgemm import fbgemm_table
 from numpy.typing import NDArray
+from tfra import tfra_table
 
 from paramserver.table import Adagrad, Table
 
@@ -138,6 +139,9 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
     if cuckoo is not None:
         cuckoo.clear()
         insert_rates["libcuckoo, again"] = rows / sum(grow(cuckoo.insert, ids)) / 1e6
+    tfra = tfra_table(rows, dim)
+    if tfra is not None:
+        insert_rates["tfra"] = rows / sum(grow(tfra.insert, ids)) / 1e6
     array = native.Array(rows, dim)
     if law == "zipf":
         drawn = zipf_numbers(rows, 4 * BATCHES * BATCH, random).reshape(-1, BATCH)
@@ -195,6 +199,8 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
     if cuckoo is not None:
         contenders["libcuckoo lookup"] = lambda k: cuckoo.lookup(batches[k], out)
         contenders["libcuckoo apply"] = lambda k: cuckoo.apply(batches[k], gradients)
+    if tfra is not None:
+        contenders["tfra lookup"] = lambda k: tfra.lookup(batches[k])
     if fbgemm is not None:
         contenders["fbgemm lookup"] = fbgemm_lookup
         contenders["fbgemm step"] = fbgemm_step
@@ -233,6 +239,8 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
             "insert again / libcuckoo": insert_rates["table x1, again"]
             / insert_rates.get("libcuckoo, again", float("nan")),
             "lookup / torch": result.ratio("lookup", "torch lookup"),
+            "lookup / tfra": result.ratio("lookup", "tfra lookup"),
+            "insert / tfra": insert_rates["table x1"] / insert_rates.get("tfra", float("nan")),
             "lookup / fbgemm": result.ratio("lookup", "fbgemm lookup"),
             "lookup + apply / torch": slow.ratio("table step", "torch step"),
             "lookup + apply / fbgemm": result.ratio("table step", "fbgemm step"),
@@ -310,6 +318,50 @@ def growth(rows: int) -> dict[str, float]:
     }
 
 
+def large(rows: int) -> dict[str, float]:
+    """Memory of a large table, and what an id costs there over what it costs among a million."""
+    cost: dict[int, dict[str, list[float]]] = {}
+    tables, batches = {}, {}
+    random = np.random.default_rng(0)
+    out, gradients = np.empty((BATCH, 16), np.float32), np.full((BATCH, 16), 0.01, np.float32)
+    before = resident_bytes()
+    for count in (rows, 1_000_000):
+        tables[count] = Table(16, optimizer=OPTIMIZER)
+        ids = distinct_ids(count)
+        grow(partial(_insert, tables[count], out), ids)
+        batches[count] = [ids[random.integers(0, count, BATCH)] for _ in range(BATCHES)]
+        del ids
+        if count == rows:
+            resident = resident_bytes() - before
+        cost[count] = {"lookup": [], "apply": []}
+    for _ in range(5):
+        for count, table in tables.items():
+            rate = _once(partial(_lookup_of, table, batches[count], out))
+            cost[count]["lookup"].append(1 / rate)
+            cost[count]["apply"].append(1 / _once(partial(_apply_of, table, batches[count], gradients)))
+    stats = tables[rows].stats
+    ratios = {
+        f"{name}, {rows // 1_000_000} M / 1 M rows": median(
+            a / b for a, b in zip(cost[rows][name], cost[1_000_000][name], strict=True)
+        )
+        for name in ("lookup", "apply")
+    }
+    return ratios | {"table_gib": (stats.index_bytes + stats.row_bytes) / 2**30, "resident_gib": resident / 2**30}
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _lookup_of(table: Table, batches: list[Ids], out: Floats, k: int) -> None:
+    table.lookup(batches[k], out)
+
+
+def _apply_of(table: Table, batches: list[Ids], gradients: Floats, k: int) -> None:
+    table.apply(batches[k], gradients, 0)
+
+
 def disk(rows: int) -> dict[str, float]:
     """save and load over the disk's sequential speed; the page cache is dropped before reads."""
     table = Table(16, optimizer=OPTIMIZER)
@@ -368,7 +420,7 @@ def main() -> None:
     parser.add_argument("--dims", default="16,64")
     parser.add_argument("--laws", default="uniform,zipf")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="speed,beside,growth,disk")
+    parser.add_argument("--only", default="speed,beside,growth,disk,large")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "table.json")
     options = parser.parse_args()
     native = yardsticks()
@@ -391,6 +443,7 @@ def main() -> None:
         "beside": lambda: beside_a_writer(10_000_000, 16, options.rounds),
         "growth": lambda: growth(20_000_000),
         "disk": lambda: disk(5_000_000),
+        "large": lambda: large(50_000_000),
     }
     for name, task in tasks.items():
         if name in wanted:
