@@ -98,11 +98,6 @@ Slot* Index::locate(uint64_t id, Home home) {
 }
 
 void Index::prepare(uint64_t count) {
-    due_ += count * kMigratePerInsert;
-    if (due_ >= kMoveBlock) {
-        migrate(due_);
-        due_ = 0;
-    }
     const auto full = [&] {
         const uint64_t slots = count_.load(std::memory_order_relaxed) * kSlotsPerBucket;
         return (size_ + count) * kLoadDenominator > slots * kLoadNumerator;
@@ -111,6 +106,12 @@ void Index::prepare(uint64_t count) {
         // Only where more ids come at once than a growth makes room for.
         migrate(old_count_.load(std::memory_order_relaxed));
         start_growth();
+    }
+    // After a growth may have begun: its first inserts need the room already.
+    due_ += count * kMigratePerInsert;
+    if (due_ >= kMoveBlock) {
+        migrate(due_);
+        due_ = 0;
     }
 }
 
@@ -205,7 +206,10 @@ bool Index::displace(const Slot& slot, Home home) {
             // Walk back from the free slot; a key is copied forward before its own slot is overwritten.
             for (int child = end; steps[child].parent >= 0; child = steps[child].parent) {
                 Slot* from = &steps[steps[child].parent].bucket->slots[steps[child].slot_in_parent];
-                if (from->key != steps[child].key || !from->used()) return false;
+                if (from->key != steps[child].key || !from->used()) {
+                    if (child != end) store_slot(place, Slot{0, kNoRow, 0});
+                    return false;
+                }
                 store_slot(place, *from);
                 moved();
                 place = from;

@@ -52,7 +52,7 @@ void Pool::grow(size_t workers) {
 
 void Pool::run(size_t threads, size_t parts, const std::function<void(size_t)>& work) {
     const std::unique_lock owner(owner_, std::try_to_lock);
-    if (threads <= 1 || parts <= 1 || !owner.owns_lock()) {
+    if (threads <= 1 || parts <= 1 || !owner.owns_lock() || getpid() != process_) {
         for (size_t part = 0; part < parts; ++part) work(part);
         return;
     }

@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include <unistd.h>
+
 namespace minutely {
 
 class Pool {
@@ -27,6 +29,8 @@ class Pool {
     void serve();
     void take_parts();
 
+    // A forked child has no workers, and does all itself.
+    const pid_t process_ = getpid();
     std::mutex owner_;
     std::vector<std::thread> workers_;
     const std::function<void(size_t)>* work_ = nullptr;

@@ -86,7 +86,9 @@ void Table::lookup_part(const int64_t* ids, size_t count, float* out) {
     kernels_.lookup(content.index.buckets(), area, {ids, nullptr, count}, out, found);
     std::atomic_thread_fence(std::memory_order_acquire);
     // What was not found while nothing moved is not there; otherwise it is looked up again, one by one.
-    const bool doubtful = content.index.moves() != moves || content.index.has_overflow();
+    // The overflow before the count: what leaves it is counted first.
+    const bool crowded = content.index.has_overflow();
+    const bool doubtful = crowded || content.index.moves() != moves;
     for (size_t k = 0; k < found.missing_count; ++k) {
         const uint64_t id = static_cast<uint64_t>(ids[missing[k]]);
         float* to = out + static_cast<size_t>(missing[k]) * dim();
