@@ -7,8 +7,6 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from minutely.config import Pipeline
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
@@ -119,6 +117,6 @@ def test_the_broker_away_for_a_minute_is_said_once_and_loses_nothing(tmp_path: P
 def resident_bytes(service: Service) -> int:
     status = Path(f"/proc/{service.pid}/status")
     if not status.exists():
-        pytest.skip("no /proc here")
+        missing("/proc, to read a process's memory")
     line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
