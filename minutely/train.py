@@ -16,16 +16,15 @@ from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.parts import make_trainer
 from minutely.service import stop_on_signal
-from paramserver.delta_log import Cut, DeltaLog
+from paramserver.delta_log import DeltaLog
 from paramserver.files import Files, LocalFiles
 from streaming.clock import Clock, WallClock
 from streaming.examples import ExampleFormat
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
-from streaming.log import EXAMPLES, check_no_gap
-from trainer.retrain import recover
-from trainer.worker import TrainWorker
+from streaming.log import EXAMPLES
+from trainer.online import OnlineTrainer
 
 _log = logging.getLogger("minutely.train")
 _POLL_MS = 100
@@ -51,86 +50,49 @@ def train(pipeline: Pipeline, folder: Path) -> None:
 
 
 class TrainService:
-    """One trainer over all partitions of `examples`, its table in its own process.
-
-    Begins at the newest version in ``files``, exactly after what its rows contain.
-    """
+    """The online trainer on Kafka: reads ahead, waits for brokers that are away, publishes when it is time."""
 
     def __init__(self, pipeline: Pipeline, files: Files, clock: Clock) -> None:
-        self._pipeline = pipeline
-        self._clock = clock
-        self.trainer = make_trainer(pipeline)
-        example_format = ExampleFormat(pipeline.features, pipeline.labels)
-        self.deltas = DeltaLog.resume(files, pipeline.fingerprint(), pipeline.sync.keep_deltas)
         self._log = KafkaLog(pipeline.kafka, EXAMPLES)
-        self.workers = [
-            TrainWorker(self._log, self.trainer, example_format, partition)
-            for partition in range(pipeline.kafka.partitions)
-        ]
         self._brokers = Patience(_log, "brokers")
-        self._published: dict[str, int] = {}
-        self._published_at = clock.now_ms()
-        self._dense_at: int | None = None
-        self._recover(files)
-
-    def _recover(self, files: Files) -> None:
-        newest = self.deltas.newest
-        if newest is None:
-            for worker in self.workers:
-                worker.offset = self._log.begin(EXAMPLES, worker.partition)
-            return
-        recover(files, newest, self.trainer)
-        self._published = dict(newest.offsets)
-        self._dense_at = newest.published_at if newest.dense else None
-        for worker in self.workers:
-            worker.offset = newest.offsets.get(f"{EXAMPLES}/{worker.partition}", 0)
-            worker.watermark = newest.watermark
-            check_no_gap(self._log, EXAMPLES, worker.partition, worker.offset)
-        _log.info("goes on after version %d", newest.version)
+        self.online = OnlineTrainer(
+            make_trainer(pipeline),
+            self._log,
+            range(pipeline.kafka.partitions),
+            ExampleFormat(pipeline.features, pipeline.labels),
+            files,
+            DeltaLog.resume(files, pipeline.fingerprint(), pipeline.sync.keep_deltas),
+            clock,
+            sparse_every=pipeline.sync.sparse_every,
+            dense_every=pipeline.sync.dense_every,
+        )
+        if self.online.deltas.version:
+            _log.info("goes on after version %d", self.online.deltas.version)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train and publish until ``stop`` says so, then publish what is left."""
         while not stop():
-            self.step()
-            if self._clock.now_ms() - self._published_at >= self._pipeline.sync.sparse_every:
-                self.publish()
-        self.publish()
+            self._step()
+            if self.online.due():
+                self._publish()
+        self._publish()
 
-    def step(self) -> None:
-        """Read and train once; bounded in time and memory."""
+    def _step(self) -> None:
         try:
             self._log.fill(_POLL_MS)
             self._brokers.worked()
         except KafkaError as error:
             self._brokers.failed(error)
             time.sleep(_POLL_MS / 1000)
-        for worker in self.workers:
-            worker.step()
-            worker.take_decided()
-        self.trainer.expire(min(worker.watermark for worker in self.workers))
+        self.online.step()
 
-    def publish(self) -> None:
-        """Publish a version of what was trained since the last one, if anything."""
-        now_ms = self._clock.now_ms()
-        self._published_at = now_ms
-        offsets = {f"{EXAMPLES}/{worker.partition}": worker.offset for worker in self.workers}
-        if offsets == self._published:
-            return
-        every = self._pipeline.sync.dense_every
-        dense = self._dense_at is None or now_ms // every > self._dense_at // every
-        cut = Cut(
-            watermark=min(worker.watermark for worker in self.workers),
-            now_ms=now_ms,
-            offsets=offsets,
-            dense=self.trainer.dense_weights() if dense else None,
-            trainer=self.trainer.state(),
-        )
-        manifest = self.deltas.publish(self.trainer.seal(), cut)
-        self._published = offsets
-        if dense:
-            self._dense_at = now_ms
-        changed = sum(shard.changed for shard in manifest.shards)
-        _log.info("version %d: %d rows, %d examples so far", manifest.version, changed, self.trainer.examples)
+    def _publish(self) -> None:
+        manifest = self.online.publish()
+        if manifest is not None:
+            changed = sum(shard.changed for shard in manifest.shards)
+            _log.info(
+                "version %d: %d rows, %d examples so far", manifest.version, changed, self.online.trainer.examples
+            )
 
     def close(self) -> None:
         """Close the connections."""
