@@ -98,8 +98,8 @@ class Checks:
         try:
             replica.pull(service.clock.now_ms())
         except (OSError, BadFile) as error:
-            if self.quiet or (isinstance(error, BadFile) and not service.disk.failed):
-                raise
+            if not service.disk.failed:
+                raise AssertionError(f"{service.name} cannot pull: {type(error).__name__}: {error}") from error
             return
         manifest = replica.manifest
         if manifest is None:

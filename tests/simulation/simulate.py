@@ -33,11 +33,11 @@ def failure(seed: int) -> str:
 
 def failures(seeds: Iterable[int], processes: int) -> Iterator[tuple[int, str]]:
     """Runs seeds on some processes, in no order: each with what went wrong."""
-    with multiprocessing.get_context("fork").Pool(processes, _begin) as pool:
+    with multiprocessing.get_context("fork").Pool(processes, begin) as pool:
         yield from pool.imap_unordered(_run, seeds, chunksize=8)
 
 
-def _begin() -> None:
+def begin() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
 
@@ -47,7 +47,7 @@ def _run(seed: int) -> tuple[int, str]:
 
 
 def main() -> int:
-    _begin()
+    begin()
     if os.environ.get("SEED"):
         said = failure(int(os.environ["SEED"]))
         print(said or f"seed {os.environ['SEED']} passed")

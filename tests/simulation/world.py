@@ -238,7 +238,7 @@ class World:
                 self._set_flaky(rng.choice([0, 0.02, 0.2]))
             case "pause":
                 actor = rng.choice(self._order)
-                actor.paused_until = self.now + rng.choice([MINUTE, 5 * MINUTE, HOUR])
+                actor.paused_until = self.now + rng.choice([MINUTE, 10 * MINUTE, HOUR])
                 self.note(actor.name, f"paused for {(actor.paused_until - self.now) // MINUTE} min")
 
     def _lose_power(self, name: str) -> None:
