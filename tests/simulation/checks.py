@@ -26,7 +26,7 @@ _letter = msgspec.msgpack.Decoder(DeadLetter)
 
 
 class Content(NamedTuple):
-    """Rows as replicas hold them."""
+    """Rows as replicas hold them, and which examples and users have one."""
 
     tables: dict[str, tuple[bytes, bytes, bytes]]
     examples: frozenset[int]
@@ -52,6 +52,7 @@ class Checks:
         self._traffic = traffic
         self._by_decision = sorted(traffic.expected.values(), key=lambda one: one.decided_at)
         self.versions: dict[int, Content] = {}
+        self._states: dict[int, tuple[bytes, dict[str, tuple[bytes, ...]]]] = {}
         self._published = 0
         self._watermark = 0
         self.trained: dict[str, int] = {}
@@ -63,12 +64,13 @@ class Checks:
         version = online.deltas.version
         assert version >= self._published, f"version {self._published} was published, the trainer goes on at {version}"
         if version:
-            content = content_of(online.trainer.tables)
-            assert content == self.versions[version], f"version {version} was recovered with other rows than it had"
+            assert _everything(online) == self._states[version], f"version {version} was recovered as it never was"
 
     def before_publication(self, online: OnlineTrainer) -> None:
         """Nothing is trained between this and the seal."""
-        self.versions[online.deltas.version + 1] = content_of(online.trainer.tables)
+        following = online.deltas.version + 1
+        self.versions[following] = content_of(online.trainer.tables)
+        self._states[following] = _everything(online)
 
     def published(self, manifest: Manifest) -> None:
         assert manifest.version == self._published + 1 or manifest.version > self._published
@@ -174,6 +176,16 @@ class Checks:
         assert not (twice := [place for place, count in found.items() if count > 1]), f"dead letters twice: {twice}"
         for place in self._traffic.refused:
             assert payloads[place] > 0, f"{place} is {payloads[place]} times among the dead letters"
+
+
+def _everything(online: OnlineTrainer) -> tuple[bytes, dict[str, tuple[bytes, ...]]]:
+    """Dense weights and optimizer, and rows with all that recovery needs."""
+    trainer = online.trainer
+    rows = {name: table.export() for name, table in trainer.tables.items()}
+    columns = ("ids", "embeddings", "last_seen_seconds", "counts")
+    return trainer.state(), {
+        name: tuple(getattr(part, column).tobytes() for column in columns) for name, part in rows.items()
+    }
 
 
 def _differences(one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, tuple[int, int]]:

@@ -329,7 +329,7 @@ def _find(job: tuple[int, int]) -> tuple[int, int, str]:
 
 
 def main() -> int:
-    limit = int(os.environ.get("SEEDS", SEEDS))
+    limit = int(os.environ.get("SEEDS") or SEEDS)
     began, missed = time.monotonic(), 0
     with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), begin) as pool:
         chosen = os.environ.get("MUTANT", "").replace(" ", "_")
@@ -338,9 +338,7 @@ def main() -> int:
             name = MUTANTS[at].__name__.replace("_", " ")
             missed += not seeds
             print(f"{name:50} {f'seed {seeds}' if seeds else 'NOT FOUND':10} {said[:110]}", flush=True)
-    print(
-        f"{len(jobs) - missed} of {len(jobs)} mutants found within {limit} seeds, {time.monotonic() - began:.0f} s"
-    )
+    print(f"{len(jobs) - missed} of {len(jobs)} mutants found within {limit} seeds, {time.monotonic() - began:.0f} s")
     return bool(missed)
 
 

@@ -19,7 +19,7 @@ from tests.simulation.counting import FORMAT, make_replica, make_trainer
 from tests.simulation.disk import DiskOf
 from tests.simulation.process import Process
 from tests.simulation.store import Store, StoreFolder
-from tests.simulation.traffic import FEATURES, JOIN, LABELS, LATENESS, PARTITIONS, WINDOW
+from tests.simulation.traffic import FEATURES, LABELS, LATENESS, PARTITIONS, WINDOW
 from trainer.online import OnlineTrainer
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class _Member:
         state = JoinState(FOLDER, memory, lambda _: Store(folder, process))
 
         def joiner(over: JoinState) -> Joiner:
-            return Joiner(FEATURES, LABELS, JOIN, over, joining.clock, partition)
+            return Joiner(FEATURES, LABELS, world.traffic.settings, over, joining.clock, partition)
 
         outlet, history = OutletOf(world.brokers, process, partition), HistoryOf(world.brokers, process, partition)
         self.join = JoinPartition(state, joiner, outlet, history, world.new_id, LATENESS, 2 * WINDOW + LATENESS)

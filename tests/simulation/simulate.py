@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import sys
@@ -39,7 +38,6 @@ def failures(seeds: Iterable[int], processes: int) -> Iterator[tuple[int, str]]:
 
 def begin() -> None:
     torch.set_num_threads(1)
-    logging.disable(logging.CRITICAL)
 
 
 def _run(seed: int) -> tuple[int, str]:
@@ -52,7 +50,7 @@ def main() -> int:
         said = failure(int(os.environ["SEED"]))
         print(said or f"seed {os.environ['SEED']} passed")
         return bool(said)
-    first, count = int(os.environ.get("FIRST", "0")), int(os.environ.get("SEEDS", "1000"))
+    first, count = int(os.environ.get("FIRST") or 0), int(os.environ.get("SEEDS") or 1000)
     began, failed = time.monotonic(), 0
     for _, said in failures(range(first, first + count), len(os.sched_getaffinity(0))):
         if said:

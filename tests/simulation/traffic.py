@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,6 @@ LABELS = {
     "like": Label(action="like", decided_by="skip", window="150s"),
 }
 WINDOW = 150_000
-JOIN = JoinSettings(lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
 
 
 class Arrival(NamedTuple):
@@ -50,9 +49,13 @@ class Expected(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """``arrivals`` in order. ``expected`` must become examples, ``possible`` may, once. Of the dead letters ``refused`` must be
-    there, by partition and payload, each as often as it was sent; ``refusable`` may be."""
+    """``arrivals`` in order, to be joined by ``settings``.
 
+    ``expected`` must become examples, ``possible`` may, once; users of the latter are in ``possible_users``. Of the dead letters
+    ``refused`` must be there, by partition and payload; ``refusable`` may be.
+    """
+
+    settings: JoinSettings
     arrivals: list[Arrival]
     expected: dict[int, Expected]
     possible: set[int]
@@ -71,6 +74,8 @@ def make_traffic(rng: random.Random) -> Traffic:
     requests = rng.randint(15, 45)
     every = rng.choice([5_000, 15_000, 30_000])
     users = rng.choice([2, 6, 12])
+    emit: Literal["decided", "window"] = rng.choice(["decided", "decided", "window"])
+    settings = JoinSettings(emit=emit, lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
     arrivals: list[Arrival] = []
     expected: dict[int, Expected] = {}
     possible: set[int] = set()
@@ -86,7 +91,7 @@ def make_traffic(rng: random.Random) -> Traffic:
             arrives = happened_at + LATENESS + rng.randrange(2 * (WINDOW + LATENESS))
         arrivals.append(Arrival(arrives, topic, partition, value))
         while rng.random() < 0.08:  # a repeat, at once or much later
-            again = arrives + rng.choice([0, 1000, LONGEST_DELAY, 5 * MINUTE, 2 * HOUR])
+            again = arrives + rng.choice([0, 1000, LONGEST_DELAY, 5 * MINUTE, 30 * MINUTE])
             if again > happened_at + LONGEST_DELAY:
                 refusable.add(value)
             arrivals.append(Arrival(again, topic, partition, value))
@@ -115,6 +120,8 @@ def make_traffic(rng: random.Random) -> Traffic:
                 possible_users.add(user)
             else:
                 labels, decided_at = _decide(at, actions)
+                if emit == "window":
+                    decided_at = at + WINDOW
                 expected[one] = Expected(one, partition, user, labels, decided_at)
         if rng.random() < 0.15:
             partition = rng.randrange(PARTITIONS)
@@ -124,7 +131,7 @@ def make_traffic(rng: random.Random) -> Traffic:
                 refused.append((partition, value))
             refusable.add(value)
     arrivals.sort(key=lambda arrival: arrival.at)
-    return Traffic(arrivals, expected, possible, possible_users, refused, refusable, at)
+    return Traffic(settings, arrivals, expected, possible, possible_users, refused, refusable, at)
 
 
 def _request(name: str, at: int, numbers: list[int], user: int) -> bytes:

@@ -58,7 +58,7 @@ class World:
         self.disk = Disk(rng)
         self.checks = Checks(self.traffic)
         self.faults = {name for name in FAULTS if rng.random() < 0.5}
-        self.rate = rng.choice([0.02, 0.05, 0.15])
+        self.rate = rng.choice([0.03, 0.08, 0.2])
         self.flaky = 0.0
         self.assigned = [rng.choice("ab") for _ in range(PARTITIONS)]
         self.turns = 0
@@ -107,7 +107,7 @@ class World:
             self._order = [self.actors[name] for name in names]
             turns = 0
             while not is_quiet():
-                self.turn(int(self.rng.expovariate(1 / 90_000)))
+                self.turn(int(self.rng.expovariate(1 / 120_000)))
                 turns += 1
                 assert turns < _QUIET_TURNS, f"no end in sight for {names}"
         self.checks.at_the_end(self.brokers, self._trainer().online, self._replicas())
@@ -145,7 +145,7 @@ class World:
         try:
             if not self._calm:
                 if "crash" in self.faults and rng.random() < self.rate:
-                    process.crash_in = rng.randint(1, rng.choice([6, 40]))
+                    process.crash_in = rng.randint(1, rng.choice([6, 60]))
                 if "suspend" in self.faults and rng.random() < 2 * self.rate:
                     process.suspend_in = rng.randint(1, rng.choice([6, 20]))
             if actor.service is None:
