@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from basis.problems import Problems
+from basis.problems import GapError, Problems
 from streaming import archive as archives
 from streaming.archive import Archive, Archived, Position
 from streaming.archive_worker import ArchiveWorker
@@ -20,7 +20,7 @@ from streaming.columns import Ragged
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.labels import Label
-from streaming.log import EXAMPLES, EmbeddedLog, GapError, Record
+from streaming.log import EXAMPLES, EmbeddedLog, Record
 
 HOUR = 3_600_000
 START = 474_000 * HOUR
