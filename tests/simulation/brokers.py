@@ -108,7 +108,9 @@ class LogOf:
         self._process.touch(f"read {topic}/{partition} from {offset}")
         self._brokers.check()
         log = self._brokers.topics[topic, partition]
-        assert offset >= log.base, f"{topic}/{partition}: offset {offset} is wanted, retention left those from {log.base}"
+        assert offset >= log.base, (
+            f"{topic}/{partition}: offset {offset} is wanted, retention left those from {log.base}"
+        )
         found = []
         for record in log.committed(offset, len(log.entries)):
             found.append(record)

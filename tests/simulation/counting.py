@@ -30,7 +30,7 @@ class Sum(RankingModel):
         self.bias = torch.nn.Parameter(torch.zeros(len(LABELS)))
 
     def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
-        return rows.sum((0, 2)).unsqueeze(1) + self.bias
+        return rows[0] + rows[1] + self.bias
 
 
 def make_trainer() -> Trainer:

@@ -77,8 +77,7 @@ class DiskOf:
     def listdir(self, path: str) -> list[str]:
         self._process.touch("list the folder")
         names = list(self._disk.names)
-        self._disk.rng.shuffle(names)
-        return names
+        return names if self._disk.rng.random() < 0.5 else names[::-1]
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
         name = _name(path)

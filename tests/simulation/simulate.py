@@ -60,7 +60,9 @@ def main() -> int:
             if failed <= 3:
                 print(said, flush=True)
     seconds = time.monotonic() - began
-    print(f"seeds {first} to {first + count - 1}: {count - failed} passed, {failed} failed, {count / seconds:.1f} a second")
+    print(
+        f"seeds {first} to {first + count - 1}: {count - failed} passed, {failed} failed, {count / seconds:.1f} a second"
+    )
     return bool(failed)
 
 

@@ -107,7 +107,7 @@ class World:
             self._order = [self.actors[name] for name in names]
             turns = 0
             while not is_quiet():
-                self.turn(int(self.rng.expovariate(1 / 30_000)))
+                self.turn(int(self.rng.expovariate(1 / 90_000)))
                 turns += 1
                 assert turns < _QUIET_TURNS, f"no end in sight for {names}"
         self.checks.at_the_end(self.brokers, self._trainer().online, self._replicas())
@@ -124,13 +124,13 @@ class World:
         """Time goes on, records arrive, something may break, and one component takes its turn."""
         self.turns += 1
         self.now += passes
+        if not self._calm:
+            self._break_something()
         arrivals = self.traffic.arrivals
         while self._arrived < len(arrivals) and arrivals[self._arrived].at <= self.now and not self.brokers.away:
             arrival = arrivals[self._arrived]
             self.brokers.produce(arrival.topic, arrival.partition, arrival.value)
             self._arrived += 1
-        if not self._calm:
-            self._break_something()
         ready = [actor for actor in self._order if not actor.busy and actor.paused_until <= self.now]
         if ready:
             self._take_turn(self.rng.choice(ready))
