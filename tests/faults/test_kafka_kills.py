@@ -96,6 +96,8 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
             kills.append(kill_something(rng, cluster, services))
             print(f"{time.time() - start / 1000:6.1f} s: killed {kills[-1]}", flush=True)
         feed.join(WAIT_SECONDS)
+        for service in services:
+            service.waits_for("\n", seconds=WAIT_SECONDS)  # the last one killed is at work again
         assert feed.error is None and not feed.is_alive(), feed.error
         until = time.monotonic() + WAIT_SECONDS
         while (counts := trained(tmp_path / "deltas", pipeline.fingerprint())).sum() < len(traffic.labels):
