@@ -35,7 +35,8 @@ from streaming.json_records import pack_request
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.negatives import Negatives
-from streaming.pending import NEVER, Pending, PendingRequests
+from streaming.pending import Pending, PendingRequests
+from streaming.timers import NEVER
 
 _DUE_AT_ONCE = 10_000
 _MAX_EVENTS = 1000

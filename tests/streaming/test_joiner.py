@@ -38,7 +38,8 @@ from streaming.joiner import Joiner, JoinSettings
 from streaming.labels import Label
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.negatives import Negatives
-from streaming.pending import NEVER, PendingStore
+from streaming.pending import PendingStore
+from streaming.timers import NEVER
 
 NOW = 10_000_000
 END = 1_000_000_000
