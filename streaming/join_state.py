@@ -4,7 +4,7 @@ Everything that one batch of input changes is one RocksDB write batch. It is not
 nothing by that, and a machine that dies comes back with an older sequence, which is noticed and rebuilt.
 
 Keys: ``h`` the head, ``o`` the outbox, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
-``t<time><request>`` when to look at it, ``e<impression>`` an emitted impression, only while state is rebuilt.
+``t<time><request>`` when to look at it, ``e<impression>`` how often an impression was emitted, only while state is rebuilt.
 """
 
 from __future__ import annotations
@@ -192,17 +192,17 @@ class JoinState:
         if self._bytes > self._memory_bytes:
             self._evict()
 
-    def note_emitted(self, impression_ids: Sequence[str]) -> None:
-        """While state is rebuilt: these impressions are in `examples`."""
+    def note_emitted(self, revisions: Sequence[tuple[str, int]]) -> None:
+        """While state is rebuilt: these impressions are in `examples`, each with that revision, in the order of the topic."""
         batch = WriteBatch(raw_mode=True)
-        for impression_id in impression_ids:
-            batch.put(b"e" + impression_id.encode(), b"")
+        for impression_id, revision in revisions:
+            batch.put(b"e" + impression_id.encode(), bytes([revision + 1]))
         self._db.write(batch)
 
     def known_emitted(self, impression_ids: list[str]) -> bytearray:
-        """Which of these `note_emitted` was told of, 1 or 0 each."""
+        """How often each of these is in `examples`, as `note_emitted` was told."""
         found: Any = self._db.get([b"e" + impression_id.encode() for impression_id in impression_ids])
-        return bytearray(value is not None for value in found)
+        return bytearray(0 if value is None else value[0] for value in found)
 
     def forget_emitted(self) -> None:
         """The state is rebuilt."""

@@ -15,12 +15,17 @@ OVERHEAD_BYTES = 1024
 """What a pending request costs in memory besides its features, measured with one impression of 11 features."""
 
 
+DROPPED = 255
+"""In ``emitted``: a negative that sampling dropped."""
+
+
 class Pending(msgspec.Struct, array_like=True):
     """What is known of one request; times in ms of event time.
 
     Before the request itself has arrived, ``served_at`` is -1 and ``waiting`` holds its engagements as they came
-    (offset, payload). Once every impression is emitted, ``request`` is None and the rest stays as the marker that
-    repeated and late events are recognised by.
+    (offset, payload). ``emitted`` holds a byte an impression: 0 while it is open, else how often it is in `examples`, which
+    is its last revision plus 1, or `DROPPED`. Once every impression is emitted, ``request`` is None, unless late events correct
+    examples, and the rest stays as the marker that repeated and late events are recognised by.
     """
 
     wake_at: int = NEVER

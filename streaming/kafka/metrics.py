@@ -33,6 +33,7 @@ class JoinMetrics(Collector):
         records = CounterMetricFamily("minutely_join_records", "Records read.", labels=["topic", "partition"])
         examples = CounterMetricFamily("minutely_join_examples", "Examples written.", labels=["partition"])
         repeated = CounterMetricFamily("minutely_join_repeated", "Records known already.", labels=["partition"])
+        corrected = CounterMetricFamily("minutely_join_corrected", "Examples sent again.", labels=["partition"])
         dead = CounterMetricFamily("minutely_join_dead_letters", "Records refused.", labels=["reason", "partition"])
         for number, member in list(self._service.members.items()):
             partition, counts = str(number), member.join.joiner.counts.copy()
@@ -43,10 +44,11 @@ class JoinMetrics(Collector):
             watermark.add_metric([partition], max(member.join.told, 0) / 1000)
             examples.add_metric([partition], counts["examples"])
             repeated.add_metric([partition], counts["repeated"])
+            corrected.add_metric([partition], counts["corrected"])
             refused = {name.removeprefix("dead."): n for name, n in counts.items() if name.startswith("dead.")}
             for reason in sorted({*_ALWAYS_SHOWN, *refused}):
                 dead.add_metric([reason, partition], refused.get(reason, 0))
-        yield from (lag, pending, watermark, records, examples, repeated, dead)
+        yield from (lag, pending, watermark, records, examples, repeated, corrected, dead)
 
 
 def serve_metrics(collector: Collector, address: str, port: int) -> None:

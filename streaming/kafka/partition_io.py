@@ -31,6 +31,7 @@ class _Metadata(msgspec.Struct, kw_only=True):
     id: str
     sequence: int
     watermark: int
+    due: int
     lowest: list[int]
 
 
@@ -92,6 +93,7 @@ class KafkaOutlet:
             metadata.id,
             metadata.sequence,
             metadata.watermark,
+            metadata.due,
             {name: item.offset for name, item in found.items()},
             Cut(-1, *metadata.lowest),
         )
@@ -109,7 +111,11 @@ class KafkaOutlet:
             if future.failed():  # for want of metadata: such a record never came into the transaction
                 raise future.exception
         metadata = _Metadata(
-            id=commit.state_id, sequence=commit.sequence, watermark=commit.watermark, lowest=list(commit.lowest[1:])
+            id=commit.state_id,
+            sequence=commit.sequence,
+            watermark=commit.watermark,
+            due=commit.due,
+            lowest=list(commit.lowest[1:]),
         )
         text = msgspec.json.encode(metadata).decode()
         offsets = {at: OffsetAndMetadata(commit.offsets[name], text, -1) for name, at in self._inputs.items()}
