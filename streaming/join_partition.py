@@ -36,6 +36,14 @@ class Committed(NamedTuple):
     lowest: Cut
 
 
+class Gap(NamedTuple):
+    """Records from ``start`` to before ``stop`` were needed, and are no longer kept."""
+
+    topic: str
+    start: int
+    stop: int
+
+
 class Outlet(Protocol):
     """Where a partition's transactions go."""
 
@@ -87,6 +95,8 @@ class JoinPartition:
         self._examples_end = 0
         self.busy = False
         """Whether more is due than one batch takes: `step` again before anything is taken."""
+        self.gaps: list[Gap] = []
+        """What was passed over; whoever tells people of it takes it out."""
 
     @property
     def offsets(self) -> Mapping[str, int]:
@@ -138,7 +148,12 @@ class JoinPartition:
             self._begin(lowest, 0, -1)
             self._offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
             return
-        lowest = Cut(-1, *(max(kept, needed) for kept, needed in zip(lowest[1:], committed.lowest[1:], strict=True)))
+        needed = committed.lowest
+        reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], lowest.examples)
+        for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:], lowest[1:], reached, strict=True):
+            if start < min(stop, end):
+                self.gaps.append(Gap(topic, start, min(stop, end)))
+        lowest = Cut(-1, *map(max, lowest[1:], needed[1:]))
         self._begin(lowest, committed.watermark, committed.watermark)
         for records in self._history.read(EXAMPLES, lowest.examples, self._history.end(EXAMPLES)):
             for record in records:
@@ -183,6 +198,11 @@ class JoinPartition:
         if records:
             self._offsets[topic] = records[-1].offset + 1
             self._taken += len(records)
+
+    def skip(self, topic: str, offset: int) -> None:
+        """Records of an input before ``offset`` are gone, untaken."""
+        self.gaps.append(Gap(topic, self._offsets[topic], offset))
+        self._offsets[topic] = offset
 
     def step(self, ended: Mapping[str, bool], as_of_ms: int, tell_every_ms: int) -> None:
         """Emit what is due, and commit what was taken.
