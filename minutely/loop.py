@@ -32,9 +32,10 @@ from streaming.join_worker import JoinWorker
 from streaming.joiner import Joiner
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Log
 from streaming.negatives import Negatives
-from streaming.pending import NEVER, PendingStore
+from streaming.pending import PendingStore
 from streaming.producer import Producer
 from streaming.source import LoggedEvents
+from streaming.timers import NEVER
 from trainer.models import make_model
 from trainer.worker import TrainWorker
 

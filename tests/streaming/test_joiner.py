@@ -38,7 +38,8 @@ from streaming.joiner import Joiner, JoinSettings
 from streaming.labels import Label
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.negatives import Negatives
-from streaming.pending import NEVER, PendingStore
+from streaming.pending import PendingStore
+from streaming.timers import NEVER
 
 NOW = 10_000_000
 END = 1_000_000_000
@@ -268,8 +269,9 @@ def make_joiner(
     lateness: int = 0,
     now: int = NOW,
     keep: float = 1.0,
+    late: str = "dead_letter",
 ) -> Joiner:
-    join = JoinSettings(emit=emit, lateness=f"{lateness}ms", max_rows=7)
+    join = JoinSettings(emit=emit, lateness=f"{lateness}ms", late=late, max_rows=7)
     store = PendingStore(1 << 30, no_disk) if store is None else store
     return Joiner(FEATURES, labels, join, store, EventClock(now), partition=3, negatives=Negatives(keep, SEED))
 
@@ -559,6 +561,37 @@ def test_an_event_that_would_change_an_emitted_label_is_late() -> None:
     assert core.counts["dead.late"] == 1
 
 
+@pytest.mark.parametrize("emit", ["decided", "window"])
+def test_an_event_that_changes_an_emitted_label_corrects_it_while_its_request_is_known(
+    emit: str, tmp_path: Path
+) -> None:
+    labels = {"like": Label(action="like", decided_by="end", window="100ms")}
+    store = PendingStore(1, lambda: Rdict(str(tmp_path / "pending"), Options(raw_mode=True)))
+    core = make_joiner(labels, store, lateness=500, late="correct", emit=emit)
+    for name in ("r1", "r2"):  # with this little memory, the other's record is on disk
+        core.add_request(0, request_record(Served(name, 1000, 2)))
+    core.add_engagement(0, engagement_record(Done("r1", "r1.0", "end", 1020, 1.0)))
+    core.advance(1150)
+    first = by_id(core, core.drain().examples)
+    assert first["r1.0"] == Expected(1000, (0.0,), 1100 if emit == "window" else 1020, 1020)
+    core.add_engagement(1, engagement_record(Done("r1", "r1.0", "like", 1010, 1.0)))
+    core.add_engagement(2, engagement_record(Done("r1", "r1.0", "like", 1010, 1.0)))
+    output = core.drain()
+    assert by_id(core, output.examples) == {"r1.0": Expected(1000, (1.0,), 1150, 1010)}
+    assert [batch.column("revision").to_pylist() for batch in output.examples] == [[1]]
+    core.add_engagement(3, engagement_record(Done("r1", "r1.0", "end", 1005, 1.0)))
+    output = core.drain()
+    assert by_id(core, output.examples) == {"r1.0": Expected(1000, (0.0,), 1150, 1005)}
+    assert [batch.column("revision").to_pylist() for batch in output.examples] == [[2]]
+    assert core.counts["corrected"] == 2
+    core.advance(1701)  # the request is forgotten
+    core.add_engagement(4, engagement_record(Done("r1", "r1.0", "like", 1001, 1.0)))
+    output = core.drain()
+    assert output.examples == []
+    assert reasons(output.dead_letters) == [(ENGAGEMENTS, 4, "unmatched")]
+    store.close()
+
+
 def test_an_event_that_changes_nothing_any_more_is_only_counted() -> None:
     core = make_joiner(CLICK)
     core.add_request(0, request_record(Served("r1", 1000, 1)))
@@ -771,9 +804,10 @@ def test_no_bytes_end_it(noise: bytes, seed: int) -> None:
     assert core.next_due() == NEVER
 
 
-def test_an_engagement_after_its_negative_was_dropped_is_late() -> None:
+@pytest.mark.parametrize("late", ["dead_letter", "correct"])
+def test_an_engagement_after_its_negative_was_dropped_is_late(late: str) -> None:
     labels = {"click": Label(action="click", decided_by="skip", window="100ms")}
-    core = make_joiner(labels, lateness=50, keep=1e-6)
+    core = make_joiner(labels, lateness=50, keep=1e-6, late=late)
     core.add_request(0, request_record(R1))
     name = R1.impression(0)
     core.add_engagement(0, engagement_record(Done("r1", name, "skip", R1.served_at + 20, 1.0)))
