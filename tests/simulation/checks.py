@@ -11,7 +11,6 @@ import msgspec
 from basis.problems import BadFile
 from paramserver.manifest import Manifest
 from paramserver.table import Table
-from streaming import join_partition
 from streaming.events import DeadLetter
 from streaming.log import DEAD_LETTERS, EXAMPLES
 from tests.simulation.brokers import Brokers
@@ -134,7 +133,7 @@ class Checks:
             assert content_of(replica.tables) == newest, f"{service.name} differs from the trainer"
 
     def _examples(self, brokers: Brokers) -> Counter[int]:
-        """Each once, with its label, and none of before a watermark after it."""
+        """Each once a revision, with its label, and none of before a watermark after it. How often each is there."""
         expected = self._traffic.expected
         times: Counter[int] = Counter()
         for partition in range(PARTITIONS):
@@ -144,11 +143,14 @@ class Checks:
             for record in log.committed(0, len(log.entries)):
                 batch, watermark = FORMAT.decode(record.value)
                 ids = [int(name) for name in batch.column("example_id").to_pylist()]
-                times.update(ids)
-                for number, values in zip(ids, FORMAT.label_values(batch).tolist(), strict=True):
+                labels, revisions = FORMAT.label_values(batch).tolist(), batch.column("revision").to_pylist()
+                for number, values, revision in zip(ids, labels, revisions, strict=True):
+                    assert revision == times[number], f"emitted twice: revision {revision} of {number} after {times}"
+                    times[number] += 1
                     known = expected.get(number)
                     if known is not None:
                         assert tuple(values) == known.labels, f"example {number}: {values}, by hand {known.labels}"
+                        assert revision == 0, f"example {number} was corrected without need"
                     else:
                         assert number in self._traffic.possible, f"example {number} was never to be"
                 assert watermark >= told, f"{EXAMPLES}/{partition}: the watermark went back at {record.offset}"
@@ -156,7 +158,6 @@ class Checks:
                 while at < len(due) and due[at].decided_at < watermark:
                     assert due[at].number in times, f"watermark {watermark} was told before example {due[at].number}"
                     at += 1
-        assert not (twice := [number for number, count in times.items() if count > 1]), f"emitted twice: {twice}"
         assert not (missing := expected.keys() - times.keys()), f"never emitted: {sorted(missing)}"
         return times
 
@@ -168,9 +169,7 @@ class Checks:
             log = brokers.topics[DEAD_LETTERS, partition]
             for record in log.committed(0, len(log.entries)):
                 letter = _letter.decode(record.value)
-                if letter.reason != "unmatched" or join_partition._REQUESTS_AT_ONCE >= 2000:
-                    # Of what is due at once in several batches, a rebuild may refuse anew what waited for its request.
-                    found[letter.topic, letter.partition, letter.offset] += 1
+                found[letter.topic, letter.partition, letter.offset] += 1
                 payloads[partition, letter.payload] += 1
                 assert letter.payload in self._traffic.refusable, f"refused without need: {letter}"
         assert not (twice := [place for place, count in found.items() if count > 1]), f"dead letters twice: {twice}"

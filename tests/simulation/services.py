@@ -51,7 +51,9 @@ class _Member:
         state = JoinState(FOLDER, memory, lambda _: Store(folder, process))
 
         def joiner(over: JoinState) -> Joiner:
-            return Joiner(FEATURES, LABELS, world.traffic.settings, over, joining.clock, partition)
+            return Joiner(
+                FEATURES, LABELS, world.traffic.settings, over, joining.clock, partition, world.traffic.negatives
+            )
 
         outlet, history = OutletOf(world.brokers, process, partition), HistoryOf(world.brokers, process, partition)
         self.join = JoinPartition(state, joiner, outlet, history, world.new_id, LATENESS, 2 * WINDOW + LATENESS)
@@ -105,6 +107,7 @@ class JoinerService:
         except StopIteration:
             member.recovery = None
             member.positioned = True
+            assert not member.join.gaps, f"retention took what a rebuild needs: {member.join.gaps}"
         except LogError:
             member.recovery = None
 

@@ -7,12 +7,14 @@ from collections import defaultdict
 from typing import Literal, NamedTuple
 
 import numpy as np
+import xxhash
 
 from streaming.events import SCHEMA_VERSION, Engagement, Request, encode
 from streaming.features import Feature, SparseFeature
 from streaming.joiner import JoinSettings
 from streaming.labels import Label
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.negatives import Negatives
 
 START = 1_700_000_000_000
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -51,11 +53,12 @@ class Expected(NamedTuple):
 class Traffic(NamedTuple):
     """``arrivals`` in order, to be joined by ``settings``.
 
-    ``expected`` must become examples, ``possible`` may, once; users of the latter are in ``possible_users``. Of the dead letters
-    ``refused`` must be there, by partition and payload; ``refusable`` may be.
+    ``expected`` must become examples, once, ``possible`` may, each revision once; ``possible_users`` are the users of the latter.
+    Of the dead letters ``refused`` must be there, by partition and payload; ``refusable`` may be.
     """
 
     settings: JoinSettings
+    negatives: Negatives
     arrivals: list[Arrival]
     expected: dict[int, Expected]
     possible: set[int]
@@ -75,7 +78,9 @@ def make_traffic(rng: random.Random) -> Traffic:
     every = rng.choice([5_000, 15_000, 30_000])
     users = rng.choice([2, 6, 12])
     emit: Literal["decided", "window"] = rng.choice(["decided", "decided", "window"])
-    settings = JoinSettings(emit=emit, lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
+    late: Literal["dead_letter", "correct"] = rng.choice(["dead_letter", "dead_letter", "correct"])
+    settings = JoinSettings(emit=emit, late=late, lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
+    negatives = Negatives(rng.choice([1.0, 1.0, 0.5]), seed=1)
     arrivals: list[Arrival] = []
     expected: dict[int, Expected] = {}
     possible: set[int] = set()
@@ -101,27 +106,29 @@ def make_traffic(rng: random.Random) -> Traffic:
         partition, user = name % PARTITIONS, rng.randrange(users)
         numbers = list(range(number, number + rng.randint(1, 3)))
         number += len(numbers)
-        late = rng.random() < 0.02
+        is_late = rng.random() < 0.02
         request = _request(f"r{name}", at, numbers, user)
-        send(IMPRESSIONS, partition, at, request, late=late)
+        send(IMPRESSIONS, partition, at, request, late=is_late)
         for one in numbers:
             actions, late_action = [], False
             while rng.random() < 0.45:
                 action = _Action(rng.choice(["click", "like", "skip", "unused"]), at + rng.randint(0, WINDOW))
                 value = _engagement(f"r{name}", one, action)
-                is_late = rng.random() < 0.03
-                send(ENGAGEMENTS, partition, action.at, value, late=is_late)
-                if late or action.at - at > (60_000 if action.name == "click" else WINDOW):
+                too_late = rng.random() < 0.03
+                send(ENGAGEMENTS, partition, action.at, value, late=too_late)
+                if is_late or action.at - at > (60_000 if action.name == "click" else WINDOW):
                     refusable.add(value)
-                late_action |= is_late
+                late_action |= too_late
                 actions.append(action)
-            if late or late_action:
+            if is_late or late_action:
                 possible.add(one)
                 possible_users.add(user)
             else:
                 labels, decided_at = _decide(at, actions)
                 if emit == "window":
                     decided_at = at + WINDOW
+                if not any(labels) and not _is_kept(one, negatives):
+                    continue
                 expected[one] = Expected(one, partition, user, labels, decided_at)
         if rng.random() < 0.15:
             partition = rng.randrange(PARTITIONS)
@@ -131,7 +138,7 @@ def make_traffic(rng: random.Random) -> Traffic:
                 refused.append((partition, value))
             refusable.add(value)
     arrivals.sort(key=lambda arrival: arrival.at)
-    return Traffic(settings, arrivals, expected, possible, possible_users, refused, refusable, at)
+    return Traffic(settings, negatives, arrivals, expected, possible, possible_users, refused, refusable, at)
 
 
 def _request(name: str, at: int, numbers: list[int], user: int) -> bytes:
@@ -173,6 +180,10 @@ def _bad(rng: random.Random, name: int, at: int) -> tuple[str, bytes, bool]:
             return ENGAGEMENTS, _engagement(f"u{name}", 1, unmatched), True
         case _:
             return ENGAGEMENTS, _engagement(f"r{name}", 10**6, unmatched), True
+
+
+def _is_kept(number: int, negatives: Negatives) -> bool:
+    return xxhash.xxh3_64(str(number).encode(), negatives.seed).intdigest() / 2**64 < negatives.keep
 
 
 def _decide(served_at: int, actions: list[_Action]) -> tuple[tuple[float, float], int]:
