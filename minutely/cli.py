@@ -381,6 +381,10 @@ def main() -> None:
         for problem in error.problems:
             console.print(f"[red]error[/red] {escape(str(problem))}")
         sys.exit(1)
-    except (OSError, BadFile, GapError) as error:  # a folder that cannot be written, a run that was damaged, lost records
+    except (
+        OSError,
+        BadFile,
+        GapError,
+    ) as error:  # a folder that cannot be written, a run that was damaged, lost records
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error[/red] {escape(str(error))}")
         sys.exit(1)

@@ -27,7 +27,7 @@ def read(log: KafkaLog, offset: int, count: int) -> list[Record]:
     until = time.monotonic() + 30
     while len(found) < count:
         assert time.monotonic() < until, found
-        found += log.read(EXAMPLES, 1, found[-1].offset + 1 if found else offset, 2)
+        found += log.read(EXAMPLES, 1, found[-1].offset + 1 if found else offset, 1)
         log.fill(100)
     return found
 

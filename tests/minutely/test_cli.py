@@ -209,4 +209,4 @@ def test_an_archive_that_is_nowhere_is_named(tmp_path: Path) -> None:
     config = str(_config(tmp_path))
     for command in (["archive", config], ["train", config, "--from", "archive", "--deltas", str(tmp_path / "deltas")]):
         done = CliRunner().invoke(cli, command)
-        assert str(done.exception) == "shop: archive.dir: missing; allowed: archive.dir, or --archive"
+        assert str(done.exception) == "shop: archive.dir: missing; allowed: archive.dir in the config, or --archive"
