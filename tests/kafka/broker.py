@@ -148,7 +148,8 @@ class Cluster:
         if port:
             clients[0] = port
         voters = ",".join(f"{at + 1}@127.0.0.1:{where}" for at, where in enumerate(controllers))
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # Of a random one, every 64th begins with a dash, which the storage tool takes for an option.
+        cluster = base64.urlsafe_b64encode(b"0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         self.nodes = []
         for at, (client, controller) in enumerate(zip(clients, controllers, strict=True)):
             settings = _settings(at + 1, nodes, client, controller, voters, folder / f"node-{at + 1}") | dict(
