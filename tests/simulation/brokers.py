@@ -204,9 +204,14 @@ class OutletOf:
         self._doubt("whether the transaction was committed: it was")
         return end
 
+    @property
+    def is_fenced(self) -> bool:
+        """Whether another one has the partition."""
+        return self._epoch != self._brokers.epochs[self._partition]
+
     def _check(self) -> None:
         self._brokers.check()
-        if self._epoch != self._brokers.epochs[self._partition]:
+        if self.is_fenced:
             raise LogError("fenced")
 
     def _doubt(self, what: str) -> None:

@@ -55,8 +55,9 @@ class _Member:
                 FEATURES, LABELS, world.traffic.settings, over, joining.clock, partition, world.traffic.negatives
             )
 
-        outlet, history = OutletOf(world.brokers, process, partition), HistoryOf(world.brokers, process, partition)
-        self.join = JoinPartition(state, joiner, outlet, history, world.new_id, LATENESS, 2 * WINDOW + LATENESS)
+        self.outlet = OutletOf(world.brokers, process, partition)
+        history = HistoryOf(world.brokers, process, partition)
+        self.join = JoinPartition(state, joiner, self.outlet, history, world.new_id, LATENESS, 2 * WINDOW + LATENESS)
         self.recovery: Generator[None] | None = None
         self.positioned = False
 
@@ -88,7 +89,8 @@ class JoinerService:
         except LogError:
             return
         for at, member in active.items():
-            self._step(member, ends[at], as_of_ms)
+            if member.positioned:
+                self._step(member, ends[at], as_of_ms)
 
     def _follow(self) -> None:
         ours = {at for at in range(PARTITIONS) if self.world.assigned[at] == self.name}
@@ -116,6 +118,9 @@ class JoinerService:
         for at, member in active.items():
             for topic in rng.sample((IMPRESSIONS, ENGAGEMENTS), rng.choice([1, 2, 2, 2])):
                 limit = rng.choice([1, 5, 30])
+                if member.outlet.is_fenced and member.join.offsets[topic] < self._log.begin(topic, at):
+                    member.positioned = False  # others went on and needed what is gone no more
+                    break
                 member.join.take(topic, self._log.read(topic, at, member.join.offsets[topic], limit))
 
     def _step(self, member: _Member, ends: Mapping[str, int], as_of_ms: int) -> None:

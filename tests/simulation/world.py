@@ -74,7 +74,7 @@ class World:
             "replica 1": self._replica("replica 1"),
             "replica 2": self._replica("replica 2"),
         }
-        self._order = list(self.actors.values())
+        self._order = [self.actors[name] for name in ("a", "b", "trainer", *self.actors)]
         join_partition._REQUESTS_AT_ONCE = rng.choice([1, 3, 2000])
 
     def _joiner(self, name: str) -> Actor:
@@ -95,7 +95,7 @@ class World:
 
     def run(self) -> None:
         """Everything that happens, then quiet, then what must hold."""
-        pace = self.rng.choice([2_000, 5_000])
+        pace = self.rng.choice([4_000, 8_000])
         while self.now < self.traffic.until + LATENESS:
             self.turn(int(self.rng.expovariate(1 / pace)))
         self._end_faults()
