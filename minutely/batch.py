@@ -69,7 +69,9 @@ def train_from_archive(
         trainer=trainer.state(),
     )
     run = Run.create(pipeline, out, now_ms)
-    deltas = DeltaLog(LocalFiles(run.deltas, durable=True), pipeline.fingerprint(), pipeline.sync.keep_deltas)
+    sync = pipeline.sync
+    files = LocalFiles(run.deltas, durable=True)
+    deltas = DeltaLog(files, pipeline.form(), sync.keep_deltas, precision=sync.rows)
     deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut)
     deltas.fold()
     seconds = time.monotonic() - started

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import xxhash
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -52,10 +51,10 @@ class Pipeline(Section):
     train: TrainSettings = TrainSettings()
     sync: SyncSettings = SyncSettings()
 
-    def fingerprint(self) -> str:
-        """XXH3-64 (hex) of what decides the form of rows and weights: features, labels, model and tables."""
+    def form(self) -> str:
+        """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
         form = self.model_dump(mode="json", include={"features", "labels", "model", "tables"})
-        return xxhash.xxh3_64_hexdigest(msgspec.json.encode(form, order="sorted"))
+        return msgspec.json.encode(form, order="sorted").decode()
 
     @property
     def table_names(self) -> list[str]:

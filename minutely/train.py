@@ -61,7 +61,7 @@ class TrainService:
             range(pipeline.kafka.partitions),
             ExampleFormat(pipeline.features, pipeline.labels),
             files,
-            DeltaLog.resume(files, pipeline.fingerprint(), pipeline.sync.keep_deltas),
+            DeltaLog.resume(files, pipeline.form(), pipeline.sync.keep_deltas, precision=pipeline.sync.rows),
             clock,
             sparse_every=pipeline.sync.sparse_every,
             dense_every=pipeline.sync.dense_every,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from paramserver.delta_log import Cut, DeltaLog, read_version
+from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
+from paramserver.history import path_to, restore
 from paramserver.manifest import Manifest, TakenOverError
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat, cut_per_step
@@ -74,7 +75,7 @@ def cut_of(trainer: Trainer, workers: Sequence[TrainWorker], now_ms: int) -> Cut
 
 def take_over(
     files: Files,
-    fingerprint: str,
+    form: str,
     keep_deltas: int,
     trainer: Trainer,
     workers: Sequence[TrainWorker],
@@ -86,7 +87,7 @@ def take_over(
     work was faster: let the workers catch up and try again. The trainer whose place was taken gets `TakenOverError` at
     its next publication; a replica moves at its next pull.
     """
-    deltas = DeltaLog.resume(files, fingerprint, keep_deltas)
+    deltas = DeltaLog.resume(files, form, keep_deltas)
     newest = deltas.newest
     cut = cut_of(trainer, workers, now_ms())
     if newest is not None:
@@ -102,9 +103,10 @@ def take_over(
 
 
 def recover(files: Files, manifest: Manifest, trainer: Trainer) -> None:
-    """Give a new trainer what a version contains: rows, dense weights, optimizer. The version must have the trainer's state."""
+    """Give a new trainer what a version contains: rows, dense weights, optimizer. The version must have the trainer's state.
+
+    `BadFile` or ``FileNotFoundError`` where a file is damaged or gone; the trainer is then no good.
+    """
     assert manifest.trainer is not None, f"version {manifest.version} has no trainer's state"
-    state = manifest.trainer.read(files)
-    for name, delta in read_version(files, manifest).items():
-        trainer.tables[name].restore(delta.rows)
-    trainer.load_state(state)
+    trainer.load_state(manifest.trainer.read(files))
+    restore(files, path_to(files, manifest.version), trainer.tables)
