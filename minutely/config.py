@@ -54,7 +54,7 @@ class Pipeline(Section):
     def form(self) -> str:
         """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
         form = self.model_dump(mode="json", include={"features", "labels", "model", "tables"})
-        return msgspec.json.encode(form, order="sorted").decode()
+        return msgspec.json.encode(form).decode()
 
     @property
     def table_names(self) -> list[str]:
@@ -199,6 +199,9 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
     if pipeline.sync.sparse_every % pipeline.train.step_every:
         step, every = (format_duration(at) for at in (pipeline.train.step_every, pipeline.sync.sparse_every))
         found.append((("sync", "sparse_every"), every, f"allowed: multiples of train.step_every ({step})"))
+    for name in pipeline.train.guards.prediction:
+        if name not in pipeline.labels:
+            found.append((("train", "guards", "prediction", name), name, f"allowed: {', '.join(pipeline.labels)}"))
     if not tables:
         found.append((("features",), "no sparse feature", "allowed: at least one, since rows are what is kept fresh"))
     return [Problem(str(path), _place(tree, loc), value, allowed) for loc, value, allowed in found]

@@ -22,7 +22,7 @@ _PART_BYTES = 128 << 20
 
 
 class Fold(NamedTuple):
-    """A base to be made. ``path`` leads to its version, see `history.path_to`; ``recent`` has deltas that need not be read again."""
+    """A base to be made. ``path`` leads to its version, see `history.path_to`; ``recent`` has deltas in memory."""
 
     files: Files
     path: Sequence[Manifest]

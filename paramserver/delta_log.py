@@ -18,7 +18,7 @@ from paramserver.files import Files
 from paramserver.form import check_form, fingerprint_of
 from paramserver.history import path_to
 from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat, Shard
-from paramserver.pin import read_pin
+from paramserver.marks import read_pin
 from paramserver.precision import Precision
 from paramserver.table import Rows
 
@@ -69,8 +69,6 @@ class DeltaLog:
         self._recent: dict[str, Delta] = {}
         self._recent_bytes = 0
         self.version = 0
-        self.earlier_form: str | None = None
-        """The form of the newest version, where what it lacks is to start empty."""
 
     @classmethod
     def resume(
@@ -104,10 +102,11 @@ class DeltaLog:
                     log._deltas[version] = manifest
         there = set(files.names())
         states = {item.version: item.trainer for item in (*log._bases, *log._deltas.values()) if item.trainer}
-        log._states = {at: ref for at, ref in sorted(states.items()) if ref.name in there}
+        must = sorted(states)[-_KEPT_TRAINER_STATES:]  # where one of these is missing, somebody is to be told
+        log._states = {at: ref for at, ref in sorted(states.items()) if ref.name in there or at in must}
         newest = log.newest
         if newest is not None and newest.fingerprint != log._fingerprint:
-            log.earlier_form = check_form(files, newest, form)
+            check_form(files, newest, form)
         return log
 
     @property
@@ -118,6 +117,20 @@ class DeltaLog:
         if last_delta is None or (last_base is not None and last_base.version > last_delta.version):
             return last_base
         return last_delta
+
+    @property
+    def form(self) -> str:
+        """What decides the form of rows and weights."""
+        return self._form
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the form."""
+        return self._fingerprint
+
+    def trainable(self) -> list[int]:
+        """The versions that have a trainer's state, the newest first."""
+        return sorted(self._states, reverse=True)
 
     def publish(self, epoch: Mapping[str, Rows], cut: Cut) -> Manifest:
         """Publish a sealed epoch as the next version, manifest last.

@@ -12,7 +12,7 @@ from paramserver.delta import RowsChange, decode_rows
 from paramserver.files import Files
 from paramserver.history import path_to
 from paramserver.manifest import Manifest
-from paramserver.pin import read_pin
+from paramserver.marks import read_pin
 from paramserver.table import Table
 
 _TRIES = 3

@@ -1,7 +1,7 @@
 """What decides the form of rows and weights, as a text, and whether another one continues it.
 
 The text is JSON with sections ``features``, ``labels``, ``model`` and ``tables``; this layer knows no more of them than which
-of their differences leave every row and weight that is there in its place.
+of their differences leave every row and weight that is there what it is. The order of features is theirs too; models sort it out.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def check_form(files: Files, manifest: Manifest, form: str) -> str:
 def differences(earlier: str, later: str) -> dict[str, str]:
     """What keeps ``later`` from continuing ``earlier``, place by place; nothing where it only adds features or their tables."""
     try:
-        before, after = (_flat(msgspec.json.decode(form)) for form in (earlier, later))
+        whole = [msgspec.json.decode(form) for form in (earlier, later)]
     except msgspec.DecodeError:
         return {} if earlier == later else {"form": f"{earlier} before, {later} now"}
+    before, after = map(_flat, whole)
     known = {place[1] for place in before if place[0] == "features"}
     found = {}
     for place in {**before, **after}:
@@ -56,6 +57,9 @@ def differences(earlier: str, later: str) -> dict[str, str]:
             msgspec.json.encode(form[place]).decode() if place in form else "nothing" for form in (before, after)
         )
         found[".".join(place)] = f"{old} before, {new} now"
+    old, new = (", ".join(form.get("labels", {})) for form in whole)
+    if not found and old != new:  # a model's outputs are by position
+        found["labels"] = f"{old} before, {new} now"
     return found
 
 
