@@ -18,8 +18,9 @@ from kafka import KafkaProducer
 
 from minutely.config import Pipeline
 from paramserver import manifest as manifests
-from paramserver.delta_log import DeltaLog, read_version
+from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
+from paramserver.history import read_version
 from paramserver.manifest import Manifest
 from serving.replica import Replica
 from streaming.archive import Archive
@@ -185,7 +186,7 @@ class Stage:
         self.archive.waits_for("\n")
         for service in (serving, self.archive):
             assert service.end() == 0, said(self.services, f"{service.name} did not end in order")
-        newest = DeltaLog.resume(self.files, self.pipeline.fingerprint(), KEEP_DELTAS).newest
+        newest = DeltaLog.resume(self.files, self.pipeline.form(), KEEP_DELTAS).newest
         assert newest is not None
         counts = read_version(self.files, newest)["key"].rows.counts
         assert len(counts) == len(labels) and (counts == 1).all(), said(self.services, f"{counts} of {len(labels)}")
