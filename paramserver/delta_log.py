@@ -17,6 +17,7 @@ from paramserver.table import Rows
 
 _KEPT_TRAINER_STATES = 2
 _RECENT_BYTES = 64 << 20
+_REMEMBERED_RETRAININGS = 100
 
 
 class Cut(NamedTuple):
@@ -70,23 +71,26 @@ class DeltaLog:
 
     def publish(self, epoch: Mapping[str, Rows], cut: Cut) -> Manifest:
         """Publish a sealed epoch as the next version, manifest last."""
-        return self._publish(epoch, cut, takes_over=False)
+        return self._publish(epoch, cut)
 
-    def take_over(self, rows: Mapping[str, Rows], cut: Cut) -> Manifest:
+    def take_over(self, rows: Mapping[str, Rows], cut: Cut, retraining: str) -> Manifest:
         """Publish all rows of another model, whose dense weights are in ``cut``, as the next version, which begins a lineage.
+        ``retraining`` names how the model came about.
 
         `TakenOverError`, and nothing has changed, where the trainer that is at work published that version first.
         """
         assert cut.dense is not None, "rows of one model and dense weights of another"
-        return self._publish(rows, cut, takes_over=True)
+        return self._publish(rows, cut, retraining)
 
-    def _publish(self, epoch: Mapping[str, Rows], cut: Cut, *, takes_over: bool) -> Manifest:
+    def _publish(self, epoch: Mapping[str, Rows], cut: Cut, retraining: str | None = None) -> Manifest:
         version = self.version + 1
-        parent = 0 if takes_over else self.version
+        parent = 0 if retraining is not None else self.version
+        retrained = self.newest.retrained if self.newest else []
         stem = f"{version:012d}"
         delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
-        if takes_over:  # whoever else is about to publish this version writes other files
+        if retraining is not None:  # whoever else is about to publish this version writes other files
             stem += f"-{xxhash.xxh3_64_hexdigest(encode_rows(delta))}"
+            retrained = [*retrained, retraining][-_REMEMBERED_RETRAININGS:]
         shard = self._write_shard(stem, delta)
         dense = self._dense[-1] if self._dense else None
         if cut.dense is not None:
@@ -104,6 +108,7 @@ class DeltaLog:
             dense=dense,
             trainer=trainer,
             lineage=self.newest.lineage if parent and self.newest else version,
+            retrained=retrained,
         )
         manifests.write_manifest(self._files, manifest)
         self.version = version
@@ -137,6 +142,7 @@ class DeltaLog:
             offsets=newest.offsets,
             dense=newest.dense,
             lineage=newest.lineage,
+            retrained=newest.retrained,
         )
         manifests.write_manifest(self._files, manifest)
         self._bases.append(manifest)

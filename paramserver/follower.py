@@ -70,7 +70,10 @@ class Follower:
             try:
                 following = manifests.read_manifest(self._files, self.version + 1, base=False)
             except FileNotFoundError:
-                return moved or not self._is_behind()
+                newer = self._newer()
+                if (self.version + 1, False) in newer:  # published since it was looked for: look again
+                    raise
+                return moved or not newer
             if following.parent not in (self.version, _NOTHING):
                 return False
             changes = self._read(following)
@@ -80,10 +83,10 @@ class Follower:
             self.manifest = following
             moved = True
 
-    def _is_behind(self) -> bool:
-        return any(
-            version > self.version for base in (False, True) for version in manifests.versions(self._files, base=base)
-        )
+    def _newer(self) -> list[tuple[int, bool]]:
+        """The versions after the tables', and whether they are bases."""
+        found = [(at, base) for base in (False, True) for at in manifests.versions(self._files, base=base)]
+        return [item for item in found if item[0] > self.version]
 
     def _start_over(self) -> None:
         """Make the tables equal to the newest base, in place: what it does not hold goes."""

@@ -71,6 +71,9 @@ class ExampleFormat:
             ]
         )
         self._codec = BatchCodec(self.schema)
+        self._empty = pa.RecordBatch.from_arrays(
+            [pa.array([], field.type) for field in self.schema], schema=self.schema
+        )
 
     def build(self, columns: Columns, rest: ExampleColumns) -> pa.RecordBatch:
         """A batch of examples of weight 1."""
@@ -91,7 +94,7 @@ class ExampleFormat:
 
     def empty(self) -> pa.RecordBatch:
         """A batch without examples, which only carries a watermark."""
-        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in self.schema], schema=self.schema)
+        return self._empty
 
     def encode(self, batch: pa.RecordBatch, watermark: int) -> bytes:
         """The record of a batch."""

@@ -5,10 +5,18 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Callable
+from typing import Protocol
 
-from rocksdict import Rdict
+from streaming.join_store import Cursor
 
 NEVER = 2**62
+
+
+class Ordered(Protocol):
+    """Where keys are in order."""
+
+    def iter(self) -> Cursor:
+        """A cursor over them."""
 
 
 class Timers:
@@ -41,7 +49,7 @@ class Timers:
         self._heap = [timer for timer in self._heap if self._is_live(timer)]
         heapq.heapify(self._heap)
 
-    def due(self, before: int, limit: int, db: Rdict | None) -> list[str]:
+    def due(self, before: int, limit: int, db: Ordered | None) -> list[str]:
         """Up to ``limit`` ids whose time is before ``before``, each once; those of ``db`` where there is one."""
         ready: dict[str, None] = {}  # one that came back from disk may stand in the heap twice
         while self._heap and self._heap[0][0] < before and len(ready) < limit:
@@ -61,7 +69,7 @@ class Timers:
                 cursor.next()
         return list(ready)
 
-    def next_due(self, db: Rdict | None) -> int:
+    def next_due(self, db: Ordered | None) -> int:
         """The earliest time (ms) that `due` waits for, or `NEVER`."""
         while self._heap and not self._is_live(self._heap[0]):
             heapq.heappop(self._heap)

@@ -13,7 +13,7 @@ from paramserver.manifest import Manifest
 from streaming.clock import Clock
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
-from trainer.retrain import recover
+from trainer.retrain import check_at_work, recover
 from trainer.worker import Trainer, TrainWorker
 
 
@@ -41,6 +41,7 @@ class OnlineTrainer:
         self.trainer = trainer
         self.deltas = deltas
         self.workers = [TrainWorker(log, trainer, example_format, partition) for partition in partitions]
+        self._files = files
         self._clock = clock
         self._sparse_every = sparse_every
         self._dense_every = dense_every
@@ -83,6 +84,7 @@ class OnlineTrainer:
         self._published_at = now_ms
         offsets = {f"{EXAMPLES}/{worker.partition}": worker.offset for worker in self.workers}
         if offsets == self._published:
+            check_at_work(self._files, self.deltas.version)
             return None
         dense = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every
         cut = Cut(

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 
 from paramserver.delta_log import Cut, DeltaLog, read_version
 from paramserver.files import Files
-from paramserver.manifest import Manifest, TakenOverError
+from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.log import EXAMPLES, LogReader, check_no_gap
 from trainer.settings import TrainSettings
 from trainer.worker import Trainer, TrainWorker
+
+_TRIES = 5
 
 
 def train_archive(
@@ -79,14 +81,15 @@ def take_over(
     trainer: Trainer,
     workers: Sequence[TrainWorker],
     now_ms: Callable[[], int],
+    retraining: str,
 ) -> DeltaLog | None:
-    """Publish the retrained model as the next version; the log to go on publishing to.
+    """Publish the retrained model as the next version; the log to go on publishing to. ``retraining`` names it.
 
     None, and nothing has changed, where the newest version contains examples that this model does not, or where the trainer at
     work was faster: let the workers catch up and try again. The trainer whose place was taken gets `TakenOverError` at
     its next publication; a replica moves at its next pull.
     """
-    deltas = DeltaLog.resume(files, fingerprint, keep_deltas)
+    deltas = look(files, fingerprint, keep_deltas)
     newest = deltas.newest
     cut = cut_of(trainer, workers, now_ms())
     if newest is not None:
@@ -94,11 +97,30 @@ def take_over(
             return None
         cut = cut._replace(offsets={**newest.offsets, **cut.offsets})
     try:
-        deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut)
+        deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut, retraining)
     except TakenOverError:
         return None
     trainer.seal()
     return deltas
+
+
+def look(files: Files, fingerprint: str, keep_deltas: int) -> DeltaLog:
+    """`DeltaLog.resume` beside a trainer at work, which deletes what is old meanwhile."""
+    for _ in range(_TRIES - 1):
+        try:
+            return DeltaLog.resume(files, fingerprint, keep_deltas)
+        except FileNotFoundError:
+            continue
+    return DeltaLog.resume(files, fingerprint, keep_deltas)
+
+
+def check_at_work(files: Files, version: int) -> None:
+    """`TakenOverError` where another trainer has published the version after this one."""
+    try:
+        read_manifest(files, version + 1, base=False)
+    except FileNotFoundError:
+        return
+    raise TakenOverError(f"version {version + 1}: published by another writer, which has taken over")
 
 
 def recover(files: Files, manifest: Manifest, trainer: Trainer) -> None:

@@ -182,8 +182,12 @@ class TrainWorker:
             self.offset = record.offset + 1
         if batches:  # as one, since the joiner's records may part what belongs to one step
             batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+            decided = batch.column("decided_at").to_numpy()
+            if (decided[1:] < decided[:-1]).any():  # the joiner worked off a backlog in several batches
+                order = np.argsort(decided, kind="stable")
+                batch, decided = batch.take(pa.array(order)), decided[order]
             self._trainer.train(batch)
-            self._decided.append(batch.column("decided_at").to_numpy())
+            self._decided.append(decided)
         return len(records) == _RECORDS_AT_ONCE
 
     def take_decided(self) -> npt.NDArray[np.int64]:

@@ -38,7 +38,7 @@ class _Metadata(msgspec.Struct, kw_only=True):
 _decoder = msgspec.json.Decoder(_Metadata)
 
 
-def consumer_of(settings: KafkaSettings, group: str | None = None, reset: str = "earliest") -> KafkaConsumer:
+def consumer_of(settings: KafkaSettings, group: str | None = None, *, reset: str = "earliest") -> KafkaConsumer:
     """A consumer that takes partitions by hand and commits nothing; with ``reset`` none, `poll` fails where records are gone."""
     return KafkaConsumer(
         **settings.client(),

@@ -88,7 +88,9 @@ class Node:
         """Write the settings and an empty log folder."""
         lines = [f"{key}={value}" for key, value in self._settings.items()]
         self._properties.write_text("\n".join(lines) + "\n")
-        command = _java(jars, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties), *options)
+        command = _java(
+            jars, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(self._properties), *options
+        )
         done = subprocess.run(command, capture_output=True, text=True, timeout=_START_SECONDS, check=False)
         if done.returncode:
             raise RuntimeError(f"Kafka's storage was not formatted: {done.stdout[-1000:]}{done.stderr[-1000:]}")
