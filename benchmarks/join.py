@@ -1,9 +1,7 @@
-"""How fast is the crash-safe joiner on Kafka, next to only consuming and decoding the same records, and to quixstreams' join?
+"""How fast is the crash-safe joiner on Kafka, next to only consuming and decoding the same records?
 
-One broker, one partition, the same bytes for all; each in a process of its own, in turn, medians of `--rounds`. Run from the
-repository: ``python -m benchmarks.join``. Prints a table; ``--profile`` adds what the joiner spends its time on. quixstreams
-(`benchmarks.quix_join`) gets an environment of its own in the user's cache folder: ``safe`` exactly once with changelogs, as the
-joiner's promise needs; ``fast`` with neither. Its wall time ends with its last example.
+One broker, one partition, the same bytes for both; each in a process of its own, in turn, medians of `--rounds`. Run from the
+repository: ``python -m benchmarks.join``. Prints a table; ``--profile`` adds what the joiner spends its time on.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import cProfile
 import json
 import pstats
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -24,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from kafka import TopicPartition
 
 from minutely.config import Pipeline
@@ -41,9 +37,6 @@ from tests.kafka.traffic import producer_of
 SIZES = {"50 a request": (50, 40, 4000), "1 a request": (1, 240, 40_000)}
 """Impressions and vector values of a request, and how many requests: about 9 KB and 1 KB each."""
 EVERY_MS = 5
-FLUSH_MS = 20_000
-"""How long after the others the last request is served: quixstreams only closes windows by the time of records."""
-QUIX = "quixstreams==3.28.1"
 CLICKED = 0.05
 
 
@@ -65,13 +58,12 @@ def pipeline_of(kafka: KafkaSettings, values: int) -> Pipeline:
 
 
 def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, start_ms: int) -> int:
-    """Send the records; the bytes of a request. The last one is for closing windows, and not counted by quixstreams."""
+    """Send the records; the bytes of a request."""
     rng = np.random.default_rng(1)
     value = b""
     with producer_of(kafka) as producer:
-        for number in range(requests + 1):
-            served_at = start_ms + number * EVERY_MS + (FLUSH_MS if number == requests else 0)
-            key = f"r{number}".encode()
+        for number in range(requests):
+            served_at = start_ms + number * EVERY_MS
             ids = [f"{number}.{at}" for at in range(impressions)]
             request = Request(
                 version=SCHEMA_VERSION,
@@ -85,7 +77,7 @@ def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, sta
                 },
             )
             value = encode(request)
-            producer.send(kafka.topic(IMPRESSIONS), value, key=key, partition=0)
+            producer.send(kafka.topic(IMPRESSIONS), value, partition=0)
             for at in np.flatnonzero(rng.random(impressions) < CLICKED):
                 click = Engagement(
                     version=SCHEMA_VERSION,
@@ -94,9 +86,7 @@ def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, sta
                     action="click",
                     happened_at=served_at + 500,
                 )
-                producer.send(kafka.topic(ENGAGEMENTS), encode(click), key=key, partition=0)
-            if number % 100 == 0:
-                producer.flush()  # quixstreams goes through both topics by the times at which the broker got their records
+                producer.send(kafka.topic(ENGAGEMENTS), encode(click), partition=0)
     return len(value)
 
 
@@ -154,28 +144,11 @@ def child(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace, told: dict[str, Any]) -> dict[str, float]:
-    if told["what"].startswith("quix"):
-        command = [str(quix_python()), "-m", "benchmarks.quix_join", json.dumps(told)]
-    else:
-        command = [sys.executable, "-m", "benchmarks.join", "--child", json.dumps(told)]
-        command += ["--profile"] if arguments.profile else []
+    command = [sys.executable, "-m", "benchmarks.join", "--child", json.dumps(told)]
+    command += ["--profile"] if arguments.profile else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def quix_python() -> Path:
-    """The Python of an environment with quixstreams and what the records are made with, set up on first use."""
-    folder = Path(platformdirs.user_cache_dir("minutely")) / QUIX.replace("==", "-")
-    if not (folder / "ready").exists():
-        uv = shutil.which("uv") or str(Path(sys.prefix) / "uv" / "bin" / "uv")
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
-        packages = [QUIX, "msgspec", "numpy", "pyarrow", "pydantic", "pyyaml", "xxhash"]
-        subprocess.run(
-            [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *packages], check=True
-        )
-        (folder / "ready").touch()
-    return folder / "bin" / "python"
 
 
 def main() -> None:
@@ -187,25 +160,22 @@ def main() -> None:
     if arguments.child:
         child(arguments)
         return
-    print(f"{'':14} {'bytes':>6} {'':9} {'impressions/s':>14} {'per CPU s':>12} {'resident MiB':>13}")
+    print(f"{'':14} {'bytes':>6} {'':8} {'impressions/s':>14} {'per CPU s':>12} {'resident MiB':>13}")
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "kafka") as cluster:
         for size, (impressions, values, requests) in SIZES.items():
             prefix = f"b{uuid.uuid4().hex[:6]}."
             start = time.time_ns() // 1_000_000 - requests * EVERY_MS - 3_600_000
             found: dict[str, list[dict[str, float]]] = {"decode": [], "join": []}
-            if not arguments.profile:
-                found |= {"quix safe": [], "quix fast": []}
             size_bytes = 0
             for turn in range(arguments.rounds):  # topics of its own for each, since a joiner goes on where one stopped
                 kafka = KafkaSettings(bootstrap=cluster.bootstrap, prefix=f"{prefix}{turn}.", partitions=1)
                 ensure_topics(kafka)
                 size_bytes = fill(kafka, impressions, values, requests, start)
-                through = start + requests * EVERY_MS + FLUSH_MS + 10_000
+                through = start + requests * EVERY_MS + 10_000
                 told = {"kafka": kafka.model_dump(mode="json"), "values": values, "through": through}
                 for what in found:
                     result = measure(arguments, {**told, "what": what})
-                    expected = impressions * (requests + (not what.startswith("quix")))
-                    assert result["count"] == expected, (what, result, expected)
+                    assert result["count"] == impressions * requests, (what, result)
                     found[what].append(result)
             rates = {}
             for what, results in found.items():
@@ -214,9 +184,8 @@ def main() -> None:
                 )
                 rss = max(item["rss"] for item in results) / (1 << 20)
                 rates[what] = cpu
-                print(f"{size:14} {size_bytes:6} {what:9} {wall:14,.0f} {cpu:12,.0f} {rss:13,.0f}")
-            for what in sorted(found.keys() - {"join"}):
-                print(f"{size:14} {'':6} join/{what} per CPU second: {rates['join'] / rates[what]:.2f}")
+                print(f"{size:14} {size_bytes:6} {what:8} {wall:14,.0f} {cpu:12,.0f} {rss:13,.0f}")
+            print(f"{size:14} {'':6} join/decode per CPU second: {rates['join'] / rates['decode']:.2f}")
 
 
 if __name__ == "__main__":
