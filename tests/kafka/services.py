@@ -138,7 +138,7 @@ class Service:
         """What it said since it was last started."""
         return self.output[self._said_before :]
 
-    def waits_for(self, *texts: str, seconds: float = 60) -> str:
+    def waits_for(self, *texts: str, seconds: float = 120) -> str:
         """The first of some texts that it says."""
         until = time.monotonic() + seconds
         while True:
