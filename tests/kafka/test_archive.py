@@ -49,7 +49,6 @@ def test_what_was_read_is_committed_and_what_is_gone_is_an_error(kafka: KafkaSet
     example_format = ExampleFormat(pipeline.features, pipeline.labels)
     ensure_topics(kafka)
     service = archiver(write_config(pipeline, tmp_path), tmp_path)
-    service.forks = True
     labels = write(pipeline, FIRST, range(40))
     with started(service):
         service.waits_for("commit 1: 40 examples")
@@ -80,7 +79,6 @@ def test_what_was_read_is_committed_at_the_end(kafka: KafkaSettings, tmp_path: P
     ensure_topics(kafka)
     address = f"127.0.0.1:{free_ports(1)[0]}"
     service = archiver(write_config(pipeline, tmp_path), tmp_path, "--metrics", address)
-    service.forks = True
     labels = write(pipeline, FIRST, range(40))
     with started(service):
         until = time.monotonic() + 60
