@@ -8,16 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minutely.config import Pipeline
+from streaming.archive import Archive
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from tests.commands import missing
 from tests.kafka.broker import BrokerUnavailable, Cluster, running
-from tests.kafka.services import Service, joiner, said, started, trainer, write_config
+from tests.kafka.services import Service, archiver, joiner, said, started, trainer, write_config
 from tests.kafka.traffic import (
     Emitted,
     LiveTraffic,
     Traffic,
+    check_archive,
     check_examples,
     make_pipeline,
     make_traffic,
@@ -92,9 +94,10 @@ def test_the_broker_away_for_a_minute_is_said_once_and_loses_nothing(tmp_path: P
             labels={"click": {"action": "click", "window": "20s"}},
             train={"step_every": "1s"},
             sync={"sparse_every": "5s"},
+            archive={"commit_every": "2s"},
         )
         config = write_config(pipeline, tmp_path)
-        services = [joiner(config, tmp_path, "a"), trainer(config, tmp_path)]
+        services = [joiner(config, tmp_path, "a"), trainer(config, tmp_path), archiver(config, tmp_path)]
         with started(*services):
             time.sleep(8)
             start = time.time_ns() // 1_000_000 - 15_000
@@ -110,9 +113,11 @@ def test_the_broker_away_for_a_minute_is_said_once_and_loses_nothing(tmp_path: P
             cluster.restart(cluster.nodes[0])
             check_examples(wait_for_all(pipeline, traffic, services), traffic.labels)
             until = time.monotonic() + _WAIT_SECONDS
-            while f"{len(traffic.labels)} examples so far" not in services[1].output:
-                assert time.monotonic() < until, said(services, "not all was trained")
+            while any(f"{len(traffic.labels)} examples so far" not in service.output for service in services[1:]):
+                assert time.monotonic() < until, said(services, "not all was trained and archived")
                 time.sleep(1)
+            archive = Archive(str(tmp_path / "archive"), ExampleFormat(pipeline.features, pipeline.labels))
+            check_archive(archive, traffic.labels)
             for service in services:
                 lines = [line for line in service.output.splitlines() if "WARNING" in line]
                 for what in {line.split("WARNING ")[1].split(":")[0] for line in lines}:

@@ -24,14 +24,14 @@ from paramserver.history import read_version
 from paramserver.manifest import Manifest
 from serving.replica import Replica
 from streaming.archive import Archive
-from streaming.examples import ExampleColumns, ExampleFormat
+from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES
 from tests.commands import missing
 from tests.kafka.broker import BrokerUnavailable, running
 from tests.kafka.services import Service, archiver, retrainer, said, started, trainer, write_config
-from tests.kafka.traffic import check_archive, make_pipeline
+from tests.kafka.traffic import check_archive, examples_record, make_pipeline
 from trainer.models import make_model
 
 SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1").split(",")]
@@ -68,15 +68,9 @@ class Feed(threading.Thread):
             self.error = error
 
     def _record(self) -> bytes:
-        numbers = np.arange(len(self.labels), len(self.labels) + AT_ONCE)
-        now = np.full(AT_ONCE, time.time_ns() // 1_000_000, np.int64)
-        labels = (numbers % 3 == 0).astype(np.float32)
-        ids = [f"e{number}" for number in numbers]
-        batch = self._format.build(
-            {"user": numbers % 7, "key": numbers}, ExampleColumns(ids, labels[:, None], now - 1000, now, now)
-        )
-        self.labels |= dict(zip(ids, labels.tolist(), strict=True))
-        return self._format.encode(batch, int(now[0]))
+        record, labels = examples_record(self._format, range(len(self.labels), len(self.labels) + AT_ONCE))
+        self.labels |= labels
+        return record
 
     def end(self) -> None:
         self._ending.set()

@@ -138,7 +138,7 @@ class Service:
         """What it said since it was last started."""
         return self.output[self._said_before :]
 
-    def waits_for(self, *texts: str, seconds: float = 60) -> str:
+    def waits_for(self, *texts: str, seconds: float = 120) -> str:
         """The first of some texts that it says."""
         until = time.monotonic() + seconds
         while True:
@@ -161,9 +161,11 @@ def trainer(config: Path, folder: Path) -> Service:
     return Service("trainer", ["train", str(config), "--deltas", str(state)], state, folder / "trainer.log")
 
 
-def archiver(config: Path, folder: Path) -> Service:
+def archiver(config: Path, folder: Path, *options: str) -> Service:
     state = folder / "archive"
-    return Service("archive", ["archive", str(config), "--archive", str(state)], state, folder / "archive.log")
+    return Service(
+        "archive", ["archive", str(config), "--archive", str(state), *options], state, folder / "archive.log"
+    )
 
 
 def retrainer(config: Path, folder: Path) -> Service:

@@ -17,7 +17,7 @@ from kafka import KafkaProducer, TopicPartition
 from minutely.config import Pipeline
 from streaming.archive import Archive
 from streaming.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
-from streaming.examples import ExampleFormat
+from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.kafka.partition_io import consumer_of
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
@@ -104,6 +104,18 @@ def make_traffic(
                 arrive(ENGAGEMENTS, happened_at, name, encode(click))
     events.sort()
     return Traffic(events, labels)
+
+
+def examples_record(example_format: ExampleFormat, numbers: range) -> tuple[bytes, dict[str, float]]:
+    """A record of `examples` decided now, of a pipeline that `make_pipeline` made, and the labels in it by example."""
+    count = len(numbers)
+    keys = np.array(numbers)
+    now = np.full(count, time.time_ns() // 1_000_000, np.int64)
+    labels = (keys % 3 == 0).astype(np.float32)
+    ids = [f"e{number}" for number in numbers]
+    rest = ExampleColumns(ids, labels[:, None], now - 1000, now, now)
+    batch = example_format.build({"user": keys % 7, "key": keys}, rest)
+    return example_format.encode(batch, int(now[0])), dict(zip(ids, labels.tolist(), strict=True))
 
 
 def producer_of(kafka: KafkaSettings) -> KafkaProducer:
