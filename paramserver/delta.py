@@ -179,7 +179,7 @@ def decode(rows_name: str, rows_data: bytes, state_name: str, state_data: bytes)
         rows = Rows(
             ids=change.keys,
             embeddings=embeddings,
-            state=state[at].reshape(-1, dim),
+            state=state[at].reshape(len(seen[at]), dim),
             last_seen_seconds=seen[at],
             counts=count[at],
             expired=change.expired,

@@ -25,6 +25,7 @@ from paramserver.table import Rows
 _log = logging.getLogger(__name__)
 _KEPT_TRAINER_STATES = 2
 _RECENT_BYTES = 64 << 20
+_REMEMBERED_RETRAININGS = 100
 _OF_A_VERSION = re.compile(r"^(?:base-|manifest-)?(\d{12})\.")
 
 
@@ -144,13 +145,14 @@ class DeltaLog:
         assert newest is None or newest.version == self.version, "after damage, the next version must be whole"
         return self._publish(epoch, cut, parent=self.version, lineage=newest.lineage if newest else 1)
 
-    def take_over(self, rows: Mapping[str, Rows], cut: Cut) -> Manifest:
+    def take_over(self, rows: Mapping[str, Rows], cut: Cut, retraining: str | None = None) -> Manifest:
         """Publish all rows of another model, whose dense weights are in ``cut``, as the next version, which begins a lineage.
+        ``retraining`` names how the model came about where that was one.
 
         `TakenOverError`, and nothing has changed, where the trainer that is at work published that version first.
         """
         assert cut.dense is not None, "rows of one model and dense weights of another"
-        return self._publish(rows, cut, parent=0, lineage=self.version + 1)
+        return self._publish(rows, cut, parent=0, lineage=self.version + 1, retraining=retraining)
 
     def go_back(self, version: int, now_ms: int, *, training: bool) -> Manifest:
         """Publish what an older version holds as the next one, which begins a lineage. Whether ``training`` goes back too, or on
@@ -179,6 +181,7 @@ class DeltaLog:
             trainer=old.trainer if training else None,
             form=old.form,
             lineage=following,
+            retrained=newest.retrained if newest else old.retrained,
             goes_back_to=version,
             trains_from=0 if training or newest is None else newest.trains_from or newest.version,
         )
@@ -196,12 +199,17 @@ class DeltaLog:
         """Wait for what runs beside."""
         self._take_folded(wait=True)
 
-    def _publish(self, epoch: Mapping[str, Rows], cut: Cut, *, parent: int, lineage: int) -> Manifest:
+    def _publish(
+        self, epoch: Mapping[str, Rows], cut: Cut, *, parent: int, lineage: int, retraining: str | None = None
+    ) -> Manifest:
         version = self.version + 1
         stem = f"{version:012d}"
         delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
         shard = write_shard(self._files, stem, delta, self._precision)
         newest = self.newest
+        retrained = newest.retrained if newest else []
+        if retraining is not None:
+            retrained = [*retrained, retraining][-_REMEMBERED_RETRAININGS:]
         dense = newest.dense if newest else None
         if cut.dense is not None:
             file = write_file(self._files, stem, "dense.safetensors", cut.dense)
@@ -219,6 +227,7 @@ class DeltaLog:
             trainer=trainer,
             form=self._written_form(),
             lineage=lineage,
+            retrained=retrained,
         )
         manifests.write_manifest(self._files, manifest)
         self._add(manifest)

@@ -10,21 +10,16 @@ Keys: ``h`` the head, ``o`` the outbox, ``p<request>`` what changes of a request
 from __future__ import annotations
 
 import heapq
-import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
 
-from basis.problems import Problem, Problems
 from streaming.events import Request, encode
+from streaming.join_store import Batch, JoinStore, RocksStore
 from streaming.pending import NEVER, OVERHEAD_BYTES, Pending
-
-_WRITE_BUFFER_BYTES = 32 << 20
-_BLOCK_CACHE_BYTES = 32 << 20
 
 
 class Cut(NamedTuple):
@@ -92,11 +87,9 @@ class JoinState:
     What the joiner changes is in memory until `write` puts it on disk, whole. ``head`` is None in a new folder.
     """
 
-    def __init__(self, folder: Path, memory_bytes: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, memory_bytes: int, open_store: Callable[[Path], JoinStore] = RocksStore) -> None:
         self._memory_bytes = memory_bytes
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _open(folder)
+        self._db = open_store(folder)
         self._clear()
         packed: Any = self._db.get(b"h")
         self.head: Head | None = None if packed is None else _head.decode(packed)
@@ -198,7 +191,7 @@ class JoinState:
 
     def write(self, head: Head, outbox: Sequence[Outgoing]) -> None:
         """Put everything that changed since the last write on disk, with the head and the outbox, at once."""
-        batch = WriteBatch(raw_mode=True)
+        batch = self._db.batch()
         for request_id, entry in self._dropped.items():
             key = request_id.encode()
             batch.delete(b"p" + key)
@@ -221,7 +214,7 @@ class JoinState:
 
     def note_emitted(self, impression_ids: Sequence[str]) -> None:
         """While state is rebuilt: these impressions are in `examples`."""
-        batch = WriteBatch(raw_mode=True)
+        batch = self._db.batch()
         for impression_id in impression_ids:
             batch.put(b"e" + impression_id.encode(), b"")
         self._db.write(batch)
@@ -237,9 +230,7 @@ class JoinState:
 
     def discard(self) -> None:
         """Begin anew with an empty folder."""
-        self._db.close()
-        shutil.rmtree(self._folder)
-        self._db = _open(self._folder)
+        self._db.clear()
         self._clear()
         self.head = None
 
@@ -251,7 +242,7 @@ class JoinState:
         entry = self._entries.get(timer[1])
         return entry is not None and entry.pending.wake_at == timer[0]
 
-    def _store(self, batch: WriteBatch, key: bytes, entry: _Entry) -> None:
+    def _store(self, batch: Batch, key: bytes, entry: _Entry) -> None:
         pending = entry.pending
         request = pending.request
         small = _Small(
@@ -312,23 +303,3 @@ class JoinState:
 
 def _timer_key(at: int, request_id: bytes) -> bytes:
     return b"t" + struct.pack(">Q", at) + request_id
-
-
-def _open(folder: Path) -> Rdict:
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
-    options.set_max_write_buffer_number(2)
-    options.set_compression_type(DBCompressionType.lz4())
-    table = BlockBasedOptions()
-    table.set_bloom_filter(10, False)
-    table.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
-    table.set_cache_index_and_filter_blocks(True)
-    options.set_block_based_table_factory(table)
-    try:
-        return Rdict(str(folder), options)
-    except Exception as error:  # rocksdict raises no narrower kind
-        if "lock" in str(error).lower():
-            allowed = "another joiner uses this folder; allowed: a folder of its own for each"
-            raise Problems([Problem(str(folder), "--state", "", allowed)]) from None
-        raise

@@ -252,7 +252,7 @@ class Joiner:
         if event in events:
             self.counts["repeated"] += 1
             return
-        if pending.emitted[index]:
+        if pending.emitted[index] and self.known_emitted is None:
             before, after = (self._decide(pending.served_at, known) for known in (events, [*events, event]))
             if before.values != after.values:
                 raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
@@ -261,7 +261,7 @@ class Joiner:
         if len(events) >= _MAX_EVENTS:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {_MAX_EVENTS} engagements already")
         events.append(event)
-        if self._settings.emit == "decided":
+        if self._settings.emit == "decided" and not pending.emitted[index]:
             self._store.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
 
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:

@@ -19,6 +19,7 @@ from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
 from trainer.guards import GuardedError
 from trainer.recovery import recover_newest
+from trainer.retrain import check_at_work
 from trainer.worker import Trainer, TrainWorker
 
 
@@ -69,7 +70,7 @@ class OnlineTrainer:
 
     def _recover(self, log: LogReader, *, resume: bool) -> None:
         hold = read_hold(self._files)
-        if hold is not None and not resume:
+        if hold is not None and hold.after == self.deltas.version and not resume:
             raise GuardedError(
                 f"training is held after version {hold.after}: {hold.reason}; `minutely train --resume` goes on"
             )
@@ -113,6 +114,7 @@ class OnlineTrainer:
         manifest = None if self._waiting is None else self._publish_waiting(self._waiting)
         offsets = {f"{EXAMPLES}/{worker.partition}": worker.offset for worker in self.workers}
         if offsets == self._published and not self._must_be_whole:
+            check_at_work(self._files, self.deltas.version)
             return manifest
         dense = (
             self._must_be_whole

@@ -110,7 +110,7 @@ class Trainer:
     def _step(self, batch: pa.RecordBatch) -> None:
         count = batch.num_rows
         columns = self._format.columns(batch)
-        now_ms = int(batch.column("decided_at")[count - 1].as_py())
+        now_ms = int(batch.column("decided_at").to_numpy().max())  # after a backlog the last one is not the newest
         targets = torch.from_numpy(self._format.label_values(batch))
         weights = torch.tensor(batch.column("weight").to_numpy())
         rates = batch.column("sampling_rate").to_numpy()

@@ -37,13 +37,13 @@ class _Metadata(msgspec.Struct, kw_only=True):
 _decoder = msgspec.json.Decoder(_Metadata)
 
 
-def consumer_of(settings: KafkaSettings, group: str | None = None) -> KafkaConsumer:
-    """A consumer that takes partitions by hand and commits nothing."""
+def consumer_of(settings: KafkaSettings, group: str | None = None, *, reset: str = "earliest") -> KafkaConsumer:
+    """A consumer that takes partitions by hand and commits nothing; ``reset`` is where to go from an offset that is gone."""
     return KafkaConsumer(
         **settings.client(),
         group_id=group,
         enable_auto_commit=False,
-        auto_offset_reset="earliest",
+        auto_offset_reset=reset,
         isolation_level="read_committed",
         enable_incremental_fetch_sessions=False,  # with them, a partition that was paused is not always fetched again
         fetch_max_bytes=_FETCH_BYTES,

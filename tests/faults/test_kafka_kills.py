@@ -1,4 +1,4 @@
-"""The promise: whatever is killed, every example is in `examples` exactly once, and trained exactly once."""
+"""The promise: whatever is killed, every example is in `examples` once, in the archive once, and trained once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pytest
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.history import read_version
+from streaming.archive import Archive
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from tests.commands import missing
 from tests.kafka.broker import BrokerUnavailable, Cluster, running
-from tests.kafka.services import Service, joiner, said, started, trainer, write_config
-from tests.kafka.traffic import LiveTraffic, check_examples, make_pipeline, make_traffic, read_examples
+from tests.kafka.services import Service, archiver, joiner, said, started, trainer, write_config
+from tests.kafka.traffic import LiveTraffic, check_archive, check_examples, make_pipeline, make_traffic, read_examples
 
 SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1").split(",")]
 REQUESTS = int(os.environ.get("FAULT_REQUESTS", "30000"))
@@ -29,6 +30,8 @@ EVERY_MS = 2.5
 WINDOW_MS, LATENESS_MS, SHUFFLE_MS = 10_000, 30_000, 5_000
 KILLS = 12
 WAIT_SECONDS = 240
+KEEPERS = ("trainer", "archive")
+"""What is in their folders is what they are there for."""
 
 
 def trained(deltas: Path, form: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
@@ -49,7 +52,7 @@ def kill_something(rng: random.Random, cluster: Cluster, services: list[Service]
         time.sleep(rng.random() * 2)
         victim.restart(node)
         return f"broker {node.number}"
-    lose_state = victim.name != "trainer" and rng.random() < 0.4
+    lose_state = victim.name not in KEEPERS and rng.random() < 0.4
     victim.kill(lose_state=lose_state)
     time.sleep(rng.random())
     victim.start()
@@ -75,10 +78,12 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
         join={"lateness": f"{LATENESS_MS}ms"},
         train={"step_every": "1s"},
         sync={"sparse_every": "3s", "keep_deltas": 10},
+        archive={"commit_every": "3s"},
     )
     ensure_topics(kafka)
     config = write_config(pipeline, tmp_path)
     services = [joiner(config, tmp_path, "a"), joiner(config, tmp_path, "b"), trainer(config, tmp_path)]
+    services.append(archiver(config, tmp_path))
     example_format = ExampleFormat(pipeline.features, pipeline.labels)
     with started(*services):
         start = time.time_ns() // 1_000_000 + 3000
@@ -105,3 +110,4 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
     assert len(counts) == len(traffic.labels)
     assert (counts == 1).all(), f"{(counts > 1).sum()} trained more than once; {kills}"
     check_examples(read_examples(kafka, example_format), traffic.labels)
+    check_archive(Archive(str(tmp_path / "archive"), example_format), traffic.labels)

@@ -86,6 +86,18 @@ def trainer(config: Path, folder: Path) -> Service:
     return Service("trainer", ["train", str(config), "--deltas", str(state)], state, folder / "trainer.log")
 
 
+def archiver(config: Path, folder: Path) -> Service:
+    state = folder / "archive"
+    return Service("archive", ["archive", str(config), "--archive", str(state)], state, folder / "archive.log")
+
+
+def retrainer(config: Path, folder: Path) -> Service:
+    """A trainer that begins with the archive, on the folder of the trainer."""
+    arguments = ["train", str(config), "--from", "archive", "--archive", str(folder / "archive")]
+    state = folder / "deltas"
+    return Service("retrainer", [*arguments, "--deltas", str(state)], state, folder / "retrainer.log")
+
+
 @contextmanager
 def started(*services: Service) -> Iterator[None]:
     """The services run, and none is left at the end."""

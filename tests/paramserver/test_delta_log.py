@@ -173,7 +173,7 @@ class Writer:
         other.history, other.now_ms = {**self.history, self.log.version + 1: state_of(other.tables)}, self.now_ms
         other.log = DeltaLog.resume(files, "form", keep_deltas)
         cut = Cut(self.now_ms, self.now_ms, {}, b"dense of another", b"trainer of another")
-        manifest = other.log.take_over({name: table.export() for name, table in other.tables.items()}, cut)
+        manifest = other.log.take_over({name: table.export() for name, table in other.tables.items()}, cut, "other")
         assert manifest.lineage == manifest.version == self.log.version + 1
         with pytest.raises(TakenOverError, match=f"{manifest.version}.json"):
             self.publish()
