@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from paramserver.delta import NotFiniteError
+from basis.problems import GuardedError, NotFiniteError
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import Manifest
@@ -17,7 +17,6 @@ from paramserver.table import Rows
 from streaming.clock import Clock
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
-from trainer.guards import GuardedError
 from trainer.recovery import recover_newest
 from trainer.retrain import check_at_work
 from trainer.worker import Trainer, TrainWorker
