@@ -52,5 +52,13 @@ class GapError(RuntimeError):
     """A log does not have the records that are to be read next; the message names where it begins or ends."""
 
 
+class NotFiniteError(ValueError):
+    """A weight that is to be published is no finite number; the message names it."""
+
+
+class GuardedError(RuntimeError):
+    """A trainer's weights are not fit to be published; the message says why. The last version published stays."""
+
+
 class BadFile(ValueError):
     """A published file is not what its manifest says; the message names it."""

@@ -92,8 +92,7 @@ def train_from_archive(
         trainer=trainer.state(),
     )
     run = Run.create(pipeline, out, now_ms)
-    sync = pipeline.sync
-    files = LocalFiles(run.deltas, durable=True)
+    files, sync = LocalFiles(run.deltas, durable=True), pipeline.sync
     deltas = DeltaLog(files, pipeline.form(), sync.keep_deltas, precision=sync.rows)
     rows = {name: table.export() for name, table in trainer.tables.items()}
     deltas.take_over(rows, cut, Retraining(place, since).name(pipeline))

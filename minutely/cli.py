@@ -12,7 +12,7 @@ import rich_click as click
 from rich.console import Console
 from rich.markup import escape
 
-from basis.problems import BadFile, GapError, Problems
+from basis.problems import BadFile, GapError, GuardedError, NotFiniteError, Problems
 from basis.settings import format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minutely.service import Address
 
 _INTERRUPTED = 130
+_GUARDED = 3
 _BATCH_ONLY = ("--until", "--run", "--out")
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
@@ -271,6 +272,7 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
 @click.option("--run", type=click.Path(path_type=Path), help="With --from: take the archive of this run's folder.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="With --from: the new run's folder.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="With --from: seed, instead of the configured one.")
+@click.option("--resume", is_flag=True, help="Go on where a guard has held training.")
 def train(
     config: Path,
     deltas: Path | None,
@@ -282,10 +284,12 @@ def train(
     run: Path | None,
     out: Path | None,
     seed: int | None,
+    resume: bool,
 ) -> None:
     """Train on what the joiners write to Kafka, and publish a version every sync.sparse_every.
 
-    Started again, it goes on after exactly what its newest version contains.
+    Started again, it goes on after exactly what its newest version contains. Where a guard has held training, it says why and
+    ends with status 3, until it is started with --resume: then it goes on from the last version that was published.
 
     With --from archive it trains in batch, in the order in which online training saw its examples. The archive is archive.dir of
     the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with the model as version 1.
@@ -313,7 +317,7 @@ def train(
 
         log_to_stderr()
         retraining = None if origin is None else Retraining(live_archive(pipeline, place), since)
-        serve(pipeline, deltas or Path("state") / pipeline.name / "deltas", metrics, retraining)
+        serve(pipeline, deltas or Path("state") / pipeline.name / "deltas", metrics, retraining, resume=resume)
     else:
         from minutely.batch import archive_place, train_from_archive
 
@@ -335,6 +339,62 @@ def produce(config: Path, data: Path | None, speed: float | None, rate: float | 
         raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
     log_to_stderr()
     run(_load(config, data, None), 1.0 if speed is None else speed, rate)
+
+
+_deltas_option = click.option(
+    "--deltas",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the published versions, such as state/NAME/deltas. [default: that of the run]",
+)
+_run_option = click.option("--run", type=click.Path(path_type=Path), help="Folder of a run. [default: the latest]")
+
+
+@cli.command()
+@_deltas_option
+@_run_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def versions(deltas: Path | None, run: Path | None, as_json: bool) -> None:
+    """List the published versions: size, rows, watermark, and what holds them."""
+    from minutely.versions import show_versions
+
+    show_versions(Console(), _deltas_folder(deltas, run), as_json=as_json)
+
+
+@cli.command()
+@click.argument("version", type=click.IntRange(1), required=False)
+@_deltas_option
+@_run_option
+@click.option(
+    "--train-from",
+    type=click.Choice(["old", "newest"]),
+    default="newest",
+    show_default=True,
+    help="What training goes on from.",
+)
+@click.option("--release", is_flag=True, help="Let replicas take the newest version again.")
+def rollback(version: int | None, deltas: Path | None, run: Path | None, train_from: str, release: bool) -> None:
+    """Make replicas serve what an older VERSION held, as a new version.
+
+    With --train-from old, training goes on from it too, from its offsets. With newest it goes on from the newest version, and
+    replicas stay at the old content until minutely rollback --release.
+    """
+    from minutely import versions as published
+
+    if (version is None) != release:
+        raise click.UsageError("give either a VERSION or --release")
+    folder = _deltas_folder(deltas, run)
+    if version is None:
+        published.release(Console(), folder)
+    else:
+        published.roll_back(Console(), folder, version, training=train_from == "old")
+
+
+def _deltas_folder(deltas: Path | None, run: Path | None) -> Path:
+    from minutely.run import Run
+
+    if deltas is not None and run is not None:
+        raise click.UsageError("--deltas and --run: give one")
+    return deltas or Run.find(run).deltas
 
 
 @cli.command("dead-letters")
@@ -381,6 +441,9 @@ def main() -> None:
         for problem in error.problems:
             console.print(f"[red]error[/red] {escape(str(problem))}")
         sys.exit(1)
+    except (NotFiniteError, GuardedError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]not published[/red] {escape(str(error))}")
+        sys.exit(_GUARDED)
     except (
         OSError,
         BadFile,

@@ -249,6 +249,7 @@ class EmbeddedLoop:
         """Seal and publish a version at event time ``now``."""
         every = self.pipeline.sync.dense_every
         dense = dense or self._dense_at is None or now // every > self._dense_at // every
+        self.trainer.check()
         epoch = self.trainer.seal()
         measuring = self.measures.before(epoch)
         offsets = {f"{EXAMPLES}/{_PARTITION}": self._train.offset}

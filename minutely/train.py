@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -36,9 +37,17 @@ _LEAVING_SECONDS = 60.0
 """How long a trainer whose place was taken may need to end, after it has noticed."""
 
 
-def train(pipeline: Pipeline, folder: Path, metrics: Address | None, retraining: Retraining | None = None) -> None:
+def train(
+    pipeline: Pipeline,
+    folder: Path,
+    metrics: Address | None,
+    retraining: Retraining | None = None,
+    *,
+    resume: bool = False,
+) -> None:
     """Train until SIGINT or SIGTERM, publishing to ``folder``; then publish what is left. With a ``retraining``, first take over
-    from whoever publishes there by a model from the archive, unless that was done before."""
+    from whoever publishes there by a model from the archive, unless that was done before. ``resume`` goes on where
+    a guard has held training."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     files, clock, status = LocalFiles(folder, durable=True), WallClock(), Status()
@@ -56,7 +65,7 @@ def train(pipeline: Pipeline, folder: Path, metrics: Address | None, retraining:
             if not retrain(pipeline, retraining, files, clock, stop, status) or not _follow(writer, seconds, stop):
                 return
             retrainer.close()
-        _run(pipeline, folder, files, clock, stop, status)
+        _run(pipeline, folder, files, clock, stop, status, resume=resume)
 
 
 def _follow(writer: FileLock, seconds: float, stop: Callable[[], bool]) -> bool:
@@ -73,7 +82,14 @@ def _follow(writer: FileLock, seconds: float, stop: Callable[[], bool]) -> bool:
 
 
 def _run(
-    pipeline: Pipeline, folder: Path, files: Files, clock: Clock, stop: Callable[[], bool], status: Status
+    pipeline: Pipeline,
+    folder: Path,
+    files: Files,
+    clock: Clock,
+    stop: Callable[[], bool],
+    status: Status,
+    *,
+    resume: bool,
 ) -> None:
     """Train online from the newest version on."""
 
@@ -81,7 +97,7 @@ def _run(
         ensure_topics(pipeline.kafka)
         with ExitStack() as on_error:
             log = on_error.enter_context(closing(KafkaLog(pipeline.kafka, EXAMPLES)))
-            service = TrainService(pipeline, log, files, clock, status)
+            service = TrainService(pipeline, log, files, clock, status, resume=resume)
             on_error.pop_all()
         return service
 
@@ -100,21 +116,25 @@ def _run(
 class TrainService:
     """The online trainer on Kafka: reads ahead, waits for brokers that are away, publishes when it is time."""
 
-    def __init__(self, pipeline: Pipeline, log: KafkaLog, files: Files, clock: Clock, status: Status) -> None:
+    def __init__(
+        self, pipeline: Pipeline, log: KafkaLog, files: Files, clock: Clock, status: Status, *, resume: bool
+    ) -> None:
         self._log = log
         self._brokers = Patience(_log, "brokers")
         self._status = status
         self._trained_before = status.examples
+        self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step
         self.online = OnlineTrainer(
             make_trainer(pipeline),
             self._log,
             range(pipeline.kafka.partitions),
             ExampleFormat(pipeline.features, pipeline.labels),
             files,
-            look(files, pipeline.form(), pipeline.sync.keep_deltas, pipeline.sync.rows),
+            look(files, pipeline.form(), pipeline.sync.keep_deltas, pipeline.sync.rows, self._folder),
             clock,
             sparse_every=pipeline.sync.sparse_every,
             dense_every=pipeline.sync.dense_every,
+            resume=resume,
         )
         newest = self.online.deltas.newest
         if newest is not None:
@@ -126,8 +146,12 @@ class TrainService:
         while not stop():
             self._step()
             if self.online.due():
-                self._publish()
+                try:
+                    self._publish()
+                except OSError as error:
+                    _log.warning("not published: %s; goes on training, and publishes it when it can", error)
         self._publish()
+        self.online.deltas.close()
 
     def _step(self) -> None:
         try:
@@ -153,4 +177,5 @@ class TrainService:
 
     def close(self) -> None:
         """Close the connections."""
+        self._folder.shutdown()
         self._log.close()

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from basis.arrow import BatchCodec
-from basis.problems import BadFile
+from basis.problems import BadFile, NotFiniteError
 from paramserver.precision import Precision, narrow, widen
 from paramserver.table import Rows
 
@@ -62,10 +62,6 @@ _STATE = BatchCodec(pa.schema(_STATE_COLUMNS))
 _EXACT_STATE = BatchCodec(pa.schema([*_STATE_COLUMNS, ("embedding", _FLOAT)]))
 
 Ids: TypeAlias = npt.NDArray[np.int64]
-
-
-class NotFiniteError(ValueError):
-    """A weight that is to be published is no finite number; the message names it."""
 
 
 @dataclass(frozen=True)

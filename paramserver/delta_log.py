@@ -147,7 +147,7 @@ class DeltaLog:
 
     def take_over(self, rows: Mapping[str, Rows], cut: Cut, retraining: str | None = None) -> Manifest:
         """Publish all rows of another model, whose dense weights are in ``cut``, as the next version, which begins a lineage.
-        ``retraining`` names how the model came about, where it was retrained.
+        ``retraining`` names how the model came about where that was one.
 
         `TakenOverError`, and nothing has changed, where the trainer that is at work published that version first.
         """
@@ -181,7 +181,7 @@ class DeltaLog:
             trainer=old.trainer if training else None,
             form=old.form,
             lineage=following,
-            retrained=newest.retrained if newest else [],
+            retrained=newest.retrained if newest else old.retrained,
             goes_back_to=version,
             trains_from=0 if training or newest is None else newest.trains_from or newest.version,
         )
@@ -207,10 +207,10 @@ class DeltaLog:
         delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
         shard = write_shard(self._files, stem, delta, self._precision)
         newest = self.newest
-        dense = newest.dense if newest else None
         retrained = newest.retrained if newest else []
         if retraining is not None:
             retrained = [*retrained, retraining][-_REMEMBERED_RETRAININGS:]
+        dense = newest.dense if newest else None
         if cut.dense is not None:
             file = write_file(self._files, stem, "dense.safetensors", cut.dense)
             dense = Dense(version=version, watermark=cut.watermark, file=file)

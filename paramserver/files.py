@@ -81,6 +81,10 @@ class LocalFiles:
                 view = view[self._os.write(descriptor, view) :]
             if self._durable:
                 self._os.fsync(descriptor)
+        except OSError:  # a disk that is full needs the room
+            with suppress(OSError):
+                self._os.unlink(path)
+            raise
         finally:
             self._os.close(descriptor)
         return path

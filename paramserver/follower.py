@@ -106,10 +106,17 @@ class Follower:
             self.load(pin)
             return
         bases = manifests.versions(self._files, base=True)
-        if bases:
-            self._replace(manifests.read_manifest(self._files, bases[-1], base=True))
-        elif not self._skip_to_whole(pin):
-            raise BadFile(f"no base to start from, and no delta that follows version {self.version}")
+        problem: Exception | None = None
+        for at in reversed(bases):
+            if problem is not None and at < self.version:
+                break
+            try:
+                self._replace(manifests.read_manifest(self._files, at, base=True))
+                return
+            except (BadFile, FileNotFoundError) as error:  # an older one and the deltas after it lead there too
+                problem = problem or error
+        if not self._skip_to_whole(pin):
+            raise problem or BadFile(f"no base to start from, and no delta that follows version {self.version}")
 
     def _skip_to_whole(self, pin: int) -> bool:
         """Go on at the newest version that holds all rows, if there is one that is not damaged."""

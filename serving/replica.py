@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from basis.problems import BadFile
 from paramserver.files import Files
 from paramserver.follower import Follower
+from paramserver.history import as_of
 from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
 from streaming.columns import Columns, slice_columns
@@ -69,8 +71,22 @@ class Replica:
             return
         due = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every
         if due or everything or manifest.lineage != self._lineage:
-            load_weights(self._model, manifest.dense.file.read(self._files))
-            self._dense, self._dense_at, self._lineage = manifest.dense, now_ms, manifest.lineage
+            self._load_dense(manifest, manifest.dense, now_ms)
+
+    def load_as_of(self, at: int) -> Manifest:
+        """Take the model as of event time ``at`` (ms), older or newer than what is there: the version whose watermark is the
+        newest that is not after it. `BadFile` where there is none, with what there is."""
+        manifest = self._follower.load(as_of(self._files, at).version)
+        if manifest.dense is not None:
+            self._load_dense(manifest, manifest.dense, at)
+        return manifest
+
+    def _load_dense(self, manifest: Manifest, dense: Dense, now_ms: int) -> None:
+        try:
+            load_weights(self._model, dense.file.read(self._files))
+        except RuntimeError as error:
+            raise BadFile(f"{dense.file.name}: weights of another config than this replica's: {error}") from None
+        self._dense, self._dense_at, self._lineage = dense, now_ms, manifest.lineage
 
     def score(self, columns: Columns, impressions: int) -> npt.NDArray[np.float32]:
         """Predictions for each label, float32 [impressions, labels]."""

@@ -7,13 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from basis.problems import GuardedError
 from streaming.labels import Label
 from trainer.models import RankingModel, predictions
 from trainer.settings import Bounds, GuardSettings
-
-
-class GuardedError(RuntimeError):
-    """The trainer's weights are not fit to be published; the message says why. The last version published stays."""
 
 
 class Guard:

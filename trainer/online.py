@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from paramserver.delta import NotFiniteError
+from basis.problems import GuardedError, NotFiniteError
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import Manifest
@@ -17,7 +17,6 @@ from paramserver.table import Rows
 from streaming.clock import Clock
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
-from trainer.guards import GuardedError
 from trainer.recovery import recover_newest
 from trainer.retrain import check_at_work
 from trainer.worker import Trainer, TrainWorker
@@ -57,7 +56,6 @@ class OnlineTrainer:
         self.trainer = trainer
         self.deltas = deltas
         self.workers = [TrainWorker(log, trainer, example_format, partition) for partition in partitions]
-        self._files = files
         self._clock = clock
         self._sparse_every = sparse_every
         self._dense_every = dense_every
@@ -71,7 +69,7 @@ class OnlineTrainer:
 
     def _recover(self, log: LogReader, *, resume: bool) -> None:
         hold = read_hold(self._files)
-        if hold is not None and not resume:
+        if hold is not None and hold.after == self.deltas.version and not resume:
             raise GuardedError(
                 f"training is held after version {hold.after}: {hold.reason}; `minutely train --resume` goes on"
             )

@@ -8,6 +8,7 @@ publishes the next version, or the retrained one does, and the other one learns 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
@@ -80,11 +81,11 @@ def take_over(
     files: Files,
     form: str,
     keep_deltas: int,
-    precision: Precision,
     trainer: Trainer,
     workers: Sequence[TrainWorker],
     now_ms: Callable[[], int],
     retraining: str,
+    precision: Precision = "float32",
 ) -> DeltaLog | None:
     """Publish the retrained model as the next version; the log to go on publishing to. ``retraining`` names it.
 
@@ -107,14 +108,16 @@ def take_over(
     return deltas
 
 
-def look(files: Files, form: str, keep_deltas: int, precision: Precision) -> DeltaLog:
+def look(
+    files: Files, form: str, keep_deltas: int, precision: Precision = "float32", executor: Executor | None = None
+) -> DeltaLog:
     """`DeltaLog.resume` beside a trainer at work, which deletes what is old meanwhile."""
     for _ in range(_TRIES - 1):
         try:
-            return DeltaLog.resume(files, form, keep_deltas, precision=precision)
+            return DeltaLog.resume(files, form, keep_deltas, precision=precision, executor=executor)
         except FileNotFoundError:
             continue
-    return DeltaLog.resume(files, form, keep_deltas, precision=precision)
+    return DeltaLog.resume(files, form, keep_deltas, precision=precision, executor=executor)
 
 
 def check_at_work(files: Files, version: int) -> None:

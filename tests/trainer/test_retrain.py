@@ -203,11 +203,9 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
     log.append(EXAMPLES, 0, records(5, first=115))
     run(at_work)
 
-    assert take_over(files, "form", 4, "float32", retrained, workers, lambda: 77, "again") is None, (
-        "it has not caught up"
-    )
+    assert take_over(files, "form", 4, retrained, workers, lambda: 77, "again") is None, "it has not caught up"
     run(workers[0])
-    taken = take_over(files, "form", 4, "float32", retrained, workers, lambda: 77, "again")
+    taken = take_over(files, "form", 4, retrained, workers, lambda: 77, "again")
     assert taken is not None
     manifest = taken.newest
     assert manifest is not None
@@ -254,7 +252,7 @@ def test_a_trainer_with_nothing_to_publish_notices_as_well(log: EmbeddedLog, tmp
     assert online.publish() is None
     retrained = make_trainer(seed=2)
     workers = hand_over(archive_of(log, tmp_path / "archive"), log, retrained, FORMAT, [0])
-    assert take_over(files, "form", 4, "float32", retrained, workers, clock.now_ms, "again") is not None
+    assert take_over(files, "form", 4, retrained, workers, clock.now_ms, "again") is not None
     with pytest.raises(TakenOverError, match="version 2: published by another writer"):
         online.publish()
 
@@ -279,11 +277,11 @@ def test_taking_over_waits_until_nothing_is_lost_by_it(log: EmbeddedLog, tmp_pat
         return 9
 
     for at in range(2):
-        assert take_over(files, "form", 4, "float32", retrained, workers, now_ms, "again") is None
+        assert take_over(files, "form", 4, retrained, workers, now_ms, "again") is None
         assert published == list(range(1, at + 2))
         assert DeltaLog.resume(files, "form", 4).newest == deltas.newest, "nothing has changed"
     run(workers[0])
-    taken = take_over(files, "form", 4, "float32", retrained, workers, now_ms, "again")
+    taken = take_over(files, "form", 4, retrained, workers, now_ms, "again")
     assert taken is not None
     assert taken.newest is not None
     assert taken.newest.version == 3

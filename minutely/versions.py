@@ -1,0 +1,126 @@
+"""What is published: `minutely versions` lists it, `minutely rollback` goes back to some of it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table as TextTable
+
+from basis.problems import BadFile, Problem, Problems
+from paramserver import history
+from paramserver.delta_log import DeltaLog
+from paramserver.files import Files, LocalFiles
+from paramserver.manifest import Manifest, TakenOverError
+from paramserver.marks import read_hold, read_pin, write_pin
+
+_TRIES = 5
+
+
+def open_deltas(folder: Path) -> Files:
+    """The versions in a folder; `Problems` where there is no such folder."""
+    if not folder.is_dir():
+        raise Problems([Problem(str(folder), "--deltas", "no such folder", "allowed: one that a trainer publishes to")])
+    return LocalFiles(folder, durable=True)
+
+
+def show_versions(console: Console, folder: Path, *, as_json: bool) -> None:
+    """Print every version that is there, the newest first; what is damaged is named."""
+    files = open_deltas(folder)
+    found = list(history.all_manifests(files))
+    manifests = [item for item in found if isinstance(item, Manifest)]
+    damaged = [str(item) for item in found if not isinstance(item, Manifest)]
+    pin, hold = read_pin(files), read_hold(files)
+    there = set(files.names())
+    items = [_described(item, manifests, pin, there) for item in reversed(manifests)]
+    if as_json:
+        whole = {"versions": items, "damaged": damaged, "pin": pin, "hold": msgspec.to_builtins(hold)}
+        console.print(msgspec.json.encode(whole).decode(), soft_wrap=True, highlight=False, markup=False)
+        return
+    table = TextTable("version", "kind", "lineage", "bytes", "rows", "expired", "watermark", "published", "held by")
+    for item in items:
+        texts = [str(item["version"]), item["kind"], str(item["lineage"])]
+        texts += [f"{item[name]:,}" for name in ("bytes", "changed", "expired")]
+        table.add_row(*texts, _time(item["watermark"]), _time(item["published_at"]), ", ".join(item["held_by"]))
+    console.print(table)
+    for problem in damaged:
+        console.print(f"[red]damaged[/red] {problem}", soft_wrap=True)
+    if hold is not None:
+        console.print(f"Training is held after version {hold.after}: {hold.reason}", soft_wrap=True)
+
+
+def _described(item: Manifest, manifests: list[Manifest], pin: int, there: set[str]) -> dict[str, Any]:
+    bases = [other.version for other in manifests if other.is_base]
+    needs = max((at for at in bases if at < item.version), default=0)
+    held = ["newest"] if item.version == manifests[-1].version else []
+    held += ["pin"] if item.version == pin else []
+    if item.is_base:
+        held.append("base")
+    elif needs:
+        held.append(f"follows base {needs}")
+    held += ["trainer's state"] if item.trainer is not None and item.trainer.name in there else []
+    dense = [other.version for other in manifests if other.dense and other.dense.version == item.version]
+    held += [f"dense weights of {dense[0]} to {dense[-1]}"] if dense and not item.is_base else []
+    held += [f"goes back to {item.goes_back_to}"] if item.goes_back_to else []
+    return {
+        "version": item.version,
+        "kind": "base" if item.is_base else "whole" if item.is_whole else "delta",
+        "lineage": item.lineage,
+        "bytes": sum(shard.rows.size + shard.state.size for shard in item.shards),
+        "changed": sum(shard.changed for shard in item.shards),
+        "expired": sum(shard.expired for shard in item.shards),
+        "watermark": item.watermark,
+        "published_at": item.published_at,
+        "offsets": item.offsets,
+        "held_by": held,
+    }
+
+
+def _time(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+
+
+def roll_back(console: Console, folder: Path, version: int, *, training: bool) -> None:
+    """Publish the content of an older version as the next one. With ``training``, training goes on from it; otherwise from the
+    newest, and replicas stay where they are until they are released.
+
+    `BadFile` where the version is not there or cannot be trained from.
+    """
+    files = open_deltas(folder)
+    for attempt in range(_TRIES):
+        deltas = _resume(files)
+        try:
+            manifest = deltas.go_back(version, time.time_ns() // 1_000_000, training=training)
+            break
+        except TakenOverError:  # the trainer at work was faster
+            if attempt == _TRIES - 1:
+                raise BadFile("a trainer publishes faster than this; stop it first") from None
+    write_pin(files, 0 if training else manifest.version)
+    after = (
+        f"training goes on from it, at offsets {manifest.offsets}"
+        if training
+        else (
+            f"training goes on from version {manifest.trains_from}, and replicas stay until minutely rollback --release"
+        )
+    )
+    console.print(f"version {manifest.version} holds what version {version} held; {after}", soft_wrap=True)
+    console.print("A trainer at work ends at its next publication; started again, it does as said.", soft_wrap=True)
+
+
+def release(console: Console, folder: Path) -> None:
+    """Let replicas take the newest version again."""
+    files = open_deltas(folder)
+    pin = read_pin(files)
+    write_pin(files, 0)
+    console.print(f"replicas were held at version {pin}, and take the newest again" if pin else "nothing was held")
+
+
+def _resume(files: Files) -> DeltaLog:
+    """The log, whatever its form is."""
+    newest = history.newest(files)
+    form = newest.form.read(files).decode() if newest.form is not None else ""
+    return DeltaLog.resume(files, form, 1 << 30)

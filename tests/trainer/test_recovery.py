@@ -1,0 +1,281 @@
+"""A trainer whose files were damaged goes back to the last whole version and trains on from there, or says what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from basis.problems import BadFile, GuardedError
+from paramserver import manifest as manifests
+from paramserver.delta_log import DeltaLog
+from paramserver.files import LocalFiles
+from paramserver.manifest import Manifest, OtherFormat
+from paramserver.marks import read_hold, write_pin
+from streaming.clock import EventClock
+from streaming.log import EXAMPLES, EmbeddedLog
+from tests.trainer.test_retrain import FORMAT, make_replica, make_trainer, records
+from trainer.guards import Guard
+from trainer.online import OnlineTrainer
+from trainer.settings import GuardSettings
+
+KEEP = 4
+
+
+class Place:
+    """A log and versions in a folder, and the trainers that work there one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "deltas"
+        self.log = EmbeddedLog(folder / "log", durable=False)
+        self.files = LocalFiles(self.folder, durable=True)
+        self.clock = EventClock(1)
+        self.appended = 0
+
+    def start(self, *, resume: bool = False) -> OnlineTrainer:
+        deltas = DeltaLog.resume(self.files, "form", KEEP)
+        return OnlineTrainer(
+            make_trainer(), self.log, [0], FORMAT, self.files, deltas, self.clock,
+            sparse_every=1, dense_every=1 << 40, resume=resume,
+        )  # fmt: skip
+
+    def learn(self, online: OnlineTrainer) -> None:
+        self.log.append(EXAMPLES, 0, records(1, self.appended))
+        self.appended += 1
+        online.step()
+
+    def publish(self, online: OnlineTrainer, versions: int) -> None:
+        for _ in range(versions):
+            self.learn(online)
+            assert online.publish() is not None
+
+    def entries(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir()]
+
+    def check(self) -> Manifest:
+        """Every example was trained once, and a replica that comes now has the rows of the newest version."""
+        online = self.start()
+        online.step()
+        online.publish()
+        rows = online.trainer.tables["example"].export()
+        assert rows.ids.tolist() == list(range(3 * self.appended))
+        assert set(rows.counts.tolist()) == {1}
+        replica = make_replica(self.files)
+        replica.pull(0)
+        assert replica.tables["example"].export().embeddings.tobytes() == rows.embeddings.tobytes()
+        assert replica.manifest is not None
+        return replica.manifest
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    found = Place(tmp_path)
+    yield found
+    found.log.close()
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"torn": data[: len(data) // 2], "flipped": data[:40] + bytes([data[40] ^ 1]) + data[41:]}[how]
+        )
+
+
+KINDS = ("rows", "state", "trainer", "manifest")
+
+
+@pytest.mark.parametrize("how", ["torn", "flipped", "missing"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("version", [9, 10, 11])
+def test_a_damaged_version_is_left_out_and_its_examples_are_trained_again(
+    place: Place, kind: str, how: str, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Versions 1 to 11 with bases 4 and 8: whatever is damaged after the base, there is a way back."""
+    place.publish(place.start(), 11)
+    replica = make_replica(place.files)
+    replica.pull(0)
+    manifest = manifests.read_manifest(place.files, version, base=False)
+    shard, trainer = manifest.shards[0], manifest.trainer
+    assert trainer is not None
+    name = {"rows": shard.rows.name, "state": shard.state.name, "trainer": trainer.name, "manifest": manifest.name}[
+        kind
+    ]
+    if not (place.folder / name).exists():
+        assert (kind, version) == ("trainer", 9), "only the newest two trainer's states are kept"
+        return
+    damage(place.folder / name, how)
+    newest = place.check()
+    if version == 11 or kind != "trainer":
+        assert name in caplog.text or (kind, how, version) == ("manifest", "missing", 11)
+    if (kind, how, version) != ("manifest", "missing", 11) and not (kind == "trainer" and version < 11):
+        assert newest.version == 12 and newest.lineage == 12, "all that replicas have is replaced"
+    replica.pull(0)
+    if newest.version == 12:
+        late = make_replica(place.files)
+        late.pull(0)
+        for table in late.tables:
+            assert (
+                replica.tables[table].export().embeddings.tobytes() == late.tables[table].export().embeddings.tobytes()
+            )
+
+
+@pytest.mark.parametrize("kind", ["rows", "state", "manifest"])
+@pytest.mark.parametrize("how", ["torn", "missing"])
+def test_a_damaged_base_is_gone_around(place: Place, kind: str, how: str) -> None:
+    place.publish(place.start(), 11)
+    base = manifests.read_manifest(place.files, 8, base=True)
+    shard = base.shards[0]
+    name = {"rows": shard.rows.name, "state": shard.state.name, "manifest": base.name}[kind]
+    damage(place.folder / name, how)
+    assert place.check().version == 11, "the older base and the deltas after it lead to the same version"
+
+
+def test_where_nothing_is_whole_the_files_are_named_and_nothing_begins_anew(place: Place) -> None:
+    place.publish(place.start(), 3)
+    names = [manifests.read_manifest(place.files, at, base=False).shards[0].state.name for at in (1, 2, 3)]
+    damage(place.folder / names[0], "torn")
+    with pytest.raises(BadFile, match=names[0]):
+        place.start()
+
+
+def test_a_manifest_of_a_newer_program_is_an_error_and_nothing_is_passed_over(place: Place) -> None:
+    place.publish(place.start(), 2)
+    path = place.folder / manifests.manifest_name(2, base=False)
+    newer = {**msgspec.json.decode(path.read_bytes().split(b"\n")[0]), "format": 4, "shards": "in another form"}
+    path.write_bytes(manifests.encode_checked(newer))
+    with pytest.raises(OtherFormat, match=r"manifest-000000000002.json: format 4, this program reads 3"):
+        place.start()
+
+
+@contextmanager
+def full_disk(most_bytes: int) -> Iterator[None]:
+    """The kernel refuses to let any file grow beyond this, in the middle of a write as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_publishes_nothing_and_the_next_try_works(place: Place) -> None:
+    online = place.start()
+    place.publish(online, 2)
+    replica = make_replica(place.files)
+    place.learn(online)
+    before = sorted(place.entries())
+    for most in (100, 700, 1000):
+        with full_disk(most), pytest.raises(OSError) as error:
+            online.publish()
+        assert error.value.errno == errno.EFBIG
+        replica.pull(0)
+        assert replica.sparse_version == 2
+        assert not [name for name in place.entries() if name.endswith(".tmp")], "what is half written goes"
+        assert manifests.versions(place.files, base=False) == [1, 2]
+    assert set(before) <= set(place.entries())
+    place.learn(online)  # training went on meanwhile
+    manifest = online.publish()
+    assert manifest is not None and manifest.version == 4, "what waited is a version of its own"
+    assert manifest.offsets == {"examples/0": 4}
+    assert place.check().version == 4
+
+
+# Guards.
+
+
+def test_a_weight_that_is_no_number_holds_training_until_somebody_says_so(place: Place) -> None:
+    online = place.start()
+    place.publish(online, 2)
+    place.learn(online)
+    online.trainer.weights.vector[0] = float("nan")
+    with pytest.raises(GuardedError, match=r"dense weights that are no finite numbers: .*; version 2 stays"):
+        online.publish()
+    assert manifests.versions(place.files, base=False) == [1, 2]
+    hold = read_hold(place.files)
+    assert hold is not None and hold.after == 2
+    with pytest.raises(GuardedError, match="held after version 2: dense weights"):
+        place.start()
+    resumed = place.start(resume=True)
+    resumed.step()
+    manifest = resumed.publish()
+    assert manifest is not None and manifest.version == 3
+    assert place.check().version == 3
+
+
+def test_a_running_mean_out_of_its_bounds_is_refused() -> None:
+    import torch
+
+    from tests.trainer.test_retrain import LABELS
+
+    guard = Guard(GuardSettings(loss=(0.0, 0.9), prediction={"like": (0.2, 0.8)}, over=100), LABELS)
+    for _ in range(30):
+        guard.add(torch.tensor(5.0), torch.zeros(10, 1))
+    guard.check()
+    for _ in range(30):
+        guard.add(torch.tensor(5.0), torch.full((10, 1), 4.0))
+    with pytest.raises(
+        GuardedError, match=r"mean prediction of like is 0\.9\d+; allowed by train\.guards\.prediction\.like"
+    ):
+        guard.check()
+    for _ in range(60):
+        guard.add(torch.tensor(float("nan")), torch.zeros(10, 1))
+    with pytest.raises(GuardedError, match=r"mean of the loss is nan; allowed by train.guards.loss: 0 to 0.9"):
+        guard.check()
+
+
+# Going back.
+
+
+def test_training_goes_back_with_a_rollback_or_on_from_the_newest(place: Place) -> None:
+    online = place.start()
+    place.publish(online, 6)
+    old = manifests.read_manifest(place.files, 5, base=False)
+    replica = make_replica(place.files)
+    for training in (False, True):
+        deltas = DeltaLog.resume(place.files, "form", KEEP)
+        back = deltas.go_back(5 if training is False else deltas.trainable()[0], 1, training=training)
+        if not training:
+            write_pin(place.files, back.version)
+            assert (back.watermark, back.parent, back.trains_from) == (old.watermark, 0, 6)
+        replica.pull(0)
+        assert replica.sparse_version == back.version
+        online = place.start()
+        place.learn(online)
+        following = online.publish()
+        assert following is not None and following.version == back.version + 1
+        replica.pull(0)
+        fresh = make_replica(place.files)
+        fresh.pull(0)
+        expected = following.version if training else back.version
+        assert replica.sparse_version == fresh.sparse_version == expected
+        write_pin(place.files, 0)
+        replica.pull(0)
+        assert replica.sparse_version == following.version
+    place.check()
+
+
+def test_the_model_as_of_a_time(place: Place) -> None:
+    online = place.start()
+    found = {}
+    for _ in range(6):
+        place.publish(online, 1)
+        newest = online.deltas.newest
+        assert newest is not None
+        found[newest.watermark] = online.trainer.tables["example"].export().embeddings.tobytes()
+    for watermark, rows in list(found.items())[3:]:
+        for at in (watermark, watermark + 5):
+            replica = make_replica(place.files)
+            assert replica.load_as_of(at).watermark == watermark
+            assert replica.tables["example"].export().embeddings.tobytes() == rows
+    with pytest.raises(BadFile, match=r"no version as of .*: those there are of"):
+        make_replica(place.files).load_as_of(1)
+    assert np.all(np.diff(list(found)) > 0)
