@@ -12,6 +12,7 @@ from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.delta import Delta, TableDelta, decode, encode_rows, encode_state, fold
 from paramserver.files import Files
+from paramserver.learned import Learned
 from paramserver.manifest import Dense, FileRef, Manifest, Shard
 from paramserver.table import Rows
 
@@ -27,6 +28,7 @@ class Cut(NamedTuple):
     offsets: Mapping[str, int]
     dense: bytes | None = None
     trainer: bytes | None = None
+    learned: Learned | None = None
 
 
 class DeltaLog:
@@ -104,6 +106,7 @@ class DeltaLog:
             dense=dense,
             trainer=trainer,
             lineage=self.newest.lineage if parent and self.newest else version,
+            learned=cut.learned,
         )
         manifests.write_manifest(self._files, manifest)
         self.version = version
@@ -137,6 +140,7 @@ class DeltaLog:
             offsets=newest.offsets,
             dense=newest.dense,
             lineage=newest.lineage,
+            learned=newest.learned,
         )
         manifests.write_manifest(self._files, manifest)
         self._bases.append(manifest)

@@ -9,6 +9,7 @@ import xxhash
 
 from basis.problems import BadFile
 from paramserver.files import Files
+from paramserver.learned import Learned
 
 FORMAT = 2
 
@@ -58,7 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ``parent`` is the version that its deltas change; a base has none (-1) and holds all rows. A version whose parent is 0, that
     is nothing, holds all rows as well and begins a lineage: the first one of all, and one by which a retrained model takes over.
     ``lineage`` is the version that began its own. ``trainer`` is the trainer's state (dense weights, optimizer, random state).
-    ``offsets`` are the next to read, by topic and partition.
+    ``offsets`` are the next to read, by topic and partition. ``learned`` says how old the epoch's examples were.
     """
 
     version: int
@@ -71,6 +72,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     dense: Dense | None = None
     trainer: FileRef | None = None
     lineage: int = 1
+    learned: Learned | None = None
     format: int = FORMAT
 
     @property

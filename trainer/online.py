@@ -13,6 +13,7 @@ from paramserver.manifest import Manifest
 from streaming.clock import Clock
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
+from trainer.epoch_times import EpochTimes
 from trainer.retrain import recover
 from trainer.worker import Trainer, TrainWorker
 
@@ -47,6 +48,7 @@ class OnlineTrainer:
         self._published: dict[str, int] = {}
         self._published_at = clock.now_ms()
         self._dense_at: int | None = None
+        self._times = EpochTimes()
         self._recover(files, log)
 
     def _recover(self, files: Files, log: LogReader) -> None:
@@ -57,6 +59,7 @@ class OnlineTrainer:
             return
         recover(files, newest, self.trainer)
         self._published = dict(newest.offsets)
+        self._times.newest_at = newest.learned.newest_at if newest.learned else 0
         self._dense_at = newest.published_at if newest.dense else None
         for worker in self.workers:
             worker.offset = newest.offsets.get(f"{EXAMPLES}/{worker.partition}", 0)
@@ -66,8 +69,9 @@ class OnlineTrainer:
     def step(self) -> None:
         """Train on what can be read, bounded in time and memory, and forget rows whose time is over."""
         for worker in self.workers:
+            read_at = self._clock.now_ms()
             worker.step()
-            worker.take_decided()
+            self._times.add(*worker.take_times(), read_at, self._clock.now_ms())
         self.trainer.expire(min(worker.watermark for worker in self.workers))
 
     def due(self) -> bool:
@@ -91,6 +95,7 @@ class OnlineTrainer:
             offsets=offsets,
             dense=self.trainer.dense_weights() if dense else None,
             trainer=self.trainer.state(),
+            learned=self._times.take(now_ms),
         )
         manifest = self.deltas.publish(self.trainer.seal(), cut)
         self._published = offsets
