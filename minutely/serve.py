@@ -43,7 +43,7 @@ _log = logging.getLogger("minutely.serve")
 
 _CONNECTIONS = 1024
 _KEEP_ALIVE_SECONDS = 30
-_CLOSE_SECONDS = 10
+_CLOSE_SECONDS = 5
 _DELIVERY_MS = 60_000
 _BLOCK_MS = 5_000
 
@@ -93,11 +93,11 @@ def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) 
         finally:
             service.scoring.stop()
             sink.stop()
-            for worker in workers:
-                worker.stop()
-            if pipeline.serve.log:
-                send_step(service.outbox, sink)
-            sink.close()
+            ended = [worker.stop(_CLOSE_SECONDS) for worker in workers]
+            if pipeline.serve.log and all(ended):
+                while send_step(service.outbox, sink) == 0:
+                    pass
+                sink.close()
             gc.unfreeze()
     _log.info("ended; %d records were not logged", sum(service.outbox.dropped.values()) + len(service.outbox))
 

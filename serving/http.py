@@ -88,7 +88,9 @@ class Service:
             "/v1/engagements",
             self._engage,
             "engage",
-            operation("engage", "Tell what users did.", Accepted, *_BAD, *_WHO, 503, body=EngagementsBody, status=202),
+            operation(
+                "engage", "Tell what users did.", Accepted, *_BAD, *_WHO, 404, 503, body=EngagementsBody, status=202
+            ),
         )
         add(
             app,
@@ -288,7 +290,7 @@ class Service:
             (item.request_id, engagement_record(item, now_ms, replica.max_future_ms)) for item in body.engagements
         ]
         if not replica.settings.log:
-            raise Busy("serve.log is off: there is no log to take engagements")
+            raise BadRequest("serve.log is off: there is no log to take engagements", 404)
         if not replica.outbox.room(len(records)):
             raise Busy("the log takes no more at the moment")
         for key, record in records:

@@ -113,11 +113,12 @@ class Worker:
         """Do it now."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """End after the step that is being taken."""
+    def stop(self, within_seconds: float) -> bool:
+        """End after the step that is being taken; whether it has, in time."""
         self._stopping = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(within_seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stopping:

@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
     "source": {
         "dir": ".",
         "impressions": {"file": "x.csv", "time": {"column": "t"}},
-        "actions": {"click": {}, "buy": {}},
+        "actions": {"click": {}, "buy": {}, "seen": {}},
     },
     "features": {
         "user": {"column": "user", "scope": "request"},
