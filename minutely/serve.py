@@ -144,6 +144,8 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         outbox=Outbox(settings.log_buffer),
         gate=Gate({role: tokens.read(role) for role, tokens in settings.tokens.items()}),
         max_future_ms=pipeline.join.max_future,
+        log_retention_ms=pipeline.kafka.retention,
+        log_needed_ms=2 * max(label.window for label in pipeline.labels.values()) + pipeline.join.lateness,
     )
 
 

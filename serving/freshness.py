@@ -14,8 +14,8 @@ from paramserver.manifest import Manifest
 from streaming.clock import Clock
 
 State: TypeAlias = Literal["empty", "fresh", "idle", "stale"]
-"""``empty``: no version yet. ``stale``: what happened ``fresh_within`` ago is not in it. ``idle``: it is, but nothing happened since
-then. ``fresh``: it is, and something did."""
+"""``empty``: no version yet. ``stale``: what happened ``fresh_within`` ago is not in it. ``idle``: it is, but nothing happened
+since then. ``fresh``: it is, and something did."""
 
 STATES: tuple[State, ...] = ("empty", "fresh", "idle", "stale")
 BOUNDS_SECONDS = (
@@ -49,7 +49,8 @@ class Status(msgspec.Struct, kw_only=True):
     """What a replica says of itself. Ages in seconds of event time; None before the first version, or where it is not known.
 
     ``freshness_seconds`` is the age of the watermark: everything that happened before is in the scores.
-    ``newest_behaviour_seconds`` is the age of the newest behaviour in them: where nothing happens it grows, and the model is no staler.
+    ``newest_behaviour_seconds`` is the age of the newest behaviour in them: it grows where nothing happens, and the model is no
+    staler for that.
     """
 
     replica: str

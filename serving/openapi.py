@@ -100,7 +100,9 @@ def _features(features: Mapping[str, Feature], *, column: bool) -> dict[str, Any
     values = {name: _value(feature) for name, feature in features.items()}
     return {
         "type": "object",
-        "properties": {name: {"type": "array", "items": each} if column else each for name, each in values.items()},
+        "properties": {
+            name: {"type": "array", "items": each, "minItems": 1} if column else each for name, each in values.items()
+        },
         "required": list(features),
         "additionalProperties": False,
         "description": "In msgpack a column may be packed bytes." if column else "Of the request: user, context.",

@@ -1,7 +1,10 @@
 """What is asked of a replica, as JSON or msgpack, and how it becomes columns.
 
-A ranking request has its own features (user, context) once, and a column for each feature of its candidates, as `impressions`
-records have them: ``{"features": {"user": "u7"}, "candidates": {"ids": ["a", "b"], "features": {"item": [12, 15], "price": [0.5, 2]}}}``.
+A ranking request has its own features (user, context) once, and a column for each feature of its candidates, as records of
+`impressions` have them::
+
+    {"features": {"user": "u7"}, "candidates": {"ids": ["a", "b"], "features": {"item": [12, 15], "price": [0.5, 2]}}}
+
 In msgpack a column may also be packed (`streaming.columns`): little-endian bytes, which need no conversion.
 
 Features that come from the time of the event, and crosses of others, are made here, as they are made of logs.
@@ -19,7 +22,16 @@ import msgspec
 import numpy as np
 
 from streaming.columns import Column, Columns, Ragged, check_packed, unpack
-from streaming.events import MAX_ID_LENGTH, SCHEMA_VERSION, BadRecord, Engagement, decode_engagement, encode
+from streaming.events import (
+    MAX_ID_LENGTH,
+    MAX_TIME_MS,
+    MIN_TIME_MS,
+    SCHEMA_VERSION,
+    BadRecord,
+    Engagement,
+    decode_engagement,
+    encode,
+)
 from streaming.features import Feature, SparseFeature
 from streaming.ids import cross
 from streaming.json_records import column_of_values
@@ -61,7 +73,7 @@ class EngagementBody(msgspec.Struct, forbid_unknown_fields=True):
     impression_id: Id
     action: Id
     value: float = 1.0
-    happened_at: int | None = None
+    happened_at: Annotated[int, msgspec.Meta(ge=MIN_TIME_MS, le=MAX_TIME_MS)] | None = None
 
 
 class EngagementsBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -33,7 +33,8 @@ _LONGEST_WAIT_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ReplicaService:
-    """What answers need. ``outbox`` is where served impressions and engagements wait for the log."""
+    """What answers need. ``outbox`` is where served impressions and engagements wait for the log,
+    which keeps them for ``log_retention_ms``; joiners that lost their state need the last ``log_needed_ms`` of it."""
 
     name: str
     model: str
@@ -48,6 +49,8 @@ class ReplicaService:
     outbox: Outbox
     gate: Gate
     max_future_ms: int
+    log_retention_ms: int
+    log_needed_ms: int
 
     def ready(self) -> tuple[bool, str]:
         """Whether it should get requests, and why it should not or what to know."""

@@ -81,5 +81,6 @@ class ServeSettings(Section):
     """How many requests and engagements wait for Kafka at most. Requests beyond are not logged, and counted; engagements
     beyond are refused (503)."""
     tokens: dict[Role, TokenSettings] = {}
-    """Who may do what. Without tokens for ``rank`` or ``engage`` everybody may who can connect; without any for ``admin`` nobody."""
+    """Who may do what. Without tokens for ``rank`` or ``engage`` everybody may who can connect; without any for ``admin``
+    nobody may."""
     tls: ServeTlsSettings | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def rank_body(columns: Columns, ids: Sequence[str | int], **more: Any) -> dict[s
             "ids": list(ids),
             "features": {
                 "item": columns["item"].tolist(),
-                "tags": [tags.values[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)],
+                "tags": [tags.values[a:b].tolist() for a, b in pairwise(bounds)],
                 "price": columns["price"].tolist(),
                 "picture": columns["picture"].tolist(),
             },

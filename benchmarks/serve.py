@@ -1,0 +1,363 @@
+"""How much of the bare scoring function is left over HTTP, how long answers take, and what a delta does to them.
+
+    python benchmarks/serve.py [--rows 1000000] [--seconds 15] [--candidates 100] [--delta 100000] [--dense]
+
+DeepFM of 20 features, dim 16, hidden 256 and 128, one thread. The load comes from another process, as msgpack with packed columns
+and as JSON. Saturation: as many connections as keep it busy. Below it: open loop, requests at random times, latency from the time
+at which a request was due. Bare: `Replica.score` on the same number of candidates in this process, alone. ``--dense`` compares ways
+to run the dense part alone (ONNX Runtime where it is installed; torch.compile takes a minute).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from minutely.config import Pipeline
+from minutely.serve import make_replica_service
+from paramserver.delta_log import Cut, DeltaLog
+from paramserver.files import LocalFiles
+from paramserver.table import Rows
+from streaming.clock import WallClock
+from streaming.columns import Column
+from tests.serving.server import Server
+from trainer.models import dump_weights, make_model, predictions
+
+FEATURES, DIM, HIDDEN, CONNECTIONS = 20, 16, [256, 128], 16
+
+
+def make_pipeline(every: str = "60s") -> Pipeline:
+    features = {f"f{at}": {"column": f"f{at}", "table": "rows"} for at in range(FEATURES)}
+    source = {"dir": ".", "impressions": {"file": "x.csv", "time": {"column": "t"}}, "actions": {"click": {}}}
+    return Pipeline.model_validate(
+        {
+            "name": "bench",
+            "source": source,
+            "features": features,
+            "labels": {"click": {"action": "click", "window": "1m"}},
+            "model": {"kind": "deepfm", "dim": DIM, "hidden": HIDDEN},
+            "sync": {"sparse_every": every},
+            "train": {"step_every": every},
+            "serve": {"log": False, "latency_budget": "1s"},
+        }
+    )
+
+
+class Versions:
+    """Publishes versions of random rows."""
+
+    def __init__(self, pipeline: Pipeline, folder: Path) -> None:
+        self._model, _ = make_model(pipeline.model, pipeline.features, pipeline.labels, 1)
+        self._log = DeltaLog(LocalFiles(folder, durable=False), pipeline.fingerprint(), keep_deltas=10)
+        self._random = np.random.default_rng(1)
+
+    def publish(self, ids: Any, *, fold: bool = False) -> None:
+        dim, now = self._model.row_dim, time.time_ns() // 1_000_000
+        rows = Rows(
+            ids=ids,
+            embeddings=self._random.normal(0, 0.05, (len(ids), dim)).astype(np.float32),
+            state=np.zeros((len(ids), 1), np.float32),
+            last_seen_seconds=np.zeros(len(ids), np.uint32),
+            counts=np.zeros(len(ids), np.uint32),
+            expired=np.empty(0, np.int64),
+            default_embedding=np.zeros(dim, np.float32),
+            default_state=np.zeros(1, np.float32),
+        )
+        dense = None if self._log.version else dump_weights(self._model)
+        self._log.publish({"rows": rows}, Cut(now, now, {}, dense))
+        if fold:
+            self._log.fold()
+
+
+def bodies(rows: int, candidates: int, count: int, *, packed: bool) -> list[bytes]:
+    random = np.random.default_rng(2)
+    made = []
+    for _ in range(count):
+        ids = random.integers(0, rows, (FEATURES, candidates))
+        features = {f"f{at}": ids[at].tobytes() if packed else ids[at].tolist() for at in range(FEATURES)}
+        body = {"candidates": {"ids": list(range(candidates)), "features": features}}
+        made.append(msgspec.msgpack.encode(body) if packed else json.dumps(body).encode())
+    return made
+
+
+def load(
+    server: Server, options: argparse.Namespace, *, packed: bool, rate: float = 0.0, seconds: float = 0.0
+) -> dict[str, Any]:
+    """One stretch of load from a process of its own; ``rate`` 0 is as fast as it goes."""
+    arguments = ["--load", str(server.port), "--rate", str(rate), "--seconds", str(seconds or options.seconds)]
+    arguments += ["--rows", str(options.rows), "--candidates", str(options.candidates)]
+    command = [sys.executable, __file__, *arguments, *(["--packed"] if packed else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run_load(options: argparse.Namespace) -> None:
+    """The process that asks."""
+    import asyncio
+
+    import uvloop
+
+    made = bodies(options.rows, options.candidates, 64, packed=options.packed)
+    kind = b"application/msgpack" if options.packed else b"application/json"
+    asks = [
+        b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b"
+        % (kind, len(body), body)
+        for body in made
+    ]
+    latencies: list[float] = []
+    statuses: dict[str, int] = {}
+
+    async def ask(streams: Any, at: int) -> None:
+        reader, writer = streams
+        writer.write(asks[at % len(asks)])
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(length)
+        status = head[9:12].decode()
+        statuses[status] = statuses.get(status, 0) + 1
+
+    async def main() -> float:
+        connect = [
+            asyncio.open_connection("127.0.0.1", options.load) for _ in range(CONNECTIONS * (4 if options.rate else 1))
+        ]
+        streams = await asyncio.gather(*connect)
+        begun = time.perf_counter()
+        until = begun + options.seconds
+        if options.rate:
+            free: asyncio.Queue[Any] = asyncio.Queue()
+            for each in streams:
+                free.put_nowait(each)
+            tasks = []
+
+            async def due(at: int, when: float) -> None:
+                stream = await free.get()
+                await ask(stream, at)
+                free.put_nowait(stream)
+                latencies.append(time.perf_counter() - when)
+
+            random = np.random.default_rng(3)
+            when, at = begun, 0
+            while when < until:
+                await asyncio.sleep(max(0.0, when - time.perf_counter()))
+                tasks.append(asyncio.create_task(due(at, when)))
+                at, when = at + 1, when + random.exponential(1 / options.rate)
+            await asyncio.gather(*tasks)
+        else:
+
+            async def keep(stream: Any, at: int) -> None:
+                while time.perf_counter() < until:
+                    started = time.perf_counter()
+                    await ask(stream, at)
+                    latencies.append(time.perf_counter() - started)
+                    at += 1
+
+            await asyncio.gather(*(keep(stream, at) for at, stream in enumerate(streams)))
+        return time.perf_counter() - begun
+
+    took = uvloop.run(main())
+    p50, p99 = (float(np.quantile(latencies, share)) * 1000 for share in (0.5, 0.99))
+    print(json.dumps({"per_second": len(latencies) / took, "p50_ms": p50, "p99_ms": p99, "statuses": statuses}))
+
+
+def bare(pipeline: Pipeline, folder: Path, options: argparse.Namespace) -> tuple[float, float]:
+    """Calls a second of `Replica.score`, and of the same model on `EmbeddingBag`, in turns."""
+    torch.set_num_threads(1)
+    service = make_replica_service(pipeline, LocalFiles(folder, durable=False), WallClock(), "bare")
+    service.replica.pull(0)
+    random = np.random.default_rng(4)
+    count = options.candidates
+    batches: list[dict[str, Column]] = [
+        {f"f{at}": random.integers(0, options.rows, count) for at in range(FEATURES)} for _ in range(64)
+    ]
+    model, _ = make_model(pipeline.model, pipeline.features, pipeline.labels, 1)
+    model.eval()
+    bag = nn.EmbeddingBag(options.rows, model.row_dim, mode="sum")
+
+    def on_bag(batch: dict[str, Column]) -> None:
+        with torch.inference_mode():
+            ids = torch.from_numpy(np.concatenate([np.asarray(batch[name]) for name in batch]))
+            rows = bag(ids, torch.arange(len(ids))).view(FEATURES, count, -1)
+            predictions(pipeline.labels, model(rows, torch.empty(count, 0))).numpy()
+
+    def on_table(batch: dict[str, Column]) -> None:
+        service.replica.score(batch, count)
+
+    rates: dict[Any, list[float]] = {on_table: [], on_bag: []}
+    for _ in range(6):
+        for side, found in rates.items():
+            started, calls = time.perf_counter(), 0
+            while time.perf_counter() - started < 1:
+                side(batches[calls % len(batches)])
+                calls += 1
+            found.append(calls / (time.perf_counter() - started))
+    return median(rates[on_table][1:]), median(rates[on_bag][1:])
+
+
+def dense(options: argparse.Namespace) -> None:
+    """Ways to run the dense part alone, in turns; the largest difference of an output from eager's."""
+    torch.set_num_threads(1)
+    pipeline = make_pipeline()
+    model, _ = make_model(pipeline.model, pipeline.features, pipeline.labels, 1)
+    model.eval()
+    rows = torch.randn(FEATURES, options.candidates, model.row_dim) * 0.1
+    none = torch.empty(options.candidates, 0)
+    sides: dict[str, Any] = {"eager": lambda: model(rows, none)}
+    compiled = torch.compile(model, dynamic=True)
+    sides["compiled"] = lambda: compiled(rows, none)
+    try:
+        import onnxruntime
+
+        path = f"{tempfile.mkdtemp()}/model.onnx"
+        axes = {"rows": {1: torch.export.Dim("n", min=2, max=10_000)}, "dense": None}
+
+        class Rows(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, rows: torch.Tensor) -> Any:
+                return self.model(rows, rows.new_empty((rows.shape[1], 0)))
+
+        torch.onnx.export(
+            Rows().eval(), (rows,), path, dynamic_shapes={"rows": axes["rows"]}, dynamo=True, external_data=False
+        )
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        sides["onnxruntime"] = lambda: torch.from_numpy(session.run(None, {name: rows.numpy()})[0])
+    except ImportError as error:
+        print(f"onnxruntime: {error}")
+    with torch.inference_mode():
+        wanted = model(rows, none)
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for side in sides.values():
+            side()
+        for _ in range(300):
+            for name, side in sides.items():
+                started = time.perf_counter()
+                side()
+                times[name].append(time.perf_counter() - started)
+        for name, side in sides.items():
+            apart = float((side() - wanted).abs().max())
+            print(
+                f"{name}: {median(times[name]) * 1e6:.0f} us for {options.candidates} candidates, {apart:.1g} from eager"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--delta", type=int, default=100_000)
+    parser.add_argument("--dense", action="store_true")
+    parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.load:
+        run_load(options)
+        return
+    if options.dense:
+        dense(options)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pipeline = make_pipeline("1s")
+        versions = Versions(pipeline, folder / "deltas")
+        versions.publish(np.arange(options.rows))
+        versions.publish(np.arange(1000), fold=True)
+        on_table, on_bag = bare(pipeline, folder / "deltas", options)
+        each = options.candidates
+        print(
+            f"bare: {on_table:.0f} calls/s, {on_table * each:,.0f} candidates/s; {on_table / on_bag:.2f} of EmbeddingBag",
+            flush=True,
+        )
+        server = Server(pipeline, folder / "deltas", folder / "server").start()
+        try:
+            print(f"ready after {server.wait():.1f} s from {options.rows:,} rows", flush=True)
+            for packed in (True, False):
+                measure(server, options, on_table, packed=packed)
+            under_deltas(server, options, versions)
+            server.process.kill()
+            started = time.perf_counter()
+            server.start().wait()
+            print(f"kill -9: ready again after {time.perf_counter() - started:.1f} s", flush=True)
+        finally:
+            server.process.end(signal.SIGKILL)
+
+
+def measure(server: Server, options: argparse.Namespace, on_table: float, *, packed: bool) -> None:
+    form = "msgpack" if packed else "JSON"
+    load(server, options, packed=packed, seconds=2)
+    most = load(server, options, packed=packed)
+    print(
+        f"{form}: {most['per_second']:.0f} requests/s at saturation, {most['per_second'] / on_table:.2f} of bare",
+        flush=True,
+    )
+    for share in (0.5, 0.8):
+        found = load(server, options, packed=packed, rate=share * most["per_second"])
+        print(
+            f"{form}: at {share:.0%}: p50 {found['p50_ms']:.1f} ms, p99 {found['p99_ms']:.1f} ms {found['statuses']}",
+            flush=True,
+        )
+
+
+def under_deltas(server: Server, options: argparse.Namespace, versions: Versions) -> None:
+    """p99 at half of saturation while a delta a second comes, over that without, in turns."""
+    most = load(server, options, packed=True, seconds=5)["per_second"]
+    ratios, random = [], np.random.default_rng(5)
+    for _ in range(3):
+        idle = load(server, options, packed=True, rate=0.5 * most, seconds=6)
+        running = subprocess.Popen(
+            [
+                sys.executable,
+                __file__,
+                "--load",
+                str(server.port),
+                "--rate",
+                str(0.5 * most),
+                "--seconds",
+                "6",
+                "--rows",
+                str(options.rows),
+                "--candidates",
+                str(options.candidates),
+                "--packed",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        while running.poll() is None:
+            versions.publish(random.choice(options.rows, options.delta, replace=False))
+            time.sleep(0.5)
+        busy = json.loads(running.stdout.read().splitlines()[-1])
+        ratios.append(busy["p99_ms"] / idle["p99_ms"])
+        print(
+            f"deltas of {options.delta:,} rows: p99 {busy['p99_ms']:.1f} ms, without {idle['p99_ms']:.1f} ms",
+            flush=True,
+        )
+    print(f"p99 with deltas: {median(ratios):.2f} of that without")
+
+
+if __name__ == "__main__":
+    main()
