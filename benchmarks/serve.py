@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -39,7 +38,8 @@ from streaming.columns import Column
 from tests.serving.server import Server
 from trainer.models import dump_weights, make_model, predictions
 
-FEATURES, DIM, HIDDEN, CONNECTIONS = 20, 16, [256, 128], 16
+FEATURES, DIM, HIDDEN = 20, 16, [256, 128]
+LOAD = str(Path(__file__).with_name("load.py"))
 
 
 def make_pipeline(every: str = "60s") -> Pipeline:
@@ -85,95 +85,16 @@ class Versions:
             self._log.fold()
 
 
-def bodies(rows: int, candidates: int, count: int, *, packed: bool) -> list[bytes]:
-    random = np.random.default_rng(2)
-    made = []
-    for _ in range(count):
-        ids = random.integers(0, rows, (FEATURES, candidates))
-        features = {f"f{at}": ids[at].tobytes() if packed else ids[at].tolist() for at in range(FEATURES)}
-        body = {"candidates": {"ids": list(range(candidates)), "features": features}}
-        made.append(msgspec.msgpack.encode(body) if packed else json.dumps(body).encode())
-    return made
-
-
 def load(
     server: Server, options: argparse.Namespace, *, packed: bool, rate: float = 0.0, seconds: float = 0.0
 ) -> dict[str, Any]:
     """One stretch of load from a process of its own; ``rate`` 0 is as fast as it goes."""
-    arguments = ["--load", str(server.port), "--rate", str(rate), "--seconds", str(seconds or options.seconds)]
+    arguments = ["--port", str(server.port), "--rate", str(rate), "--seconds", str(seconds or options.seconds)]
     arguments += ["--rows", str(options.rows), "--candidates", str(options.candidates)]
-    command = [sys.executable, __file__, *arguments, *(["--packed"] if packed else [])]
+    command = [sys.executable, LOAD, *arguments, *(["--packed"] if packed else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def run_load(options: argparse.Namespace) -> None:
-    """The process that asks."""
-    import asyncio
-
-    import uvloop
-
-    made = bodies(options.rows, options.candidates, 64, packed=options.packed)
-    kind = b"application/msgpack" if options.packed else b"application/json"
-    asks = [
-        b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b"
-        % (kind, len(body), body)
-        for body in made
-    ]
-    latencies: list[float] = []
-    statuses: dict[str, int] = {}
-
-    async def ask(streams: Any, at: int) -> None:
-        reader, writer = streams
-        writer.write(asks[at % len(asks)])
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        await reader.readexactly(length)
-        status = head[9:12].decode()
-        statuses[status] = statuses.get(status, 0) + 1
-
-    async def main() -> float:
-        connect = [
-            asyncio.open_connection("127.0.0.1", options.load) for _ in range(CONNECTIONS * (4 if options.rate else 1))
-        ]
-        streams = await asyncio.gather(*connect)
-        begun = time.perf_counter()
-        until = begun + options.seconds
-        if options.rate:
-            free: asyncio.Queue[Any] = asyncio.Queue()
-            for each in streams:
-                free.put_nowait(each)
-            tasks = []
-
-            async def due(at: int, when: float) -> None:
-                stream = await free.get()
-                await ask(stream, at)
-                free.put_nowait(stream)
-                latencies.append(time.perf_counter() - when)
-
-            random = np.random.default_rng(3)
-            when, at = begun, 0
-            while when < until:
-                await asyncio.sleep(max(0.0, when - time.perf_counter()))
-                tasks.append(asyncio.create_task(due(at, when)))
-                at, when = at + 1, when + random.exponential(1 / options.rate)
-            await asyncio.gather(*tasks)
-        else:
-
-            async def keep(stream: Any, at: int) -> None:
-                while time.perf_counter() < until:
-                    started = time.perf_counter()
-                    await ask(stream, at)
-                    latencies.append(time.perf_counter() - started)
-                    at += 1
-
-            await asyncio.gather(*(keep(stream, at) for at, stream in enumerate(streams)))
-        return time.perf_counter() - begun
-
-    took = uvloop.run(main())
-    p50, p99 = (float(np.quantile(latencies, share)) * 1000 for share in (0.5, 0.99))
-    print(json.dumps({"per_second": len(latencies) / took, "p50_ms": p50, "p99_ms": p99, "statuses": statuses}))
 
 
 def bare(pipeline: Pipeline, folder: Path, options: argparse.Namespace) -> tuple[float, float]:
@@ -269,13 +190,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--delta", type=int, default=100_000)
     parser.add_argument("--dense", action="store_true")
-    parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.load:
-        run_load(options)
-        return
     if options.dense:
         dense(options)
         return
