@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -39,6 +40,7 @@ from tests.serving.server import Server
 from trainer.models import dump_weights, make_model, predictions
 
 FEATURES, DIM, HIDDEN = 20, 16, [256, 128]
+DELTAS = 36
 LOAD = str(Path(__file__).with_name("load.py"))
 
 
@@ -64,10 +66,20 @@ class Versions:
 
     def __init__(self, pipeline: Pipeline, folder: Path) -> None:
         self._model, _ = make_model(pipeline.model, pipeline.features, pipeline.labels, 1)
-        self._log = DeltaLog(LocalFiles(folder, durable=False), pipeline.fingerprint(), keep_deltas=10)
+        self._log = DeltaLog(LocalFiles(folder, durable=False), pipeline.fingerprint(), keep_deltas=1000)
         self._random = np.random.default_rng(1)
+        self._folder = folder
+        self._released = 0
 
-    def publish(self, ids: Any, *, fold: bool = False) -> None:
+    def release(self, served: Path) -> None:
+        """Let a replica see the next version that it has not seen yet, by links."""
+        self._released += 1
+        stem = f"{self._released:012d}"
+        for name in sorted(self._folder.glob(f"{stem}.*")):
+            (served / name.name).hardlink_to(name)
+        (served / f"manifest-{stem}.json").hardlink_to(self._folder / f"manifest-{stem}.json")
+
+    def publish(self, ids: Any) -> None:
         dim, now = self._model.row_dim, time.time_ns() // 1_000_000
         rows = Rows(
             ids=ids,
@@ -81,8 +93,6 @@ class Versions:
         )
         dense = None if self._log.version else dump_weights(self._model)
         self._log.publish({"rows": rows}, Cut(now, now, {}, dense))
-        if fold:
-            self._log.fold()
 
 
 def load(
@@ -198,9 +208,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pipeline = make_pipeline("1s")
-        versions = Versions(pipeline, folder / "deltas")
+        versions = Versions(pipeline, folder / "made")
+        served = folder / "deltas"
+        served.mkdir()
         versions.publish(np.arange(options.rows))
-        versions.publish(np.arange(1000), fold=True)
+        versions.publish(np.arange(1000))
+        for _ in range(2):
+            versions.release(served)
         on_table, on_bag = bare(pipeline, folder / "deltas", options)
         each = options.candidates
         print(
@@ -212,7 +226,7 @@ def main() -> None:
             print(f"ready after {server.wait():.1f} s from {options.rows:,} rows", flush=True)
             for packed in (True, False):
                 measure(server, options, on_table, packed=packed)
-            under_deltas(server, options, versions)
+            under_deltas(server, options, versions, served)
             server.process.kill()
             started = time.perf_counter()
             server.start().wait()
@@ -237,41 +251,35 @@ def measure(server: Server, options: argparse.Namespace, on_table: float, *, pac
         )
 
 
-def under_deltas(server: Server, options: argparse.Namespace, versions: Versions) -> None:
-    """p99 at half of saturation while a delta a second comes, over that without, in turns."""
-    most = load(server, options, packed=True, seconds=5)["per_second"]
-    ratios, random = [], np.random.default_rng(5)
-    for _ in range(3):
-        idle = load(server, options, packed=True, rate=0.5 * most, seconds=6)
-        running = subprocess.Popen(
-            [
-                sys.executable,
-                __file__,
-                "--load",
-                str(server.port),
-                "--rate",
-                str(0.5 * most),
-                "--seconds",
-                "6",
-                "--rows",
-                str(options.rows),
-                "--candidates",
-                str(options.candidates),
-                "--packed",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        while running.poll() is None:
-            versions.publish(random.choice(options.rows, options.delta, replace=False))
-            time.sleep(0.5)
-        busy = json.loads(running.stdout.read().splitlines()[-1])
+def under_deltas(server: Server, options: argparse.Namespace, versions: Versions, served: Path) -> None:
+    """p99 at half of saturation while deltas come, over that without, in turns. They were made before, so only applying counts."""
+    random = np.random.default_rng(5)
+    for _ in range(DELTAS):
+        versions.publish(random.choice(options.rows, options.delta, replace=False))
+    most = load(server, options, packed=True, seconds=4)["per_second"]
+    ratios = []
+    for turn in range(3):
+        idle = load(server, options, packed=True, rate=0.5 * most, seconds=5)
+        stop = threading.Event()
+        releasing = threading.Thread(target=_release, args=(versions, served, range(turn, DELTAS, 3), stop))
+        releasing.start()
+        busy = load(server, options, packed=True, rate=0.5 * most, seconds=5)
+        stop.set()
+        releasing.join()
         ratios.append(busy["p99_ms"] / idle["p99_ms"])
         print(
             f"deltas of {options.delta:,} rows: p99 {busy['p99_ms']:.1f} ms, without {idle['p99_ms']:.1f} ms",
             flush=True,
         )
-    print(f"p99 with deltas: {median(ratios):.2f} of that without")
+    status = server.ask("GET", "/v1/status")[1]
+    print(f"p99 with deltas: {median(ratios):.2f} of that without; version {status['sparse_version']}", flush=True)
+
+
+def _release(versions: Versions, served: Path, turns: range, stop: threading.Event) -> None:
+    for _ in turns:
+        versions.release(served)
+        if stop.wait(0.4):
+            return
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Server:
         self.process.start()
         return self
 
-    def wait(self, path: str = "/v2/health/ready", status: int = 200) -> float:
+    def wait(self, path: str = "/v2/health/ready", status: int = 200, seconds: float = _START_SECONDS) -> float:
         """How many seconds until a path answers so."""
         started = time.monotonic()
         while True:
@@ -43,7 +43,7 @@ class Server:
                 found = 0
             if found == status:
                 return time.monotonic() - started
-            late = time.monotonic() - started > _START_SECONDS
+            late = time.monotonic() - started > seconds
             assert self.process.runs and not late, f"{path} answers {found}: {self.process.output}"
             time.sleep(0.05)
 
