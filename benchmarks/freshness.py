@@ -145,9 +145,9 @@ def main() -> None:
         sending = threading.Thread(target=traffic, args=(pipeline, options.impressions, stop))
         every_seconds = parse_duration(options.every) / 1000
         with started(*services):
+            server.wait(seconds=120 + 2 * every_seconds)  # joiners tell that nothing happens, so there is a version
             sending.start()
             try:
-                server.wait(seconds=120 + 2 * every_seconds)
                 time.sleep(5)
                 found = probe(server, options.seconds, every_seconds)
             finally:

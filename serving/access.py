@@ -13,7 +13,6 @@ _ALLOWED: Mapping[Role, tuple[Role, ...]] = {
     "engage": ("engage", "admin"),
     "admin": ("admin",),
 }
-_BEARER = "Bearer "
 
 
 class Denied(PermissionError):
@@ -41,9 +40,10 @@ class Gate:
             if role != "admin":
                 return
             raise Denied(403, "no admin token is configured (serve.tokens.admin)")
-        if authorization is None or not authorization.startswith(_BEARER):
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
             raise Denied(401, f"allowed: Authorization: Bearer TOKEN, with a token of {role}")
-        given = _digest(authorization.removeprefix(_BEARER).strip().encode("utf-8", "surrogateescape"))
+        given = _digest(token.strip().encode("utf-8", "surrogateescape"))
         found = {
             known
             for known, digests in self._digests.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +22,13 @@ _START_SECONDS = 60
 class Server:
     """Serves from ``deltas``; ``folder`` takes its config and what it says."""
 
-    def __init__(self, pipeline: Pipeline, deltas: Path, folder: Path, name: str = "replica") -> None:
+    def __init__(
+        self, pipeline: Pipeline, deltas: Path, folder: Path, name: str = "replica", tls: ssl.SSLContext | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._tls = tls
         self.port = free_ports(1)[0]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         arguments = ["serve", str(write_config(pipeline, folder)), "--deltas", str(deltas)]
         arguments += ["--listen", f"127.0.0.1:{self.port}", "--name", name]
         self.process = Service(name, arguments, folder, folder / f"{name}.log")
@@ -63,7 +67,11 @@ class Server:
         sent = {"Content-Type": kind, **({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
         if raw is None and body is not None:
             raw = msgspec.msgpack.encode(body) if msgpack else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = (
+            http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=self._tls)
+            if self._tls
+            else http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        )
         try:
             connection.request(method, path, raw, sent)
             answer = connection.getresponse()

@@ -287,6 +287,8 @@ def test_metrics_and_the_table(setup: Setup) -> None:
     command = [str(Path(sys.executable).parent / "minutely"), "freshness", "--json", setup.server.url, "127.0.0.1:9"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
+    once = subprocess.run([*command[:2], setup.server.url], capture_output=True, text=True, timeout=60, check=False)
+    assert once.returncode == 0 and "fresh" in once.stdout, once.stdout + once.stderr
     first, second = (msgspec.json.decode(line) for line in done.stdout.splitlines())
     assert first["status"]["state"] == "fresh" and first["status"]["sparse_version"] == 1
     assert second["status"] is None and "refused" in second["error"]
