@@ -156,7 +156,7 @@ def dense(options: argparse.Namespace) -> None:
         import onnxruntime
 
         path = f"{tempfile.mkdtemp()}/model.onnx"
-        axes = {"rows": {1: torch.export.Dim("n", min=2, max=10_000)}, "dense": None}
+        axes = {"rows": {1: torch.export.Dim("n", min=2, max=10_000)}}
 
         class Rows(nn.Module):
             def __init__(self) -> None:
@@ -166,14 +166,12 @@ def dense(options: argparse.Namespace) -> None:
             def forward(self, rows: torch.Tensor) -> Any:
                 return self.model(rows, rows.new_empty((rows.shape[1], 0)))
 
-        torch.onnx.export(
-            Rows().eval(), (rows,), path, dynamic_shapes={"rows": axes["rows"]}, dynamo=True, external_data=False
-        )
+        torch.onnx.export(Rows().eval(), (rows,), path, dynamic_shapes=axes, dynamo=True, external_data=False)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = settings.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        sides["onnxruntime"] = lambda: torch.from_numpy(session.run(None, {name: rows.numpy()})[0])
+        given = session.get_inputs()[0].name
+        sides["onnxruntime"] = lambda: torch.from_numpy(session.run(None, {given: rows.numpy()})[0])
     except ImportError as error:
         print(f"onnxruntime: {error}")
     with torch.inference_mode():
