@@ -1,5 +1,5 @@
-# Everything sets itself up: make replay, make compare, make stack, make test, make lint.
-.PHONY: replay compare stack test lint format clean
+# Everything sets itself up: make replay, make compare, make stack, make test, make simulate, make lint.
+.PHONY: replay compare stack test simulate simulate-mutants lint format clean
 .DELETE_ON_ERROR:
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -18,6 +18,13 @@ stack: .venv/ready
 
 test: .venv/ready
 	@scripts/test
+
+# SEEDS=n runs n seeds (FIRST=k the first), SEED=k one of them again with what happened in it.
+simulate: .venv/ready
+	@SEEDS=$(SEEDS) SEED=$(SEED) FIRST=$(FIRST) python -m tests.simulation.simulate
+
+simulate-mutants: .venv/ready
+	@SEEDS=$(SEEDS) MUTANT="$(MUTANT)" python -m tests.simulation.mutants
 
 lint: .venv/ready
 	ruff check $(SOURCES)

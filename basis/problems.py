@@ -48,5 +48,9 @@ class ProblemList:
             raise Problems(self.found)
 
 
+class GapError(RuntimeError):
+    """A log does not have the records that are to be read next; the message names where it begins or ends."""
+
+
 class BadFile(ValueError):
     """A published file is not what its manifest says; the message names it."""

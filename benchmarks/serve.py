@@ -66,7 +66,7 @@ class Versions:
 
     def __init__(self, pipeline: Pipeline, folder: Path) -> None:
         self._model, _ = make_model(pipeline.model, pipeline.features, pipeline.labels, 1)
-        self._log = DeltaLog(LocalFiles(folder, durable=False), pipeline.fingerprint(), keep_deltas=1000)
+        self._log = DeltaLog(LocalFiles(folder, durable=False), pipeline.form(), keep_deltas=1000)
         self._random = np.random.default_rng(1)
         self._folder = folder
         self._released = 0
@@ -75,8 +75,9 @@ class Versions:
         """Let a replica see the next version that it has not seen yet, by links."""
         self._released += 1
         stem = f"{self._released:012d}"
-        for name in sorted(self._folder.glob(f"{stem}.*")):
-            (served / name.name).hardlink_to(name)
+        for path in self._folder.iterdir():
+            if not path.name.startswith("manifest-") and not (served / path.name).exists():
+                (served / path.name).hardlink_to(path)
         (served / f"manifest-{stem}.json").hardlink_to(self._folder / f"manifest-{stem}.json")
 
     def publish(self, ids: Any) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
+import xxhash
 from deltalake import DeltaTable
 from rich.console import Console
 
@@ -23,17 +24,39 @@ from streaming.log import EXAMPLES
 from trainer.prequential import Prequential
 from trainer.retrain import train_archive
 
-_EVER = 2**62
+EVER = 2**62
+
+
+class Retraining(NamedTuple):
+    """What is to be trained: the archive at ``place``, examples decided at ``since`` (ms) or later, all where that is None."""
+
+    place: str
+    since: int | None
+
+    def name(self, pipeline: Pipeline) -> str:
+        """The same for the same model: of the same archive and time, with the same parts of the config and the same seed."""
+        parts = {"features", "labels", "model", "tables", "train", "seed"}
+        form = [self.place, self.since, pipeline.model_dump(mode="json", include=parts)]
+        return f"archive-{xxhash.xxh3_64_hexdigest(msgspec.json.encode(form, order='sorted'))}"
 
 
 def archive_place(pipeline: Pipeline, run: Path | None) -> str:
-    """Where the archive is: ``archive.dir``, or else in a run's folder; `Problems` where there is none."""
+    """Where the archive is: ``archive.dir``, or else in a run's folder; `Problems` where there is no run."""
     configured = pipeline.archive.dir if pipeline.archive is not None else None
-    place = configured if configured is not None and run is None else str(Run.find(run).folder / "archive")
+    return configured if configured is not None and run is None else str(Run.find(run).folder / "archive")
+
+
+def open_archive(place: str, examples: ExampleFormat) -> Archive:
+    """The archive that is there; `Problems` where none is."""
     if not DeltaTable.is_deltatable(place):
-        allowed = "allowed: archive.dir in the config, or the run of a replay whose config has an archive section"
+        allowed = "allowed: what minutely archive writes, or the run of a replay whose config has an archive section"
         raise Problems([Problem(place, "archive", "none there", allowed)])
-    return place
+    return Archive(place, examples)
+
+
+def nothing_in_between(archive: Archive, place: str) -> Problems:
+    """The error of an archive without an example of the time that was asked for."""
+    return Problems([Problem(place, "--since, --until", "no example in between", f"allowed: {_span(archive)}")])
 
 
 def train_from_archive(
@@ -46,7 +69,7 @@ def train_from_archive(
     started = time.monotonic()
     torch.set_num_threads(1)  # as online, where steps are too small to share
     now_ms = time.time_ns() // 1_000_000
-    archive = Archive(place, ExampleFormat(pipeline.features, pipeline.labels))
+    archive = open_archive(place, ExampleFormat(pipeline.features, pipeline.labels))
     prequential = Prequential(pipeline.labels)
     trainer = make_trainer(pipeline, prequential)
     with console.status("Training from the archive") as status:
@@ -55,11 +78,11 @@ def train_from_archive(
             trainer,
             pipeline.train,
             0 if since is None else since,
-            _EVER if until is None else until,
+            EVER if until is None else until,
             lambda examples: status.update(f"Training from the archive: {examples:,} examples"),
         )
     if not trainer.examples:
-        raise Problems([Problem(place, "--since, --until", "no example in between", f"allowed: {_span(archive)}")])
+        raise nothing_in_between(archive, place)
     positions = archive.positions() if until is None else {}
     cut = Cut(
         watermark=min(position.watermark for position in positions.values()) if until is None else until,
@@ -69,8 +92,11 @@ def train_from_archive(
         trainer=trainer.state(),
     )
     run = Run.create(pipeline, out, now_ms)
-    deltas = DeltaLog(LocalFiles(run.deltas, durable=True), pipeline.fingerprint(), pipeline.sync.keep_deltas)
-    deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut)
+    sync = pipeline.sync
+    files = LocalFiles(run.deltas, durable=True)
+    deltas = DeltaLog(files, pipeline.form(), sync.keep_deltas, precision=sync.rows)
+    rows = {name: table.export() for name, table in trainer.tables.items()}
+    deltas.take_over(rows, cut, Retraining(place, since).name(pipeline))
     deltas.fold()
     seconds = time.monotonic() - started
     summary = {
@@ -92,7 +118,7 @@ def train_from_archive(
 
 
 def _span(archive: Archive) -> str:
-    hours = list(archive.hours(0, _EVER))
+    hours = list(archive.hours(0, EVER))
     return f"times from {hours[0]} to {hours[-1]} (event hours, UTC)" if hours else "an archive that is not empty"
 
 

@@ -12,7 +12,7 @@ import rich_click as click
 from rich.console import Console
 from rich.markup import escape
 
-from basis.problems import BadFile, Problems
+from basis.problems import BadFile, GapError, Problems
 from basis.settings import format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minutely.service import Address
 
 _INTERRUPTED = 130
+_BATCH_ONLY = ("--until", "--run", "--out")
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 data_option = click.option(
@@ -232,6 +233,29 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
     run(pipeline, state or Path("state") / pipeline.name / "join", metrics)
 
 
+archive_option = click.option(
+    "--archive", "place", help="Folder or object store address of the archive. [default: archive.dir]"
+)
+
+
+@cli.command()
+@config_argument
+@archive_option
+@metrics_option
+def archive(config: Path, place: str | None, metrics: Address | None) -> None:
+    """Archive every example that the joiners write to Kafka, once, in a Delta Lake table.
+
+    Started again, it goes on after exactly what the table contains.
+    """
+    from minutely.archive import archive as run
+    from minutely.archive import live_archive
+    from minutely.service import log_to_stderr
+
+    log_to_stderr()
+    pipeline = _load(config, None, None)
+    run(pipeline, live_archive(pipeline, place), metrics)
+
+
 @cli.command()
 @config_argument
 @click.option(
@@ -239,7 +263,9 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the published versions. [default: state/NAME/deltas]",
 )
-@click.option("--from", "origin", type=click.Choice(["archive"]), help="Train in batch instead, from the archive.")
+@metrics_option
+@click.option("--from", "origin", type=click.Choice(["archive"]), help="Train in batch, from the archive.")
+@archive_option
 @click.option("--since", type=EventTime(), help="With --from: examples decided at this event time or later.")
 @click.option("--until", type=EventTime(), help="With --from: examples decided before this event time.")
 @click.option("--run", type=click.Path(path_type=Path), help="With --from: take the archive of this run's folder.")
@@ -248,7 +274,9 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
 def train(
     config: Path,
     deltas: Path | None,
+    metrics: Address | None,
     origin: str | None,
+    place: str | None,
     since: int | None,
     until: int | None,
     run: Path | None,
@@ -260,28 +288,37 @@ def train(
     Started again, it goes on after exactly what its newest version contains.
 
     With --from archive it trains in batch, in the order in which online training saw its examples. The archive is archive.dir of
-    the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with the model as version 1;
-    without --until its offsets say where in the live log training goes on.
+    the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with the model as version 1.
+
+    With --from archive and --deltas it then goes on in the live log where the archive ends, takes over from the trainer that
+    publishes to that folder, if any, and is the trainer from then on. Started again after that, it goes on like any trainer.
     """
-    batch_only = {"--since": since, "--until": until, "--run": run, "--out": out, "--seed": seed}
-    given = [name for name, value in batch_only.items() if value is not None]
-    if origin is None and given:
-        raise click.UsageError(f"{', '.join(given)}: only with --from archive")
-    if origin is not None and deltas is not None:
-        raise click.UsageError("--deltas: not with --from archive, which publishes into a new run's folder (--out)")
+    given = {"--archive": place, "--since": since, "--until": until, "--run": run, "--out": out, "--seed": seed}
+    named = [name for name, value in given.items() if value is not None]
+    live = origin is None or deltas is not None
+    if origin is None and named:
+        raise click.UsageError(f"{', '.join(named)}: only with --from archive")
+    if origin is not None and live and (batch_only := [name for name in named if name in _BATCH_ONLY]):
+        raise click.UsageError(f"{', '.join(batch_only)}: not with --deltas, where training goes on in the live log")
+    if not live and metrics is not None:
+        raise click.UsageError("--metrics: not without --deltas, where training ends with the archive")
     if since is not None and until is not None and until <= since:
         raise click.BadParameter("--until is not after --since; allowed: a later time")
     pipeline = _load(config, None, seed)
-    if origin is None:
+    if live:
+        from minutely.archive import live_archive
+        from minutely.batch import Retraining
         from minutely.service import log_to_stderr
         from minutely.train import train as serve
 
         log_to_stderr()
-        serve(pipeline, deltas or Path("state") / pipeline.name / "deltas")
+        retraining = None if origin is None else Retraining(live_archive(pipeline, place), since)
+        serve(pipeline, deltas or Path("state") / pipeline.name / "deltas", metrics, retraining)
     else:
         from minutely.batch import archive_place, train_from_archive
 
-        train_from_archive(pipeline, archive_place(pipeline, run), since, until, out, Console())
+        found = place or archive_place(pipeline, run)
+        train_from_archive(pipeline, found, since, until, out, Console())
 
 
 @cli.command()
@@ -379,6 +416,10 @@ def main() -> None:
         for problem in error.problems:
             console.print(f"[red]error[/red] {escape(str(problem))}")
         sys.exit(1)
-    except (OSError, BadFile) as error:  # a folder that cannot be written, a run that was damaged
+    except (
+        OSError,
+        BadFile,
+        GapError,
+    ) as error:  # a folder that cannot be written, a run that was damaged, lost records
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error[/red] {escape(str(error))}")
         sys.exit(1)

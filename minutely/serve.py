@@ -23,6 +23,7 @@ from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.service import Address, stop_on_signal
 from paramserver.files import Files, LocalFiles
+from paramserver.form import fingerprint_of
 from serving.access import Gate
 from serving.freshness import Freshness
 from serving.http import Service
@@ -117,7 +118,10 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
     """A replica with nothing pulled yet."""
     settings = pipeline.serve
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
-    tables = {table: pipeline.tables.make_replica(table, model.row_dim, pipeline.seed) for table in plan.tables}
+    tables = {
+        table: pipeline.tables.make_replica(table, model.row_dim, pipeline.seed, pipeline.sync.rows)
+        for table in plan.tables
+    }
     freshness = Freshness(clock, settings.fresh_within)
     replica = Replica(
         files,
@@ -127,7 +131,7 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         pipeline.labels,
         pipeline.sync.dense_every,
         freshness.applied,
-        pipeline.fingerprint(),
+        fingerprint_of(pipeline.form()),
     )
     ranker = Ranker(replica, pipeline.labels, settings.score)
     return ReplicaService(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Files(Protocol):
@@ -26,19 +27,37 @@ class Files(Protocol):
         """Remove a file if it is there."""
 
 
+class System(Protocol):
+    """The calls of `os` that a local folder consists of; a simulator has its own, and loses what they did not make durable."""
+
+    def makedirs(self, name: str, *, exist_ok: bool) -> None: ...  # noqa: D102
+    def listdir(self, path: str) -> list[str]: ...  # noqa: D102
+    def open(self, path: str, flags: int, mode: int = ...) -> int: ...  # noqa: D102
+    def read(self, fd: int, length: int, /) -> bytes: ...  # noqa: D102
+    def write(self, fd: int, data: memoryview, /) -> int: ...  # noqa: D102
+    def fstat(self, fd: int) -> Any: ...  # noqa: D102
+    def fsync(self, fd: int) -> None: ...  # noqa: D102
+    def close(self, fd: int) -> None: ...  # noqa: D102
+    def replace(self, src: str, dst: str) -> None: ...  # noqa: D102
+    def link(self, src: str, dst: str) -> None: ...  # noqa: D102
+    def unlink(self, path: str) -> None: ...  # noqa: D102
+    def getpid(self) -> int: ...  # noqa: D102
+
+
 class LocalFiles:
     """A local folder. ``durable`` syncs file and folder on every write; a replay, which can run again, does not."""
 
     _TEMPORARY = ".tmp"
 
-    def __init__(self, folder: Path, *, durable: bool) -> None:
+    def __init__(self, folder: Path, *, durable: bool, system: System = os) -> None:
         self._folder = str(folder)
         self._durable = durable
-        folder.mkdir(parents=True, exist_ok=True)
+        self._os = system
+        system.makedirs(self._folder, exist_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file in place at once, replacing one of the same name."""
-        os.replace(self._write_aside(name, data), f"{self._folder}/{name}")  # noqa: PTH105 - a Path costs more than the call
+        self._os.replace(self._write_aside(name, data), f"{self._folder}/{name}")
         if self._durable:
             self._sync_folder()
 
@@ -46,45 +65,53 @@ class LocalFiles:
         """Put a file in place at once; ``FileExistsError`` where one of the same name is there. Of two writers one succeeds."""
         aside = self._write_aside(name, data)
         try:
-            os.link(aside, f"{self._folder}/{name}")
+            self._os.link(aside, f"{self._folder}/{name}")
         finally:
-            os.unlink(aside)  # noqa: PTH108 - as above
+            self._os.unlink(aside)
         if self._durable:
             self._sync_folder()
 
     def _write_aside(self, name: str, data: bytes) -> str:
         """Write a file under a name that is this process's alone."""
-        path = f"{self._folder}/{name}.{os.getpid()}{self._TEMPORARY}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        path = f"{self._folder}/{name}.{self._os.getpid()}{self._TEMPORARY}"
+        descriptor = self._os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             view = memoryview(data)
             while view:
-                view = view[os.write(descriptor, view) :]
+                view = view[self._os.write(descriptor, view) :]
             if self._durable:
-                os.fsync(descriptor)
+                self._os.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            self._os.close(descriptor)
         return path
 
     def read(self, name: str) -> bytes:
         """The bytes of a file; ``FileNotFoundError`` where it is not."""
-        with open(f"{self._folder}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - as above
-            return file.readall()
+        descriptor = self._os.open(f"{self._folder}/{name}", os.O_RDONLY)
+        try:
+            size = self._os.fstat(descriptor).st_size
+            data = self._os.read(descriptor, size)
+            while len(data) < size and (more := self._os.read(descriptor, size - len(data))):  # beyond 2 GiB
+                data += more
+            return data
+        finally:
+            self._os.close(descriptor)
 
     def names(self) -> list[str]:
         """The names of all files, in no order."""
-        return [name for name in os.listdir(self._folder) if not name.endswith(self._TEMPORARY)]  # noqa: PTH208
+        return [name for name in self._os.listdir(self._folder) if not name.endswith(self._TEMPORARY)]
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
-        Path(self._folder, name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            self._os.unlink(f"{self._folder}/{name}")
 
     def _sync_folder(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY)
+        descriptor = self._os.open(self._folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            self._os.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            self._os.close(descriptor)
 
 
 class WriteBack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -10,7 +10,9 @@ from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.delta import RowsChange, decode_rows
 from paramserver.files import Files
+from paramserver.history import path_to
 from paramserver.manifest import Manifest
+from paramserver.marks import read_pin
 from paramserver.table import Table
 
 _TRIES = 3
@@ -19,13 +21,14 @@ _NOTHING = 0
 
 
 class Follower:
-    """Keeps ``tables`` equal to the newest version that it pulled, rows and default rows, byte for byte.
+    """Keeps ``tables`` equal to the newest version that it pulled, rows and default rows, byte for byte in their row format.
 
     A pull that fails leaves the last version that was wholly read in place, to be tried again. Where the versions that it
     needs are gone, or do not descend from its own, it starts over from the newest base. A version that begins a lineage
-    replaces all rows at once. ``applied`` is told of every version as soon as the tables hold it. While one is being applied, it
-    is ``applying``, and readers of the tables see rows of both versions, each row whole. Versions of another ``fingerprint``
-    than that given are refused.
+    replaces all rows at once. Where a version is pinned, that is the last one taken.
+
+    ``applied`` is told of every version as soon as the tables hold it. While one is being applied, it is ``applying``, and readers
+    of the tables see rows of both versions, each row whole. Versions of another ``fingerprint`` than that given are refused.
     """
 
     def __init__(
@@ -50,80 +53,98 @@ class Follower:
     def pull(self, until: int | None = None) -> Manifest | None:
         """Apply all versions newer than the tables', oldest first; the newest manifest, None where nothing is published.
 
-        With ``until`` the tables go to that version, also back to it, or as near as what is published leads.
+        With ``until`` the tables go to that version, also back to it, whatever is pinned.
 
         Raises:
             BadFile: a file is damaged and no other way leads past it; what was applied up to there stays.
         """
         for attempt in range(_TRIES):
             try:
-                back = until is not None and self.version > until
-                if back or not self._follow_past_damage(until):
-                    self._start_over(until)
-                    self._follow(until)
+                self._pull(read_pin(self._files) if until is None else until)
                 return self.manifest
             except FileNotFoundError:  # compacted between its manifest and its files: look again
                 if attempt == _TRIES - 1:
                     raise
         return self.manifest
 
-    def _follow_past_damage(self, until: int | None) -> bool:
-        """Follow; where a delta is damaged and a newer base leads past it, that is the way."""
+    def load(self, version: int) -> Manifest:
+        """Make the tables equal to one version, older or newer; `BadFile` where no way leads to it."""
+        first, *later = path_to(self._files, version)
+        self._replace(first)
+        for manifest in later:
+            self._take(manifest, self._read(manifest))
+        return later[-1] if later else first
+
+    def _pull(self, pin: int) -> None:
+        if pin and self.version > pin:
+            self.load(pin)
+            return
         try:
-            return self._follow(until)
+            if self._follow(pin):
+                return
         except BadFile:
-            bases = self._bases(until)
-            if not bases or bases[-1] <= self.version:
+            if not self._skip_to_whole(pin):
                 raise
-            return False
+        else:
+            self._start_over(pin)
+        self._follow(pin)
 
-    def _bases(self, until: int | None) -> list[int]:
-        return [at for at in manifests.versions(self._files, base=True) if until is None or at <= until]
-
-    def _follow(self, until: int | None) -> bool:
+    def _follow(self, pin: int) -> bool:
         """Apply deltas as long as there is a next one. Whether that led to the newest version."""
         moved = False
-        while self.version != until:
+        while not (pin and self.version == pin):
             try:
                 following = manifests.read_manifest(self._files, self.version + 1, base=False)
             except FileNotFoundError:
-                return moved or not self._is_behind()
+                newer = list(self._newer(pin))
+                if (self.version + 1, False) in newer:  # published since it was looked for: look again
+                    raise
+                return moved or not newer
             if following.parent not in (self.version, _NOTHING):
                 return False
-            changes = self._read(following)
-            self._become(following, changes, whole=following.parent != self.version)
+            if following.parent == self.version:
+                self._take(following, self._read(following))
+            else:
+                self._replace(following)
             moved = True
         return True
 
-    def _is_behind(self) -> bool:
-        return any(
-            version > self.version for base in (False, True) for version in manifests.versions(self._files, base=base)
-        )
+    def _newer(self, pin: int) -> Iterator[tuple[int, bool]]:
+        """Versions after the tables', and whether they are bases; the newest first, a base before the delta of its version."""
+        found = [(at, base) for base in (False, True) for at in manifests.versions(self._files, base=base)]
+        return ((at, base) for at, base in sorted(found, reverse=True) if self.version < at <= (pin or at))
 
-    def _start_over(self, until: int | None) -> None:
-        """Make the tables equal to the newest base, or else to the first version, in place: what it does not hold goes."""
-        bases = self._bases(until)
-        try:
-            base = manifests.read_manifest(self._files, bases[-1] if bases else 1, base=bool(bases))
-        except FileNotFoundError:
-            if bases:
-                raise
-            raise BadFile(f"no base to start from, and no delta that follows version {self.version}") from None
-        self._become(base, self._read(base), whole=True)
+    def _start_over(self, pin: int) -> None:
+        """Make the tables equal to the newest base, or a version that is pinned, in place: what it does not hold goes."""
+        if pin:
+            self.load(pin)
+            return
+        bases = manifests.versions(self._files, base=True)
+        if bases:
+            self._replace(manifests.read_manifest(self._files, bases[-1], base=True))
+        elif not self._skip_to_whole(pin):
+            raise BadFile(f"no base to start from, and no delta that follows version {self.version}")
 
-    def _become(self, manifest: Manifest, changes: list[dict[str, RowsChange]], *, whole: bool) -> None:
+    def _skip_to_whole(self, pin: int) -> bool:
+        """Go on at the newest version that holds all rows, if there is one that is not damaged."""
+        for version, base in self._newer(pin):
+            try:
+                manifest = manifests.read_manifest(self._files, version, base=base)
+                if manifest.is_whole:
+                    self._replace(manifest)
+                    return True
+            except (BadFile, FileNotFoundError):
+                continue
+        return False
+
+    def _replace(self, manifest: Manifest) -> None:
+        """Make the tables equal to a version that holds all rows."""
+        changes = self._read(manifest)
         self.applying = manifest
-        if whole:
-            self._keep_only(changes)
-        self._apply(changes)
-        self.manifest, self.applying = manifest, None
-        self._applied(manifest)
-
-    def _keep_only(self, changes: list[dict[str, RowsChange]]) -> None:
-        """Erase every row that is not among these."""
         for name, table in self._tables.items():
             kept = [change[name].keys for change in changes if name in change]
             table.erase(np.setdiff1d(table.export().ids, np.concatenate([np.empty(0, np.int64), *kept])))
+        self._take(manifest, changes)
 
     def _read(self, manifest: Manifest) -> list[dict[str, RowsChange]]:
         """Everything is read and checked before anything is applied."""
@@ -141,7 +162,8 @@ class Follower:
                     )
         return changes
 
-    def _apply(self, changes: list[dict[str, RowsChange]]) -> None:
+    def _take(self, manifest: Manifest, changes: list[dict[str, RowsChange]]) -> None:
+        self.applying = manifest
         for change in changes:
             for name, rows in change.items():
                 table = self._tables.get(name)
@@ -152,3 +174,5 @@ class Follower:
                 if len(rows.keys):
                     table.upsert(rows.keys, rows.embeddings)
                 table.set_default_row(rows.default)
+        self.manifest, self.applying = manifest, None
+        self._applied(manifest)

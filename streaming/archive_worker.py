@@ -39,10 +39,15 @@ class ArchiveWorker:
         self._partitions = list(partitions)
         self._tidied_at = 0
         self._vacuumed_at = 0
+        self.examples = 0
+        """Archived by this worker."""
+        self.commits = 0
         self._start()
 
     def step(self) -> bool:
         """Read once, and commit where an example waited long enough or enough came together. Whether there is more."""
+        if not self._started:
+            self._start()
         more = False
         for partition in self._partitions:
             records = self._log.read(EXAMPLES, partition, self.positions[partition].offset, _RECORDS_AT_ONCE)
@@ -59,22 +64,29 @@ class ArchiveWorker:
         if not self._moved:
             return
         moved = {partition: self.positions[partition] for partition in self._moved}
-        if not self._archive.append(self._waiting, moved):
+        # Every commit also shows what others committed, which Delta then no longer counts as a conflict: look first.
+        alone = all(self._archive.position(partition) == self._archived[partition] for partition in moved)
+        if not alone or not self._archive.append(self._waiting, moved):
             self._start()
             return
+        self._archived |= moved
+        self.commits += 1
+        self.examples += self._rows
         self._forget_waiting()
         self._tidy()
 
     def _start(self) -> None:
-        self.positions: dict[int, Position] = {}
-        """How far each partition was read."""
-        for partition in self._partitions:
-            position = self._archive.position(partition)
-            if position is None:
-                position = Position(self._log.begin(EXAMPLES, partition), 0)
-            check_no_gap(self._log, EXAMPLES, partition, position.offset)
-            self.positions[partition] = position
+        self._started = False  # where the log does not answer, the next step tries again
         self._forget_waiting()
+        self._archived: dict[int, Position | None] = {at: self._archive.position(at) for at in self._partitions}
+        positions = {}
+        for partition, archived in self._archived.items():
+            position = archived or Position(self._log.begin(EXAMPLES, partition), 0)
+            check_no_gap(self._log, EXAMPLES, partition, position.offset)
+            positions[partition] = position
+        self.positions = positions
+        """How far each partition was read."""
+        self._started = True
 
     def _forget_waiting(self) -> None:
         self._waiting: list[Archived] = []

@@ -23,7 +23,8 @@ class ExampleColumns(NamedTuple):
 
     ``labels`` is float32 [n, labels]; ``happened_at`` is the newest event in the example, ``decided_at`` the moment at
     which its last label was decided. ``sampling_rate`` is the share of negatives that was kept where these come from: it
-    stands in positive examples too, since it says what the whole of them lacks.
+    stands in positive examples too, since it says what the whole of them lacks. ``revisions`` is int32 [n]: how many examples of
+    the same id went before, zeros where none corrects another.
     """
 
     example_ids: Sequence[str]
@@ -32,6 +33,7 @@ class ExampleColumns(NamedTuple):
     happened_at: npt.NDArray[np.int64]
     decided_at: npt.NDArray[np.int64]
     sampling_rate: float = 1.0
+    revisions: npt.NDArray[np.int32] | None = None
 
 
 class ExamplesRecord(msgspec.Struct, kw_only=True):
@@ -49,7 +51,7 @@ class ExampleFormat:
     """The Arrow schema of one pipeline's examples, and their bytes.
 
     Columns: ``example_id``, ``feature.<name>``, ``label.<name>``, ``served_at``, ``happened_at``, ``decided_at``,
-    ``weight``, ``sampling_rate``.
+    ``weight``, ``sampling_rate``, ``revision``.
     """
 
     def __init__(self, features: Mapping[str, Feature], labels: Mapping[str, Label]) -> None:
@@ -65,9 +67,13 @@ class ExampleFormat:
                 ("decided_at", pa.int64()),
                 ("weight", pa.float32()),
                 ("sampling_rate", pa.float32()),
+                ("revision", pa.int32()),
             ]
         )
         self._codec = BatchCodec(self.schema)
+        self._empty = pa.RecordBatch.from_arrays(
+            [pa.array([], field.type) for field in self.schema], schema=self.schema
+        )
 
     def build(self, columns: Columns, rest: ExampleColumns) -> pa.RecordBatch:
         """A batch of examples of weight 1."""
@@ -82,12 +88,13 @@ class ExampleFormat:
             pa.array(rest.decided_at),
             pa.array(np.ones(count, np.float32)),
             pa.array(np.full(count, rest.sampling_rate, np.float32)),
+            pa.array(np.zeros(count, np.int32) if rest.revisions is None else rest.revisions),
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def empty(self) -> pa.RecordBatch:
         """A batch without examples, which only carries a watermark."""
-        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in self.schema], schema=self.schema)
+        return self._empty
 
     def encode(self, batch: pa.RecordBatch, watermark: int) -> bytes:
         """The record of a batch."""
@@ -116,11 +123,11 @@ class ExampleFormat:
         return np.stack([batch.column(f"label.{name}").to_numpy() for name in self.labels], axis=1)
 
 
-def example_ids(payload: bytes) -> list[str]:
-    """The ids in a record, whatever pipeline wrote it."""
+def example_revisions(payload: bytes) -> list[tuple[str, int]]:
+    """The ids in a record with their revisions, whatever pipeline wrote it."""
     with pa.ipc.open_stream(_decoder.decode(payload).batch) as reader:
-        ids: list[str] = reader.read_next_batch().column("example_id").to_pylist()
-        return ids
+        batch = reader.read_next_batch()
+        return list(zip(*(batch.column(name).to_pylist() for name in ("example_id", "revision")), strict=True))
 
 
 def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from streaming.events import encode
-from streaming.examples import example_ids
+from streaming.examples import example_revisions
 from streaming.join_state import Cut, Head, JoinState, Outgoing
 from streaming.join_worker import examples_records, watermark_of
 from streaming.joiner import Joiner
@@ -23,13 +23,25 @@ _CUTS = 64
 
 
 class Committed(NamedTuple):
-    """What the last transaction says: which write batch it was, the inputs' next offsets, and what a rebuild has to read."""
+    """What the last transaction says: which write batch it was, the inputs' next offsets, and what a rebuild has to read.
+
+    Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some.
+    """
 
     state_id: str
     sequence: int
     watermark: int
+    due: int
     offsets: dict[str, int]
     lowest: Cut
+
+
+class Gap(NamedTuple):
+    """Records from ``start`` to before ``stop`` were needed, and are no longer kept."""
+
+    topic: str
+    start: int
+    stop: int
 
 
 class Outlet(Protocol):
@@ -83,6 +95,8 @@ class JoinPartition:
         self._examples_end = 0
         self.busy = False
         """Whether more is due than one batch takes: `step` again before anything is taken."""
+        self.gaps: list[Gap] = []
+        """What was passed over; whoever tells people of it takes it out."""
 
     @property
     def offsets(self) -> Mapping[str, int]:
@@ -134,11 +148,16 @@ class JoinPartition:
             self._begin(lowest, 0, -1)
             self._offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
             return
-        lowest = Cut(-1, *(max(kept, needed) for kept, needed in zip(lowest[1:], committed.lowest[1:], strict=True)))
+        needed = committed.lowest
+        reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], lowest.examples)
+        for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:], lowest[1:], reached, strict=True):
+            if start < min(stop, end):
+                self.gaps.append(Gap(topic, start, min(stop, end)))
+        lowest = Cut(-1, *map(max, lowest[1:], needed[1:]))
         self._begin(lowest, committed.watermark, committed.watermark)
         for records in self._history.read(EXAMPLES, lowest.examples, self._history.end(EXAMPLES)):
             for record in records:
-                state.note_emitted(example_ids(record.value))
+                state.note_emitted(example_revisions(record.value))
             yield
         joiner.watermark = committed.watermark
         joiner.known_emitted = state.known_emitted
@@ -154,6 +173,8 @@ class JoinPartition:
             yield
         joiner.known_emitted = None
         state.forget_emitted()
+        joiner.watermark = committed.due
+        self.busy = committed.watermark < committed.due
         self._offsets = dict(committed.offsets)
         self._write_unsent()
         joiner.counts.clear()
@@ -178,6 +199,11 @@ class JoinPartition:
             self._offsets[topic] = records[-1].offset + 1
             self._taken += len(records)
 
+    def skip(self, topic: str, offset: int) -> None:
+        """Records of an input before ``offset`` are gone, untaken."""
+        self.gaps.append(Gap(topic, self._offsets[topic], offset))
+        self._offsets[topic] = offset
+
     def step(self, ended: Mapping[str, bool], as_of_ms: int, tell_every_ms: int) -> None:
         """Emit what is due, and commit what was taken.
 
@@ -186,6 +212,10 @@ class JoinPartition:
         """
         joiner = self.joiner
         watermark = watermark_of(joiner.newest, ended, as_of_ms, self._lateness_ms)
+        if (
+            self._taken
+        ):  # what came late may be due by the watermark that was told, by which a rebuild takes all to be out
+            joiner.advance(self._head.told)
         self.busy = not joiner.advance(watermark, _REQUESTS_AT_ONCE)
         told = self._head.told if self.busy else joiner.watermark
         output = joiner.drain()
@@ -217,5 +247,8 @@ class JoinPartition:
 
     def _send(self, outbox: Sequence[Outgoing]) -> None:
         head = self._head
-        commit = Committed(head.state_id, head.sequence, head.told, dict(head.offsets), head.cuts[0])
+        offsets = dict(head.offsets)
+        commit = Committed(
+            head.state_id, head.sequence, head.told, max(head.watermark, head.told), offsets, head.cuts[0]
+        )
         self._examples_end = max(self._examples_end, self._outlet.send(outbox, commit))

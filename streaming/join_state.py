@@ -4,27 +4,21 @@ Everything that one batch of input changes is one RocksDB write batch. It is not
 nothing by that, and a machine that dies comes back with an older sequence, which is noticed and rebuilt.
 
 Keys: ``h`` the head, ``o`` the outbox, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
-``t<time><request>`` when to look at it, ``e<impression>`` an emitted impression, only while state is rebuilt.
+``t<time><request>`` when to look at it, ``e<impression>`` how often an impression was emitted, only while state is rebuilt.
 """
 
 from __future__ import annotations
 
-import heapq
-import shutil
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
 
-from basis.problems import Problem, Problems
 from streaming.events import Request, encode
-from streaming.pending import NEVER, OVERHEAD_BYTES, Pending
-
-_WRITE_BUFFER_BYTES = 32 << 20
-_BLOCK_CACHE_BYTES = 32 << 20
+from streaming.join_store import Batch, JoinStore, RocksStore
+from streaming.pending import OVERHEAD_BYTES, Pending
+from streaming.timers import Timers
 
 
 class Cut(NamedTuple):
@@ -92,11 +86,9 @@ class JoinState:
     What the joiner changes is in memory until `write` puts it on disk, whole. ``head`` is None in a new folder.
     """
 
-    def __init__(self, folder: Path, memory_bytes: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, memory_bytes: int, open_store: Callable[[Path], JoinStore] = RocksStore) -> None:
         self._memory_bytes = memory_bytes
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _open(folder)
+        self._db = open_store(folder)
         self._clear()
         packed: Any = self._db.get(b"h")
         self.head: Head | None = None if packed is None else _head.decode(packed)
@@ -107,8 +99,7 @@ class JoinState:
         self._dropped: dict[str, _Entry] = {}
         self._dirty: set[str] = set()
         self._bytes = 0
-        self._timers: list[tuple[int, str]] = []
-        self._passed = b"t"
+        self._timers = Timers(self._wakes_at)
         self._on_disk = 0
 
     def __len__(self) -> int:
@@ -152,41 +143,16 @@ class JoinState:
         """Make `due` return the entry when ``at`` has passed, or earlier where that was asked for before."""
         if at < pending.wake_at:
             pending.wake_at = at
-            heapq.heappush(self._timers, (at, request_id))
+            self._timers.push(at, request_id)
             self._dirty.add(request_id)
 
     def due(self, before: int, limit: int) -> list[str]:
         """Up to ``limit`` ids whose time is before ``before``; `get` each and `wake` it anew."""
-        ready: list[str] = []
-        while self._timers and self._timers[0][0] < before and len(ready) < limit:
-            timer = heapq.heappop(self._timers)
-            if self._is_live(timer):
-                self._entries[timer[1]].pending.wake_at = NEVER
-                ready.append(timer[1])
-        if self._on_disk and len(ready) < limit:
-            cursor = self._db.iter()
-            cursor.seek(self._passed)
-            end = b"t" + struct.pack(">Q", max(before, 0))
-            while cursor.valid() and (key := cursor.key()) < end and len(ready) < limit:
-                self._passed = key + b"\0"
-                request_id = key[9:].decode()
-                # What is in memory has its timer there, and what was dropped leaves the disk with the next write.
-                if request_id not in self._entries and request_id not in self._dropped:
-                    ready.append(request_id)
-                cursor.next()
-        return ready
+        return self._timers.due(before, limit, self._db if self._on_disk else None)
 
     def next_due(self) -> int:
         """The earliest time (ms) that `due` waits for, or `NEVER`."""
-        while self._timers and not self._is_live(self._timers[0]):
-            heapq.heappop(self._timers)
-        earliest = self._timers[0][0] if self._timers else NEVER
-        if self._on_disk:
-            cursor = self._db.iter()
-            cursor.seek(self._passed)
-            if cursor.valid() and cursor.key()[:1] == b"t":
-                earliest = min(earliest, struct.unpack(">Q", cursor.key()[1:9])[0])
-        return earliest
+        return self._timers.next_due(self._db if self._on_disk else None)
 
     def drop(self, request_id: str) -> None:
         """Forget an entry that `get` returned."""
@@ -198,11 +164,11 @@ class JoinState:
 
     def write(self, head: Head, outbox: Sequence[Outgoing]) -> None:
         """Put everything that changed since the last write on disk, with the head and the outbox, at once."""
-        batch = WriteBatch(raw_mode=True)
+        batch = self._db.batch()
         for request_id, entry in self._dropped.items():
             key = request_id.encode()
             batch.delete(b"p" + key)
-            batch.delete(_timer_key(entry.stored_wake, key))
+            batch.delete(Timers.key(entry.stored_wake, key))
             if entry.request_stored:
                 batch.delete(b"r" + key)
         for request_id in self._dirty:
@@ -219,17 +185,17 @@ class JoinState:
         if self._bytes > self._memory_bytes:
             self._evict()
 
-    def note_emitted(self, impression_ids: Sequence[str]) -> None:
-        """While state is rebuilt: these impressions are in `examples`."""
-        batch = WriteBatch(raw_mode=True)
-        for impression_id in impression_ids:
-            batch.put(b"e" + impression_id.encode(), b"")
+    def note_emitted(self, revisions: Sequence[tuple[str, int]]) -> None:
+        """While state is rebuilt: these impressions are in `examples`, each with that revision, in the order of the topic."""
+        batch = self._db.batch()
+        for impression_id, revision in revisions:
+            batch.put(b"e" + impression_id.encode(), bytes([revision + 1]))
         self._db.write(batch)
 
     def known_emitted(self, impression_ids: list[str]) -> bytearray:
-        """Which of these `note_emitted` was told of, 1 or 0 each."""
+        """How often each of these is in `examples`, as `note_emitted` was told."""
         found: Any = self._db.get([b"e" + impression_id.encode() for impression_id in impression_ids])
-        return bytearray(value is not None for value in found)
+        return bytearray(0 if value is None else value[0] for value in found)
 
     def forget_emitted(self) -> None:
         """The state is rebuilt."""
@@ -237,9 +203,7 @@ class JoinState:
 
     def discard(self) -> None:
         """Begin anew with an empty folder."""
-        self._db.close()
-        shutil.rmtree(self._folder)
-        self._db = _open(self._folder)
+        self._db.clear()
         self._clear()
         self.head = None
 
@@ -247,11 +211,13 @@ class JoinState:
         """Close the folder; what was not written is gone."""
         self._db.close()
 
-    def _is_live(self, timer: tuple[int, str]) -> bool:
-        entry = self._entries.get(timer[1])
-        return entry is not None and entry.pending.wake_at == timer[0]
+    def _wakes_at(self, request_id: str) -> int | None:
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            return entry.pending.wake_at
+        return -1 if request_id in self._dropped else None
 
-    def _store(self, batch: WriteBatch, key: bytes, entry: _Entry) -> None:
+    def _store(self, batch: Batch, key: bytes, entry: _Entry) -> None:
         pending = entry.pending
         request = pending.request
         small = _Small(
@@ -266,10 +232,10 @@ class JoinState:
         batch.put(b"p" + key, encode(small))
         if entry.stored_wake != pending.wake_at:
             if entry.stored_wake >= 0:
-                batch.delete(_timer_key(entry.stored_wake, key))
-            timer = _timer_key(pending.wake_at, key)
+                batch.delete(Timers.key(entry.stored_wake, key))
+            timer = Timers.key(pending.wake_at, key)
             batch.put(timer, b"")
-            self._passed = min(self._passed, timer)
+            self._timers.stored(timer)
             entry.stored_wake = pending.wake_at
         if request is not None and not entry.request_stored:
             batch.put(b"r" + key, encode(request))
@@ -295,7 +261,7 @@ class JoinState:
         self._entries[request_id] = _Entry(pending, size, small.wake_at, small.has_request)
         self._bytes += size
         self._on_disk -= 1
-        heapq.heappush(self._timers, (pending.wake_at, request_id))
+        self._timers.push(pending.wake_at, request_id)
         return pending
 
     def _evict(self) -> None:
@@ -305,30 +271,4 @@ class JoinState:
                 break
             self._bytes -= self._entries.pop(request_id).size
             self._on_disk += 1
-        live = self._entries
-        self._timers = [timer for timer in self._timers if timer[1] in live]
-        heapq.heapify(self._timers)
-
-
-def _timer_key(at: int, request_id: bytes) -> bytes:
-    return b"t" + struct.pack(">Q", at) + request_id
-
-
-def _open(folder: Path) -> Rdict:
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
-    options.set_max_write_buffer_number(2)
-    options.set_compression_type(DBCompressionType.lz4())
-    table = BlockBasedOptions()
-    table.set_bloom_filter(10, False)
-    table.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
-    table.set_cache_index_and_filter_blocks(True)
-    options.set_block_based_table_factory(table)
-    try:
-        return Rdict(str(folder), options)
-    except Exception as error:  # rocksdict raises no narrower kind
-        if "lock" in str(error).lower():
-            allowed = "another joiner uses this folder; allowed: a folder of its own for each"
-            raise Problems([Problem(str(folder), "--state", "", allowed)]) from None
-        raise
+        self._timers.evicted()

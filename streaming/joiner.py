@@ -35,7 +35,8 @@ from streaming.json_records import pack_request
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.negatives import Negatives
-from streaming.pending import NEVER, Pending, PendingRequests
+from streaming.pending import DROPPED, Pending, PendingRequests
+from streaming.timers import NEVER
 
 _DUE_AT_ONCE = 10_000
 _MAX_EVENTS = 1000
@@ -48,6 +49,9 @@ class JoinSettings(Section):
     """Emit an example when all its labels are decided, or only when its longest window closes."""
     lateness: DurationMs = 0
     """How far out of order, in event time, records of one partition may arrive."""
+    late: Literal["dead_letter", "correct"] = "dead_letter"
+    """What becomes of an engagement that would have changed an example that is out: refused, or the example comes again with the
+    right labels and the next revision. For the latter, requests are kept until ``lateness`` after their window."""
     max_future: DurationMs = 3_600_000
     """Records from further ahead of the clock are dead letters."""
     max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
@@ -73,6 +77,7 @@ class _Ready(NamedTuple):
     place: int
     decision: Decision
     request: Request
+    revision: int = 0
 
 
 class Joiner:
@@ -98,7 +103,7 @@ class Joiner:
         self._negatives = negatives
         self._window = max(label.window for label in labels.values())
         self.known_emitted: Callable[[list[str]], bytearray] | None = None
-        """Set while lost state is rebuilt: which impressions of a request were emitted already, 1 or 0 each."""
+        """Set while lost state is rebuilt: how often each impression of a request is in `examples` already."""
         self._action_window = {
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
@@ -185,7 +190,8 @@ class Joiner:
         pending.served_at = request.served_at
         pending.impression_ids = request.impression_ids
         pending.request = request
-        pending.emitted = self._emitted_before(request)
+        count, known = len(request.impression_ids), self.known_emitted
+        pending.emitted = bytearray(count) if known is None else known(request.impression_ids)
         waiting, pending.waiting = pending.waiting, []
         for at, engagement in waiting:
             try:
@@ -194,15 +200,6 @@ class Joiner:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._store.wake(request.request_id, pending, request.served_at + self._window)
         self._store.add(request.request_id, pending, len(payload))
-
-    def _emitted_before(self, request: Request) -> bytearray:
-        if self.known_emitted is None:
-            return bytearray(len(request.impression_ids))
-        emitted = self.known_emitted(request.impression_ids)
-        if self._negatives.keep < 1 and request.served_at + self._window < self.watermark:
-            # Due by the committed watermark and not among the examples: a negative that sampling dropped.
-            return bytearray(b"\1" * len(emitted))
-        return emitted
 
     def _check_features(self, request: Request) -> None:
         count = len(request.impression_ids)
@@ -252,17 +249,28 @@ class Joiner:
         if event in events:
             self.counts["repeated"] += 1
             return
-        if pending.emitted[index]:
-            before, after = (self._decide(pending.served_at, known) for known in (events, [*events, event]))
-            if before.values != after.values:
-                raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
-            self.counts["redundant"] += 1
-            return
         if len(events) >= _MAX_EVENTS:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {_MAX_EVENTS} engagements already")
+        # While state is rebuilt, what happened before and after an example went out is read as one, and was answered then.
+        if pending.emitted[index] and self.known_emitted is None:
+            before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
+            if before.values == after.values:
+                self.counts["redundant"] += 1
+            else:
+                self._correct(pending, request_id, index, after)
         events.append(event)
-        if self._settings.emit == "decided":
+        if self._settings.emit == "decided" and not pending.emitted[index]:
             self._store.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
+
+    def _correct(self, pending: Pending, request_id: str, index: int, decision: Decision) -> None:
+        """Emit an example once more, decided now; one that sampling dropped has nothing to correct."""
+        revision = pending.emitted[index]
+        if self._settings.late == "dead_letter" or pending.request is None or revision >= DROPPED - 1:
+            raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
+        pending.emitted[index] = revision + 1
+        self.counts["corrected"] += 1
+        decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
+        self._ready.append(_Ready(decision.decided_at, request_id, index, decision, pending.request, revision))
 
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
@@ -284,17 +292,21 @@ class Joiner:
                     decision = decision._replace(decided_at=closes_at)
                 if decision.decided_at < self.watermark:
                     pending.emitted[index] = 1
-                    if any(decision.values) or self._negatives.keeps(pending.impression_ids[index]):
+                    if self.known_emitted is not None:  # due by what was committed, and not in `examples`
+                        pending.emitted[index] = DROPPED
+                    elif any(decision.values) or self._negatives.keeps(pending.impression_ids[index]):
                         self._ready.append(_Ready(decision.decided_at, request_id, index, decision, pending.request))
                     else:
+                        pending.emitted[index] = DROPPED
                         self.counts["dropped"] += 1
                 else:
                     next_due = min(next_due, decision.decided_at)
             if next_due != NEVER:
                 self._store.wake(request_id, pending, next_due)
                 return
-            pending.request = None
-            self._store.shrink(request_id)
+            if self._settings.late == "dead_letter":
+                pending.request = None
+                self._store.shrink(request_id)
         forget_at = closes_at + self._settings.lateness
         if forget_at < self.watermark:
             self._store.drop(request_id)
@@ -338,6 +350,7 @@ class Joiner:
                 np.array([decision.happened_at for decision in decisions], np.int64),
                 np.array([decision.decided_at for decision in decisions], np.int64),
                 self._negatives.keep,
+                np.array([item.revision for item in ready], np.int32),
             ),
         )
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
+from basis.problems import GapError
+
 IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS = "impressions", "engagements", "examples", "dead-letters"
 
 
@@ -40,10 +42,6 @@ class Log(LogReader, Protocol):
 
     def trim(self, topic: str, partition: int, offset: int) -> None:
         """Records before ``offset`` are no longer needed."""
-
-
-class GapError(RuntimeError):
-    """Records between where a reader stopped and where the log begins are gone."""
 
 
 def check_no_gap(log: LogReader, topic: str, partition: int, offset: int) -> None:

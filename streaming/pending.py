@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,18 +9,23 @@ import msgspec
 from rocksdict import Rdict, WriteBatch
 
 from streaming.events import Request
+from streaming.timers import NEVER, Timers
 
 OVERHEAD_BYTES = 1024
 """What a pending request costs in memory besides its features, measured with one impression of 11 features."""
-NEVER = 2**62
+
+
+DROPPED = 255
+"""In ``emitted``: a negative that sampling dropped."""
 
 
 class Pending(msgspec.Struct, array_like=True):
     """What is known of one request; times in ms of event time.
 
     Before the request itself has arrived, ``served_at`` is -1 and ``waiting`` holds its engagements as they came
-    (offset, payload). Once every impression is emitted, ``request`` is None and the rest stays as the marker that
-    repeated and late events are recognised by.
+    (offset, payload). ``emitted`` holds a byte an impression: 0 while it is open, else how often it is in `examples`, which
+    is its last revision plus 1, or `DROPPED`. Once every impression is emitted, ``request`` is None, unless late events correct
+    examples, and the rest stays as the marker that repeated and late events are recognised by.
     """
 
     wake_at: int = NEVER
@@ -76,9 +79,7 @@ class PendingStore:
         self._db: Rdict | None = None
         self._entries: dict[str, tuple[Pending, int]] = {}
         self._bytes = 0
-        self._timers: list[tuple[int, str]] = []
-        self._passed = b"t"
-        """Where timers on disk begin; before it there are only those that went, which a search would wade through."""
+        self._timers = Timers(self._wakes_at)
         self.spilled = 0
 
     def __len__(self) -> int:
@@ -113,40 +114,19 @@ class PendingStore:
         """Make `due` return the entry when ``at`` has passed, or earlier where that was asked for before."""
         if at < pending.wake_at:
             pending.wake_at = at
-            heapq.heappush(self._timers, (at, request_id))
+            self._timers.push(at, request_id)
 
     def due(self, before: int, limit: int) -> list[str]:
         """Up to ``limit`` ids whose time is before ``before``, in order of time; `get` each and `wake` it anew."""
-        ready: list[str] = []
-        while self._timers and self._timers[0][0] < before and len(ready) < limit:
-            timer = heapq.heappop(self._timers)
-            if self._is_live(timer):
-                self._entries[timer[1]][0].wake_at = NEVER
-                ready.append(timer[1])
-        if self._db is not None and self.spilled:
-            cursor = self._db.iter()
-            cursor.seek(self._passed)
-            while cursor.valid() and cursor.key() < _timer_key(before, b"") and len(ready) < limit:
-                self._passed = cursor.key()
-                ready.append(self._passed[9:].decode())
-                cursor.next()
-        return ready
+        return self._timers.due(before, limit, self._db if self.spilled else None)
 
     def next_due(self) -> int:
         """The earliest time (ms) that `due` waits for, or `NEVER`."""
-        while self._timers and not self._is_live(self._timers[0]):
-            heapq.heappop(self._timers)
-        earliest = self._timers[0][0] if self._timers else NEVER
-        if self._db is not None and self.spilled:
-            cursor = self._db.iter()
-            cursor.seek(self._passed)
-            if cursor.valid() and cursor.key()[:1] == b"t":
-                earliest = min(earliest, struct.unpack(">Q", cursor.key()[1:9])[0])
-        return earliest
+        return self._timers.next_due(self._db if self.spilled else None)
 
-    def _is_live(self, timer: tuple[int, str]) -> bool:
-        entry = self._entries.get(timer[1])
-        return entry is not None and entry[0].wake_at == timer[0]
+    def _wakes_at(self, request_id: str) -> int | None:
+        entry = self._entries.get(request_id)
+        return None if entry is None else entry[0].wake_at
 
     def drop(self, request_id: str) -> None:
         """Forget an entry that `get` or `due` returned."""
@@ -170,15 +150,13 @@ class PendingStore:
             self._bytes -= size
             key = request_id.encode()
             batch.put(b"p" + key, _encode(pending))
-            timer = _timer_key(pending.wake_at, key)
-            self._passed = min(self._passed, timer)
+            timer = Timers.key(pending.wake_at, key)
+            self._timers.stored(timer)
             batch.put(timer, b"")
             moved += 1
         self._db.write(batch)
         self.spilled += moved
-        live = self._entries
-        self._timers = [timer for timer in self._timers if timer[1] in live]
-        heapq.heapify(self._timers)
+        self._timers.evicted()
 
     def _load(self, request_id: str, packed: Any) -> Pending:
         assert self._db is not None
@@ -186,13 +164,9 @@ class PendingStore:
         key = request_id.encode()
         batch = WriteBatch(raw_mode=True)
         batch.delete(b"p" + key)
-        batch.delete(_timer_key(pending.wake_at, key))
+        batch.delete(Timers.key(pending.wake_at, key))
         self._db.write(batch)
         self.spilled -= 1
-        heapq.heappush(self._timers, (pending.wake_at, request_id))
+        self._timers.push(pending.wake_at, request_id)
         self.add(request_id, pending, len(packed))
         return pending
-
-
-def _timer_key(at: int, request_id: bytes) -> bytes:
-    return b"t" + struct.pack(">Q", at) + request_id

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from paramserver.delta_log import Cut, DeltaLog, read_version
+from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
-from paramserver.manifest import Manifest, TakenOverError
+from paramserver.history import path_to, restore
+from paramserver.manifest import Manifest, TakenOverError, read_manifest
+from paramserver.precision import Precision
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.log import EXAMPLES, LogReader, check_no_gap
 from trainer.settings import TrainSettings
 from trainer.worker import Trainer, TrainWorker
+
+_TRIES = 5
 
 
 def train_archive(
@@ -74,19 +78,21 @@ def cut_of(trainer: Trainer, workers: Sequence[TrainWorker], now_ms: int) -> Cut
 
 def take_over(
     files: Files,
-    fingerprint: str,
+    form: str,
     keep_deltas: int,
+    precision: Precision,
     trainer: Trainer,
     workers: Sequence[TrainWorker],
     now_ms: Callable[[], int],
+    retraining: str,
 ) -> DeltaLog | None:
-    """Publish the retrained model as the next version; the log to go on publishing to.
+    """Publish the retrained model as the next version; the log to go on publishing to. ``retraining`` names it.
 
     None, and nothing has changed, where the newest version contains examples that this model does not, or where the trainer at
     work was faster: let the workers catch up and try again. The trainer whose place was taken gets `TakenOverError` at
     its next publication; a replica moves at its next pull.
     """
-    deltas = DeltaLog.resume(files, fingerprint, keep_deltas)
+    deltas = look(files, form, keep_deltas, precision)
     newest = deltas.newest
     cut = cut_of(trainer, workers, now_ms())
     if newest is not None:
@@ -94,17 +100,37 @@ def take_over(
             return None
         cut = cut._replace(offsets={**newest.offsets, **cut.offsets})
     try:
-        deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut)
+        deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut, retraining)
     except TakenOverError:
         return None
     trainer.seal()
     return deltas
 
 
+def look(files: Files, form: str, keep_deltas: int, precision: Precision) -> DeltaLog:
+    """`DeltaLog.resume` beside a trainer at work, which deletes what is old meanwhile."""
+    for _ in range(_TRIES - 1):
+        try:
+            return DeltaLog.resume(files, form, keep_deltas, precision=precision)
+        except FileNotFoundError:
+            continue
+    return DeltaLog.resume(files, form, keep_deltas, precision=precision)
+
+
+def check_at_work(files: Files, version: int) -> None:
+    """`TakenOverError` where another trainer has published the version after this one."""
+    try:
+        read_manifest(files, version + 1, base=False)
+    except FileNotFoundError:
+        return
+    raise TakenOverError(f"version {version + 1}: published by another writer, which has taken over")
+
+
 def recover(files: Files, manifest: Manifest, trainer: Trainer) -> None:
-    """Give a new trainer what a version contains: rows, dense weights, optimizer. The version must have the trainer's state."""
+    """Give a new trainer what a version contains: rows, dense weights, optimizer. The version must have the trainer's state.
+
+    `BadFile` or ``FileNotFoundError`` where a file is damaged or gone; the trainer is then no good.
+    """
     assert manifest.trainer is not None, f"version {manifest.version} has no trainer's state"
-    state = manifest.trainer.read(files)
-    for name, delta in read_version(files, manifest).items():
-        trainer.tables[name].restore(delta.rows)
-    trainer.load_state(state)
+    trainer.load_state(manifest.trainer.read(files))
+    restore(files, path_to(files, manifest.version), trainer.tables)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 from kafka import TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streaming.clock import Clock
 from streaming.join_partition import JoinPartition
@@ -28,6 +29,11 @@ _BATCH_RECORDS = 2000
 _POLL_MS = 50
 _ENDS_MS = 5000
 _TELL_EVERY_MS = 1000
+_DONE = object()
+_GAP = (
+    "%s/%d: records from offset %d to %d were deleted before they were joined, up to %d of them are lost; "
+    "make kafka.retention longer than joiners may be away"
+)
 
 
 class Member:
@@ -39,11 +45,14 @@ class Member:
         self.join = join
         self.outlet = outlet
         self.recovery: Generator[None] | None = None
+        self.recovered = False
         self.positioned = False
         self.committed_at = 0.0
         self.patience = Patience(_log, f"partition {partition}")
         self.lag = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
         """Records that are in the topics and were not taken yet."""
+        self.lost = Counter[str]()
+        """Records that were deleted before they were read, by topic."""
 
     def close(self) -> None:
         """Let go of everything; what was not committed is joined by whoever gets the partition."""
@@ -67,7 +76,7 @@ class JoinService:
         self._make_partition = make_partition
         self._clock = clock
         self._max_wait_seconds = max_wait_ms / 1000
-        self._reader = consumer_of(settings)
+        self._reader = consumer_of(settings, reset="none")
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
         self._broker = Patience(_log, "brokers")
         self.members: dict[int, Member] = {}
@@ -100,7 +109,7 @@ class JoinService:
                 [self._at(topic, member) for member in active for topic in member.lag], timeout_ms=_ENDS_MS
             )
             if not any(member.join.busy for member in active):
-                self._take()
+                self._take(active)
         except KafkaError as error:
             self._broker.failed(error)
             time.sleep(_POLL_MS / 1000)
@@ -136,27 +145,43 @@ class JoinService:
         if member.positioned or not member.patience.ready:
             return
         try:
-            if member.recovery is None:
-                member.recovery = member.join.recover()
-            next(member.recovery)
-        except StopIteration:
-            member.recovery = None
-            member.patience.worked()
-            self._position(member)
+            if not member.recovered:
+                if member.recovery is None:
+                    member.recovery = member.join.recover()
+                member.recovered = next(member.recovery, _DONE) is _DONE
+            if member.recovered:
+                member.recovery = None
+                self._position(member)
+                member.patience.worked()
         except KafkaError as error:
             self._broken(member, error)
 
     def _position(self, member: Member) -> None:
+        """Read on where the joiner is, or where the records that are still kept begin."""
+        ats = {topic: self._at(topic, member) for topic in member.join.offsets}
+        begins = self._reader.beginning_offsets(list(ats.values()), timeout_ms=_ENDS_MS)
+        ends = self._reader.end_offsets(list(ats.values()), timeout_ms=_ENDS_MS)
+        for topic, offset in list(member.join.offsets.items()):
+            if offset > ends[ats[topic]]:  # of a broker that is not whole yet, or has lost what it had promised to keep
+                raise OffsetOutOfRangeError(
+                    f"{topic} ends at offset {ends[ats[topic]]}, records before {offset} were joined"
+                )
+            if offset < begins[ats[topic]]:
+                member.join.skip(topic, begins[ats[topic]])
+        for gap in member.join.gaps:
+            member.lost[gap.topic] += gap.stop - gap.start
+            _log.error(_GAP, gap.topic, member.partition, gap.start, gap.stop, gap.stop - gap.start)
+        member.join.gaps.clear()
         member.positioned = True
         member.committed_at = time.monotonic()
         self._assign()
         for topic, offset in member.join.offsets.items():
-            self._reader.seek(self._at(topic, member), offset)
+            self._reader.seek(ats[topic], offset)
 
     def _broken(self, member: Member, error: Exception) -> None:
         """A transaction came to no known end, or another worker has the partition: settle that by recovering anew."""
         member.recovery = None
-        member.positioned = False
+        member.recovered = member.positioned = False
         member.patience.failed(error)
 
     def _assign(self) -> None:
@@ -166,10 +191,18 @@ class JoinService:
         if wanted != self._reader.assignment():
             self._reader.assign(sorted(wanted))
 
-    def _take(self) -> None:
+    def _take(self, active: Sequence[Member]) -> None:
         """Read once, all partitions together: the client does not fetch on where partitions are paused and resumed."""
         names = {self._settings.topic(topic): topic for topic in (IMPRESSIONS, ENGAGEMENTS)}
-        for at, records in self._reader.poll(timeout_ms=_POLL_MS, max_records=_RECORDS_AT_ONCE).items():
+        try:
+            polled = self._reader.poll(timeout_ms=_POLL_MS, max_records=_RECORDS_AT_ONCE)
+        except KafkaError:
+            for (
+                member
+            ) in active:  # the client may have passed over records of one partition when it failed at another's
+                member.positioned = False
+            raise
+        for at, records in polled.items():
             taken = [Record(record.offset, record.value or b"") for record in records]
             self.members[at.partition].join.take(names[at.topic], taken)
 

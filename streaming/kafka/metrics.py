@@ -9,7 +9,7 @@ from prometheus_client import start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
 if TYPE_CHECKING:
     from streaming.kafka.join_service import JoinService
@@ -33,6 +33,10 @@ class JoinMetrics(Collector):
         records = CounterMetricFamily("minutely_join_records", "Records read.", labels=["topic", "partition"])
         examples = CounterMetricFamily("minutely_join_examples", "Examples written.", labels=["partition"])
         repeated = CounterMetricFamily("minutely_join_repeated", "Records known already.", labels=["partition"])
+        corrected = CounterMetricFamily("minutely_join_corrected", "Examples sent again.", labels=["partition"])
+        lost = CounterMetricFamily(
+            "minutely_join_lost", "Records deleted before they were read.", labels=["topic", "partition"]
+        )
         dead = CounterMetricFamily("minutely_join_dead_letters", "Records refused.", labels=["reason", "partition"])
         for number, member in list(self._service.members.items()):
             partition, counts = str(number), member.join.joiner.counts.copy()
@@ -43,10 +47,13 @@ class JoinMetrics(Collector):
             watermark.add_metric([partition], max(member.join.told, 0) / 1000)
             examples.add_metric([partition], counts["examples"])
             repeated.add_metric([partition], counts["repeated"])
+            corrected.add_metric([partition], counts["corrected"])
+            for topic in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES):
+                lost.add_metric([topic, partition], member.lost[topic])
             refused = {name.removeprefix("dead."): n for name, n in counts.items() if name.startswith("dead.")}
             for reason in sorted({*_ALWAYS_SHOWN, *refused}):
                 dead.add_metric([reason, partition], refused.get(reason, 0))
-        yield from (lag, pending, watermark, records, examples, repeated, dead)
+        yield from (lag, pending, watermark, records, examples, repeated, corrected, lost, dead)
 
 
 def serve_metrics(collector: Collector, address: str, port: int) -> None:

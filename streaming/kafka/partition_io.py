@@ -31,19 +31,20 @@ class _Metadata(msgspec.Struct, kw_only=True):
     id: str
     sequence: int
     watermark: int
+    due: int
     lowest: list[int]
 
 
 _decoder = msgspec.json.Decoder(_Metadata)
 
 
-def consumer_of(settings: KafkaSettings, group: str | None = None) -> KafkaConsumer:
-    """A consumer that takes partitions by hand and commits nothing."""
+def consumer_of(settings: KafkaSettings, group: str | None = None, *, reset: str = "earliest") -> KafkaConsumer:
+    """A consumer that takes partitions by hand and commits nothing; with ``reset`` none, `poll` fails where records are gone."""
     return KafkaConsumer(
         **settings.client(),
         group_id=group,
         enable_auto_commit=False,
-        auto_offset_reset="earliest",
+        auto_offset_reset=reset,
         isolation_level="read_committed",
         enable_incremental_fetch_sessions=False,  # with them, a partition that was paused is not always fetched again
         fetch_max_bytes=_FETCH_BYTES,
@@ -92,6 +93,7 @@ class KafkaOutlet:
             metadata.id,
             metadata.sequence,
             metadata.watermark,
+            metadata.due,
             {name: item.offset for name, item in found.items()},
             Cut(-1, *metadata.lowest),
         )
@@ -109,7 +111,11 @@ class KafkaOutlet:
             if future.failed():  # for want of metadata: such a record never came into the transaction
                 raise future.exception
         metadata = _Metadata(
-            id=commit.state_id, sequence=commit.sequence, watermark=commit.watermark, lowest=list(commit.lowest[1:])
+            id=commit.state_id,
+            sequence=commit.sequence,
+            watermark=commit.watermark,
+            due=commit.due,
+            lowest=list(commit.lowest[1:]),
         )
         text = msgspec.json.encode(metadata).decode()
         offsets = {at: OffsetAndMetadata(commit.offsets[name], text, -1) for name, at in self._inputs.items()}
@@ -155,11 +161,12 @@ class KafkaHistory:
 
         Raises:
             KafkaTimeoutError: nothing came for a minute.
+            OffsetOutOfRangeError: records were deleted meanwhile.
         """
         if start >= stop:
             return
         at = self._at(topic)
-        consumer = consumer_of(self._settings)
+        consumer = consumer_of(self._settings, reset="none")
         try:
             consumer.assign([at])
             consumer.seek(at, start)

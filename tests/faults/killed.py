@@ -103,7 +103,7 @@ def start(folder: Path, log: EmbeddedLog, seed: int) -> tuple[Trainer, list[Trai
         train_archive(archived, trainer, SETTINGS, 0, NEVER)
         workers = hand_over(archived, log, trainer, FORMAT, PARTITIONS)
         rows = {name: table.export() for name, table in trainer.tables.items()}
-        deltas.take_over(rows, cut_of(trainer, workers, 1))
+        deltas.take_over(rows, cut_of(trainer, workers, 1), "first")
         trainer.seal()
         return trainer, workers, deltas
     recover(files, deltas.newest, trainer)
@@ -152,7 +152,8 @@ def take_over_job(folder: Path, rng: random.Random) -> None:
         while taken is None:
             for worker in following:
                 worker.step()
-            taken = take_over(LocalFiles(folder / "deltas", durable=True), "form", 5, retrained, following, lambda: 1)
+            files = LocalFiles(folder / "deltas", durable=True)
+            taken = take_over(files, "form", 5, "float32", retrained, following, lambda: 1, "second")
         try:
             publish(trainer, workers, deltas)
         except TakenOverError:

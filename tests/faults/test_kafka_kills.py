@@ -1,4 +1,4 @@
-"""The promise: whatever is killed, every example is in `examples` exactly once, and trained exactly once."""
+"""The promise: whatever is killed, every example is in `examples` once, in the archive once, and trained once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramserver.delta_log import DeltaLog, read_version
+from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
+from paramserver.history import read_version
+from streaming.archive import Archive
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from tests.commands import missing
 from tests.kafka.broker import BrokerUnavailable, Cluster, running
-from tests.kafka.services import Service, joiner, said, started, trainer, write_config
-from tests.kafka.traffic import LiveTraffic, check_examples, make_pipeline, make_traffic, read_examples
+from tests.kafka.services import Service, archiver, joiner, said, started, trainer, write_config
+from tests.kafka.traffic import LiveTraffic, check_archive, check_examples, make_pipeline, make_traffic, read_examples
 
 SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1").split(",")]
 REQUESTS = int(os.environ.get("FAULT_REQUESTS", "30000"))
@@ -28,12 +30,14 @@ EVERY_MS = 2.5
 WINDOW_MS, LATENESS_MS, SHUFFLE_MS = 10_000, 30_000, 5_000
 KILLS = 12
 WAIT_SECONDS = 240
+KEEPERS = ("trainer", "archive")
+"""What is in their folders is what they are there for."""
 
 
-def trained(deltas: Path, fingerprint: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+def trained(deltas: Path, form: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
     """How often each impression was trained on, as the newest version says."""
     files = LocalFiles(deltas, durable=False)
-    newest = DeltaLog.resume(files, fingerprint, 1024).newest
+    newest = DeltaLog.resume(files, form, 1024).newest
     if newest is None:
         return np.empty(0, np.uint32)
     return read_version(files, newest)["key"].rows.counts
@@ -48,7 +52,7 @@ def kill_something(rng: random.Random, cluster: Cluster, services: list[Service]
         time.sleep(rng.random() * 2)
         victim.restart(node)
         return f"broker {node.number}"
-    lose_state = victim.name != "trainer" and rng.random() < 0.4
+    lose_state = victim.name not in KEEPERS and rng.random() < 0.4
     victim.kill(lose_state=lose_state)
     time.sleep(rng.random())
     victim.start()
@@ -74,10 +78,12 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
         join={"lateness": f"{LATENESS_MS}ms"},
         train={"step_every": "1s"},
         sync={"sparse_every": "3s", "keep_deltas": 10},
+        archive={"commit_every": "3s"},
     )
     ensure_topics(kafka)
     config = write_config(pipeline, tmp_path)
     services = [joiner(config, tmp_path, "a"), joiner(config, tmp_path, "b"), trainer(config, tmp_path)]
+    services.append(archiver(config, tmp_path))
     example_format = ExampleFormat(pipeline.features, pipeline.labels)
     with started(*services):
         start = time.time_ns() // 1_000_000 + 3000
@@ -91,16 +97,19 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
             kills.append(kill_something(rng, cluster, services))
             print(f"{time.time() - start / 1000:6.1f} s: killed {kills[-1]}", flush=True)
         feed.join(WAIT_SECONDS)
+        for service in services:
+            service.waits_for("\n", seconds=WAIT_SECONDS)  # the last one killed is at work again
         assert feed.error is None and not feed.is_alive(), feed.error
         until = time.monotonic() + WAIT_SECONDS
-        while (counts := trained(tmp_path / "deltas", pipeline.fingerprint())).sum() < len(traffic.labels):
+        while (counts := trained(tmp_path / "deltas", pipeline.form())).sum() < len(traffic.labels):
             assert time.monotonic() < until, said(services, f"{counts.sum()} of {len(traffic.labels)} trained; {kills}")
             assert all(service.runs for service in services), said(services, "a service ended by itself")
             time.sleep(1)
         time.sleep(5)  # what was trained twice would show now
         for service in services:
             assert service.end() == 0, said(services, f"{service.name} did not end in order")
-    counts = trained(tmp_path / "deltas", pipeline.fingerprint())
+    counts = trained(tmp_path / "deltas", pipeline.form())
     assert len(counts) == len(traffic.labels)
     assert (counts == 1).all(), f"{(counts > 1).sum()} trained more than once; {kills}"
     check_examples(read_examples(kafka, example_format), traffic.labels)
+    check_archive(Archive(str(tmp_path / "archive"), example_format), traffic.labels)

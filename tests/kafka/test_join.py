@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
 from streaming.pending import PendingStore
+from tests.kafka.joining import MINUTE, joined_through, now_ms, run_until
 from tests.kafka.traffic import (
     Event,
     Traffic,
@@ -39,33 +38,6 @@ from tests.kafka.traffic import (
     read_topic,
     send,
 )
-
-MINUTE = 60_000
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def run_until(service: JoinService, done: Callable[[JoinService], bool], seconds: float = 60) -> None:
-    """Run a service until something holds; it is closed then."""
-    until = time.monotonic() + seconds
-    held = False
-
-    def stop() -> bool:
-        nonlocal held
-        held = done(service)
-        return held or time.monotonic() > until
-
-    service.run(stop)
-    assert held, f"not done in {seconds} s"
-
-
-def joined_through(at_ms: int, partitions: int) -> Callable[[JoinService], bool]:
-    """Whether every partition told a watermark past ``at_ms``."""
-    return lambda service: (
-        len(service.members) == partitions and all(member.join.told > at_ms for member in service.members.values())
-    )
 
 
 def embedded(pipeline: Pipeline, traffic: Traffic, folder: Path) -> pa.Table:
@@ -163,7 +135,8 @@ def bad_records(rng: random.Random, good: bytes) -> dict[str, list[bytes]]:
             *(encode({"version": 1, "request_id": 7, "served_at": "now"}) for _ in range(100)),
             *(b"" for _ in range(100)),
             *(b"\x81\xa1\xff\xfe" + rng.randbytes(20) for _ in range(100)),
-            *(b'{"version": 1, "request_id": "j", "served_at": 5}' for _ in range(95)),
+            *(b'{"version": 1, "request_id": "j", "served_at": 5}' for _ in range(45)),
+            *(good.replace(request.request_id.encode(), b"\xff" * len(request.request_id)) for _ in range(50)),
             *[large] * 5,
         ],
         "version": [encode(change(version=2)) for _ in range(150)],

@@ -15,6 +15,7 @@ import pyarrow as pa
 from kafka import KafkaProducer, TopicPartition
 
 from minutely.config import Pipeline
+from streaming.archive import Archive
 from streaming.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
 from streaming.examples import ExampleFormat
 from streaming.kafka.partition_io import consumer_of
@@ -188,6 +189,15 @@ def read_examples(kafka: KafkaSettings, example_format: ExampleFormat) -> Emitte
 def read_dead_letters(kafka: KafkaSettings) -> list[DeadLetter]:
     decoder = msgspec.msgpack.Decoder(DeadLetter)
     return [decoder.decode(value) for records in read_topic(kafka, DEAD_LETTERS).values() for _, value in records]
+
+
+def check_archive(archive: Archive, labels: dict[str, float]) -> None:
+    """Every example exactly once, with its label."""
+    batches = list(archive.batches(0, 2**62))
+    names = [name for batch in batches for name in batch.column("example_id").to_pylist()]
+    values = [value for batch in batches for value in batch.column("label.click").to_pylist()]
+    assert len(names) == len(labels), f"{len(names) - len(set(names))} more than once"
+    assert dict(zip(names, values, strict=True)) == labels
 
 
 def check_examples(emitted: Emitted, labels: dict[str, float]) -> None:

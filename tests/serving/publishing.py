@@ -99,7 +99,7 @@ class Publisher:
         self.tables = {name: pipeline.tables.make(name, self.model.row_dim, 1) for name in self.plan.tables}
         self.trainer = Trainer(self.model, self.plan, self.tables, pipeline.labels, self.format, pipeline.train)
         self.files = LocalFiles(folder, durable=False)
-        self.log = DeltaLog(self.files, pipeline.fingerprint(), keep_deltas)
+        self.log = DeltaLog(self.files, pipeline.form(), keep_deltas, precision=pipeline.sync.rows)
 
     def train(self, at: int, count: int = 64) -> None:
         """Learn from made-up examples decided at ``at`` (ms)."""

@@ -75,7 +75,7 @@ class World:
         model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, 1)
         tables = {name: pipeline.tables.make(name, model.row_dim, 1) for name in plan.tables}
         self.trainer = Trainer(model, plan, tables, pipeline.labels, self.format, pipeline.train)
-        self.log = DeltaLog(LocalFiles(folder / "deltas", durable=False), pipeline.fingerprint(), keep_deltas=1000)
+        self.log = DeltaLog(LocalFiles(folder / "deltas", durable=False), pipeline.form(), keep_deltas=1000)
 
     def learn(
         self, groups: list[int], items: list[npt.NDArray[np.int64]], labels: list[npt.NDArray[np.float32]]

@@ -78,27 +78,27 @@ def test_it_does_not_ask_without_end(tmp_path: Path) -> None:
     assert looks < 620, "once a second from when the next version was due"
 
 
-def _damage(world: World, name: str) -> bytes:
-    path = world.folder / name
+def _damage(world: World, pattern: str) -> tuple[Path, bytes]:
+    (path,) = world.folder.glob(pattern)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
-    return data
+    return path, data
 
 
-@pytest.mark.parametrize("name", ["000000000002.rows.arrow", "manifest-000000000002.json"])
-def test_a_damaged_delta_changes_nothing(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("pattern", ["000000000002.*rows.arrow", "manifest-000000000002.json"])
+def test_a_damaged_delta_changes_nothing(tmp_path: Path, pattern: str) -> None:
     world = World(tmp_path)
     world.publisher.next(world.clock.now_ms())
     world.at(1)
     before = world.scores()
     world.publisher.next(world.clock.now_ms(), dense=False)
-    whole = _damage(world, name)
+    path, whole = _damage(world, pattern)
     world.at(10)
     assert (world.version, world.scores()) == (1, before)
     assert 10 < world.puller.failures["damaged"] < 40, "tried again, ever more seldom"
-    assert name in str(world.puller.problem)
+    assert path.name in str(world.puller.problem)
     assert world.service.ready()[0], "the version that it has is whole"
-    (tmp_path / name).write_bytes(whole)
+    path.write_bytes(whole)
     world.at(11)
     assert world.version == 2 and world.puller.problem is None
     assert world.trained() != before
@@ -110,13 +110,13 @@ def test_damaged_dense_weights_are_tried_again(tmp_path: Path) -> None:
     world.at(1)
     world.clock.move_to(2 * DAY)
     world.publisher.next(world.clock.now_ms())
-    whole = _damage(world, "000000000002.dense.safetensors")
+    path, whole = _damage(world, "000000000002.*dense.safetensors")
     for _ in range(5):
         world.clock.move_to(world.clock.now_ms() + max(1, world.puller.wait_ms()))
         world.puller.step()
     assert (world.version, world.service.replica.dense_version) == (2, 1)
     assert world.puller.failures["damaged"] == 5
-    (tmp_path / "000000000002.dense.safetensors").write_bytes(whole)
+    path.write_bytes(whole)
     world.clock.move_to(world.clock.now_ms() + MINUTE)
     world.puller.step()
     assert world.service.replica.dense_version == 2

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from basis.problems import Problems
+from basis.problems import GapError, Problems
 from streaming import archive as archives
 from streaming.archive import Archive, Archived, Position
 from streaming.archive_worker import ArchiveWorker
@@ -20,7 +20,7 @@ from streaming.columns import Ragged
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.labels import Label
-from streaming.log import EXAMPLES, EmbeddedLog, GapError
+from streaming.log import EXAMPLES, EmbeddedLog, Record
 
 HOUR = 3_600_000
 START = 474_000 * HOUR
@@ -133,6 +133,64 @@ def test_of_two_archivers_of_one_partition_one_writes(log: EmbeddedLog, tmp_path
     first.step()
     first.commit()
     assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e2", "e1", "e3", "e4", "e5"]
+
+
+def test_an_archiver_that_has_seen_the_other_s_commits_writes_nothing_twice(log: EmbeddedLog, tmp_path: Path) -> None:
+    first, _ = make(log, tmp_path / "archive", partitions=2)
+    second, _ = make(log, tmp_path / "archive", partitions=2)
+    fill(log, 1, [11, 21], first=2)
+    first.step()
+    fill(log, 0, [10, 20])
+    second._partitions.remove(1)  # it has only heard of partition 0 so far
+    second.step()
+    second.commit()
+    first.commit()  # of partition 1 alone; with it comes what the second one committed
+    first.step()
+    first.commit()
+    assert first.positions == {0: Position(2, START + 11), 1: Position(2, START + 12)}
+    first.step()
+    first.commit()
+    assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e2", "e1", "e3"]
+
+
+class AwayLog:
+    """A log whose brokers may be away when it is asked where it begins."""
+
+    def __init__(self, log: EmbeddedLog) -> None:
+        self._log = log
+        self.away = False
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        return self._log.read(topic, partition, offset, limit)
+
+    def begin(self, topic: str, partition: int) -> int:
+        if self.away:
+            raise ConnectionError("no broker")
+        return self._log.begin(topic, partition)
+
+
+def test_an_archiver_that_was_overtaken_while_brokers_are_away_starts_anew_when_they_are_back(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    away = AwayLog(log)
+    late = ArchiveWorker(away, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, EventClock(1), 10, [0])
+    other, _ = make(log, tmp_path / "archive")
+    fill(log, 0, [10, 20])
+    late.step()
+    other.step()
+    other.commit()
+    away.away = True
+    with pytest.raises(ConnectionError):
+        late.commit()
+    with pytest.raises(ConnectionError):
+        late.step()
+    late.commit()
+    away.away = False
+    fill(log, 0, [30, 40], first=2)
+    late.step()
+    late.commit()
+    assert (late.commits, late.examples) == (1, 2)
+    assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e1", "e2", "e3"]
 
 
 def test_archivers_of_other_partitions_do_not_disturb_each_other(log: EmbeddedLog, tmp_path: Path) -> None:

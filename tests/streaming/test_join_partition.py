@@ -6,29 +6,37 @@ The brokers here are a log in memory whose transactions are whole or absent; eve
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from streaming.clock import EventClock
-from streaming.events import SCHEMA_VERSION, Engagement, Request, encode
+from streaming.events import MAX_TIME_MS, SCHEMA_VERSION, DeadLetter, Engagement, Request, decode_engagement, encode
 from streaming.examples import ExampleFormat
 from streaming.features import Feature, SparseFeature
 from streaming.join_partition import Committed, JoinPartition
 from streaming.join_state import JoinState, Outgoing
 from streaming.joiner import Joiner, JoinSettings
-from streaming.labels import Label
+from streaming.labels import Label, Rule, decide
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.negatives import Negatives
 
 FEATURES: dict[str, Feature] = {"key": SparseFeature(column="key")}
 WINDOW, LATENESS = 1000, 300
 LABELS = {"click": Label(action="click", window=f"{WINDOW}ms")}
-SETTINGS = JoinSettings(lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
+ENDED = {"click": Label(action="click", decided_by="end", window=f"{WINDOW}ms")}
 FORMAT = ExampleFormat(FEATURES, LABELS)
+
+
+SEEDS = int(os.environ.get("JOIN_SEEDS", "6"))
+SETTINGS = JoinSettings(lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
 
 
 class Crash(Exception):
@@ -109,8 +117,16 @@ def fill(brokers: Brokers, rng: random.Random, requests: int) -> dict[str, float
 class World:
     """One partition over several lives; each life has a folder, of which there are two and which may be lost."""
 
-    def __init__(self, rng: random.Random, folder: Path) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        folder: Path,
+        labels: dict[str, Label] = LABELS,
+        join: JoinSettings = SETTINGS,
+        negatives: Negatives = Negatives(),
+    ) -> None:
         self.rng = rng
+        self.make = lambda over: Joiner(FEATURES, labels, join, over, EventClock(10_000_000), 0, negatives)
         self.folders = [folder / "a", folder / "b"]
         self.brokers = Brokers()
         self.ids = map(str, itertools.count())
@@ -124,10 +140,9 @@ class World:
             shutil.rmtree(folder, ignore_errors=True)
         brokers.crash = ""
         state = JoinState(folder, 4096 if rng.random() < 0.5 else 1 << 20)
-        clock = EventClock(10_000_000)
         join = JoinPartition(
             state,
-            lambda over: Joiner(FEATURES, LABELS, SETTINGS, over, clock),
+            self.make,
             brokers,
             brokers,
             lambda: next(self.ids),
@@ -137,7 +152,7 @@ class World:
         before = state.head
         try:
             for _ in join.recover():
-                if rng.random() < 0.02:
+                if rng.random() < 0.01:
                     self.lives["died in a rebuild"] += 1
                     return False
             went_on = before is not None and join._head.state_id == before.state_id
@@ -162,6 +177,13 @@ class World:
             state.close()
         return False
 
+    def run(self) -> None:
+        """Life after life, until one read everything to its end."""
+        for _ in range(400):
+            if self.live(self.rng.randrange(1, 12)):
+                return
+        pytest.fail(f"no end in sight: {self.lives}")
+
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_example_once_through_any_crashes(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,11 +191,7 @@ def test_every_example_once_through_any_crashes(seed: int, tmp_path: Path, monke
     rng = random.Random(seed)
     world = World(rng, tmp_path)
     labels = fill(world.brokers, rng, 150)
-    for _ in range(400):
-        if world.live(rng.randrange(1, 12)):
-            break
-    else:
-        pytest.fail(f"no end in sight: {world.lives}")
+    world.run()
     times: Counter[str] = Counter()
     found: dict[str, float] = {}
     told = []
@@ -189,3 +207,123 @@ def test_every_example_once_through_any_crashes(seed: int, tmp_path: Path, monke
     assert told == sorted(told)
     assert not world.brokers.topics[DEAD_LETTERS]
     assert world.lives["rebuilt"] > 1
+
+
+def fill_unruly(brokers: Brokers, rng: random.Random, requests: int) -> None:
+    """Several events an impression, a click or an end each, every third record later than the
+    lateness, while its request is known."""
+    arrivals: list[tuple[float, str, bytes]] = []
+    for number in range(requests):
+        served_at = 10_000 + number * 20
+        ids = [f"{number}.{at}" for at in range(rng.randrange(1, 4))]
+        keys = b"".join(number.to_bytes(8, "little") for _ in ids)
+        request = Request(
+            version=1, request_id=f"r{number}", served_at=served_at, impression_ids=ids, features={"key": keys}
+        )
+        records = [(served_at, IMPRESSIONS, encode(request))]
+        for name in ids:
+            for _ in range(rng.randrange(4)):
+                at, action = served_at + rng.randrange(WINDOW // 2), rng.choice(["click", "end"])
+                done = Engagement(version=1, request_id=f"r{number}", impression_id=name, action=action, happened_at=at)
+                records.append((at, ENGAGEMENTS, encode(done)))
+        for at, topic, value in records:
+            late = LATENESS * 3 if rng.random() < 0.3 else LATENESS
+            arrivals += [(at + rng.random() * late, topic, value) for _ in range(1 + (rng.random() < 0.2))]
+    for _, topic, value in sorted(arrivals):
+        brokers.topics[topic].append(value)
+
+
+class Counted(NamedTuple):
+    """An engagement of an impression, in order of arrival."""
+
+    event: tuple[int, str, float]
+    refused: bool
+
+
+def counted(brokers: Brokers) -> dict[str, list[Counted]]:
+    """The engagements of every impression whose request was taken."""
+    letters = [
+        msgspec.msgpack.decode(value, type=DeadLetter) for value in brokers.topics[DEAD_LETTERS] if value is not None
+    ]
+    refused = {(letter.topic, letter.offset) for letter in letters}
+    found: dict[str, list[Counted]] = {}
+    for offset, value in enumerate(brokers.topics[IMPRESSIONS]):
+        if (IMPRESSIONS, offset) not in refused:
+            found |= {name: [] for name in msgspec.msgpack.decode(value or b"", type=Request).impression_ids}
+    for offset, value in enumerate(brokers.topics[ENGAGEMENTS]):
+        done = decode_engagement(value or b"", MAX_TIME_MS)
+        if done.impression_id in found:
+            event = (done.happened_at, done.action, done.value)
+            found[done.impression_id].append(Counted(event, (ENGAGEMENTS, offset) in refused))
+    return found
+
+
+def label_of(served_at: int, events: Sequence[Counted]) -> float:
+    rules = [Rule.of(label) for label in ENDED.values()]
+    return decide(rules, served_at, [item.event for item in events]).values[0]
+
+
+class Published(NamedTuple):
+    revision: int
+    label: float
+    served_at: int
+
+
+def published(brokers: Brokers) -> dict[str, list[Published]]:
+    found: dict[str, list[Published]] = {}
+    for value in brokers.topics[EXAMPLES]:
+        if value is not None:
+            batch, _ = FORMAT.decode(value)
+            for row in batch.to_pylist():
+                item = Published(row["revision"], row["label.click"], row["served_at"])
+                found.setdefault(row["example_id"], []).append(item)
+    return found
+
+
+@pytest.mark.parametrize(("seed", "keep"), [(seed, 1.0 if seed % 2 else 0.3) for seed in range(SEEDS)])
+def test_what_is_refused_is_in_no_label_and_what_is_not_is(
+    seed: int, keep: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decision stands through any rebuild, also one that nobody saw: of a negative that sampling dropped."""
+    monkeypatch.setattr("streaming.join_partition._REQUESTS_AT_ONCE", 5)
+    rng = random.Random(seed)
+    negatives = Negatives(keep, seed)
+    world = World(rng, tmp_path, ENDED, SETTINGS, negatives)
+    fill_unruly(world.brokers, rng, 100)
+    world.run()
+    examples = published(world.brokers)
+    for name, events in counted(world.brokers).items():
+        first = next((at for at, item in enumerate(events) if item.refused), len(events))
+        served_at = 10_000 + int(name.split(".")[0]) * 20
+        label = label_of(served_at, events[:first])
+        expected = [(0, label, served_at)] if label or negatives.keeps(name) else []
+        assert examples.pop(name, []) == expected, (name, events, world.lives)
+    assert not examples, "of requests that were refused"
+
+
+@pytest.mark.parametrize(("seed", "keep"), [(seed, 1.0 if seed % 2 else 0.3) for seed in range(SEEDS)])
+def test_late_engagements_correct_examples_once_each_through_any_crashes(
+    seed: int, keep: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.join_partition._REQUESTS_AT_ONCE", 5)
+    rng = random.Random(seed)
+    negatives = Negatives(keep, seed)
+    world = World(rng, tmp_path, ENDED, SETTINGS.model_copy(update={"late": "correct"}), negatives)
+    fill_unruly(world.brokers, rng, 100)
+    world.run()
+    examples, times = published(world.brokers), Counter[int]()
+    for name, events in counted(world.brokers).items():
+        found = examples.pop(name, [])
+        served_at = 10_000 + int(name.split(".")[0]) * 20
+        label = label_of(served_at, events)
+        if not found:
+            first = next((at for at, item in enumerate(events) if item.refused), len(events))
+            assert not label_of(served_at, events[:first]) and not negatives.keeps(name), (name, events, world.lives)
+            continue
+        assert not any(item.refused for item in events), (name, found, events, world.lives)
+        assert [item.revision for item in found] == list(range(len(found))), (name, found, events, world.lives)
+        assert found[-1].label == label, (name, found, events, world.lives)
+        assert all(a.label != b.label for a, b in itertools.pairwise(found)), (name, found, events, world.lives)
+        times[len(found)] += 1
+    assert not examples
+    assert times[2] or keep < 1

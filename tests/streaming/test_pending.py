@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rocksdict import Options, Rdict
 
-from streaming.pending import NEVER, Pending, PendingStore
+from streaming.pending import Pending, PendingStore
+from streaming.timers import NEVER
 
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "wake", "get", "due"]), st.integers(0, 9)), max_size=40)
 

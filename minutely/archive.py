@@ -1,0 +1,107 @@
+"""`minutely archive`: the archiver's service. Every example of the live log into the archive, once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+from deltalake.exceptions import DeltaError
+from kafka.errors import KafkaError
+
+from basis.problems import Problem, Problems
+from minutely.config import Pipeline
+from minutely.metrics import Status, StatusMetrics
+from minutely.service import Address, stop_on_signal
+from streaming.archive import Archive, ArchiveSettings
+from streaming.archive_worker import ArchiveWorker
+from streaming.clock import Clock, WallClock
+from streaming.examples import ExampleFormat
+from streaming.kafka.log import KafkaLog
+from streaming.kafka.metrics import serve_metrics
+from streaming.kafka.topics import ensure_topics
+from streaming.kafka.waiting import Patience, patiently
+from streaming.log import EXAMPLES
+
+_log = logging.getLogger("minutely.archive")
+_POLL_MS = 100
+
+
+def live_archive(pipeline: Pipeline, place: str | None) -> str:
+    """Where the archive of the live log is: ``place``, or else ``archive.dir``; `Problems` where neither is given."""
+    found = place or (pipeline.archive.dir if pipeline.archive is not None else None)
+    if found is None:
+        raise Problems(
+            [Problem(pipeline.name, "archive.dir", "missing", "allowed: archive.dir in the config, or --archive")]
+        )
+    return found
+
+
+def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
+    """Archive until SIGINT or SIGTERM; then commit what was read."""
+    status, clock = Status(), WallClock()
+    if metrics is not None:
+        serve_metrics(StatusMetrics("archive", "commits", status, clock), *metrics)
+
+    def begin() -> ArchiveService:
+        ensure_topics(pipeline.kafka)
+        with ExitStack() as on_error:
+            log = on_error.enter_context(closing(KafkaLog(pipeline.kafka, EXAMPLES)))
+            service = ArchiveService(pipeline, place, log, clock, status)
+            on_error.pop_all()
+        return service
+
+    try:
+        with stop_on_signal() as stop:
+            service = patiently(_log, stop, begin)
+            if service is not None:
+                service.run(stop)
+    except DeltaError as error:
+        raise Problems(
+            [Problem(place, "archive", str(error), "allowed: a place that can be read and written")]
+        ) from None
+
+
+class ArchiveService:
+    """The archiver on Kafka: all partitions, waiting for brokers that are away."""
+
+    def __init__(self, pipeline: Pipeline, place: str, log: KafkaLog, clock: Clock, status: Status) -> None:
+        examples = ExampleFormat(pipeline.features, pipeline.labels)
+        archive = Archive(place, examples)
+        self._log = log
+        self._brokers = Patience(_log, "brokers")
+        self._clock = clock
+        self._status = status
+        settings = pipeline.archive or ArchiveSettings()
+        partitions = range(pipeline.kafka.partitions)
+        self.worker = ArchiveWorker(self._log, archive, examples, clock, settings.commit_every, partitions)
+        for partition, position in self.worker.positions.items():
+            if archive.position(partition) is not None:
+                _log.info("partition %d: goes on at offset %d", partition, position.offset)
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Archive until ``stop`` says so, then commit what was read."""
+        try:
+            while not stop():
+                self._round()
+            self.worker.commit()
+        finally:
+            self._log.close()
+
+    def _round(self) -> None:
+        before = self.worker.commits
+        try:
+            self.worker.step()
+            self._log.fill(_POLL_MS)
+            self._brokers.worked()
+        except KafkaError as error:
+            self._brokers.failed(error)
+            time.sleep(_POLL_MS / 1000)
+        status, worker = self._status, self.worker
+        if worker.commits > before:
+            _log.info("commit %d: %d examples so far", worker.commits, worker.examples)
+            status.committed_at = self._clock.now_ms()
+        status.lag = self._log.lag
+        status.watermarks = {at: position.watermark for at, position in worker.positions.items()}
+        status.examples, status.commits = worker.examples, worker.commits

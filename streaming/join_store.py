@@ -1,0 +1,115 @@
+"""Where a joiner's state is kept: RocksDB; a simulator has a store of its own that loses what a crash would take."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
+
+from basis.problems import Problem, Problems
+
+_WRITE_BUFFER_BYTES = 32 << 20
+_BLOCK_CACHE_BYTES = 32 << 20
+
+
+class Batch(Protocol):
+    """Changes that are made together or not at all."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set a key."""
+
+    def delete(self, key: bytes) -> None:
+        """Remove a key."""
+
+
+class Cursor(Protocol):
+    """A place among the keys, in their order."""
+
+    def seek(self, key: bytes) -> None:
+        """Go to the first key that is not before this one."""
+
+    def valid(self) -> bool:
+        """Whether there is a key."""
+
+    def key(self) -> Any:
+        """The key."""
+
+    def next(self) -> None:
+        """Go on to the next key."""
+
+
+class JoinStore(Protocol):
+    """Keys in order; what was written is whole and outlives the process, if not the machine."""
+
+    def get(self, key: Any) -> Any:
+        """The value of a key or None; of a list of keys, a list."""
+
+    def batch(self) -> Any:
+        """An empty `Batch`, for `write`."""
+
+    def write(self, batch: Any) -> None:
+        """Make the changes of a batch."""
+
+    def iter(self) -> Cursor:
+        """A cursor over what was written so far."""
+
+    def delete_range(self, begin: bytes, end: bytes) -> None:
+        """Remove the keys from ``begin`` to before ``end``."""
+
+    def clear(self) -> None:
+        """Begin anew, empty."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class RocksStore:
+    """A folder of its own; `Problems` where another joiner uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        self._db = db = _open(self._folder)
+        self.get = db.get
+        self.write = db.write
+        self.iter = db.iter
+        self.delete_range = db.delete_range
+
+    def batch(self) -> WriteBatch:
+        """An empty batch, for `write`."""
+        return WriteBatch(raw_mode=True)
+
+    def clear(self) -> None:
+        """Begin anew with an empty folder."""
+        self._db.close()
+        shutil.rmtree(self._folder)
+        self._begin()
+
+    def close(self) -> None:
+        """Close the folder."""
+        self._db.close()
+
+
+def _open(folder: Path) -> Rdict:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(2)
+    options.set_compression_type(DBCompressionType.lz4())
+    table = BlockBasedOptions()
+    table.set_bloom_filter(10, False)
+    table.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
+    table.set_cache_index_and_filter_blocks(True)
+    options.set_block_based_table_factory(table)
+    try:
+        return Rdict(str(folder), options)
+    except Exception as error:  # rocksdict raises no narrower kind
+        if "lock" in str(error).lower():
+            allowed = "another joiner uses this folder; allowed: a folder of its own for each"
+            raise Problems([Problem(str(folder), "--state", "", allowed)]) from None
+        raise

@@ -1,0 +1,72 @@
+"""Dead letters from refusal to a fix: listed with their reasons, sent again, joined."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from minutely.dead_letters import show
+from minutely.join import make_join_service
+from streaming.clock import WallClock
+from streaming.examples import ExampleFormat
+from streaming.kafka.settings import KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from streaming.log import IMPRESSIONS
+from tests.commands import execute
+from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
+from tests.kafka.services import write_config
+from tests.kafka.traffic import (
+    Event,
+    check_examples,
+    make_pipeline,
+    make_traffic,
+    producer_of,
+    read_dead_letters,
+    read_examples,
+    send,
+)
+
+
+def run(command: str) -> str:
+    done = execute(f"minutely dead-letters {command}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_a_wrong_config_refused_is_joined_after_the_fix(
+    kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product whose clock is ahead by more than the config allows; broken bytes stay refused, whatever is fixed."""
+    right = make_pipeline(kafka)
+    wrong = right.model_copy(update={"join": right.join.model_copy(update={"max_future": MINUTE})})
+    ensure_topics(kafka)
+    there = make_traffic(7, 40, 2, now_ms() - 5 * MINUTE, 100)
+    ahead = make_traffic(8, 40, 2, now_ms() + 30 * MINUTE, 100, first=40)
+    broken = Event(0, IMPRESSIONS, "broken", b"\xc1\xff [bold]")
+    with producer_of(kafka) as producer:
+        send(producer, kafka, [*there.events, *ahead.events, broken])
+    refused = len(ahead.events)
+    run_until(
+        make_join_service(wrong, tmp_path / "a", WallClock()),
+        lambda service: (
+            sum(member.join.joiner.counts["dead.future"] for member in service.members.values()) == refused
+            and not any(member.join.taken for member in service.members.values())
+        ),
+    )
+    monkeypatch.setenv("COLUMNS", "300")
+    config = str(write_config(right, tmp_path))
+    listed = run(f"{config} --limit 1000")
+    assert f"{refused + 1} dead letters" in listed
+    assert listed.count("future") == refused
+    assert r"b'\xc1\xff [bold]'" in listed, "bytes are shown as they are"
+    console = Console(file=io.StringIO())
+    show(console, right, "future", 2)
+    assert f"{refused} dead letters, the first 2 shown" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"sent {refused + 1} again" in run(f"{config} --again")
+    run_until(make_join_service(right, tmp_path / "a", Tomorrow()), joined_through(now_ms() + 60 * MINUTE, 3))
+    check_examples(read_examples(kafka, ExampleFormat(right.features, right.labels)), there.labels | ahead.labels)
+    assert Counter(letter.reason for letter in read_dead_letters(kafka)) == {"future": refused, "malformed": 2}

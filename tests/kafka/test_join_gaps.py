@@ -1,0 +1,103 @@
+"""Records that retention deleted before they were joined: said, counted, and passed over, never silently."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient, TopicPartition
+
+from minutely.join import make_join_service
+from streaming.clock import WallClock
+from streaming.events import MAX_TIME_MS, decode_engagement, decode_request
+from streaming.examples import ExampleFormat
+from streaming.join_partition import Committed
+from streaming.join_state import Cut
+from streaming.kafka.join_service import JoinService
+from streaming.kafka.partition_io import KafkaOutlet
+from streaming.kafka.settings import KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
+from tests.kafka.traffic import make_pipeline, make_traffic, producer_of, read_examples, read_topic, send
+
+
+def delete_before(kafka: KafkaSettings, topic: str, offset: int) -> None:
+    """As retention does."""
+    admin = KafkaAdminClient(**kafka.client())
+    try:
+        admin.delete_records({TopicPartition(kafka.topic(topic), 0): offset})
+    finally:
+        admin.close()
+
+
+def lost(service: JoinService) -> dict[str, int]:
+    return {topic: count for member in service.members.values() for topic, count in member.lost.items()}
+
+
+@pytest.mark.parametrize("state_too", [False, True])
+def test_what_was_deleted_before_it_was_joined_is_said_and_counted(
+    state_too: bool, kafka: KafkaSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline = make_pipeline(kafka, join={"lateness": "1h"})  # nothing is due before the end
+    ensure_topics(kafka)
+    start = now_ms() - 20 * MINUTE
+    first = make_traffic(1, 300, 2, start, 50)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, first.events)
+    run_until(
+        make_join_service(pipeline, tmp_path / "a", WallClock()),
+        lambda service: any(
+            sum(member.join.offsets.values()) == len(first.events) and not member.join.taken
+            for member in service.members.values()
+        ),
+    )
+    joined = len(read_topic(kafka, IMPRESSIONS)[0])
+    second = make_traffic(2, 300, 2, start + 15_000, 50, first=300)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, second.events)
+    delete_before(kafka, IMPRESSIONS, joined + 100)
+    kept = [decode_request(value, MAX_TIME_MS) for _, value in read_topic(kafka, IMPRESSIONS)[0]]
+    seen: dict[str, int] = {}
+
+    def done(service: JoinService) -> bool:
+        seen.update(lost(service))
+        return joined_through(now_ms(), 1)(service)
+
+    with caplog.at_level(logging.ERROR):
+        run_until(make_join_service(pipeline, tmp_path / ("b" if state_too else "a"), Tomorrow()), done)
+    said = [record.message for record in caplog.records if "were deleted" in record.message]
+    assert f"impressions/0: records from offset {joined} to {joined + 100} were deleted" in said[-1]
+    # A rebuild also needs records that were joined before; these are gone as well, and counted besides.
+    assert len(said) == 1 + state_too
+    assert seen[IMPRESSIONS] >= 100 if state_too else seen == {IMPRESSIONS: 100}
+    emitted = read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels))
+    assert set(emitted.times.values()) == {1}
+    assert emitted.times.keys() >= {name for request in kept for name in request.impression_ids}
+    clicked = {decode_engagement(value, MAX_TIME_MS).impression_id for _, value in read_topic(kafka, ENGAGEMENTS)[0]}
+    assert {name for name, label in emitted.labels.items() if label} == clicked & emitted.times.keys()
+
+
+def test_a_topic_that_ends_before_what_was_joined_is_waited_for(
+    kafka: KafkaSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Going on from either end of it would drop records or join them again."""
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    start = now_ms() - 20 * MINUTE
+    traffic = make_traffic(1, 100, 2, start, 50)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, traffic.events)
+    outlet = KafkaOutlet(kafka, 0)
+    assert outlet.open() is None
+    outlet.send([], Committed("gone", 1, start, start, {IMPRESSIONS: 0, ENGAGEMENTS: 5000}, Cut(-1, 0, 5000, 0)))
+    outlet.close()
+    with caplog.at_level(logging.WARNING):
+        run_until(
+            make_join_service(pipeline, tmp_path / "a", WallClock()),
+            lambda _: any("engagements ends at offset" in record.message for record in caplog.records),
+        )
+    assert not read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)).times

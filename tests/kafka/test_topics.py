@@ -1,0 +1,63 @@
+"""Topics: made where they are missing; every difference from the config said at once, with what to run."""
+
+from __future__ import annotations
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+
+from basis.problems import Problems
+from streaming.kafka.settings import KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from streaming.log import EXAMPLES, IMPRESSIONS
+
+
+def problems(kafka: KafkaSettings) -> list[str]:
+    with pytest.raises(Problems) as caught:
+        ensure_topics(kafka)
+    return str(caught.value).splitlines()
+
+
+def test_they_are_made_once_and_then_only_checked(kafka: KafkaSettings) -> None:
+    ensure_topics(kafka)
+    ensure_topics(kafka)
+
+
+def test_every_mismatch_names_topic_value_and_remedy(kafka: KafkaSettings) -> None:
+    admin = KafkaAdminClient(**kafka.client())
+    try:
+        name = kafka.topic(IMPRESSIONS)
+        admin.create_topics(
+            [NewTopic(name, 2, 1, topic_configs={"retention.ms": "3600000", "cleanup.policy": "compact"})]
+        )
+        admin.wait_for_topics([name])
+        found = problems(kafka)
+        # The three that were missing are as they should be; of this one, everything is said at once.
+        assert all(f"topic {name}" in line for line in found if "topic " in line), found
+        text = " ".join(found)
+        assert "2 partitions" in text and "Set kafka.partitions to 2, or use another kafka.prefix" in text
+        assert "retention.ms=3600000" in text and "or set kafka.retention to 1h" in text
+        assert f"kafka-configs --alter --topic {name} --add-config cleanup.policy=delete" in text
+        assert "max.message.bytes=" in text and "message.timestamp.type=CreateTime" in text
+    finally:
+        admin.close()
+
+
+def test_more_replicas_than_there_are(kafka: KafkaSettings) -> None:
+    ensure_topics(kafka)
+    found = " ".join(problems(kafka.model_copy(update={"replication": 3})))
+    assert "1 replicas" in found and "lower kafka.replication" in found
+
+
+def test_a_limit_that_was_changed_later(kafka: KafkaSettings) -> None:
+    ensure_topics(kafka)
+    admin = KafkaAdminClient(**kafka.client())
+    try:
+        name = kafka.topic(EXAMPLES)
+        for value in ("99999999", "1000000"):  # more than needed is as good
+            if value == "1000000":
+                ensure_topics(kafka)
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs={"max.message.bytes": value})])
+        assert f"max.message.bytes={8 << 20}" in " ".join(problems(kafka))
+    finally:
+        admin.close()

@@ -1,0 +1,219 @@
+"""Brokers: partitions of records, transactions read committed, one group's offsets, fencing, and retention."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from streaming.join_partition import Committed
+from streaming.join_state import Outgoing
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from tests.simulation.process import Process
+
+TOPICS = (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
+
+
+class LogError(Exception):
+    """What a client raises: brokers are away, or another producer has fenced this one."""
+
+
+class _Transaction:
+    """``state``: open, decided (it will be committed, its marks are not written yet), committed or aborted."""
+
+    def __init__(self, commit: Committed) -> None:
+        self.state = "open"
+        self.commit = commit
+        self.partitions: set[str] = set()
+
+
+class _Entry:
+    __slots__ = ("transaction", "value")
+
+    def __init__(self, value: bytes | None, transaction: _Transaction | None) -> None:
+        self.value = value
+        self.transaction = transaction
+
+
+class Partition:
+    """One partition of a topic."""
+
+    def __init__(self) -> None:
+        self.base = 0
+        self.entries: list[_Entry] = []
+        self._stable = 0
+
+    @property
+    def stable(self) -> int:
+        """The offset up to which every transaction has ended."""
+        at = self._stable
+        while at < len(self.entries):
+            transaction = self.entries[at].transaction
+            if transaction is not None and transaction.state in ("open", "decided"):
+                break
+            at += 1
+        self._stable = at
+        return at
+
+    def committed(self, start: int, stop: int) -> Iterator[Record]:
+        for at in range(start, min(stop, self.stable)):
+            entry = self.entries[at]
+            if entry.value is not None and (entry.transaction is None or entry.transaction.state == "committed"):
+                yield Record(at, entry.value)
+
+
+class Brokers:
+    """``away`` makes every call fail; ``unsure`` is the chance that a transaction's sender does not learn how it ended."""
+
+    def __init__(self, rng: random.Random, partitions: int) -> None:
+        self.rng = rng
+        self.topics = {(topic, at): Partition() for topic in TOPICS for at in range(partitions)}
+        self.groups: list[Committed | None] = [None] * partitions
+        self.transactions: list[_Transaction | None] = [None] * partitions
+        self.epochs = [0] * partitions
+        self.away = False
+        self.unsure = 0.0
+
+    def produce(self, topic: str, partition: int, value: bytes) -> None:
+        self.topics[topic, partition].entries.append(_Entry(value, None))
+
+    def settle(self, partition: int) -> None:
+        """End the transaction that is under way: what was decided is committed, the rest aborted."""
+        transaction = self.transactions[partition]
+        if transaction is None:
+            return
+        transaction.state = "committed" if transaction.state == "decided" else "aborted"
+        for topic in sorted(transaction.partitions):  # the mark of its end takes an offset
+            self.topics[topic, partition].entries.append(_Entry(None, transaction))
+        if transaction.state == "committed":
+            self.groups[partition] = transaction.commit
+        self.transactions[partition] = None
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        log = self.topics[topic, partition]
+        log.base = max(log.base, min(offset, log.stable))
+
+    def check(self) -> None:
+        if self.away:
+            raise LogError("brokers are away")
+
+
+class LogOf:
+    """`LogReader` of one process, with what a consumer knows besides."""
+
+    def __init__(self, brokers: Brokers, process: Process) -> None:
+        self._brokers = brokers
+        self._process = process
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        self._process.touch(f"read {topic}/{partition} from {offset}")
+        self._brokers.check()
+        log = self._brokers.topics[topic, partition]
+        assert offset >= log.base, (
+            f"{topic}/{partition}: offset {offset} is wanted, retention left those from {log.base}"
+        )
+        found = []
+        for record in log.committed(offset, len(log.entries)):
+            found.append(record)
+            if len(found) == limit:
+                break
+        return found
+
+    def begin(self, topic: str, partition: int) -> int:
+        self._process.touch(f"begin of {topic}/{partition}")
+        self._brokers.check()
+        return self._brokers.topics[topic, partition].base
+
+    def end(self, topic: str, partition: int) -> int:
+        self._process.touch(f"end of {topic}/{partition}")
+        self._brokers.check()
+        return self._brokers.topics[topic, partition].stable
+
+
+class HistoryOf:
+    """`History` of one partition."""
+
+    def __init__(self, brokers: Brokers, process: Process, partition: int) -> None:
+        self._log = LogOf(brokers, process)
+        self._brokers = brokers
+        self._process = process
+        self._partition = partition
+
+    def beginning(self, topic: str) -> int:
+        return self._log.begin(topic, self._partition)
+
+    def end(self, topic: str) -> int:
+        return self._log.end(topic, self._partition)
+
+    def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
+        epoch = self._brokers.epochs[self._partition]
+        log = self._brokers.topics[topic, self._partition]
+        while start < stop:
+            self._process.touch(f"read back {topic}/{self._partition} from {start}")
+            self._brokers.check()
+            if self._brokers.epochs[self._partition] != epoch:
+                raise LogError("fenced while it read back")  # what it needs may be gone: others have moved on
+            assert start >= log.base, f"{topic}/{self._partition}: {start} is read back, retention left {log.base}"
+            until = min(stop, start + self._brokers.rng.randint(1, 40))
+            yield list(log.committed(start, until))
+            start = until
+
+
+class OutletOf:
+    """`Outlet` of one process for one partition."""
+
+    def __init__(self, brokers: Brokers, process: Process, partition: int) -> None:
+        self._brokers = brokers
+        self._process = process
+        self._partition = partition
+        self._epoch = -1
+
+    def open(self) -> Committed | None:
+        brokers, at = self._brokers, self._partition
+        self._process.touch(f"fence {at}")
+        brokers.check()
+        brokers.epochs[at] += 1
+        self._epoch = brokers.epochs[at]
+        brokers.settle(at)
+        self._process.touch(f"read the group's offsets of {at}")
+        self._check()
+        return brokers.groups[at]
+
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+        brokers, at = self._brokers, self._partition
+        self._process.touch(f"begin a transaction of {at}")
+        self._check()
+        transaction = brokers.transactions[at] = _Transaction(commit)
+        end = 0
+        for number, item in enumerate(outbox):
+            if number < 3:
+                self._process.touch(f"send to {item.topic}/{at}")
+                self._check()
+            entries = brokers.topics[item.topic, at].entries
+            entries.append(_Entry(item.value, transaction))
+            transaction.partitions.add(item.topic)
+            if item.topic == EXAMPLES:
+                end = len(entries)
+        self._process.touch(f"commit the transaction of {at}")
+        self._check()
+        self._doubt("whether the transaction was committed: it was not")
+        transaction.state = "decided"
+        self._doubt("whether the transaction was committed: it will be")
+        self._process.touch(f"wait for the commit of {at}")
+        self._check()
+        brokers.settle(at)
+        self._doubt("whether the transaction was committed: it was")
+        return end
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether another one has the partition."""
+        return self._epoch != self._brokers.epochs[self._partition]
+
+    def _check(self) -> None:
+        self._brokers.check()
+        if self.is_fenced:
+            raise LogError("fenced")
+
+    def _doubt(self, what: str) -> None:
+        if self._brokers.unsure and self._brokers.rng.random() < self._brokers.unsure:
+            raise LogError(f"unknown {what}")

@@ -1,0 +1,195 @@
+"""What must hold in every run, whatever breaks: looked at while it runs and once it is quiet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from basis.problems import BadFile
+from paramserver.manifest import Manifest
+from paramserver.table import Table
+from streaming import join_partition
+from streaming.events import DeadLetter
+from streaming.log import DEAD_LETTERS, EXAMPLES
+from tests.simulation.brokers import Brokers
+from tests.simulation.counting import EXPIRE_SECONDS, FORMAT, STEP_SECONDS
+from tests.simulation.traffic import PARTITIONS, Traffic
+from trainer.online import OnlineTrainer
+
+if TYPE_CHECKING:
+    from tests.simulation.services import ReplicaService
+
+_letter = msgspec.msgpack.Decoder(DeadLetter)
+
+
+class Content(NamedTuple):
+    """Rows as replicas hold them, and which examples and users have one."""
+
+    tables: dict[str, tuple[bytes, bytes, bytes]]
+    examples: frozenset[int]
+    users: frozenset[int]
+
+
+def content_of(tables: Mapping[str, Table]) -> Content:
+    rows = {name: table.export() for name, table in tables.items()}
+    return Content(
+        {
+            name: (part.ids.tobytes(), part.embeddings.tobytes(), part.default_embedding.tobytes())
+            for name, part in rows.items()
+        },
+        frozenset(rows["example"].ids.tolist()),
+        frozenset(rows["user"].ids.tolist()),
+    )
+
+
+class Checks:
+    """``versions`` is what the trainer's tables held when a version was cut, by its number."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+        self._by_decision = sorted(traffic.expected.values(), key=lambda one: one.decided_at)
+        self.versions: dict[int, Content] = {}
+        self._states: dict[int, tuple[bytes, dict[str, tuple[bytes, ...]]]] = {}
+        self._published = 0
+        self._watermark = 0
+        self.trained: dict[str, int] = {}
+        """The offsets of the newest version that was published for certain."""
+        self._pulled: dict[str, tuple[int, int]] = {}
+        self.quiet = False
+
+    def trainer_began(self, online: OnlineTrainer) -> None:
+        version = online.deltas.version
+        assert version >= self._published, f"version {self._published} was published, the trainer goes on at {version}"
+        if version:
+            assert _everything(online) == self._states[version], f"version {version} was recovered as it never was"
+
+    def before_publication(self, online: OnlineTrainer) -> None:
+        """Nothing is trained between this and the seal."""
+        following = online.deltas.version + 1
+        self.versions[following] = content_of(online.trainer.tables)
+        self._states[following] = _everything(online)
+
+    def published(self, manifest: Manifest) -> None:
+        assert manifest.version == self._published + 1 or manifest.version > self._published
+        assert manifest.watermark >= self._watermark, f"the watermark went back to {manifest.watermark}"
+        self._published, self._watermark = manifest.version, manifest.watermark
+        self.trained = manifest.offsets
+        self._fresh_at_most(manifest.watermark, self.versions[manifest.version])
+
+    def _fresh_at_most(self, watermark: int, content: Content) -> None:
+        """Everything that was decided before the watermark is in the rows, and of the users those whose time is not over."""
+        newest: dict[int, int] = {}
+        for one in self._by_decision:
+            if one.number in content.examples:
+                newest[one.user] = one.decided_at
+            else:
+                assert one.decided_at >= watermark, f"watermark {watermark}: example {one.number} of before is missing"
+        for user, decided_at in newest.items():
+            age = watermark // 1000 - decided_at // 1000
+            if user in content.users:
+                allowed = EXPIRE_SECONDS + STEP_SECONDS
+                assert age <= allowed or user in self._traffic.possible_users, f"user {user} should be gone for {age} s"
+            else:
+                assert age >= EXPIRE_SECONDS, f"user {user} is gone {age} s after its last example"
+
+    def pull(self, service: ReplicaService) -> None:
+        replica = service.replica
+        try:
+            replica.pull(service.clock.now_ms())
+        except (OSError, BadFile) as error:
+            if not service.disk.failed:
+                raise AssertionError(f"{service.name} cannot pull: {type(error).__name__}: {error}") from error
+            return
+        manifest = replica.manifest
+        if manifest is None:
+            return
+        version, watermark = self._pulled.get(service.name, (0, 0))
+        assert manifest.version >= version, f"{service.name} went back from version {version} to {manifest.version}"
+        assert manifest.watermark >= watermark, f"{service.name}'s watermark went back to {manifest.watermark}"
+        if manifest.version == version:
+            return
+        self._pulled[service.name] = (manifest.version, manifest.watermark)
+        content = content_of(replica.tables)
+        assert content == self.versions[manifest.version], f"{service.name}: version {manifest.version} has other rows"
+        if manifest.version > self._published:  # its trainer died before it knew
+            self._fresh_at_most(manifest.watermark, content)
+
+    def replica_died_with_its_machine(self, name: str) -> None:
+        """It may have seen a version that was not durable yet, and forgets it with everything else."""
+        self._pulled.pop(name, None)
+
+    def at_the_end(self, brokers: Brokers, online: OnlineTrainer, replicas: list[ReplicaService]) -> None:
+        times = self._examples(brokers)
+        self._dead_letters(brokers)
+        rows = online.trainer.tables["example"].export()
+        counts = dict(zip(rows.ids.tolist(), rows.counts.tolist(), strict=True))
+        assert counts == dict(times), f"trained and emitted differ: {_differences(counts, times)}"
+        newest = content_of(online.trainer.tables)
+        for service in replicas:
+            replica = service.replica
+            assert replica.sparse_version == online.deltas.version, f"{service.name} is behind"
+            assert content_of(replica.tables) == newest, f"{service.name} differs from the trainer"
+
+    def _examples(self, brokers: Brokers) -> Counter[int]:
+        """Each once a revision, with its label, and none of before a watermark after it. How often each is there."""
+        expected = self._traffic.expected
+        times: Counter[int] = Counter()
+        for partition in range(PARTITIONS):
+            due = [one for one in self._by_decision if one.partition == partition]
+            at, told = 0, -1
+            log = brokers.topics[EXAMPLES, partition]
+            for record in log.committed(0, len(log.entries)):
+                batch, watermark = FORMAT.decode(record.value)
+                ids = [int(name) for name in batch.column("example_id").to_pylist()]
+                labels, revisions = FORMAT.label_values(batch).tolist(), batch.column("revision").to_pylist()
+                for number, values, revision in zip(ids, labels, revisions, strict=True):
+                    assert revision == times[number], f"emitted twice: revision {revision} of {number} after {times}"
+                    times[number] += 1
+                    known = expected.get(number)
+                    if known is not None:
+                        assert tuple(values) == known.labels, f"example {number}: {values}, by hand {known.labels}"
+                        assert revision == 0, f"example {number} was corrected without need"
+                    else:
+                        assert number in self._traffic.possible, f"example {number} was never to be"
+                assert watermark >= told, f"{EXAMPLES}/{partition}: the watermark went back at {record.offset}"
+                told = watermark
+                while at < len(due) and due[at].decided_at < watermark:
+                    assert due[at].number in times, f"watermark {watermark} was told before example {due[at].number}"
+                    at += 1
+        assert not (missing := expected.keys() - times.keys()), f"never emitted: {sorted(missing)}"
+        return times
+
+    def _dead_letters(self, brokers: Brokers) -> None:
+        """What must be refused is, once for each record; nothing else that was in order and in time."""
+        found: Counter[tuple[str, int, int]] = Counter()
+        payloads: Counter[tuple[int, bytes]] = Counter()
+        for partition in range(PARTITIONS):
+            log = brokers.topics[DEAD_LETTERS, partition]
+            for record in log.committed(0, len(log.entries)):
+                letter = _letter.decode(record.value)
+                if letter.reason != "unmatched" or join_partition._REQUESTS_AT_ONCE >= 2000:
+                    # Of what is due at once in several batches, a rebuild may refuse anew what waited for its request.
+                    found[letter.topic, letter.partition, letter.offset] += 1
+                payloads[partition, letter.payload] += 1
+                assert letter.payload in self._traffic.refusable, f"refused without need: {letter}"
+        assert not (twice := [place for place, count in found.items() if count > 1]), f"dead letters twice: {twice}"
+        for place in self._traffic.refused:
+            assert payloads[place] > 0, f"{place} is {payloads[place]} times among the dead letters"
+
+
+def _everything(online: OnlineTrainer) -> tuple[bytes, dict[str, tuple[bytes, ...]]]:
+    """Dense weights and optimizer, and rows with all that recovery needs."""
+    trainer = online.trainer
+    rows = {name: table.export() for name, table in trainer.tables.items()}
+    columns = ("ids", "embeddings", "last_seen_seconds", "counts")
+    return trainer.state(), {
+        name: tuple(getattr(part, column).tobytes() for column in columns) for name, part in rows.items()
+    }
+
+
+def _differences(one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+    pairs = {at: (one.get(at, 0), other.get(at, 0)) for at in one.keys() | other.keys()}
+    return {at: pair for at, pair in sorted(pairs.items()) if pair[0] != pair[1]}

@@ -1,0 +1,346 @@
+"""`make simulate-mutants`: faults planted one at a time, each of which the simulator must find."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from paramserver import delta_log
+from paramserver import manifest as manifests
+from paramserver.delta import Delta, RowsChange, TableDelta, encode_rows, fold
+from paramserver.delta_log import Cut, DeltaLog
+from paramserver.files import Files, LocalFiles
+from paramserver.follower import Follower
+from paramserver.manifest import FileRef, Manifest
+from streaming import join_partition
+from streaming.join_partition import Committed, JoinPartition
+from streaming.join_state import Head, JoinState, Outgoing
+from streaming.join_worker import watermark_of
+from streaming.joiner import Joiner
+from tests.simulation.simulate import begin, failure
+from tests.simulation.world import World
+from trainer import online
+from trainer.online import OnlineTrainer
+
+SEEDS = 1000
+_none = np.empty(0, np.int64)
+
+
+def _wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> Any:
+    return patch.object(owner, name, make(getattr(owner, name)))
+
+
+def touched_list_cleared_before_the_delta_is_durable() -> Any:
+    """A publication that fails is forgotten, and training goes on."""
+
+    def make(publish: Any) -> Any:
+        def changed(self: OnlineTrainer) -> Manifest | None:
+            try:
+                result: Manifest | None = publish(self)
+                return result
+            except OSError:
+                return None
+
+        return changed
+
+    return _wrap(OnlineTrainer, "publish", make)
+
+
+def no_sync_before_rename() -> Any:
+    def make(write: Any) -> Any:
+        def changed(self: LocalFiles, name: str, data: bytes) -> str:
+            self._durable = False
+            try:
+                path: str = write(self, name, data)
+                return path
+            finally:
+                self._durable = True
+
+        return changed
+
+    return _wrap(LocalFiles, "_write_aside", make)
+
+
+def no_sync_of_the_folder() -> Any:
+    return patch.object(LocalFiles, "_sync_folder", lambda self: None)
+
+
+@contextmanager
+def manifest_before_its_files() -> Iterator[None]:
+    waiting: list[tuple[str, bytes]] = []
+    write_manifest = manifests.write_manifest
+
+    def write(self: DeltaLog, name: str, data: bytes) -> FileRef:
+        waiting.append((name, data))
+        return FileRef.of(name, data)
+
+    def publish(files: Files, manifest: Manifest) -> None:
+        todo = waiting[:]
+        waiting.clear()
+        write_manifest(files, manifest)
+        for name, data in todo:
+            files.write(name, data)
+
+    with patch.object(DeltaLog, "_write", write), patch.object(manifests, "write_manifest", publish):
+        yield
+
+
+def offsets_committed_before_the_outbox() -> Any:
+    def make(send: Any) -> Any:
+        def changed(self: JoinPartition, outbox: Sequence[Outgoing]) -> None:
+            send(self, [])
+            if outbox:
+                send(self, outbox)
+
+        return changed
+
+    return _wrap(JoinPartition, "_send", make)
+
+
+def tombstones_left_out() -> Any:
+    def encode(delta: Delta) -> bytes:
+        return encode_rows(
+            {
+                name: TableDelta(table.rows.__class__(**{**table.rows.__dict__, "expired": _none}), table.versions)
+                for name, table in delta.items()
+            }
+        )
+
+    return patch.object(delta_log, "encode_rows", encode)
+
+
+def watermark_from_the_wall_clock() -> Any:
+    return patch.object(online, "Cut", lambda **fields: Cut(**{**fields, "watermark": fields["now_ms"]}))
+
+
+def follower_skips_a_version() -> Any:
+    def make(apply: Any) -> Any:
+        def changed(self: Follower, changes: list[dict[str, RowsChange]]) -> None:
+            if self.version + 2 not in manifests.versions(self._files, base=False):
+                apply(self, changes)
+
+        return changed
+
+    return _wrap(Follower, "_apply", make)
+
+
+def follower_applies_an_older_delta_again() -> Any:
+    def make(apply: Any) -> Any:
+        def changed(self: Follower, changes: list[dict[str, RowsChange]]) -> None:
+            before = self.__dict__.get("before", [])
+            self.__dict__["before"] = changes
+            apply(self, changes)
+            apply(self, before)
+
+        return changed
+
+    return _wrap(Follower, "_apply", make)
+
+
+def rows_stay_where_a_follower_starts_over() -> Any:
+    return patch.object(Follower, "_keep_only", lambda self, changes: None)
+
+
+def outbox_sent_again_whatever_the_sequence() -> Any:
+    def make(resume: Any) -> Any:
+        def changed(self: JoinPartition, head: Head) -> None:
+            resume(self, head)
+            self._send(self._state.outbox)
+
+        return changed
+
+    return _wrap(JoinPartition, "_resume", make)
+
+
+def outbox_not_sent_again() -> Any:
+    def make(recover: Any) -> Any:
+        def changed(self: JoinPartition) -> Any:
+            with patch.object(JoinState, "outbox", []):
+                yield from recover(self)
+
+        return changed
+
+    return _wrap(JoinPartition, "recover", make)
+
+
+def state_id_not_checked() -> Any:
+    return patch.object(World, "new_id", lambda self: "always this one")
+
+
+def state_written_in_two_batches() -> Any:
+    def make(write: Any) -> Any:
+        def changed(self: JoinState, head: Head, outbox: Sequence[Outgoing]) -> None:
+            dirty, dropped, memory = self._dirty, self._dropped, self._memory_bytes
+            self._dirty, self._dropped, self._memory_bytes = set(), {}, 1 << 40
+            write(self, head, outbox)
+            self._dirty, self._dropped, self._memory_bytes = dirty, dropped, memory
+            write(self, head, outbox)
+
+        return changed
+
+    return _wrap(JoinState, "write", make)
+
+
+def emitted_ids_not_read_again() -> Any:
+    return patch.object(JoinState, "known_emitted", lambda self, ids: bytearray(len(ids)))
+
+
+def rebuild_sends_what_was_sent() -> Any:
+    def unsent(self: JoinPartition) -> None:
+        self._state.write(self._next_head(self._head.told), [])
+
+    return patch.object(JoinPartition, "_write_unsent", unsent)
+
+
+def rebuild_begins_one_cut_too_late() -> Any:
+    def make(send: Any) -> Any:
+        def changed(self: JoinPartition, outbox: Sequence[Outgoing]) -> None:
+            outlet = self._outlet
+            told = outlet.send
+
+            def late(items: Sequence[Outgoing], commit: Committed) -> int:
+                return told(items, commit._replace(lowest=self._head.cuts[-1]))
+
+            with patch.object(outlet, "send", late):
+                send(self, outbox)
+
+        return changed
+
+    return _wrap(JoinPartition, "_send", make)
+
+
+def timer_closes_windows_while_input_is_unread() -> Any:
+    def always(newest: Any, ended: Any, as_of_ms: int, lateness_ms: int) -> int:
+        return watermark_of(newest, dict.fromkeys(ended, True), as_of_ms, lateness_ms)
+
+    return patch.object(join_partition, "watermark_of", always)
+
+
+def watermark_told_while_more_is_due() -> Any:
+    def make(advance: Any) -> Any:
+        def changed(self: Joiner, watermark: int, at_most: int | None = None) -> bool:
+            advance(self, watermark, at_most)
+            return True
+
+        return changed
+
+    return _wrap(Joiner, "advance", make)
+
+
+def _trainer_offset(by: int) -> Any:
+    def make(recover: Any) -> Any:
+        def changed(self: OnlineTrainer, *arguments: Any) -> None:
+            recover(self, *arguments)
+            for worker in self.workers:
+                if self.deltas.newest is not None:
+                    worker.offset = max(0, worker.offset + by)
+
+        return changed
+
+    return _wrap(OnlineTrainer, "_recover", make)
+
+
+def trainer_goes_on_one_record_too_far() -> Any:
+    return _trainer_offset(1)
+
+
+def trainer_goes_on_one_record_too_early() -> Any:
+    return _trainer_offset(-1)
+
+
+def fold_drops_a_delta() -> Any:
+    return patch.object(delta_log, "fold", lambda deltas: fold([*deltas[:-2], deltas[-1]]))
+
+
+def fold_keeps_expired_rows() -> Any:
+    def keep(deltas: Sequence[Delta]) -> Any:
+        return fold(
+            [
+                {
+                    name: TableDelta(table.rows.__class__(**{**table.rows.__dict__, "expired": _none}), table.versions)
+                    for name, table in delta.items()
+                }
+                for delta in deltas
+            ]
+        )
+
+    return patch.object(delta_log, "fold", keep)
+
+
+def files_go_before_their_manifests() -> Any:
+    def forget(self: DeltaLog, manifest: Manifest) -> None:
+        for shard in manifest.shards:
+            self._files.delete(shard.rows.name)
+            self._files.delete(shard.state.name)
+        self._files.delete(manifests.manifest_name(manifest.version, base=manifest.is_base))
+
+    return patch.object(DeltaLog, "_forget", forget)
+
+
+MUTANTS: list[Callable[[], Any]] = [
+    touched_list_cleared_before_the_delta_is_durable,
+    no_sync_before_rename,
+    no_sync_of_the_folder,
+    manifest_before_its_files,
+    offsets_committed_before_the_outbox,
+    tombstones_left_out,
+    watermark_from_the_wall_clock,
+    follower_skips_a_version,
+    follower_applies_an_older_delta_again,
+    rows_stay_where_a_follower_starts_over,
+    outbox_sent_again_whatever_the_sequence,
+    outbox_not_sent_again,
+    state_id_not_checked,
+    state_written_in_two_batches,
+    emitted_ids_not_read_again,
+    rebuild_sends_what_was_sent,
+    rebuild_begins_one_cut_too_late,
+    timer_closes_windows_while_input_is_unread,
+    watermark_told_while_more_is_due,
+    trainer_goes_on_one_record_too_far,
+    trainer_goes_on_one_record_too_early,
+    fold_drops_a_delta,
+    fold_keeps_expired_rows,
+    files_go_before_their_manifests,
+]
+
+
+def found_after(mutant: Callable[[], Any], limit: int) -> tuple[int, str]:
+    """How many seeds it took to find a mutant, 0 where it was not found, and how it showed."""
+    with mutant():
+        for seed in range(limit):
+            said = failure(seed)
+            if said:
+                return seed + 1, said.splitlines()[-1].strip()
+    return 0, ""
+
+
+def _find(job: tuple[int, int]) -> tuple[int, int, str]:
+    at, limit = job
+    return at, *found_after(MUTANTS[at], limit)
+
+
+def main() -> int:
+    limit = int(os.environ.get("SEEDS") or SEEDS)
+    began, missed = time.monotonic(), 0
+    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), begin) as pool:
+        chosen = os.environ.get("MUTANT", "").replace(" ", "_")
+        jobs = [(at, limit) for at, mutant in enumerate(MUTANTS) if chosen in mutant.__name__]
+        for at, seeds, said in pool.imap_unordered(_find, jobs, chunksize=1):
+            name = MUTANTS[at].__name__.replace("_", " ")
+            missed += not seeds
+            print(f"{name:50} {f'seed {seeds}' if seeds else 'NOT FOUND':10} {said[:110]}", flush=True)
+    print(f"{len(jobs) - missed} of {len(jobs)} mutants found within {limit} seeds, {time.monotonic() - began:.0f} s")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
