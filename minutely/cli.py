@@ -327,6 +327,41 @@ def train(
 
 @cli.command()
 @config_argument
+@click.option(
+    "--deltas",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the published versions. [default: state/NAME/deltas]",
+)
+@click.option("--listen", type=HostPort(), default="127.0.0.1:8080", show_default=True, help="Where to answer.")
+@click.option("--name", help="Name of this replica in metrics. [default: the host's name and the port]")
+def serve(config: Path, deltas: Path | None, listen: Address, name: str | None) -> None:
+    """Answer ranking requests over HTTP from a copy of the newest version, and log what was served to Kafka.
+
+    Routes: /v1/rank, /v1/engagements, /v1/status, /v2 (Open Inference Protocol), /metrics, /openapi.json.
+    """
+    from minutely.serve import serve as run
+    from minutely.service import log_to_stderr
+
+    log_to_stderr()
+    pipeline = _load(config, None, None)
+    run(pipeline, deltas or Path("state") / pipeline.name / "deltas", listen, name)
+
+
+@cli.command()
+@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.option("--json", "as_json", is_flag=True, help="Ask once, and print one line of JSON for each replica.")
+@click.option("--every", type=float, default=1.0, show_default=True, help="Seconds between two looks.")
+def freshness(urls: tuple[str, ...], as_json: bool, every: float) -> None:
+    """Show how fresh replicas are: a live table of their versions and ages, until Ctrl-C."""
+    from minutely.freshness import print_json, show
+
+    if as_json:
+        sys.exit(print_json(urls))
+    show(Console(), urls, every)
+
+
+@cli.command()
+@config_argument
 @data_option
 @click.option("--speed", type=Times(), help="How much faster than logged, as in 60x. [default: 1x]")
 @click.option("--rate", type=PerSecond(), help="Requests a second instead, as in 500/s.")

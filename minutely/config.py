@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from basis.problems import Problem, Problems
 from basis.settings import Section, format_duration
 from paramserver.settings import SyncSettings, TablesSettings
+from serving.settings import ServeSettings
 from streaming.archive import ArchiveSettings
 from streaming.datasets import movielens_100k
 from streaming.features import FeatureSet, SparseFeature
@@ -50,6 +51,7 @@ class Pipeline(Section):
     tables: TablesSettings = TablesSettings()
     train: TrainSettings = TrainSettings()
     sync: SyncSettings = SyncSettings()
+    serve: ServeSettings = ServeSettings()
 
     def form(self) -> str:
         """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
@@ -196,6 +198,9 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
     for name in pipeline.tables.only:
         if name not in tables:
             found.append((("tables", "only", name), name, f"allowed: {', '.join(tables)}"))
+    for name in pipeline.serve.score:
+        if name not in pipeline.labels:
+            found.append((("serve", "score", name), name, f"allowed: {', '.join(pipeline.labels)}"))
     if pipeline.sync.sparse_every % pipeline.train.step_every:
         step, every = (format_duration(at) for at in (pipeline.train.step_every, pipeline.sync.sparse_every))
         found.append((("sync", "sparse_every"), every, f"allowed: multiples of train.step_every ({step})"))

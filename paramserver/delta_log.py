@@ -17,6 +17,7 @@ from paramserver.delta import Delta, TableDelta
 from paramserver.files import Files
 from paramserver.form import check_form, fingerprint_of
 from paramserver.history import path_to
+from paramserver.learned import Learned
 from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat, Shard
 from paramserver.marks import read_pin
 from paramserver.precision import Precision
@@ -37,6 +38,7 @@ class Cut(NamedTuple):
     offsets: Mapping[str, int]
     dense: bytes | None = None
     trainer: bytes | None = None
+    learned: Learned | None = None
 
 
 class DeltaLog:
@@ -228,6 +230,7 @@ class DeltaLog:
             form=self._written_form(),
             lineage=lineage,
             retrained=retrained,
+            learned=cut.learned,
         )
         manifests.write_manifest(self._files, manifest)
         self._add(manifest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -26,27 +26,41 @@ class Follower:
     A pull that fails leaves the last version that was wholly read in place, to be tried again. Where the versions that it
     needs are gone, or do not descend from its own, it starts over from the newest base. A version that begins a lineage
     replaces all rows at once. Where a version is pinned, that is the last one taken.
+
+    ``applied`` is told of every version as soon as the tables hold it. While one is being applied, it is ``applying``, and readers
+    of the tables see rows of both versions, each row whole. Versions of another ``fingerprint`` than that given are refused.
     """
 
-    def __init__(self, files: Files, tables: Mapping[str, Table]) -> None:
+    def __init__(
+        self,
+        files: Files,
+        tables: Mapping[str, Table],
+        applied: Callable[[Manifest], None] = lambda manifest: None,
+        fingerprint: str | None = None,
+    ) -> None:
         self._files = files
         self._tables = tables
+        self._applied = applied
+        self._fingerprint = fingerprint
         self.manifest: Manifest | None = None
+        self.applying: Manifest | None = None
 
     @property
     def version(self) -> int:
         """The version that the tables hold; 0 before the first."""
         return self.manifest.version if self.manifest else 0
 
-    def pull(self) -> Manifest | None:
+    def pull(self, until: int | None = None) -> Manifest | None:
         """Apply all versions newer than the tables', oldest first; the newest manifest, None where nothing is published.
+
+        With ``until`` the tables go to that version, also back to it, whatever is pinned.
 
         Raises:
             BadFile: a file is damaged and no other way leads past it; what was applied up to there stays.
         """
         for attempt in range(_TRIES):
             try:
-                self._pull(read_pin(self._files))
+                self._pull(read_pin(self._files) if until is None else until)
                 return self.manifest
             except FileNotFoundError:  # compacted between its manifest and its files: look again
                 if attempt == _TRIES - 1:
@@ -133,6 +147,7 @@ class Follower:
     def _replace(self, manifest: Manifest) -> None:
         """Make the tables equal to a version that holds all rows."""
         changes = self._read(manifest)
+        self.applying = manifest
         for name, table in self._tables.items():
             kept = [change[name].keys for change in changes if name in change]
             table.erase(np.setdiff1d(table.export().ids, np.concatenate([np.empty(0, np.int64), *kept])))
@@ -140,6 +155,10 @@ class Follower:
 
     def _read(self, manifest: Manifest) -> list[dict[str, RowsChange]]:
         """Everything is read and checked before anything is applied."""
+        if self._fingerprint not in (None, manifest.fingerprint):
+            raise BadFile(
+                f"version {manifest.version}: made by another config: features, labels, model or tables differ"
+            )
         changes = [decode_rows(shard.rows.name, shard.rows.read(self._files)) for shard in manifest.shards]
         for change in changes:
             for name, rows in change.items():
@@ -151,6 +170,7 @@ class Follower:
         return changes
 
     def _take(self, manifest: Manifest, changes: list[dict[str, RowsChange]]) -> None:
+        self.applying = manifest
         for change in changes:
             for name, rows in change.items():
                 table = self._tables.get(name)
@@ -161,4 +181,5 @@ class Follower:
                 if len(rows.keys):
                     table.upsert(rows.keys, rows.embeddings)
                 table.set_default_row(rows.default)
-        self.manifest = manifest
+        self.manifest, self.applying = manifest, None
+        self._applied(manifest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +24,31 @@ from trainer.rows import RowPlan
 _ROWS_AT_ONCE = 8192
 
 
+class Versions(NamedTuple):
+    """What scores were made from. Rows gathered while a delta is applied are of ``sparse`` or of ``sparse_until``."""
+
+    sparse: int
+    sparse_until: int
+    dense: int
+
+
+class Scored(NamedTuple):
+    """Predictions for each label, float32 [impressions, labels], and the versions that made them."""
+
+    scores: npt.NDArray[np.float32]
+    versions: Versions
+
+
+class _Weights(NamedTuple):
+    model: RankingModel
+    dense: Dense | None
+
+
 class Replica:
     """Scores impressions with the version it has. ``dense_every`` is in ms of the time that `pull` is told.
 
-    Before the first dense version it scores with the weights that the model came with.
+    Before the first dense version it scores with the weights that the model came with. One thread may `pull` while another
+    scores. ``applied`` is told of every version as soon as the rows are of it.
     """
 
     def __init__(
@@ -36,16 +59,17 @@ class Replica:
         tables: Mapping[str, Table],
         labels: Mapping[str, Label],
         dense_every: int,
+        applied: Callable[[Manifest], None] = lambda manifest: None,
+        fingerprint: str | None = None,
     ) -> None:
         self._files = files
-        self._model = model.eval()
+        self._weights = _Weights(model.eval(), None)
         self._plan = plan
         self._labels = labels
         self._dense_every = dense_every
-        self._dense: Dense | None = None
         self._dense_at: int | None = None
         self._lineage = 0
-        self._follower = Follower(files, tables)
+        self._follower = Follower(files, tables, applied, fingerprint)
         self.tables = tables
 
     @property
@@ -61,51 +85,78 @@ class Replica:
     @property
     def dense_version(self) -> int:
         """The version that brought the dense weights; 0 before the first."""
-        return self._dense.version if self._dense else 0
+        return self._weights.dense.version if self._weights.dense else 0
 
-    def pull(self, now_ms: int, *, everything: bool = False) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether rows and dense weights are of one model: not before the first version, nor while another model takes over."""
+        now, coming = self._follower.manifest, self._follower.applying
+        return now is not None and now.lineage == self._lineage and (coming is None or coming.lineage == self._lineage)
+
+    def pull(self, now_ms: int, *, everything: bool = False, until: int | None = None) -> None:
         """Take newer rows, and newer dense weights where theirs are due, where the rows are of another lineage, whose weights
-        they need, or where ``everything`` is asked for."""
-        manifest = self._follower.pull()
-        if manifest is None or manifest.dense is None or manifest.dense == self._dense:
+        they need, or where ``everything`` is asked for. With ``until``, become that version, rows and dense weights.
+
+        `BadFile` where a file is damaged: the versions up to there, each whole, are what is served.
+        """
+        manifest = self._follower.pull(until)
+        if manifest is None:
             return
-        due = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every
-        if due or everything or manifest.lineage != self._lineage:
-            self._load_dense(manifest, manifest.dense, now_ms)
+        if manifest.dense is not None and manifest.dense != self._weights.dense:
+            due = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every
+            if due or everything or until is not None or manifest.lineage != self._lineage:
+                self._load_dense(manifest.dense, now_ms)
+        self._lineage = manifest.lineage
 
     def load_as_of(self, at: int) -> Manifest:
         """Take the model as of event time ``at`` (ms), older or newer than what is there: the version whose watermark is the
         newest that is not after it. `BadFile` where there is none, with what there is."""
         manifest = self._follower.load(as_of(self._files, at).version)
         if manifest.dense is not None:
-            self._load_dense(manifest, manifest.dense, at)
+            self._load_dense(manifest.dense, at)
+        self._lineage = manifest.lineage
         return manifest
 
-    def _load_dense(self, manifest: Manifest, dense: Dense, now_ms: int) -> None:
+    def _load_dense(self, dense: Dense, now_ms: int) -> None:
+        model = copy.deepcopy(self._weights.model)
         try:
-            load_weights(self._model, dense.file.read(self._files))
+            load_weights(model, dense.file.read(self._files))
         except RuntimeError as error:
             raise BadFile(f"{dense.file.name}: weights of another config than this replica's: {error}") from None
-        self._dense, self._dense_at, self._lineage = dense, now_ms, manifest.lineage
+        self._weights, self._dense_at = _Weights(model, dense), now_ms
 
     def score(self, columns: Columns, impressions: int) -> npt.NDArray[np.float32]:
         """Predictions for each label, float32 [impressions, labels]."""
+        return self.score_with_versions(columns, impressions).scores
+
+    def score_with_versions(self, columns: Columns, impressions: int) -> Scored:
+        """Predictions, and the versions of all rows and weights that went into them."""
+        weights = self._weights
+        first = self.sparse_version
         parts = [
             self._score(
-                slice_columns(columns, at, min(at + _ROWS_AT_ONCE, impressions)), min(_ROWS_AT_ONCE, impressions - at)
+                weights.model,
+                slice_columns(columns, at, min(at + _ROWS_AT_ONCE, impressions)),
+                min(_ROWS_AT_ONCE, impressions - at),
             )
             for at in range(0, impressions, _ROWS_AT_ONCE)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, len(self._labels)), np.float32)
+        # In this order: what is applied after the first look is the version by the second.
+        applying, last = self._follower.applying, self.sparse_version
+        seen = (first, last, last if applying is None else applying.version)
+        versions = Versions(min(seen), max(seen), weights.dense.version if weights.dense else 0)
+        if not parts:
+            return Scored(np.empty((0, len(self._labels)), np.float32), versions)
+        return Scored(parts[0] if len(parts) == 1 else np.concatenate(parts), versions)
 
-    def _score(self, columns: Columns, impressions: int) -> npt.NDArray[np.float32]:
+    def _score(self, model: RankingModel, columns: Columns, impressions: int) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
             rows = self._plan.fetch(
                 self._plan.ids(columns),
-                self._model.row_dim,
+                model.row_dim,
                 lambda table, keys, out: self.tables[table].lookup(keys, out),
             )
             stacked = self._plan.stack(rows, columns, impressions)
-            outputs = self._model(stacked, self._plan.dense(columns, impressions))
+            outputs = model(stacked, self._plan.dense(columns, impressions))
             scores: npt.NDArray[np.float32] = predictions(self._labels, outputs).numpy()
             return scores

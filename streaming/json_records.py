@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from streaming.columns import Packed, Ragged, pack
+from streaming.columns import Column, Floats, Ids, Packed, Ragged, pack
 from streaming.events import BadRecord, Request, encode
 from streaming.features import Feature, SparseFeature, VectorFeature
 from streaming.ids import ids_of
@@ -52,10 +52,14 @@ def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
             served_at=read.served_at,
             impression_ids=read.impression_ids,
             shared={
-                name: _pack(name, features[name], [value]) for name, value in read.shared.items() if name in features
+                name: pack_values(name, features[name], [value])
+                for name, value in read.shared.items()
+                if name in features
             },
             features={
-                name: _pack(name, features[name], each) for name, each in read.features.items() if name in features
+                name: pack_values(name, features[name], each)
+                for name, each in read.features.items()
+                if name in features
             },
             positions=positions,
             scores=scores,
@@ -65,22 +69,32 @@ def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
     )
 
 
-def _pack(name: str, feature: Feature, values: Sequence[Any]) -> Packed:
+def pack_values(name: str, feature: Feature, values: Sequence[Any]) -> Packed:
     """Values as they stand in JSON, one an impression, as a packed column."""
+    return pack(column_of_values(name, feature, values), 0, len(values))
+
+
+def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Column:
+    """Values as they stand in JSON, one an impression, as a column; `BadRecord` where they do not fit the feature."""
     try:
         if isinstance(feature, SparseFeature) and feature.is_list:
+            if not all(isinstance(each, list) for each in values):
+                raise TypeError("one value an impression, lists of ids are expected")
             offsets = np.cumsum([0, *map(len, values)])
             flat = [value for each in values for value in each]
-            return pack(Ragged(offsets, _ids(flat)), 0, len(values))
+            return Ragged(offsets, _ids(flat))
         if isinstance(feature, SparseFeature):
-            return pack(_ids(values), 0, len(values))
-        column = np.array(values, "<f4")
+            return _ids(values)
+        column: Floats = np.array(values, "<f4")
         if column.shape[1:] != ((feature.size,) if isinstance(feature, VectorFeature) else ()):
             raise ValueError(f"lists of the wrong length: {column.shape[1:]}")
-        return column.tobytes()
+        return column
     except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise BadRecord("malformed", f"feature {name}: {error}") from None
 
 
-def _ids(values: Sequence[Any]) -> Any:
+def _ids(values: Sequence[Any]) -> Ids:
+    numbers = np.array(values) if type(values[0] if values else None) is int else None
+    if numbers is not None and numbers.dtype == np.int64 and numbers.ndim == 1:
+        return numbers  # by way of Arrow it takes ten times as long
     return ids_of(pa.array(values, None if values else pa.int64()))

@@ -47,6 +47,13 @@ class SideTable:
         return pc.take(values, self._at)
 
 
+def time_ids(served_at: Ids, part: str) -> Ids:
+    """The hour or the weekday (Monday is 0) of times in ms, UTC."""
+    if part == "hour":
+        return served_at // _HOUR_MS % 24
+    return (served_at // _DAY_MS + 3) % 7  # 1970 began on a Thursday
+
+
 class FeatureMapper:
     """Makes feature columns out of the impressions' file and its side tables."""
 
@@ -75,7 +82,7 @@ class FeatureMapper:
                     raise Problems([Problem("features", f"{name}: cross", f"{left}, {right}", _CROSS)])
                 return cross(pair[0].view(np.int64), pair[1].view(np.int64))
             case SparseFeature(time=time) if time is not None:
-                return self._time(time)
+                return time_ids(self._served_at, time)
             case SparseFeature(bucket="log2"):
                 values = self._numbers(feature.side, feature.column or "")
                 powers = np.floor(np.log2(1 + np.maximum(_filled(values), 0)))
@@ -87,11 +94,6 @@ class FeatureMapper:
                 return self._dense(feature)
             case VectorFeature():
                 return self._vector(feature)
-
-    def _time(self, part: str) -> Ids:
-        if part == "hour":
-            return self._served_at // _HOUR_MS % 24
-        return (self._served_at // _DAY_MS + 3) % 7  # 1970 began on a Thursday; Monday is 0
 
     def _file(self, side: str | None) -> RowFile:
         if side is None:

@@ -17,6 +17,7 @@ from paramserver.table import Rows
 from streaming.clock import Clock
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
+from trainer.epoch_times import EpochTimes
 from trainer.recovery import recover_newest
 from trainer.retrain import check_at_work
 from trainer.worker import Trainer, TrainWorker
@@ -65,6 +66,7 @@ class OnlineTrainer:
         self._files = files
         self._waiting: _Waiting | None = None
         self._must_be_whole = False
+        self._times = EpochTimes()
         self._recover(log, resume=resume)
 
     def _recover(self, log: LogReader, *, resume: bool) -> None:
@@ -82,6 +84,7 @@ class OnlineTrainer:
         # Replicas have something else than what training goes on from: the next version replaces all they have.
         self._must_be_whole = found.version != self.deltas.version
         self._published = dict(found.offsets)
+        self._times.newest_at = found.learned.newest_at if found.learned else 0
         is_grown = found.fingerprint != self.deltas.fingerprint
         self._dense_at = found.published_at if found.dense and not is_grown else None
         for worker in self.workers:
@@ -92,8 +95,9 @@ class OnlineTrainer:
     def step(self) -> None:
         """Train on what can be read, bounded in time and memory, and forget rows whose time is over."""
         for worker in self.workers:
+            read_at = self._clock.now_ms()
             worker.step()
-            worker.take_decided()
+            self._times.add(*worker.take_times(), read_at, self._clock.now_ms())
         self.trainer.expire(min(worker.watermark for worker in self.workers))
 
     def due(self) -> bool:
@@ -128,6 +132,7 @@ class OnlineTrainer:
                 offsets=offsets,
                 dense=self.trainer.dense_weights() if dense else None,
                 trainer=self.trainer.state(),
+                learned=self._times.take(now_ms),
             )
             rows = self.trainer.seal()
             if self._must_be_whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -168,6 +169,13 @@ class Trainer:
         self.weights.load_state(parts["optimizer"])
 
 
+class Times(NamedTuple):
+    """Event times of n examples, int64 [n] in ms: of the newest event in each, and of the decision of its last label."""
+
+    happened: npt.NDArray[np.int64]
+    decided: npt.NDArray[np.int64]
+
+
 class TrainWorker:
     """A trainer at work on a log: reads one partition of `examples`, and knows what its rows contain."""
 
@@ -177,6 +185,7 @@ class TrainWorker:
         self._format = example_format
         self.partition = partition
         self._decided: list[npt.NDArray[np.int64]] = []
+        self._happened: list[npt.NDArray[np.int64]] = []
         self.offset = 0
         self.watermark = 0
 
@@ -198,9 +207,19 @@ class TrainWorker:
                 batch, decided = batch.take(pa.array(order)), decided[order]
             self._trainer.train(batch)
             self._decided.append(decided)
+            self._happened.append(batch.column("happened_at").to_numpy())
         return len(records) == _RECORDS_AT_ONCE
 
     def take_decided(self) -> npt.NDArray[np.int64]:
         """When the labels of the examples trained since the last call were decided (ms)."""
-        decided, self._decided = self._decided, []
-        return np.concatenate(decided) if decided else np.empty(0, np.int64)
+        return self.take_times().decided
+
+    def take_times(self) -> Times:
+        """Event times of the examples trained since the last call (ms)."""
+        return Times(_take(self._happened), _take(self._decided))
+
+
+def _take(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    taken = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    parts.clear()
+    return taken

@@ -23,7 +23,9 @@ def main(folder: Path) -> None:
     random = np.random.default_rng(7)
     folder.mkdir(parents=True, exist_ok=True)
     brand = random.integers(0, 8, ITEMS)
-    categories = [[f"c{category}" for category in random.choice(12, random.integers(1, 4), replace=False)] for _ in range(ITEMS)]
+    categories = [
+        [f"c{category}" for category in random.choice(12, random.integers(1, 4), replace=False)] for _ in range(ITEMS)
+    ]
     items = {
         "item": [f"i{item}" for item in range(ITEMS)],
         "brand": [f"b{number}" for number in brand],
@@ -44,7 +46,13 @@ def main(folder: Path) -> None:
             odds = quality[item] + 2.0 * (brand[item] == wanted) - 0.3 * position - 1.5
             if random.random() < 1 / (1 + np.exp(-odds)):
                 delay = float(random.exponential(60.0))
-                event = {"time": at + delay, "request": f"r{request}", "item": f"i{item}", "action": "click", "value": 1}
+                event = {
+                    "time": at + delay,
+                    "request": f"r{request}",
+                    "item": f"i{item}",
+                    "action": "click",
+                    "value": 1,
+                }
                 events.append(event)
                 if random.random() < 0.2:
                     price = float(items["price"][item])

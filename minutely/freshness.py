@@ -1,0 +1,109 @@
+"""`minutely freshness`: how fresh replicas are, as a live table or as JSON."""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from serving.freshness import STAGES, Status
+
+_TIMEOUT_SECONDS = 5.0
+_COLORS = {"fresh": "green", "idle": "cyan", "stale": "red", "empty": "yellow"}
+
+
+class Looked(msgspec.Struct):
+    """What a replica said at ``url``, or why it did not."""
+
+    url: str
+    status: Status | None = None
+    error: str | None = None
+
+
+def look(urls: Sequence[str]) -> list[Looked]:
+    """Ask all replicas at once; one that does not answer is named with the reason."""
+    with ThreadPoolExecutor(len(urls)) as pool:
+        return list(pool.map(_ask, urls))
+
+
+def _ask(url: str) -> Looked:
+    place = url if "://" in url else f"http://{url}"
+    try:
+        with urllib.request.urlopen(f"{place.rstrip('/')}/v1/status", timeout=_TIMEOUT_SECONDS) as answer:
+            return Looked(url, msgspec.json.decode(answer.read(), type=Status))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return Looked(url, error=str(reason))
+
+
+def print_json(urls: Sequence[str]) -> int:
+    """A line of JSON for each replica; 1 where any did not answer."""
+    found = look(urls)
+    for each in found:
+        sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
+    return int(any(each.error for each in found))
+
+
+def show(console: Console, urls: Sequence[str], every_seconds: float) -> None:
+    """A table that follows the replicas until Ctrl-C; once where nobody watches."""
+    if not console.is_terminal:
+        console.print(table(look(urls)))
+        return
+    try:
+        with Live(table(look(urls)), console=console, refresh_per_second=4) as live:
+            while True:
+                time.sleep(every_seconds)
+                live.update(table(look(urls)))
+    except KeyboardInterrupt:
+        return
+
+
+def table(found: Sequence[Looked]) -> Table:
+    """Replicas by row: versions, ages and delays, then the median time in each stage."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "replica",
+        "state",
+        "rows of",
+        "dense of",
+        "freshness",
+        "newest",
+        "decided→servable p50/p99",
+        *STAGES,
+        "rows",
+    ):
+        made.add_column(name, justify="left" if name in ("replica", "state") else "right")
+    for each in found:
+        status = each.status
+        if status is None:
+            made.add_row(each.url, f"[red]{each.error}[/red]")
+            continue
+        delays = status.decided_to_servable_seconds
+        state = f"[{_COLORS[status.state]}]{status.state}[/]" + (" pinned" if status.pinned is not None else "")
+        made.add_row(
+            status.replica,
+            state + (f" [red]{status.problem}[/red]" if status.problem else ""),
+            str(status.sparse_version),
+            str(status.dense_version),
+            seconds(status.freshness_seconds),
+            seconds(status.newest_behaviour_seconds),
+            f"{seconds(delays.get('p50'))} / {seconds(delays.get('p99'))}",
+            *(seconds(status.stage_p50_seconds.get(stage)) for stage in STAGES),
+            f"{status.rows:,}",
+        )
+    return made
+
+
+def seconds(value: float | None) -> str:
+    """A duration for people."""
+    if value is None:
+        return "–"
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s" if value < 600 else f"{value / 60:.0f} min"

@@ -1,0 +1,213 @@
+"""`minutely serve`: a replica over HTTP, put together from a pipeline. Its sockets and threads begin and end here."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ipaddress
+import logging
+import platform
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import uvicorn
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from basis.problems import Problem, Problems
+from minutely.config import Pipeline
+from minutely.service import Address, stop_on_signal
+from paramserver.files import Files, LocalFiles
+from paramserver.form import fingerprint_of
+from serving.access import Gate
+from serving.freshness import Freshness
+from serving.http import Service
+from serving.outbox import Outbox, Outgoing
+from serving.pulling import Puller
+from serving.ranking import Ranker
+from serving.replica import Replica
+from serving.requests import RequestReader
+from serving.scoring import Scoring
+from serving.service import ReplicaService, Worker, pull_step, send_step
+from streaming.clock import Clock, WallClock
+from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from streaming.kafka.waiting import Patience
+from trainer.models import make_model
+
+_log = logging.getLogger("minutely.serve")
+
+_CONNECTIONS = 1024
+_KEEP_ALIVE_SECONDS = 30
+_CLOSE_SECONDS = 5
+_DELIVERY_MS = 60_000
+_BLOCK_MS = 5_000
+
+
+def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) -> None:
+    """Answer until SIGINT or SIGTERM; what is being answered is finished first."""
+    torch.set_num_threads(1)
+    service = make_replica_service(
+        pipeline, LocalFiles(folder, durable=False), WallClock(), name or f"{platform.node()}:{address.port}"
+    )
+    tls = pipeline.serve.tls
+    if not _is_loopback(address.host) and "rank" not in pipeline.serve.tokens:
+        _log.warning("listens at %s, and answers whoever can reach it: serve.tokens is not set", address.host)
+    puller = Worker("pull", partial(pull_step, service.puller))
+    config = uvicorn.Config(
+        Service(service, puller.wake).app,
+        host=address.host,
+        port=address.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+        server_header=False,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+    try:
+        config.load()
+    except OSError as error:  # an SSLError is one
+        named = f"{tls.certificate}, {tls.key}" if tls else ""
+        raise Problems([Problem("serve.tls", "files", named, f"{error}; allowed: PEM files")]) from None
+    sink = KafkaSink(pipeline.kafka, service.outbox)
+    sender = Worker("log", partial(send_step, service.outbox, sink))
+    workers = [puller, sender] if pipeline.serve.log else [puller]
+    with stop_on_signal():
+        service.scoring.start()
+        for worker in workers:
+            worker.start()
+        gc.freeze()  # what is there now stays; collections look at requests alone
+        try:
+            asyncio.run(_run(uvicorn.Server(config)))
+        finally:
+            service.scoring.stop()
+            sink.stop()
+            ended = [worker.stop(_CLOSE_SECONDS) for worker in workers]
+            if pipeline.serve.log and all(ended):
+                while send_step(service.outbox, sink) == 0:
+                    pass
+                sink.close()
+            gc.unfreeze()
+    _log.info("ended; %d records were not logged", sum(service.outbox.dropped.values()) + len(service.outbox))
+
+
+async def _run(server: uvicorn.Server) -> None:
+    await server.serve()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: str) -> ReplicaService:
+    """A replica with nothing pulled yet."""
+    settings = pipeline.serve
+    model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
+    tables = {
+        table: pipeline.tables.make_replica(table, model.row_dim, pipeline.seed, pipeline.sync.rows)
+        for table in plan.tables
+    }
+    freshness = Freshness(clock, settings.fresh_within)
+    replica = Replica(
+        files,
+        model,
+        plan,
+        tables,
+        pipeline.labels,
+        pipeline.sync.dense_every,
+        freshness.applied,
+        fingerprint_of(pipeline.form()),
+    )
+    ranker = Ranker(replica, pipeline.labels, settings.score)
+    return ReplicaService(
+        name=name,
+        model=pipeline.name,
+        settings=settings,
+        clock=clock,
+        replica=replica,
+        ranker=ranker,
+        reader=RequestReader(pipeline.features, settings.max_candidates),
+        scoring=Scoring(ranker, settings.latency_budget / 1000),
+        puller=Puller(files, replica, clock, Random(), pipeline.sync.sparse_every),
+        freshness=freshness,
+        outbox=Outbox(settings.log_buffer),
+        gate=Gate({role: tokens.read(role) for role, tokens in settings.tokens.items()}),
+        max_future_ms=pipeline.join.max_future,
+        log_retention_ms=pipeline.kafka.retention,
+        log_needed_ms=2 * max(label.window for label in pipeline.labels.values()) + pipeline.join.lateness,
+    )
+
+
+class KafkaSink:
+    """Sends to the pipeline's topics. While brokers are away it waits, and what comes meanwhile fills the outbox."""
+
+    def __init__(self, settings: KafkaSettings, outbox: Outbox) -> None:
+        self._settings = settings
+        self._outbox = outbox
+        self._producer: Any = None
+        self._stopping = threading.Event()
+        self._patience = Patience(_log, "brokers")
+
+    def send(self, records: Sequence[Outgoing]) -> None:
+        """Send records; what the brokers do not take in a minute is counted as dropped."""
+        for record in records:
+            while not self._try(record):
+                if self._stopping.wait(0.1):
+                    self._outbox.dropped[record.topic] += 1
+                    break
+
+    def _try(self, record: Outgoing) -> bool:
+        if not self._patience.ready:
+            return False
+        try:
+            if self._producer is None:
+                self._producer = self._connect()
+            sent = self._producer.send(
+                self._settings.topic(record.topic), record.make(), key=record.key.encode(errors="surrogatepass")
+            )
+        except (KafkaError, Problems) as error:
+            self._patience.failed(error)
+            return False
+        self._patience.worked()
+        sent.add_callback(self._count, self._outbox.sent, record.topic)
+        sent.add_errback(self._count, self._outbox.dropped, record.topic)
+        return True
+
+    @staticmethod
+    def _count(counts: dict[str, int], topic: str, _result: object) -> None:
+        counts[topic] += 1
+
+    def _connect(self) -> KafkaProducer:
+        ensure_topics(self._settings)
+        return KafkaProducer(
+            **self._settings.client(),
+            acks="all",
+            linger_ms=20,
+            max_request_size=MAX_OUTPUT_BYTES,
+            max_block_ms=_BLOCK_MS,
+            delivery_timeout_ms=_DELIVERY_MS,
+        )
+
+    def stop(self) -> None:
+        """Do not wait for brokers any longer."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Send what is on its way, in bounded time."""
+        if self._producer is not None:
+            self._producer.close(timeout=_CLOSE_SECONDS)

@@ -1,0 +1,357 @@
+"""The HTTP service: who is let in, how much is read, which part answers, and in which form."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version as package_version
+from typing import Any, TypeAlias
+
+import msgspec
+from fastapi import FastAPI, HTTPException, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.requests import ClientDisconnect
+
+from serving import answers
+from serving import open_inference as v2
+from serving.access import Denied, Rate
+from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Ready, Score, rank_answer
+from serving.freshness import Status
+from serving.metrics import ReplicaMetrics, RequestMetrics
+from serving.openapi import complete, operation
+from serving.outbox import Outgoing
+from serving.ranking import order_of
+from serving.requests import (
+    BadRequest,
+    EngagementsBody,
+    PinBody,
+    RankRequest,
+    ScoreBody,
+    decode,
+    engagement_record,
+)
+from serving.scoring import Busy
+from serving.service import ReplicaService
+from serving.settings import Role
+from streaming.log import ENGAGEMENTS
+
+Answered: TypeAlias = tuple[int, msgspec.Struct]
+Handler: TypeAlias = Callable[[bytes, bool], Awaitable[Answered]]
+
+_RETRY = {"Retry-After": "1"}
+_BAD = (400, 408, 413, 415, 422)
+_WHO = (401, 403, 429)
+_CLOSED_REQUEST = 499
+
+
+class Service:
+    """Routes over one replica. ``pin_changed`` is called when the puller has something to do at once."""
+
+    def __init__(self, replica: ReplicaService, pin_changed: Callable[[], None]) -> None:
+        self._replica = replica
+        self._pin_changed = pin_changed
+        rate = replica.settings.rate
+        self._rates: dict[Role, Rate] = {role: Rate(rate) for role in ("rank", "engage", "admin")} if rate else {}
+        self._registry = CollectorRegistry()
+        self._metrics = RequestMetrics(self._registry)
+        self._registry.register(ReplicaMetrics(replica))
+        self.app = self._make_app()
+
+    def _make_app(self) -> FastAPI:
+        app = FastAPI(
+            title=f"Minutely: {self._replica.model}", version=package_version("minutely"), docs_url=None, redoc_url=None
+        )
+        app.add_exception_handler(HTTPException, _http_problem)
+        app.add_exception_handler(404, _http_problem)
+        app.add_exception_handler(405, _http_problem)
+        add, name = self._add, ("name",)
+        add(
+            app,
+            "POST",
+            "/v1/rank",
+            self._rank,
+            "rank",
+            operation(
+                "rank",
+                "Order candidates, and log what is answered.",
+                answers.RankAnswer,
+                *_BAD,
+                *_WHO,
+                503,
+                body=RankRequest,
+            ),
+        )
+        add(
+            app,
+            "POST",
+            "/v1/engagements",
+            self._engage,
+            "engage",
+            operation(
+                "engage", "Tell what users did.", Accepted, *_BAD, *_WHO, 404, 503, body=EngagementsBody, status=202
+            ),
+        )
+        add(
+            app,
+            "GET",
+            "/v1/status",
+            self._status,
+            None,
+            operation("status", "Versions and freshness.", Status, secured=False),
+        )
+        add(
+            app,
+            "PUT",
+            "/v1/score",
+            self._put_score,
+            "admin",
+            operation("set_score", "Change the weights of the combined score.", Score, *_BAD, *_WHO, body=ScoreBody),
+        )
+        add(
+            app,
+            "PUT",
+            "/v1/pin",
+            self._put_pin,
+            "admin",
+            operation("pin", "Stay at a version.", Pinned, *_BAD, *_WHO, 404, body=PinBody),
+        )
+        add(
+            app,
+            "DELETE",
+            "/v1/pin",
+            self._delete_pin,
+            "admin",
+            operation("unpin", "Follow the newest version.", Pinned, *_WHO),
+        )
+        add(
+            app,
+            "GET",
+            "/v2",
+            self._server,
+            None,
+            operation("server_metadata", "Who answers.", v2.ServerMetadata, secured=False),
+        )
+        add(
+            app,
+            "GET",
+            "/v2/health/live",
+            self._live,
+            None,
+            operation("live", "Whether it answers.", Live, secured=False),
+        )
+        ready = operation("ready", "Whether it should get requests.", Ready, secured=False)
+        ready["responses"]["503"] = ready["responses"]["200"]
+        add(app, "GET", "/v2/health/ready", self._ready, None, ready)
+        add(
+            app,
+            "GET",
+            "/v2/models/{name}",
+            self._model,
+            None,
+            operation("model_metadata", "Inputs and outputs.", v2.ModelMetadata, 404, secured=False, parameters=name),
+        )
+        add(
+            app,
+            "GET",
+            "/v2/models/{name}/ready",
+            self._ready,
+            None,
+            {
+                **ready,
+                "operationId": "model_ready",
+                "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+                "responses": {**ready["responses"], "404": operation("", "", Problem, 404)["responses"]["404"]},
+            },
+        )
+        add(
+            app,
+            "POST",
+            "/v2/models/{name}/infer",
+            self._infer,
+            "rank",
+            operation(
+                "infer",
+                "Score rows; nothing is logged.",
+                v2.InferAnswer,
+                *_BAD,
+                *_WHO,
+                404,
+                503,
+                body=v2.InferRequest,
+                parameters=name,
+            ),
+        )
+        app.add_api_route("/metrics", self._scrape, methods=["GET"], include_in_schema=False)
+        made = app.openapi
+
+        def openapi() -> dict[str, Any]:
+            if app.openapi_schema is None:
+                app.openapi_schema = complete(made(), self._replica.reader, self._replica.ranker.labels)
+            return app.openapi_schema
+
+        app.openapi = openapi  # type: ignore[method-assign]
+        return app
+
+    def _add(
+        self, app: FastAPI, method: str, path: str, handler: Handler, role: Role | None, document: dict[str, Any]
+    ) -> None:
+        has_body, wants_model = "requestBody" in document, "{name}" in path
+
+        async def endpoint(request: Request) -> Response:
+            started = time.perf_counter()
+            response = await self._answer(request, handler, role, has_body, wants_model)
+            self._metrics.requests.labels(path, str(response.status_code)).inc()
+            self._metrics.seconds.labels(path).observe(time.perf_counter() - started)
+            return response
+
+        app.add_api_route(
+            path, endpoint, methods=[method], openapi_extra=document, response_class=Response, response_model=None,
+            status_code=int(next(iter(document["responses"]))), operation_id=document["operationId"], summary=document["summary"],
+        )  # fmt: skip
+
+    async def _answer(
+        self, request: Request, handler: Handler, role: Role | None, has_body: bool, wants_model: bool
+    ) -> Response:
+        packed = _is_msgpack(request.headers.get("accept", "")) or (
+            JSON not in request.headers.get("accept", "") and _is_msgpack(request.headers.get("content-type", ""))
+        )
+        headers: dict[str, str] = {}
+        try:
+            async with asyncio.timeout(self._replica.settings.timeout / 1000):
+                if role is not None:
+                    self._let_in(request, role)
+                if wants_model and request.path_params["name"] != self._replica.model:
+                    raise BadRequest(f"no such model; allowed: {self._replica.model}", 404)
+                status, answer = await handler(*(await self._body(request) if has_body else (b"", False)))
+        except Denied as error:
+            status, answer = error.status, Problem(str(error))
+            headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        except BadRequest as error:
+            status, answer = error.status, Problem(str(error))
+        except Busy as error:
+            status, answer = 503, Problem(f"not now: {error}")
+        except TimeoutError:
+            status, answer = 408, Problem(f"took longer than {self._replica.settings.timeout / 1000:g} s")
+        except ClientDisconnect:
+            return Response(status_code=_CLOSED_REQUEST)
+        if status in (429, 503):
+            headers = _RETRY
+        content = answers.encode(answer, msgpack=packed)
+        return Response(content, status, headers, MSGPACK if packed else JSON)
+
+    def _let_in(self, request: Request, role: Role) -> None:
+        self._replica.gate.check(role, request.headers.get("authorization"))
+        rate = self._rates.get(role)
+        if rate is not None and not rate.take(time.monotonic()):
+            raise BadRequest(f"more than {self._replica.settings.rate:g} requests a second", 429)
+
+    async def _body(self, request: Request) -> tuple[bytes, bool]:
+        """The body, and whether it is msgpack; refused as soon as it is known to be too large."""
+        kind, limit = request.headers.get("content-type", JSON), self._replica.settings.max_body_bytes
+        if not (_is_msgpack(kind) or kind.split(";")[0].strip().lower() == JSON):
+            raise BadRequest(f"content type {kind[:80]}; allowed: {JSON}, {MSGPACK}", 415)
+        length = request.headers.get("content-length", "0")
+        parts, size = [], 0
+        if not length.isdigit() or int(length) <= limit:
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    break
+                parts.append(part)
+            else:
+                return b"".join(parts), _is_msgpack(kind)
+        raise BadRequest(f"a body of more than {limit} bytes; allowed: {limit}", 413)
+
+    async def _rank(self, payload: bytes, packed: bool) -> Answered:
+        replica = self._replica
+        if not replica.replica.whole:
+            raise Busy("no whole version yet")
+        asked = replica.reader.rank(payload, msgpack=packed, now_ms=replica.clock.now_ms())
+        answer = await replica.scoring.score(asked)
+        order = order_of(asked, answer)
+        replica.served(asked, answer, order)
+        return 200, rank_answer(asked, answer, order, replica.ranker.labels, replica.freshness.age_seconds())
+
+    async def _infer(self, payload: bytes, packed: bool) -> Answered:
+        replica = self._replica
+        if not replica.replica.whole:
+            raise Busy("no whole version yet")
+        request = decode(v2.InferRequest, payload, msgpack=packed)
+        asked = v2.asked_of(request, replica.reader, replica.clock.now_ms())
+        answer = await replica.scoring.score(asked)
+        return 200, v2.answer_of(request, replica.model, replica.ranker.labels, answer)
+
+    async def _engage(self, payload: bytes, packed: bool) -> Answered:
+        replica = self._replica
+        body = decode(EngagementsBody, payload, msgpack=packed)
+        now_ms = replica.clock.now_ms()
+        records = [
+            (item.request_id, engagement_record(item, now_ms, replica.max_future_ms)) for item in body.engagements
+        ]
+        if not replica.settings.log:
+            raise BadRequest("serve.log is off: there is no log to take engagements", 404)
+        if not replica.outbox.room(len(records)):
+            raise Busy("the log takes no more at the moment")
+        for key, record in records:
+            replica.outbox.offer(Outgoing(ENGAGEMENTS, key, _already(record)))
+        return 202, Accepted(len(records))
+
+    async def _status(self, _payload: bytes, _packed: bool) -> Answered:
+        return 200, self._replica.status()
+
+    async def _put_score(self, payload: bytes, packed: bool) -> Answered:
+        body = decode(ScoreBody, payload, msgpack=packed)
+        try:
+            self._replica.ranker.weights = body.score
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        return 200, Score(self._replica.ranker.weights)
+
+    async def _put_pin(self, payload: bytes, packed: bool) -> Answered:
+        body = decode(PinBody, payload, msgpack=packed)
+        try:
+            version = self._replica.puller.pin(body.version)
+        except LookupError as error:
+            raise BadRequest(str(error), 404) from None
+        self._pin_changed()
+        return 200, Pinned(version)
+
+    async def _delete_pin(self, _payload: bytes, _packed: bool) -> Answered:
+        self._replica.puller.unpin()
+        self._pin_changed()
+        return 200, Pinned(None)
+
+    async def _server(self, _payload: bytes, _packed: bool) -> Answered:
+        return 200, v2.ServerMetadata("minutely", package_version("minutely"))
+
+    async def _live(self, _payload: bytes, _packed: bool) -> Answered:
+        return 200, Live()
+
+    async def _ready(self, _payload: bytes, _packed: bool) -> Answered:
+        ready, state = self._replica.ready()
+        return (200 if ready else 503), Ready(ready, state)
+
+    async def _model(self, _payload: bytes, _packed: bool) -> Answered:
+        replica = self._replica
+        outputs = [v2.TensorMetadata(name, "FP32", [-1]) for name in (*replica.ranker.labels, "score")]
+        version = str(replica.replica.sparse_version)
+        return 200, v2.ModelMetadata(replica.model, [version], "minutely", v2.inputs_of(replica.reader), outputs)
+
+    async def _scrape(self) -> Response:
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _already(record: bytes) -> Callable[[], bytes]:
+    return lambda: record
+
+
+def _is_msgpack(kind: str) -> bool:
+    return "msgpack" in kind
+
+
+async def _http_problem(_request: Request, error: Exception) -> Response:
+    """What the router refuses: no such path, no such method."""
+    assert isinstance(error, HTTPException) or hasattr(error, "status_code")
+    status, headers = getattr(error, "status_code", 500), getattr(error, "headers", None)
+    return Response(answers.encode(Problem(str(getattr(error, "detail", error))), msgpack=False), status, headers, JSON)

@@ -1,0 +1,129 @@
+"""A replica's metrics, as Prometheus asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from serving.freshness import BOUNDS_SECONDS, STATES
+from serving.freshness import Histogram as Delays
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+
+if TYPE_CHECKING:
+    from serving.service import ReplicaService
+
+_ANSWER_SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # times of creation are one more line for each count
+
+
+class RequestMetrics:
+    """What is counted as requests come."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter("minutely_serve_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.seconds = Histogram(
+            "minutely_serve_seconds", "From request to answer.", ["route"], buckets=_ANSWER_SECONDS, registry=registry
+        )
+
+
+class ReplicaMetrics(Collector):
+    """Reads what the parts of a replica know anyway, when asked."""
+
+    def __init__(self, service: ReplicaService) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything; gauges of freshness carry the replica's name."""
+        yield from self._freshness()
+        yield from self._pulls()
+        yield from self._traffic()
+
+    def _freshness(self) -> Iterator[Metric]:
+        name, fresh = self._service.name, self._service.freshness
+        yield self._gauge(
+            "minutely_model_freshness_seconds", "Now minus the event time up to which everything is in the scores.",
+            fresh.age_seconds(),
+        )  # fmt: skip
+        yield self._gauge(
+            "minutely_newest_behaviour_seconds", "Now minus the newest behaviour in the scores.",
+            fresh.newest_behaviour_seconds(),
+        )  # fmt: skip
+        state = GaugeMetricFamily("minutely_model_state", "1 for the replica's state.", labels=["replica", "state"])
+        now = fresh.state()
+        for each in STATES:
+            state.add_metric([name, each], float(each == now))
+        yield state
+        yield _histogram(
+            "minutely_event_to_servable_seconds", "From behaviour to servable.", {"": fresh.event_to_servable}
+        )
+        yield _histogram(
+            "minutely_decided_to_servable_seconds", "From decided labels to servable.", {"": fresh.decided_to_servable}
+        )
+        yield _histogram("minutely_stage_seconds", "Time of an example in each stage.", fresh.stages, "stage")
+
+    def _pulls(self) -> Iterator[Metric]:
+        service, fresh = self._service, self._service.freshness
+        yield self._gauge("minutely_sparse_version", "Version of the rows.", service.replica.sparse_version)
+        yield self._gauge("minutely_dense_version", "Version of the dense weights.", service.replica.dense_version)
+        yield self._gauge("minutely_ready", "Whether the replica says that it is ready.", float(service.ready()[0]))
+        yield self._gauge("minutely_pinned", "Whether it stays at a version.", float(service.puller.pinned is not None))
+        yield CounterMetricFamily("minutely_deltas", "Versions applied.", fresh.deltas)
+        yield CounterMetricFamily("minutely_delta_rows", "Rows that they changed.", fresh.delta_rows)
+        yield CounterMetricFamily("minutely_delta_expired", "Rows that they expired.", fresh.delta_expired)
+        yield CounterMetricFamily("minutely_delta_bytes", "Bytes of their rows.", fresh.delta_bytes)
+        failures = CounterMetricFamily("minutely_pull_failures", "Pulls that failed.", labels=["reason"])
+        for reason in sorted({"damaged", "unreadable", *service.puller.failures}):
+            failures.add_metric([reason], service.puller.failures[reason])
+        yield failures
+        live = GaugeMetricFamily("minutely_rows_live", "Rows now.", labels=["table"])
+        admitted = CounterMetricFamily("minutely_rows_admitted", "Rows that came.", labels=["table"])
+        expired = CounterMetricFamily("minutely_rows_expired", "Rows that went.", labels=["table"])
+        for table, rows in service.replica.tables.items():
+            stats = rows.stats
+            live.add_metric([table], stats.live)
+            admitted.add_metric([table], stats.inserted)
+            expired.add_metric([table], stats.erased)
+        yield from (live, admitted, expired)
+
+    def _traffic(self) -> Iterator[Metric]:
+        scoring, outbox = self._service.scoring, self._service.outbox
+        yield CounterMetricFamily("minutely_serve_candidates", "Candidates scored.", scoring.scored)
+        yield CounterMetricFamily("minutely_serve_batches", "Batches scored.", scoring.batches)
+        yield GaugeMetricFamily("minutely_serve_waiting", "Candidates waiting or being scored.", scoring.waiting)
+        yield GaugeMetricFamily(
+            "minutely_log_retention_seconds", "How long the log keeps records.", self._service.log_retention_ms / 1000
+        )
+        yield GaugeMetricFamily(
+            "minutely_log_needed_seconds", "What joiners need to be rebuilt.", self._service.log_needed_ms / 1000
+        )
+        yield GaugeMetricFamily("minutely_log_waiting", "Records waiting for the log.", len(outbox))
+        for name, what, counts in (
+            ("minutely_log_sent", "Records that the log has.", outbox.sent),
+            ("minutely_log_dropped", "Records that the log will never have.", outbox.dropped),
+        ):
+            family = CounterMetricFamily(name, what, labels=["topic"])
+            for topic in (IMPRESSIONS, ENGAGEMENTS):
+                family.add_metric([topic], counts[topic])
+            yield family
+
+    def _gauge(self, name: str, what: str, value: float | None) -> Metric:
+        family = GaugeMetricFamily(name, what, labels=["replica"])
+        if value is not None:
+            family.add_metric([self._service.name], value)
+        return family
+
+
+def _histogram(name: str, what: str, by_label: dict[str, Delays], label: str | None = None) -> Metric:
+    family = HistogramMetricFamily(name, what, labels=[label] if label else [])
+    for value, found in by_label.items():
+        bounds = [*map(str, map(float, BOUNDS_SECONDS)), "+Inf"]
+        buckets = list(zip(bounds, accumulate(map(float, found.counts)), strict=True))
+        family.add_metric([value] if label else [], buckets, sum_value=found.sum_seconds)
+    return family

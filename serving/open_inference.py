@@ -1,0 +1,175 @@
+"""The Open Inference Protocol, version 2: feature tensors in, a tensor for each label and the combined score out.
+
+One input for each feature, of n rows: INT64 or BYTES ``[n]`` for ids, FP32 ``[n]`` for numbers, FP32 ``[n, size]`` for vectors. A
+list of ids has two: its ids end to end ``[total]``, and ``NAME.lengths``, INT64 ``[n]``. What is scored this way is not logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from math import prod
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from serving.ranking import Answer
+from serving.requests import Asked, BadRequest, RequestReader, column_of
+from streaming.features import Feature, SparseFeature, VectorFeature
+
+PROTOCOL = "2"
+LENGTHS = ".lengths"
+DataType: TypeAlias = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+
+
+class TensorInput(msgspec.Struct):
+    """One input; ``data`` is flat or nested, row by row."""
+
+    name: str
+    shape: Annotated[list[Size], msgspec.Meta(min_length=1, max_length=2)]
+    datatype: DataType
+    data: list[Any]
+    parameters: dict[str, Any] = {}
+
+
+class OutputName(msgspec.Struct):
+    """An output that is wanted."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(msgspec.Struct):
+    """Inputs, and which outputs are wanted (all by default)."""
+
+    inputs: Annotated[list[TensorInput], msgspec.Meta(min_length=1)]
+    id: str | None = None
+    outputs: list[OutputName] = []
+    parameters: dict[str, Any] = {}
+
+
+class TensorOutput(msgspec.Struct):
+    """One output."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float]
+
+
+class InferAnswer(msgspec.Struct, omit_defaults=True):
+    """Outputs, and the versions that made them."""
+
+    model_name: str
+    model_version: str
+    outputs: list[TensorOutput]
+    parameters: dict[str, int]
+    id: str | None = None
+
+
+class TensorMetadata(msgspec.Struct):
+    """An input or output; -1 stands for any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(msgspec.Struct):
+    """What a model takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerMetadata(msgspec.Struct):
+    """Who answers."""
+
+    name: str
+    version: str
+    extensions: list[str] = []
+
+
+def inputs_of(reader: RequestReader) -> list[TensorMetadata]:
+    """The inputs of a pipeline's model."""
+    found = []
+    for name, feature in {**reader.of_request, **reader.of_candidates}.items():
+        match feature:
+            case SparseFeature():
+                found.append(TensorMetadata(name, "INT64", [-1]))
+                if feature.is_list:
+                    found.append(TensorMetadata(name + LENGTHS, "INT64", [-1]))
+            case VectorFeature():
+                found.append(TensorMetadata(name, "FP32", [-1, feature.size]))
+            case _:
+                found.append(TensorMetadata(name, "FP32", [-1]))
+    return found
+
+
+def asked_of(request: InferRequest, reader: RequestReader, now_ms: int) -> Asked:
+    """The rows to score; `BadRequest` where the inputs are not the model's."""
+    given = {item.name: item for item in request.inputs}
+    features: dict[str, Feature] = {**reader.of_request, **reader.of_candidates}
+    wanted = {item.name for item in inputs_of(reader)}
+    if given.keys() != wanted or len(given) != len(request.inputs):
+        raise BadRequest(f"inputs: {', '.join(sorted(given))[:200]}; allowed: each once of {', '.join(sorted(wanted))}")
+    first = next(iter(features))
+    counts = given.get(first + LENGTHS, given[first]).shape[0]
+    if not counts:
+        raise BadRequest("inputs of 0 rows; allowed: 1 and more")
+    reader.check_count(counts)
+    columns = {
+        name: column_of(name, item, _values(name, item, given, counts), counts) for name, item in features.items()
+    }
+    return Asked(reader.complete(columns, counts, now_ms), counts)
+
+
+def _values(name: str, feature: Feature, given: Mapping[str, TensorInput], count: int) -> list[Any]:
+    """One value for each row."""
+    flat = _flat(given[name])
+    if isinstance(feature, SparseFeature) and feature.is_list:
+        lengths = _flat(given[name + LENGTHS])
+        if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != len(flat):
+            raise BadRequest(f"{name}{LENGTHS}: do not add up to the {len(flat)} ids of {name}")
+        bounds = np.cumsum([0, *lengths]).tolist()
+        return [flat[start:stop] for start, stop in pairwise(bounds)]
+    if isinstance(feature, VectorFeature):
+        if given[name].shape != [count, feature.size]:
+            raise BadRequest(f"{name}: shape {given[name].shape}; allowed: [{count}, {feature.size}]")
+        return [flat[at : at + feature.size] for at in range(0, len(flat), feature.size)]
+    return flat
+
+
+def _flat(tensor: TensorInput) -> list[Any]:
+    data = tensor.data
+    if len(tensor.shape) == 2 and data and isinstance(data[0], list):
+        if not all(isinstance(row, list) and len(row) == tensor.shape[1] for row in data):
+            raise BadRequest(f"{tensor.name}: rows of different lengths; allowed: {tensor.shape[1]} values each")
+        data = [value for row in data for value in row]
+    if len(data) != prod(tensor.shape):
+        raise BadRequest(f"{tensor.name}: {len(data)} values; allowed: {prod(tensor.shape)}, as its shape says")
+    return data
+
+
+def answer_of(request: InferRequest, model: str, labels: list[str], answer: Answer) -> InferAnswer:
+    """The outputs that were wanted."""
+    made = {label: answer.scores[:, at] for at, label in enumerate(labels)} | {"score": answer.combined}
+    names = [item.name for item in request.outputs] or list(made)
+    unknown = [name for name in names if name not in made]
+    if unknown:
+        raise BadRequest(f"outputs: {', '.join(unknown)[:200]}; allowed: {', '.join(made)}")
+    versions = answer.versions
+    return InferAnswer(
+        model_name=model,
+        model_version=str(versions.sparse),
+        id=request.id,
+        outputs=[TensorOutput(name, [len(made[name])], "FP32", made[name].tolist()) for name in names],
+        parameters=versions._asdict(),
+    )

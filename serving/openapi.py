@@ -1,0 +1,121 @@
+"""The OpenAPI document: what each route takes and gives, with the pipeline's own features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from serving import answers
+from serving import open_inference as v2
+from serving.answers import JSON, MSGPACK
+from serving.freshness import Status
+from serving.requests import EngagementsBody, PinBody, RankRequest, RequestReader, ScoreBody
+from streaming.features import Feature, SparseFeature, VectorFeature
+
+_REF = "#/components/schemas/{name}"
+_TYPES = (
+    *(RankRequest, EngagementsBody, ScoreBody, PinBody, v2.InferRequest),
+    *(
+        answers.RankAnswer,
+        answers.Accepted,
+        answers.Ready,
+        answers.Live,
+        answers.Score,
+        answers.Pinned,
+        answers.Problem,
+    ),
+    *(Status, v2.ServerMetadata, v2.ModelMetadata, v2.InferAnswer),
+)
+_WRONG = {
+    400: "The body is not JSON or msgpack.",
+    401: "Without a token, or with an unknown one.",
+    403: "The token's role may not do this.",
+    404: "There is no such thing.",
+    408: "The request took longer than serve.timeout.",
+    413: "Too large, or too many candidates.",
+    415: "Another content type than JSON or msgpack.",
+    422: "A value does not fit.",
+    429: "More requests a second than serve.rate.",
+    503: "Not now: no whole version yet, or too many requests are waiting.",
+}
+
+
+def operation(
+    name: str,
+    summary: str,
+    answer: type[Any],
+    *wrong: int,
+    body: type[Any] | None = None,
+    body_required: bool = True,
+    status: int = 200,
+    secured: bool = True,
+    parameters: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """One operation, for FastAPI's ``openapi_extra``."""
+    found: dict[str, Any] = {
+        "operationId": name,
+        "summary": summary,
+        "responses": {str(status): {"description": (answer.__doc__ or "").split("\n")[0], "content": _content(answer)}}
+        | {str(code): {"description": _WRONG[code], "content": _content(answers.Problem)} for code in wrong},
+    }
+    if 503 in wrong or 429 in wrong:
+        for code in ("429", "503"):
+            if code in found["responses"]:
+                found["responses"][code]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    if body is not None:
+        found["requestBody"] = {"required": body_required, "content": _content(body)}
+    if secured:
+        found["security"] = [{"bearer": []}, {}]
+    if parameters:
+        found["parameters"] = [
+            {"name": each, "in": "path", "required": True, "schema": {"type": "string"}} for each in parameters
+        ]
+    return found
+
+
+def _content(kind: type[Any]) -> dict[str, Any]:
+    schema = {"schema": {"$ref": _REF.format(name=kind.__name__)}}
+    return {JSON: schema, MSGPACK: schema}
+
+
+def complete(document: dict[str, Any], reader: RequestReader, labels: list[str]) -> dict[str, Any]:
+    """FastAPI's document with the schemas of bodies and answers, and the pipeline's features in them."""
+    _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
+    schemas["RankRequest"]["properties"]["features"] = _features(reader.of_request, column=False)
+    schemas["Candidates"]["properties"]["features"] = _features(reader.of_candidates, column=True)
+    for name, features in (("RankRequest", reader.of_request), ("Candidates", reader.of_candidates)):
+        if features:
+            schemas[name]["required"] = [*schemas[name].get("required", []), "features"]
+    schemas["ScoreBody"]["properties"]["score"]["propertyNames"] = {"enum": labels}
+    document["components"] = {
+        "schemas": schemas,
+        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+    }
+    return document
+
+
+def _features(features: Mapping[str, Feature], *, column: bool) -> dict[str, Any]:
+    values = {name: _value(feature) for name, feature in features.items()}
+    return {
+        "type": "object",
+        "properties": {
+            name: {"type": "array", "items": each, "minItems": 1} if column else each for name, each in values.items()
+        },
+        "required": list(features),
+        "additionalProperties": False,
+        "description": "In msgpack a column may be packed bytes." if column else "Of the request: user, context.",
+    }
+
+
+def _value(feature: Feature) -> dict[str, Any]:
+    id_schema = {"anyOf": [{"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, {"type": "string"}]}
+    number = {"type": "number", "minimum": -3e38, "maximum": 3e38}
+    match feature:
+        case SparseFeature():
+            return {"type": "array", "items": id_schema} if feature.is_list else id_schema
+        case VectorFeature():
+            return {"type": "array", "items": number, "minItems": feature.size, "maxItems": feature.size}
+        case _:
+            return number

@@ -1,0 +1,107 @@
+"""When a replica pulls, and what becomes of a pull that fails. Synchronous: whoever owns the thread calls `step` and waits."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from random import Random
+
+from safetensors import SafetensorError
+
+from basis.problems import BadFile
+from paramserver import manifest as manifests
+from paramserver.files import Files
+from serving.replica import Replica
+from streaming.clock import Clock
+
+_log = logging.getLogger("minutely.serve")
+
+_LOOKS = 50
+_LOOK_MS = (10, 1000)
+_LONGEST_BACKOFF_MS = 30_000
+_SHORTEST_BACKOFF_MS = 100
+
+
+class Puller:
+    """Keeps a replica at the newest version, or at the one it is pinned to.
+
+    The next version is looked for ``sparse_every`` ms after the last one was published, and from then on fifty times as
+    often (every 10 ms to 1 s) until it is there, each time with up to as much jitter, so that replicas neither wait for a whole
+    interval nor all come at once. A failed pull leaves the version as it was; it is counted, and tried again after 100 ms, then
+    twice as long each time, up to 30 s.
+    """
+
+    def __init__(self, files: Files, replica: Replica, clock: Clock, random: Random, sparse_every: int) -> None:
+        self._files = files
+        self._replica = replica
+        self._clock = clock
+        self._random = random
+        self._every = sparse_every
+        self._look_every = min(max(sparse_every // _LOOKS, _LOOK_MS[0]), _LOOK_MS[1])
+        self._failures_in_a_row = 0
+        self._next_at = 0
+        self._pin: int | None = None
+        self.failures: Counter[str] = Counter()
+        """Failed pulls by reason: ``damaged`` or ``unreadable``."""
+        self.problem: str | None = None
+        """Why the last pull failed; None where it did not."""
+
+    @property
+    def pinned(self) -> int | None:
+        """The version that the replica is to stay at."""
+        return self._pin
+
+    def pin(self, version: int | None) -> int:
+        """Stay at a version, the one that is served where it is None; which one that is. ``LookupError`` where it is not there."""
+        wanted = self._replica.sparse_version if version is None else version
+        there = {at for base in (False, True) for at in manifests.versions(self._files, base=base)}
+        if not wanted or wanted not in {*there, self._replica.sparse_version}:
+            oldest = f"{min(there)} to {max(there)}" if there else "none is published"
+            raise LookupError(f"version {wanted} is not there; allowed: {oldest}")
+        self._pin, self._next_at = wanted, 0
+        return wanted
+
+    def unpin(self) -> None:
+        """Follow the newest version again."""
+        self._pin, self._next_at = None, 0
+
+    def wait_ms(self) -> int:
+        """How long until `step` has something to do; 0 where it is due."""
+        return max(0, self._next_at - self._clock.now_ms())
+
+    def step(self) -> None:
+        """Pull, if it is time."""
+        now_ms = self._clock.now_ms()
+        if now_ms < self._next_at:
+            return
+        pin = self._pin
+        try:
+            if pin is None or pin != self._replica.sparse_version:
+                self._replica.pull(now_ms, until=pin)
+        except (BadFile, SafetensorError, RuntimeError, KeyError) as error:
+            self._failed("damaged", error)
+        except OSError as error:
+            self._failed("unreadable", error)
+        else:
+            if self._failures_in_a_row:
+                _log.warning("pulls again, at version %d", self._replica.sparse_version)
+            self._failures_in_a_row, self.problem = 0, None
+            self._next_at = self._next_look()
+        if self._pin != pin:
+            self._next_at = 0
+
+    def _next_look(self) -> int:
+        now_ms, manifest = self._clock.now_ms(), self._replica.manifest
+        jitter = self._random.randrange(self._look_every)
+        # A trainer whose clock is ahead must not keep us from looking.
+        due = min(manifest.published_at, now_ms) + self._every if manifest else now_ms
+        return max(due, now_ms + self._look_every) + jitter
+
+    def _failed(self, reason: str, error: Exception) -> None:
+        self.failures[reason] += 1
+        self.problem = f"{type(error).__name__}: {error}"
+        if not self._failures_in_a_row:
+            _log.error("stays at version %d: %s", self._replica.sparse_version, self.problem)
+        wait_ms = min(_SHORTEST_BACKOFF_MS << min(self._failures_in_a_row, 12), _LONGEST_BACKOFF_MS)
+        self._failures_in_a_row += 1
+        self._next_at = self._clock.now_ms() + wait_ms + self._random.randrange(wait_ms)

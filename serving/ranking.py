@@ -1,0 +1,116 @@
+"""From what was asked to answers: requests scored together, each ordered by the weighted formula over its labels' predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.replica import Replica, Versions
+from serving.requests import Asked, RankAsked
+from streaming.columns import Column, Columns, Ragged, pack
+from streaming.events import SCHEMA_VERSION, Request, encode
+from streaming.features import Feature
+from streaming.labels import Label
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The predictions for what was asked, float32 [count, labels], their combined scores, float32 [count], and who made them."""
+
+    scores: npt.NDArray[np.float32]
+    combined: npt.NDArray[np.float32]
+    versions: Versions
+
+
+class Ranker:
+    """Scores with a replica; ``weights`` are by label, and may be replaced at any time."""
+
+    def __init__(self, replica: Replica, labels: Mapping[str, Label], weights: Mapping[str, float]) -> None:
+        self._replica = replica
+        self.labels = list(labels)
+        self.weights = dict(weights) or {self.labels[0]: 1.0}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each label in the combined score; labels without one do not count."""
+        return dict(zip(self.labels, self._weights.tolist(), strict=True))
+
+    @weights.setter
+    def weights(self, weights: Mapping[str, float]) -> None:
+        unknown = sorted(weights.keys() - set(self.labels))
+        if unknown:
+            raise ValueError(f"score: {', '.join(unknown)[:200]}; allowed: {', '.join(self.labels)}")
+        self._weights = np.array([weights.get(label, 0.0) for label in self.labels])
+
+    def answer(self, batch: Sequence[Asked]) -> list[Answer] | None:
+        """Answers to requests that are scored together; None while another model takes over, when it is to be asked again."""
+        weights = self._weights
+        columns = batch[0].columns if len(batch) == 1 else _together([asked.columns for asked in batch])
+        total = sum(asked.count for asked in batch)
+        if not self._replica.whole:
+            return None
+        scored = self._replica.score_with_versions(columns, total)
+        if not self._replica.whole:
+            return None
+        combined = (scored.scores @ weights).astype(np.float32)
+        answers, at = [], 0
+        for asked in batch:
+            part = slice(at, at + asked.count)
+            answers.append(Answer(scored.scores[part], combined[part], scored.versions))
+            at += asked.count
+        return answers
+
+
+def order_of(asked: RankAsked, answer: Answer) -> npt.NDArray[np.int64]:
+    """Which candidates are answered, best first; of equal ones that which was asked first. int64 [limit]."""
+    return np.argsort(-answer.combined, kind="stable")[: asked.limit]
+
+
+def impression_ids(asked: RankAsked, order: npt.NDArray[np.int64]) -> list[str]:
+    """The impressions of an answer, in its order: the request's id and the candidate's place in what was asked."""
+    return [f"{asked.request_id}.{place}" for place in order.tolist()]
+
+
+def impressions_record(
+    features: Mapping[str, Feature], asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]
+) -> bytes:
+    """What was served, as `impressions` holds it: the features that were scored, in the order that was answered."""
+    shared, own = {}, {}
+    for name, feature in features.items():
+        column = asked.columns[name]
+        if feature.scope == "request":
+            shared[name] = pack(column, 0, 1)
+        else:
+            own[name] = pack(column.take(order) if isinstance(column, Ragged) else column[order], 0, len(order))
+    return encode(
+        Request(
+            version=SCHEMA_VERSION,
+            request_id=asked.request_id,
+            served_at=asked.asked_at,
+            impression_ids=impression_ids(asked, order),
+            shared=shared,
+            features=own,
+            positions=np.arange(len(order), dtype="<i4").tobytes(),
+            scores=np.ascontiguousarray(answer.scores[order]).tobytes(),
+            sparse_version=answer.versions.sparse,
+            dense_version=answer.versions.dense,
+        )
+    )
+
+
+def _together(parts: Sequence[Columns]) -> dict[str, Column]:
+    """The columns of several requests end to end."""
+    return {name: _end_to_end([part[name] for part in parts]) for name in parts[0]}
+
+
+def _end_to_end(columns: Sequence[Column]) -> Column:
+    ragged = [column for column in columns if isinstance(column, Ragged)]
+    if not ragged:
+        joined: Column = np.concatenate([column for column in columns if not isinstance(column, Ragged)])
+        return joined
+    lengths = np.concatenate([np.diff(column.offsets) for column in ragged])
+    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
+    return Ragged(offsets, np.concatenate([column.values for column in ragged]))

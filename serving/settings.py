@@ -1,0 +1,86 @@
+"""The ``serve`` section of the configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from basis.problems import Problem, Problems
+from basis.settings import PositiveDurationMs, Section
+from streaming.events import MAX_IMPRESSIONS, MAX_RECORD_BYTES
+from streaming.features import Name
+
+Role: TypeAlias = Literal["rank", "engage", "admin"]
+"""``rank`` asks for scores, ``engage`` tells of engagements, ``admin`` may do both and change what is served."""
+Weight: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+_LEAST_TOKEN = 16
+
+
+class TokenSettings(Section):
+    """Where the tokens of a role stand: in a variable, or in a file with one a line. Any of them is good, so they can be changed
+    one after the other."""
+
+    env: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokenSettings:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("needs exactly one of env (a variable's name) and file")
+        return self
+
+    def read(self, role: str) -> list[str]:
+        """The tokens; `Problems` where there is none, or one that could be guessed."""
+        place, allowed = f"tokens.{role}", f"allowed: tokens of {_LEAST_TOKEN} or more ASCII characters, one a line"
+        if self.env is not None:
+            text = os.environ.get(self.env, "")
+        else:
+            assert self.file is not None
+            try:
+                text = Path(self.file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise Problems([Problem("serve", place, self.file, f"{error}; {allowed}")]) from None
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+        if not found or any(len(token) < _LEAST_TOKEN or not token.isascii() for token in found):
+            raise Problems([Problem("serve", place, self.env or self.file or "", allowed)])
+        return found
+
+
+class ServeTlsSettings(Section):
+    """The certificate that the service shows, and its key, as PEM files."""
+
+    certificate: str
+    key: str
+
+
+class ServeSettings(Section):
+    """The ``serve`` section."""
+
+    score: dict[Name, Weight] = {}
+    """What candidates are ordered by: the sum of these weights times the labels' predictions; by default the first label's."""
+    fresh_within: PositiveDurationMs = 300_000
+    """A version is stale when what happened this long ago is not in it."""
+    stale_is_unready: bool = False
+    """Whether a stale replica says that it is not ready, so that it gets no more requests."""
+    latency_budget: PositiveDurationMs = 100
+    """A request that would wait longer than this for its scores is refused at once (503)."""
+    timeout: PositiveDurationMs = 5_000
+    """The longest that a request may take, its body's arrival included."""
+    max_candidates: Annotated[int, Field(ge=1, le=MAX_IMPRESSIONS)] = 2_000
+    """The most candidates of one request."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=MAX_RECORD_BYTES)] = 1 << 20
+    rate: Annotated[float, Field(gt=0)] | None = None
+    """The most requests a second for each role; more are refused (429)."""
+    log: bool = True
+    """Whether what was served goes to Kafka's ``impressions``."""
+    log_buffer: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """How many requests and engagements wait for Kafka at most. Requests beyond are not logged, and counted; engagements
+    beyond are refused (503)."""
+    tokens: dict[Role, TokenSettings] = {}
+    """Who may do what. Without tokens for ``rank`` or ``engage`` everybody may who can connect; without any for ``admin``
+    nobody may."""
+    tls: ServeTlsSettings | None = None

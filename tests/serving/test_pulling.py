@@ -1,0 +1,198 @@
+"""When a replica pulls, and that a pull which fails leaves what is served as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from minutely.serve import make_replica_service
+from serving.service import ReplicaService
+from streaming.clock import EventClock
+from tests.serving.publishing import DAY, Publisher, draw, make_pipeline
+
+MINUTE = 60_000
+COUNT = 50
+
+
+class World:
+    """A trainer, and a replica whose clock we set."""
+
+    def __init__(self, folder: Path, keep_deltas: int = 100) -> None:
+        self.folder = folder
+        self.clock = EventClock(DAY)
+        self.publisher = Publisher(make_pipeline(), folder, keep_deltas=keep_deltas)
+        self.service: ReplicaService = make_replica_service(
+            self.publisher.pipeline, self.publisher.files, self.clock, "replica"
+        )
+        self.puller = self.service.puller
+        self.puller._random = Random(5)
+        self.columns = draw(np.random.default_rng(1), COUNT)
+
+    def at(self, minutes: float) -> None:
+        """Let time pass, the puller's thread doing its work."""
+        end = DAY + round(minutes * MINUTE)
+        while self.clock.now_ms() < end:
+            self.clock.move_to(min(end, self.clock.now_ms() + max(1, self.puller.wait_ms())))
+            self.puller.step()
+
+    @property
+    def version(self) -> int:
+        return self.service.replica.sparse_version
+
+    def scores(self) -> bytes:
+        return self.service.replica.score(self.columns, COUNT).tobytes()
+
+    def trained(self) -> bytes:
+        return self.publisher.scores(self.columns, COUNT).tobytes()
+
+
+def test_a_version_is_there_soon_after_it_was_published(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.at(0.5)
+    assert not world.service.ready()[0]
+    waits = []
+    for minute in range(1, 12):
+        world.at(minute + 0.3)
+        world.publisher.next(world.clock.now_ms(), dense=minute == 1)
+        published = world.clock.now_ms()
+        while world.version != minute:
+            world.clock.move_to(world.clock.now_ms() + max(1, world.puller.wait_ms()))
+            world.puller.step()
+        waits.append(world.clock.now_ms() - published)
+        assert world.service.ready()[0]
+    assert max(waits) < 3000, "not a whole interval later"
+    assert len(set(waits)) > 5, "replicas do not come all at once"
+
+
+def test_it_does_not_ask_without_end(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.publisher.next(world.clock.now_ms())
+    looks = 0
+    while world.clock.now_ms() < DAY + 10 * MINUTE:
+        world.clock.move_to(world.clock.now_ms() + max(1, world.puller.wait_ms()))
+        world.puller.step()
+        looks += 1
+    assert looks < 620, "once a second from when the next version was due"
+
+
+def _damage(world: World, pattern: str) -> tuple[Path, bytes]:
+    (path,) = world.folder.glob(pattern)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+    return path, data
+
+
+@pytest.mark.parametrize("pattern", ["000000000002.*rows.arrow", "manifest-000000000002.json"])
+def test_a_damaged_delta_changes_nothing(tmp_path: Path, pattern: str) -> None:
+    world = World(tmp_path)
+    world.publisher.next(world.clock.now_ms())
+    world.at(1)
+    before = world.scores()
+    world.publisher.next(world.clock.now_ms(), dense=False)
+    path, whole = _damage(world, pattern)
+    world.at(10)
+    assert (world.version, world.scores()) == (1, before)
+    assert 10 < world.puller.failures["damaged"] < 40, "tried again, ever more seldom"
+    assert path.name in str(world.puller.problem)
+    assert world.service.ready()[0], "the version that it has is whole"
+    path.write_bytes(whole)
+    world.at(11)
+    assert world.version == 2 and world.puller.problem is None
+    assert world.trained() != before
+
+
+def test_damaged_dense_weights_are_tried_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.publisher.next(world.clock.now_ms())
+    world.at(1)
+    world.clock.move_to(2 * DAY)
+    world.publisher.next(world.clock.now_ms())
+    path, whole = _damage(world, "000000000002.*dense.safetensors")
+    for _ in range(5):
+        world.clock.move_to(world.clock.now_ms() + max(1, world.puller.wait_ms()))
+        world.puller.step()
+    assert (world.version, world.service.replica.dense_version) == (2, 1)
+    assert world.puller.failures["damaged"] == 5
+    path.write_bytes(whole)
+    world.clock.move_to(world.clock.now_ms() + MINUTE)
+    world.puller.step()
+    assert world.service.replica.dense_version == 2
+    assert world.scores() == world.trained()
+
+
+def test_versions_of_another_config_are_refused(tmp_path: Path) -> None:
+    other = Publisher(make_pipeline(tables={"default_row": "learned"}), tmp_path)
+    other.next(DAY)
+    world = World(tmp_path)
+    world.at(1)
+    assert world.version == 0
+    assert "another config" in str(world.puller.problem)
+    assert world.service.ready() == (False, world.puller.problem)
+
+
+@pytest.mark.parametrize("keep_deltas", [3, 100])
+def test_pins_lead_anywhere_and_back(tmp_path: Path, keep_deltas: int) -> None:
+    """Also to before the newest base; rows and dense weights become those of the version, ids that came later are gone."""
+    world = World(tmp_path, keep_deltas)
+    scores = {}
+    for version in range(1, 9):
+        world.publisher.next(world.clock.now_ms())
+        world.at(version)
+        assert world.version == version
+        world.puller.pin(version)  # brings the dense weights, which are not due
+        world.service.replica.pull(world.clock.now_ms(), until=version)
+        scores[version] = world.scores()
+        assert scores[version] == world.trained()
+        world.puller.unpin()
+    rows = sum(map(len, world.service.replica.tables.values()))
+    for wanted in (6, 8, 5, 7):
+        assert world.puller.pin(wanted) == wanted
+        world.puller.step()
+        assert (world.version, world.puller.pinned) == (wanted, wanted)
+        assert world.scores() == scores[wanted], wanted
+        world.publisher.train(world.clock.now_ms())
+        assert world.service.ready()[0]
+    assert sum(map(len, world.service.replica.tables.values())) <= rows
+    world.publisher.publish(world.clock.now_ms())
+    world.at(20)
+    assert world.version == 7, "pinned"
+    world.puller.unpin()
+    world.puller.step()
+    assert world.version == 9
+    with pytest.raises(LookupError, match=r"version 77 is not there; allowed: \d to 9"):
+        world.puller.pin(77)
+
+
+def test_a_pin_before_the_first_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match="none is published"):
+        World(tmp_path).puller.pin(None)
+
+
+def test_another_model_takes_over_whole(tmp_path: Path) -> None:
+    """Between its rows and its weights nothing is scored."""
+    world = World(tmp_path)
+    world.publisher.next(world.clock.now_ms())
+    world.at(1)
+    replica = world.service.replica
+    other = Publisher(world.publisher.pipeline, tmp_path / "other", seed=99)
+    other.train(world.clock.now_ms(), 500)
+    from paramserver.delta_log import Cut
+
+    cut = Cut(world.clock.now_ms(), world.clock.now_ms(), {}, other.trainer.dense_weights())
+    world.publisher.log.take_over({name: table.export() for name, table in other.tables.items()}, cut)
+    seen = []
+    upsert = type(next(iter(replica.tables.values()))).upsert
+
+    def watching(table: object, ids: object, rows: object) -> None:
+        seen.append(replica.whole)
+        upsert(table, ids, rows)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(next(iter(replica.tables.values()))), "upsert", watching)
+        world.at(3)
+    assert seen and not any(seen)
+    assert replica.whole and (replica.sparse_version, replica.dense_version) == (2, 2)
+    assert world.scores() == other.scores(world.columns, COUNT).tobytes()
