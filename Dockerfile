@@ -14,7 +14,7 @@ RUN uv venv /opt/minutely && uv pip install --no-cache --python /opt/minutely/bi
 
 FROM python:3.12-slim
 RUN useradd --create-home minutely && install -d -o minutely /var/lib/minutely \
-    /var/lib/minutely/join-1 /var/lib/minutely/join-2 /var/lib/minutely/deltas
+    /var/lib/minutely/join-1 /var/lib/minutely/join-2 /var/lib/minutely/deltas /var/lib/minutely/archive
 COPY --from=build /opt/minutely /opt/minutely
 ENV PATH=/opt/minutely/bin:$PATH
 WORKDIR /opt/minutely

@@ -18,6 +18,10 @@ class BatchCodec:
         self.schema = schema
         self._head: bytes = schema.serialize().to_pybytes()
 
+    def begins(self, data: bytes) -> bool:
+        """Whether this program wrote ``data`` with this schema."""
+        return data.startswith(self._head)
+
     def encode(self, batch: pa.RecordBatch) -> bytes:
         """The stream that holds one batch."""
         return b"".join((self._head, batch.serialize(), _END))

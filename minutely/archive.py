@@ -32,7 +32,9 @@ def live_archive(pipeline: Pipeline, place: str | None) -> str:
     """Where the archive of the live log is: ``place``, or else ``archive.dir``; `Problems` where neither is given."""
     found = place or (pipeline.archive.dir if pipeline.archive is not None else None)
     if found is None:
-        raise Problems([Problem(pipeline.name, "archive.dir", "", "missing; allowed: archive.dir, or --archive")])
+        raise Problems(
+            [Problem(pipeline.name, "archive.dir", "missing", "allowed: archive.dir in the config, or --archive")]
+        )
     return found
 
 

@@ -92,7 +92,9 @@ def train_from_archive(
         trainer=trainer.state(),
     )
     run = Run.create(pipeline, out, now_ms)
-    deltas = DeltaLog(LocalFiles(run.deltas, durable=True), pipeline.fingerprint(), pipeline.sync.keep_deltas)
+    sync = pipeline.sync
+    files = LocalFiles(run.deltas, durable=True)
+    deltas = DeltaLog(files, pipeline.form(), sync.keep_deltas, precision=sync.rows)
     rows = {name: table.export() for name, table in trainer.tables.items()}
     deltas.take_over(rows, cut, Retraining(place, since).name(pipeline))
     deltas.fold()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import xxhash
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -52,10 +51,10 @@ class Pipeline(Section):
     train: TrainSettings = TrainSettings()
     sync: SyncSettings = SyncSettings()
 
-    def fingerprint(self) -> str:
-        """XXH3-64 (hex) of what decides the form of rows and weights: features, labels, model and tables."""
+    def form(self) -> str:
+        """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
         form = self.model_dump(mode="json", include={"features", "labels", "model", "tables"})
-        return xxhash.xxh3_64_hexdigest(msgspec.json.encode(form, order="sorted"))
+        return msgspec.json.encode(form).decode()
 
     @property
     def table_names(self) -> list[str]:
@@ -200,6 +199,9 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
     if pipeline.sync.sparse_every % pipeline.train.step_every:
         step, every = (format_duration(at) for at in (pipeline.train.step_every, pipeline.sync.sparse_every))
         found.append((("sync", "sparse_every"), every, f"allowed: multiples of train.step_every ({step})"))
+    for name in pipeline.train.guards.prediction:
+        if name not in pipeline.labels:
+            found.append((("train", "guards", "prediction", name), name, f"allowed: {', '.join(pipeline.labels)}"))
     if not tables:
         found.append((("features",), "no sparse feature", "allowed: at least one, since rows are what is kept fresh"))
     return [Problem(str(path), _place(tree, loc), value, allowed) for loc, value, allowed in found]

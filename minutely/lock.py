@@ -49,7 +49,7 @@ class FileLock:
 
     def refusal(self, what: str, allowed: str) -> Problems:
         """The error of one that may not go on since another process has it."""
-        return Problems([Problem(str(self._path.parent), "--deltas", "", f"{self.holder} {what}; allowed: {allowed}")])
+        return Problems([Problem(str(self._path.parent), "--deltas", f"{self.holder} {what}", f"allowed: {allowed}")])
 
     def close(self) -> None:
         """Let go of it."""

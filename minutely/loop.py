@@ -22,6 +22,7 @@ from minutely.measure import Measures
 from minutely.parts import make_trainer
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
+from paramserver.precision import rounded
 from serving.replica import Replica
 from streaming.archive import Archive
 from streaming.archive_worker import ArchiveWorker
@@ -99,7 +100,7 @@ class EmbeddedLoop:
         self._join = JoinWorker(log, self.joiner, clock, pipeline.join.lateness, _PARTITION)
         self.trainer = make_trainer(pipeline)
         self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)
-        self.deltas = DeltaLog(files, pipeline.fingerprint(), pipeline.sync.keep_deltas)
+        self.deltas = DeltaLog(files, pipeline.form(), pipeline.sync.keep_deltas, precision=pipeline.sync.rows)
         rates = [every for every in cadences.values() if every is not None]
         self._seal_every = min(rates) if rates else None
         self.replicas = [
@@ -179,18 +180,20 @@ class EmbeddedLoop:
         return dict(sorted(found.items()))
 
     def replica_equals_table(self, served: Served) -> bool:
-        """Whether a replica has exactly the trainer's rows and default rows, byte for byte."""
+        """Whether a replica has exactly the trainer's rows and default rows, byte for byte, as ``sync.rows`` keeps them."""
         for name, table in self.trainer.tables.items():
             ours, theirs = table.export(), served.replica.tables[name].export()
-            for column in ("ids", "embeddings", "default_embedding"):
-                if getattr(ours, column).tobytes() != getattr(theirs, column).tobytes():
-                    return False
+            embeddings = rounded(ours.embeddings, self.pipeline.sync.rows)
+            wanted = [part.tobytes() for part in (ours.ids, embeddings, ours.default_embedding)]
+            if wanted != [part.tobytes() for part in (theirs.ids, theirs.embeddings, theirs.default_embedding)]:
+                return False
         return True
 
     def _make_replica(self, name: str, every: int | None, *, active: bool) -> Served:
         pipeline = self.pipeline
         model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
-        tables = {table: pipeline.tables.make_replica(table, model.row_dim, pipeline.seed) for table in plan.tables}
+        rows, seed = pipeline.sync.rows, pipeline.seed
+        tables = {table: pipeline.tables.make_replica(table, model.row_dim, seed, rows) for table in plan.tables}
         replica = Replica(self._files, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
         scores = np.zeros((self.events.impressions, len(pipeline.labels)), np.float32)
         return Served(name, every, replica, scores, active)

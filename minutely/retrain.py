@@ -44,7 +44,7 @@ def retrain(
     `Problems` where there is nothing to train from, `GapError` where the log does not reach back to the archive's end.
     """
     name = retraining.name(pipeline)
-    newest = look(files, pipeline.fingerprint(), pipeline.sync.keep_deltas).newest
+    newest = look(files, pipeline.form(), pipeline.sync.keep_deltas, pipeline.sync.rows).newest
     if newest is not None and name in newest.retrained:
         _log.info("%s has taken over before: goes on live", name)
         return True
@@ -97,16 +97,16 @@ class _CatchUp:
 
     def run(self, files: Files, clock: Clock, stop: Callable[[], bool], status: Status) -> bool:
         """Whether it took over; it was told to stop otherwise."""
-        fingerprint, keep = self._pipeline.fingerprint(), self._pipeline.sync.keep_deltas
+        form, keep, rows = self._pipeline.form(), self._pipeline.sync.keep_deltas, self._pipeline.sync.rows
         wanted: Mapping[str, int] = {}
         while not stop():
             if all(worker.offset >= wanted.get(f"{EXAMPLES}/{worker.partition}", 0) for worker in self._workers):
-                taken = take_over(files, fingerprint, keep, self._trainer, self._workers, clock.now_ms, self._name)
+                taken = take_over(files, form, keep, rows, self._trainer, self._workers, clock.now_ms, self._name)
                 if taken is not None and taken.newest is not None:
                     status.commits, status.committed_at = 1, taken.newest.published_at
                     _log.info("version %d: %s has taken over", taken.version, self._name)
                     return True
-                newest = look(files, fingerprint, keep).newest
+                newest = look(files, form, keep, rows).newest
                 wanted = newest.offsets if newest is not None else {}
             self._step()
             status.examples, status.lag = self._trainer.examples, self._log.lag

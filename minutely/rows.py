@@ -12,8 +12,8 @@ from rich.table import Table as TextTable
 from basis.problems import Problem, Problems
 from minutely.run import Run
 from paramserver import manifest as manifests
-from paramserver.delta_log import read_shard
 from paramserver.files import LocalFiles
+from paramserver.history import read_version
 from streaming.ids import text_id
 
 
@@ -25,7 +25,7 @@ def show_row(console: Console, folder: Path | None, table: str, text: str) -> No
     if not bases:
         raise Problems([Problem(str(run.deltas), "base", "none there", "allowed: a run that came to its end")])
     base = manifests.read_manifest(files, bases[-1], base=True)
-    tables = {name: part for shard in base.shards for name, part in read_shard(files, shard).items()}
+    tables = read_version(files, base)
     if table not in tables:
         raise Problems([Problem(str(run.folder), "table", table, f"allowed: {', '.join(tables)}")])
     found = tables[table]

@@ -111,7 +111,7 @@ class TrainService:
             range(pipeline.kafka.partitions),
             ExampleFormat(pipeline.features, pipeline.labels),
             files,
-            look(files, pipeline.fingerprint(), pipeline.sync.keep_deltas),
+            look(files, pipeline.form(), pipeline.sync.keep_deltas, pipeline.sync.rows),
             clock,
             sparse_every=pipeline.sync.sparse_every,
             dense_every=pipeline.sync.dense_every,

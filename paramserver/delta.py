@@ -5,14 +5,16 @@ end; a base has the same form and holds all rows. Lists of the same table have t
 row, what an id without a row reads as, is whole in every version, changed or not, so the newest file alone says what it is.
 
 Rows file: ``table`` string, ``dim`` int32, ``default`` list<float32> (dim values), ``expired`` list<int64> (tombstones,
-applied first), ``key`` list<int64>, ``embedding`` list<float32> (dim values a key). State file: ``table`` string,
-``state_dim`` int32, ``default_state`` list<float32> (state_dim values, the default row's), ``state`` list<float32>,
-``last_seen`` list<uint32> (seconds), ``count`` list<uint32>, ``version`` list<int64> (that last changed the row).
+applied first), ``key`` list<int64>, ``embedding`` list<float32 or float16 or int8> (dim values a key), and where that is int8
+``scale`` list<float32> (one a key, a value is level x scale). State file: ``table`` string, ``state_dim`` int32,
+``default_state`` list<float32> (state_dim values, the default row's), ``state`` list<float32>, ``last_seen`` list<uint32>
+(seconds), ``count`` list<uint32>, ``version`` list<int64> (that last changed the row), and where the rows file is not exact
+``embedding`` list<float32> (dim values a key). docs/delta-format.md says it for readers in other languages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, TypeAlias
@@ -23,36 +25,47 @@ import pyarrow as pa
 
 from basis.arrow import BatchCodec
 from basis.problems import BadFile
+from paramserver.precision import Precision, narrow, widen
 from paramserver.table import Rows
 
 _INT, _FLOAT, _COUNT = pa.large_list(pa.int64()), pa.large_list(pa.float32()), pa.large_list(pa.uint32())
-_ROWS = BatchCodec(
-    pa.schema(
-        [
-            ("table", pa.string()),
-            ("dim", pa.int32()),
-            ("default", _FLOAT),
-            ("expired", _INT),
-            ("key", _INT),
-            ("embedding", _FLOAT),
-        ]
-    )
-)
-_STATE = BatchCodec(
-    pa.schema(
-        [
-            ("table", pa.string()),
-            ("state_dim", pa.int32()),
-            ("default_state", _FLOAT),
-            ("state", _FLOAT),
-            ("last_seen", _COUNT),
-            ("count", _COUNT),
-            ("version", _INT),
-        ]
-    )
-)
+_EMBEDDING = {"float32": _FLOAT, "float16": pa.large_list(pa.float16()), "int8": pa.large_list(pa.int8())}
+
+
+def _rows_codec(precision: Precision) -> BatchCodec:
+    columns = [
+        ("table", pa.string()),
+        ("dim", pa.int32()),
+        ("default", _FLOAT),
+        ("expired", _INT),
+        ("key", _INT),
+        ("embedding", _EMBEDDING[precision]),
+    ]
+    return BatchCodec(pa.schema(columns + [("scale", _FLOAT)] * (precision == "int8")))
+
+
+_STATE_COLUMNS = [
+    ("table", pa.string()),
+    ("state_dim", pa.int32()),
+    ("default_state", _FLOAT),
+    ("state", _FLOAT),
+    ("last_seen", _COUNT),
+    ("count", _COUNT),
+    ("version", _INT),
+]
+_ROWS: dict[Precision, BatchCodec] = {
+    "float32": _rows_codec("float32"),
+    "float16": _rows_codec("float16"),
+    "int8": _rows_codec("int8"),
+}
+_STATE = BatchCodec(pa.schema(_STATE_COLUMNS))
+_EXACT_STATE = BatchCodec(pa.schema([*_STATE_COLUMNS, ("embedding", _FLOAT)]))
 
 Ids: TypeAlias = npt.NDArray[np.int64]
+
+
+class NotFiniteError(ValueError):
+    """A weight that is to be published is no finite number; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -67,37 +80,46 @@ Delta: TypeAlias = Mapping[str, TableDelta]
 """One epoch, or a base: table name to rows."""
 
 
-def encode_rows(delta: Delta) -> bytes:
-    """The rows file."""
+def encode_rows(delta: Delta, precision: Precision = "float32") -> bytes:
+    """The rows file; `NotFiniteError` where a value is not, or would not be in ``precision``."""
     parts = [table.rows for table in delta.values()]
-    return _encode(
-        _ROWS,
-        [
-            pa.array(list(delta), pa.string()),
-            pa.array([rows.embeddings.shape[1] for rows in parts], pa.int32()),
-            _lists(_FLOAT, [rows.default_embedding for rows in parts]),
-            _lists(_INT, [rows.expired for rows in parts]),
-            _lists(_INT, [rows.ids for rows in parts]),
-            _lists(_FLOAT, [rows.embeddings.reshape(-1) for rows in parts]),
-        ],
-    )
+    columns = [
+        pa.array(list(delta), pa.string()),
+        pa.array([rows.embeddings.shape[1] for rows in parts], pa.int32()),
+        _floats(delta, "default row", [rows.default_embedding for rows in parts]),
+        _wholes(_INT, [rows.expired for rows in parts]),
+        _wholes(_INT, [rows.ids for rows in parts]),
+    ]
+    if precision == "float32":
+        embeddings = [rows.embeddings.reshape(-1) for rows in parts]
+        columns.append(_floats(delta, "embedding", embeddings))
+    else:
+        narrowed = [narrow(rows.embeddings, precision) for rows in parts]
+        values = [levels.reshape(-1) for levels, _ in narrowed]
+        if precision == "int8":
+            columns.append(_wholes(_EMBEDDING[precision], values))
+            columns.append(_floats(delta, "scale", [scales for _, scales in narrowed]))
+        else:
+            columns.append(_floats(delta, "embedding", values, _EMBEDDING[precision]))
+    return _encode(_ROWS[precision], columns)
 
 
-def encode_state(delta: Delta) -> bytes:
-    """The state file."""
+def encode_state(delta: Delta, precision: Precision = "float32") -> bytes:
+    """The state file that goes with a rows file of ``precision``; `NotFiniteError`."""
     parts = [table.rows for table in delta.values()]
-    return _encode(
-        _STATE,
-        [
-            pa.array(list(delta), pa.string()),
-            pa.array([rows.state.shape[1] for rows in parts], pa.int32()),
-            _lists(_FLOAT, [rows.default_state for rows in parts]),
-            _lists(_FLOAT, [rows.state.reshape(-1) for rows in parts]),
-            _lists(_COUNT, [rows.last_seen_seconds for rows in parts]),
-            _lists(_COUNT, [rows.counts for rows in parts]),
-            _lists(_INT, [table.versions for table in delta.values()]),
-        ],
-    )
+    columns = [
+        pa.array(list(delta), pa.string()),
+        pa.array([rows.state.shape[1] for rows in parts], pa.int32()),
+        _floats(delta, "default row's state", [rows.default_state for rows in parts]),
+        _floats(delta, "state", [rows.state.reshape(-1) for rows in parts]),
+        _wholes(_COUNT, [rows.last_seen_seconds for rows in parts]),
+        _wholes(_COUNT, [rows.counts for rows in parts]),
+        _wholes(_INT, [table.versions for table in delta.values()]),
+    ]
+    if precision == "float32":
+        return _encode(_STATE, columns)
+    exact = [rows.embeddings.reshape(-1) for rows in parts]
+    return _encode(_EXACT_STATE, [*columns, _floats(delta, "embedding", exact)])
 
 
 @dataclass(frozen=True)
@@ -114,41 +136,49 @@ class RowsChange:
 
 
 def decode_rows(name: str, data: bytes) -> dict[str, RowsChange]:
-    """The tables of a rows file, as views; `BadFile` where it is none."""
-    batch = _decode(_ROWS, name, data)
+    """The tables of a rows file, exact ones as views; `BadFile` where it is none."""
+    codec, batch = _decode(_ROWS.values(), name, data)
     columns = ("expired", "key", "embedding", "default")
     expired, keys, values, default = (_split(batch.column(column)) for column in columns)
+    scales = _split(batch.column("scale")) if codec is _ROWS["int8"] else [None] * batch.num_rows
     changes = {}
     for at, (table, dim) in enumerate(
         zip(batch.column("table").to_pylist(), batch.column("dim").to_pylist(), strict=True)
     ):
-        if len(values[at]) != dim * len(keys[at]):
+        scale = scales[at]
+        if len(values[at]) != dim * len(keys[at]) or (scale is not None and len(scale) != len(keys[at])):
             raise BadFile(f"{name}: table {table}: {len(values[at])} values for {len(keys[at])} rows of {dim}")
         if len(default[at]) != dim:
             raise BadFile(f"{name}: table {table}: a default row of {len(default[at])} values, rows of {dim}")
-        changes[table] = RowsChange(expired[at], keys[at], values[at].reshape(-1, dim), default[at])
+        changes[table] = RowsChange(expired[at], keys[at], widen(values[at].reshape(-1, dim), scale), default[at])
     return changes
 
 
 def decode(rows_name: str, rows_data: bytes, state_name: str, state_data: bytes) -> dict[str, TableDelta]:
-    """The whole of a version's two files; `BadFile` where they do not belong together."""
+    """The whole of a version's two files, embeddings exact; `BadFile` where they do not belong together."""
     changes = decode_rows(rows_name, rows_data)
-    batch = _decode(_STATE, state_name, state_data)
+    codec, batch = _decode((_STATE, _EXACT_STATE), state_name, state_data)
     columns = ("state", "last_seen", "count", "version", "default_state")
     state, seen, count, version, default_state = (_split(batch.column(name)) for name in columns)
+    exact = _split(batch.column("embedding")) if codec is _EXACT_STATE else None
     tables = batch.column("table").to_pylist()
     if tables != list(changes):
         raise BadFile(f"{state_name}: tables {tables}, its rows file has {list(changes)}")
     delta = {}
     for at, (table, dim) in enumerate(zip(tables, batch.column("state_dim").to_pylist(), strict=True)):
         change = changes[table]
+        embeddings = change.embeddings
+        if exact is not None and len(exact[at]) == embeddings.size:
+            embeddings = exact[at].reshape(embeddings.shape)
+        elif exact is not None:
+            raise BadFile(f"{state_name}: table {table}: {len(exact[at])} values for {len(change.keys)} rows")
         if len(seen[at]) != len(change.keys) or len(state[at]) != dim * len(change.keys):
             raise BadFile(f"{state_name}: table {table}: {len(seen[at])} rows, its rows file has {len(change.keys)}")
         if len(default_state[at]) != dim:
             raise BadFile(f"{state_name}: table {table}: default state of {len(default_state[at])} values, not {dim}")
         rows = Rows(
             ids=change.keys,
-            embeddings=change.embeddings,
+            embeddings=embeddings,
             state=state[at].reshape(len(seen[at]), dim),
             last_seen_seconds=seen[at],
             counts=count[at],
@@ -160,44 +190,32 @@ def decode(rows_name: str, rows_data: bytes, state_name: str, state_data: bytes)
     return delta
 
 
-def fold(deltas: Sequence[Delta]) -> dict[str, TableDelta]:
-    """One base out of a base and the deltas after it, in order: the last state of each row that has not expired since.
-
-    The default row is the last one's.
-    """
-    return {name: _fold_table([delta[name] for delta in deltas if name in delta]) for name in deltas[-1]}
-
-
-def _fold_table(parts: Sequence[TableDelta]) -> TableDelta:
-    keys = np.concatenate([part for table in parts for part in (table.rows.expired, table.rows.ids)])
-    sizes = [size for table in parts for size in (len(table.rows.expired), len(table.rows.ids))]
-    alive = np.repeat(np.arange(len(sizes)) % 2 == 1, sizes)
-    _, last_from_end = np.unique(keys[::-1], return_index=True)
-    last = len(keys) - 1 - last_from_end
-    kept = last[alive[last]]
-    row = np.cumsum(alive)[kept] - 1  # where the kept ones stand among the rows alone
-
-    def take(name: str) -> npt.NDArray[Any]:
-        values: npt.NDArray[Any] = np.concatenate([getattr(table.rows, name) for table in parts])[row]
-        return values
-
-    names = ("ids", "embeddings", "state", "last_seen_seconds", "counts")
-    newest = parts[-1].rows
-    rows = Rows(
-        **{name: take(name) for name in names},
-        expired=np.empty(0, np.int64),
-        default_embedding=newest.default_embedding,
-        default_state=newest.default_state,
-    )
-    return TableDelta(rows, np.concatenate([table.versions for table in parts])[row])
-
-
-def _lists(kind: pa.DataType, parts: Sequence[npt.NDArray[Any]]) -> pa.Array:
-    """A large_list column over numpy's own memory; by ``pa.array`` it costs seven times as much, 7 times an epoch."""
-    offsets = np.array([0, *accumulate(map(len, parts))], np.int64)
+def _floats(delta: Delta, what: str, parts: list[npt.NDArray[Any]], kind: pa.DataType = _FLOAT) -> pa.Array:
+    """A column of numbers that are all finite. Looked at as one: 20 tables in the time of one."""
     values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if not np.isfinite(values).all():
+        _name_what_is_not_finite(delta, what, parts)
+    return _lists(kind, [len(part) for part in parts], values)
+
+
+def _name_what_is_not_finite(delta: Delta, what: str, parts: list[npt.NDArray[Any]]) -> None:
+    for (name, table), values in zip(delta.items(), parts, strict=True):
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            ids = table.rows.ids
+            whose = "" if what.startswith("default") else f"id {ids[wrong[0] * len(ids) // len(values)]}: "
+            raise NotFiniteError(f"table {name}: {whose}{what} holds {values[wrong[0]]}")
+
+
+def _wholes(kind: pa.DataType, parts: list[npt.NDArray[Any]]) -> pa.Array:
+    return _lists(kind, [len(part) for part in parts], parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+
+def _lists(kind: pa.DataType, lengths: list[int], values: npt.NDArray[Any]) -> pa.Array:
+    """A large_list column over numpy's own memory; by ``pa.array`` it costs seven times as much, 7 times an epoch."""
+    offsets = np.array([0, *accumulate(lengths)], np.int64)
     flat = pa.Array.from_buffers(kind.value_type, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
-    return pa.Array.from_buffers(kind, len(parts), [None, pa.py_buffer(offsets)], children=[flat])
+    return pa.Array.from_buffers(kind, len(lengths), [None, pa.py_buffer(offsets)], children=[flat])
 
 
 def _split(column: pa.Array) -> list[npt.NDArray[Any]]:
@@ -209,8 +227,12 @@ def _encode(codec: BatchCodec, arrays: list[pa.Array]) -> bytes:
     return codec.encode(pa.RecordBatch.from_arrays(arrays, schema=codec.schema))
 
 
-def _decode(codec: BatchCodec, name: str, data: bytes) -> pa.RecordBatch:
-    try:
-        return codec.decode(data)
-    except ValueError as error:
-        raise BadFile(f"{name}: {error}") from None
+def _decode(codecs: Iterable[BatchCodec], name: str, data: bytes) -> tuple[BatchCodec, pa.RecordBatch]:
+    """The batch, and the codec whose schema it has."""
+    problem = ""
+    for codec in sorted(codecs, key=lambda codec: not codec.begins(data)):
+        try:
+            return codec, codec.decode(data)
+        except ValueError as error:
+            problem = problem or str(error)
+    raise BadFile(f"{name}: {problem}")

@@ -1,23 +1,32 @@
-"""The delta log's writer: publishes versions, folds old deltas into a base, and keeps the folder bounded."""
+"""The delta log's writer: publishes versions, has old deltas folded into a base, and keeps the place bounded."""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from basis.problems import BadFile
 from paramserver import manifest as manifests
-from paramserver.delta import Delta, TableDelta, decode, encode_rows, encode_state, fold
+from paramserver.compaction import Fold, write_file, write_shard
+from paramserver.delta import Delta, TableDelta
 from paramserver.files import Files
-from paramserver.manifest import Dense, FileRef, Manifest, Shard
+from paramserver.form import check_form, fingerprint_of
+from paramserver.history import path_to
+from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat, Shard
+from paramserver.marks import read_pin
+from paramserver.precision import Precision
 from paramserver.table import Rows
 
+_log = logging.getLogger(__name__)
 _KEPT_TRAINER_STATES = 2
 _RECENT_BYTES = 64 << 20
 _REMEMBERED_RETRAININGS = 100
+_OF_A_VERSION = re.compile(r"^(?:base-|manifest-)?(\d{12})\.")
 
 
 class Cut(NamedTuple):
@@ -32,71 +41,180 @@ class Cut(NamedTuple):
 
 class DeltaLog:
     """One writer's log, in an empty place unless it is resumed. The first version is 1; every version is published before
-    the next begins. `TakenOverError` ends a writer whose place another one has taken."""
+    the next begins. `TakenOverError` ends a writer whose place another one has taken.
 
-    def __init__(self, files: Files, fingerprint: str, keep_deltas: int) -> None:
+    ``form`` says what decides the form of rows and weights, see `paramserver.form`. When ``keep_deltas`` came together they are
+    folded into a base: within `publish`, or by ``executor`` beside it, whose result the next `publish` takes.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        form: str,
+        keep_deltas: int,
+        *,
+        precision: Precision = "float32",
+        executor: Executor | None = None,
+    ) -> None:
         self._files = files
-        self._fingerprint = fingerprint
+        self._form = form
+        self._fingerprint = fingerprint_of(form)
+        self._form_file: FileRef | None = None
         self._keep_deltas = keep_deltas
-        self._deltas: list[Manifest] = []
-        self._recent: dict[tuple[int, bool], Delta] = {}
-        self._recent_bytes = 0
+        self._precision = precision
+        self._executor = executor
+        self._folding: Future[Manifest] | None = None
+        self._deltas: dict[int, Manifest] = {}
         self._bases: list[Manifest] = []
-        self._dense: list[Dense] = []
-        self._trainer_states: list[FileRef] = []
+        self._states: dict[int, FileRef] = {}
+        self._recent: dict[str, Delta] = {}
+        self._recent_bytes = 0
         self.version = 0
 
     @classmethod
-    def resume(cls, files: Files, fingerprint: str, keep_deltas: int) -> DeltaLog:
-        """The log that is in a place, to go on with after its newest version; `BadFile` where another form of rows is in it."""
-        log = cls(files, fingerprint, keep_deltas)
-        log._bases = [manifests.read_manifest(files, at, base=True) for at in manifests.versions(files, base=True)]
-        log._deltas = [manifests.read_manifest(files, at, base=False) for at in manifests.versions(files, base=False)]
+    def resume(
+        cls,
+        files: Files,
+        form: str,
+        keep_deltas: int,
+        *,
+        precision: Precision = "float32",
+        executor: Executor | None = None,
+    ) -> DeltaLog:
+        """The log that is in a place, to go on with after its newest version.
+
+        Damaged manifests are left out: `newest` is then older than ``version``, and only a whole version may follow. `BadFile`
+        where rows of a form are in it that ``form`` does not continue, `OtherFormat` where another program wrote it.
+        """
+        log = cls(files, form, keep_deltas, precision=precision, executor=executor)
+        for base in (True, False):
+            for version in manifests.versions(files, base=base):
+                log.version = max(log.version, version)
+                try:
+                    manifest = manifests.read_manifest(files, version, base=base)
+                except OtherFormat:
+                    raise
+                except BadFile as error:
+                    _log.warning("%s; going on without it", error)
+                    continue
+                if base:
+                    log._bases.append(manifest)
+                else:
+                    log._deltas[version] = manifest
+        there = set(files.names())
+        states = {item.version: item.trainer for item in (*log._bases, *log._deltas.values()) if item.trainer}
+        must = sorted(states)[-_KEPT_TRAINER_STATES:]  # where one of these is missing, somebody is to be told
+        log._states = {at: ref for at, ref in sorted(states.items()) if ref.name in there or at in must}
         newest = log.newest
-        if newest is None:
-            return log
-        if newest.fingerprint != fingerprint:
-            raise BadFile(f"version {newest.version}: made by another config: features, labels, model or tables differ")
-        log.version = newest.version
-        served = {item.dense.version: item.dense for item in (*log._bases, *log._deltas) if item.dense}
-        log._dense = [served[version] for version in sorted(served)]
-        states = [manifest.trainer for manifest in log._deltas if manifest.trainer]
-        log._trainer_states = states[-_KEPT_TRAINER_STATES:]
+        if newest is not None and newest.fingerprint != log._fingerprint:
+            check_form(files, newest, form)
         return log
 
     @property
     def newest(self) -> Manifest | None:
-        """The newest published version."""
-        return self._deltas[-1] if self._deltas else None
+        """The newest published version that can be read."""
+        last_delta = next(reversed(self._deltas.values()), None)
+        last_base = self._bases[-1] if self._bases else None
+        if last_delta is None or (last_base is not None and last_base.version > last_delta.version):
+            return last_base
+        return last_delta
+
+    @property
+    def form(self) -> str:
+        """What decides the form of rows and weights."""
+        return self._form
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the form."""
+        return self._fingerprint
+
+    def trainable(self) -> list[int]:
+        """The versions that have a trainer's state, the newest first."""
+        return sorted(self._states, reverse=True)
 
     def publish(self, epoch: Mapping[str, Rows], cut: Cut) -> Manifest:
-        """Publish a sealed epoch as the next version, manifest last."""
-        return self._publish(epoch, cut)
+        """Publish a sealed epoch as the next version, manifest last.
 
-    def take_over(self, rows: Mapping[str, Rows], cut: Cut, retraining: str) -> Manifest:
+        Raises:
+            NotFiniteError: a weight is no number; nothing was published.
+            OSError: the place refused, as a full disk does; nothing was published, and the same may be tried again.
+            BadFile: a file that is to be folded is damaged; the version is published.
+        """
+        newest = self.newest
+        assert newest is None or newest.version == self.version, "after damage, the next version must be whole"
+        return self._publish(epoch, cut, parent=self.version, lineage=newest.lineage if newest else 1)
+
+    def take_over(self, rows: Mapping[str, Rows], cut: Cut, retraining: str | None = None) -> Manifest:
         """Publish all rows of another model, whose dense weights are in ``cut``, as the next version, which begins a lineage.
-        ``retraining`` names how the model came about.
+        ``retraining`` names how the model came about, where it was retrained.
 
         `TakenOverError`, and nothing has changed, where the trainer that is at work published that version first.
         """
         assert cut.dense is not None, "rows of one model and dense weights of another"
-        return self._publish(rows, cut, retraining)
+        return self._publish(rows, cut, parent=0, lineage=self.version + 1, retraining=retraining)
 
-    def _publish(self, epoch: Mapping[str, Rows], cut: Cut, retraining: str | None = None) -> Manifest:
+    def go_back(self, version: int, now_ms: int, *, training: bool) -> Manifest:
+        """Publish what an older version holds as the next one, which begins a lineage. Whether ``training`` goes back too, or on
+        from the newest version.
+
+        `BadFile` where the version is not there, or training is to go on from it without a trainer's state.
+        """
+        newest = self.newest
+        path = path_to(self._files, version)
+        old = path[-1]
+        if training and version not in self._states:
+            have = ", ".join(map(str, self._states)) or "none"
+            raise BadFile(f"version {version}: no trainer's state to train from; versions that have one: {have}")
+        following = self.version + 1
+        whole = len(path) == 1
+        fold = Fold(self._files, path, self._precision, {})
+        manifest = Manifest(
+            version=following,
+            parent=0,
+            watermark=old.watermark,
+            published_at=now_ms,
+            fingerprint=old.fingerprint,
+            shards=old.shards if whole else fold.write(f"{following:012d}"),
+            offsets=old.offsets,
+            dense=old.dense,
+            trainer=old.trainer if training else None,
+            form=old.form,
+            lineage=following,
+            retrained=newest.retrained if newest else [],
+            goes_back_to=version,
+            trains_from=0 if training or newest is None else newest.trains_from or newest.version,
+        )
+        manifests.write_manifest(self._files, manifest)
+        self._add(manifest)
+        return manifest
+
+    def fold(self) -> Manifest | None:
+        """Fold the deltas since the last base into a new one, and drop what is no longer needed; None where there are none."""
+        self._take_folded(wait=True)
+        fold = self._next_fold()
+        return None if fold is None else self._folded(fold.run())
+
+    def close(self) -> None:
+        """Wait for what runs beside."""
+        self._take_folded(wait=True)
+
+    def _publish(
+        self, epoch: Mapping[str, Rows], cut: Cut, *, parent: int, lineage: int, retraining: str | None = None
+    ) -> Manifest:
         version = self.version + 1
-        parent = 0 if retraining is not None else self.version
-        retrained = self.newest.retrained if self.newest else []
         stem = f"{version:012d}"
         delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
-        if retraining is not None:  # whoever else is about to publish this version writes other files
-            stem += f"-{xxhash.xxh3_64_hexdigest(encode_rows(delta))}"
+        shard = write_shard(self._files, stem, delta, self._precision)
+        newest = self.newest
+        dense = newest.dense if newest else None
+        retrained = newest.retrained if newest else []
+        if retraining is not None:
             retrained = [*retrained, retraining][-_REMEMBERED_RETRAININGS:]
-        shard = self._write_shard(stem, delta)
-        dense = self._dense[-1] if self._dense else None
         if cut.dense is not None:
-            file = self._write(f"{stem}.dense.safetensors", cut.dense)
+            file = write_file(self._files, stem, "dense.safetensors", cut.dense)
             dense = Dense(version=version, watermark=cut.watermark, file=file)
-        trainer = None if cut.trainer is None else self._write(f"{stem}.trainer.safetensors", cut.trainer)
+        trainer = None if cut.trainer is None else write_file(self._files, stem, "trainer.safetensors", cut.trainer)
         manifest = Manifest(
             version=version,
             parent=parent,
@@ -107,114 +225,119 @@ class DeltaLog:
             offsets=dict(cut.offsets),
             dense=dense,
             trainer=trainer,
-            lineage=self.newest.lineage if parent and self.newest else version,
+            form=self._written_form(),
+            lineage=lineage,
             retrained=retrained,
         )
         manifests.write_manifest(self._files, manifest)
-        self.version = version
-        self._deltas.append(manifest)
-        self._remember(manifest, delta)
-        if cut.dense is not None and dense is not None:
-            self._dense.append(dense)
-        if trainer is not None:
-            self._trainer_states.append(trainer)
-        self._clean_up()
+        self._add(manifest)
+        self._remember(manifest, shard, delta)
+        self._compact()
         return manifest
 
-    def fold(self) -> Manifest | None:
-        """Fold the deltas since the last base into a new one; None where there are none."""
-        start = self._bases[-1].version if self._bases else 0
-        since = [manifest for manifest in self._deltas if manifest.version > start]
-        if not since:
-            return None
-        newest = since[-1]
-        parts = [*self._bases[-1:], *since]
-        whole = max(at for at, manifest in enumerate(parts) if manifest.parent <= 0)  # nothing before it counts
-        base = fold([self._read(manifest) for manifest in parts[whole:]])
-        shard = self._write_shard(f"base-{newest.version:012d}", base)
-        manifest = Manifest(
-            version=newest.version,
-            parent=-1,
-            watermark=newest.watermark,
-            published_at=newest.published_at,
-            fingerprint=self._fingerprint,
-            shards=[shard],
-            offsets=newest.offsets,
-            dense=newest.dense,
-            lineage=newest.lineage,
-            retrained=newest.retrained,
-        )
-        manifests.write_manifest(self._files, manifest)
-        self._bases.append(manifest)
-        self._recent, self._recent_bytes = {}, 0
-        self._remember(manifest, base)
-        return manifest
+    def _written_form(self) -> FileRef:
+        if self._form_file is None:
+            self._form_file = write_file(self._files, "form", "json", self._form.encode())
+        return self._form_file
 
-    def _remember(self, manifest: Manifest, delta: Delta) -> None:
+    def _add(self, manifest: Manifest) -> None:
+        self.version = manifest.version
+        self._deltas[manifest.version] = manifest
+        if manifest.trainer is not None:
+            self._states[manifest.version] = manifest.trainer
+
+    def _remember(self, manifest: Manifest, shard: Shard, delta: Delta) -> None:
         """Keep what was just written for the next fold, as far as the budget goes; the rest is read again."""
-        size = sum(shard.rows.size + shard.state.size for shard in manifest.shards)
+        size = shard.rows.size + shard.state.size
         if self._recent_bytes + size <= _RECENT_BYTES:
-            self._recent[manifest.version, manifest.is_base] = delta
+            self._recent[manifest.name] = delta
             self._recent_bytes += size
 
-    def _clean_up(self) -> None:
-        """Fold when enough deltas came together, then drop what neither of the newest two bases needs."""
-        folded_at = self._bases[-1].version if self._bases else 0
-        if self.version - folded_at >= self._keep_deltas:
-            self.fold()
-            if len(self._bases) > 1:
-                self._forget_before(self._bases[-2].version)
-        while len(self._trainer_states) > _KEPT_TRAINER_STATES:
-            self._files.delete(self._trainer_states.pop(0).name)
+    def _compact(self) -> None:
+        """Fold when enough deltas came together; what no disk has room for is tried again after the next version."""
+        self._take_folded(wait=False)
+        base = self._bases[-1].version if self._bases else 0
+        if self._folding is None and self.version - base >= self._keep_deltas:
+            fold = self._next_fold()
+            assert fold is not None, "there are deltas since the last base"
+            if self._executor is not None:
+                self._folding = self._executor.submit(fold.run)
+            else:
+                try:
+                    self._folded(fold.run())
+                except OSError as error:
+                    _log.warning("no new base: %s; tried again after the next version", error)
+        self._drop_trainer_states()
 
-    def _forget_before(self, version: int) -> None:
-        """Delete manifests first, so that no version is seen whose files are going."""
-        for manifest in [item for item in self._deltas if item.version <= version]:
-            self._forget(manifest)
-        for base in self._bases[:-2]:
-            self._forget(base)
-        self._deltas = [item for item in self._deltas if item.version > version]
-        self._bases = self._bases[-2:]
-        served = {item.dense.version for item in (*self._deltas, *self._bases) if item.dense}
-        for dense in self._dense:
-            if dense.version not in served:
-                self._files.delete(dense.file.name)
-        self._dense = [dense for dense in self._dense if dense.version in served]
+    def _take_folded(self, *, wait: bool) -> None:
+        if self._folding is None or not (wait or self._folding.done()):
+            return
+        folding, self._folding = self._folding, None
+        try:
+            self._folded(folding.result())
+        except OSError as error:
+            _log.warning("no new base: %s; tried again after the next version", error)
 
-    def _forget(self, manifest: Manifest) -> None:
-        self._files.delete(manifests.manifest_name(manifest.version, base=manifest.is_base))
-        for shard in manifest.shards:
-            self._files.delete(shard.rows.name)
-            self._files.delete(shard.state.name)
+    def _next_fold(self) -> Fold | None:
+        """What leads from the last base, or from a whole version after it, to the newest version."""
+        base = self._bases[-1] if self._bases else None
+        if not self._deltas or (base is not None and base.version >= self.version):
+            return None
+        path: list[Manifest] = []
+        version = self.version
+        while True:
+            if base is not None and version == base.version:
+                path.insert(0, base)
+                break
+            path.insert(0, self._deltas[version])
+            if path[0].is_whole:
+                break
+            version = path[0].parent
+        return Fold(self._files, path, self._precision, dict(self._recent))
 
-    def _write(self, name: str, data: bytes) -> FileRef:
-        self._files.write(name, data)
-        return FileRef.of(name, data)
-
-    def _write_shard(self, stem: str, delta: Delta) -> Shard:
-        return Shard(
-            rows=self._write(f"{stem}.rows.arrow", encode_rows(delta)),
-            state=self._write(f"{stem}.state.arrow", encode_state(delta)),
-            changed=sum(len(table.rows.ids) for table in delta.values()),
-            expired=sum(len(table.rows.expired) for table in delta.values()),
+    def _folded(self, base: Manifest) -> Manifest:
+        self._bases.append(base)
+        self._recent = {name: delta for name, delta in self._recent.items() if name not in self._names_up_to(base)}
+        self._recent_bytes = sum(
+            shard.rows.size + shard.state.size
+            for manifest in self._deltas.values()
+            if manifest.name in self._recent
+            for shard in manifest.shards
         )
+        if len(self._bases) > 1:
+            self._forget_up_to(self._bases[-2].version)
+        return base
 
-    def _read(self, manifest: Manifest) -> Delta:
-        recent = self._recent.get((manifest.version, manifest.is_base))
-        return read_shard(self._files, manifest.shards[0]) if recent is None else recent
+    def _names_up_to(self, base: Manifest) -> set[str]:
+        return {manifest.name for version, manifest in self._deltas.items() if version <= base.version}
 
+    def _forget_up_to(self, version: int) -> None:
+        """Drop what neither of the newest two bases needs, so that who is reading has the time until the next one.
 
-def read_version(files: Files, manifest: Manifest) -> dict[str, TableDelta]:
-    """All rows of a version, from the newest base before it and the deltas since; for recovery."""
-    version, deltas = manifest.version, [manifest]
-    bases = [at for at in manifests.versions(files, base=True) if at <= version]
-    while deltas[0].parent > (bases[-1] if bases else 0):
-        deltas.insert(0, manifests.read_manifest(files, deltas[0].parent, base=False))
-    if bases and deltas[0].parent > 0:
-        deltas[0:0] = [manifests.read_manifest(files, bases[-1], base=True)]
-    return fold([read_shard(files, item.shards[0]) for item in deltas])
+        Manifests go first, so that no version is seen whose files are going; with them what failed publications left.
+        """
+        pin = read_pin(self._files)
+        forgotten = [item for item in self._deltas.values() if item.version <= version and item.version != pin]
+        for manifest in [*forgotten, *self._bases[:-2]]:
+            self._files.delete(manifest.name)
+        self._deltas = {at: item for at, item in self._deltas.items() if at > version or at == pin}
+        self._bases = self._bases[-2:]
+        manifests_left = [*self._deltas.values(), *self._bases]
+        self._states = {
+            at: ref for at, ref in self._states.items() if at > version or at in (pin, self._bases[0].version)
+        }
+        needed = {ref.name for manifest in manifests_left for ref in manifest.files()}
+        needed |= {manifest.name for manifest in manifests_left}
+        for name in self._files.names():
+            of = _OF_A_VERSION.match(name)
+            if of and int(of[1]) <= version and name not in needed:
+                self._files.delete(name)
 
-
-def read_shard(files: Files, shard: Shard) -> dict[str, TableDelta]:
-    """Both files of a shard's version, checked."""
-    return decode(shard.rows.name, shard.rows.read(files), shard.state.name, shard.state.read(files))
+    def _drop_trainer_states(self) -> None:
+        """Keep the newest two, those of the bases, and what a fold beside is about to make one of."""
+        if self._folding is not None:
+            return
+        of_bases = {base.trainer.name for base in self._bases if base.trainer}
+        for version in list(self._states)[:-_KEPT_TRAINER_STATES]:
+            if self._states[version].name not in of_bases:
+                self._files.delete(self._states.pop(version).name)

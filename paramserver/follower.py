@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -10,7 +10,9 @@ from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.delta import RowsChange, decode_rows
 from paramserver.files import Files
+from paramserver.history import path_to
 from paramserver.manifest import Manifest
+from paramserver.marks import read_pin
 from paramserver.table import Table
 
 _TRIES = 3
@@ -19,11 +21,11 @@ _NOTHING = 0
 
 
 class Follower:
-    """Keeps ``tables`` equal to the newest version that it pulled, rows and default rows, byte for byte.
+    """Keeps ``tables`` equal to the newest version that it pulled, rows and default rows, byte for byte in their row format.
 
     A pull that fails leaves the last version that was wholly read in place, to be tried again. Where the versions that it
     needs are gone, or do not descend from its own, it starts over from the newest base. A version that begins a lineage
-    replaces all rows at once.
+    replaces all rows at once. Where a version is pinned, that is the last one taken.
     """
 
     def __init__(self, files: Files, tables: Mapping[str, Table]) -> None:
@@ -44,66 +46,90 @@ class Follower:
         """
         for attempt in range(_TRIES):
             try:
-                if not self._follow_past_damage():
-                    self._start_over()
-                    self._follow()
+                self._pull(read_pin(self._files))
                 return self.manifest
             except FileNotFoundError:  # compacted between its manifest and its files: look again
                 if attempt == _TRIES - 1:
                     raise
         return self.manifest
 
-    def _follow_past_damage(self) -> bool:
-        """Follow; where a delta is damaged and a newer base leads past it, that is the way."""
-        try:
-            return self._follow()
-        except BadFile:
-            bases = manifests.versions(self._files, base=True)
-            if not bases or bases[-1] <= self.version:
-                raise
-            return False
+    def load(self, version: int) -> Manifest:
+        """Make the tables equal to one version, older or newer; `BadFile` where no way leads to it."""
+        first, *later = path_to(self._files, version)
+        self._replace(first)
+        for manifest in later:
+            self._take(manifest, self._read(manifest))
+        return later[-1] if later else first
 
-    def _follow(self) -> bool:
+    def _pull(self, pin: int) -> None:
+        if pin and self.version > pin:
+            self.load(pin)
+            return
+        try:
+            if self._follow(pin):
+                return
+        except BadFile:
+            if not self._skip_to_whole(pin):
+                raise
+        else:
+            self._start_over(pin)
+        self._follow(pin)
+
+    def _follow(self, pin: int) -> bool:
         """Apply deltas as long as there is a next one. Whether that led to the newest version."""
         moved = False
-        while True:
+        while not (pin and self.version == pin):
             try:
                 following = manifests.read_manifest(self._files, self.version + 1, base=False)
             except FileNotFoundError:
-                newer = self._newer()
+                newer = list(self._newer(pin))
                 if (self.version + 1, False) in newer:  # published since it was looked for: look again
                     raise
                 return moved or not newer
             if following.parent not in (self.version, _NOTHING):
                 return False
-            changes = self._read(following)
-            if following.parent != self.version:
-                self._keep_only(changes)
-            self._apply(changes)
-            self.manifest = following
+            if following.parent == self.version:
+                self._take(following, self._read(following))
+            else:
+                self._replace(following)
             moved = True
+        return True
 
-    def _newer(self) -> list[tuple[int, bool]]:
-        """The versions after the tables', and whether they are bases."""
+    def _newer(self, pin: int) -> Iterator[tuple[int, bool]]:
+        """Versions after the tables', and whether they are bases; the newest first, a base before the delta of its version."""
         found = [(at, base) for base in (False, True) for at in manifests.versions(self._files, base=base)]
-        return [item for item in found if item[0] > self.version]
+        return ((at, base) for at, base in sorted(found, reverse=True) if self.version < at <= (pin or at))
 
-    def _start_over(self) -> None:
-        """Make the tables equal to the newest base, in place: what it does not hold goes."""
+    def _start_over(self, pin: int) -> None:
+        """Make the tables equal to the newest base, or a version that is pinned, in place: what it does not hold goes."""
+        if pin:
+            self.load(pin)
+            return
         bases = manifests.versions(self._files, base=True)
-        if not bases:
+        if bases:
+            self._replace(manifests.read_manifest(self._files, bases[-1], base=True))
+        elif not self._skip_to_whole(pin):
             raise BadFile(f"no base to start from, and no delta that follows version {self.version}")
-        base = manifests.read_manifest(self._files, bases[-1], base=True)
-        changes = self._read(base)
-        self._keep_only(changes)
-        self._apply(changes)
-        self.manifest = base
 
-    def _keep_only(self, changes: list[dict[str, RowsChange]]) -> None:
-        """Erase every row that is not among these."""
+    def _skip_to_whole(self, pin: int) -> bool:
+        """Go on at the newest version that holds all rows, if there is one that is not damaged."""
+        for version, base in self._newer(pin):
+            try:
+                manifest = manifests.read_manifest(self._files, version, base=base)
+                if manifest.is_whole:
+                    self._replace(manifest)
+                    return True
+            except (BadFile, FileNotFoundError):
+                continue
+        return False
+
+    def _replace(self, manifest: Manifest) -> None:
+        """Make the tables equal to a version that holds all rows."""
+        changes = self._read(manifest)
         for name, table in self._tables.items():
             kept = [change[name].keys for change in changes if name in change]
             table.erase(np.setdiff1d(table.export().ids, np.concatenate([np.empty(0, np.int64), *kept])))
+        self._take(manifest, changes)
 
     def _read(self, manifest: Manifest) -> list[dict[str, RowsChange]]:
         """Everything is read and checked before anything is applied."""
@@ -117,7 +143,7 @@ class Follower:
                     )
         return changes
 
-    def _apply(self, changes: list[dict[str, RowsChange]]) -> None:
+    def _take(self, manifest: Manifest, changes: list[dict[str, RowsChange]]) -> None:
         for change in changes:
             for name, rows in change.items():
                 table = self._tables.get(name)
@@ -128,3 +154,4 @@ class Follower:
                 if len(rows.keys):
                     table.upsert(rows.keys, rows.embeddings)
                 table.set_default_row(rows.default)
+        self.manifest = manifest

@@ -10,7 +10,7 @@ import xxhash
 from basis.problems import BadFile
 from paramserver.files import Files
 
-FORMAT = 2
+FORMAT = 3
 
 
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,10 @@ class FileRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """The two files of one shard, and how many rows they change and how many ids they expire."""
+    """The two files of one shard, and how many rows they change and how many ids they expire.
+
+    No id of a table is in two shards of one version, tombstones included, so their order does not matter.
+    """
 
     rows: FileRef
     state: FileRef
@@ -56,10 +59,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """One version, a consistent cut: rows, weights and offsets of all that happened before ``watermark`` (event ms).
 
     ``parent`` is the version that its deltas change; a base has none (-1) and holds all rows. A version whose parent is 0, that
-    is nothing, holds all rows as well and begins a lineage: the first one of all, and one by which a retrained model takes over.
-    ``lineage`` is the version that began its own, ``retrained`` names the retrainings that began lineages so far, oldest first.
-    ``trainer`` is the trainer's state (dense weights, optimizer, random state).
-    ``offsets`` are the next to read, by topic and partition.
+    is nothing, holds all rows as well and begins a lineage: the first one of all, one by which a retrained model takes over, and
+    one that goes back. ``lineage`` is the version that began its own, ``retrained`` names the retrainings that began lineages so
+    far, oldest first. ``trainer`` is the trainer's state (dense weights, optimizer, random state). ``offsets`` are the next to
+    read, by topic and partition. ``form`` describes what decides the form of rows and weights, ``fingerprint`` is the XXH3-64
+    (hex) of that. ``goes_back_to`` is the version whose content a rollback repeats, and ``trains_from`` the one that training goes
+    on from where that is not this one; 0 for neither.
     """
 
     version: int
@@ -71,17 +76,41 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     offsets: dict[str, int]
     dense: Dense | None = None
     trainer: FileRef | None = None
+    form: FileRef | None = None
     lineage: int = 1
     retrained: list[str] = []
+    goes_back_to: int = 0
+    trains_from: int = 0
     format: int = FORMAT
 
     @property
     def is_base(self) -> bool:
-        """Whether it stands alone, without a parent."""
+        """Whether it is a base, folded from other versions."""
         return self.parent < 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds all rows."""
+        return self.parent <= 0
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return manifest_name(self.version, base=self.is_base)
+
+    def files(self) -> list[FileRef]:
+        """Everything that it names."""
+        found = [ref for shard in self.shards for ref in (shard.rows, shard.state)]
+        more = (self.dense.file if self.dense else None, self.trainer, self.form)
+        return found + [ref for ref in more if ref is not None]
+
+
+class _Format(msgspec.Struct):
+    format: int
 
 
 _decoder = msgspec.json.Decoder(Manifest)
+_format = msgspec.json.Decoder(_Format)
 _NAME = re.compile(r"^(manifest|base)-(\d{12})\.json$")
 
 
@@ -94,14 +123,30 @@ class TakenOverError(RuntimeError):
     """Another writer has published the version that this one was to publish: it goes on from there, this one must end."""
 
 
+class OtherFormat(BadFile):
+    """A manifest that another version of the program wrote. Nothing is wrong with it, so nobody goes back behind it."""
+
+
+def encode_checked(value: object) -> bytes:
+    """A line of JSON, and a line with its XXH3-64 (hex)."""
+    data = msgspec.json.encode(value)
+    return data + b"\n" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
+
+
+def checked_line(name: str, data: bytes) -> bytes:
+    """The JSON of `encode_checked`; `BadFile` where it is not what was written."""
+    line, _, checksum = data.partition(b"\n")
+    if checksum != xxhash.xxh3_64_hexdigest(line).encode() + b"\n":
+        raise BadFile(f"{name}: not whole, or changed since it was published")
+    return line
+
+
 def write_manifest(files: Files, manifest: Manifest) -> None:
-    """Publish: after this the version is there, whole. A line of JSON, and a line with its XXH3-64 (hex).
+    """Publish: after this the version is there, whole.
 
     `TakenOverError` where another writer has published this version before; bases are folded by one writer and replace.
     """
-    name = manifest_name(manifest.version, base=manifest.is_base)
-    data = msgspec.json.encode(manifest)
-    data += b"\n" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
+    name, data = manifest.name, encode_checked(manifest)
     if manifest.is_base:
         files.write(name, data)
         return
@@ -113,20 +158,30 @@ def write_manifest(files: Files, manifest: Manifest) -> None:
 
 
 def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
-    """One version's manifest; ``FileNotFoundError`` where it is not, `BadFile` where it is broken or too new."""
+    """One version's manifest; ``FileNotFoundError`` where it is not, `BadFile` where it is broken, `OtherFormat`."""
     name = manifest_name(version, base=base)
-    data, _, checksum = files.read(name).partition(b"\n")
-    if checksum != xxhash.xxh3_64_hexdigest(data).encode() + b"\n":
-        raise BadFile(f"{name}: not whole, or changed since it was published")
+    data = checked_line(name, files.read(name))
     try:
         manifest = _decoder.decode(data)
+        written = manifest.format
     except msgspec.DecodeError as error:
-        raise BadFile(f"{name}: {error}") from None
-    if manifest.format != FORMAT:
-        raise BadFile(f"{name}: format {manifest.format}, this program reads {FORMAT}")
+        written = _format_of(data)
+        if written == FORMAT:
+            raise BadFile(f"{name}: {error}") from None
+    if written != FORMAT:
+        raise OtherFormat(
+            f"{name}: format {written}, this program reads {FORMAT}; allowed: the program that wrote it, or a new place"
+        )
     if manifest.version != version or manifest.is_base != base:
-        raise BadFile(f"{name}: holds {manifest_name(manifest.version, base=manifest.is_base)}")
+        raise BadFile(f"{name}: holds {manifest.name}")
     return manifest
+
+
+def _format_of(data: bytes) -> int:
+    try:
+        return _format.decode(data).format
+    except msgspec.DecodeError:
+        return FORMAT
 
 
 def versions(files: Files, *, base: bool) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from basis.settings import PositiveDurationMs, Section
+from paramserver.precision import Precision
 from paramserver.table import (
     FTRL,
     SGD,
@@ -215,9 +216,9 @@ class TablesSettings(TableSettings):
         only = {name: own.model_copy(update=change) for name, own in self.only.items()}
         return self.model_copy(update={**change, "only": only})
 
-    def make_replica(self, name: str, dim: int, seed: int) -> Table:
+    def make_replica(self, name: str, dim: int, seed: int, rows: Precision = "float32") -> Table:
         """A replica's table: embeddings only, and no list of what changed, since a replica seals nothing."""
-        return Table(dim, seed=seed, name=name, row_format="float32")
+        return Table(dim, seed=seed, name=name, row_format=rows)
 
     def make(self, name: str, dim: int, seed: int) -> Table:
         """A new table of rows of ``dim`` values."""
@@ -240,5 +241,7 @@ class SyncSettings(Section):
 
     sparse_every: PositiveDurationMs = 60_000
     dense_every: PositiveDurationMs = 86_400_000
+    rows: Precision = "float32"
+    """How exactly replicas get and keep embeddings; recovery is exact whatever this is."""
     keep_deltas: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """Deltas kept before they are folded into a new base."""

@@ -29,7 +29,7 @@ class RunningNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(width, dtype=torch.float64))  # a feature may have come later
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
 
@@ -76,6 +76,14 @@ class RankingModel(nn.Module):
         super().__init__()
         self.norm = RunningNorm(dense_width) if dense_width else None
 
+    def columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
+        """What the last dimension of each weight stands for whose size depends on the features, named ``fields`` and ``dense``."""
+        names = {"norm.count": dense, "norm.mean": dense, "norm.squares": dense} if dense else {}
+        return {**names, **self._columns(fields, dense)}
+
+    def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
+        raise NotImplementedError
+
     def normed(self, dense: Tensor) -> Tensor:
         """Dense features on one scale."""
         return self.norm(dense) if self.norm is not None else dense
@@ -95,6 +103,10 @@ class DeepFM(RankingModel):
         self.interactions = nn.Parameter(torch.ones(settings.dim, labels))
         self.linear = nn.Linear(dense_width, labels, bias=False) if dense_width else None
         self.deep = Layers([fields * settings.dim + dense_width, *settings.hidden, labels])
+
+    def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
+        embeddings = [f"{field}/{at}" for field in fields for at in range(self.dim)]
+        return {"deep.0.weight": embeddings + dense, **({"linear.weight": dense} if dense else {})}
 
     def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
         """[fields, n, row_dim] and [n, dense_width] to [n, labels]."""
@@ -128,6 +140,12 @@ class DLRM(RankingModel):
         vectors = fields + bool(dense_width)
         self.register_buffer("pairs", torch.triu_indices(vectors, vectors, offset=1), persistent=False)
         self.over = Layers([vectors * settings.dim + self.pairs.shape[1], *settings.hidden, labels])
+
+    def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
+        vectors = [*fields, "/dense"] if dense else fields
+        pairs = ["*".join(sorted((vectors[a], vectors[b]))) for a, b in self.pairs.T.tolist()]
+        embeddings = [f"{vector}/{at}" for vector in vectors for at in range(self.row_dim)]
+        return {"over.0.weight": pairs + embeddings, **({"tower.0.weight": dense} if dense else {})}
 
     def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
         """[fields, n, row_dim] and [n, dense_width] to [n, labels]."""

@@ -5,16 +5,30 @@ Synchronous and single-threaded: whoever calls `OnlineTrainer.step` reads ahead 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from paramserver.delta import NotFiniteError
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import Manifest
+from paramserver.marks import Hold, read_hold, write_hold
+from paramserver.table import Rows
 from streaming.clock import Clock
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
-from trainer.retrain import check_at_work, recover
+from trainer.guards import GuardedError
+from trainer.recovery import recover_newest
+from trainer.retrain import check_at_work
 from trainer.worker import Trainer, TrainWorker
+
+
+class _Waiting(NamedTuple):
+    """A version that is sealed and not published: its rows, its cut, and whether it replaces all that replicas have."""
+
+    rows: Mapping[str, Rows]
+    cut: Cut
+    whole: bool
 
 
 class OnlineTrainer:
@@ -23,6 +37,7 @@ class OnlineTrainer:
     Begins at the newest version in ``files``, exactly after what its rows contain, or else where the log begins. ``deltas`` is
     the log in ``files``. A version is due ``sparse_every`` ms after the last one; the first one of every ``dense_every`` ms of
     the clock brings new dense weights to replicas. `GapError` where the log no longer reaches back to the version's offsets.
+    `GuardedError` where a guard has held training, unless ``resume`` says to go on from the last version that was published.
     """
 
     def __init__(
@@ -37,6 +52,7 @@ class OnlineTrainer:
         *,
         sparse_every: int,
         dense_every: int,
+        resume: bool = False,
     ) -> None:
         self.trainer = trainer
         self.deltas = deltas
@@ -48,20 +64,31 @@ class OnlineTrainer:
         self._published: dict[str, int] = {}
         self._published_at = clock.now_ms()
         self._dense_at: int | None = None
-        self._recover(files, log)
+        self._files = files
+        self._waiting: _Waiting | None = None
+        self._must_be_whole = False
+        self._recover(log, resume=resume)
 
-    def _recover(self, files: Files, log: LogReader) -> None:
-        newest = self.deltas.newest
-        if newest is None:
+    def _recover(self, log: LogReader, *, resume: bool) -> None:
+        hold = read_hold(self._files)
+        if hold is not None and not resume:
+            raise GuardedError(
+                f"training is held after version {hold.after}: {hold.reason}; `minutely train --resume` goes on"
+            )
+        found = recover_newest(self._files, self.deltas, self.trainer)
+        write_hold(self._files, None)
+        if found is None:
             for worker in self.workers:
                 worker.offset = log.begin(EXAMPLES, worker.partition)
             return
-        recover(files, newest, self.trainer)
-        self._published = dict(newest.offsets)
-        self._dense_at = newest.published_at if newest.dense else None
+        # Replicas have something else than what training goes on from: the next version replaces all they have.
+        self._must_be_whole = found.version != self.deltas.version
+        self._published = dict(found.offsets)
+        is_grown = found.fingerprint != self.deltas.fingerprint
+        self._dense_at = found.published_at if found.dense and not is_grown else None
         for worker in self.workers:
-            worker.offset = newest.offsets.get(f"{EXAMPLES}/{worker.partition}", 0)
-            worker.watermark = newest.watermark
+            worker.offset = found.offsets.get(f"{EXAMPLES}/{worker.partition}", 0)
+            worker.watermark = found.watermark
             check_no_gap(log, EXAMPLES, worker.partition, worker.offset)
 
     def step(self) -> None:
@@ -78,24 +105,47 @@ class OnlineTrainer:
     def publish(self) -> Manifest | None:
         """Publish a version of what was trained since the last one; None where that is nothing.
 
-        `TakenOverError` where another trainer has published in its place.
+        Raises:
+            OSError: the place refused it, as a full disk does. The version waits, and the next call publishes it first.
+            GuardedError: the weights are not fit to be published. The last version stays, and no trainer goes on unless told.
+            TakenOverError: another trainer has published in its place.
         """
         now_ms = self._clock.now_ms()
         self._published_at = now_ms
+        manifest = None if self._waiting is None else self._publish_waiting(self._waiting)
         offsets = {f"{EXAMPLES}/{worker.partition}": worker.offset for worker in self.workers}
-        if offsets == self._published:
+        if offsets == self._published and not self._must_be_whole:
             check_at_work(self._files, self.deltas.version)
-            return None
-        dense = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every
-        cut = Cut(
-            watermark=min(worker.watermark for worker in self.workers),
-            now_ms=now_ms,
-            offsets=offsets,
-            dense=self.trainer.dense_weights() if dense else None,
-            trainer=self.trainer.state(),
+            return manifest
+        dense = (
+            self._must_be_whole
+            or self._dense_at is None
+            or now_ms // self._dense_every > self._dense_at // self._dense_every
         )
-        manifest = self.deltas.publish(self.trainer.seal(), cut)
-        self._published = offsets
-        if dense:
-            self._dense_at = now_ms
+        try:
+            self.trainer.check()
+            cut = Cut(
+                watermark=min(worker.watermark for worker in self.workers),
+                now_ms=now_ms,
+                offsets=offsets,
+                dense=self.trainer.dense_weights() if dense else None,
+                trainer=self.trainer.state(),
+            )
+            rows = self.trainer.seal()
+            if self._must_be_whole:
+                rows = {name: table.export() for name, table in self.trainer.tables.items()}
+            self._waiting = _Waiting(rows, cut, self._must_be_whole)
+            return self._publish_waiting(self._waiting)
+        except (GuardedError, NotFiniteError) as error:
+            write_hold(self._files, Hold(str(error), self.deltas.version, now_ms))
+            raise GuardedError(f"{error}; version {self.deltas.version} stays") from None
+
+    def _publish_waiting(self, waiting: _Waiting) -> Manifest:
+        rows, cut, whole = waiting
+        manifest = self.deltas.take_over(rows, cut) if whole else self.deltas.publish(rows, cut)
+        self._waiting = None
+        self._must_be_whole = False
+        self._published = dict(cut.offsets)
+        if cut.dense is not None:
+            self._dense_at = cut.now_ms
         return manifest

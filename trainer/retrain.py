@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from paramserver.delta_log import Cut, DeltaLog, read_version
+from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
+from paramserver.history import path_to, restore
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
+from paramserver.precision import Precision
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.log import EXAMPLES, LogReader, check_no_gap
@@ -76,8 +78,9 @@ def cut_of(trainer: Trainer, workers: Sequence[TrainWorker], now_ms: int) -> Cut
 
 def take_over(
     files: Files,
-    fingerprint: str,
+    form: str,
     keep_deltas: int,
+    precision: Precision,
     trainer: Trainer,
     workers: Sequence[TrainWorker],
     now_ms: Callable[[], int],
@@ -89,7 +92,7 @@ def take_over(
     work was faster: let the workers catch up and try again. The trainer whose place was taken gets `TakenOverError` at
     its next publication; a replica moves at its next pull.
     """
-    deltas = look(files, fingerprint, keep_deltas)
+    deltas = look(files, form, keep_deltas, precision)
     newest = deltas.newest
     cut = cut_of(trainer, workers, now_ms())
     if newest is not None:
@@ -104,14 +107,14 @@ def take_over(
     return deltas
 
 
-def look(files: Files, fingerprint: str, keep_deltas: int) -> DeltaLog:
+def look(files: Files, form: str, keep_deltas: int, precision: Precision) -> DeltaLog:
     """`DeltaLog.resume` beside a trainer at work, which deletes what is old meanwhile."""
     for _ in range(_TRIES - 1):
         try:
-            return DeltaLog.resume(files, fingerprint, keep_deltas)
+            return DeltaLog.resume(files, form, keep_deltas, precision=precision)
         except FileNotFoundError:
             continue
-    return DeltaLog.resume(files, fingerprint, keep_deltas)
+    return DeltaLog.resume(files, form, keep_deltas, precision=precision)
 
 
 def check_at_work(files: Files, version: int) -> None:
@@ -124,9 +127,10 @@ def check_at_work(files: Files, version: int) -> None:
 
 
 def recover(files: Files, manifest: Manifest, trainer: Trainer) -> None:
-    """Give a new trainer what a version contains: rows, dense weights, optimizer. The version must have the trainer's state."""
+    """Give a new trainer what a version contains: rows, dense weights, optimizer. The version must have the trainer's state.
+
+    `BadFile` or ``FileNotFoundError`` where a file is damaged or gone; the trainer is then no good.
+    """
     assert manifest.trainer is not None, f"version {manifest.version} has no trainer's state"
-    state = manifest.trainer.read(files)
-    for name, delta in read_version(files, manifest).items():
-        trainer.tables[name].restore(delta.rows)
-    trainer.load_state(state)
+    trainer.load_state(manifest.trainer.read(files))
+    restore(files, path_to(files, manifest.version), trainer.tables)

@@ -35,7 +35,8 @@ class _Slot:
 
 
 class RowPlan:
-    """Which table serves which features. ``fields`` is the number of embeddings that an impression has."""
+    """Which table serves which features. ``fields`` is the number of embeddings that an impression has, ``field_names`` whose they
+    are, in order, and ``dense_names`` what the dense features' numbers are called."""
 
     def __init__(self, features: Mapping[str, Feature]) -> None:
         slots: dict[str, list[_Slot]] = {}
@@ -46,6 +47,8 @@ class RowPlan:
         self._slots = slots
         self._pooled = any(slot.pool for group in slots.values() for slot in group)
         self._dense = [name for name, feature in features.items() if not isinstance(feature, SparseFeature)]
+        self.field_names = [slot.name for group in slots.values() for slot in group]
+        self.dense_names = [f"{name}/{at}" for name, feature in features.items() for at in range(_width(feature))]
         self.tables = list(slots)
         self.fields = sum(map(len, slots.values()))
         self.dense_width = sum(_width(feature) for feature in features.values())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from basis.settings import PositiveDurationMs, Section
 
@@ -21,6 +21,26 @@ class ModelSettings(Section):
     """Widths of the hidden layers."""
 
 
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"allowed: [low, high], got {list(bounds)}")
+    return bounds
+
+
+Bounds: TypeAlias = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class GuardSettings(Section):
+    """The ``train.guards`` section: what a model must keep to be published, besides that its weights are numbers."""
+
+    loss: Bounds | None = None
+    """Of the running mean loss of an example, all labels together, as [low, high]."""
+    prediction: dict[str, Bounds] = {}
+    """Of the running mean prediction, by label."""
+    over: Annotated[int, Field(ge=1)] = 10_000
+    """About how many examples a running mean is over; before there were so many, nothing is refused."""
+
+
 class TrainSettings(Section):
     """The ``train`` section."""
 
@@ -30,3 +50,4 @@ class TrainSettings(Section):
     """One training step per this much event time, whatever the cadence of the replicas."""
     max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """The most examples of one step."""
+    guards: GuardSettings = GuardSettings()

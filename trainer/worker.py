@@ -15,6 +15,7 @@ from paramserver.table import Rows, Table
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.labels import Label
 from streaming.log import EXAMPLES, LogReader
+from trainer.guards import Guard, check_finite
 from trainer.models import Loss, RankingModel, dump_weights
 from trainer.prequential import Prequential
 from trainer.rows import RowPlan
@@ -92,8 +93,9 @@ class Trainer:
         self.model = model.train()
         self.prequential = prequential
         self.tables = tables
-        self._plan = plan
+        self.plan = plan
         self._loss = Loss(labels)
+        self._guard = Guard(settings.guards, labels)
         self._format = example_format
         self._settings = settings
         self.weights = FlatAdam(model, settings.dense_learning_rate)
@@ -113,14 +115,17 @@ class Trainer:
         weights = torch.tensor(batch.column("weight").to_numpy())
         rates = batch.column("sampling_rate").to_numpy()
         sampled = torch.tensor(rates) if (rates < 1).any() else None
-        ids = self._plan.ids(columns)
-        rows = self._plan.fetch(
+        ids = self.plan.ids(columns)
+        rows = self.plan.fetch(
             ids, self.model.row_dim, lambda table, keys, out: self.tables[table].lookup_or_insert(keys, now_ms, out)
         ).requires_grad_()
-        outputs = self.model(self._plan.stack(rows, columns, count), self._plan.dense(columns, count))
+        outputs = self.model(self.plan.stack(rows, columns, count), self.plan.dense(columns, count))
         if self.prequential is not None:
             self.prequential.add(outputs.detach(), targets, sampled)
-        self._loss(outputs, targets, weights, sampled).backward()  # type: ignore[no-untyped-call]
+        loss = self._loss(outputs, targets, weights, sampled)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._guard.is_on:
+            self._guard.add(loss.detach(), outputs.detach())
         self.weights.step()
         assert rows.grad is not None
         gradients = rows.grad.numpy()
@@ -132,6 +137,11 @@ class Trainer:
     def expire(self, now_ms: int) -> int:
         """Forget a bounded number of rows whose time is over; how many."""
         return sum(table.expire(now_ms, _EXPIRY_BUDGET) for table in self.tables.values())
+
+    def check(self) -> None:
+        """Raise `GuardedError` where these weights are not fit to be published; rows are looked at when they are."""
+        self._guard.check()
+        check_finite(self.weights.vector, self.model)
 
     def seal(self) -> dict[str, Rows]:
         """The rows changed and the ids expired since the last seal, by table."""

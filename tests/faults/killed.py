@@ -153,7 +153,7 @@ def take_over_job(folder: Path, rng: random.Random) -> None:
             for worker in following:
                 worker.step()
             files = LocalFiles(folder / "deltas", durable=True)
-            taken = take_over(files, "form", 5, retrained, following, lambda: 1, "second")
+            taken = take_over(files, "form", 5, "float32", retrained, following, lambda: 1, "second")
         try:
             publish(trainer, workers, deltas)
         except TakenOverError:

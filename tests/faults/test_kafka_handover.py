@@ -18,8 +18,9 @@ from kafka import KafkaProducer
 
 from minutely.config import Pipeline
 from paramserver import manifest as manifests
-from paramserver.delta_log import DeltaLog, read_version
+from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
+from paramserver.history import read_version
 from paramserver.manifest import Manifest
 from serving.replica import Replica
 from streaming.archive import Archive
@@ -37,6 +38,8 @@ SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1").split(",")]
 WAIT_SECONDS = 90
 AT_ONCE, EVERY_SECONDS = 10, 0.1
 KEEP_DELTAS = 6
+CHECKED = 6
+"""As many versions the replica must have followed, at least."""
 
 
 class Feed(threading.Thread):
@@ -131,7 +134,6 @@ class Watching(threading.Thread):
         self.join(30)
         assert self.error is None, self.error
         assert self.replica.sparse_version == version
-        assert self.checked > 3
 
 
 class Stage:
@@ -168,9 +170,13 @@ class Stage:
 
     def finish(self, serving: Service) -> Manifest:
         """Let ``serving`` train what is left; every example must be once in its model and in the archive. The last version."""
+        until = time.monotonic() + WAIT_SECONDS
+        while self.watching.checked < CHECKED:
+            assert self.watching.error is None, self.watching.error
+            assert time.monotonic() < until, said(self.services, "no versions")
+            time.sleep(0.1)
         self.feed.end()
         labels = self.feed.labels
-        until = time.monotonic() + WAIT_SECONDS
         counts = np.empty(0, np.uint32)
         while counts.sum() < len(labels):
             assert time.monotonic() < until, said(self.services, f"{counts.sum()} of {len(labels)} trained")
@@ -180,7 +186,7 @@ class Stage:
         self.archive.waits_for("\n")
         for service in (serving, self.archive):
             assert service.end() == 0, said(self.services, f"{service.name} did not end in order")
-        newest = DeltaLog.resume(self.files, self.pipeline.fingerprint(), KEEP_DELTAS).newest
+        newest = DeltaLog.resume(self.files, self.pipeline.form(), KEEP_DELTAS).newest
         assert newest is not None
         counts = read_version(self.files, newest)["key"].rows.counts
         assert len(counts) == len(labels) and (counts == 1).all(), said(self.services, f"{counts} of {len(labels)}")

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramserver.delta_log import DeltaLog, read_version
+from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
+from paramserver.history import read_version
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
@@ -33,10 +34,10 @@ KEEPERS = ("trainer", "archive")
 """What is in their folders is what they are there for."""
 
 
-def trained(deltas: Path, fingerprint: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+def trained(deltas: Path, form: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
     """How often each impression was trained on, as the newest version says."""
     files = LocalFiles(deltas, durable=False)
-    newest = DeltaLog.resume(files, fingerprint, 1024).newest
+    newest = DeltaLog.resume(files, form, 1024).newest
     if newest is None:
         return np.empty(0, np.uint32)
     return read_version(files, newest)["key"].rows.counts
@@ -100,14 +101,14 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
             service.waits_for("\n", seconds=WAIT_SECONDS)  # the last one killed is at work again
         assert feed.error is None and not feed.is_alive(), feed.error
         until = time.monotonic() + WAIT_SECONDS
-        while (counts := trained(tmp_path / "deltas", pipeline.fingerprint())).sum() < len(traffic.labels):
+        while (counts := trained(tmp_path / "deltas", pipeline.form())).sum() < len(traffic.labels):
             assert time.monotonic() < until, said(services, f"{counts.sum()} of {len(traffic.labels)} trained; {kills}")
             assert all(service.runs for service in services), said(services, "a service ended by itself")
             time.sleep(1)
         time.sleep(5)  # what was trained twice would show now
         for service in services:
             assert service.end() == 0, said(services, f"{service.name} did not end in order")
-    counts = trained(tmp_path / "deltas", pipeline.fingerprint())
+    counts = trained(tmp_path / "deltas", pipeline.form())
     assert len(counts) == len(traffic.labels)
     assert (counts == 1).all(), f"{(counts > 1).sum()} trained more than once; {kills}"
     check_examples(read_examples(kafka, example_format), traffic.labels)

@@ -88,7 +88,9 @@ class Node:
         """Write the settings and an empty log folder."""
         lines = [f"{key}={value}" for key, value in self._settings.items()]
         self._properties.write_text("\n".join(lines) + "\n")
-        command = _java(jars, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties), *options)
+        command = _java(
+            jars, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(self._properties), *options
+        )
         done = subprocess.run(command, capture_output=True, text=True, timeout=_START_SECONDS, check=False)
         if done.returncode:
             raise RuntimeError(f"Kafka's storage was not formatted: {done.stdout[-1000:]}{done.stderr[-1000:]}")
@@ -146,7 +148,8 @@ class Cluster:
         if port:
             clients[0] = port
         voters = ",".join(f"{at + 1}@127.0.0.1:{where}" for at, where in enumerate(controllers))
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # Of a random one, every 64th begins with a dash, which the storage tool takes for an option.
+        cluster = base64.urlsafe_b64encode(b"0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         self.nodes = []
         for at, (client, controller) in enumerate(zip(clients, controllers, strict=True)):
             settings = _settings(at + 1, nodes, client, controller, voters, folder / f"node-{at + 1}") | dict(

@@ -38,7 +38,7 @@ def test_the_archive_of_a_replay_gives_the_replay_s_model(tmp_path: Path) -> Non
         out = tmp_path / "batch"
         summary = train_from_archive(pipeline, place, None, None, out, QUIET)
         assert summary["examples"] == loop.trainer.examples == events.impressions - loop.joiner.counts["dropped"]
-        newest = DeltaLog.resume(LocalFiles(out / "deltas", durable=False), pipeline.fingerprint(), 4).newest
+        newest = DeltaLog.resume(LocalFiles(out / "deltas", durable=False), pipeline.form(), 4).newest
         assert newest is not None
         batch = make_trainer(pipeline)
         recover(LocalFiles(out / "deltas", durable=False), newest, batch)

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from minutely.cli import cli
 from tests.commands import ROOT, execute
 
 SHOP = (ROOT / "examples/shop/shop.yaml").read_text(encoding="utf-8")
@@ -185,3 +187,26 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "--sync-every" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--since 2026-01-01 --metrics 127.0.0.1:9464", "--since: only with --from archive"),
+        ("--archive a --run b", "--archive, --run: only with --from archive"),
+        ("--from archive --deltas d --run r --until 2026-01-01", "--until, --run: not with --deltas"),
+        ("--from archive --metrics 127.0.0.1:9464", "--metrics: not without --deltas"),
+        ("--from archive --since 2026-01-02 --until 2026-01-01", "--until is not after --since"),
+    ],
+)
+def test_options_of_train_that_do_not_go_together(options: str, said: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["train", str(_config(tmp_path)), *options.split()])
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.replace("│", " ").split())
+
+
+def test_an_archive_that_is_nowhere_is_named(tmp_path: Path) -> None:
+    config = str(_config(tmp_path))
+    for command in (["archive", config], ["train", config, "--from", "archive", "--deltas", str(tmp_path / "deltas")]):
+        done = CliRunner().invoke(cli, command)
+        assert str(done.exception) == "shop: archive.dir: missing; allowed: archive.dir in the config, or --archive"

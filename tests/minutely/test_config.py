@@ -493,12 +493,9 @@ def test_the_shipped_pipelines_are_right(name: str, monkeypatch: pytest.MonkeyPa
     assert pipeline.sync.dense_every == 86_400_000
 
 
-def test_the_fingerprint_is_of_what_decides_the_form_of_rows_and_weights(tmp_path: Path) -> None:
-    first = load_text(tmp_path, BASE).fingerprint()
+def test_the_form_is_of_what_decides_the_form_of_rows_and_weights(tmp_path: Path) -> None:
+    first = load_text(tmp_path, BASE).form()
     for same in ("lateness: 30s", "sparse_every: 60s", "max_rows: 100", "name: shop"):
-        assert (
-            load_text(tmp_path, BASE.replace(same, same.replace("30s", "40s").replace("60", "120"))).fingerprint()
-            == first
-        )
-    assert load_text(tmp_path, BASE.replace("dim: 8", "dim: 9")).fingerprint() != first
-    assert load_text(tmp_path, BASE.replace("item: {column: item}", "item: {column: item2}")).fingerprint() != first
+        assert load_text(tmp_path, BASE.replace(same, same.replace("30s", "40s").replace("60", "120"))).form() == first
+    assert load_text(tmp_path, BASE.replace("dim: 8", "dim: 9")).form() != first
+    assert load_text(tmp_path, BASE.replace("item: {column: item}", "item: {column: item2}")).form() != first

@@ -135,7 +135,7 @@ class MemoryFiles:
         self._until = until
 
     def _is_hidden(self, name: str) -> bool:
-        return self._until is not None and int("".join(filter(str.isdigit, name.split(".")[0]))) > self._until
+        return self._until is not None and int("0" + "".join(filter(str.isdigit, name.split(".")[0]))) > self._until
 
     def write(self, name: str, data: bytes) -> None:
         self.content[name] = data

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 from basis.problems import BadFile
 from paramserver import manifest as manifests
-from paramserver.delta import TableDelta, decode, decode_rows, encode_rows, encode_state, fold
-from paramserver.delta_log import Cut, DeltaLog, read_shard, read_version
+from paramserver.delta import TableDelta, decode, decode_rows, encode_rows, encode_state
+from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files, LocalFiles, WriteBack
+from paramserver.fold import fold
 from paramserver.follower import Follower
+from paramserver.history import read_shard, read_version
 from paramserver.manifest import Manifest, TakenOverError
 from paramserver.table import Adagrad, Normal, Rows, Table
 
@@ -661,6 +663,8 @@ def referenced(files: MemoryFiles) -> Iterator[str]:
                 yield from (shard.rows.name, shard.state.name)
             if manifest.dense is not None:
                 yield manifest.dense.file.name
+            if manifest.form is not None:
+                yield manifest.form.name
 
 
 @pytest.mark.parametrize("keep", [1, 3, 8])
@@ -675,12 +679,12 @@ def test_old_versions_go_and_nothing_that_is_needed(keep: int) -> None:
         second = bases[-2] if len(bases) == 2 else 0
         assert deltas == list(range(second + 1, writer.log.version + 1)), "who is a little behind need not start over"
         trainer_states = {name for name in files.names() if ".trainer." in name}
-        assert len(trainer_states) <= 2
+        assert len(trainer_states) <= 4, "the newest two, and those of the bases"
         assert set(referenced(files)) == set(files.names()) - trainer_states
     assert manifests.versions(files, base=True) == [40 // keep * keep - keep, 40 // keep * keep]
 
 
-def test_the_newest_two_trainer_states_stay() -> None:
+def test_the_newest_two_trainer_states_stay_and_those_of_bases() -> None:
     files = MemoryFiles()
     writer = Writer(files, 2)
     for at in range(7):
@@ -688,7 +692,7 @@ def test_the_newest_two_trainer_states_stay() -> None:
         newest = writer.log.publish(writer.seal(), Cut(0, 0, {}, trainer=b"%d" % at))
     assert newest.trainer is not None
     assert newest.trainer.read(files) == b"6"
-    assert sorted(files.content[name] for name in files.names() if ".trainer." in name) == [b"5", b"6"]
+    assert sorted(files.content[name] for name in files.names() if ".trainer." in name) == [b"3", b"5", b"6"]
 
 
 # Where files live.

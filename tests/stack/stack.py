@@ -57,7 +57,7 @@ class Stack:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self.metrics = dict(zip(self.names, free_ports(len(self.names)), strict=True))
+        self.metrics = dict(zip(self._services, free_ports(len(self._services)), strict=True))
         self.bootstrap = self._cluster.bootstrap
 
     @property
@@ -72,9 +72,13 @@ class Stack:
         )
         self._cluster.start()
         for name in self.names:
-            thread = threading.Thread(target=self._keep_running, args=(name,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self.start_one(name)
+
+    def start_one(self, name: str) -> None:
+        """Start one service beside the others, as `docker compose run` or `up` does."""
+        thread = threading.Thread(target=self._keep_running, args=(name,), daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """One service to its end, as `docker compose run` does, with other arguments where given."""

@@ -21,7 +21,8 @@ from tests.stack.stack import Stack, read_compose
 
 PRODUCE = "minutely produce configs/movielens.yaml --rate 500/s"
 COMPOSE = "docker compose up --build"
-_WAIT_SECONDS = 150
+RETRAIN = "docker compose run --rm retrain"
+_WAIT_SECONDS = 200
 
 
 def compose_binary() -> Path:
@@ -51,6 +52,13 @@ def test_every_service_is_looked_after() -> None:
         assert service.get("user", "") != "root", name
 
 
+def metric(stack: Stack, service: str, name: str) -> float:
+    """One metric of a service, over all its labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{stack.metrics[service]}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+
 def test_movielens_through_the_stack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         stack = Stack(tmp_path)
@@ -76,11 +84,21 @@ def test_movielens_through_the_stack(tmp_path: Path, capsys: pytest.CaptureFixtu
                 break
             assert time.monotonic() < until, f"{len(versions)} versions, {changed} rows: {capsys.readouterr().out}"
             time.sleep(1)
-        joined = 0.0
-        for name in ("join-1", "join-2"):
-            with urllib.request.urlopen(f"http://127.0.0.1:{stack.metrics[name]}/metrics", timeout=10) as answer:
-                lines = answer.read().decode().splitlines()
-            joined += sum(float(line.split()[-1]) for line in lines if line.startswith("minutely_join_examples_total{"))
+        joined = metric(stack, "join-1", "minutely_join_examples_total")
+        joined += metric(stack, "join-2", "minutely_join_examples_total")
         assert joined > 1000
+        assert metric(stack, "train", "minutely_train_versions_total") >= 1
+        assert metric(stack, "train", "minutely_train_examples_total") > 500
+        assert metric(stack, "train", "minutely_train_idle_seconds") < 120
+        assert metric(stack, "train", "minutely_train_watermark_seconds") > 6 * (time.time() - 3600)
+        while metric(stack, "archive", "minutely_archive_examples_total") < 500:
+            assert time.monotonic() < until, capsys.readouterr().out
+            time.sleep(1)
+        assert metric(stack, "archive", "minutely_archive_commits_total") >= 1
+        assert metric(stack, "archive", "minutely_archive_lag") < 1000
+        stack.start_one("retrain")
+        while not manifests.read_manifest(deltas, manifests.versions(deltas, base=False)[-1], base=False).retrained:
+            assert time.monotonic() < until, capsys.readouterr().out
+            time.sleep(0.2)
     finally:
         stack.stop()

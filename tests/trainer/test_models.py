@@ -264,11 +264,11 @@ def test_every_kind_of_model_keeps_the_contract(kind: str, features: dict[str, F
     for step in range(80):
         batch = batch_of(example_format, rng, 64, 60_000 * step)
         columns = example_format.columns(batch)
-        ids = trainer._plan.ids(columns)
-        rows = trainer._plan.fetch(
+        ids = trainer.plan.ids(columns)
+        rows = trainer.plan.fetch(
             ids, trainer.model.row_dim, lambda table, keys, out: trainer.tables[table].lookup(keys, out)
         ).requires_grad_()
-        outputs = trainer.model.eval()(trainer._plan.stack(rows, columns, 64), trainer._plan.dense(columns, 64))
+        outputs = trainer.model.eval()(trainer.plan.stack(rows, columns, 64), trainer.plan.dense(columns, 64))
         assert outputs.shape == (64, 2)
         assert outputs.dtype == torch.float32
         targets = torch.from_numpy(example_format.label_values(batch))

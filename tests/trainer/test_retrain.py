@@ -25,6 +25,7 @@ from streaming.features import Feature, SparseFeature
 from streaming.labels import Label
 from streaming.log import EXAMPLES, EmbeddedLog
 from trainer.models import make_model
+from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
 from trainer.retrain import cut_of, hand_over, recover, take_over, train_archive
 from trainer.settings import ModelSettings, TrainSettings
@@ -202,9 +203,11 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
     log.append(EXAMPLES, 0, records(5, first=115))
     run(at_work)
 
-    assert take_over(files, "form", 4, retrained, workers, lambda: 77, "again") is None, "it has not caught up"
+    assert take_over(files, "form", 4, "float32", retrained, workers, lambda: 77, "again") is None, (
+        "it has not caught up"
+    )
     run(workers[0])
-    taken = take_over(files, "form", 4, retrained, workers, lambda: 77, "again")
+    taken = take_over(files, "form", 4, "float32", retrained, workers, lambda: 77, "again")
     assert taken is not None
     manifest = taken.newest
     assert manifest is not None
@@ -241,6 +244,21 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
     assert not [name for name in files.names() if name.startswith(f"{1:012d}")]
 
 
+def test_a_trainer_with_nothing_to_publish_notices_as_well(log: EmbeddedLog, tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path / "deltas", durable=False)
+    log.append(EXAMPLES, 0, records(10))
+    deltas, clock = DeltaLog(files, "form", keep_deltas=4), EventClock(1)
+    online = OnlineTrainer(make_trainer(), log, [0], FORMAT, files, deltas, clock, sparse_every=10, dense_every=NEVER)
+    online.step()
+    assert online.publish() is not None
+    assert online.publish() is None
+    retrained = make_trainer(seed=2)
+    workers = hand_over(archive_of(log, tmp_path / "archive"), log, retrained, FORMAT, [0])
+    assert take_over(files, "form", 4, "float32", retrained, workers, clock.now_ms, "again") is not None
+    with pytest.raises(TakenOverError, match="version 2: published by another writer"):
+        online.publish()
+
+
 def test_taking_over_waits_until_nothing_is_lost_by_it(log: EmbeddedLog, tmp_path: Path) -> None:
     """The trainer at work is faster twice: once before the retrained one is about to publish, once while it is."""
     files = LocalFiles(tmp_path / "deltas", durable=False)
@@ -261,11 +279,11 @@ def test_taking_over_waits_until_nothing_is_lost_by_it(log: EmbeddedLog, tmp_pat
         return 9
 
     for at in range(2):
-        assert take_over(files, "form", 4, retrained, workers, now_ms, "again") is None
+        assert take_over(files, "form", 4, "float32", retrained, workers, now_ms, "again") is None
         assert published == list(range(1, at + 2))
         assert DeltaLog.resume(files, "form", 4).newest == deltas.newest, "nothing has changed"
     run(workers[0])
-    taken = take_over(files, "form", 4, retrained, workers, now_ms, "again")
+    taken = take_over(files, "form", 4, "float32", retrained, workers, now_ms, "again")
     assert taken is not None
     assert taken.newest is not None
     assert taken.newest.version == 3

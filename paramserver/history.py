@@ -1,0 +1,119 @@
+"""What is published, read back: which files make up a version, its rows, the version as of a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from basis.problems import BadFile
+from paramserver import manifest as manifests
+from paramserver.delta import TableDelta, decode
+from paramserver.files import Files
+from paramserver.fold import fold
+from paramserver.manifest import Manifest, OtherFormat, Shard
+from paramserver.table import Table
+
+
+def paths_to(files: Files, version: int) -> Iterator[list[Manifest]]:
+    """The ways to a version, the shortest first: manifests of which the first one is whole, and whose files, applied in order,
+    are the version's rows. After the last way, `BadFile` where its end is damaged or missing."""
+    tail: list[Manifest] = []
+    problem: BadFile | None = None
+    while True:
+        try:
+            yield [manifests.read_manifest(files, version, base=True), *tail]
+        except FileNotFoundError:
+            pass
+        except OtherFormat:
+            raise
+        except BadFile as error:
+            problem = error
+        try:
+            manifest = manifests.read_manifest(files, version, base=False)
+        except FileNotFoundError:
+            name = manifests.manifest_name(version, base=False)
+            raise problem or BadFile(f"{name}: not there{_needed_by(tail)}") from None
+        tail.insert(0, manifest)
+        if manifest.is_whole:
+            yield tail
+            return
+        version = manifest.parent
+
+
+def path_to(files: Files, version: int) -> list[Manifest]:
+    """The shortest way to a version; `BadFile` where there is none."""
+    return next(paths_to(files, version))
+
+
+def _needed_by(tail: list[Manifest]) -> str:
+    return f", though version {tail[0].version} changes it" if tail else ""
+
+
+def newest(files: Files) -> Manifest:
+    """The newest version that is published; `BadFile` where none is, or where it is damaged."""
+    numbers = manifests.versions(files, base=False)
+    bases = manifests.versions(files, base=True)
+    if not numbers and not bases:
+        raise BadFile("nothing is published there")
+    base = not numbers or (bool(bases) and bases[-1] > numbers[-1])
+    return manifests.read_manifest(files, (bases if base else numbers)[-1], base=base)
+
+
+def all_manifests(files: Files) -> Iterator[Manifest | BadFile]:
+    """Every manifest by version, a base after the delta of the same version; what is damaged as the error that names it."""
+    found = [(version, base) for base in (False, True) for version in manifests.versions(files, base=base)]
+    for version, base in sorted(found):
+        try:
+            yield manifests.read_manifest(files, version, base=base)
+        except BadFile as error:
+            yield error
+        except FileNotFoundError:  # compacted meanwhile
+            continue
+
+
+def as_of(files: Files, at: int) -> Manifest:
+    """The model as of event time ``at`` (ms): of the versions whose watermark is not after it the one with the newest, and of
+    several the last. `BadFile` where there is none, with what there is."""
+    there = [item for item in all_manifests(files) if isinstance(item, Manifest)]
+    fitting = [item for item in there if item.watermark <= at]
+    if fitting:
+        return max(fitting, key=lambda item: (item.watermark, item.version, item.is_base))
+    if not there:
+        raise BadFile("nothing is published there")
+    first, last = min(item.watermark for item in there), max(item.watermark for item in there)
+    raise BadFile(f"no version as of {_text(at)}: those there are of {_text(first)} to {_text(last)}")
+
+
+def _text(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def read_shard(files: Files, shard: Shard) -> dict[str, TableDelta]:
+    """Both files of a shard's version, checked."""
+    return decode(shard.rows.name, shard.rows.read(files), shard.state.name, shard.state.read(files))
+
+
+def read_version(files: Files, manifest: Manifest) -> dict[str, TableDelta]:
+    """All rows of a version, in memory."""
+    path = path_to(files, manifest.version)
+    return fold([read_shard(files, shard) for item in path for shard in item.shards])
+
+
+def restore(files: Files, path: list[Manifest], tables: Mapping[str, Table]) -> None:
+    """Put the rows of a version into empty tables, a file at a time; each is checked before it is used.
+
+    `BadFile` or ``FileNotFoundError`` where one is damaged or gone; the tables then hold what came before it.
+    """
+    for manifest in path:
+        for shard in manifest.shards:
+            for name, delta in read_shard(files, shard).items():
+                if name not in tables:
+                    raise BadFile(f"{shard.rows.name}: table {name}, which this trainer does not have")
+                tables[name].restore(delta.rows)
+
+
+def clear(tables: Mapping[str, Table]) -> None:
+    """Take all rows out again."""
+    for table in tables.values():
+        table.erase(table.export().ids)
+        table.seal()

@@ -1,0 +1,66 @@
+"""After an outage of the joiner: every window was over long ago by the clock, and yet no click is taken for none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from minutely.join import make_join_service
+from streaming.clock import EventClock, WallClock
+from streaming.events import Engagement, encode
+from streaming.examples import ExampleFormat
+from streaming.kafka.settings import KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from tests.kafka.joining import MINUTE, joined_through, now_ms, run_until
+from tests.kafka.traffic import (
+    Event,
+    check_examples,
+    make_pipeline,
+    make_traffic,
+    producer_of,
+    read_dead_letters,
+    read_examples,
+    send,
+)
+
+PADDING = 15_000
+
+
+@pytest.mark.parametrize("slow", [IMPRESSIONS, ENGAGEMENTS])
+def test_a_backlog_on_both_topics_gives_no_false_negative(slow: str, kafka: KafkaSettings, tmp_path: Path) -> None:
+    """One input holds far more than the other, so that the other is read to its end long before it."""
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    start = now_ms() - 20 * MINUTE
+    before = make_traffic(1, 200, 3, start, 100)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, before.events)
+
+    def reached(service: object) -> bool:
+        members = made.members.values()
+        return sum(sum(member.join.offsets.values()) for member in members) >= len(before.events) // 2
+
+    made = make_join_service(pipeline, tmp_path / "a", EventClock(start + 20_000))
+    run_until(made, reached)  # the joiner stops with windows open, at that time
+    missed = make_traffic(2, 2000, 3, start + 20_000, 100, first=200)
+    padding: list[Event] = []
+    if slow == ENGAGEMENTS:  # of an action that no label looks at, spread over the time of the traffic
+        for number in range(PADDING):
+            at = start + number * 220_000 // PADDING
+            hover = Engagement(
+                version=1, request_id=f"r{number % 2200}", impression_id="x", action="hover", happened_at=at
+            )
+            padding.append(Event(at, ENGAGEMENTS, hover.request_id, encode(hover)))
+    events = sorted([*missed.events, *padding])
+    labels = before.labels | missed.labels
+    if slow == IMPRESSIONS:
+        wide = make_traffic(3, PADDING // 2, 1, start, 220_000 / (PADDING // 2), first=10_000)
+        events = sorted([*events, *wide.events])
+        labels |= wide.labels
+    with producer_of(kafka) as producer:
+        send(producer, kafka, events)
+    run_until(make_join_service(pipeline, tmp_path / "a", WallClock()), joined_through(start + 10 * MINUTE, 3), 120)
+    check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), labels)
+    assert read_dead_letters(kafka) == []

@@ -1,0 +1,100 @@
+"""What `minutely produce` sends: logged events as if they happened now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kafka import TopicPartition
+
+from minutely.config import Pipeline
+from minutely.produce import produce
+from streaming.events import MAX_TIME_MS, decode_engagement, decode_request
+from streaming.kafka.partition_io import consumer_of
+from streaming.kafka.settings import KafkaSettings
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from tests.kafka.joining import now_ms
+
+LOGGED_AT = 1_500_000_000_000
+GAP_MS, REQUESTS, DELAY_MS = 2000, 60, 700
+
+
+def pipeline_of(kafka: KafkaSettings, folder: Path) -> Pipeline:
+    """Two impressions a request, every third clicked; features of the time as it was logged."""
+    lines = ["time,request,item,clicked"]
+    for number in range(REQUESTS):
+        for place in range(2):
+            clicked = int((2 * number + place) % 3 == 0)
+            lines.append(f"{LOGGED_AT + number * GAP_MS},r{number},i{place},{clicked}")
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+    return Pipeline.model_validate(
+        {
+            "name": "logged",
+            "source": {
+                "dir": str(folder),
+                "impressions": {
+                    "file": "log.csv",
+                    "time": {"column": "time"},
+                    "request": ["request"],
+                    "impression": ["item"],
+                },
+                "actions": {"click": {"when": "clicked", "delay": f"{DELAY_MS}ms"}},
+            },
+            "features": {"item": {"column": "item"}, "hour": {"time": "hour", "scope": "request"}},
+            "labels": {"click": {"action": "click", "window": "10s"}},
+            "kafka": kafka.model_dump(mode="json"),
+        }
+    )
+
+
+def sent(kafka: KafkaSettings, topic: str) -> list[tuple[int, str, Any]]:
+    """Everything in a topic: partition, key and record, in the order of each partition."""
+    decode = decode_request if topic == IMPRESSIONS else decode_engagement
+    consumer = consumer_of(kafka)
+    try:
+        ats = [TopicPartition(kafka.topic(topic), partition) for partition in range(kafka.partitions)]
+        ends = consumer.end_offsets(ats)
+        consumer.assign(ats)
+        consumer.seek_to_beginning(*ats)
+        found = []
+        while any(consumer.position(at) < ends[at] for at in ats):
+            for at, records in consumer.poll(timeout_ms=200).items():
+                found += [(at.partition, record.key.decode(), decode(record.value, MAX_TIME_MS)) for record in records]
+        return found
+    finally:
+        consumer.close()
+
+
+@pytest.mark.parametrize(("speed", "rate", "gap_ms"), [(60.0, None, GAP_MS / 60), (None, 40.0, 25.0)])
+def test_logged_events_as_if_they_happened_now(
+    speed: float | None, rate: float | None, gap_ms: float, kafka: KafkaSettings, tmp_path: Path
+) -> None:
+    pipeline = pipeline_of(kafka, tmp_path)
+    begun = now_ms()
+    produce(pipeline, speed, rate)
+    ended = now_ms()
+    requests, engagements = sent(kafka, IMPRESSIONS), sent(kafka, ENGAGEMENTS)
+    assert len(requests) == REQUESTS
+    assert len(engagements) == 2 * REQUESTS // 3
+    served = {request.request_id: request for _, _, request in requests}
+    partition_of = {key: partition for partition, key, _ in requests}
+    assert all(key == request.request_id for _, key, request in requests)
+    assert all(key == done.request_id and partition == partition_of[key] for partition, key, done in engagements)
+    # Stamped now, in the order of the log, with its gaps divided; sent when its time had come, and not before.
+    first = served["r0"].served_at
+    assert begun <= first
+    stamps = [served[f"r{number}"].served_at for number in range(REQUESTS)]
+    assert np.abs(np.array(stamps) - first - np.arange(REQUESTS) * gap_ms).max() <= 1
+    assert stamps[-1] + DELAY_MS <= ended + 1
+    for partition in range(kafka.partitions):
+        for records, time in ((requests, "served_at"), (engagements, "happened_at")):
+            times = [getattr(record, time) for at, _, record in records if at == partition]
+            assert times == sorted(times)
+    # An engagement keeps its delay, a feature its original time.
+    assert all(done.happened_at - served[done.request_id].served_at == DELAY_MS for _, _, done in engagements)
+    hours = {np.frombuffer(request.shared["hour"], "<i8")[0] for _, _, request in requests}
+    assert hours == {LOGGED_AT // 3_600_000 % 24}
+    # The log holds no scores, so none are made up.
+    assert all(not request.scores and not request.sparse_version for _, _, request in requests)

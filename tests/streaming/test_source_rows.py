@@ -1,0 +1,247 @@
+"""Own logs with rows that cannot be used: each costs itself, and is told."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from basis.problems import Problems
+from streaming.labels import Label
+from streaming.source import load
+from tests.streaming.own_logs import (
+    DAY,
+    ENGAGED,
+    FORMATS,
+    KEYED,
+    NOW,
+    ROWS,
+    USERS,
+    Row,
+    T,
+    engagement_file,
+    features,
+    line,
+    load_rows,
+    problems_of,
+    rejects_of,
+    source,
+    write,
+)
+
+
+def spoiled(at: int, **changes: Any) -> list[Row]:
+    return [{**row, **(changes if place == at else {})} for place, row in enumerate(ROWS)]
+
+
+def columns_of(kind: str, rows: list[Row], column: str) -> list[Row]:
+    """Parquet has one type a column, so that a broken number makes it text."""
+    if kind != "parquet":
+        return rows
+    return [{**row, column: None if row[column] is None else str(row[column])} for row in rows]
+
+
+PRICED = features(item={"column": "item"}, price={"kind": "dense", "column": "price"})
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("t", T * 1000, "future"),
+        ("t", NOW + 2 * DAY, "future"),
+        ("t", 10**300, "future"),
+        ("t", -1, "malformed"),
+        ("t", None, "malformed"),
+        ("t", "noon", "malformed"),
+        ("t", "2023-13-45", "malformed"),
+    ],
+)
+def test_a_row_without_a_usable_time_is_refused(
+    tmp_path: Path, kind: str, column: str, value: Any, reason: str
+) -> None:
+    if value == 10**300 and kind == "parquet":
+        value = 1e300
+    rows = columns_of(kind, spoiled(3, t=value), "t") if isinstance(value, str | float) else spoiled(3, t=value)
+    events = load_rows(tmp_path, kind, rows, PRICED)
+    assert [(place, why) for place, _, why in rejects_of(events)] == [(f"{line(kind, 3)}, column {column}", reason)]
+    assert events.impressions == 4
+    assert events.served_at.tolist() == [T + 1000, T + 5000, T + DAY]
+    assert len(events.engagements) == 5
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_broken_time_among_iso_texts_costs_its_row(tmp_path: Path, kind: str) -> None:
+    rows = [{**row, "t": f"2023-11-14T22:13:{20 + at}", "n": at} for at, row in enumerate(ROWS)]
+    rows[2]["t"] = "2023-11-31T22:13:22"
+    rows[4]["t"] = "yesterday"
+    events = load_rows(tmp_path, kind, rows, PRICED)
+    assert [place for place, _, _ in rejects_of(events)] == [f"{line(kind, at)}, column t" for at in (2, 4)]
+    assert events.served_at.tolist() == [T, T + 1000, T + 3000]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_row_without_a_request_is_refused(tmp_path: Path, kind: str) -> None:
+    impressions = {"file": f"log.{kind}", "time": {"column": "t"}, "request": ["user"]}
+    rows = [{**row, "user": f"u{row['user']}"} for row in ROWS]
+    for at, user in ((1, None), (4, "u" * 300)):
+        rows[at] = {**rows[at], "user": user}
+    events = load_rows(tmp_path, kind, rows, impressions=impressions)
+    assert [(place, why) for place, _, why in rejects_of(events)] == [
+        (f"{line(kind, at)}, column user", "malformed") for at in (1, 4)
+    ]
+    assert events.request_ids.to_pylist() == ["u1", "u2"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("column", ["price", "rating", "click", "wait"])
+def test_a_broken_field_is_counted_once_and_costs_nothing_else(tmp_path: Path, kind: str, column: str) -> None:
+    rows = columns_of(kind, spoiled(0, **{column: "12,5"}), column)
+    events = load_rows(tmp_path, kind, rows, PRICED)
+    whole = load_rows(tmp_path, kind, ROWS, PRICED)
+    assert rejects_of(events) == [(f"{line(kind, 0)}, column {column}", "'12,5'", "malformed")]
+    assert events.impressions == whole.impressions
+    assert events.features["item"].tolist() == whole.features["item"].tolist()
+    lost = {"price": 0, "rating": 1, "click": 1, "wait": 1}[column]
+    assert len(events.engagements) == len(whole.engagements) - lost
+    assert events.features["price"].tolist() == [0, 0, 0 if column == "price" else 3, 8, 99.5]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_broken_field_that_several_things_use_is_one_dead_letter(tmp_path: Path, kind: str) -> None:
+    rows = columns_of(kind, spoiled(0, wait="soon"), "wait")
+    actions = {name: {"delay": {"column": "wait"}, "value": "wait"} for name in ("play", "like", "share")}
+    wanted = features(item={"column": "item"}, wait={"kind": "dense", "column": "wait"})
+    events = load_rows(tmp_path, kind, rows, wanted, actions=actions)
+    assert rejects_of(events) == [(f"{line(kind, 0)}, column wait", "'soon'", "malformed")]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_negative_delay_costs_its_action_only(tmp_path: Path, kind: str) -> None:
+    events = load_rows(tmp_path, kind, spoiled(0, wait=-700))
+    ((place, value, reason),) = rejects_of(events)
+    assert (place, reason) == (f"{line(kind, 0)}, column wait", "malformed")
+    assert "-700" in value
+    assert events.impressions == 5
+    assert len(events.engagements) == 5
+    assert (events.engagements.happened_at >= T).all()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_broken_field_of_a_side_table_is_missing_there(tmp_path: Path, kind: str) -> None:
+    users = columns_of(kind, [{**USERS[0], "age": "old"}, *USERS[1:]], "age")
+    write(tmp_path / f"users.{kind}", users)
+    wanted = features(item={"column": "item"}, age={"kind": "dense", "column": "age", "side": "users"})
+    events = load_rows(
+        tmp_path, kind, ROWS, wanted, sides={"users": {"file": f"users.{kind}", "key": "id", "on": "user"}}
+    )
+    assert rejects_of(events) == [(f"{line(kind, 0)}, column age", "'old'", "malformed")]
+    assert events.features["age"].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_engagements_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
+    engaged = [*ENGAGED[:2], {**ENGAGED[0], "at": None}, {**ENGAGED[0], "at": NOW + 2 * DAY}, {**ENGAGED[0], "at": -5}]
+    write(tmp_path / f"engaged.{kind}", engaged)
+    events = load_rows(tmp_path, kind, KEYED, actions={}, **engagement_file(kind))
+    assert [(place, why) for place, _, why in rejects_of(events)] == [
+        (f"{line(kind, 2)}, column at", "malformed"),
+        (f"{line(kind, 3)}, column at", "future"),
+        (f"{line(kind, 4)}, column at", "malformed"),
+    ]
+    assert events.engagements.row.tolist() == [0, 2]
+    assert events.impressions == 5
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_engagement_with_a_broken_value_is_none(tmp_path: Path, kind: str) -> None:
+    """It counts as refused, so it must not decide a label with a value that nobody gave."""
+    engaged = columns_of(kind, [ENGAGED[0], {**ENGAGED[1], "much": "lots"}], "much")
+    write(tmp_path / f"engaged.{kind}", engaged)
+    events = load_rows(tmp_path, kind, KEYED, actions={}, **engagement_file(kind))
+    assert rejects_of(events) == [(f"{line(kind, 1)}, column much", "'lots'", "malformed")]
+    assert events.engagements.row.tolist() == [0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_engagement_whose_value_is_no_number_changes_no_truth(tmp_path: Path, value: float) -> None:
+    write(tmp_path / "engaged.parquet", [{**ENGAGED[0], "much": value}, ENGAGED[1]])
+    events = load_rows(tmp_path, "parquet", KEYED, actions={}, **engagement_file("parquet"))
+    assert np.isfinite(events.engagements.value).all()
+    assert np.isfinite(events.truth(Label(action="play", loss="squared", window="1s"))).all()
+    assert 2 in events.engagements.row
+
+
+@pytest.mark.parametrize("broken", ["too, many, columns, in, this, line, are, not, used, at, all", "one"])
+def test_a_csv_line_of_another_width_costs_itself(tmp_path: Path, broken: str) -> None:
+    write(tmp_path / "log.csv", ROWS)
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    (tmp_path / "log.csv").write_text("\n".join([*lines[:3], broken, *lines[3:], ""]))
+    events = load(tmp_path, source("csv"), features(), NOW)
+    assert [place for place, _, _ in rejects_of(events)] == ["line 4"]
+    assert events.impressions == 5
+
+
+@pytest.mark.parametrize("broken", ["{", "", '{"t": 1, "user"', "[1, 2]", '"text"', "\x00", '{"t": NaN}'])
+def test_a_json_line_that_is_none_costs_itself(tmp_path: Path, broken: str) -> None:
+    write(tmp_path / "log.jsonl", ROWS)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines[:2], broken, *lines[2:], ""]))
+    events = load(tmp_path, source("jsonl"), PRICED, NOW)
+    places = [place.split(",")[0] for place, _, _ in rejects_of(events)]
+    assert places == (["line 3"] if broken else [])
+    assert events.impressions == 5
+    assert len(events.engagements) == 6
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_blank_lines_count_as_lines(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"log.{kind}"
+    write(path, spoiled(3, t=NOW * 2))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "", *lines[1:], ""]))
+    events = load(tmp_path, source(kind), features(), NOW)
+    assert [place for place, _, _ in rejects_of(events)] == [f"{line(kind, 4)}, column t"]
+
+
+@pytest.mark.parametrize("value", [2**70, -(2**70), 1e400, "a" * 100_000, "\ud800", [1], {"a": 1}, True])
+def test_an_odd_value_in_one_json_line_is_no_other_exception(tmp_path: Path, value: Any) -> None:
+    for column in ("item", "price", "user", "t", "unused"):
+        rows = spoiled(0, **{column: value})
+        try:
+            events = load_rows(tmp_path, "jsonl", rows, PRICED)
+        except Problems:
+            continue
+        assert events.impressions >= 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_missing(tmp_path: Path, value: float) -> None:
+    rows = spoiled(0, price=value, rating=value, wait=value)
+    events = load_rows(tmp_path, "parquet", [{**row, "wait": float(row["wait"] or 0)} for row in rows], PRICED)
+    assert events.impressions == 5
+    assert np.isfinite(events.features["price"]).all()
+    assert np.isfinite(events.engagements.value).all()
+    assert (events.engagements.happened_at <= NOW).all()
+
+
+def test_huge_numbers_stay_finite(tmp_path: Path) -> None:
+    wanted = features(
+        item={"column": "item"},
+        **{name: {"kind": "dense", "column": "price", "transform": name} for name in ("none", "log", "sqrt", "square")},
+    )
+    events = load_rows(tmp_path, "parquet", spoiled(0, price=1e300), wanted)
+    for name in ("none", "log", "sqrt", "square"):
+        assert np.isfinite(events.features[name]).all(), name
+
+
+def test_no_row_at_all_can_be_used(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", [{**row, "t": NOW + 2 * DAY} for row in ROWS])
+    (file, place, value, allowed), *rows = problems_of(tmp_path, source("csv"))
+    assert (Path(file).name, place) == ("log.csv", "rows")
+    assert [place for _, place, _, _ in rows] in ([], [f"line {at}, column t" for at in range(2, 7)])
+    assert "none" in value
+    assert "future" in allowed

@@ -1,0 +1,62 @@
+"""Growth: the trainer's state of a model with fewer features, as the model with more takes it.
+
+What was learned stays with its feature, whatever the order. The weights that new features multiply start at 0, so that the model
+says what it said before until it has learned something of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load, save
+from torch import Tensor
+
+from streaming.features import Feature, FeatureSet
+from streaming.labels import Label, LabelSet
+from trainer.models import RankingModel, make_model
+from trainer.rows import RowPlan
+from trainer.settings import ModelSettings
+
+
+def grow_state(state: bytes, form: str, model: RankingModel, plan: RowPlan) -> bytes:
+    """What `Trainer.state` gave for a model of ``form`` (see `paramserver.form`), for ``model``, which has more features."""
+    sections: dict[str, Any] = msgspec.json.decode(form)
+    features: Mapping[str, Feature] = TypeAdapter(FeatureSet).validate_python(sections["features"])
+    labels: Mapping[str, Label] = TypeAdapter(LabelSet).validate_python(sections["labels"])
+    earlier, earlier_plan = make_model(ModelSettings.model_validate(sections["model"]), features, labels, seed=0)
+    before = earlier.columns(earlier_plan.field_names, earlier_plan.dense_names)
+    after = model.columns(plan.field_names, plan.dense_names)
+    learned = load(state)
+
+    def grown(name: str, old: Tensor) -> Tensor:
+        return _rearrange(old, before[name], after[name]) if name in after else old
+
+    out = {}
+    for name, fresh in model.state_dict().items():
+        old = learned.get(f"model.{name}")
+        out[f"model.{name}"] = fresh.clone() if old is None else grown(name, old).contiguous()
+    sizes = {name: weight.shape for name, weight in earlier.named_parameters()}
+    for part in ("mean", "variance"):
+        pieces = torch.split(learned[f"optimizer.{part}"], [size.numel() for size in sizes.values()])
+        old_parts = {name: piece.view(sizes[name]) for name, piece in zip(sizes, pieces, strict=True)}
+        new_parts = [
+            grown(name, old_parts[name]) if name in old_parts else torch.zeros_like(weight)
+            for name, weight in model.named_parameters()
+        ]
+        out[f"optimizer.{part}"] = torch.cat([piece.detach().reshape(-1) for piece in new_parts])
+    out["optimizer.steps"] = learned["optimizer.steps"]
+    data: bytes = save(out)
+    return data
+
+
+def _rearrange(old: Tensor, before: list[str], after: list[str]) -> Tensor:
+    """The last dimension of ``old``, whose places are called ``before``, in the order of ``after``; 0 where it has none."""
+    place = {name: at for at, name in enumerate(before)}
+    known = [at for at, name in enumerate(after) if name in place]
+    out = old.new_zeros((*old.shape[:-1], len(after)))
+    out[..., known] = old[..., [place[after[at]] for at in known]]
+    return out
