@@ -18,6 +18,7 @@ from trainer.models import RankingModel, load_weights, predictions
 from trainer.rows import RowPlan
 
 _ROWS_AT_ONCE = 8192
+_TRIES = 3
 
 
 class Replica:
@@ -64,7 +65,15 @@ class Replica:
     def pull(self, now_ms: int, *, everything: bool = False) -> None:
         """Take newer rows, and newer dense weights where theirs are due, where the rows are of another lineage, whose weights
         they need, or where ``everything`` is asked for."""
-        manifest = self._follower.pull()
+        for attempt in range(_TRIES):
+            try:
+                self._take_dense(self._follower.pull(), now_ms, everything)
+                return
+            except FileNotFoundError:  # newer versions replaced the weights meanwhile: look again
+                if attempt == _TRIES - 1:
+                    raise
+
+    def _take_dense(self, manifest: Manifest | None, now_ms: int, everything: bool) -> None:
         if manifest is None or manifest.dense is None or manifest.dense == self._dense:
             return
         due = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from minutely.config import Pipeline
-from paramserver.delta_log import DeltaLog, read_version
+from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
+from paramserver.history import read_version
 from paramserver.manifest import Manifest
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
@@ -113,7 +114,7 @@ def trained(deltas: Path, pipeline: Pipeline) -> tuple[Manifest | None, np.ndarr
     """The newest version, and how often each impression was trained on."""
     files = LocalFiles(deltas, durable=False)
     try:
-        newest = DeltaLog.resume(files, pipeline.fingerprint(), 4).newest
+        newest = DeltaLog.resume(files, pipeline.form(), 4).newest
         if newest is not None:
             return newest, read_version(files, newest)["key"].rows.counts
     except FileNotFoundError:  # compacted meanwhile
