@@ -22,6 +22,7 @@ from trainer.models import RankingModel, load_weights, predictions
 from trainer.rows import RowPlan
 
 _ROWS_AT_ONCE = 8192
+_TRIES = 3
 
 
 class Versions(NamedTuple):
@@ -99,12 +100,20 @@ class Replica:
 
         `BadFile` where a file is damaged: the versions up to there, each whole, are what is served.
         """
-        manifest = self._follower.pull(until)
+        for attempt in range(_TRIES):
+            try:
+                self._take_dense(self._follower.pull(until), now_ms, always=everything or until is not None)
+                return
+            except FileNotFoundError:  # newer versions replaced the weights meanwhile: look again
+                if attempt == _TRIES - 1:
+                    raise
+
+    def _take_dense(self, manifest: Manifest | None, now_ms: int, *, always: bool) -> None:
         if manifest is None:
             return
         if manifest.dense is not None and manifest.dense != self._weights.dense:
             due = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every
-            if due or everything or until is not None or manifest.lineage != self._lineage:
+            if due or always or manifest.lineage != self._lineage:
                 self._load_dense(manifest.dense, now_ms)
         self._lineage = manifest.lineage
 

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import yaml
 
 from minutely.config import Pipeline
 
+Program: TypeAlias = Callable[..., None]
 _STOP_SECONDS = 60
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["minutely.archive", "minutely.train"])
@@ -29,13 +31,17 @@ def write_config(pipeline: Pipeline, folder: Path) -> Path:
     return path
 
 
-def _run_minutely(arguments: Sequence[str], output: str) -> None:
-    from minutely.cli import main
-
+def _run(program: Program, arguments: Sequence[str], output: str) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     os.chdir(Path(output).parent)
+    program(*arguments)
+
+
+def _minutely(*arguments: str) -> None:
+    from minutely.cli import main
+
     sys.argv = ["minutely", *arguments]
     main()
 
@@ -43,8 +49,8 @@ def _run_minutely(arguments: Sequence[str], output: str) -> None:
 class _Fork:
     """A process that has imported everything already, with what we use of `subprocess.Popen`."""
 
-    def __init__(self, arguments: Sequence[str], output: Path) -> None:
-        self._process = _FORKS.Process(target=_run_minutely, args=(list(arguments), str(output)))
+    def __init__(self, program: Program, arguments: Sequence[str], output: Path) -> None:
+        self._process = _FORKS.Process(target=_run, args=(program, list(arguments), str(output)))
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -69,12 +75,23 @@ class _Fork:
 class Service:
     """One service: ``minutely`` with some arguments; ``state`` is its folder. What it says goes to a file.
 
-    One that ``forks`` is there at once: importing takes several seconds, longer than what some tests look at.
+    One that ``forks`` is there at once: importing takes several seconds, longer than what some tests look at. It may be
+    another ``program``.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], state: Path, output: Path, *, forks: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        state: Path,
+        output: Path,
+        *,
+        forks: bool = False,
+        program: Program = _minutely,
+    ) -> None:
         self.name = name
         self.forks = forks
+        self._program = program
         self.state = state
         self._arguments = list(arguments)
         self._output = output
@@ -84,7 +101,7 @@ class Service:
     def start(self) -> None:
         self._said_before = len(self.output)
         if self.forks:
-            self._process = _Fork(self._arguments, self._output)
+            self._process = _Fork(self._program, self._arguments, self._output)
             return
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(

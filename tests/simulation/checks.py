@@ -68,7 +68,7 @@ class Checks:
 
     def before_publication(self, online: OnlineTrainer) -> None:
         """Nothing is trained between this and the seal."""
-        following = online.deltas.version + 1
+        following = online.deltas.version + (1 if online._waiting is None else 2)
         self.versions[following] = content_of(online.trainer.tables)
         self._states[following] = _everything(online)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -13,9 +14,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from paramserver import delta_log
+from paramserver import compaction, delta_log
 from paramserver import manifest as manifests
-from paramserver.delta import Delta, RowsChange, TableDelta, encode_rows, fold
+from paramserver.compaction import Fold, write_file
+from paramserver.delta import Delta, RowsChange, TableDelta, encode_rows
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files, LocalFiles
 from paramserver.follower import Follower
@@ -47,6 +49,7 @@ def touched_list_cleared_before_the_delta_is_durable() -> Any:
                 result: Manifest | None = publish(self)
                 return result
             except OSError:
+                self._waiting = None
                 return None
 
         return changed
@@ -78,9 +81,13 @@ def manifest_before_its_files() -> Iterator[None]:
     waiting: list[tuple[str, bytes]] = []
     write_manifest = manifests.write_manifest
 
-    def write(self: DeltaLog, name: str, data: bytes) -> FileRef:
-        waiting.append((name, data))
-        return FileRef.of(name, data)
+    class Later:
+        def write(self, name: str, data: bytes) -> None:
+            waiting.append((name, data))
+
+    def write(files: Files, stem: str, kind: str, data: bytes) -> FileRef:
+        later: Any = Later()
+        return write_file(later, stem, kind, data)
 
     def publish(files: Files, manifest: Manifest) -> None:
         todo = waiting[:]
@@ -89,7 +96,11 @@ def manifest_before_its_files() -> Iterator[None]:
         for name, data in todo:
             files.write(name, data)
 
-    with patch.object(DeltaLog, "_write", write), patch.object(manifests, "write_manifest", publish):
+    with (
+        patch.object(delta_log, "write_file", write),
+        patch.object(compaction, "write_file", write),
+        patch.object(manifests, "write_manifest", publish),
+    ):
         yield
 
 
@@ -105,16 +116,17 @@ def offsets_committed_before_the_outbox() -> Any:
     return _wrap(JoinPartition, "_send", make)
 
 
-def tombstones_left_out() -> Any:
-    def encode(delta: Delta) -> bytes:
-        return encode_rows(
-            {
-                name: TableDelta(table.rows.__class__(**{**table.rows.__dict__, "expired": _none}), table.versions)
-                for name, table in delta.items()
-            }
-        )
+def _without_tombstones(delta: Delta) -> dict[str, TableDelta]:
+    return {
+        name: TableDelta(table.rows.__class__(**{**table.rows.__dict__, "expired": _none}), table.versions)
+        for name, table in delta.items()
+    }
 
-    return patch.object(delta_log, "encode_rows", encode)
+
+def tombstones_left_out() -> Any:
+    return patch.object(
+        compaction, "encode_rows", lambda delta, precision: encode_rows(_without_tombstones(delta), precision)
+    )
 
 
 def watermark_from_the_wall_clock() -> Any:
@@ -122,31 +134,31 @@ def watermark_from_the_wall_clock() -> Any:
 
 
 def follower_skips_a_version() -> Any:
-    def make(apply: Any) -> Any:
-        def changed(self: Follower, changes: list[dict[str, RowsChange]]) -> None:
-            if self.version + 2 not in manifests.versions(self._files, base=False):
-                apply(self, changes)
+    def make(take: Any) -> Any:
+        def changed(self: Follower, manifest: Manifest, changes: list[dict[str, RowsChange]]) -> None:
+            skipped = manifest.version + 1 in manifests.versions(self._files, base=False)
+            take(self, manifest, [] if skipped else changes)
 
         return changed
 
-    return _wrap(Follower, "_apply", make)
+    return _wrap(Follower, "_take", make)
 
 
 def follower_applies_an_older_delta_again() -> Any:
-    def make(apply: Any) -> Any:
-        def changed(self: Follower, changes: list[dict[str, RowsChange]]) -> None:
+    def make(take: Any) -> Any:
+        def changed(self: Follower, manifest: Manifest, changes: list[dict[str, RowsChange]]) -> None:
             before = self.__dict__.get("before", [])
             self.__dict__["before"] = changes
-            apply(self, changes)
-            apply(self, before)
+            take(self, manifest, changes)
+            take(self, manifest, before)
 
         return changed
 
-    return _wrap(Follower, "_apply", make)
+    return _wrap(Follower, "_take", make)
 
 
 def rows_stay_where_a_follower_starts_over() -> Any:
-    return patch.object(Follower, "_keep_only", lambda self, changes: None)
+    return patch.object(Follower, "_replace", lambda self, manifest: self._take(manifest, self._read(manifest)))
 
 
 def outbox_sent_again_whatever_the_sequence() -> Any:
@@ -161,14 +173,7 @@ def outbox_sent_again_whatever_the_sequence() -> Any:
 
 
 def outbox_not_sent_again() -> Any:
-    def make(recover: Any) -> Any:
-        def changed(self: JoinPartition) -> Any:
-            with patch.object(JoinState, "outbox", []):
-                yield from recover(self)
-
-        return changed
-
-    return _wrap(JoinPartition, "recover", make)
+    return patch.object(JoinState, "outbox", [])
 
 
 def state_id_not_checked() -> Any:
@@ -237,8 +242,8 @@ def watermark_told_while_more_is_due() -> Any:
 
 def _trainer_offset(by: int) -> Any:
     def make(recover: Any) -> Any:
-        def changed(self: OnlineTrainer, *arguments: Any) -> None:
-            recover(self, *arguments)
+        def changed(self: OnlineTrainer, *arguments: Any, **named: Any) -> None:
+            recover(self, *arguments, **named)
             for worker in self.workers:
                 if self.deltas.newest is not None:
                     worker.offset = max(0, worker.offset + by)
@@ -257,32 +262,36 @@ def trainer_goes_on_one_record_too_early() -> Any:
 
 
 def fold_drops_a_delta() -> Any:
-    return patch.object(delta_log, "fold", lambda deltas: fold([*deltas[:-2], deltas[-1]]))
+    def make(write: Any) -> Any:
+        def changed(self: Fold, stem: str) -> Any:
+            return write(
+                self._replace(path=[*self.path[:-2], self.path[-1]] if len(self.path) > 2 else self.path), stem
+            )
+
+        return changed
+
+    return _wrap(Fold, "write", make)
 
 
 def fold_keeps_expired_rows() -> Any:
-    def keep(deltas: Sequence[Delta]) -> Any:
-        return fold(
-            [
-                {
-                    name: TableDelta(table.rows.__class__(**{**table.rows.__dict__, "expired": _none}), table.versions)
-                    for name, table in delta.items()
-                }
-                for delta in deltas
-            ]
-        )
-
-    return patch.object(delta_log, "fold", keep)
+    return _wrap(Fold, "_read", lambda read: lambda self, manifest: _without_tombstones(read(self, manifest)))
 
 
 def files_go_before_their_manifests() -> Any:
-    def forget(self: DeltaLog, manifest: Manifest) -> None:
-        for shard in manifest.shards:
-            self._files.delete(shard.rows.name)
-            self._files.delete(shard.state.name)
-        self._files.delete(manifests.manifest_name(manifest.version, base=manifest.is_base))
+    def make(forget: Any) -> Any:
+        def changed(self: DeltaLog, version: int) -> None:
+            kept = [item for item in (*self._deltas.values(), *self._bases[-2:]) if item.version > version]
+            kept += [base for base in self._bases[-2:] if base.version <= version]
+            needed = {ref.name for manifest in kept for ref in manifest.files()}
+            for manifest in self._deltas.values():
+                for ref in manifest.files():
+                    if manifest.version <= version and ref.name not in needed:
+                        self._files.delete(ref.name)
+            forget(self, version)
 
-    return patch.object(DeltaLog, "_forget", forget)
+        return changed
+
+    return _wrap(DeltaLog, "_forget_up_to", make)
 
 
 MUTANTS: list[Callable[[], Any]] = [
@@ -330,8 +339,9 @@ def _find(job: tuple[int, int]) -> tuple[int, int, str]:
 
 def main() -> int:
     limit = int(os.environ.get("SEEDS") or SEEDS)
+    logging.disable(logging.CRITICAL)
     began, missed = time.monotonic(), 0
-    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), begin) as pool:
+    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), begin, maxtasksperchild=1) as pool:
         chosen = os.environ.get("MUTANT", "").replace(" ", "_")
         jobs = [(at, limit) for at, mutant in enumerate(MUTANTS) if chosen in mutant.__name__]
         for at, seeds, said in pool.imap_unordered(_find, jobs, chunksize=1):
