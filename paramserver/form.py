@@ -72,6 +72,6 @@ def _is_added(place: tuple[str, ...], known: set[str]) -> bool:
 
 def _flat(value: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Every leaf by its path."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         return {key: leaf for name, part in value.items() for key, leaf in _flat(part, (*place, name)).items()}
     return {place: value}

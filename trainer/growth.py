@@ -38,7 +38,10 @@ def grow_state(state: bytes, form: str, model: RankingModel, plan: RowPlan) -> b
     out = {}
     for name, fresh in model.state_dict().items():
         old = learned.get(f"model.{name}")
-        out[f"model.{name}"] = fresh.clone() if old is None else grown(name, old).contiguous()
+        if old is not None:
+            out[f"model.{name}"] = grown(name, old).contiguous()
+        else:  # of the first dense features
+            out[f"model.{name}"] = torch.zeros_like(fresh) if name in after else fresh.clone()
     sizes = {name: weight.shape for name, weight in earlier.named_parameters()}
     for part in ("mean", "variance"):
         pieces = torch.split(learned[f"optimizer.{part}"], [size.numel() for size in sizes.values()])
