@@ -1,7 +1,9 @@
-"""How fast is the crash-safe joiner on Kafka, next to only consuming and decoding the same records?
+"""How fast is the crash-safe joiner on Kafka, next to only consuming and decoding the same records, and to quixstreams' join?
 
-One broker, one partition, the same bytes for both; each in a process of its own, in turn, medians of `--rounds`. Run from the
-repository: ``python -m benchmarks.join``. Prints a table; ``--profile`` adds what the joiner spends its time on.
+One broker, one partition, the same bytes for all; each in a process of its own, in turn, medians of `--rounds`. Run from the
+repository: ``python -m benchmarks.join``. Prints a table; ``--profile`` adds what the joiner spends its time on. quixstreams
+(`benchmarks.quix_join`: exactly once, with changelog topics) gets an environment in the user's cache folder, by uv. A run counts
+only where both wrote the same examples: the topics are read back and compared, labels, times and features.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import cProfile
 import json
 import pstats
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
+import pyarrow as pa
+import pyarrow.compute as pc
 from kafka import TopicPartition
 
 from minutely.config import Pipeline
@@ -28,15 +34,19 @@ from minutely.join import make_join_service
 from streaming.clock import WallClock
 from streaming.events import MAX_TIME_MS, SCHEMA_VERSION, Engagement, Request, decode_engagement, decode_request, encode
 from streaming.kafka.partition_io import consumer_of
-from streaming.kafka.settings import KafkaSettings
+from streaming.examples import ExampleFormat
+from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.kafka.broker import running
-from tests.kafka.traffic import producer_of
+from tests.kafka.traffic import producer_of, read_examples
 
 SIZES = {"50 a request": (50, 40, 4000), "1 a request": (1, 240, 40_000)}
 """Impressions and vector values of a request, and how many requests: about 9 KB and 1 KB each."""
 EVERY_MS = 5
+CLOSING_MS = 30_000
+"""How long after the others the last request is served: quixstreams closes windows only by later records."""
+QUIX = "quixstreams==3.28.1"
 CLICKED = 0.05
 
 
@@ -58,16 +68,22 @@ def pipeline_of(kafka: KafkaSettings, values: int) -> Pipeline:
 
 
 def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, start_ms: int) -> int:
-    """Send the records; the bytes of a request."""
+    """Send the records, both topics at the same pace, since quixstreams goes through them by the broker's time; the bytes of a request.
+
+    One request more than ``requests`` closes the windows of the others.
+    """
     rng = np.random.default_rng(1)
     value = b""
     with producer_of(kafka) as producer:
-        for number in range(requests):
-            served_at = start_ms + number * EVERY_MS
+        for number in range(requests + 1):
+            if number % 100 == 0 or number == requests:
+                producer.flush()
+            served_at = start_ms + number * EVERY_MS + (CLOSING_MS if number == requests else 0)
+            key = f"r{number}"
             ids = [f"{number}.{at}" for at in range(impressions)]
             request = Request(
                 version=SCHEMA_VERSION,
-                request_id=f"r{number}",
+                request_id=key,
                 served_at=served_at,
                 impression_ids=ids,
                 shared={"user": np.int64(number).tobytes()},
@@ -77,16 +93,17 @@ def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, sta
                 },
             )
             value = encode(request)
-            producer.send(kafka.topic(IMPRESSIONS), value, partition=0)
-            for at in np.flatnonzero(rng.random(impressions) < CLICKED):
+            producer.send(kafka.topic(IMPRESSIONS), value, key=key.encode(), partition=0)
+            clicked = rng.random(impressions) < CLICKED
+            for at in np.flatnonzero(clicked) if number < requests else ():
                 click = Engagement(
                     version=SCHEMA_VERSION,
-                    request_id=f"r{number}",
+                    request_id=key,
                     impression_id=ids[at],
                     action="click",
                     happened_at=served_at + 500,
                 )
-                producer.send(kafka.topic(ENGAGEMENTS), encode(click), partition=0)
+                producer.send(kafka.topic(ENGAGEMENTS), encode(click), key=key.encode(), partition=0)
     return len(value)
 
 
@@ -144,17 +161,40 @@ def child(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace, told: dict[str, Any]) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.join", "--child", json.dumps(told)]
-    command += ["--profile"] if arguments.profile else []
+    if told["what"] == "quix":
+        command = [str(quix_python()), "-m", "benchmarks.quix_join", json.dumps(told)]
+    else:
+        command = [sys.executable, "-m", "benchmarks.join", "--child", json.dumps(told)]
+        command += ["--profile"] if arguments.profile else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def quix_python() -> Path:
+    """The Python of an environment with quixstreams and what builds examples, made on first use."""
+    folder = Path(platformdirs.user_cache_dir("minutely")) / QUIX.replace("==", "-")
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        uv = shutil.which("uv") or str(Path(sys.prefix) / "uv" / "bin" / "uv")
+        packages = [QUIX, "msgspec", "numpy", "pyarrow", "pydantic", "pyyaml", "xxhash"]
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *packages], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def examples_of(kafka: KafkaSettings, pipeline: Pipeline, closing: int) -> pa.Table:
+    """All examples, read committed, but those of the closing request; by id."""
+    table = pa.Table.from_batches(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)).batches)
+    return table.filter(pc.invert(pc.starts_with(table["example_id"], f"{closing}."))).sort_by("example_id")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--size", choices=list(SIZES), action="append")
     parser.add_argument("--child")
     arguments = parser.parse_args()
     if arguments.child:
@@ -162,21 +202,35 @@ def main() -> None:
         return
     print(f"{'':14} {'bytes':>6} {'':8} {'impressions/s':>14} {'per CPU s':>12} {'resident MiB':>13}")
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "kafka") as cluster:
-        for size, (impressions, values, requests) in SIZES.items():
+        for size in arguments.size or SIZES:
+            impressions, values, requests = SIZES[size]
             prefix = f"b{uuid.uuid4().hex[:6]}."
             start = time.time_ns() // 1_000_000 - requests * EVERY_MS - 3_600_000
-            found: dict[str, list[dict[str, float]]] = {"decode": [], "join": []}
+            found: dict[str, list[dict[str, float]]] = {"decode": [], "join": [], "quix": []}
             size_bytes = 0
             for turn in range(arguments.rounds):  # topics of its own for each, since a joiner goes on where one stopped
                 kafka = KafkaSettings(bootstrap=cluster.bootstrap, prefix=f"{prefix}{turn}.", partitions=1)
                 ensure_topics(kafka)
                 size_bytes = fill(kafka, impressions, values, requests, start)
-                through = start + requests * EVERY_MS + 10_000
-                told = {"kafka": kafka.model_dump(mode="json"), "values": values, "through": through}
+                quix = KafkaSettings(bootstrap=cluster.bootstrap, prefix=f"{prefix}{turn}.quix.", partitions=1)
+                ensure_topics(quix)
+                told = {
+                    "kafka": kafka.model_dump(mode="json"),
+                    "values": values,
+                    "impressions": impressions,
+                    "requests": requests + 1,
+                    "through": start + requests * EVERY_MS + CLOSING_MS + 10_000,
+                    "output": quix.topic(EXAMPLES),
+                    "largest": MAX_OUTPUT_BYTES,
+                }
                 for what in found:
                     result = measure(arguments, {**told, "what": what})
-                    assert result["count"] == impressions * requests, (what, result)
+                    assert result["count"] == impressions * (requests + (what != "quix")), (what, result)
                     found[what].append(result)
+                pipeline = pipeline_of(kafka, values)
+                ours, theirs = (examples_of(each, pipeline, requests) for each in (kafka, quix))
+                assert ours.num_rows == theirs.num_rows == impressions * requests, (ours.num_rows, theirs.num_rows)
+                assert ours.equals(theirs), "quixstreams wrote other examples"
             rates = {}
             for what, results in found.items():
                 wall, cpu = (
@@ -185,7 +239,8 @@ def main() -> None:
                 rss = max(item["rss"] for item in results) / (1 << 20)
                 rates[what] = cpu
                 print(f"{size:14} {size_bytes:6} {what:8} {wall:14,.0f} {cpu:12,.0f} {rss:13,.0f}")
-            print(f"{size:14} {'':6} join/decode per CPU second: {rates['join'] / rates['decode']:.2f}")
+            for what in ("decode", "quix"):
+                print(f"{size:14} {'':6} join/{what} per CPU second: {rates['join'] / rates[what]:.2f}")
 
 
 if __name__ == "__main__":
