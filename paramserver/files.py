@@ -57,7 +57,13 @@ class LocalFiles:
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file in place at once, replacing one of the same name."""
-        self._os.replace(self._write_aside(name, data), f"{self._folder}/{name}")
+        aside = self._write_aside(name, data)
+        try:
+            self._os.replace(aside, f"{self._folder}/{name}")
+        except OSError:
+            with suppress(OSError):
+                self._os.unlink(aside)
+            raise
         if self._durable:
             self._sync_folder()
 

@@ -18,7 +18,7 @@ from streaming.clock import Clock
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
 from trainer.epoch_times import EpochTimes
-from trainer.recovery import recover_newest
+from trainer.recovery import check_dense, recover_newest
 from trainer.retrain import check_at_work
 from trainer.worker import Trainer, TrainWorker
 
@@ -81,8 +81,8 @@ class OnlineTrainer:
             for worker in self.workers:
                 worker.offset = log.begin(EXAMPLES, worker.partition)
             return
-        # Replicas have something else than what training goes on from: the next version replaces all they have.
-        self._must_be_whole = found.version != self.deltas.version
+        # Replicas have something else than what training goes on from, or lack weights: the next version replaces all they have.
+        self._must_be_whole = found.version != self.deltas.version or not check_dense(self._files, found)
         self._published = dict(found.offsets)
         self._times.newest_at = found.learned.newest_at if found.learned else 0
         is_grown = found.fingerprint != self.deltas.fingerprint

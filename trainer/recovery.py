@@ -50,6 +50,20 @@ def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest
     return None
 
 
+def check_dense(files: Files, manifest: Manifest) -> bool:
+    """Whether replicas can read the dense weights that a version names; if not, the log names the file.
+
+    The trainer's state has the same weights, so they are not lost, only to be published again.
+    """
+    try:
+        if manifest.dense is not None:
+            manifest.dense.file.read(files)
+    except (BadFile, FileNotFoundError) as error:
+        _log.warning("version %d: %s; published again", manifest.version, _told(error))
+        return False
+    return True
+
+
 def _state(files: Files, manifest: Manifest, state: FileRef, deltas: DeltaLog, trainer: Trainer) -> bytes:
     data = state.read(files)
     if manifest.fingerprint == deltas.fingerprint:
@@ -66,7 +80,11 @@ def _candidates(deltas: DeltaLog) -> Iterator[int]:
 
 
 def _note(problems: list[str], version: int, error: Exception) -> None:
-    text = f"{error.filename or error}: not there" if isinstance(error, FileNotFoundError) else str(error)
+    text = _told(error)
     if text not in problems:
         problems.append(text)
         _log.warning("version %d is not whole: %s; going back", version, text)
+
+
+def _told(error: Exception) -> str:
+    return f"{error.filename or error}: not there" if isinstance(error, FileNotFoundError) else str(error)

@@ -12,8 +12,7 @@ from concurrent.futures import Executor
 
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
-from paramserver.history import path_to, restore
-from paramserver.manifest import Manifest, TakenOverError, read_manifest
+from paramserver.manifest import TakenOverError, read_manifest
 from paramserver.precision import Precision
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat, cut_per_step
@@ -127,13 +126,3 @@ def check_at_work(files: Files, version: int) -> None:
     except FileNotFoundError:
         return
     raise TakenOverError(f"version {version + 1}: published by another writer, which has taken over")
-
-
-def recover(files: Files, manifest: Manifest, trainer: Trainer) -> None:
-    """Give a new trainer what a version contains: rows, dense weights, optimizer. The version must have the trainer's state.
-
-    `BadFile` or ``FileNotFoundError`` where a file is damaged or gone; the trainer is then no good.
-    """
-    assert manifest.trainer is not None, f"version {manifest.version} has no trainer's state"
-    trainer.load_state(manifest.trainer.read(files))
-    restore(files, path_to(files, manifest.version), trainer.tables)

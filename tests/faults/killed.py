@@ -30,7 +30,8 @@ from streaming.clock import EventClock
 from streaming.log import EmbeddedLog
 from tests.trainer.test_retrain import FORMAT, NEVER, SETTINGS, make_trainer
 from trainer import worker as train_worker
-from trainer.retrain import cut_of, hand_over, recover, take_over, train_archive
+from trainer.recovery import recover_newest
+from trainer.retrain import cut_of, hand_over, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
 
 PARTITIONS = range(2)
@@ -99,18 +100,19 @@ def start(folder: Path, log: EmbeddedLog, seed: int) -> tuple[Trainer, list[Trai
     deltas = DeltaLog.resume(files, "form", keep_deltas=5)
     trainer = make_trainer(seed)
     archived = Archive(str(folder / "archive"), FORMAT)
-    if deltas.newest is None:
+    newest = recover_newest(files, deltas, trainer)
+    assert newest is None or newest.version == deltas.version, "a kill damages nothing"
+    if newest is None:
         train_archive(archived, trainer, SETTINGS, 0, NEVER)
         workers = hand_over(archived, log, trainer, FORMAT, PARTITIONS)
         rows = {name: table.export() for name, table in trainer.tables.items()}
         deltas.take_over(rows, cut_of(trainer, workers, 1), "first")
         trainer.seal()
         return trainer, workers, deltas
-    recover(files, deltas.newest, trainer)
     workers = hand_over(archived, log, trainer, FORMAT, PARTITIONS)
     for worker in workers:
-        worker.offset = deltas.newest.offsets[f"examples/{worker.partition}"]
-        worker.watermark = deltas.newest.watermark
+        worker.offset = newest.offsets[f"examples/{worker.partition}"]
+        worker.watermark = newest.watermark
     return trainer, workers, deltas
 
 

@@ -18,7 +18,7 @@ from streaming.log import EXAMPLES, EmbeddedLog
 from tests.commands import ROOT
 from tests.faults.killed import AT_STEPS
 from tests.trainer.test_retrain import FORMAT, NEVER, archive_of, make_trainer, records
-from trainer.retrain import recover
+from trainer.recovery import recover_newest
 
 PARTITIONS = range(2)
 SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1").split(",")]
@@ -58,10 +58,10 @@ def numbers(stop: int) -> list[int]:
 def counted(folder: Path) -> dict[int, int]:
     """How often each example was trained, by the newest version."""
     files = LocalFiles(folder / "deltas", durable=False)
-    newest = DeltaLog.resume(files, "form", 5).newest
+    deltas, trainer = DeltaLog.resume(files, "form", 5), make_trainer()
+    newest = recover_newest(files, deltas, trainer)
     assert newest is not None
-    trainer = make_trainer()
-    recover(files, newest, trainer)
+    assert newest.version == deltas.version, "a kill damages nothing"
     rows = trainer.tables["example"].export()
     return dict(zip(rows.ids.tolist(), rows.counts.tolist(), strict=True))
 

@@ -18,7 +18,7 @@ from paramserver.files import LocalFiles
 from streaming.log import EXAMPLES
 from streaming.source import load
 from tests.minutely.test_loop import HOUR, MINUTE, NOW, START, make_pipeline, write_log
-from trainer.retrain import recover
+from trainer.recovery import recover_newest
 
 QUIET = Console(file=io.StringIO())
 
@@ -38,10 +38,10 @@ def test_the_archive_of_a_replay_gives_the_replay_s_model(tmp_path: Path) -> Non
         out = tmp_path / "batch"
         summary = train_from_archive(pipeline, place, None, None, out, QUIET)
         assert summary["examples"] == loop.trainer.examples == events.impressions - loop.joiner.counts["dropped"]
-        newest = DeltaLog.resume(LocalFiles(out / "deltas", durable=False), pipeline.form(), 4).newest
-        assert newest is not None
+        published = LocalFiles(out / "deltas", durable=False)
         batch = make_trainer(pipeline)
-        recover(LocalFiles(out / "deltas", durable=False), newest, batch)
+        newest = recover_newest(published, DeltaLog.resume(published, pipeline.form(), 4), batch)
+        assert newest is not None
         assert batch.state() == loop.trainer.state()
         for name, table in loop.trainer.tables.items():
             ours, theirs = table.export(), batch.tables[name].export()

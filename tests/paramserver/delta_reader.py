@@ -47,30 +47,34 @@ def tables_of(data: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def embeddings(part: dict[str, Any], exact: dict[str, Any] | None) -> list[Row]:
-    values, dim = part["embedding"], part["dim"]
-    rows = [values[at * dim : (at + 1) * dim] for at in range(len(part["key"]))]
-    if exact is not None and "embedding" in exact:
-        values = exact["embedding"]
-        return [values[at * dim : (at + 1) * dim] for at in range(len(part["key"]))]
-    return (
-        [[level * scale for level in row] for row, scale in zip(rows, part["scale"], strict=True)]
-        if "scale" in part
-        else rows
-    )
+def split(values: Row, size: int, part: dict[str, Any]) -> list[Row]:
+    return [values[at * size : (at + 1) * size] for at in range(len(part["key"]))]
 
 
-def read(folder: Path, version: int, *, exact: bool = True) -> tuple[dict[str, dict[int, Row]], dict[str, Row]]:
-    """Rows by table and id, and each table's default row: exact, or as replicas read them."""
-    rows: dict[str, dict[int, Row]] = {}
+def embeddings(part: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
+    rows = split(exact.get("embedding", part["embedding"]), part["dim"], part)
+    if "scale" not in part or "embedding" in exact:
+        return rows
+    return [[level * scale for level in row] for row, scale in zip(rows, part["scale"], strict=True)]
+
+
+def read(folder: Path, version: int, *, exact: bool = True) -> tuple[dict[str, dict[int, list[Row]]], dict[str, Row]]:
+    """By table and id: a row as replicas read it, or exact, with its state and [last seen, count, version]; default rows."""
+    rows: dict[str, dict[int, list[Row]]] = {}
     defaults: dict[str, Row] = {}
     for item in path_to(folder, version):
         for shard in item["shards"]:
             states = tables_of(checked(folder, shard["state"])) if exact else None
             for at, part in enumerate(tables_of(checked(folder, shard["rows"]))):
-                table = rows.setdefault(part["table"], {})
+                table, state = rows.setdefault(part["table"], {}), states[at] if states else {}
+                found = [embeddings(part, state)]
+                if exact:
+                    found += [split(state["state"], state["state_dim"], part)]
+                    found += [
+                        [list(three) for three in zip(*map(state.get, ("last_seen", "count", "version")), strict=True)]
+                    ]
                 for key in part["expired"]:
                     table.pop(key, None)
-                table.update(zip(part["key"], embeddings(part, states[at] if states else None), strict=True))
-                defaults[part["table"]] = part["default"]
+                table.update(zip(part["key"], map(list, zip(*found, strict=True)), strict=True))
+                defaults[part["table"]] = part["default"] + state.get("default_state", [])
     return rows, defaults

@@ -24,7 +24,7 @@ from paramserver.precision import Precision, rounded
 from paramserver.table import Rows, Table
 from tests.commands import ROOT
 from tests.paramserver import delta_reader
-from tests.paramserver.test_delta_log import COLUMNS, DIMS, Writer, make_rows, replica_tables, state_of
+from tests.paramserver.published import COLUMNS, DIMS, Writer, make_rows, replica_tables, state_of
 
 PRECISIONS: list[Precision] = ["float32", "float16", "int8"]
 
@@ -47,14 +47,34 @@ def test_the_reader_reads_every_version_from_deltas_and_bases(tmp_path: Path, pr
         wanted[version] = {name: table.export() for name, table in writer.tables.items()}
     assert manifests.versions(files, base=True) == [4, 8]
     for version in range(5, 12):
-        for exact in (True, False):
-            rows, defaults = delta_reader.read(tmp_path, version, exact=exact)
-            for name, table in wanted[version].items():
-                values = table.embeddings if exact else rounded(table.embeddings, precision)
-                assert sorted(rows[name]) == table.ids.tolist()
-                found = np.array([rows[name][key] for key in table.ids.tolist()], np.float32).reshape(-1, DIMS[name])
-                assert found.tobytes() == values.tobytes()
-                assert defaults[name] == table.default_embedding.tolist()
+        rows, defaults = delta_reader.read(tmp_path, version, exact=False)
+        for name, table in wanted[version].items():
+            assert sorted(rows[name]) == table.ids.tolist()
+            found = np.array([rows[name][key][0] for key in table.ids.tolist()], np.float32).reshape(-1, DIMS[name])
+            assert found.tobytes() == rounded(table.embeddings, precision).tobytes()
+            assert defaults[name] == table.default_embedding.tolist()
+        check_exact(tmp_path, wanted[version], version)
+        if version in (8, 11):
+            check_versions(tmp_path, files, manifests.read_manifest(files, version, base=version == 8))
+
+
+def check_exact(folder: Path, wanted: Mapping[str, Rows], version: int) -> None:
+    """The reader has all that recovery needs, to the bit."""
+    rows, defaults = delta_reader.read(folder, version)
+    for name, table in wanted.items():
+        assert sorted(rows[name]) == table.ids.tolist()
+        found = [rows[name][key] for key in table.ids.tolist()]
+        assert [row[0] for row in found] == table.embeddings.tolist()
+        assert [row[1] for row in found] == table.state.tolist()
+        assert [row[2][0] for row in found] == table.last_seen_seconds.tolist()
+        assert [row[2][1] for row in found] == table.counts.tolist()
+        assert defaults[name] == [*table.default_embedding.tolist(), *table.default_state.tolist()]
+
+
+def check_versions(folder: Path, files: LocalFiles, manifest: Manifest) -> None:
+    rows, _ = delta_reader.read(folder, manifest.version)
+    for name, part in read_version(files, manifest).items():
+        assert [rows[name][key][2][2] for key in part.rows.ids.tolist()] == part.versions.tolist()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -166,10 +186,9 @@ def test_readers_followers_and_folding_take_any_number_of_shards(tmp_path: Path)
     for _ in range(2):
         for name, part in read_version(files, manifest).items():
             assert part.rows.ids.tobytes() == writer.tables[name].export().ids.tobytes()
-        rows, _ = delta_reader.read(tmp_path, manifest.version)
-        assert {name: sorted(rows[name]) for name in DIMS} == {
-            name: table.export().ids.tolist() for name, table in writer.tables.items()
-        }
+        wanted = {name: table.export() for name, table in writer.tables.items()}
+        check_exact(tmp_path, wanted, manifest.version)
+        check_versions(tmp_path, files, manifest)
         DeltaLog.resume(files, "form", 1000).fold()
     late = replica_tables()
     Follower(files, late).pull()

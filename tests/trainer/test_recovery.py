@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from basis.problems import BadFile, GuardedError
 from paramserver import manifest as manifests
@@ -20,10 +23,10 @@ from paramserver.manifest import Manifest, OtherFormat
 from paramserver.marks import read_hold, write_pin
 from streaming.clock import EventClock
 from streaming.log import EXAMPLES, EmbeddedLog
-from tests.trainer.test_retrain import FORMAT, make_replica, make_trainer, records
+from tests.trainer.test_retrain import FORMAT, LABELS, SETTINGS, make_replica, make_trainer, records
 from trainer.guards import Guard
 from trainer.online import OnlineTrainer
-from trainer.settings import GuardSettings
+from trainer.settings import GuardSettings, TrainSettings
 
 KEEP = 4
 
@@ -38,10 +41,13 @@ class Place:
         self.clock = EventClock(1)
         self.appended = 0
 
-    def start(self, *, resume: bool = False) -> OnlineTrainer:
-        deltas = DeltaLog.resume(self.files, "form", KEEP)
+    def start(
+        self, *, resume: bool = False, settings: TrainSettings = SETTINGS, files: LocalFiles | None = None
+    ) -> OnlineTrainer:
+        files = files or self.files
+        deltas = DeltaLog.resume(files, "form", KEEP)
         return OnlineTrainer(
-            make_trainer(), self.log, [0], FORMAT, self.files, deltas, self.clock,
+            make_trainer(settings=settings), self.log, [0], FORMAT, files, deltas, self.clock,
             sparse_every=1, dense_every=1 << 40, resume=resume,
         )  # fmt: skip
 
@@ -139,6 +145,24 @@ def test_a_damaged_base_is_gone_around(place: Place, kind: str, how: str) -> Non
     assert place.check().version == 11, "the older base and the deltas after it lead to the same version"
 
 
+@pytest.mark.parametrize("how", ["torn", "flipped", "missing"])
+def test_damaged_dense_weights_are_named_and_published_again(
+    place: Place, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No later version brings them by itself, and the trainer's state holds them too."""
+    place.publish(place.start(), 3)
+    dense = manifests.read_manifest(place.files, 3, base=False).dense
+    assert dense is not None and dense.version == 1
+    damage(place.folder / dense.file.name, how)
+    with pytest.raises((BadFile, FileNotFoundError), match=dense.file.name):
+        make_replica(place.files).pull(0)
+    newest = place.check()
+    assert dense.file.name in caplog.text
+    assert newest.dense is not None
+    assert (newest.version, newest.dense.version) == (4, 4)
+    assert newest.offsets == {"examples/0": 3}, "nothing is trained again"
+
+
 def test_where_nothing_is_whole_the_files_are_named_and_nothing_begins_anew(place: Place) -> None:
     place.publish(place.start(), 3)
     names = [manifests.read_manifest(place.files, at, base=False).shards[0].state.name for at in (1, 2, 3)]
@@ -189,6 +213,65 @@ def test_a_full_disk_publishes_nothing_and_the_next_try_works(place: Place) -> N
     assert place.check().version == 4
 
 
+class FullDisk:
+    """The system's calls; from the ``left``-th on that needs room on the disk there is none, in the middle of what is written."""
+
+    def __init__(self) -> None:
+        self.left = 1 << 60
+        self.refused: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(os, name)
+        return self._checked(name, call) if name in ("open", "write", "fsync", "replace", "link") else call
+
+    def _checked(self, name: str, call: Any) -> Any:
+        def checked(*arguments: Any) -> Any:
+            if name == "open" and not arguments[1] & os.O_CREAT:
+                return call(*arguments)
+            self.left -= 1
+            if self.left >= 0:
+                return call(*arguments)
+            if name == "write":
+                call(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            self.refused.append(name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return checked
+
+
+def test_a_disk_may_be_full_at_any_moment(place: Place) -> None:
+    """At each call in turn that needs room, of publications and of the fold."""
+    disk = FullDisk()
+    online = place.start(files=LocalFiles(place.folder, durable=True, system=disk))
+    replica = make_replica(place.files)
+    refused: list[str] = []
+    folds = 0
+    for room in range(36):
+        place.learn(online)
+        before = online.deltas.version
+        disk.left = room
+        try:
+            assert online.publish() is not None
+            folds += bool(disk.refused)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        refused += disk.refused[:1]
+        disk.left, disk.refused = 1 << 60, []
+        assert not [name for name in place.entries() if name.endswith(".tmp")]
+        newest = manifests.versions(place.files, base=False)[-1:]
+        assert newest in ([before] if before else [], [before + 1]), "one version is there whole, or none"
+        replica.pull(0)
+        if newest == [before + 1]:
+            rows = online.trainer.tables["example"].export()
+            assert replica.tables["example"].export().embeddings.tobytes() == rows.embeddings.tobytes()
+        place.publish(online, 2)
+        assert online.deltas.newest is not None
+        assert online.deltas.newest.offsets == {"examples/0": place.appended}
+    assert set(refused) == {"open", "write", "fsync", "replace", "link"}
+    assert folds > 1, "some while it folded"
+    place.check()
+
+
 # Guards.
 
 
@@ -211,11 +294,38 @@ def test_a_weight_that_is_no_number_holds_training_until_somebody_says_so(place:
     assert place.check().version == 3
 
 
+def test_a_row_that_is_no_number_is_named(place: Place) -> None:
+    online = place.start()
+    place.publish(online, 2)
+    place.learn(online)
+    table = online.trainer.tables["example"]
+    table.upsert(np.array([7]), np.full((1, table.dim), np.inf, np.float32))
+    with pytest.raises(GuardedError, match="table example: id 7: embedding holds inf; version 2 stays"):
+        online.publish()
+    replica = make_replica(place.files)
+    replica.pull(0)
+    assert replica.sparse_version == 2
+    with pytest.raises(GuardedError, match="table example: id 7"):
+        place.start()
+    place.start(resume=True)
+    assert place.check().version == 3
+
+
+def test_a_loss_out_of_its_bounds_is_not_published(place: Place) -> None:
+    strict = TrainSettings(guards=GuardSettings(loss=(0.0, 0.001), over=9))
+    online = place.start(settings=strict)
+    place.publish(online, 2)  # there are not enough examples for a mean yet
+    place.learn(online)
+    with pytest.raises(GuardedError, match=r"mean of the loss is 0\.\d+; allowed by train\.guards\.loss: 0 to 0\.001"):
+        online.publish()
+    assert manifests.versions(place.files, base=False) == [1, 2]
+    with pytest.raises(GuardedError, match="held after version 2: the running mean of the loss"):
+        place.start()
+    place.start(resume=True)
+    assert place.check().offsets == {"examples/0": 3}
+
+
 def test_a_running_mean_out_of_its_bounds_is_refused() -> None:
-    import torch
-
-    from tests.trainer.test_retrain import LABELS
-
     guard = Guard(GuardSettings(loss=(0.0, 0.9), prediction={"like": (0.2, 0.8)}, over=100), LABELS)
     for _ in range(30):
         guard.add(torch.tensor(5.0), torch.zeros(10, 1))

@@ -27,7 +27,8 @@ from streaming.log import EXAMPLES, EmbeddedLog
 from trainer.models import make_model
 from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
-from trainer.retrain import cut_of, hand_over, recover, take_over, train_archive
+from trainer.recovery import recover_newest
+from trainer.retrain import cut_of, hand_over, take_over, train_archive
 from trainer.settings import ModelSettings, TrainSettings
 from trainer.worker import Trainer, TrainWorker
 
@@ -53,10 +54,10 @@ def records(count: int, first: int = 0, every: int = 20_000) -> list[bytes]:
     return payloads
 
 
-def make_trainer(seed: int = 1, expire_after: str = "30d") -> Trainer:
+def make_trainer(seed: int = 1, expire_after: str = "30d", settings: TrainSettings = SETTINGS) -> Trainer:
     model, plan = make_model(ModelSettings(dim=2, hidden=[3]), FEATURES, LABELS, seed)
     tables = {name: TablesSettings(expire_after=expire_after).make(name, model.row_dim, seed) for name in plan.tables}
-    return Trainer(model, plan, tables, LABELS, FORMAT, SETTINGS, Prequential(LABELS))
+    return Trainer(model, plan, tables, LABELS, FORMAT, settings, Prequential(LABELS))
 
 
 def make_replica(files: LocalFiles) -> Replica:
@@ -171,13 +172,14 @@ def test_a_recovered_trainer_goes_on_as_if_nothing_had_happened(log: EmbeddedLog
         worker.offset += 1
         deltas.publish(trainer.seal(), cut_of(trainer, [worker], at))
     resumed = DeltaLog.resume(files, "form", keep_deltas=2)
-    assert resumed.newest is not None
     again = make_trainer(seed=1)
-    recover(files, resumed.newest, again)
+    found = recover_newest(files, resumed, again)
+    assert found is not None
+    assert found.version == resumed.version == 5
     assert everything(again) == everything(trainer)
     for one in (trainer, again):
         following = TrainWorker(log, one, FORMAT)
-        following.offset = resumed.newest.offsets["examples/0"]
+        following.offset = found.offsets["examples/0"]
         run(following)
     assert everything(again) == everything(trainer)
 

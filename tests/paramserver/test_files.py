@@ -1,0 +1,102 @@
+"""Where published files live: in a folder, or in memory until they are pushed out."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paramserver.files import Files, LocalFiles, WriteBack
+from paramserver.follower import Follower
+from tests.paramserver.published import MemoryFiles, Writer, replica_tables, state_of
+
+FILE_OPERATIONS = st.tuples(
+    st.sampled_from(["write", "write", "write", "delete", "read", "flush"]),
+    st.sampled_from("abcd"),
+    st.binary(max_size=20),
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(FILE_OPERATIONS, max_size=30), st.integers(0, 40))
+def test_write_back_behaves_like_the_files_under_it(operations: list[tuple[str, str, bytes]], budget: int) -> None:
+    plain, under = MemoryFiles(), MemoryFiles()
+    back = WriteBack(under, budget)
+    for operation, name, data in operations:
+        if operation == "write":
+            plain.write(name, data)
+            back.write(name, data)
+        elif operation == "delete":
+            plain.delete(name)
+            back.delete(name)
+        elif operation == "flush":
+            back.flush()
+            assert under.content == plain.content
+        assert sorted(back.names()) == sorted(plain.names())
+        for known in "abcd":
+            assert read_or_none(back, known) == read_or_none(plain, known)
+        kept = sum(len(value) for key, value in plain.content.items() if under.content.get(key) != value)
+        assert kept <= budget, "what is in memory alone stays within the budget"
+    back.flush()
+    assert under.content == plain.content
+
+
+def read_or_none(files: Files, name: str) -> bytes | None:
+    try:
+        return files.read(name)
+    except FileNotFoundError:
+        return None
+
+
+@settings(max_examples=20)
+@given(st.lists(FILE_OPERATIONS, max_size=20), st.booleans())
+def test_local_files_behave_like_files_in_memory(operations: list[tuple[str, str, bytes]], durable: bool) -> None:
+    plain = MemoryFiles()
+    with tempfile.TemporaryDirectory() as folder:
+        local = LocalFiles(Path(folder, "new", "folder"), durable=durable)
+        for operation, name, data in operations:
+            if operation == "write":
+                plain.write(name, data)
+                local.write(name, data)
+            elif operation == "delete":
+                plain.delete(name)
+                local.delete(name)
+            assert sorted(local.names()) == sorted(plain.names())
+            assert read_or_none(local, name) == read_or_none(plain, name)
+
+
+def test_a_half_written_file_is_not_there(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path, durable=False)
+    files.write("whole", b"1")
+    (tmp_path / "half.tmp").write_bytes(b"2")
+    assert files.names() == ["whole"]
+    assert LocalFiles(tmp_path, durable=True).read("whole") == b"1"
+
+
+def test_followers_of_write_back_see_every_version(tmp_path: Path) -> None:
+    files = WriteBack(LocalFiles(tmp_path, durable=False), 3000)
+    writer = Writer(files, 3, seed=4)
+    tables = replica_tables()
+    follower = Follower(files, tables)
+    for _ in range(12):
+        writer.publish()
+        follower.pull()
+        assert state_of(tables) == writer.history[follower.version]
+    files.flush()
+    late = replica_tables()
+    Follower(LocalFiles(tmp_path, durable=False), late).pull()
+    assert state_of(late) == state_of(writer.tables)
+
+
+def test_of_two_writers_of_a_file_one_succeeds(tmp_path: Path) -> None:
+    stores: list[Files] = [MemoryFiles(), LocalFiles(tmp_path / "a", durable=True)]
+    stores.append(WriteBack(LocalFiles(tmp_path / "b", durable=False), 10))
+    for files in stores:
+        files.create("name", b"first, too long for ten bytes")
+        with pytest.raises(FileExistsError):
+            files.create("name", b"second")
+        assert files.read("name") == b"first, too long for ten bytes"
+        assert files.names() == ["name"]
