@@ -237,7 +237,7 @@ def cadence(minutes: float, keep: int) -> dict[str, Any]:
                     "resident_mb": resident_bytes() / 1e6,
                     "seal_ms": (sealed - before) * 1e3,
                     "publish_ms": (now - before) * 1e3,
-                    "open_files": len(os.listdir("/proc/self/fd")),
+                    "open_files": len(list(Path("/proc/self/fd").iterdir())),
                     "log_files": len(there),
                     "log_mb": sum(there) / 1e6,
                     "deltas": len(list(place.glob("manifest-*"))),

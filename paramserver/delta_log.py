@@ -300,7 +300,8 @@ class DeltaLog:
 
     def _folded(self, base: Manifest) -> Manifest:
         self._bases.append(base)
-        self._recent = {name: delta for name, delta in self._recent.items() if name not in self._names_up_to(base)}
+        folded = self._names_up_to(base)
+        self._recent = {name: delta for name, delta in self._recent.items() if name not in folded}
         self._recent_bytes = sum(
             shard.rows.size + shard.state.size
             for manifest in self._deltas.values()
