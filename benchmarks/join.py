@@ -33,8 +33,8 @@ from minutely.config import Pipeline
 from minutely.join import make_join_service
 from streaming.clock import WallClock
 from streaming.events import MAX_TIME_MS, SCHEMA_VERSION, Engagement, Request, decode_engagement, decode_request, encode
-from streaming.kafka.partition_io import consumer_of
 from streaming.examples import ExampleFormat
+from streaming.kafka.partition_io import consumer_of
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
@@ -68,9 +68,10 @@ def pipeline_of(kafka: KafkaSettings, values: int) -> Pipeline:
 
 
 def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, start_ms: int) -> int:
-    """Send the records, both topics at the same pace, since quixstreams goes through them by the broker's time; the bytes of a request.
+    """Send the records; the bytes of a request.
 
-    One request more than ``requests`` closes the windows of the others.
+    Both topics at the same pace, since quixstreams goes through them by the broker's time. One request more than ``requests``
+    closes the windows of the others.
     """
     rng = np.random.default_rng(1)
     value = b""

@@ -2,14 +2,15 @@
 
 The fastest form found that gives the right examples. Both topics are one stream into one stateful function, under one key, so that
 its state can hold a queue of the requests in order of arrival: a request is put in as the bytes that it came in, engagements
-beside it by request id; once a screenful of requests has come, those at the head whose windows are over are taken out, and go out
-as examples records, many requests in each, built by the joiner's own code. Windows of its own (tumbling, closed by the
-partition's time) do the same with a scan of the state for every request.
+beside it by request id; after every `look_every` requests, those at the head whose windows are over are taken out, and go out as
+examples records, many requests in each, built by the joiner's own code. It is a small joiner by hand on quixstreams' consumer,
+state, changelog and transactions; quixstreams' own windows and joins are not used.
 
 What it does less than the joiner: it has no timer, so the last windows close with a later record; examples wait for their
 window even where their labels are decided before it; nothing is checked, and no dead letters are written; repeated requests give
-repeated examples; engagements without a request stay in its state; there is one label with one action; a value of the wrong kind
-ends it.
+repeated examples; engagements without a request stay in its state; there is one label with one action, and no other
+than this log's order of impressions by time; it commits every 5 s, its default, where the joiner does with every batch; its wall
+time begins with its first record and ends with its last example.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ from streaming.timers import NEVER
 
 _DUE_AT_ONCE = 10_000
 _MAX_EVENTS = 1000
+_ORDER = itemgetter(0, 1, 2)
 
 
 class JoinSettings(Section):
@@ -148,7 +150,7 @@ class Joiner:
 
     def drain(self) -> JoinOutput:
         """Take what came out so far."""
-        ready, self._ready = sorted(self._ready, key=lambda item: item[:3]), []
+        ready, self._ready = sorted(self._ready, key=_ORDER), []
         dead, self._dead = self._dead, []
         step = self._settings.max_rows
         self.counts["examples"] += len(ready)
@@ -284,10 +286,14 @@ class Joiner:
         closes_at = pending.served_at + self._window
         if pending.request is not None:
             next_due = NEVER
-            for index, emitted in enumerate(pending.emitted):
-                if emitted:
+            # Most impressions have no events: one decision serves them all, and no other is later than it.
+            without_events = self._decide(pending.served_at, [])
+            all_due = without_events.decided_at < self.watermark
+            for index in range(len(pending.emitted)) if all_due else list(pending.events):
+                if pending.emitted[index]:
                     continue
-                decision = self._decide(pending.served_at, pending.events.get(index, []))
+                events = pending.events.get(index)
+                decision = self._decide(pending.served_at, events) if events else without_events
                 if self._settings.emit == "window":
                     decision = decision._replace(decided_at=closes_at)
                 if decision.decided_at < self.watermark:
@@ -301,6 +307,8 @@ class Joiner:
                         self.counts["dropped"] += 1
                 else:
                     next_due = min(next_due, decision.decided_at)
+            if 0 in pending.emitted:
+                next_due = min(next_due, without_events.decided_at)
             if next_due != NEVER:
                 self._store.wake(request_id, pending, next_due)
                 return
