@@ -19,6 +19,7 @@ from paramserver.manifest import Manifest, TakenOverError
 from paramserver.marks import read_hold, read_pin, write_pin
 
 _TRIES = 5
+_WIDTH = 150
 
 
 def show_versions(console: Console, place: str, *, as_json: bool) -> None:
@@ -41,7 +42,7 @@ def show_versions(console: Console, place: str, *, as_json: bool) -> None:
         texts = [str(item["version"]), item["kind"], str(item["lineage"])]
         texts += [f"{item[name]:,}" for name in ("bytes", "changed", "expired")]
         table.add_row(*texts, _time(item["watermark"]), _time(item["published_at"]), ", ".join(item["held_by"]))
-    console.print(table)
+    console.print(table, width=max(console.width, _WIDTH), crop=False)
     for problem in damaged:
         console.print(f"[red]damaged[/red] {problem}", soft_wrap=True)
     if hold is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-from obstore.store import from_url
+from obstore.store import RetryConfig, from_url
 
 _NAMES_AT_ONCE = 1000
+_RETRIES: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
+"""Few, since whoever calls tries again at the next time, and has other things to do until then."""
 
 
 class ObjectFiles:
@@ -19,7 +22,7 @@ class ObjectFiles:
 
     def __init__(self, address: str) -> None:
         try:
-            self._store = from_url(address, client_options={"allow_http": True})
+            self._store = from_url(address, client_options={"allow_http": True}, retry_config=_RETRIES)
         except BaseError as error:
             raise ValueError(_first_line(error)) from None
 
