@@ -30,8 +30,7 @@ def show_versions(console: Console, place: str, *, as_json: bool) -> None:
     damaged = [str(item) for item in found if not isinstance(item, Manifest)]
     pin, hold = read_pin(files), read_hold(files)
     there = set(files.names())
-    for item in manifests:
-        damaged += history.damage_of(files, item)
+    damaged += [problem for manifest in manifests for problem in history.damage_of(files, manifest)]
     items = [_described(item, manifests, pin, there) for item in reversed(manifests)]
     if as_json:
         whole = {"versions": items, "damaged": damaged, "pin": pin, "hold": msgspec.to_builtins(hold)}
