@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 
@@ -114,6 +115,27 @@ class PerSecond(Number):
     name, suffix = "500/s", "/s"
 
 
+class EventTime(click.ParamType[int]):
+    """An ISO 8601 date or time, as ms since 1970; UTC where it names no zone."""
+
+    name = "2024-01-31|2024-01-31T05:00"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read what was typed."""
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r}: allowed: a date or a time in ISO 8601, such as {self.name}", param, ctx)
+        return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+_deltas_option = click.option(
+    "--deltas",
+    help="Folder or object store address of the published versions, such as state/NAME/deltas. [default: that of the run]",
+)
+_run_option = click.option("--run", type=click.Path(path_type=Path), help="Folder of a run. [default: the latest]")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="minutely")
 def cli() -> None:
@@ -130,15 +152,40 @@ def cli() -> None:
 @seed_option
 @warmup_option
 @click.option("--sync-every", type=Cadence(), help="How often the replica pulls. [default: sync.sparse_every, 60s]")
+@click.option("--as-of", type=EventTime(), help="Only score, with the published model as of this event time.")
+@_deltas_option
+@_run_option
+@click.pass_context
 def replay(
-    config: Path, data: Path | None, out: Path | None, seed: int | None, warmup: float, sync_every: int | str | None
+    context: click.Context,
+    config: Path,
+    data: Path | None,
+    out: Path | None,
+    seed: int | None,
+    warmup: float,
+    sync_every: int | str | None,
+    as_of: int | None,
+    deltas: str | None,
+    run: Path | None,
 ) -> None:
     """Replay logs through the whole loop: joiner, trainer, parameter server, deltas and a serving replica.
 
     The replica scores every impression with the version that it has at that event time, before its label exists; those
     scores are what the summary measures. Leaves summary.json and report.html in the run's folder.
+
+    With --as-of nothing is trained: the model that --deltas or --run has as of that time scores everything that was served from
+    then on. The summary is printed, and left in --out where that is given.
     """
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if odd := sorted(given & ({"deltas", "run"} if as_of is None else {"warmup", "sync_every", "seed"})):
+        options = ", ".join("--" + name.replace("_", "-") for name in odd)
+        raise click.UsageError(f"{options}: {'only' if as_of is None else 'not'} with --as-of")
     pipeline = _load(config, data, seed)
+    if as_of is not None:
+        from minutely.as_of import print_as_of, replay_as_of
+
+        print_as_of(Console(), replay_as_of(pipeline, _deltas_place(deltas, run), as_of, out, Console()))
+        return
     every = pipeline.sync.sparse_every if sync_every is None else sync_every
     name = "never" if isinstance(every, str) else format_duration(every)
     _replay(pipeline, {name: None if isinstance(every, str) else every}, warmup, out)
@@ -183,20 +230,6 @@ def check(config: Path, data: Path | None) -> None:
     if problems or pipeline is None or events is None:
         raise Problems(problems)
     describe(Console(), pipeline, events)
-
-
-class EventTime(click.ParamType[int]):
-    """An ISO 8601 date or time, as ms since 1970; UTC where it names no zone."""
-
-    name = "2024-01-31|2024-01-31T05:00"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read what was typed."""
-        try:
-            at = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r}: allowed: a date or a time in ISO 8601, such as {self.name}", param, ctx)
-        return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 @cli.command()
@@ -259,11 +292,7 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
 
 @cli.command()
 @config_argument
-@click.option(
-    "--deltas",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the published versions. [default: state/NAME/deltas]",
-)
+@click.option("--deltas", help="Folder or object store address of the published versions. [default: state/NAME/deltas]")
 @metrics_option
 @click.option("--from", "origin", type=click.Choice(["archive"]), help="Train in batch, from the archive.")
 @archive_option
@@ -275,7 +304,7 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
 @click.option("--resume", is_flag=True, help="Go on where a guard has held training.")
 def train(
     config: Path,
-    deltas: Path | None,
+    deltas: str | None,
     metrics: Address | None,
     origin: str | None,
     place: str | None,
@@ -317,7 +346,7 @@ def train(
 
         log_to_stderr()
         retraining = None if origin is None else Retraining(live_archive(pipeline, place), since)
-        serve(pipeline, deltas or Path("state") / pipeline.name / "deltas", metrics, retraining, resume=resume)
+        serve(pipeline, deltas or f"state/{pipeline.name}/deltas", metrics, retraining, resume=resume)
     else:
         from minutely.batch import archive_place, train_from_archive
 
@@ -376,23 +405,15 @@ def produce(config: Path, data: Path | None, speed: float | None, rate: float | 
     run(_load(config, data, None), 1.0 if speed is None else speed, rate)
 
 
-_deltas_option = click.option(
-    "--deltas",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the published versions, such as state/NAME/deltas. [default: that of the run]",
-)
-_run_option = click.option("--run", type=click.Path(path_type=Path), help="Folder of a run. [default: the latest]")
-
-
 @cli.command()
 @_deltas_option
 @_run_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def versions(deltas: Path | None, run: Path | None, as_json: bool) -> None:
+def versions(deltas: str | None, run: Path | None, as_json: bool) -> None:
     """List the published versions: size, rows, watermark, and what holds them."""
     from minutely.versions import show_versions
 
-    show_versions(Console(), _deltas_folder(deltas, run), as_json=as_json)
+    show_versions(Console(), _deltas_place(deltas, run), as_json=as_json)
 
 
 @cli.command()
@@ -407,7 +428,7 @@ def versions(deltas: Path | None, run: Path | None, as_json: bool) -> None:
     help="What training goes on from.",
 )
 @click.option("--release", is_flag=True, help="Let replicas take the newest version again.")
-def rollback(version: int | None, deltas: Path | None, run: Path | None, train_from: str, release: bool) -> None:
+def rollback(version: int | None, deltas: str | None, run: Path | None, train_from: str, release: bool) -> None:
     """Make replicas serve what an older VERSION held, as a new version.
 
     With --train-from old, training goes on from it too, from its offsets. With newest it goes on from the newest version, and
@@ -417,19 +438,19 @@ def rollback(version: int | None, deltas: Path | None, run: Path | None, train_f
 
     if (version is None) != release:
         raise click.UsageError("give either a VERSION or --release")
-    folder = _deltas_folder(deltas, run)
+    place = _deltas_place(deltas, run)
     if version is None:
-        published.release(Console(), folder)
+        published.release(Console(), place)
     else:
-        published.roll_back(Console(), folder, version, training=train_from == "old")
+        published.roll_back(Console(), place, version, training=train_from == "old")
 
 
-def _deltas_folder(deltas: Path | None, run: Path | None) -> Path:
+def _deltas_place(deltas: str | None, run: Path | None) -> str:
     from minutely.run import Run
 
     if deltas is not None and run is not None:
         raise click.UsageError("--deltas and --run: give one")
-    return deltas or Run.find(run).deltas
+    return deltas or str(Run.find(run).deltas)
 
 
 @cli.command("dead-letters")

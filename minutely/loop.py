@@ -19,7 +19,7 @@ from rocksdict import Options, Rdict
 
 from minutely.config import Pipeline
 from minutely.measure import Measures
-from minutely.parts import make_trainer
+from minutely.parts import make_replica, make_trainer
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
 from paramserver.precision import rounded
@@ -37,7 +37,6 @@ from streaming.pending import PendingStore
 from streaming.producer import Producer
 from streaming.source import LoggedEvents
 from streaming.timers import NEVER
-from trainer.models import make_model
 from trainer.worker import TrainWorker
 
 _TRIM_EVERY = 256
@@ -191,10 +190,7 @@ class EmbeddedLoop:
 
     def _make_replica(self, name: str, every: int | None, *, active: bool) -> Served:
         pipeline = self.pipeline
-        model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
-        rows, seed = pipeline.sync.rows, pipeline.seed
-        tables = {table: pipeline.tables.make_replica(table, model.row_dim, seed, rows) for table in plan.tables}
-        replica = Replica(self._files, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
+        replica = make_replica(pipeline, self._files)
         scores = np.zeros((self.events.impressions, len(pipeline.labels)), np.float32)
         return Served(name, every, replica, scores, active)
 

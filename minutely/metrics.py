@@ -24,6 +24,8 @@ class Status:
     examples: int = 0
     commits: int = 0
     """Versions published, or commits to the archive."""
+    refused: int = 0
+    """How often the place of the versions, such as a full disk, refused one."""
     committed_at: int | None = None
     """When that was last done (ms), by this process or the one before it; None where nobody knows."""
 
@@ -51,6 +53,9 @@ class StatusMetrics(Collector):
         yield from (lag, watermark)
         yield CounterMetricFamily(f"{prefix}examples", "Examples taken.", value=status.examples)
         yield CounterMetricFamily(f"{prefix}{self._commits}", f"Number of {self._commits} made.", value=status.commits)
+        yield CounterMetricFamily(
+            f"{prefix}refused", f"How often {self._commits} could not be made.", value=status.refused
+        )
         if status.committed_at is not None:
             age = max(0, self._clock.now_ms() - status.committed_at) / _MS
             yield GaugeMetricFamily(f"{prefix}idle_seconds", f"Time since the last of its {self._commits}.", value=age)

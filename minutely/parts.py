@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from minutely.config import Pipeline
+from paramserver.files import Files
+from serving.replica import Replica
 from streaming.examples import ExampleFormat
 from trainer.models import make_model
 from trainer.prequential import Prequential
@@ -15,3 +17,11 @@ def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None) -> 
     tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
     examples = ExampleFormat(pipeline.features, pipeline.labels)
     return Trainer(model, plan, tables, pipeline.labels, examples, pipeline.train, prequential)
+
+
+def make_replica(pipeline: Pipeline, files: Files) -> Replica:
+    """A replica that has pulled nothing yet."""
+    model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
+    rows, seed = pipeline.sync.rows, pipeline.seed
+    tables = {name: pipeline.tables.make_replica(name, model.row_dim, seed, rows) for name in plan.tables}
+    return Replica(files, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from basis.settings import format_duration
+from minutely.config import Pipeline
 from minutely.loop import EmbeddedLoop, Served
+from streaming.source import LoggedEvents
 from trainer.metrics import class_metrics, value_metrics
 
 
@@ -46,19 +49,26 @@ def summarize(loop: EmbeddedLoop, warmup: float, wall_seconds: float, *, interru
 def results_of(loop: EmbeddedLoop, served: Served) -> dict[str, Any]:
     """Metrics of what one replica served after the warm-up, and how fresh it was."""
     begin, end = loop.scored_from, min(served.scored_to, loop.impressions)
-    scores = served.scores[begin:end].astype(np.float64)
-    requests = loop.events.request_of_row[begin:end]
-    metrics = {}
-    for at, (name, label) in enumerate(loop.pipeline.labels.items()):
-        truth = loop.truth[name][begin:end]
-        metrics[name] = (
-            value_metrics(scores[:, at], truth) if label.is_value else class_metrics(scores[:, at], truth, requests)
-        )
     return {
         "sync_every": "never" if served.every is None else format_duration(served.every),
-        "metrics": metrics,
+        "metrics": metrics_of(loop.pipeline, loop.events, served.scores[begin:end], begin),
         "freshness_seconds": _percentiles(served),
     }
+
+
+def metrics_of(
+    pipeline: Pipeline, events: LoggedEvents, scores: npt.NDArray[np.float32], begin: int
+) -> dict[str, dict[str, float | None]]:
+    """Metrics by label of ``scores`` float32 [n, labels], those of the impressions from ``begin`` on."""
+    end = begin + len(scores)
+    exact, requests = scores.astype(np.float64), events.request_of_row[begin:end]
+    metrics = {}
+    for at, (name, label) in enumerate(pipeline.labels.items()):
+        truth = events.truth(label)[begin:end]
+        metrics[name] = (
+            value_metrics(exact[:, at], truth) if label.is_value else class_metrics(exact[:, at], truth, requests)
+        )
+    return metrics
 
 
 def _percentiles(served: Served) -> dict[str, float | None]:

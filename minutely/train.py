@@ -6,21 +6,24 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from kafka.errors import KafkaError
 
+from basis.problems import BadFile
 from minutely.batch import Retraining
 from minutely.config import Pipeline
 from minutely.lock import RETRAINER, WRITER, FileLock
 from minutely.metrics import Status, StatusMetrics
 from minutely.parts import make_trainer
+from minutely.place import folder_of, open_files
 from minutely.retrain import retrain
 from minutely.service import Address, stop_on_signal
-from paramserver.files import Files, LocalFiles
-from paramserver.manifest import TakenOverError
+from paramserver.files import Files
+from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
 from streaming.examples import ExampleFormat
 from streaming.kafka.log import KafkaLog
@@ -39,39 +42,55 @@ _LEAVING_SECONDS = 60.0
 
 def train(
     pipeline: Pipeline,
-    folder: Path,
+    place: str,
     metrics: Address | None,
     retraining: Retraining | None = None,
     *,
     resume: bool = False,
 ) -> None:
-    """Train until SIGINT or SIGTERM, publishing to ``folder``; then publish what is left. With a ``retraining``, first take over
+    """Train until SIGINT or SIGTERM, publishing to ``place``; then publish what is left. With a ``retraining``, first take over
     from whoever publishes there by a model from the archive, unless that was done before. ``resume`` goes on where
     a guard has held training."""
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    files, clock, status = LocalFiles(folder, durable=True), WallClock(), Status()
+    files, clock, status = open_files(place, durable=True), WallClock(), Status()
+    folder = folder_of(place)
     with ExitStack() as held, stop_on_signal() as stop:
-        writer = held.enter_context(closing(FileLock(folder / WRITER)))
-        retrainer = held.enter_context(closing(FileLock(folder / RETRAINER)))
-        if retraining is None and not writer.take():
-            raise writer.refusal("publishes there", "one trainer a folder, and a retraining beside it")
-        if retraining is not None and not retrainer.take():
-            raise retrainer.refusal("retrains for it", "one retraining at a time")
+        locks = None if folder is None else _take_locks(held, folder, retrains=retraining is not None)
         if metrics is not None:
             serve_metrics(StatusMetrics("train", "versions", status, clock), *metrics)
         if retraining is not None:
             seconds = pipeline.sync.sparse_every / 1000 + _LEAVING_SECONDS
-            if not retrain(pipeline, retraining, files, clock, stop, status) or not _follow(writer, seconds, stop):
+            if not retrain(pipeline, retraining, files, clock, stop, status):
                 return
-            retrainer.close()
-        _run(pipeline, folder, files, clock, stop, status, resume=resume)
+            if locks is not None:
+                if not _follow(locks.writer, seconds, stop):
+                    return
+                locks.retrainer.close()
+        _run(pipeline, files, clock, stop, status, resume=resume)
+
+
+class _Locks(NamedTuple):
+    """A folder's. An object store has none: there a second trainer publishes the next version, and the first one then ends."""
+
+    writer: FileLock
+    retrainer: FileLock
+
+
+def _take_locks(held: ExitStack, folder: Path, *, retrains: bool) -> _Locks:
+    """Take the one that this process needs; `Problems` with who has it."""
+    writer = held.enter_context(closing(FileLock(folder / WRITER)))
+    retrainer = held.enter_context(closing(FileLock(folder / RETRAINER)))
+    if not retrains and not writer.take():
+        raise writer.refusal("publishes there", "one trainer a folder, and a retraining beside it")
+    if retrains and not retrainer.take():
+        raise retrainer.refusal("retrains for it", "one retraining at a time")
+    return _Locks(writer, retrainer)
 
 
 def _follow(writer: FileLock, seconds: float, stop: Callable[[], bool]) -> bool:
     """Wait for the end of the trainer whose place was taken; False where ``stop`` came first.
 
-    Who does not have ``writer`` publishes nothing: a version's files have names of their own only where it takes over.
+    What decides is who publishes the next version; the lock keeps people from starting two that take turns at that.
     """
     if writer.take():
         return True
@@ -82,16 +101,9 @@ def _follow(writer: FileLock, seconds: float, stop: Callable[[], bool]) -> bool:
 
 
 def _run(
-    pipeline: Pipeline,
-    folder: Path,
-    files: Files,
-    clock: Clock,
-    stop: Callable[[], bool],
-    status: Status,
-    *,
-    resume: bool,
+    pipeline: Pipeline, files: Files, clock: Clock, stop: Callable[[], bool], status: Status, *, resume: bool
 ) -> None:
-    """Train online from the newest version on."""
+    """Train online from the newest version on; after a rollback, from what that says."""
 
     def begin() -> TrainService:
         ensure_topics(pipeline.kafka)
@@ -101,16 +113,10 @@ def _run(
             on_error.pop_all()
         return service
 
-    service = patiently(_log, stop, begin)
-    if service is None:
-        return
-    try:
-        service.run(stop)
-    except TakenOverError:
-        by = FileLock(folder / RETRAINER).holder
-        _log.info("version %d is by %s, which has taken over; this trainer ends", service.online.deltas.version + 1, by)
-    finally:
-        service.close()
+    while (service := patiently(_log, stop, begin)) is not None:
+        with closing(service):
+            if service.run(stop):
+                return
 
 
 class TrainService:
@@ -120,7 +126,9 @@ class TrainService:
         self, pipeline: Pipeline, log: KafkaLog, files: Files, clock: Clock, status: Status, *, resume: bool
     ) -> None:
         self._log = log
+        self._files = files
         self._brokers = Patience(_log, "brokers")
+        self._place = Patience(_log, "publication")
         self._status = status
         self._trained_before = status.examples
         self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step
@@ -141,17 +149,48 @@ class TrainService:
             status.committed_at = newest.published_at
             _log.info("goes on after version %d", newest.version)
 
-    def run(self, stop: Callable[[], bool]) -> None:
-        """Train and publish until ``stop`` says so, then publish what is left. `TakenOverError` where another one took over."""
-        while not stop():
-            self._step()
-            if self.online.due():
-                try:
-                    self._publish()
-                except OSError as error:
-                    _log.warning("not published: %s; goes on training, and publishes it when it can", error)
-        self._publish()
-        self.online.deltas.close()
+    def run(self, stop: Callable[[], bool]) -> bool:
+        """Train and publish until ``stop`` says so, then publish what is left. Whether that is the end: not where somebody rolled
+        back, and a new service is to begin where that says.
+
+        Raises:
+            GuardedError: the weights are not fit to be published, and no trainer goes on unless told.
+            OSError: the place refused the last version; what is in it is trained again by the next one.
+        """
+        try:
+            while not stop():
+                self._step()
+                if self.online.due():
+                    self._publish_or_wait()
+            self._publish()
+            self.online.deltas.close()
+        except TakenOverError:
+            return self._taken_over(self.online.deltas.version + 1)
+        return True
+
+    def _publish_or_wait(self) -> None:
+        """Publish; what a full disk refuses is kept, sealed, and published first at the next time. Rows that change meanwhile
+        are in the table, so that memory does not grow by waiting."""
+        try:
+            self._publish()
+            self._place.worked()
+        except OSError as error:
+            self._status.refused += 1
+            self._place.failed(error)
+
+    def _taken_over(self, version: int) -> bool:
+        """Say by whom. Whether this trainer ends."""
+        by: Manifest | None = None
+        with suppress(FileNotFoundError, BadFile):
+            by = read_manifest(self._files, version, base=False)
+        if by is not None and by.goes_back_to:
+            _log.info("version %d goes back to version %d: begins again where it says", version, by.goes_back_to)
+            return False
+        whose = (
+            f"retraining {by.retrained[-1]}" if by is not None and not by.parent and by.retrained else "another trainer"
+        )
+        _log.info("version %d is by %s, which has taken over; this trainer ends", version, whose)
+        return True
 
     def _step(self) -> None:
         try:
@@ -176,6 +215,6 @@ class TrainService:
             )
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and wait for the fold that runs beside."""
         self._folder.shutdown()
         self._log.close()

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from basis.problems import BadFile, Problem, Problems
+from basis.problems import BadFile
+from minutely.place import open_published
 from paramserver import history
 from paramserver.delta_log import DeltaLog
-from paramserver.files import Files, LocalFiles
+from paramserver.files import Files
 from paramserver.manifest import Manifest, TakenOverError
 from paramserver.marks import read_hold, read_pin, write_pin
 
 _TRIES = 5
+_WIDTH = 150
 
 
-def open_deltas(folder: Path) -> Files:
-    """The versions in a folder; `Problems` where there is no such folder."""
-    if not folder.is_dir():
-        raise Problems([Problem(str(folder), "--deltas", "no such folder", "allowed: one that a trainer publishes to")])
-    return LocalFiles(folder, durable=True)
-
-
-def show_versions(console: Console, folder: Path, *, as_json: bool) -> None:
-    """Print every version that is there, the newest first; what is damaged is named."""
-    files = open_deltas(folder)
+def show_versions(console: Console, place: str, *, as_json: bool) -> None:
+    """Print every version that is there, the newest first. Reads all of their files: what is damaged or missing is named."""
+    files = open_published(place)
     found = list(history.all_manifests(files))
     manifests = [item for item in found if isinstance(item, Manifest)]
     damaged = [str(item) for item in found if not isinstance(item, Manifest)]
     pin, hold = read_pin(files), read_hold(files)
     there = set(files.names())
+    damaged += [problem for manifest in manifests for problem in history.damage_of(files, manifest)]
     items = [_described(item, manifests, pin, there) for item in reversed(manifests)]
     if as_json:
         whole = {"versions": items, "damaged": damaged, "pin": pin, "hold": msgspec.to_builtins(hold)}
@@ -46,7 +41,7 @@ def show_versions(console: Console, folder: Path, *, as_json: bool) -> None:
         texts = [str(item["version"]), item["kind"], str(item["lineage"])]
         texts += [f"{item[name]:,}" for name in ("bytes", "changed", "expired")]
         table.add_row(*texts, _time(item["watermark"]), _time(item["published_at"]), ", ".join(item["held_by"]))
-    console.print(table)
+    console.print(table, width=max(console.width, _WIDTH), crop=False)
     for problem in damaged:
         console.print(f"[red]damaged[/red] {problem}", soft_wrap=True)
     if hold is not None:
@@ -70,6 +65,7 @@ def _described(item: Manifest, manifests: list[Manifest], pin: int, there: set[s
         "version": item.version,
         "kind": "base" if item.is_base else "whole" if item.is_whole else "delta",
         "lineage": item.lineage,
+        "parent": item.parent,
         "bytes": sum(shard.rows.size + shard.state.size for shard in item.shards),
         "changed": sum(shard.changed for shard in item.shards),
         "expired": sum(shard.expired for shard in item.shards),
@@ -84,13 +80,13 @@ def _time(at: int) -> str:
     return datetime.fromtimestamp(at / 1000, UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
 
 
-def roll_back(console: Console, folder: Path, version: int, *, training: bool) -> None:
+def roll_back(console: Console, place: str, version: int, *, training: bool) -> None:
     """Publish the content of an older version as the next one. With ``training``, training goes on from it; otherwise from the
     newest, and replicas stay where they are until they are released.
 
     `BadFile` where the version is not there or cannot be trained from.
     """
-    files = open_deltas(folder)
+    files = open_published(place)
     for attempt in range(_TRIES):
         deltas = _resume(files)
         try:
@@ -108,12 +104,14 @@ def roll_back(console: Console, folder: Path, version: int, *, training: bool) -
         )
     )
     console.print(f"version {manifest.version} holds what version {version} held; {after}", soft_wrap=True)
-    console.print("A trainer at work ends at its next publication; started again, it does as said.", soft_wrap=True)
+    console.print(
+        "A trainer at work does as said from its next publication on; others when they are started.", soft_wrap=True
+    )
 
 
-def release(console: Console, folder: Path) -> None:
+def release(console: Console, place: str) -> None:
     """Let replicas take the newest version again."""
-    files = open_deltas(folder)
+    files = open_published(place)
     pin = read_pin(files)
     write_pin(files, 0)
     console.print(f"replicas were held at version {pin}, and take the newest again" if pin else "nothing was held")

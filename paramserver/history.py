@@ -71,6 +71,21 @@ def all_manifests(files: Files) -> Iterator[Manifest | BadFile]:
             continue
 
 
+def damage_of(files: Files, manifest: Manifest) -> list[str]:
+    """What is wrong with the files of a version, whose checksums are compared; a trainer's state that is gone is not, since only
+    the newest are kept, nor is anything of a version that was compacted meanwhile."""
+    found = []
+    for ref in manifest.files():
+        try:
+            ref.read(files)
+        except BadFile as error:
+            found.append(str(error))
+        except FileNotFoundError:
+            if ref != manifest.trainer and manifest.version in manifests.versions(files, base=manifest.is_base):
+                found.append(f"{ref.name}: not there, though {manifest.name} names it")
+    return found
+
+
 def as_of(files: Files, at: int) -> Manifest:
     """The model as of event time ``at`` (ms): of the versions whose watermark is not after it the one with the newest, and of
     several the last. `BadFile` where there is none, with what there is."""

@@ -114,34 +114,39 @@ class OnlineTrainer:
         """
         now_ms = self._clock.now_ms()
         self._published_at = now_ms
-        manifest = None if self._waiting is None else self._publish_waiting(self._waiting)
+        manifest = None
+        try:
+            if self._waiting is not None:
+                manifest = self._publish_waiting(self._waiting)
+            return self._publish_new(now_ms) or manifest
+        except (GuardedError, NotFiniteError) as error:
+            write_hold(self._files, Hold(str(error), self.deltas.version, now_ms))
+            raise GuardedError(f"{error}; version {self.deltas.version} stays") from None
+
+    def _publish_new(self, now_ms: int) -> Manifest | None:
         offsets = {f"{EXAMPLES}/{worker.partition}": worker.offset for worker in self.workers}
         if offsets == self._published and not self._must_be_whole:
             check_at_work(self._files, self.deltas.version)
-            return manifest
+            return None
         dense = (
             self._must_be_whole
             or self._dense_at is None
             or now_ms // self._dense_every > self._dense_at // self._dense_every
         )
-        try:
-            self.trainer.check()
-            cut = Cut(
-                watermark=min(worker.watermark for worker in self.workers),
-                now_ms=now_ms,
-                offsets=offsets,
-                dense=self.trainer.dense_weights() if dense else None,
-                trainer=self.trainer.state(),
-                learned=self._times.take(now_ms),
-            )
-            rows = self.trainer.seal()
-            if self._must_be_whole:
-                rows = {name: table.export() for name, table in self.trainer.tables.items()}
-            self._waiting = _Waiting(rows, cut, self._must_be_whole)
-            return self._publish_waiting(self._waiting)
-        except (GuardedError, NotFiniteError) as error:
-            write_hold(self._files, Hold(str(error), self.deltas.version, now_ms))
-            raise GuardedError(f"{error}; version {self.deltas.version} stays") from None
+        self.trainer.check()
+        cut = Cut(
+            watermark=min(worker.watermark for worker in self.workers),
+            now_ms=now_ms,
+            offsets=offsets,
+            dense=self.trainer.dense_weights() if dense else None,
+            trainer=self.trainer.state(),
+            learned=self._times.take(now_ms),
+        )
+        rows = self.trainer.seal()
+        if self._must_be_whole:
+            rows = {name: table.export() for name, table in self.trainer.tables.items()}
+        self._waiting = _Waiting(rows, cut, self._must_be_whole)
+        return self._publish_waiting(self._waiting)
 
     def _publish_waiting(self, waiting: _Waiting) -> Manifest:
         rows, cut, whole = waiting

@@ -26,5 +26,6 @@ def test_what_prometheus_is_told() -> None:
         'minutely_train_watermark_seconds{partition="1"} 8.0',
         "minutely_train_examples_total 12.0",
         "minutely_train_versions_total 3.0",
+        "minutely_train_refused_total 0.0",
         "minutely_train_idle_seconds 2.5",
     ]

@@ -1,0 +1,38 @@
+"""Where versions are published: a local folder, or an address such as s3://bucket/prefix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from basis.problems import Problem, Problems
+from paramserver.files import Files, LocalFiles
+
+
+def folder_of(place: str) -> Path | None:
+    """The folder that a place is, None where it is the address of an object store."""
+    return None if "://" in place else Path(place)
+
+
+def open_files(place: str, *, durable: bool) -> Files:
+    """The files of a place. ``durable`` syncs a local folder on every write; an object store always keeps what it took.
+
+    `Problems` where the address is none that can be opened.
+    """
+    folder = folder_of(place)
+    if folder is not None:
+        return LocalFiles(folder, durable=durable)
+    from paramserver.object_files import ObjectFiles  # only who uses an object store loads its library
+
+    try:
+        return ObjectFiles(place)
+    except ValueError as error:
+        allowed = "allowed: a folder, or an address such as s3://bucket/prefix"
+        raise Problems([Problem(place, "--deltas", str(error), allowed)]) from None
+
+
+def open_published(place: str) -> Files:
+    """The files of a place where something is published; `Problems` where nothing can be, since there is no such folder."""
+    folder = folder_of(place)
+    if folder is not None and not folder.is_dir():
+        raise Problems([Problem(place, "--deltas", "no such folder", "allowed: one that a trainer publishes to")])
+    return open_files(place, durable=True)

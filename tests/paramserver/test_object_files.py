@@ -1,0 +1,153 @@
+"""Versions in an object store: an S3 in a process of its own, conditional puts included."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from basis.problems import Problems
+from minutely.cli import cli
+from minutely.place import open_files
+from paramserver import manifest as manifests
+from paramserver.files import Files
+from paramserver.follower import Follower
+from paramserver.manifest import TakenOverError
+from paramserver.object_files import ObjectFiles
+from tests.paramserver.test_delta_log import Writer, replica_tables, state_of
+
+KEEP = 3
+_WAIT_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = (tmp_path_factory.mktemp("s3") / "output").open("wb")
+    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        until = time.monotonic() + _WAIT_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < until, "no S3 came up"
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+        output.close()
+
+
+@pytest.fixture
+def place(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A prefix in a bucket of its own, with what a user sets in the environment."""
+    import boto3
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": server,
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = request.node.name.replace("_", "-").lower()[:60]
+    boto3.client("s3", endpoint_url=server).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/shop/deltas"
+
+
+def test_files_are_put_listed_read_and_deleted(place: str) -> None:
+    files = open_files(place, durable=True)
+    assert isinstance(files, ObjectFiles)
+    assert files.names() == []
+    with pytest.raises(FileNotFoundError, match="a"):
+        files.read("a")
+    files.write("a", b"first")
+    files.write("a", b"second")
+    files.write("empty", b"")
+    assert files.read("a") == b"second"
+    assert files.read("empty") == b""
+    assert sorted(files.names()) == ["a", "empty"]
+    files.delete("a")
+    files.delete("a")
+    assert files.names() == ["empty"]
+    files.create("b", b"mine")
+    with pytest.raises(FileExistsError, match="b"):
+        files.create("b", b"theirs")
+    assert files.read("b") == b"mine"
+    for at in range(5):
+        files.write(f"many-{at}", bytes(at))
+    assert len(files.names()) == 7
+
+
+def test_of_two_writers_one_wins(place: str) -> None:
+    first, second = (Writer(open_files(place, durable=True), KEEP, seed) for seed in (1, 2))
+    first.publish()
+    with pytest.raises(TakenOverError, match=r"manifest-000000000001.json: published by another writer"):
+        second.publish()
+    first.publish()
+    tables = replica_tables()
+    follower = Follower(open_files(place, durable=True), tables)
+    follower.pull()
+    assert follower.version == 2
+    assert state_of(tables) == first.history[2], "nothing of the other one's"
+
+
+def test_a_follower_through_compactions(place: str) -> None:
+    writer = Writer(open_files(place, durable=True), KEEP)
+    tables = replica_tables()
+    follower = Follower(open_files(place, durable=True), tables)
+    for version in range(1, 12):
+        writer.publish()
+        if version % 2:
+            follower.pull()
+            assert follower.version == version
+            assert state_of(tables) == writer.history[version]
+    files = open_files(place, durable=True)
+    bases = manifests.versions(files, base=True)
+    assert len(bases) == 2, bases
+    assert min(manifests.versions(files, base=False)) > bases[0], "what neither base needs is gone"
+    late = replica_tables()
+    Follower(files, late).pull()
+    assert state_of(late) == writer.history[11]
+
+
+def test_the_command_line_takes_the_address(place: str) -> None:
+    writer = Writer(open_files(place, durable=True), 100)
+    for _ in range(3):
+        writer.publish()
+    done = CliRunner().invoke(cli, ["rollback", "2", "--deltas", place])
+    assert done.exit_code == 0, done.output + str(done.exception)
+    done = CliRunner().invoke(cli, ["versions", "--deltas", place, "--json"])
+    assert '"goes back to 2"' in done.output
+    tables = replica_tables()
+    Follower(open_files(place, durable=True), tables).pull()
+    assert state_of(tables) == writer.history[2]
+
+
+def test_a_store_that_is_away_is_an_os_error(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full disk is: the trainer waits and tries again."""
+    files: Files = open_files(place.replace("s3://", "s3://no-such-bucket-"), durable=True)
+    with pytest.raises(OSError):
+        files.write("a", b"")
+    with pytest.raises(OSError):
+        files.names()
+
+
+def test_an_address_that_is_none() -> None:
+    for address in ("ftp://bucket/prefix", "s4://bucket"):
+        with pytest.raises(Problems, match="allowed: a folder, or an address such as s3://bucket/prefix"):
+            open_files(address, durable=True)
