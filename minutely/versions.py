@@ -41,7 +41,8 @@ def show_versions(console: Console, place: str, *, as_json: bool) -> None:
         texts = [str(item["version"]), item["kind"], str(item["lineage"])]
         texts += [f"{item[name]:,}" for name in ("bytes", "changed", "expired")]
         table.add_row(*texts, _time(item["watermark"]), _time(item["published_at"]), ", ".join(item["held_by"]))
-    console.print(table, width=max(console.width, _WIDTH), crop=False)
+    console.width = max(console.width, _WIDTH)  # a line a version, also where the terminal is narrower
+    console.print(table)
     for problem in damaged:
         console.print(f"[red]damaged[/red] {problem}", soft_wrap=True)
     if hold is not None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-from obstore.store import RetryConfig, from_url
+from obstore.store import from_url
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
 
 _NAMES_AT_ONCE = 1000
 _RETRIES: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}

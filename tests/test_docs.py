@@ -30,6 +30,8 @@ MAKE = {
     "TORCH=cpu make replay": test_movielens.REPLAY,
     "make compare": test_movielens.COMPARE,
     "make stack": "tests.stack.stack",
+    "make simulate": "tests.simulation.simulate",
+    "make simulate-mutants": "tests.simulation.mutants",
     "make test": "scripts/test",
     "make lint": "mypy",
 }

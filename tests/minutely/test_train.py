@@ -22,7 +22,7 @@ from paramserver import manifest as manifests
 from paramserver.files import LocalFiles
 from streaming.clock import EventClock
 from streaming.log import EXAMPLES, EmbeddedLog
-from tests.paramserver.test_delta_log import BreakableFiles
+from tests.paramserver.published import BreakableFiles
 from tests.trainer.test_retrain import make_replica, records
 
 PIPELINE = Pipeline.model_validate(

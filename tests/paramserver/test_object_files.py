@@ -20,7 +20,7 @@ from paramserver.files import Files
 from paramserver.follower import Follower
 from paramserver.manifest import TakenOverError
 from paramserver.object_files import ObjectFiles
-from tests.paramserver.test_delta_log import Writer, replica_tables, state_of
+from tests.paramserver.published import Writer, replica_tables, state_of
 
 KEEP = 3
 _WAIT_SECONDS = 60
