@@ -252,14 +252,12 @@ def test_a_retrained_model_takes_over_from_a_trainer_at_work(stage: Stage, seed:
             stage.kill(retrainer)
             trainer.waits_for("goes on after version")
             stage.kill(stage.archive, rng.random())
-            pid = retrainer.pid
             retrainer.waits_for("has taken over")
-            killed = rng.random() < 0.5
-            if killed:
+            if rng.random() < 0.5:
                 stage.kill(retrainer)  # before it serves
             assert trainer.wait() == 0, said(stage.services, "did not end in order")
             assert "has taken over; this trainer ends" in trainer.said, said(stage.services, "says nothing")
-            assert killed or f"is by pid {pid} on" in trainer.said, said(stage.services, "does not say who took over")
+            assert "is by retraining archive-" in trainer.said, said(stage.services, "does not say who took over")
             retrainer.waits_for("goes on after version")
             trainer.start()
             assert trainer.wait() == 1
