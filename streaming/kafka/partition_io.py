@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
 
 import msgspec
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
@@ -119,16 +122,37 @@ class KafkaOutlet:
         )
         text = msgspec.json.encode(metadata).decode()
         offsets = {at: OffsetAndMetadata(commit.offsets[name], text, -1) for name, at in self._inputs.items()}
-        producer.send_offsets_to_transaction(offsets, self._group)
-        producer.commit_transaction()
+        bounded(producer.send_offsets_to_transaction, offsets, self._group)
+        bounded(producer.commit_transaction)
         ends = [future.get(timeout=_DELIVERY_MS / 1000).offset + 1 for topic, future in sent if topic == EXAMPLES]
         return max(ends, default=0)
 
     def close(self) -> None:
         """Let go of the producer; a transaction that is under way ends with its timeout or its successor."""
-        if self._producer is not None:
-            self._producer.close(timeout=0)
-            self._producer = None
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(KafkaTimeoutError):  # what it had not sent yet
+                producer.close(timeout=0)
+
+
+def bounded(call: Callable[..., object], *arguments: object) -> None:
+    """The client waits for ever for a transaction whose coordinator went away; we wait until a broker would abort it.
+
+    `KafkaTimeoutError` then: how the transaction ended is found out by recovering.
+    """
+    ended: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(call(*arguments))
+        except BaseException as error:
+            ended.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        ended.result(_TRANSACTION_MS / 1000)
+    except TimeoutError:
+        raise KafkaTimeoutError(f"a transaction did not end within {_TRANSACTION_MS} ms") from None
 
 
 class KafkaHistory:
