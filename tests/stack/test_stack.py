@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,9 +29,10 @@ from serving.freshness import Status
 from streaming.source import load
 from tests.commands import ROOT, execute, missing, require_kuairand
 from tests.kafka.broker import BrokerUnavailable
+from tests.serving.test_prometheus import QUERIES
 from tests.stack.stack import Stack, published, read_compose
 
-PRODUCE = "minutely produce configs/movielens.yaml --rate 500/s"
+PRODUCE = "minutely produce configs/movielens.yaml --rate 100/s"
 COMPOSE = "docker compose up --build"
 RETRAIN = "docker compose run --rm retrain"
 FRESHNESS = "minutely freshness 127.0.0.1:8081 127.0.0.1:8082"
@@ -66,6 +69,8 @@ def test_every_service_is_looked_after() -> None:
         assert service.get("restart"), name
         assert "healthcheck" in service or "profiles" in service, name
         assert service.get("user", "") != "root", name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name}: not one version"
 
 
 def test_the_replicas_are_where_the_documentation_says() -> None:
@@ -182,7 +187,7 @@ def check_replicas(stack: Stack) -> None:
 
 
 def check_prometheus(stack: Stack) -> None:
-    """It scrapes every service of ours, and every one is up."""
+    """It scrapes every service of ours, every one is up, and the dashboard has something to show."""
 
     def targets() -> dict[str, Any]:
         found = json.loads(ask(stack, "prometheus", "/api/v1/targets"))["data"]["activeTargets"]
@@ -192,6 +197,13 @@ def check_prometheus(stack: Stack) -> None:
     until(f"all are up: {wanted}", lambda: targets() == wanted, 30)
     rules = json.loads(ask(stack, "prometheus", "/api/v1/rules"))["data"]["groups"][0]["rules"]
     assert len(rules) > 10 and all(rule["health"] in ("ok", "unknown") for rule in rules), rules
+
+    def empty() -> list[str]:
+        queries = ((query, f"/api/v1/query?{urllib.parse.urlencode({'query': query})}") for query in QUERIES)
+        found = {query for query, path in queries if not json.loads(ask(stack, "prometheus", path))["data"]["result"]}
+        return [query for query in found if "dead_letters" not in query]  # there may be none
+
+    until("every panel of the dashboard has something to show", lambda: not empty(), 60)
 
 
 def test_kuairand_stays_fresh_through_the_stack(tmp_path: Path) -> None:
@@ -210,7 +222,7 @@ def test_kuairand_stays_fresh_through_the_stack(tmp_path: Path) -> None:
         stack.start_one("produce", "produce", str(path), "--speed", "600x")
         until("both learn", lambda: all(each.decided_to_servable_seconds for each in statuses(stack)))
         print_and_check_windows(
-            stack, windows=6 if cadence_seconds < 10 else 4, seconds=max(10, cadence_seconds), goal=goal
+            stack, windows=6 if cadence_seconds < 10 else 4, seconds=max(10, 1.1 * cadence_seconds), goal=goal
         )
 
         with stack.paused("train"):
@@ -247,7 +259,7 @@ def print_and_check_windows(stack: Stack, *, windows: int, seconds: float, goal:
         for status, (count, within), (count_then, within_then) in zip(statuses(stack), after, before, strict=True):
             examples, quick = count - count_then, within - within_then
             print(f"window {window + 1}: {quick:.0f} of {examples:.0f} within {goal} s; {status}")
-            assert examples > 10 * seconds, "too few to tell"
+            assert examples > 5 * seconds, "too few to tell"
             assert quick >= 0.99 * examples, f"{status}: p99 is over {goal} s in window {window + 1}"
             assert status.state == "fresh"
         before = after
