@@ -32,8 +32,8 @@ from quixstreams.models import Deserializer
 from streaming.events import Engagement, Request
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature, SparseFeature, VectorFeature
-from streaming.joiner import gather
 from streaming.labels import Label
+from streaming.ready import gather
 
 WINDOW_MS, LATENESS_MS = 10_000, 1000
 ROWS = 8192
