@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from streaming.events import (
     SCHEMA_VERSION,
     BadRecord,
     Engagement,
+    Id,
     decode_engagement,
     encode,
 )
@@ -37,7 +38,6 @@ from streaming.ids import cross
 from streaming.json_records import column_of_values
 from streaming.mapping import time_ids
 
-Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 _MAX_ENGAGEMENTS = 1000
 _MAX_REQUEST_ID = MAX_ID_LENGTH - 8  # an impression's id is its request's, and its place
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import Field
 
 from basis.settings import DurationMs, PositiveDurationMs, Section
 from streaming.clock import Clock
-from streaming.columns import check_packed
+from streaming.columns import all_finite, check_packed, packed_width
 from streaming.events import (
     MAX_TIME_MS,
     BadRecord,
@@ -29,7 +29,7 @@ from streaming.events import (
     is_json,
 )
 from streaming.examples import ExampleFormat
-from streaming.features import Feature
+from streaming.features import Feature, SparseFeature
 from streaming.json_records import pack_request
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
@@ -83,6 +83,10 @@ class Joiner:
         negatives: Negatives = Negatives(),
     ) -> None:
         self._features = dict(features)
+        self._widths = [
+            (name, feature.scope == "request", packed_width(feature), not isinstance(feature, SparseFeature))
+            for name, feature in features.items()
+        ]
         self._rules = [Rule.of(label) for label in labels.values()]
         self._actions = used_actions(labels)
         self._settings = settings
@@ -193,12 +197,14 @@ class Joiner:
 
     def _check_features(self, request: Request) -> None:
         count = len(request.impression_ids)
-        for name, feature in self._features.items():
-            shared = feature.scope == "request"
-            packed = (request.shared if shared else request.features).get(name)
+        for name, shared, width, floats in self._widths:
+            packed: Any = (request.shared if shared else request.features).get(name)
+            size = width if shared else width * count
+            if type(packed) is bytes and len(packed) == size and (not floats or all_finite(packed)):
+                continue
             if packed is None:
                 raise BadRecord("malformed", f"feature {name} is missing")
-            problem = check_packed(name, feature, packed, 1 if shared else count)
+            problem = check_packed(name, self._features[name], packed, 1 if shared else count)
             if problem is not None:
                 raise BadRecord("malformed", problem)
 
