@@ -96,7 +96,7 @@ class Follower:
             try:
                 following = manifests.read_manifest(self._files, self.version + 1, base=False)
             except FileNotFoundError:
-                if moved:  # listing a thousand files takes longer than a small delta
+                if moved and self._is_kept():  # listing a thousand files takes longer than a small delta
                     return True
                 newer = list(self._newer(pin))
                 if (self.version + 1, False) in newer:  # published since it was looked for: look again
@@ -109,6 +109,14 @@ class Follower:
             else:
                 self._replace(following)
             moved = True
+        return True
+
+    def _is_kept(self) -> bool:
+        """Whether the tables' version is there: the oldest go first, so what follows one that is gone may be gone as well."""
+        try:
+            manifests.read_manifest(self._files, self.version, base=False)
+        except FileNotFoundError:
+            return False
         return True
 
     def _newer(self, pin: int) -> Iterator[tuple[int, bool]]:
