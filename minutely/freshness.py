@@ -17,6 +17,8 @@ from rich.table import Table
 from serving.freshness import STAGES, Status
 
 _TIMEOUT_SECONDS = 5.0
+_WIDTH = 160
+"""Where nobody says how wide the terminal is."""
 _COLORS = {"fresh": "green", "idle": "cyan", "stale": "red", "empty": "yellow"}
 
 
@@ -55,7 +57,7 @@ def print_json(urls: Sequence[str]) -> int:
 def show(console: Console, urls: Sequence[str], every_seconds: float) -> None:
     """A table that follows the replicas until Ctrl-C; once where nobody watches."""
     if not console.is_terminal:
-        console.print(table(look(urls)))
+        console.print(table(look(urls)), width=_WIDTH)
         return
     try:
         with Live(table(look(urls)), console=console, refresh_per_second=4) as live:
@@ -80,7 +82,7 @@ def table(found: Sequence[Looked]) -> Table:
         *STAGES,
         "rows",
     ):
-        made.add_column(name, justify="left" if name in ("replica", "state") else "right")
+        made.add_column(name, justify="left" if name in ("replica", "state") else "right", no_wrap=name == "replica")
     for each in found:
         status = each.status
         if status is None:
