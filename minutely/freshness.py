@@ -87,7 +87,7 @@ def table(found: Sequence[Looked]) -> Table:
             made.add_row(each.url, f"[red]{each.error}[/red]")
             continue
         delays = status.decided_to_servable_seconds
-        state = f"[{_COLORS[status.state]}]{status.state}[/]" + (" pinned" if status.pinned is not None else "")
+        state = f"[{_COLORS[status.state]}]{status.state}[/]" + (f" pinned by {status.pinned_by}" if status.pinned else "")
         made.add_row(
             status.replica,
             state + (f" [red]{status.problem}[/red]" if status.problem else ""),

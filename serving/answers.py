@@ -55,7 +55,7 @@ class Score(msgspec.Struct):
 
 
 class Pinned(msgspec.Struct):
-    """The version that the replica stays at; null where it follows the newest."""
+    """The version of the replica's own pin; null without one: it follows the newest, or what a rollback holds all replicas at."""
 
     version: int | None
 

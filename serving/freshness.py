@@ -17,6 +17,10 @@ State: TypeAlias = Literal["empty", "fresh", "idle", "stale"]
 """``empty``: no version yet. ``stale``: what happened ``fresh_within`` ago is not in it. ``idle``: it is, but nothing happened
 since then. ``fresh``: it is, and something did."""
 
+PinnedBy: TypeAlias = Literal["replica", "rollback"]
+"""``replica``: its own pin (`PUT /v1/pin`). ``rollback``: the one beside the versions, which holds all replicas that have none of
+their own (`minutely rollback`)."""
+
 STATES: tuple[State, ...] = ("empty", "fresh", "idle", "stale")
 BOUNDS_SECONDS = (
     0.01,
@@ -58,6 +62,7 @@ class Status(msgspec.Struct, kw_only=True):
     sparse_version: int
     dense_version: int
     pinned: int | None
+    pinned_by: PinnedBy | None
     freshness_seconds: float | None
     newest_behaviour_seconds: float | None
     event_to_servable_seconds: dict[str, float]

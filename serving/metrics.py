@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from serving.freshness import BOUNDS_SECONDS, STATES
+from serving.freshness import BOUNDS_SECONDS, STATES, PinnedBy
 from serving.freshness import Histogram as Delays
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 
@@ -73,7 +73,13 @@ class ReplicaMetrics(Collector):
         yield self._gauge("minutely_sparse_version", "Version of the rows.", service.replica.sparse_version)
         yield self._gauge("minutely_dense_version", "Version of the dense weights.", service.replica.dense_version)
         yield self._gauge("minutely_ready", "Whether the replica says that it is ready.", float(service.ready()[0]))
-        yield self._gauge("minutely_pinned", "Whether it stays at a version.", float(service.puller.pinned is not None))
+        pins = GaugeMetricFamily(
+            "minutely_pinned", "1 for what keeps it at a version: its own pin, or a rollback's.", labels=["replica", "by"]
+        )
+        pinned = service.puller.pinned
+        for by in get_args(PinnedBy):
+            pins.add_metric([service.name, by], float(pinned is not None and pinned.by == by))
+        yield pins
         yield CounterMetricFamily("minutely_deltas", "Versions applied.", fresh.deltas)
         yield CounterMetricFamily("minutely_delta_rows", "Rows that they changed.", fresh.delta_rows)
         yield CounterMetricFamily("minutely_delta_expired", "Rows that they expired.", fresh.delta_expired)

@@ -64,13 +64,14 @@ class ReplicaService:
     def status(self) -> Status:
         """What `minutely freshness` shows."""
         shares = (0.5, 0.99)
-        fresh = self.freshness
+        fresh, pinned = self.freshness, self.puller.pinned
         return Status(
             replica=self.name,
             state=fresh.state(),
             sparse_version=self.replica.sparse_version,
             dense_version=self.replica.dense_version,
-            pinned=self.puller.pinned,
+            pinned=pinned.version if pinned else None,
+            pinned_by=pinned.by if pinned else None,
             freshness_seconds=fresh.age_seconds(),
             newest_behaviour_seconds=fresh.newest_behaviour_seconds(),
             event_to_servable_seconds=fresh.event_to_servable.quantiles(shares),
