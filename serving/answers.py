@@ -60,6 +60,13 @@ class Pinned(msgspec.Struct):
     version: int | None
 
 
+class Shadowed(msgspec.Struct):
+    """The version that scores a share of the requests beside; null and 0 where none does."""
+
+    version: int | None
+    share: float
+
+
 class Problem(msgspec.Struct):
     """What was wrong, and what is allowed."""
 

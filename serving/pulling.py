@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.files import Files
-from serving.freshness import PinnedBy
 from serving.replica import Replica
+from serving.status import PinnedBy
 from streaming.clock import Clock
 
 _log = logging.getLogger("minutely.serve")

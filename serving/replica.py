@@ -90,7 +90,7 @@ class Replica:
 
     @property
     def held_at(self) -> int:
-        """The version that `minutely rollback` keeps replicas at, as of the last pull without ``until``; 0 where it lets them go."""
+        """The version that a rollback holds replicas at, as of the last pull without ``until``; 0 where none does."""
         return self._follower.held_at
 
     @property
