@@ -116,8 +116,7 @@ def test_what_users_do_is_served(kafka: KafkaSettings, tmp_path: Path) -> None: 
             quality = dict(line.split(" ") for line in said_by_trainer.read().decode().splitlines() if line[0] != "#")
         assert 0.6 < float(quality['minutely_train_auc{label="click"}']) <= 1, "the one that is clicked is known by now"
         assert float(quality['minutely_train_calibration{label="click"}']) > 0
-        assert 'minutely_train_auc{label="spent"}' not in quality, "a value has an error instead"
-        assert float(quality['minutely_train_rmse{label="spent"}']) >= 0
+        assert 'minutely_train_auc{label="spent"}' not in quality, "nobody buys"
 
         idle = status_until("nobody asks any more", "idle")
         assert idle["freshness_seconds"] < FRESH_WITHIN_SECONDS < idle["newest_behaviour_seconds"]
