@@ -168,12 +168,13 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
         threads.append(threading.Thread(target=_misbehave, args=(server.port, stop)))
         for thread in threads:
             thread.start()
-        begun, checked, early = time.monotonic(), 0, 0
+        begun, asked, checked, early = time.monotonic(), 0, 0, 0
         try:
             while time.monotonic() - begun < SECONDS:
                 publish()
                 time.sleep(0.2)
                 fresh, answers[:] = answers[:], []
+                asked += len(fresh)
                 for probe, answer in fresh[:: max(1, len(fresh) // 10)] + [
                     each for each in fresh if each[1].sparse_version != each[1].sparse_version_until
                 ]:
@@ -190,6 +191,7 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
         late = _rss(server.process.pid)
         metrics = server.ask("GET", "/metrics")[1]
         assert server.process.end() == 0
+    print(f"{asked} answers, {checked} checked, {len(refused)} refused, {last} versions, {early} to {late} KiB")
     assert checked > 5 * SECONDS
     probe, answer = judged
     answer.sparse_version = answer.sparse_version_until = answer.sparse_version - 3
