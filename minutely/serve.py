@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import uvicorn
+import uvloop
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
@@ -64,13 +65,13 @@ def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) 
         _log.warning("listens at %s, and answers whoever can reach it: serve.tokens is not set", address.host)
     puller = Worker("pull", partial(pull_step, service.puller))
     config = uvicorn.Config(
-        Service(service, puller.wake).app,
+        Service(service, puller.wake),
         host=address.host,
         port=address.port,
-        loop="uvloop",
         http="httptools",
         ws="none",
         lifespan="off",
+        proxy_headers=False,
         access_log=False,
         log_config=None,
         limit_concurrency=_CONNECTIONS,
@@ -94,7 +95,8 @@ def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) 
             worker.start()
         gc.freeze()  # what is there now stays; collections look at requests alone
         try:
-            asyncio.run(_run(uvicorn.Server(config)))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_run(uvicorn.Server(config)))
         finally:
             service.scoring.stop()
             service.shadowing.end(_CLOSE_SECONDS)

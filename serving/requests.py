@@ -159,7 +159,7 @@ class RequestReader:
         body = decode(RankRequest, payload, msgpack=msgpack)
         ids = body.candidates.ids
         self.check_count(len(ids))
-        if len(set(map(str, ids))) != len(ids):
+        if len(set(ids) if len(set(map(type, ids))) == 1 else set(map(str, ids))) != len(ids):
             raise BadRequest("candidates.ids: an id stands there twice")
         columns = _columns(self.of_request, body.features, 1, "features")
         repeated = {name: repeat(column, len(ids)) for name, column in columns.items()}

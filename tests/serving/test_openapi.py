@@ -67,7 +67,7 @@ def _ask(counts: Counter[int], case: schemathesis.Case, *, even: bool) -> None:
 def test_every_operation(replica: ReplicaService) -> None:
     pull_step(replica.puller)
     replica.scoring.start()
-    document = schemathesis.openapi.from_asgi("/openapi.json", Service(replica, lambda: None).app)
+    document = schemathesis.openapi.from_asgi("/openapi.json", Service(replica, lambda: None))
     statuses: dict[str, Counter[int]] = {}
     for found in document.get_all_operations():
         operation = found.ok()
