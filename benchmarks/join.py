@@ -2,8 +2,8 @@
 
 One broker, one partition, the same bytes for all; each in a process of its own, in turn, medians of `--rounds`. Run from the
 repository: ``python -m benchmarks.join``. Prints a table; ``--profile`` adds what the joiner spends its time on. quixstreams
-(`benchmarks.quix_join`: two forms, exactly once, with changelog topics) gets an environment in the user's cache folder, by uv. A run counts
-only where all wrote the same examples: the topics are read back and compared, labels, times and features.
+(`benchmarks.quix_join`: two forms, exactly once, with changelog topics) gets an environment in the user's cache folder, by uv. A
+run counts only where all wrote the same examples: the topics are read back and compared, labels, times and features.
 """
 
 from __future__ import annotations

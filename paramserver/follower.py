@@ -44,6 +44,8 @@ class Follower:
         self._fingerprint = fingerprint
         self.manifest: Manifest | None = None
         self.applying: Manifest | None = None
+        self.held_at = 0
+        """The version that the pin beside the versions held it at as of the last pull; 0 where there was none."""
 
     @property
     def version(self) -> int:
@@ -60,7 +62,9 @@ class Follower:
         """
         for attempt in range(_TRIES):
             try:
-                self._pull(read_pin(self._files) if until is None else until)
+                if until is None:
+                    self.held_at = read_pin(self._files)
+                self._pull(self.held_at if until is None else until)
                 return self.manifest
             except FileNotFoundError:  # compacted between its manifest and its files: look again
                 if attempt == _TRIES - 1:
