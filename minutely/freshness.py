@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from serving.freshness import STAGES, Status
+from serving.freshness import STAGES
+from serving.status import Status
 
 _TIMEOUT_SECONDS = 5.0
 _WIDTH = 160
@@ -89,7 +90,9 @@ def table(found: Sequence[Looked]) -> Table:
             made.add_row(each.url, f"[red]{each.error}[/red]")
             continue
         delays = status.decided_to_servable_seconds
-        state = f"[{_COLORS[status.state]}]{status.state}[/]" + (" pinned" if status.pinned is not None else "")
+        state = f"[{_COLORS[status.state]}]{status.state}[/]" + (
+            f" pinned by {status.pinned_by}" if status.pinned else ""
+        )
         made.add_row(
             status.replica,
             state + (f" [red]{status.problem}[/red]" if status.problem else ""),

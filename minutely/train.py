@@ -32,10 +32,12 @@ from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
 from streaming.log import EXAMPLES
 from trainer.online import OnlineTrainer
+from trainer.prequential import Prequential
 from trainer.retrain import look
 
 _log = logging.getLogger("minutely.train")
 _POLL_MS = 100
+_MEASURED_EXAMPLES = 65_536
 _LEAVING_SECONDS = 60.0
 """How long a trainer whose place was taken may need to end, after it has noticed."""
 
@@ -132,8 +134,9 @@ class TrainService:
         self._status = status
         self._trained_before = status.examples
         self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step
+        status.prequential = Prequential(pipeline.labels, _MEASURED_EXAMPLES)
         self.online = OnlineTrainer(
-            make_trainer(pipeline),
+            make_trainer(pipeline, status.prequential),
             self._log,
             range(pipeline.kafka.partitions),
             ExampleFormat(pipeline.features, pipeline.labels),

@@ -25,7 +25,7 @@ from minutely.freshness import look
 from paramserver import manifest as manifests
 from paramserver.files import LocalFiles
 from serving.client import Client
-from serving.freshness import Status
+from serving.status import Status
 from streaming.source import load
 from tests.commands import ROOT, execute, missing, require_kuairand
 from tests.kafka.broker import BrokerUnavailable
