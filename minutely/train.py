@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from kafka.errors import KafkaError
 
 from basis.problems import BadFile
 from minutely.batch import Retraining
@@ -196,12 +194,8 @@ class TrainService:
         return True
 
     def _step(self) -> None:
-        try:
+        with self._brokers.enduring():
             self._log.fill(_POLL_MS)
-            self._brokers.worked()
-        except KafkaError as error:
-            self._brokers.failed(error)
-            time.sleep(_POLL_MS / 1000)
         self.online.step()
         self._status.lag = self._log.lag
         self._status.watermarks = {worker.partition: worker.watermark for worker in self.online.workers}
