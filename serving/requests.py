@@ -217,19 +217,22 @@ def column_of(place: str, feature: Feature, value: Any, count: int) -> Column:
         if not isinstance(value, list) or len(value) != count:
             length = f"{len(value)} values" if isinstance(value, list) else "no list"
             raise BadRequest(f"{place}: {length}; allowed: {count}, one for each candidate")
+        if isinstance(feature, SparseFeature):
+            return column_of_values(place, feature, value)
         with np.errstate(over="ignore"):
             column = column_of_values(place, feature, value)
     except BadRecord as error:
         raise BadRequest(str(error)) from None
-    if not isinstance(column, Ragged) and not isinstance(feature, SparseFeature) and not np.isfinite(column).all():
+    assert not isinstance(column, Ragged), "only ids come in lists of any length"
+    if not np.isfinite(column).all():
         raise BadRequest(f"{place}: a value is not finite in 32 bits")
     return column
 
 
 def _is_packed_list(feature: Feature, value: Any) -> bool:
     """Whether lists of ids came as lengths and values, both in bytes."""
-    is_list = isinstance(feature, SparseFeature) and feature.is_list
-    return is_list and isinstance(value, list) and len(value) == 2 and all(isinstance(part, bytes) for part in value)
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, bytes) for part in value)
+    return is_pair and isinstance(feature, SparseFeature) and feature.is_list
 
 
 def repeat(column: Column, count: int) -> Column:
