@@ -1,9 +1,9 @@
-"""How fast is the crash-safe joiner on Kafka, next to only consuming and decoding the same records, and to quixstreams' join?
+"""How fast is the crash-safe joiner on Kafka, next to only consuming and decoding the same records, and to quixstreams' joins?
 
 One broker, one partition, the same bytes for all; each in a process of its own, in turn, medians of `--rounds`. Run from the
 repository: ``python -m benchmarks.join``. Prints a table; ``--profile`` adds what the joiner spends its time on. quixstreams
-(`benchmarks.quix_join`: exactly once, with changelog topics) gets an environment in the user's cache folder, by uv. A run counts
-only where both wrote the same examples: the topics are read back and compared, labels, times and features.
+(`benchmarks.quix_join`: two forms, exactly once, with changelog topics) gets an environment in the user's cache folder, by uv. A
+run counts only where all wrote the same examples: the topics are read back and compared, labels, times and features.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ EVERY_MS = 5
 CLOSING_MS = 30_000
 """How long after the others the last request is served: quixstreams closes windows only by later records."""
 QUIX = "quixstreams==3.28.1"
+QUIX_FORMS = ("windows", "queue")
+"""Of `benchmarks.quix_join`."""
 CLICKED = 0.05
 
 
@@ -158,11 +160,11 @@ def child(arguments: argparse.Namespace) -> None:
     if profile is not None:
         pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(16)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"count": count, "wall": time.monotonic() - begun, "cpu": cpu, "rss": after.ru_maxrss * 1024}))
+    print(json.dumps({"count": count, "wall": time.monotonic() - begun, "cpu": cpu}))
 
 
 def measure(arguments: argparse.Namespace, told: dict[str, Any]) -> dict[str, float]:
-    if told["what"] == "quix":
+    if told["what"] in QUIX_FORMS:
         command = [str(quix_python()), "-m", "benchmarks.quix_join", json.dumps(told)]
     else:
         command = [sys.executable, "-m", "benchmarks.join", "--child", json.dumps(told)]
@@ -201,46 +203,50 @@ def main() -> None:
     if arguments.child:
         child(arguments)
         return
-    print(f"{'':14} {'bytes':>6} {'':8} {'impressions/s':>14} {'per CPU s':>12} {'resident MiB':>13}")
+    print(f"{'':14} {'bytes':>6} {'':8} {'impressions/s':>14} {'per CPU s':>12}")
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "kafka") as cluster:
         for size in arguments.size or SIZES:
             impressions, values, requests = SIZES[size]
             prefix = f"b{uuid.uuid4().hex[:6]}."
             start = time.time_ns() // 1_000_000 - requests * EVERY_MS - 3_600_000
-            found: dict[str, list[dict[str, float]]] = {"decode": [], "join": [], "quix": []}
+            found: dict[str, list[dict[str, float]]] = {what: [] for what in ("decode", "join", *QUIX_FORMS)}
             size_bytes = 0
             for turn in range(arguments.rounds):  # topics of its own for each, since a joiner goes on where one stopped
                 kafka = KafkaSettings(bootstrap=cluster.bootstrap, prefix=f"{prefix}{turn}.", partitions=1)
                 ensure_topics(kafka)
                 size_bytes = fill(kafka, impressions, values, requests, start)
-                quix = KafkaSettings(bootstrap=cluster.bootstrap, prefix=f"{prefix}{turn}.quix.", partitions=1)
-                ensure_topics(quix)
                 told = {
                     "kafka": kafka.model_dump(mode="json"),
                     "values": values,
                     "impressions": impressions,
                     "requests": requests + 1,
                     "through": start + requests * EVERY_MS + CLOSING_MS + 10_000,
-                    "output": quix.topic(EXAMPLES),
                     "largest": MAX_OUTPUT_BYTES,
                 }
-                for what in found:
-                    result = measure(arguments, {**told, "what": what})
-                    assert result["count"] == impressions * (requests + (what != "quix")), (what, result)
-                    found[what].append(result)
                 pipeline = pipeline_of(kafka, values)
-                ours, theirs = (examples_of(each, pipeline, requests) for each in (kafka, quix))
-                assert ours.num_rows == theirs.num_rows == impressions * requests, (ours.num_rows, theirs.num_rows)
-                assert ours.equals(theirs), "quixstreams wrote other examples"
+                for what in found:
+                    out = kafka
+                    if what in QUIX_FORMS:
+                        out = KafkaSettings(bootstrap=cluster.bootstrap, prefix=f"{prefix}{turn}.{what}.", partitions=1)
+                        ensure_topics(out)
+                    result = measure(arguments, {**told, "what": what, "output": out.topic(EXAMPLES)})
+                    all_out = impressions * (requests + (what in ("decode", "join")))
+                    assert result["count"] in (all_out, impressions * (requests + 1)), (what, result)
+                    found[what].append(result)
+                    if what == "join":
+                        ours = examples_of(kafka, pipeline, requests)
+                        assert ours.num_rows == impressions * requests, ours.num_rows
+                    elif what in QUIX_FORMS:
+                        theirs = examples_of(out, pipeline, requests)
+                        assert ours.equals(theirs), f"quixstreams ({what}) wrote other examples: {theirs.num_rows}"
             rates = {}
             for what, results in found.items():
                 wall, cpu = (
                     statistics.median(item["count"] / item[key] for item in results) for key in ("wall", "cpu")
                 )
-                rss = max(item["rss"] for item in results) / (1 << 20)
                 rates[what] = cpu
-                print(f"{size:14} {size_bytes:6} {what:8} {wall:14,.0f} {cpu:12,.0f} {rss:13,.0f}")
-            for what in ("decode", "quix"):
+                print(f"{size:14} {size_bytes:6} {what:8} {wall:14,.0f} {cpu:12,.0f}")
+            for what in ("decode", *QUIX_FORMS):
                 print(f"{size:14} {'':6} join/{what} per CPU second: {rates['join'] / rates[what]:.2f}")
 
 

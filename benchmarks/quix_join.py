@@ -1,16 +1,19 @@
-"""The join of `benchmarks.join` by quixstreams, run in an environment of its own: the project does not depend on it.
+"""The joins of `benchmarks.join` by quixstreams, run in an environment of its own: the project does not depend on it.
 
-The fastest form found that gives the right examples. Both topics are one stream into one stateful function, under one key, so that
-its state can hold a queue of the requests in order of arrival: a request is put in as the bytes that it came in, engagements
-beside it by request id; after every `look_every` requests, those at the head whose windows are over are taken out, and go out as
-examples records, many requests in each, built by the joiner's own code. It is a small joiner by hand on quixstreams' consumer,
-state, changelog and transactions; quixstreams' own windows and joins are not used.
+Two forms. ``windows`` is what quixstreams has for this: requests and engagements are one stream keyed by request, a stateful
+function keeps both as the bytes that they came in, and a tumbling window by event time, whose grace is the label's window and the
+lateness, closes when all engagements are there; what is kept then goes out as an examples record of one request.
 
-What it does less than the joiner: it has no timer, so the last windows close with a later record; examples wait for their
-window even where their labels are decided before it; nothing is checked, and no dead letters are written; repeated requests give
-repeated examples; engagements without a request stay in its state; there is one label with one action, and no other
-than this log's order of impressions by time; it commits every 5 s, its default, where the joiner does with every batch; its wall
-time begins with its first record and ends with its last example.
+``queue`` is the fastest form found, which has given up keys and windows: both topics go into one stateful function under one key,
+so that its state can hold a queue of the requests in order of arrival, engagements beside it by request id; after every
+`look_every` requests, those at the head whose windows are over go out, many in each examples record. It is a small joiner by hand
+on quixstreams' consumer, state, changelog and transactions.
+
+In both, examples records are built by the joiner's own code. What they do less than the joiner: they have no timer, so the last
+windows close with a later record; examples wait for their window even where their labels are decided before it; nothing is
+checked, and no dead letters are written; repeated requests give repeated examples; engagements without a request stay in the
+state; there is one label with one action, and ``queue`` wants the log in order of time; they commit every 5 s, quixstreams'
+default, where the joiner does with every batch; their wall time begins with their first record and ends with their last example.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,15 +37,22 @@ from quixstreams.models import Deserializer
 from streaming.events import Engagement, Request
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature, SparseFeature, VectorFeature
-from streaming.joiner import gather
 from streaming.labels import Label
+from streaming.ready import gather
 
 WINDOW_MS, LATENESS_MS = 10_000, 1000
 ROWS = 8192
 REQUESTS = 2000
-"""It looks for what is due after so many impressions or requests, as the joiner takes them."""
+"""``queue`` looks for what is due after so many impressions or requests, as the joiner takes them."""
 IDLE_SECONDS = 30.0
 
+
+class _Times(msgspec.Struct):
+    served_at: int = 0
+    happened_at: int = 0
+
+
+_times = msgspec.msgpack.Decoder(_Times)
 _request = msgspec.msgpack.Decoder(Request)
 _engagement = msgspec.msgpack.Decoder(Engagement)
 _packed = msgspec.msgpack.Decoder(list[bytes])
@@ -53,6 +65,12 @@ class _Constant(Deserializer):
 
     def __call__(self, value: bytes, ctx: Any) -> bytes:
         return b"k"
+
+
+def event_time(value: bytes, _headers: Any, _timestamp: float, _kind: Any) -> int:
+    """When a record's event was (ms)."""
+    found = _times.decode(value)
+    return found.served_at or found.happened_at
 
 
 def build(example_format: ExampleFormat, requests: list[Request], clicks: list[list[Engagement]]) -> bytes:
@@ -74,85 +92,143 @@ def build(example_format: ExampleFormat, requests: list[Request], clicks: list[l
     return example_format.encode(example_format.build(columns, rest), requests[-1].served_at)
 
 
-def main() -> None:
-    told = json.loads(sys.argv[1])
-    features: dict[str, Feature] = {
-        "user": SparseFeature(column="user", scope="request"),
-        "item": SparseFeature(column="item"),
-        "vector": VectorFeature(kind="vector", column="vector", size=told["values"]),
-    }
-    example_format = ExampleFormat(features, {"click": Label(action="click", window="10s")})
-    names = {name: told["kafka"]["prefix"] + name for name in ("impressions", "engagements")}
+class Join:
+    """What both forms share. ``due`` stops the application when all requests but the closing one are out."""
+
+    def __init__(self, told: dict[str, Any], folder: Path) -> None:
+        features: dict[str, Feature] = {
+            "user": SparseFeature(column="user", scope="request"),
+            "item": SparseFeature(column="item"),
+            "vector": VectorFeature(kind="vector", column="vector", size=told["values"]),
+        }
+        self._format = ExampleFormat(features, {"click": Label(action="click", window="10s")})
+        self._requests: int = told["requests"] - 1
+        self.out = 0
+        self.first_at = self.last_at = 0.0
+        self._impressions, self._engagements = (
+            told["kafka"]["prefix"] + name for name in ("impressions", "engagements")
+        )
+        self.app = Application(
+            broker_address=told["kafka"]["bootstrap"],
+            consumer_group=told["what"],
+            auto_offset_reset="earliest",
+            state_dir=str(folder),
+            processing_guarantee="exactly-once",
+            use_changelog_topics=True,
+            producer_extra_config={"message.max.bytes": told["largest"]},
+            loglevel="WARNING",
+        )
+
+    def is_request(self) -> bool:
+        """Whether the record at hand is one of `impressions`."""
+        self.first_at = self.first_at or time.monotonic()
+        return bool(message_context().topic == self._impressions)
+
+    def stream(self, **options: Any) -> Any:
+        """Both inputs as one stream of bytes."""
+        topics = [
+            self.app.topic(name, value_deserializer="bytes", **options)
+            for name in (self._impressions, self._engagements)
+        ]
+        first, second = map(self.app.dataframe, topics)
+        return first.concat(second)
+
+    def record(self, requests: list[Request], clicks: list[list[Engagement]]) -> bytes:
+        """An examples record of requests that are due."""
+        self.out += len(requests)
+        self.last_at = time.monotonic()
+        if self.out >= self._requests:
+            self.app.stop()
+        return build(self._format, requests, clicks)
+
+
+def keep(state: Any, key: str, engagement: bytes) -> None:
+    before = state.get_bytes(key)
+    state.set_bytes(key, _encode([*(_packed.decode(before) if before else []), engagement]))
+
+
+def take(state: Any, key: str) -> list[Engagement]:
+    kept = state.get_bytes(key)
+    if kept is None:
+        return []
+    state.delete(key)
+    return [_engagement.decode(item) for item in _packed.decode(kept)]
+
+
+def windows(join: Join, told: dict[str, Any]) -> Any:
+    def note(value: bytes, _key: Any, _timestamp: Any, _headers: Any, state: Any) -> int:
+        if join.is_request():
+            state.set_bytes("request", value)
+        else:
+            keep(state, "engagements", value)
+        return 1
+
+    def emit(_value: Any, _key: Any, _timestamp: Any, _headers: Any, state: Any) -> bytes:
+        kept = state.get_bytes("request")
+        if kept is None:  # it went out with the window before, together with the click that this one is of
+            return b""
+        state.delete("request")
+        return join.record([_request.decode(kept)], [take(state, "engagements")])
+
+    stream = join.stream(key_deserializer="bytes", timestamp_extractor=event_time)
+    counted = (
+        stream.apply(note, stateful=True, metadata=True).tumbling_window(WINDOW_MS, WINDOW_MS + LATENESS_MS).count()
+    )
+    return counted.final(closing_strategy="partition").apply(emit, stateful=True, metadata=True).filter(bool)
+
+
+def queue(join: Join, told: dict[str, Any]) -> Any:
     look_every = min(REQUESTS, ROWS // told["impressions"])
-    count = 0
-    first_at = last_at = 0.0
 
     def due(state: Any, head: int, tail: int, watermark: int) -> tuple[int, list[bytes]]:
         """Take what is due from the queue."""
-        records, requests, clicks = [], [], []
+        records: list[bytes] = []
+        requests: list[Request] = []
+        clicks: list[list[Engagement]] = []
         while head < tail:
             request = _request.decode(state.get_bytes(f"q{head}"))
             if request.served_at + WINDOW_MS >= watermark:
                 break
-            kept = state.get_bytes(f"e{request.request_id}")
-            if kept is not None:
-                state.delete(f"e{request.request_id}")
+            clicks.append(take(state, f"e{request.request_id}"))
             state.delete(f"q{head}")
             requests.append(request)
-            clicks.append([_engagement.decode(item) for item in _packed.decode(kept)] if kept else [])
             head += 1
             if len(requests) == look_every:
-                records.append(build(example_format, requests, clicks))
+                records.append(join.record(requests, clicks))
                 requests, clicks = [], []
         if requests:
-            records.append(build(example_format, requests, clicks))
+            records.append(join.record(requests, clicks))
         return head, records
 
-    def join(value: bytes, _key: Any, _timestamp: Any, _headers: Any, state: Any) -> list[bytes]:
-        nonlocal count, first_at, last_at
-        first_at = first_at or time.monotonic()
-        if message_context().topic == names["engagements"]:
-            key = f"e{_engagement.decode(value).request_id}"
-            before = state.get_bytes(key)
-            state.set_bytes(key, _encode([*(_packed.decode(before) if before else []), value]))
+    def each(value: bytes, _key: Any, _timestamp: Any, _headers: Any, state: Any) -> list[bytes]:
+        if not join.is_request():
+            keep(state, f"e{_engagement.decode(value).request_id}", value)
             return []
         head, tail = _ends.unpack(state.get_bytes("ends") or bytes(_ends.size))
         state.set_bytes(f"q{tail}", value)
         tail += 1
         records: list[bytes] = []
         if tail % look_every == 0 or tail == told["requests"]:
-            begin = head
             head, records = due(state, head, tail, _request.decode(value).served_at - LATENESS_MS)
-            count += (head - begin) * told["impressions"]
-            if tail == told["requests"]:
-                last_at = time.monotonic()
-                app.stop()
         state.set_bytes("ends", _ends.pack(head, tail))
         return records
 
+    return join.stream(key_deserializer=_Constant()).apply(each, stateful=True, metadata=True, expand=True)
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    forms: dict[str, Callable[[Join, dict[str, Any]], Any]] = {"windows": windows, "queue": queue}
     with tempfile.TemporaryDirectory() as folder:
-        app = Application(
-            broker_address=told["kafka"]["bootstrap"],
-            consumer_group="quix",
-            auto_offset_reset="earliest",
-            state_dir=folder,
-            processing_guarantee="exactly-once",
-            use_changelog_topics=True,
-            producer_extra_config={"message.max.bytes": told["largest"]},
-            loglevel="WARNING",
-        )
-        inputs = [
-            app.dataframe(app.topic(name, value_deserializer="bytes", key_deserializer=_Constant()))
-            for name in names.values()
-        ]
-        examples = app.topic(told["output"], value_serializer="bytes", key_serializer="bytes")
-        stream = inputs[0].concat(inputs[1])
-        stream.apply(join, stateful=True, metadata=True, expand=True).to_topic(examples)
+        join = Join(told, Path(folder))
+        examples = join.app.topic(told["output"], value_serializer="bytes", key_serializer="bytes")
+        forms[told["what"]](join, told).to_topic(examples)
         before = resource.getrusage(resource.RUSAGE_SELF)
-        app.run(timeout=IDLE_SECONDS)
+        join.app.run(timeout=IDLE_SECONDS)
         after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"count": count, "wall": last_at - first_at, "cpu": cpu, "rss": after.ru_maxrss * 1024}))
+    count = join.out * told["impressions"]
+    print(json.dumps({"count": count, "wall": join.last_at - join.first_at, "cpu": cpu}))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from deltalake.exceptions import DeltaError
-from kafka.errors import KafkaError
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
@@ -91,13 +89,9 @@ class ArchiveService:
 
     def _round(self) -> None:
         before = self.worker.commits
-        try:
+        with self._brokers.enduring():
             self.worker.step()
             self._log.fill(_POLL_MS)
-            self._brokers.worked()
-        except KafkaError as error:
-            self._brokers.failed(error)
-            time.sleep(_POLL_MS / 1000)
         status, worker = self._status, self.worker
         if worker.commits > before:
             _log.info("commit %d: %d examples so far", worker.commits, worker.examples)

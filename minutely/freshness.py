@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from serving.freshness import STAGES, Status
+from serving.freshness import STAGES
+from serving.status import Status
 
 _TIMEOUT_SECONDS = 5.0
+_WIDTH = 160
+"""Where nobody says how wide the terminal is."""
 _COLORS = {"fresh": "green", "idle": "cyan", "stale": "red", "empty": "yellow"}
 
 
@@ -55,7 +58,7 @@ def print_json(urls: Sequence[str]) -> int:
 def show(console: Console, urls: Sequence[str], every_seconds: float) -> None:
     """A table that follows the replicas until Ctrl-C; once where nobody watches."""
     if not console.is_terminal:
-        console.print(table(look(urls)))
+        console.print(table(look(urls)), width=_WIDTH)
         return
     try:
         with Live(table(look(urls)), console=console, refresh_per_second=4) as live:
@@ -80,14 +83,16 @@ def table(found: Sequence[Looked]) -> Table:
         *STAGES,
         "rows",
     ):
-        made.add_column(name, justify="left" if name in ("replica", "state") else "right")
+        made.add_column(name, justify="left" if name in ("replica", "state") else "right", no_wrap=name == "replica")
     for each in found:
         status = each.status
         if status is None:
             made.add_row(each.url, f"[red]{each.error}[/red]")
             continue
         delays = status.decided_to_servable_seconds
-        state = f"[{_COLORS[status.state]}]{status.state}[/]" + (" pinned" if status.pinned is not None else "")
+        state = f"[{_COLORS[status.state]}]{status.state}[/]" + (
+            f" pinned by {status.pinned_by}" if status.pinned else ""
+        )
         made.add_row(
             status.replica,
             state + (f" [red]{status.problem}[/red]" if status.problem else ""),

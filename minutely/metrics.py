@@ -9,8 +9,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from streaming.clock import Clock
+from trainer.prequential import Prequential
 
 _MS = 1000
+_QUALITY = {
+    "auc": "AUC",
+    "log_loss": "Log loss",
+    "calibration": "Mean score over mean label",
+    "rmse": "Root mean square error",
+}
 
 
 @dataclass
@@ -28,6 +35,8 @@ class Status:
     """How often the place of the versions, such as a full disk, refused one."""
     committed_at: int | None = None
     """When that was last done (ms), by this process or the one before it; None where nobody knows."""
+    prequential: Prequential | None = None
+    """How well a trainer predicted its newest examples before it trained on them."""
 
 
 class StatusMetrics(Collector):
@@ -59,3 +68,19 @@ class StatusMetrics(Collector):
         if status.committed_at is not None:
             age = max(0, self._clock.now_ms() - status.committed_at) / _MS
             yield GaugeMetricFamily(f"{prefix}idle_seconds", f"Time since the last of its {self._commits}.", value=age)
+        if status.prequential is not None:
+            yield from self._quality(status.prequential.metrics())
+
+    def _quality(self, by_label: Mapping[str, Mapping[str, float | None]]) -> Iterator[Metric]:
+        """A gauge for each metric; labels for which it is not defined, such as AUC before the first positive, have none."""
+        for name, what in _QUALITY.items():
+            family = GaugeMetricFamily(
+                f"{self._prefix}{name}",
+                f"{what} of the newest examples, before they were trained on.",
+                labels=["label"],
+            )
+            for label, metrics in by_label.items():
+                value = metrics.get(name)
+                if value is not None:
+                    family.add_metric([label], value)
+            yield family

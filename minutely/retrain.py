@@ -7,11 +7,8 @@ the same command, started again, goes on live instead.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-
-from kafka.errors import KafkaError
 
 from minutely.batch import EVER, Retraining, nothing_in_between, open_archive
 from minutely.config import Pipeline
@@ -120,12 +117,8 @@ class _CatchUp:
             worker.step()
             worker.take_decided()
         self._trainer.expire(min(worker.watermark for worker in self._workers))
-        try:
+        with self._brokers.enduring():
             self._log.fill(_POLL_MS)
-            self._brokers.worked()
-        except KafkaError as error:
-            self._brokers.failed(error)
-            time.sleep(_POLL_MS / 1000)
 
     def close(self) -> None:
         """Close the connections."""

@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import platform
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import uvicorn
+import uvloop
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
@@ -24,7 +25,9 @@ from minutely.config import Pipeline
 from minutely.service import Address, stop_on_signal
 from paramserver.files import Files, LocalFiles
 from paramserver.form import fingerprint_of
+from paramserver.manifest import Manifest
 from serving.access import Gate
+from serving.comparison import Comparison
 from serving.freshness import Freshness
 from serving.http import Service
 from serving.outbox import Outbox, Outgoing
@@ -33,7 +36,9 @@ from serving.ranking import Ranker
 from serving.replica import Replica
 from serving.requests import RequestReader
 from serving.scoring import Scoring
-from serving.service import ReplicaService, Worker, pull_step, send_step
+from serving.service import ReplicaService, pull_step, send_step
+from serving.shadow import Shadow, Shadowing
+from serving.worker import Worker
 from streaming.clock import Clock, WallClock
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
@@ -60,13 +65,13 @@ def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) 
         _log.warning("listens at %s, and answers whoever can reach it: serve.tokens is not set", address.host)
     puller = Worker("pull", partial(pull_step, service.puller))
     config = uvicorn.Config(
-        Service(service, puller.wake).app,
+        Service(service, puller.wake),
         host=address.host,
         port=address.port,
-        loop="uvloop",
         http="httptools",
         ws="none",
         lifespan="off",
+        proxy_headers=False,
         access_log=False,
         log_config=None,
         limit_concurrency=_CONNECTIONS,
@@ -90,9 +95,11 @@ def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) 
             worker.start()
         gc.freeze()  # what is there now stays; collections look at requests alone
         try:
-            asyncio.run(_run(uvicorn.Server(config)))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_run(uvicorn.Server(config)))
         finally:
             service.scoring.stop()
+            service.shadowing.end(_CLOSE_SECONDS)
             sink.stop()
             ended = [worker.stop(_CLOSE_SECONDS) for worker in workers]
             if pipeline.serve.log and all(ended):
@@ -114,26 +121,31 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: str) -> ReplicaService:
-    """A replica with nothing pulled yet."""
-    settings = pipeline.serve
+def _make_replica(
+    pipeline: Pipeline, files: Files, applied: Callable[[Manifest], None] = lambda manifest: None
+) -> Replica:
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
     tables = {
         table: pipeline.tables.make_replica(table, model.row_dim, pipeline.seed, pipeline.sync.rows)
         for table in plan.tables
     }
+    fingerprint, dense_every = fingerprint_of(pipeline.form()), pipeline.sync.dense_every
+    return Replica(files, model, plan, tables, pipeline.labels, dense_every, applied, fingerprint)
+
+
+def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: str) -> ReplicaService:
+    """A replica with nothing pulled yet."""
+    settings = pipeline.serve
     freshness = Freshness(clock, settings.fresh_within)
-    replica = Replica(
-        files,
-        model,
-        plan,
-        tables,
-        pipeline.labels,
-        pipeline.sync.dense_every,
-        freshness.applied,
-        fingerprint_of(pipeline.form()),
-    )
+    replica = _make_replica(pipeline, files, freshness.applied)
     ranker = Ranker(replica, pipeline.labels, settings.score)
+
+    def make_shadow(version: int, share: float) -> Shadow:
+        beside = _make_replica(pipeline, files)
+        puller = Puller(files, beside, clock, Random(), pipeline.sync.sparse_every)
+        puller.pin(version)
+        return Shadow(share, beside, puller, ranker, Comparison(pipeline.labels, pipeline.join.lateness), clock)
+
     return ReplicaService(
         name=name,
         model=pipeline.name,
@@ -144,6 +156,7 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         reader=RequestReader(pipeline.features, settings.max_candidates),
         scoring=Scoring(ranker, settings.latency_budget / 1000),
         puller=Puller(files, replica, clock, Random(), pipeline.sync.sparse_every),
+        shadowing=Shadowing(make_shadow),
         freshness=freshness,
         outbox=Outbox(settings.log_buffer),
         gate=Gate({role: tokens.read(role) for role, tokens in settings.tokens.items()}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from kafka.errors import KafkaError
 
 from basis.problems import BadFile
 from minutely.batch import Retraining
@@ -32,10 +30,12 @@ from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
 from streaming.log import EXAMPLES
 from trainer.online import OnlineTrainer
+from trainer.prequential import Prequential
 from trainer.retrain import look
 
 _log = logging.getLogger("minutely.train")
 _POLL_MS = 100
+_MEASURED_EXAMPLES = 65_536
 _LEAVING_SECONDS = 60.0
 """How long a trainer whose place was taken may need to end, after it has noticed."""
 
@@ -132,8 +132,9 @@ class TrainService:
         self._status = status
         self._trained_before = status.examples
         self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step
+        status.prequential = Prequential(pipeline.labels, _MEASURED_EXAMPLES)
         self.online = OnlineTrainer(
-            make_trainer(pipeline),
+            make_trainer(pipeline, status.prequential),
             self._log,
             range(pipeline.kafka.partitions),
             ExampleFormat(pipeline.features, pipeline.labels),
@@ -193,12 +194,8 @@ class TrainService:
         return True
 
     def _step(self) -> None:
-        try:
+        with self._brokers.enduring():
             self._log.fill(_POLL_MS)
-            self._brokers.worked()
-        except KafkaError as error:
-            self._brokers.failed(error)
-            time.sleep(_POLL_MS / 1000)
         self.online.step()
         self._status.lag = self._log.lag
         self._status.watermarks = {worker.partition: worker.watermark for worker in self.online.workers}

@@ -44,6 +44,8 @@ class Follower:
         self._fingerprint = fingerprint
         self.manifest: Manifest | None = None
         self.applying: Manifest | None = None
+        self.held_at = 0
+        """The version that the pin beside the versions held it at as of the last pull; 0 where there was none."""
 
     @property
     def version(self) -> int:
@@ -60,7 +62,9 @@ class Follower:
         """
         for attempt in range(_TRIES):
             try:
-                self._pull(read_pin(self._files) if until is None else until)
+                if until is None:
+                    self.held_at = read_pin(self._files)
+                self._pull(self.held_at if until is None else until)
                 return self.manifest
             except FileNotFoundError:  # compacted between its manifest and its files: look again
                 if attempt == _TRIES - 1:
@@ -96,7 +100,7 @@ class Follower:
             try:
                 following = manifests.read_manifest(self._files, self.version + 1, base=False)
             except FileNotFoundError:
-                if moved:  # listing a thousand files takes longer than a small delta
+                if moved and self._is_kept():  # listing a thousand files takes longer than a small delta
                     return True
                 newer = list(self._newer(pin))
                 if (self.version + 1, False) in newer:  # published since it was looked for: look again
@@ -109,6 +113,14 @@ class Follower:
             else:
                 self._replace(following)
             moved = True
+        return True
+
+    def _is_kept(self) -> bool:
+        """Whether the tables' version is there: the oldest go first, so what follows one that is gone may be gone as well."""
+        try:
+            manifests.read_manifest(self._files, self.version, base=False)
+        except FileNotFoundError:
+            return False
         return True
 
     def _newer(self, pin: int) -> Iterator[tuple[int, bool]]:

@@ -55,9 +55,16 @@ class Score(msgspec.Struct):
 
 
 class Pinned(msgspec.Struct):
-    """The version that the replica stays at; null where it follows the newest."""
+    """The version of the replica's own pin; null without one: it follows the newest, or what a rollback holds all replicas at."""
 
     version: int | None
+
+
+class Shadowed(msgspec.Struct):
+    """The version that scores a share of the requests beside; null and 0 where none does."""
+
+    version: int | None
+    share: float
 
 
 class Problem(msgspec.Struct):

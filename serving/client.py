@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from serving.answers import MSGPACK, Accepted, Pinned, Problem, RankAnswer, Ready, Score
-from serving.freshness import Status
+from serving.answers import MSGPACK, Accepted, Pinned, Problem, RankAnswer, Ready, Score, Shadowed
+from serving.status import Status
 
 T = TypeVar("T")
 
@@ -103,8 +103,16 @@ class Client:
         return self._ask("PUT", "/v1/pin", {} if version is None else {"version": version}, Pinned).version
 
     def unpin(self) -> None:
-        """Follow the newest version again (admin)."""
+        """Follow the newest version again, or a rollback's (admin)."""
         self._ask("DELETE", "/v1/pin", None, Pinned)
+
+    def shadow(self, version: int, share: float) -> None:
+        """Score a share of the requests with a second version, beside; `status` has the comparison (admin)."""
+        self._ask("PUT", "/v1/shadow", {"version": version, "share": share}, Shadowed)
+
+    def end_shadow(self) -> None:
+        """Score with no second version (admin)."""
+        self._ask("DELETE", "/v1/shadow", None, Shadowed)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from paramserver.learned import Delays
 from paramserver.manifest import Manifest
+from serving.status import State
 from streaming.clock import Clock
 
-State: TypeAlias = Literal["empty", "fresh", "idle", "stale"]
-"""``empty``: no version yet. ``stale``: what happened ``fresh_within`` ago is not in it. ``idle``: it is, but nothing happened
-since then. ``fresh``: it is, and something did."""
-
-STATES: tuple[State, ...] = ("empty", "fresh", "idle", "stale")
 BOUNDS_SECONDS = (
     0.01,
     0.025,
@@ -27,6 +21,7 @@ BOUNDS_SECONDS = (
     0.5,
     1,
     2.5,
+    3,
     5,
     10,
     20,
@@ -43,28 +38,6 @@ BOUNDS_SECONDS = (
     900,
     3600,
 )
-
-
-class Status(msgspec.Struct, kw_only=True):
-    """What a replica says of itself. Ages in seconds of event time; None before the first version, or where it is not known.
-
-    ``freshness_seconds`` is the age of the watermark: everything that happened before is in the scores.
-    ``newest_behaviour_seconds`` is the age of the newest behaviour in them: it grows where nothing happens, and the model is no
-    staler for that.
-    """
-
-    replica: str
-    state: State
-    sparse_version: int
-    dense_version: int
-    pinned: int | None
-    freshness_seconds: float | None
-    newest_behaviour_seconds: float | None
-    event_to_servable_seconds: dict[str, float]
-    decided_to_servable_seconds: dict[str, float]
-    stage_p50_seconds: dict[str, float]
-    rows: int
-    problem: str | None
 
 
 class Histogram:

@@ -12,15 +12,14 @@ import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from serving import answers
 from serving import open_inference as v2
 from serving.access import Denied, Rate
-from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Ready, Score, rank_answer
-from serving.freshness import Status
+from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Ready, Score, Shadowed, rank_answer
 from serving.metrics import ReplicaMetrics, RequestMetrics
 from serving.openapi import complete, operation
-from serving.outbox import Outgoing
 from serving.ranking import order_of
 from serving.requests import (
     BadRequest,
@@ -28,15 +27,17 @@ from serving.requests import (
     PinBody,
     RankRequest,
     ScoreBody,
+    ShadowBody,
     decode,
-    engagement_record,
+    engagement_of,
 )
 from serving.scoring import Busy
 from serving.service import ReplicaService
 from serving.settings import Role
-from streaming.log import ENGAGEMENTS
+from serving.status import Status
 
 Answered: TypeAlias = tuple[int, msgspec.Struct]
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 Handler: TypeAlias = Callable[[bytes, bool], Awaitable[Answered]]
 
 _RETRY = {"Retry-After": "1"}
@@ -56,7 +57,18 @@ class Service:
         self._registry = CollectorRegistry()
         self._metrics = RequestMetrics(self._registry)
         self._registry.register(ReplicaMetrics(replica))
+        self._endpoints: dict[tuple[str, str], Endpoint] = {}
         self.app = self._make_app()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers as ``app`` does. FastAPI's way to an endpoint takes longer than reading a ranking request, so paths without
+        parameters are looked up here."""
+        endpoint = self._endpoints.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if endpoint is None:
+            await self.app(scope, receive, send)
+        else:
+            response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
 
     def _make_app(self) -> FastAPI:
         app = FastAPI(
@@ -122,7 +134,25 @@ class Service:
             "/v1/pin",
             self._delete_pin,
             "admin",
-            operation("unpin", "Follow the newest version.", Pinned, *_WHO),
+            operation("unpin", "Follow again: the newest version, or a rollback's.", Pinned, *_WHO),
+        )
+        add(
+            app,
+            "PUT",
+            "/v1/shadow",
+            self._put_shadow,
+            "admin",
+            operation(
+                "shadow", "Score a share with a second version, beside.", Shadowed, *_BAD, *_WHO, 404, body=ShadowBody
+            ),
+        )
+        add(
+            app,
+            "DELETE",
+            "/v1/shadow",
+            self._delete_shadow,
+            "admin",
+            operation("end_shadow", "Score with no second version.", Shadowed, *_WHO),
         )
         add(
             app,
@@ -205,6 +235,7 @@ class Service:
             self._metrics.seconds.labels(path).observe(time.perf_counter() - started)
             return response
 
+        self._endpoints[method, path] = endpoint
         app.add_api_route(
             path, endpoint, methods=[method], openapi_extra=document, response_class=Response, response_model=None,
             status_code=int(next(iter(document["responses"]))), operation_id=document["operationId"], summary=document["summary"],
@@ -286,16 +317,14 @@ class Service:
         replica = self._replica
         body = decode(EngagementsBody, payload, msgpack=packed)
         now_ms = replica.clock.now_ms()
-        records = [
-            (item.request_id, engagement_record(item, now_ms, replica.max_future_ms)) for item in body.engagements
-        ]
+        engagements = [engagement_of(item, now_ms, replica.max_future_ms) for item in body.engagements]
         if not replica.settings.log:
             raise BadRequest("serve.log is off: there is no log to take engagements", 404)
-        if not replica.outbox.room(len(records)):
+        if not replica.outbox.room(len(engagements)):
             raise Busy("the log takes no more at the moment")
-        for key, record in records:
-            replica.outbox.offer(Outgoing(ENGAGEMENTS, key, _already(record)))
-        return 202, Accepted(len(records))
+        for engagement in engagements:
+            replica.engaged(engagement)
+        return 202, Accepted(len(engagements))
 
     async def _status(self, _payload: bytes, _packed: bool) -> Answered:
         return 200, self._replica.status()
@@ -322,6 +351,18 @@ class Service:
         self._pin_changed()
         return 200, Pinned(None)
 
+    async def _put_shadow(self, payload: bytes, packed: bool) -> Answered:
+        body = decode(ShadowBody, payload, msgpack=packed)
+        try:
+            self._replica.shadowing.begin(body.version, body.share)
+        except LookupError as error:
+            raise BadRequest(str(error), 404) from None
+        return 200, Shadowed(body.version, body.share)
+
+    async def _delete_shadow(self, _payload: bytes, _packed: bool) -> Answered:
+        self._replica.shadowing.end()
+        return 200, Shadowed(None, 0.0)
+
     async def _server(self, _payload: bytes, _packed: bool) -> Answered:
         return 200, v2.ServerMetadata("minutely", package_version("minutely"))
 
@@ -340,10 +381,6 @@ class Service:
 
     async def _scrape(self) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _already(record: bytes) -> Callable[[], bytes]:
-    return lambda: record
 
 
 def _is_msgpack(kind: str) -> bool:

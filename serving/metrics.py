@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from serving.freshness import BOUNDS_SECONDS, STATES
+from serving.freshness import BOUNDS_SECONDS
 from serving.freshness import Histogram as Delays
+from serving.status import STATES, PinnedBy
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class ReplicaMetrics(Collector):
         yield from self._freshness()
         yield from self._pulls()
         yield from self._traffic()
+        yield from self._shadow()
 
     def _freshness(self) -> Iterator[Metric]:
         name, fresh = self._service.name, self._service.freshness
@@ -73,7 +75,15 @@ class ReplicaMetrics(Collector):
         yield self._gauge("minutely_sparse_version", "Version of the rows.", service.replica.sparse_version)
         yield self._gauge("minutely_dense_version", "Version of the dense weights.", service.replica.dense_version)
         yield self._gauge("minutely_ready", "Whether the replica says that it is ready.", float(service.ready()[0]))
-        yield self._gauge("minutely_pinned", "Whether it stays at a version.", float(service.puller.pinned is not None))
+        pins = GaugeMetricFamily(
+            "minutely_pinned",
+            "1 for what keeps it at a version: its own pin, or a rollback's.",
+            labels=["replica", "by"],
+        )
+        pinned = service.puller.pinned
+        for by in get_args(PinnedBy):
+            pins.add_metric([service.name, by], float(pinned is not None and pinned.by == by))
+        yield pins
         yield CounterMetricFamily("minutely_deltas", "Versions applied.", fresh.deltas)
         yield CounterMetricFamily("minutely_delta_rows", "Rows that they changed.", fresh.delta_rows)
         yield CounterMetricFamily("minutely_delta_expired", "Rows that they expired.", fresh.delta_expired)
@@ -111,6 +121,39 @@ class ReplicaMetrics(Collector):
             family = CounterMetricFamily(name, what, labels=["topic"])
             for topic in (IMPRESSIONS, ENGAGEMENTS):
                 family.add_metric([topic], counts[topic])
+            yield family
+
+    def _shadow(self) -> Iterator[Metric]:
+        """Nothing while there is no shadow."""
+        shadow = self._service.shadowing.current
+        if shadow is None:
+            return
+        status = shadow.status()
+        found = status.compared
+        yield self._gauge(
+            "minutely_shadow_version", "Version that scores a share of the requests beside.", status.version
+        )
+        yield self._gauge("minutely_shadow_ready", "Whether it has its version.", float(status.ready))
+        yield CounterMetricFamily("minutely_shadow_requests", "Requests that it scored.", found.requests)
+        yield CounterMetricFamily("minutely_shadow_dropped", "What its buffers had no room for.", status.dropped)
+        for name, what, value in (
+            (
+                "mean_difference",
+                "Mean absolute difference of the combined score to what was served.",
+                found.mean_difference,
+            ),
+            ("max_difference", "The largest one.", found.max_difference),
+            ("other_first", "Share of requests with another first item.", found.other_first),
+        ):
+            yield self._gauge(f"minutely_shadow_{name}", what, value)
+        judged = "of the newest impressions whose windows have closed, as served and by the shadow."
+        for name, what in (("log_loss", "Log loss"), ("auc", "AUC"), ("calibration", "Mean score over mean label")):
+            family = GaugeMetricFamily(f"minutely_shadow_{name}", f"{what} {judged}", labels=["label", "of"])
+            for label, sides in found.quality.items():
+                for side, quality in sides.items():
+                    number = getattr(quality, name)
+                    if number is not None:
+                        family.add_metric([label, side], number)
             yield family
 
     def _gauge(self, name: str, what: str, value: float | None) -> Metric:

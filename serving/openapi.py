@@ -10,13 +10,13 @@ import msgspec
 from serving import answers
 from serving import open_inference as v2
 from serving.answers import JSON, MSGPACK
-from serving.freshness import Status
-from serving.requests import EngagementsBody, PinBody, RankRequest, RequestReader, ScoreBody
+from serving.requests import EngagementsBody, PinBody, RankRequest, RequestReader, ScoreBody, ShadowBody
+from serving.status import Status
 from streaming.features import Feature, SparseFeature, VectorFeature
 
 _REF = "#/components/schemas/{name}"
 _TYPES = (
-    *(RankRequest, EngagementsBody, ScoreBody, PinBody, v2.InferRequest),
+    *(RankRequest, EngagementsBody, ScoreBody, PinBody, ShadowBody, v2.InferRequest),
     *(
         answers.RankAnswer,
         answers.Accepted,
@@ -24,6 +24,7 @@ _TYPES = (
         answers.Live,
         answers.Score,
         answers.Pinned,
+        answers.Shadowed,
         answers.Problem,
     ),
     *(Status, v2.ServerMetadata, v2.ModelMetadata, v2.InferAnswer),

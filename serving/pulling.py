@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from random import Random
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 
@@ -12,6 +13,7 @@ from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.files import Files
 from serving.replica import Replica
+from serving.status import PinnedBy
 from streaming.clock import Clock
 
 _log = logging.getLogger("minutely.serve")
@@ -22,8 +24,16 @@ _LONGEST_BACKOFF_MS = 30_000
 _SHORTEST_BACKOFF_MS = 100
 
 
+class Pinned(NamedTuple):
+    """The version that a replica stays at, and who says so: its own pin, which wins, or a rollback's."""
+
+    version: int
+    by: PinnedBy
+
+
 class Puller:
-    """Keeps a replica at the newest version, or at the one it is pinned to.
+    """Keeps a replica at the newest version, or at one that it is pinned to: by its own pin, or else by that which a rollback
+    put beside the versions for all replicas.
 
     The next version is looked for ``sparse_every`` ms after the last one was published, and from then on fifty times as
     often (every 10 ms to 1 s) until it is there, each time with up to as much jitter, so that replicas neither wait for a whole
@@ -47,9 +57,12 @@ class Puller:
         """Why the last pull failed; None where it did not."""
 
     @property
-    def pinned(self) -> int | None:
-        """The version that the replica is to stay at."""
-        return self._pin
+    def pinned(self) -> Pinned | None:
+        """What keeps the replica at a version; None where it follows the newest."""
+        pin, held_at = self._pin, self._replica.held_at
+        if pin is not None:
+            return Pinned(pin, "replica")
+        return Pinned(held_at, "rollback") if held_at else None
 
     def pin(self, version: int | None) -> int:
         """Stay at a version, the one that is served where it is None; which one that is. ``LookupError`` where it is not there."""
@@ -62,7 +75,7 @@ class Puller:
         return wanted
 
     def unpin(self) -> None:
-        """Follow the newest version again."""
+        """Follow the newest version again, or that at which a rollback holds all replicas."""
         self._pin, self._next_at = None, 0
 
     def wait_ms(self) -> int:

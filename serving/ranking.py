@@ -45,9 +45,13 @@ class Ranker:
             raise ValueError(f"score: {', '.join(unknown)[:200]}; allowed: {', '.join(self.labels)}")
         self._weights = np.array([weights.get(label, 0.0) for label in self.labels])
 
+    def combine(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The combined scores of predictions [..., labels]; float32 [...]."""
+        combined: npt.NDArray[np.float32] = (scores @ self._weights).astype(np.float32)
+        return combined
+
     def answer(self, batch: Sequence[Asked]) -> list[Answer] | None:
         """Answers to requests that are scored together; None while another model takes over, when it is to be asked again."""
-        weights = self._weights
         columns = batch[0].columns if len(batch) == 1 else _together([asked.columns for asked in batch])
         total = sum(asked.count for asked in batch)
         if not self._replica.whole:
@@ -55,7 +59,7 @@ class Ranker:
         scored = self._replica.score_with_versions(columns, total)
         if not self._replica.whole:
             return None
-        combined = (scored.scores @ weights).astype(np.float32)
+        combined = self.combine(scored.scores)
         answers, at = [], 0
         for asked in batch:
             part = slice(at, at + asked.count)

@@ -89,6 +89,11 @@ class Replica:
         return self._weights.dense.version if self._weights.dense else 0
 
     @property
+    def held_at(self) -> int:
+        """The version that a rollback holds replicas at, as of the last pull without ``until``; 0 where none does."""
+        return self._follower.held_at
+
+    @property
     def whole(self) -> bool:
         """Whether rows and dense weights are of one model: not before the first version, nor while another model takes over."""
         now, coming = self._follower.manifest, self._follower.applying

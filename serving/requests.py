@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from streaming.events import (
     SCHEMA_VERSION,
     BadRecord,
     Engagement,
+    Id,
     decode_engagement,
     encode,
 )
@@ -37,7 +38,6 @@ from streaming.ids import cross
 from streaming.json_records import column_of_values
 from streaming.mapping import time_ids
 
-Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 _MAX_ENGAGEMENTS = 1000
 _MAX_REQUEST_ID = MAX_ID_LENGTH - 8  # an impression's id is its request's, and its place
 
@@ -92,6 +92,13 @@ class PinBody(msgspec.Struct, forbid_unknown_fields=True):
     """The version to stay at; the one that is served now where it is not given."""
 
     version: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class ShadowBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A version that is to score a share of the requests beside those that are answered."""
+
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 T = TypeVar("T")
@@ -152,7 +159,7 @@ class RequestReader:
         body = decode(RankRequest, payload, msgpack=msgpack)
         ids = body.candidates.ids
         self.check_count(len(ids))
-        if len(set(map(str, ids))) != len(ids):
+        if len(set(ids) if len(set(map(type, ids))) == 1 else set(map(str, ids))) != len(ids):
             raise BadRequest("candidates.ids: an id stands there twice")
         columns = _columns(self.of_request, body.features, 1, "features")
         repeated = {name: repeat(column, len(ids)) for name, column in columns.items()}
@@ -232,20 +239,17 @@ def repeat(column: Column, count: int) -> Column:
     return column[np.zeros(count, np.int64)]
 
 
-def engagement_record(body: EngagementBody, now_ms: int, max_future_ms: int) -> bytes:
-    """The record of an engagement; `BadRequest` where it breaks the contract."""
-    record = encode(
-        Engagement(
-            version=SCHEMA_VERSION,
-            request_id=body.request_id,
-            impression_id=body.impression_id,
-            action=body.action,
-            happened_at=now_ms if body.happened_at is None else body.happened_at,
-            value=body.value,
-        )
+def engagement_of(body: EngagementBody, now_ms: int, max_future_ms: int) -> Engagement:
+    """The engagement as its record has it; `BadRequest` where it breaks the contract."""
+    engagement = Engagement(
+        version=SCHEMA_VERSION,
+        request_id=body.request_id,
+        impression_id=body.impression_id,
+        action=body.action,
+        happened_at=now_ms if body.happened_at is None else body.happened_at,
+        value=body.value,
     )
     try:
-        decode_engagement(record, now_ms + max_future_ms)
+        return decode_engagement(encode(engagement), now_ms + max_future_ms)
     except BadRecord as error:
         raise BadRequest(str(error)) from None
-    return record

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.access import Gate
-from serving.freshness import STAGES, Freshness, Status
+from serving.freshness import STAGES, Freshness
 from serving.outbox import Outbox, Outgoing
 from serving.pulling import Puller
 from serving.ranking import Answer, Ranker, impressions_record
@@ -21,8 +20,11 @@ from serving.replica import Replica
 from serving.requests import RankAsked, RequestReader
 from serving.scoring import Scoring
 from serving.settings import ServeSettings
+from serving.shadow import Shadowing
+from serving.status import Status
 from streaming.clock import Clock
-from streaming.log import IMPRESSIONS
+from streaming.events import Engagement, encode
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
 
 _log = logging.getLogger("minutely.serve")
 
@@ -45,6 +47,7 @@ class ReplicaService:
     reader: RequestReader
     scoring: Scoring
     puller: Puller
+    shadowing: Shadowing
     freshness: Freshness
     outbox: Outbox
     gate: Gate
@@ -64,13 +67,14 @@ class ReplicaService:
     def status(self) -> Status:
         """What `minutely freshness` shows."""
         shares = (0.5, 0.99)
-        fresh = self.freshness
+        fresh, pinned, shadow = self.freshness, self.puller.pinned, self.shadowing.current
         return Status(
             replica=self.name,
             state=fresh.state(),
             sparse_version=self.replica.sparse_version,
             dense_version=self.replica.dense_version,
-            pinned=self.puller.pinned,
+            pinned=pinned.version if pinned else None,
+            pinned_by=pinned.by if pinned else None,
             freshness_seconds=fresh.age_seconds(),
             newest_behaviour_seconds=fresh.newest_behaviour_seconds(),
             event_to_servable_seconds=fresh.event_to_servable.quantiles(shares),
@@ -80,13 +84,24 @@ class ReplicaService:
             },
             rows=sum(map(len, self.replica.tables.values())),
             problem=self.puller.problem,
+            shadow=shadow.status() if shadow else None,
         )
 
     def served(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
-        """Note what was answered for the log; never waits."""
+        """Note what was answered, for the log and for a shadow; never waits."""
         if self.settings.log:
             make = partial(impressions_record, self.reader.features, asked, answer, order)
             self.outbox.offer(Outgoing(IMPRESSIONS, asked.request_id, make))
+        shadow = self.shadowing.current
+        if shadow is not None:
+            shadow.served(asked, answer, order)
+
+    def engaged(self, engagement: Engagement) -> None:
+        """Note what a user did, for the log and for a shadow; never waits."""
+        self.outbox.offer(Outgoing(ENGAGEMENTS, engagement.request_id, partial(encode, engagement)))
+        shadow = self.shadowing.current
+        if shadow is not None:
+            shadow.engaged(engagement)
 
 
 class Sink(Protocol):
@@ -97,41 +112,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Send what is left, in bounded time."""
-
-
-class Worker:
-    """A thread that does one thing again and again; ``step`` says how many seconds it may sleep."""
-
-    def __init__(self, name: str, step: Callable[[], float]) -> None:
-        self._step = step
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Do it now."""
-        self._wake.set()
-
-    def stop(self, within_seconds: float) -> bool:
-        """End after the step that is being taken; whether it has, in time."""
-        self._stopping = True
-        self._wake.set()
-        self._thread.join(within_seconds)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        while not self._stopping:
-            try:
-                seconds = self._step()
-            except Exception:  # the thread must go on: without it the replica would age for ever
-                _log.exception("%s", self._thread.name)
-                seconds = 1.0
-            self._wake.wait(seconds)
-            self._wake.clear()
 
 
 def pull_step(puller: Puller) -> float:

@@ -6,7 +6,7 @@ one record of a few kilobytes that decodes in microseconds.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -19,8 +19,10 @@ MAX_ID_LENGTH = 256
 MIN_TIME_MS = 0
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
 
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
-class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
+
+class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The impressions served together; ``served_at`` in ms of event time.
 
     ``shared`` holds the features of the request, one value each; ``features`` those of its n impressions, n each.
@@ -28,9 +30,9 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
 
     version: int
-    request_id: str
+    request_id: Id
     served_at: int
-    impression_ids: list[str]
+    impression_ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
     shared: dict[str, Packed] = {}
     features: dict[str, Packed] = {}
     positions: bytes = b""
@@ -39,12 +41,12 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     dense_version: int = 0
 
 
-class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """An action on an impression; ``happened_at`` in ms of event time."""
 
     version: int
-    request_id: str
-    impression_id: str
+    request_id: Id
+    impression_id: Id
     action: str
     happened_at: int
     value: float = 1.0
@@ -85,10 +87,6 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
         raise BadRecord("malformed", str(error)) from None
     if record.version != SCHEMA_VERSION:
         raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
-    if not 0 < len(record.request_id) <= MAX_ID_LENGTH:
-        raise BadRecord(
-            "malformed", f"request_id of {len(record.request_id)} characters; allowed: 1 to {MAX_ID_LENGTH}"
-        )
     return record
 
 
@@ -108,12 +106,8 @@ def decode_request(payload: bytes, latest: int) -> Request:
     request: Request = _checked(payload, _request)
     _check_time("served_at", request.served_at, latest)
     count = len(request.impression_ids)
-    if not 0 < count <= MAX_IMPRESSIONS:
-        raise BadRecord("malformed", f"{count} impressions; allowed: 1 to {MAX_IMPRESSIONS}")
     if count > 1 and len(set(request.impression_ids)) != count:
         raise BadRecord("malformed", "an impression_id stands in the request twice")
-    if not all(0 < len(name) <= MAX_ID_LENGTH for name in request.impression_ids):
-        raise BadRecord("malformed", f"an impression_id is not 1 to {MAX_ID_LENGTH} characters long")
     return request
 
 

@@ -27,7 +27,7 @@ class ExampleColumns(NamedTuple):
     the same id went before, zeros where none corrects another.
     """
 
-    example_ids: Sequence[str]
+    example_ids: Sequence[str] | pa.StringArray
     labels: npt.NDArray[np.float32]
     served_at: npt.NDArray[np.int64]
     happened_at: npt.NDArray[np.int64]

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from basis.settings import DurationMs, PositiveDurationMs, Section
 from streaming.clock import Clock
-from streaming.columns import Column, Ids, Ragged, check_packed, unpack
+from streaming.columns import all_finite, check_packed, packed_width
 from streaming.events import (
     MAX_TIME_MS,
     BadRecord,
@@ -30,18 +28,18 @@ from streaming.events import (
     decode_request,
     is_json,
 )
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import Feature
+from streaming.examples import ExampleFormat
+from streaming.features import Feature, SparseFeature
 from streaming.json_records import pack_request
 from streaming.labels import Decision, Label, Rule, decide, used_actions
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.negatives import Negatives
 from streaming.pending import DROPPED, Pending, PendingRequests
+from streaming.ready import Ready, batches
 from streaming.timers import NEVER
 
 _DUE_AT_ONCE = 10_000
 _MAX_EVENTS = 1000
-_ORDER = itemgetter(0, 1, 2)
 
 
 class JoinSettings(Section):
@@ -71,17 +69,6 @@ class JoinOutput(NamedTuple):
     dead_letters: list[DeadLetter]
 
 
-class _Ready(NamedTuple):
-    """One impression to emit, ``place`` its place in the request; ordered as examples are."""
-
-    due: int
-    request_id: str
-    place: int
-    decision: Decision
-    request: Request
-    revision: int = 0
-
-
 class Joiner:
     """Merges by impression. ``counts`` counts what came in and what became of it."""
 
@@ -96,6 +83,10 @@ class Joiner:
         negatives: Negatives = Negatives(),
     ) -> None:
         self._features = dict(features)
+        self._widths = [
+            (name, feature.scope == "request", packed_width(feature), not isinstance(feature, SparseFeature))
+            for name, feature in features.items()
+        ]
         self._rules = [Rule.of(label) for label in labels.values()]
         self._actions = used_actions(labels)
         self._settings = settings
@@ -104,13 +95,14 @@ class Joiner:
         self._partition = partition
         self._negatives = negatives
         self._window = max(label.window for label in labels.values())
+        self._negative = (0.0,) * len(labels)
         self.known_emitted: Callable[[list[str]], bytearray] | None = None
         """Set while lost state is rebuilt: how often each impression of a request is in `examples` already."""
         self._action_window = {
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
         }
-        self._ready: list[_Ready] = []
+        self._ready: list[Ready] = []
         self._dead: list[DeadLetter] = []
         self.format = ExampleFormat(features, labels)
         self.watermark = 0
@@ -150,11 +142,11 @@ class Joiner:
 
     def drain(self) -> JoinOutput:
         """Take what came out so far."""
-        ready, self._ready = sorted(self._ready, key=_ORDER), []
+        ready, self._ready = self._ready, []
         dead, self._dead = self._dead, []
-        step = self._settings.max_rows
-        self.counts["examples"] += len(ready)
-        return JoinOutput([self._batch(ready[at : at + step]) for at in range(0, len(ready), step)], dead)
+        found = batches(ready, self.format, self._negatives.keep, self._settings.max_rows) if ready else []
+        self.counts["examples"] += sum(batch.num_rows for batch in found)
+        return JoinOutput(found, dead)
 
     def _guarded(self, take: Callable[[int, bytes], None], topic: str, offset: int, payload: bytes) -> None:
         self.counts[topic] += 1
@@ -205,12 +197,14 @@ class Joiner:
 
     def _check_features(self, request: Request) -> None:
         count = len(request.impression_ids)
-        for name, feature in self._features.items():
-            shared = feature.scope == "request"
-            packed = (request.shared if shared else request.features).get(name)
+        for name, shared, width, floats in self._widths:
+            packed: Any = (request.shared if shared else request.features).get(name)
+            size = width if shared else width * count
+            if type(packed) is bytes and len(packed) == size and (not floats or all_finite(packed)):
+                continue
             if packed is None:
                 raise BadRecord("malformed", f"feature {name} is missing")
-            problem = check_packed(name, feature, packed, 1 if shared else count)
+            problem = check_packed(name, self._features[name], packed, 1 if shared else count)
             if problem is not None:
                 raise BadRecord("malformed", problem)
 
@@ -272,7 +266,7 @@ class Joiner:
         pending.emitted[index] = revision + 1
         self.counts["corrected"] += 1
         decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
-        self._ready.append(_Ready(decision.decided_at, request_id, index, decision, pending.request, revision))
+        self._ready.append(Ready(request_id, pending.request, (index,), decision, revision))
 
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
@@ -286,29 +280,24 @@ class Joiner:
         closes_at = pending.served_at + self._window
         if pending.request is not None:
             next_due = NEVER
-            # Most impressions have no events: one decision serves them all, and no other is later than it.
-            without_events = self._decide(pending.served_at, [])
-            all_due = without_events.decided_at < self.watermark
-            for index in range(len(pending.emitted)) if all_due else list(pending.events):
-                if pending.emitted[index]:
-                    continue
-                events = pending.events.get(index)
-                decision = self._decide(pending.served_at, events) if events else without_events
-                if self._settings.emit == "window":
-                    decision = decision._replace(decided_at=closes_at)
-                if decision.decided_at < self.watermark:
-                    pending.emitted[index] = 1
-                    if self.known_emitted is not None:  # due by what was committed, and not in `examples`
-                        pending.emitted[index] = DROPPED
-                    elif any(decision.values) or self._negatives.keeps(pending.impression_ids[index]):
-                        self._ready.append(_Ready(decision.decided_at, request_id, index, decision, pending.request))
+            emitted, events = pending.emitted, pending.events
+            for index, happened in events.items():
+                if not emitted[index]:
+                    decision = self._decide(pending.served_at, happened)
+                    if self._settings.emit == "window":
+                        decision = decision._replace(decided_at=closes_at)
+                    if decision.decided_at < self.watermark:
+                        self._emit(request_id, pending, [index], decision)
                     else:
-                        pending.emitted[index] = DROPPED
-                        self.counts["dropped"] += 1
+                        next_due = min(next_due, decision.decided_at)
+            if 0 in emitted:
+                # Most impressions have no events: one decision serves them all, and no other is later than it.
+                if closes_at < self.watermark:
+                    without = [index for index, times in enumerate(emitted) if not times and index not in events]
+                    decision = Decision(self._negative, closes_at, pending.served_at)
+                    self._emit(request_id, pending, without, decision)
                 else:
-                    next_due = min(next_due, decision.decided_at)
-            if 0 in pending.emitted:
-                next_due = min(next_due, without_events.decided_at)
+                    next_due = min(next_due, closes_at)
             if next_due != NEVER:
                 self._store.wake(request_id, pending, next_due)
                 return
@@ -321,6 +310,21 @@ class Joiner:
         else:
             # Nobody waits for markers to go, so they go in groups, at multiples of the window.
             self._store.wake(request_id, pending, -(-forget_at // self._window) * self._window)
+
+    def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> None:
+        """Impressions that were decided are examples, but for the negatives that are not kept."""
+        kept = places
+        if self.known_emitted is not None:  # due by what was committed, and not in `examples`
+            kept = []
+        elif not any(decision.values) and self._negatives.keep < 1:
+            kept = [place for place in places if self._negatives.keeps(pending.impression_ids[place])]
+            self.counts["dropped"] += len(places) - len(kept)
+        for place in places:
+            pending.emitted[place] = DROPPED
+        for place in kept:
+            pending.emitted[place] = 1
+        if kept and pending.request is not None:
+            self._ready.append(Ready(request_id, pending.request, kept, decision))
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting = pending.waiting, []
@@ -335,47 +339,3 @@ class Joiner:
                 self._store.wake(request_id, pending, wait_until)
         if not pending.waiting:
             self._store.drop(request_id)
-
-    def _batch(self, ready: list[_Ready]) -> pa.RecordBatch:
-        """Columns over all requests at once: built one request at a time they cost 15 times as much."""
-        requests: dict[str, Request] = {}
-        starts: dict[str, int] = {}
-        total = 0
-        for item in ready:
-            if item.request_id not in requests:
-                requests[item.request_id] = item.request
-                starts[item.request_id] = total
-                total += len(item.request.impression_ids)
-        rows = np.array([starts[item.request_id] + item.place for item in ready], np.int64)
-        columns = gather(self._features, list(requests.values()), rows)
-        decisions = [item.decision for item in ready]
-        return self.format.build(
-            columns,
-            ExampleColumns(
-                [item.request.impression_ids[item.place] for item in ready],
-                np.array([decision.values for decision in decisions], np.float32),
-                np.array([item.request.served_at for item in ready], np.int64),
-                np.array([decision.happened_at for decision in decisions], np.int64),
-                np.array([decision.decided_at for decision in decisions], np.int64),
-                self._negatives.keep,
-                np.array([item.revision for item in ready], np.int32),
-            ),
-        )
-
-
-def gather(features: Mapping[str, Feature], requests: Sequence[Request], rows: Ids) -> dict[str, Column]:
-    """Feature columns of some impressions: ``rows`` index the impressions of all ``requests`` laid end to end."""
-    counts = [len(request.impression_ids) for request in requests]
-    request_of_row = np.repeat(np.arange(len(requests)), counts)[rows]
-    all_in_order = len(rows) == sum(counts) and bool((rows[1:] > rows[:-1]).all())
-    columns: dict[str, Column] = {}
-    for name, feature in features.items():
-        if feature.scope == "request":
-            column, index = unpack(feature, [request.shared[name] for request in requests]), request_of_row
-        else:
-            column, index = unpack(feature, [request.features[name] for request in requests]), rows
-            if all_in_order:
-                columns[name] = column
-                continue
-        columns[name] = column.take(index) if isinstance(column, Ragged) else column[index]
-    return columns

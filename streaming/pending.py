@@ -19,7 +19,7 @@ DROPPED = 255
 """In ``emitted``: a negative that sampling dropped."""
 
 
-class Pending(msgspec.Struct, array_like=True):
+class Pending(msgspec.Struct, array_like=True, gc=False):
     """What is known of one request; times in ms of event time.
 
     Before the request itself has arrived, ``served_at`` is -1 and ``waiting`` holds its engagements as they came

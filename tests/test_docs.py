@@ -23,6 +23,7 @@ RUN_ELSEWHERE = {
     test_kuairand.COMPARE: "tests/real/test_kuairand.py",
     test_stack.PRODUCE: "tests/stack/test_stack.py",
     test_stack.COMPOSE: "tests/stack/test_stack.py, service by service",
+    test_stack.FRESHNESS: "tests/stack/test_stack.py, at the ports that are free",
     test_stack.RETRAIN: "tests/stack/test_stack.py, its command",
 }
 MAKE = {

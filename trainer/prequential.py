@@ -17,10 +17,14 @@ _EXAMPLES = 1 << 20
 
 
 class Prequential:
-    """The newest million examples, about: their scores, their labels, and how many of the stream each stands for."""
+    """The newest examples, a million by default: their scores, their labels, and how many of the stream each stands for.
 
-    def __init__(self, labels: Mapping[str, Label]) -> None:
+    One thread may add while another asks for metrics.
+    """
+
+    def __init__(self, labels: Mapping[str, Label], examples: int = _EXAMPLES) -> None:
         self._labels = dict(labels)
+        self._examples = examples
         self._parts: deque[npt.NDArray[np.float32]] = deque()
         self._count = 0
 
@@ -30,13 +34,14 @@ class Prequential:
         each = np.ones(len(scores), np.float32) if rates is None else left_out(targets, rates).numpy()
         self._parts.append(np.concatenate((scores, targets.numpy(), each[:, None]), axis=1))
         self._count += len(scores)
-        while self._count - len(self._parts[0]) >= _EXAMPLES:
+        while self._count - len(self._parts[0]) >= self._examples:
             self._count -= len(self._parts.popleft())
 
     def metrics(self) -> dict[str, dict[str, float | None]]:
         """The metrics of each label, negatives that sampling left out included; without examples, None for each."""
         width = len(self._labels)
-        rows = np.concatenate([np.empty((0, 2 * width + 1), np.float32), *self._parts])
+        parts = self._parts.copy()  # in one step, whoever adds meanwhile
+        rows = np.concatenate([np.empty((0, 2 * width + 1), np.float32), *parts])
         found = {}
         for at, (name, label) in enumerate(self._labels.items()):
             scores, truth, each = rows[:, at], rows[:, width + at], rows[:, -1]

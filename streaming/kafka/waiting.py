@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from kafka.errors import KafkaError
@@ -12,6 +13,7 @@ from kafka.errors import KafkaError
 T = TypeVar("T")
 
 _LONGEST_SECONDS = 2.0
+_PAUSE_SECONDS = 0.1
 
 
 class Patience:
@@ -41,6 +43,17 @@ class Patience:
             self._log.warning("%s: goes on after %d tries", self._what, self._failures)
         self._failures = 0
         self._not_before = 0.0
+
+    @contextmanager
+    def enduring(self) -> Iterator[None]:
+        """What is tried here may fail for want of a broker: that is said, and waited for a little."""
+        try:
+            yield
+        except KafkaError as error:
+            self.failed(error)
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            self.worked()
 
 
 def patiently(log: logging.Logger, stop: Callable[[], bool], begin: Callable[[], T]) -> T | None:

@@ -173,9 +173,9 @@ def joiner(config: Path, folder: Path, name: str) -> Service:
     return Service(name, ["join", str(config), "--state", str(state)], state, folder / f"{name}.log")
 
 
-def trainer(config: Path, folder: Path) -> Service:
+def trainer(config: Path, folder: Path, *options: str) -> Service:
     state = folder / "deltas"
-    return Service("trainer", ["train", str(config), "--deltas", str(state)], state, folder / "trainer.log")
+    return Service("trainer", ["train", str(config), "--deltas", str(state), *options], state, folder / "trainer.log")
 
 
 def archiver(config: Path, folder: Path, *options: str) -> Service:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+import torch
 from prometheus_client import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from minutely.metrics import Status, StatusMetrics
 from streaming.clock import EventClock
+from streaming.labels import Label
+from trainer.metrics import class_metrics, value_metrics
+from trainer.prequential import Prequential
 
 
 def test_what_prometheus_is_told() -> None:
@@ -29,3 +35,29 @@ def test_what_prometheus_is_told() -> None:
         "minutely_train_refused_total 0.0",
         "minutely_train_idle_seconds 2.5",
     ]
+
+
+def test_how_well_a_trainer_predicts_its_newest_examples() -> None:
+    """Over a window that slides, by label; values have an error instead of AUC. Before the first example there is nothing."""
+    labels = {
+        "click": Label.model_validate({"action": "click", "window": "1m"}),
+        "spent": Label.model_validate({"action": "buy", "window": "1m", "loss": "squared"}),
+    }
+    status, registry, random = Status(), CollectorRegistry(), np.random.default_rng(1)
+    status.prequential = Prequential(labels, examples=100)
+    registry.register(StatusMetrics("train", "versions", status, EventClock(0)))
+    assert 'label="' not in generate_latest(registry).decode()
+    outputs, targets = random.normal(size=(40, 10, 2)), random.integers(0, 2, (40, 10, 2))
+    for step in range(40):
+        logits, truth = (torch.tensor(each[step], dtype=torch.float32) for each in (outputs, targets))
+        status.prequential.add(logits, truth, None)
+    said = dict(line.split(" ") for line in generate_latest(registry).decode().splitlines() if line[0] != "#")
+    newest = (each[-10:].reshape(-1, 2) for each in (outputs, targets))
+    scores, truth = newest
+    wanted = class_metrics(1 / (1 + np.exp(-scores[:, 0])), truth[:, 0])
+    for name in ("auc", "log_loss", "calibration"):
+        assert float(said[f'minutely_train_{name}{{label="click"}}']) == pytest.approx(wanted[name], rel=1e-5)
+    errors = value_metrics(scores[:, 1], truth[:, 1])
+    for name in ("rmse", "calibration"):
+        assert float(said[f'minutely_train_{name}{{label="spent"}}']) == pytest.approx(errors[name], rel=1e-5)
+    assert 'minutely_train_auc{label="spent"}' not in said

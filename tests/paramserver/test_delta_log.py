@@ -197,6 +197,25 @@ def test_nothing_published_is_nothing_to_pull() -> None:
     assert follower.version == 0
 
 
+def test_a_pull_that_outlasts_compaction_does_not_end_at_an_old_version() -> None:
+    """What follows the version that it read first is gone when it looks for it."""
+    files = BreakableFiles(MemoryFiles())
+    writer = Writer(files, 2)
+    writer.publish()
+
+    def compact(operation: str, name: str) -> None:
+        if (operation, name) == ("read", manifests.manifest_name(2, base=False)):
+            files.before = lambda operation, name: None
+            for _ in range(9):
+                writer.publish()
+
+    files.before = compact
+    follower = Follower(files, tables := replica_tables())
+    follower.pull()
+    assert follower.version == 10
+    assert state_of(tables) == writer.history[10]
+
+
 def test_a_base_is_the_table_with_everything_that_recovery_needs() -> None:
     files = MemoryFiles()
     writer = Writer(files, 5, seed=3)

@@ -4,6 +4,7 @@ old it is, whoever stands still."""
 from __future__ import annotations
 
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from streaming.columns import check_packed, unpack
 from streaming.events import MAX_TIME_MS, decode_request
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import IMPRESSIONS
+from tests.kafka.broker import free_ports
 from tests.kafka.conftest import bootstrap, kafka  # noqa: F401 - fixtures
 from tests.kafka.services import joiner, said, started, trainer
 from tests.serving.publishing import draw, make_pipeline, rank_body
@@ -53,7 +55,8 @@ def test_what_users_do_is_served(kafka: KafkaSettings, tmp_path: Path) -> None: 
     )
     server = Server(pipeline, tmp_path / "deltas", tmp_path / "server")
     config = tmp_path / "server" / "pipeline.yaml"
-    join, train = joiner(config, tmp_path, "join"), trainer(config, tmp_path)
+    scraped = f"127.0.0.1:{free_ports(1)[0]}"
+    join, train = joiner(config, tmp_path, "join"), trainer(config, tmp_path, "--metrics", scraped)
     services = (join, train, server.process)
     random = np.random.default_rng(1)
     answers: dict[str, Any] = {}
@@ -109,6 +112,12 @@ def test_what_users_do_is_served(kafka: KafkaSettings, tmp_path: Path) -> None: 
         metrics = server.ask("GET", "/metrics")[1]
         assert 'minutely_log_sent_total{topic="impressions"}' in metrics
 
+        with urllib.request.urlopen(f"http://{scraped}/metrics", timeout=10) as said_by_trainer:
+            quality = dict(line.split(" ") for line in said_by_trainer.read().decode().splitlines() if line[0] != "#")
+        assert 0.6 < float(quality['minutely_train_auc{label="click"}']) <= 1, "the one that is clicked is known by now"
+        assert float(quality['minutely_train_calibration{label="click"}']) > 0
+        assert 'minutely_train_auc{label="spent"}' not in quality, "nobody buys"
+
         idle = status_until("nobody asks any more", "idle")
         assert idle["freshness_seconds"] < FRESH_WITHIN_SECONDS < idle["newest_behaviour_seconds"]
         train.end()
@@ -145,7 +154,6 @@ def _apart(answer: dict[str, Any]) -> bool:
 
 def test_brokers_that_are_away_do_not_keep_answers(tmp_path: Path) -> None:
     """The buffer fills, what does not fit is dropped and counted, engagements are refused, and ranking goes on."""
-    from tests.kafka.broker import free_ports
     from tests.serving.publishing import Publisher
 
     nobody = {"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}

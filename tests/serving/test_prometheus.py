@@ -17,12 +17,15 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from minutely.metrics import Status, StatusMetrics
+from streaming.clock import EventClock
 from streaming.kafka.metrics import JoinMetrics
 from tests.commands import ROOT, missing
 from tests.kafka.broker import free_ports
 from tests.kafka.services import started
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
+from trainer.prequential import Prequential
 
 PROMETHEUS = ROOT / "configs" / "prometheus"
 ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
@@ -145,13 +148,15 @@ class _Nobody:
 
 
 @pytest.fixture(scope="module")
-def joiners_names() -> set[str]:
-    """What a joiner exports: the families of its collector."""
-    families = JoinMetrics(_Nobody()).collect()  # type: ignore[arg-type]
+def others_names() -> set[str]:
+    """What joiners and trainers export: the families of their collectors."""
+    families = list(JoinMetrics(_Nobody()).collect())  # type: ignore[arg-type]
+    status = Status(prequential=Prequential(make_pipeline().labels))
+    families += StatusMetrics("train", "versions", status, EventClock(0)).collect()
     return {name for family in families for name in (family.name, f"{family.name}_total")}
 
 
-def test_a_real_prometheus_finds_everything(tmp_path: Path, joiners_names: set[str]) -> None:
+def test_a_real_prometheus_finds_everything(tmp_path: Path, others_names: set[str]) -> None:
     prometheus = _program("prometheus")
     publisher = Publisher(make_pipeline(), tmp_path / "deltas")
     publisher.next(time.time_ns() // 1_000_000)
@@ -173,7 +178,7 @@ def test_a_real_prometheus_finds_everything(tmp_path: Path, joiners_names: set[s
         assert server.ask("POST", "/v1/rank", rank_body(draw(publisher.random, 3), [1, 2, 3]))[0] == 200
         exported = _names(server.ask("GET", "/metrics")[1])
         wanted = {name for text in (*QUERIES, *(rule["expr"] for rule in ALERTS)) for name in NAME.findall(text)}
-        assert wanted <= exported | joiners_names, "rules and dashboard ask for nothing that no service has"
+        assert wanted <= exported | others_names, "rules and dashboard ask for nothing that no service has"
         command = [prometheus, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
         running = subprocess.Popen(
             [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -190,7 +195,7 @@ def test_a_real_prometheus_finds_everything(tmp_path: Path, joiners_names: set[s
                 time.sleep(0.25)
             for query in QUERIES:
                 found = ask("query", query=query)["result"]
-                if not any(name in joiners_names for name in NAME.findall(query)):
+                if not any(name in others_names for name in NAME.findall(query)):
                     assert found or "histogram_quantile" in query, f"{query}: nothing"
             rules = ask("rules")["groups"][0]["rules"]
             assert len(rules) == len(ALERTS) and all(rule["health"] in ("ok", "unknown") for rule in rules)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from minutely.serve import make_replica_service
+from minutely.versions import release, roll_back
+from paramserver.delta_log import DeltaLog
 from serving.service import ReplicaService
 from streaming.clock import EventClock
 from tests.serving.publishing import DAY, Publisher, draw, make_pipeline
@@ -151,7 +155,7 @@ def test_pins_lead_anywhere_and_back(tmp_path: Path, keep_deltas: int) -> None:
     for wanted in (6, 8, 5, 7):
         assert world.puller.pin(wanted) == wanted
         world.puller.step()
-        assert (world.version, world.puller.pinned) == (wanted, wanted)
+        assert (world.version, world.puller.pinned) == (wanted, (wanted, "replica"))
         assert world.scores() == scores[wanted], wanted
         world.publisher.train(world.clock.now_ms())
         assert world.service.ready()[0]
@@ -164,6 +168,33 @@ def test_pins_lead_anywhere_and_back(tmp_path: Path, keep_deltas: int) -> None:
     assert world.version == 9
     with pytest.raises(LookupError, match=r"version 77 is not there; allowed: \d to 9"):
         world.puller.pin(77)
+
+
+def test_a_replicas_own_pin_wins_over_a_rollbacks(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for version in (1, 2, 3):
+        world.publisher.next(world.clock.now_ms())
+        world.at(version)
+    console = Console(file=StringIO())
+    roll_back(console, str(tmp_path), 1, training=False)
+    world.at(5)
+    assert (world.version, world.puller.pinned) == (4, (4, "rollback")), "version 4 holds what 1 held"
+    world.publisher.log = DeltaLog.resume(world.publisher.files, world.publisher.pipeline.form(), 100)
+    world.publisher.next(world.clock.now_ms())
+    world.at(7)
+    assert world.version == 4, "a rollback holds all replicas"
+    assert (world.service.status().pinned, world.service.status().pinned_by) == (4, "rollback")
+    world.puller.pin(2)
+    world.puller.step()
+    assert (world.version, world.puller.pinned) == (2, (2, "replica"))
+    assert (world.service.status().pinned, world.service.status().pinned_by) == (2, "replica")
+    world.puller.unpin()
+    world.puller.step()
+    assert (world.version, world.puller.pinned) == (4, (4, "rollback")), "back to where the others are"
+    release(console, str(tmp_path))
+    world.at(9)
+    assert (world.version, world.puller.pinned) == (5, None)
+    assert world.service.status().pinned_by is None
 
 
 def test_a_pin_before_the_first_version_is_refused(tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ class HistoryOf:
         while start < stop:
             self._process.touch(f"read back {topic}/{self._partition} from {start}")
             self._brokers.check()
-            if start < log.base:  # others have moved on meanwhile; where it is still needed, recovering anew finds a gap
+            if (
+                start < log.base
+            ):  # others have moved on meanwhile; where it is still needed, recovering anew finds a gap
                 raise LogError(f"{topic}/{self._partition}: {start} is read back, retention left {log.base}")
             until = min(stop, start + self._brokers.rng.randint(1, 40))
             yield list(log.committed(start, until))

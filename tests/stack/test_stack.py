@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+import signal
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import files
 from pathlib import Path
+from typing import Any
 
-import pytest
+import yaml
 
+from basis.settings import parse_duration
 from minutely.config import load_pipeline
+from minutely.freshness import look
 from paramserver import manifest as manifests
 from paramserver.files import LocalFiles
+from serving.client import Client
+from serving.status import Status
 from streaming.source import load
-from tests.commands import ROOT, missing
+from tests.commands import ROOT, execute, missing, require_kuairand
 from tests.kafka.broker import BrokerUnavailable
-from tests.stack.stack import Stack, read_compose
+from tests.stack.stack import Stack, published, read_compose
 
 PRODUCE = "minutely produce configs/movielens.yaml --rate 500/s"
 COMPOSE = "docker compose up --build"
 RETRAIN = "docker compose run --rm retrain"
+FRESHNESS = "minutely freshness 127.0.0.1:8081 127.0.0.1:8082"
+REPLICAS = ("serve-1", "serve-2")
+CADENCE = os.environ.get("MINUTELY_STACK_CADENCE", "1s")
+"""CI has a minute for 1s; 60s takes ten."""
+GOALS = {"1s": 3, "60s": 70}
+"""Decided to servable, p99 in seconds, by cadence."""
 _WAIT_SECONDS = 200
 
 
@@ -52,53 +68,186 @@ def test_every_service_is_looked_after() -> None:
         assert service.get("user", "") != "root", name
 
 
-def metric(stack: Stack, service: str, name: str) -> float:
-    """One metric of a service, over all its labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{stack.metrics[service]}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+def test_the_replicas_are_where_the_documentation_says() -> None:
+    assert f"minutely freshness {' '.join(f'127.0.0.1:{published()[name]}' for name in REPLICAS)}" == FRESHNESS
 
 
-def test_movielens_through_the_stack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@contextmanager
+def running(folder: Path, instead: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """The stack, when every service is well by its own health check."""
     try:
-        stack = Stack(tmp_path)
+        stack = Stack(folder, instead=instead)
     except BrokerUnavailable as error:
         missing(str(error))
-    pipeline = load_pipeline(ROOT / "configs" / "movielens.yaml")
-    events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+        raise
     try:
         stack.start()
+        for name in stack.names:
+            until(f"{name} is well", lambda name=name: stack.healthy(name))  # type: ignore[misc]
+        yield stack
+    finally:
+        stack.stop()
+
+
+def until(what: str, done: Callable[[], bool], seconds: float = _WAIT_SECONDS) -> None:
+    """Wait for something."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"not in {seconds:.0f} s: {what}"
+        time.sleep(0.2)
+
+
+def ask(stack: Stack, service: str, path: str) -> str:
+    """What a service answers."""
+    with urllib.request.urlopen(f"http://{stack.address(service)}{path}", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def metric(stack: Stack, service: str, name: str, labels: str = "") -> float:
+    """One metric of a service, over all its labels but those given."""
+    lines = ask(stack, service, "/metrics").splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")) and labels in line
+    )
+
+
+def statuses(stack: Stack) -> list[Status]:
+    """What both replicas say of themselves."""
+    found = [each.status for each in look([stack.address(name) for name in REPLICAS])]
+    assert all(found), found
+    return [status for status in found if status is not None]
+
+
+def all_are(stack: Stack, state: str) -> Callable[[], bool]:
+    """Whether both replicas are in a state."""
+    return lambda: all(status.state == state for status in statuses(stack))
+
+
+def test_movielens_through_the_stack(tmp_path: Path) -> None:
+    pipeline = load_pipeline(ROOT / "configs" / "movielens.yaml")
+    events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+    with running(tmp_path) as stack:
+        assert stack.missing in (["grafana"], ["prometheus", "grafana"])
+        assert all(f"{name} is left out" in stack.guide() for name in stack.missing)
         done = stack.run("produce", "produce", "configs/movielens.yaml", "--rate", "20000/s")
         assert done.returncode == 0, done.stdout
         assert f"sent {events.requests} requests" in done.stdout, done.stdout
-        deltas = LocalFiles(stack.volume("/var/lib/minutely/deltas"), durable=False)
-        until = time.monotonic() + _WAIT_SECONDS
-        while True:
-            versions = manifests.versions(deltas, base=False)
-            changed = sum(
-                shard.changed
-                for version in versions
-                for shard in manifests.read_manifest(deltas, version, base=False).shards
+        deltas = LocalFiles(stack.volume("deltas"), durable=False)
+
+        def changed() -> int:
+            versions = (
+                manifests.read_manifest(deltas, at, base=False) for at in manifests.versions(deltas, base=False)
             )
-            if changed > 500:
-                break
-            assert time.monotonic() < until, f"{len(versions)} versions, {changed} rows: {capsys.readouterr().out}"
-            time.sleep(1)
-        joined = metric(stack, "join-1", "minutely_join_examples_total")
-        joined += metric(stack, "join-2", "minutely_join_examples_total")
+            return sum(shard.changed for version in versions for shard in version.shards)
+
+        until("500 rows are published", lambda: changed() > 500)
+        joined = sum(metric(stack, name, "minutely_join_examples_total") for name in ("join-1", "join-2"))
         assert joined > 1000
         assert metric(stack, "train", "minutely_train_versions_total") >= 1
         assert metric(stack, "train", "minutely_train_examples_total") > 500
         assert metric(stack, "train", "minutely_train_idle_seconds") < 120
         assert metric(stack, "train", "minutely_train_watermark_seconds") > 6 * (time.time() - 3600)
-        while metric(stack, "archive", "minutely_archive_examples_total") < 500:
-            assert time.monotonic() < until, capsys.readouterr().out
-            time.sleep(1)
+        until("500 are archived", lambda: metric(stack, "archive", "minutely_archive_examples_total") > 500)
         assert metric(stack, "archive", "minutely_archive_commits_total") >= 1
         assert metric(stack, "archive", "minutely_archive_lag") < 1000
+        check_replicas(stack)
+        if "prometheus" in stack.names:
+            check_prometheus(stack)
         stack.start_one("retrain")
-        while not manifests.read_manifest(deltas, manifests.versions(deltas, base=False)[-1], base=False).retrained:
-            assert time.monotonic() < until, capsys.readouterr().out
-            time.sleep(0.2)
-    finally:
-        stack.stop()
+
+        def retrained() -> bool:
+            newest = manifests.versions(deltas, base=False)[-1]
+            return bool(manifests.read_manifest(deltas, newest, base=False).retrained)
+
+        until("the retrained model takes over", retrained)
+    if "prometheus" not in stack.names:
+        missing("prometheus (Debian: apt-get install prometheus)")
+
+
+def check_replicas(stack: Stack) -> None:
+    """Both have what was published, answer, and say how old it is, to people too."""
+    until("both have rows", lambda: all(status.rows > 500 for status in statuses(stack)))
+    for name in REPLICAS:
+        assert json.loads(ask(stack, name, "/v2/health/ready"))["ready"]
+        client = Client(f"http://{stack.address(name)}")
+        answer = client.rank({"user": "196"}, ["a", "b"], {"item": ["242", "302"]})
+        client.close()
+        assert answer.sparse_version >= 1 and sorted(answer.ids) == ["a", "b"]
+        assert answer.score[0] != answer.score[1], "rows are learned"
+        assert answer.freshness_seconds is not None and 0 <= answer.freshness_seconds < 200
+    command = " ".join(["minutely freshness", *(stack.address(name) for name in REPLICAS)])
+    done = execute(command)
+    assert done.returncode == 0 and all(name in done.stdout for name in REPLICAS), done.stdout + done.stderr
+
+
+def check_prometheus(stack: Stack) -> None:
+    """It scrapes every service of ours, and every one is up."""
+
+    def targets() -> dict[str, Any]:
+        found = json.loads(ask(stack, "prometheus", "/api/v1/targets"))["data"]["activeTargets"]
+        return {target["labels"]["instance"]: target["health"] for target in found}
+
+    wanted = {stack.address(name): "up" for name in stack.names if name != "prometheus"}
+    until(f"all are up: {wanted}", lambda: targets() == wanted, 30)
+    rules = json.loads(ask(stack, "prometheus", "/api/v1/rules"))["data"]["groups"][0]["rules"]
+    assert len(rules) > 10 and all(rule["health"] in ("ok", "unknown") for rule in rules), rules
+
+
+def test_kuairand_stays_fresh_through_the_stack(tmp_path: Path) -> None:
+    """Replayed at a speed: of both replicas, all windows keep the goal. Then the trainer hangs, and then the input ends."""
+    cadence_seconds, goal = parse_duration(CADENCE) / 1000, GOALS[CADENCE]
+    stale_seconds = goal + 5
+    require_kuairand()
+    config = yaml.safe_load((ROOT / "configs" / "kuairand.yaml").read_text(encoding="utf-8"))
+    config["sync"]["sparse_every"] = config["train"]["step_every"] = CADENCE
+    config["serve"] = {"fresh_within": f"{stale_seconds}s"}
+    path = tmp_path / "kuairand.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    with running(tmp_path, {"configs/movielens.yaml": str(path)}) as stack:
+        until("both have a version", all_are(stack, "fresh"))
+        stack.start_one("produce", "produce", str(path), "--speed", "600x")
+        until("both learn", lambda: all(each.decided_to_servable_seconds for each in statuses(stack)))
+        print_and_check_windows(
+            stack, windows=6 if cadence_seconds < 10 else 4, seconds=max(10, cadence_seconds), goal=goal
+        )
+
+        with stack.paused("train"):
+            until("both notice that the trainer hangs", all_are(stack, "stale"))
+            before = [metric(stack, name, "minutely_model_freshness_seconds") for name in REPLICAS]
+            time.sleep(2)
+            after = [metric(stack, name, "minutely_model_freshness_seconds") for name in REPLICAS]
+            grown = [late - early for early, late in zip(before, after, strict=True)]
+            assert all(1.9 < each < 4 for each in grown), grown
+            assert stack.runs("produce")
+        until("both are fresh again", all_are(stack, "fresh"))
+
+        stack.signal("produce", signal.SIGINT)
+        until("both see that nothing happens", all_are(stack, "idle"))
+        for status in statuses(stack):
+            assert status.freshness_seconds is not None and status.newest_behaviour_seconds is not None
+            assert status.freshness_seconds < stale_seconds < status.newest_behaviour_seconds
+
+
+def print_and_check_windows(stack: Stack, *, windows: int, seconds: float, goal: int) -> None:
+    """In each window, 99 % of the examples that became servable in both replicas took no longer than the goal (seconds)."""
+
+    def counts() -> list[tuple[float, float]]:
+        name = "minutely_decided_to_servable_seconds"
+        return [
+            (metric(stack, each, f"{name}_count"), metric(stack, each, f"{name}_bucket", f'le="{goal:.1f}"'))
+            for each in REPLICAS
+        ]
+
+    before = counts()
+    for window in range(windows):
+        time.sleep(seconds)
+        after = counts()
+        for status, (count, within), (count_then, within_then) in zip(statuses(stack), after, before, strict=True):
+            examples, quick = count - count_then, within - within_then
+            print(f"window {window + 1}: {quick:.0f} of {examples:.0f} within {goal} s; {status}")
+            assert examples > 10 * seconds, "too few to tell"
+            assert quick >= 0.99 * examples, f"{status}: p99 is over {goal} s in window {window + 1}"
+            assert status.state == "fresh"
+        before = after

@@ -1,0 +1,201 @@
+"""The commands of the services on Kafka, and of those that look after them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+from rich.console import Console
+
+from minutely.cli_options import (
+    EventTime,
+    HostPort,
+    PerSecond,
+    Times,
+    archive_option,
+    config_argument,
+    data_option,
+    load,
+    metrics_option,
+)
+
+if TYPE_CHECKING:
+    from minutely.service import Address
+
+_BATCH_ONLY = ("--until", "--run", "--out")
+
+
+@click.command()
+@config_argument
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of this joiner's state. [default: state/NAME/join]",
+)
+@metrics_option
+def join(config: Path, state: Path | None, metrics: Address | None) -> None:
+    """Join impressions with engagements on Kafka: examples out, each once, whatever dies.
+
+    Start as many as you like with one state folder each; they share the partitions.
+    """
+    from minutely.join import join as run
+    from minutely.service import log_to_stderr
+
+    log_to_stderr()
+    pipeline = load(config, None, None)
+    run(pipeline, state or Path("state") / pipeline.name / "join", metrics)
+
+
+@click.command()
+@config_argument
+@archive_option
+@metrics_option
+def archive(config: Path, place: str | None, metrics: Address | None) -> None:
+    """Archive every example that the joiners write to Kafka, once, in a Delta Lake table.
+
+    Started again, it goes on after exactly what the table contains.
+    """
+    from minutely.archive import archive as run
+    from minutely.archive import live_archive
+    from minutely.service import log_to_stderr
+
+    log_to_stderr()
+    pipeline = load(config, None, None)
+    run(pipeline, live_archive(pipeline, place), metrics)
+
+
+@click.command()
+@config_argument
+@click.option("--deltas", help="Folder or object store address of the published versions. [default: state/NAME/deltas]")
+@metrics_option
+@click.option("--from", "origin", type=click.Choice(["archive"]), help="Train in batch, from the archive.")
+@archive_option
+@click.option("--since", type=EventTime(), help="With --from: examples decided at this event time or later.")
+@click.option("--until", type=EventTime(), help="With --from: examples decided before this event time.")
+@click.option("--run", type=click.Path(path_type=Path), help="With --from: take the archive of this run's folder.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="With --from: the new run's folder.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="With --from: seed, instead of the configured one.")
+@click.option("--resume", is_flag=True, help="Go on where a guard has held training.")
+def train(
+    config: Path,
+    deltas: str | None,
+    metrics: Address | None,
+    origin: str | None,
+    place: str | None,
+    since: int | None,
+    until: int | None,
+    run: Path | None,
+    out: Path | None,
+    seed: int | None,
+    resume: bool,
+) -> None:
+    """Train on what the joiners write to Kafka, and publish a version every sync.sparse_every.
+
+    Started again, it goes on after exactly what its newest version contains. Where a guard has held training, it says why and
+    ends with status 3, until it is started with --resume: then it goes on from the last version that was published.
+
+    With --from archive it trains in batch, in the order in which online training saw its examples. The archive is archive.dir of
+    the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with the model as version 1.
+
+    With --from archive and --deltas it then goes on in the live log where the archive ends, takes over from the trainer that
+    publishes to that folder, if any, and is the trainer from then on. Started again after that, it goes on like any trainer.
+    """
+    given = {"--archive": place, "--since": since, "--until": until, "--run": run, "--out": out, "--seed": seed}
+    named = [name for name, value in given.items() if value is not None]
+    live = origin is None or deltas is not None
+    if origin is None and named:
+        raise click.UsageError(f"{', '.join(named)}: only with --from archive")
+    if origin is not None and live and (batch_only := [name for name in named if name in _BATCH_ONLY]):
+        raise click.UsageError(f"{', '.join(batch_only)}: not with --deltas, where training goes on in the live log")
+    if not live and metrics is not None:
+        raise click.UsageError("--metrics: not without --deltas, where training ends with the archive")
+    if since is not None and until is not None and until <= since:
+        raise click.BadParameter("--until is not after --since; allowed: a later time")
+    pipeline = load(config, None, seed)
+    if live:
+        from minutely.archive import live_archive
+        from minutely.batch import Retraining
+        from minutely.service import log_to_stderr
+        from minutely.train import train as serve
+
+        log_to_stderr()
+        retraining = None if origin is None else Retraining(live_archive(pipeline, place), since)
+        serve(pipeline, deltas or f"state/{pipeline.name}/deltas", metrics, retraining, resume=resume)
+    else:
+        from minutely.batch import archive_place, train_from_archive
+
+        found = place or archive_place(pipeline, run)
+        train_from_archive(pipeline, found, since, until, out, Console())
+
+
+@click.command()
+@config_argument
+@click.option(
+    "--deltas",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the published versions. [default: state/NAME/deltas]",
+)
+@click.option("--listen", type=HostPort(), default="127.0.0.1:8080", show_default=True, help="Where to answer.")
+@click.option("--name", help="Name of this replica in metrics. [default: the host's name and the port]")
+def serve(config: Path, deltas: Path | None, listen: Address, name: str | None) -> None:
+    """Answer ranking requests over HTTP from a copy of the newest version, and log what was served to Kafka.
+
+    Routes: /v1/rank, /v1/engagements, /v1/status, /v2 (Open Inference Protocol), /metrics, /openapi.json.
+    """
+    from minutely.serve import serve as run
+    from minutely.service import log_to_stderr
+
+    log_to_stderr()
+    pipeline = load(config, None, None)
+    run(pipeline, deltas or Path("state") / pipeline.name / "deltas", listen, name)
+
+
+@click.command()
+@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.option("--json", "as_json", is_flag=True, help="Ask once, and print one line of JSON for each replica.")
+@click.option("--every", type=float, default=1.0, show_default=True, help="Seconds between two looks.")
+def freshness(urls: tuple[str, ...], as_json: bool, every: float) -> None:
+    """Show how fresh replicas are: a live table of their versions and ages, until Ctrl-C."""
+    from minutely.freshness import print_json, show
+
+    if as_json:
+        sys.exit(print_json(urls))
+    show(Console(), urls, every)
+
+
+@click.command()
+@config_argument
+@data_option
+@click.option("--speed", type=Times(), help="How much faster than logged, as in 60x. [default: 1x]")
+@click.option("--rate", type=PerSecond(), help="Requests a second instead, as in 500/s.")
+def produce(config: Path, data: Path | None, speed: float | None, rate: float | None) -> None:
+    """Send logged events to Kafka as if they happened now: order kept, engagement delays as they were."""
+    from minutely.produce import produce as run
+    from minutely.service import log_to_stderr
+
+    if speed is not None and rate is not None:
+        raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
+    log_to_stderr()
+    run(load(config, data, None), 1.0 if speed is None else speed, rate)
+
+
+@click.command("dead-letters")
+@config_argument
+@click.option("--reason", help="Only those refused for this reason.")
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many to show.")
+@click.option("--again", is_flag=True, help="Send them again, to where they came from.")
+def dead_letters(config: Path, reason: str | None, limit: int, again: bool) -> None:
+    """List what the joiners refused and why, or send it again after a fix."""
+    from minutely.dead_letters import send_again, show
+
+    pipeline = load(config, None, None)
+    console = Console(soft_wrap=True)
+    if again:
+        console.print(f"sent {send_again(pipeline, reason)} again")
+    else:
+        show(console, pipeline, reason, limit)
+
+
+COMMANDS = (join, archive, train, serve, freshness, produce, dead_letters)

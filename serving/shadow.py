@@ -1,0 +1,136 @@
+"""A shadow: a second version with tables of its own, which scores a share of the requests beside those that answer them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from serving.comparison import Comparison
+from serving.pulling import Puller
+from serving.ranking import Answer, Ranker
+from serving.replica import Replica
+from serving.requests import RankAsked
+from serving.status import ShadowStatus
+from serving.worker import Worker
+from streaming.clock import Clock
+from streaming.events import Engagement
+
+_WAITING = 1000
+_AT_ONCE = 16
+_EVERY_SECONDS = 0.05
+_COMPARE_EVERY_MS = 1000
+
+
+class _Answered(NamedTuple):
+    asked: RankAsked
+    answer: Answer
+    order: npt.NDArray[np.int64]
+
+
+class Shadow:
+    """Scores a ``share`` of the requests with another version, which ``puller`` brings to ``replica`` and keeps it at.
+
+    Which requests depends on their ids alone. Answers never wait for it: what was answered is put into a bounded buffer, and
+    what does not fit, engagements included, is dropped and counted. One thread calls `step`.
+    """
+
+    def __init__(
+        self, share: float, replica: Replica, puller: Puller, ranker: Ranker, comparison: Comparison, clock: Clock
+    ) -> None:
+        assert puller.pinned is not None
+        self.version = puller.pinned.version
+        self.share = share
+        self._replica = replica
+        self._puller = puller
+        self._ranker = ranker
+        self._comparison = comparison
+        self._clock = clock
+        self._waiting: deque[_Answered | Engagement] = deque()
+        self._dropped = 0
+        self._compared = comparison.compared()
+        self._compare_at = 0
+
+    def takes(self, request_id: str) -> bool:
+        """Whether a request is one of the share."""
+        return xxhash.xxh3_64_intdigest(request_id.encode(errors="surrogatepass")) < self.share * 2.0**64
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has its version, rows and dense weights."""
+        return self._replica.whole and self._replica.sparse_version == self.version
+
+    def served(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
+        """Note what was answered; never waits."""
+        if self.ready and self.takes(asked.request_id):
+            self._offer(_Answered(asked, answer, order))
+
+    def engaged(self, engagement: Engagement) -> None:
+        """Note what a user did; never waits."""
+        if self.takes(engagement.request_id):
+            self._offer(engagement)
+
+    def _offer(self, item: _Answered | Engagement) -> None:
+        if len(self._waiting) >= _WAITING:
+            self._dropped += 1
+        else:
+            self._waiting.append(item)
+
+    def step(self) -> float:
+        """Pull, score and compare what is waiting; how long to sleep."""
+        self._puller.step()
+        taken = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
+        for item in taken:
+            if isinstance(item, _Answered):
+                self._score(*item)
+            else:
+                self._comparison.engaged(item)
+        now_ms = self._clock.now_ms()
+        self._comparison.close(now_ms)
+        if now_ms >= self._compare_at:
+            self._compared, self._compare_at = self._comparison.compared(), now_ms + _COMPARE_EVERY_MS
+        return 0.0 if len(taken) == _AT_ONCE else _EVERY_SECONDS
+
+    def _score(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
+        scores = np.stack((answer.scores, self._replica.score(asked.columns, asked.count)))
+        self._comparison.served(asked, order, scores, self._ranker.combine(scores))
+
+    def status(self) -> ShadowStatus:
+        """What it is, and what it said so far."""
+        return ShadowStatus(
+            version=self.version,
+            share=self.share,
+            ready=self.ready,
+            problem=self._puller.problem,
+            dropped=self._dropped + self._comparison.dropped,
+            compared=self._compared,
+        )
+
+
+MakeShadow: TypeAlias = Callable[[int, float], Shadow]
+
+
+class Shadowing:
+    """The shadow of a replica, while it has one. ``make`` gives a shadow of a version for a share of the requests."""
+
+    def __init__(self, make: MakeShadow) -> None:
+        self._make = make
+        self._worker: Worker | None = None
+        self.current: Shadow | None = None
+
+    def begin(self, version: int, share: float) -> None:
+        """Shadow with a version, instead of the one before; ``LookupError`` where it is not there."""
+        shadow = self._make(version, share)
+        self.end()
+        self.current, self._worker = shadow, Worker("shadow", shadow.step)
+        self._worker.start()
+
+    def end(self, within_seconds: float = 0.0) -> None:
+        """Shadow no more; its memory is free when its thread has ended, for which this waits at most so long."""
+        worker, self.current, self._worker = self._worker, None, None
+        if worker is not None:
+            worker.stop(within_seconds)
