@@ -187,8 +187,8 @@ class Follower:
     def _take(self, manifest: Manifest, changes: list[dict[str, RowsChange]]) -> None:
         self.applying = manifest
         if manifest.is_whole:
-            for name, table in self._tables.items():
-                table.reserve(sum(len(change[name].keys) for change in changes if name in change))
+            for name, filled in self._tables.items():
+                filled.reserve(sum(len(change[name].keys) for change in changes if name in change))
         for change in changes:
             for name, rows in change.items():
                 table = self._tables.get(name)
