@@ -20,7 +20,7 @@ from minutely.parts import make_trainer
 from minutely.place import folder_of, open_files
 from minutely.retrain import retrain
 from minutely.service import Address, stop_on_signal
-from paramserver.files import Files
+from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
 from streaming.examples import ExampleFormat
@@ -66,6 +66,8 @@ def train(
                 if not _follow(locks.writer, seconds, stop):
                     return
                 locks.retrainer.close()
+        if folder is not None:
+            remove_half_written(folder)
         _run(pipeline, files, clock, stop, status, resume=resume)
 
 

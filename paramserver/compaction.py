@@ -75,6 +75,7 @@ def write_shard(files: Files, stem: str, delta: Delta, precision: Precision) -> 
         state=write_file(files, stem, "state.arrow", state),
         changed=sum(len(table.rows.ids) for table in delta.values()),
         expired=sum(len(table.rows.expired) for table in delta.values()),
+        by_table={name: len(table.rows.ids) for name, table in delta.items()},
     )
 
 

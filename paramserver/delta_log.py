@@ -122,6 +122,11 @@ class DeltaLog:
         return last_delta
 
     @property
+    def executor(self) -> Executor | None:
+        """What works beside the writer."""
+        return self._executor
+
+    @property
     def form(self) -> str:
         """What decides the form of rows and weights."""
         return self._form

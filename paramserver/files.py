@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+_TEMPORARY = ".tmp"
+_HALF_WRITTEN = re.compile(r"\.(\d{1,9})\.tmp$")
+"""The process that writes it comes before."""
 
 
 class Files(Protocol):
@@ -47,8 +52,6 @@ class System(Protocol):
 class LocalFiles:
     """A local folder. ``durable`` syncs file and folder on every write; a replay, which can run again, does not."""
 
-    _TEMPORARY = ".tmp"
-
     def __init__(self, folder: Path, *, durable: bool, system: System = os) -> None:
         self._folder = str(folder)
         self._durable = durable
@@ -79,7 +82,7 @@ class LocalFiles:
 
     def _write_aside(self, name: str, data: bytes) -> str:
         """Write a file under a name that is this process's alone."""
-        path = f"{self._folder}/{name}.{self._os.getpid()}{self._TEMPORARY}"
+        path = f"{self._folder}/{name}.{self._os.getpid()}{_TEMPORARY}"
         descriptor = self._os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             view = memoryview(data)
@@ -109,7 +112,7 @@ class LocalFiles:
 
     def names(self) -> list[str]:
         """The names of all files, in no order."""
-        return [name for name in self._os.listdir(self._folder) if not name.endswith(self._TEMPORARY)]
+        return [name for name in self._os.listdir(self._folder) if not name.endswith(_TEMPORARY)]
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -122,6 +125,25 @@ class LocalFiles:
             self._os.fsync(descriptor)
         finally:
             self._os.close(descriptor)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what writers in a folder of `LocalFiles` left half written when they were killed. For who owns the folder, before it
+    writes; files of other processes that are alive stay."""
+    for path in folder.iterdir():
+        writer = _HALF_WRITTEN.search(path.name)
+        if writer is not None and (int(writer[1]) == os.getpid() or not _is_alive(int(writer[1]))):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 class WriteBack:

@@ -164,7 +164,8 @@ class Follower:
         self.applying = manifest
         for name, table in self._tables.items():
             kept = [change[name].keys for change in changes if name in change]
-            table.erase(np.setdiff1d(table.export().ids, np.concatenate([np.empty(0, np.int64), *kept])))
+            if len(table):
+                table.erase(np.setdiff1d(table.export().ids, np.concatenate([np.empty(0, np.int64), *kept])))
         self._take(manifest, changes)
 
     def _read(self, manifest: Manifest) -> list[dict[str, RowsChange]]:
@@ -185,6 +186,9 @@ class Follower:
 
     def _take(self, manifest: Manifest, changes: list[dict[str, RowsChange]]) -> None:
         self.applying = manifest
+        if manifest.is_whole:
+            for name, filled in self._tables.items():
+                filled.reserve(sum(len(change[name].keys) for change in changes if name in change))
         for change in changes:
             for name, rows in change.items():
                 table = self._tables.get(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, wait
 from datetime import UTC, datetime
 
 from basis.problems import BadFile
@@ -114,17 +116,42 @@ def read_version(files: Files, manifest: Manifest) -> dict[str, TableDelta]:
     return fold([read_shard(files, shard) for item in path for shard in item.shards])
 
 
-def restore(files: Files, path: list[Manifest], tables: Mapping[str, Table]) -> None:
-    """Put the rows of a version into empty tables, a file at a time; each is checked before it is used.
+def restore(
+    files: Files, path: Sequence[Manifest], tables: Mapping[str, Table], executor: Executor | None = None
+) -> None:
+    """Put the rows of a version into empty tables, a shard at a time, while ``executor`` reads and checks the next one.
 
-    `BadFile` or ``FileNotFoundError`` where one is damaged or gone; the tables then hold what came before it.
+    `BadFile` or ``FileNotFoundError`` where a file is damaged or gone; the tables then hold what came before it.
     """
-    for manifest in path:
-        for shard in manifest.shards:
-            for name, delta in read_shard(files, shard).items():
-                if name not in tables:
-                    raise BadFile(f"{shard.rows.name}: table {name}, which this trainer does not have")
-                tables[name].restore(delta.rows)
+    whole: Counter[str] = Counter()
+    for shard in path[0].shards:
+        whole.update(shard.by_table)
+    for name, rows in whole.items():
+        if name in tables:
+            tables[name].reserve(rows)
+    for shard, deltas in _read_ahead(files, [shard for manifest in path for shard in manifest.shards], executor):
+        for name, delta in deltas.items():
+            if name not in tables:
+                raise BadFile(f"{shard.rows.name}: table {name}, which this trainer does not have")
+            tables[name].restore(delta.rows)
+
+
+def _read_ahead(
+    files: Files, shards: Sequence[Shard], executor: Executor | None
+) -> Iterator[tuple[Shard, dict[str, TableDelta]]]:
+    """Shards with what they hold, at most one of them more than asked for."""
+    if executor is None:
+        yield from ((shard, read_shard(files, shard)) for shard in shards)
+        return
+    read = [executor.submit(read_shard, files, shard) for shard in shards[:1]]
+    try:
+        for shard, following in zip(shards, [*shards[1:], None], strict=True):
+            deltas = read.pop().result()
+            if following is not None:
+                read.append(executor.submit(read_shard, files, following))
+            yield shard, deltas
+    finally:
+        wait(read)
 
 
 def clear(tables: Mapping[str, Table]) -> None:

@@ -37,7 +37,7 @@ class FileRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """The two files of one shard, and how many rows they change and how many ids they expire.
+    """The two files of one shard, and how many rows they change, also by table, and how many ids they expire.
 
     No id of a table is in two shards of one version, tombstones included, so their order does not matter.
     """
@@ -46,6 +46,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     state: FileRef
     changed: int
     expired: int
+    by_table: dict[str, int] = {}
 
 
 class Dense(msgspec.Struct, frozen=True, kw_only=True):

@@ -241,6 +241,11 @@ class Table:
         """Every row; no expired ids. A replica's rows have no state, and zeros for last seen and count."""
         return Rows(*self._native.export(), *self._native.default_row())
 
+    def reserve(self, rows: int) -> None:
+        """Makes room for so many rows in all at once, for who is about to fill the table; without, it grows as rows come."""
+        check("rows", rows, "in 0 to 2**31 - 1", 0 <= rows < 1 << 31)
+        self._native.reserve(rows)
+
     def restore(self, rows: Rows) -> None:
         """Removes rows.expired, then sets rows and default row exactly, optimizer state, last seen and count included.
 

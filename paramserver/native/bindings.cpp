@@ -282,6 +282,7 @@ NB_MODULE(_native, module) {
         .def("export", &export_rows)
         .def("restore", &restore, nb::arg("ids"), nb::arg("embeddings"), nb::arg("state"), nb::arg("last_seen_seconds"),
              nb::arg("counts"), nb::arg("expired"), nb::arg("default_embedding"), nb::arg("default_state"))
+        .def("reserve", &Table::reserve, nb::arg("rows"), nb::call_guard<nb::gil_scoped_release>())
         .def("default_row", &default_row)
         .def("set_default_row", &set_default_row, nb::arg("embedding"), nb::arg("state").none())
         .def("save", &Table::save, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())

@@ -115,6 +115,13 @@ void Index::prepare(uint64_t count) {
     }
 }
 
+void Index::reserve(uint64_t capacity) {
+    const uint64_t count = buckets_for(capacity);
+    if (count <= count_.load(std::memory_order_relaxed)) return;
+    migrate(old_count_.load(std::memory_order_relaxed));
+    grow_to(count);
+}
+
 void Index::insert(const Slot& slot, Home home) {
     place(slot, home);
     ++size_;
@@ -223,13 +230,16 @@ bool Index::displace(const Slot& slot, Home home) {
 
 void Index::start_growth() {
     const uint64_t before = count_.load(std::memory_order_relaxed);
-    const bool at_once = before < kIncrementalCount;
-    const uint64_t after = at_once ? before * 2 : before + before * kGrowthNumerator / kGrowthDenominator;
-    if (after > kMostBuckets)
+    grow_to(before < kIncrementalCount ? before * 2 : before + before * kGrowthNumerator / kGrowthDenominator);
+}
+
+void Index::grow_to(uint64_t count) {
+    if (count > kMostBuckets)
         throw std::length_error("an index holds at most " + std::to_string(kMostBuckets) + " buckets");
-    memory_.commit(after * sizeof(Bucket));
-    set_shape(before, after, before);
-    if (at_once) migrate(before);
+    const uint64_t before = count_.load(std::memory_order_relaxed);
+    memory_.commit(count * sizeof(Bucket));
+    set_shape(before, count, before);
+    if (before < kIncrementalCount) migrate(before);
 }
 
 void Index::migrate(uint64_t buckets) {

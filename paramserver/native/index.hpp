@@ -81,6 +81,8 @@ class Index {
     Slot* locate(uint64_t id, Home home);
     // Writer only: makes room for `count` inserts, with a share of the growth that is under way.
     void prepare(uint64_t count);
+    // Writer only: grows once for `capacity` ids in all, where it would otherwise do so in steps.
+    void reserve(uint64_t capacity);
     // Writer only: adds an id that is not there. Never fails for lack of a place.
     void insert(const Slot& slot) {
         prepare(1);
@@ -148,6 +150,7 @@ class Index {
     bool settle_in(const Slot& slot, Home home);
     bool displace(const Slot& slot, Home home);
     void start_growth();
+    void grow_to(uint64_t count);
     void set_shape(uint64_t old_count, uint64_t count, uint64_t frontier);
     // Does some of the growth that is due: `buckets` old buckets, rounded up to a block.
     void migrate(uint64_t buckets);

@@ -1,6 +1,7 @@
 // Whole rows out of the table and into it: seals, exports and recovery.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "table.hpp"
 
@@ -9,6 +10,8 @@ namespace minutely {
 namespace {
 
 constexpr size_t kChunk = 4096;
+// Rows on their way to the cache while the ones before are written.
+constexpr size_t kRowsAhead = 8;
 constexpr size_t kSpareChanged = size_t{1} << 16;
 
 void sort_unique(std::vector<int64_t>& ids) {
@@ -91,6 +94,14 @@ void Table::gather(Rows& rows) {
     });
 }
 
+void Table::reserve(uint64_t rows) {
+    const std::scoped_lock lock(writer_);
+    std::optional<Readers::Exclusive> alone;
+    if (!beside_readers_) alone.emplace(readers_);
+    // Restore and upsert make room for a chunk whose rows may all be there already.
+    content_->index.reserve(rows + std::min<uint64_t>(rows, kChunk));
+}
+
 void Table::restore(const RowsView& rows) {
     const std::scoped_lock lock(writer_);
     const Readers::Exclusive alone(readers_);
@@ -105,9 +116,20 @@ void Table::restore(const RowsView& rows) {
     for (size_t from = 0; from < rows.count; from += kChunk) {
         const size_t chunk = std::min(kChunk, rows.count - from);
         content.index.prepare(chunk);
-        const auto id_of = [&](size_t i) { return rows.ids[from + i]; };
-        content.index.each_home(chunk, id_of, [&](size_t i, Home home) { restore_one(rows, from + i, home); });
+        const auto id_of = [&](size_t i) { return static_cast<uint64_t>(rows.ids[from + i]); };
+        const auto put = [&](size_t i) { restore_one(rows, from + i, content.index.home(id_of(i))); };
+        content.index.each_home(chunk, id_of, [&](size_t i, Home home) {
+            if (const Slot* slot = content.index.locate(id_of(i), home)) prefetch_row(slot->number());
+            if (i >= kRowsAhead) put(i - kRowsAhead);
+        });
+        for (size_t i = chunk - std::min(chunk, kRowsAhead); i < chunk; ++i) put(i);
     }
+}
+
+void Table::prefetch_row(uint32_t row) const {
+    const RowArea& area = content_->slab.area();
+    for (size_t at = 0; at < area.stride_bytes; at += 64) __builtin_prefetch(area.row(row) + at, 1);
+    __builtin_prefetch(area.sights + row, 1);
 }
 
 void Table::restore_one(const RowsView& rows, size_t i, Home home) {

@@ -88,6 +88,7 @@ class Table {
     Rows seal();
     Rows export_rows();
     void restore(const RowsView& rows);
+    void reserve(uint64_t rows);
     void default_row(float* embedding, float* state);
     void set_default_row(const float* embedding, const float* state);
 
@@ -142,6 +143,7 @@ class Table {
     std::vector<int64_t> changed_ids();
     // Takes the row out of the table; its memory is reused at once where no reader is inside.
     void remove(Slot* slot, bool alone);
+    void prefetch_row(uint32_t row) const;
     void restore_one(const RowsView& rows, size_t i, Home home);
     void gather(Rows& rows);
 

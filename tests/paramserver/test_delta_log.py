@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,8 +17,9 @@ from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.follower import Follower
-from paramserver.history import read_shard, read_version
+from paramserver.history import path_to, read_shard, read_version, restore
 from paramserver.manifest import TakenOverError
+from paramserver.table import Rows, Table
 from tests.paramserver.published import (
     COLUMNS,
     DIMS,
@@ -233,19 +236,21 @@ def test_a_base_is_the_table_with_everything_that_recovery_needs() -> None:
     assert writer.log.fold() is None, "there is nothing new to fold"
 
 
-def test_a_table_recovered_from_its_log_goes_on_to_the_same_bits() -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_table_recovered_from_its_log_goes_on_to_the_same_bits(beside: bool) -> None:
     files = MemoryFiles()
     writer = Writer(files, 4, seed=8)
     for _ in range(10):
         writer.publish()
     recovered = {name: trained_table(name, seed=8) for name in DIMS}
-    base = manifests.versions(files, base=True)[-1]
-    manifest = manifests.read_manifest(files, base, base=True)
-    later = [manifests.read_manifest(files, version, base=False) for version in range(base + 1, writer.log.version + 1)]
-    assert later, "from a base and the deltas after it"
-    for version in (manifest, *later):
-        for name, part in read_shard(files, version.shards[0]).items():
-            recovered[name].restore(part.rows)
+    path = path_to(files, writer.log.version)
+    assert path[0].is_base
+    assert len(path) > 1, "from a base and the deltas after it"
+    if beside:
+        with ThreadPoolExecutor(1) as executor:
+            restore(files, path, recovered, executor)
+    else:
+        restore(files, path, recovered)
     rng = np.random.default_rng(0)
     for name, table in writer.tables.items():
         known = table.export().ids
@@ -255,6 +260,68 @@ def test_a_table_recovered_from_its_log_goes_on_to_the_same_bits() -> None:
         for column in COLUMNS:
             ours, theirs = getattr(table.export(), column), getattr(recovered[name].export(), column)
             assert ours.tobytes() == theirs.tobytes(), (name, column)
+
+
+class AtOnce(Executor):
+    """Works as soon as it is told to."""
+
+    def submit(self, work: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Watched(Table):
+    """A table that says ``put`` whenever rows are put into it."""
+
+    told: list[str]
+
+    def restore(self, rows: Rows) -> None:
+        self.told.append("put")
+        super().restore(rows)
+
+
+def test_one_shard_is_read_ahead_and_what_is_damaged_ends_it() -> None:
+    content = MemoryFiles()
+    log, trained = DeltaLog(content, "form", 100), Table(2)
+    for version in range(1, 5):
+        trained.lookup_or_insert(np.arange(version * 10), 0)
+        log.publish({"t": trained.seal()}, Cut(version, version, {}))
+    path = path_to(content, 4)
+    files, table = BreakableFiles(content), Watched(2)
+    table.told = []
+    files.before = lambda operation, name: table.told.append(operation) if "rows" in name else None
+    restore(files, path, {"t": table}, AtOnce())
+    assert table.told == ["read", "read", "put", "read", "put", "read", "put", "put"]
+    assert table.export().ids.tolist() == list(range(40))
+
+    files.damage = lambda name, data: data[:-1] if name == path[2].shards[0].state.name else data
+    table = Watched(2)
+    table.told = []
+    with pytest.raises(BadFile, match=path[2].shards[0].state.name), ThreadPoolExecutor(1) as executor:
+        restore(files, path, {"t": table}, executor)
+    assert table.told.count("put") == 2, "what came before it"
+
+
+def test_a_table_is_as_large_for_rows_that_are_announced_as_for_those_that_come() -> None:
+    content = MemoryFiles()
+    log, trained = DeltaLog(content, "form", 100), Table(2)
+    trained.lookup_or_insert(np.arange(100_000), 0)
+    log.publish({"t": trained.seal()}, Cut(1, 1, {}))
+    for version in (2, 3):
+        trained.lookup_or_insert(np.arange(20_000), 0)
+        log.publish({"t": trained.seal()}, Cut(version, version, {}))
+    path = path_to(content, 3)
+    assert [manifest.shards[0].by_table for manifest in path] == [{"t": 100_000}, {"t": 20_000}, {"t": 20_000}]
+    tables = Table(2), Table(2, row_format="float32")
+    restore(content, path, {"t": tables[0]})
+    Follower(content, {"t": tables[1]}).pull()
+    for table in tables:
+        assert table.stats.live == 100_000
+        assert table.stats.index_bytes <= 100_000 * 16 / 0.75 * 1.06, "no growth after it"
 
 
 def referenced(files: MemoryFiles) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramserver.files import Files, LocalFiles, WriteBack
+from paramserver.files import Files, LocalFiles, WriteBack, remove_half_written
 from paramserver.follower import Follower
 from tests.paramserver.published import MemoryFiles, Writer, replica_tables, state_of
 
@@ -74,6 +77,40 @@ def test_a_half_written_file_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "half.tmp").write_bytes(b"2")
     assert files.names() == ["whole"]
     assert LocalFiles(tmp_path, durable=True).read("whole") == b"1"
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from paramserver.files import LocalFiles
+
+class Slow:
+    def __getattr__(self, name):
+        return getattr(os, name)
+    def fsync(self, descriptor):
+        print("half", flush=True)
+        time.sleep(60)
+
+LocalFiles(Path(sys.argv[1]), durable=True, system=Slow()).write("version", b"rows" * 1000)
+"""
+
+
+def test_what_a_killed_writer_left_goes_and_what_others_write_stays(tmp_path: Path) -> None:
+    LocalFiles(tmp_path, durable=True).write("whole", b"1")
+    stays = {"whole", f"other.{os.getppid()}.tmp", "mine.tmp", "notes.12.tmp.txt", "notes.txt.tmp"}
+    for name in stays:
+        (tmp_path / name).write_bytes(b"2")
+    (tmp_path / f"before.{os.getpid()}.tmp").write_bytes(b"a process of a container has the same number each time")
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "half\n"
+        half = tmp_path / f"version.{writer.pid}.tmp"
+        remove_half_written(tmp_path)
+        assert half.exists(), "its writer is alive"
+        writer.kill()
+    assert half.exists()
+    remove_half_written(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == stays
 
 
 def test_followers_of_write_back_see_every_version(tmp_path: Path) -> None:

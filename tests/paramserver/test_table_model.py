@@ -205,6 +205,10 @@ class Model(RuleBasedStateMachine):
         self.dropped = after.candidates_dropped
         self.table = loaded
 
+    @rule(rows=st.sampled_from([0, 40, 5_000]))
+    def reserve(self, rows: int) -> None:
+        self.table.reserve(rows)
+
     @rule()
     def recover(self) -> None:
         rows = self.table.export()

@@ -65,6 +65,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             ids.push_back(id_from(bytes.next(), static_cast<uint8_t>(spread + extra)));
         }
         std::vector<float> values(count * kDim, static_cast<float>(operation % 5));
+        if (operation % 11 == 0) table.reserve(count * 8);
         switch (operation % 7) {
         case 0:
             table.lookup_or_insert(ids.data(), count, int64_t{now} * 1000, values.data());
@@ -150,6 +151,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         require(all.last_seen_seconds[at] == row.last_seen && all.counts[at] == row.count, "export's sights differ");
         ++at;
     }
+    Table recovered(options, *sets.front());
+    if (all.ids.size() % 2 != 0) recovered.reserve(all.ids.size());
+    const size_t half = all.ids.size() / 2;
+    for (const size_t count : {half, all.ids.size(), half}) {
+        recovered.restore({count, all.ids.data(), all.embeddings.data(), all.state.data(), all.last_seen_seconds.data(),
+                           all.counts.data(), 0, nullptr});
+    }
+    const Rows again = recovered.export_rows();
+    require(again.ids == all.ids && again.embeddings == all.embeddings && again.counts == all.counts &&
+                again.last_seen_seconds == all.last_seen_seconds,
+            "what was recovered differs");
     return 0;
 }
 

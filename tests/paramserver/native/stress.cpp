@@ -65,6 +65,7 @@ void replica(RowFormat format, int turns) {
         const auto others = ids_of(static_cast<uint64_t>(turn) + 2, kOthers);
         const std::vector<float> other_rows(kOthers * kDim, 127.0f);
         table.upsert(others.data(), other_rows.data(), kOthers);
+        if (turn % 8 == 5) table.reserve(static_cast<uint64_t>(turn) * kOthers);
         if (turn % 4 == 3) check(table.erase(others.data(), kOthers) == kOthers, "erase lost rows");
     }
     stop = true;
