@@ -54,6 +54,7 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
         set(),
     ),
     "a replica is gone": ({'up{job="replicas", instance="a"}': "0x40"}, {"ReplicaDown"}),
+    "a trainer is gone": ({'up{job="trainers", instance="a"}': "0x40"}, {"ServiceDown"}),
     "out of service": ({'minutely_ready{replica="a"}': "0x40"}, {"ReplicaNotReady"}),
     "stale": ({'minutely_model_state{replica="a", state="stale"}': "1x40"}, {"ModelStale"}),
     "idle": ({'minutely_model_state{replica="a", state="idle"}': "1x40"}, {"NothingHappens"}),

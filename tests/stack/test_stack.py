@@ -231,7 +231,7 @@ def test_kuairand_stays_fresh_through_the_stack(tmp_path: Path) -> None:
             time.sleep(2)
             after = [metric(stack, name, "minutely_model_freshness_seconds") for name in REPLICAS]
             grown = [late - early for early, late in zip(before, after, strict=True)]
-            assert all(1.9 < each < 4 for each in grown), grown
+            assert all(each > 1.9 for each in grown), grown
             assert stack.runs("produce")
         until("both are fresh again", all_are(stack, "fresh"))
 
