@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 _TEMPORARY = ".tmp"
-_HALF_WRITTEN = re.compile(r"\.(\d{1,9})\.tmp$")
+_HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")
 """The process that writes it comes before."""
+_HALF_WRITTEN_SECONDS = 3600
 
 
 class Files(Protocol):
@@ -128,22 +130,14 @@ class LocalFiles:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Remove what writers in a folder of `LocalFiles` left half written when they were killed. For who owns the folder, before it
-    writes; files of other processes that are alive stay."""
+    """Remove what writers in a folder of `LocalFiles` left half written when they were killed, once it is an hour old.
+
+    For who owns the folder. Others may write in it, in other containers, where numbers of processes say nothing.
+    """
     for path in folder.iterdir():
-        writer = _HALF_WRITTEN.search(path.name)
-        if writer is not None and (int(writer[1]) == os.getpid() or not _is_alive(int(writer[1]))):
-            path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+        with suppress(FileNotFoundError):
+            if _HALF_WRITTEN.search(path.name) and time.time() - path.stat().st_mtime > _HALF_WRITTEN_SECONDS:
+                path.unlink()
 
 
 class WriteBack:
