@@ -68,7 +68,7 @@ def seconds(work: Callable[[], object]) -> float:
 def recover(rows: int, rounds: int) -> dict[str, float]:
     """All rows from a base and ten deltas over reading the same files; the page cache is dropped before each."""
     ids = distinct_ids(rows)
-    with TemporaryDirectory(dir=ROOT / "build") as folder:
+    with TemporaryDirectory(dir=ROOT / "build") as folder, ThreadPoolExecutor(1) as beside:
         files = LocalFiles(Path(folder), durable=True)
         log = DeltaLog(files, "form", 1000)
         table = Table(DIM, optimizer=OPTIMIZER, initializer=Normal(0, 0.1))
@@ -98,17 +98,22 @@ def recover(rows: int, rounds: int) -> dict[str, float]:
                     while file.readinto(buffer):
                         pass
 
-        ratios, reading, restoring = [], [], []
+        ratios, reading, restoring, pulling = [], [], [], []
         for _ in range(rounds):
             np.empty(table_bytes // 2, np.float64).fill(1.0)  # a machine's host is slow to hand out memory at first
+            drop()
+            replica = Table(DIM, row_format="float32")
+            pulling.append(seconds(Follower(files, {"t": replica}).pull))
+            np.empty(table_bytes // 2, np.float64).fill(1.0)
             drop()
             reading.append(seconds(read))
             restored = Table(DIM, optimizer=OPTIMIZER)
             drop()
-            restoring.append(seconds(lambda to=restored: restore(files, path, {"t": to})))  # type: ignore[misc]
+            restoring.append(seconds(lambda to=restored: restore(files, path, {"t": to}, beside)))  # type: ignore[misc]
             ratios.append(reading[-1] / restoring[-1])
         back = restored.export()
         assert (back.ids == exact.ids).all() and (back.embeddings == exact.embeddings).all()
+        assert (replica.export().embeddings == exact.embeddings).all()
         size = sum(name.stat().st_size for name in names)
     return {
         "recover / disk": median(ratios),
@@ -117,6 +122,7 @@ def recover(rows: int, rounds: int) -> dict[str, float]:
         "disk_read_gb_per_second": size / median(reading) / 1e9,
         "recover_seconds": median(restoring),
         "million_rows_per_second": rows / median(restoring) / 1e6,
+        "replica_load_seconds": median(pulling),
     }
 
 
