@@ -1,8 +1,9 @@
 """One partition's joiner that survives: state, transactions and recovery around the join core.
 
-Synchronous and without input or output of its own. A batch of input is one write batch of `JoinState`, then one transaction
-of the `Outlet`; the outlet's committed metadata says which write batch was the last, so after any crash exactly one of
-these holds: the state is that one; it is one ahead, and its outbox is sent again; it is something else, and is rebuilt.
+Synchronous and without input or output of its own. A batch of input is one transaction of the `Outlet`, whose metadata says
+which it was. Every few seconds, after a transaction, the state goes to disk; so after a crash it is that of some transaction, and
+what the later ones did to it is known by what they took, which is read again, and by what they put into `examples`. Only a
+state of another history, or none, has to be rebuilt from all that may still matter.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Reco
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _REQUESTS_AT_ONCE = 2000
 _CUTS = 64
+_UNFINISHED = -1
+"""The sequence of a state that is being rebuilt: on disk it is of no use to anyone."""
 
 
 class Committed(NamedTuple):
-    """What the last transaction says: which write batch it was, the inputs' next offsets, and what a rebuild has to read.
+    """What the last transaction says: which it was, the inputs' next offsets, and what a rebuild has to read.
 
     Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some.
     """
@@ -79,8 +82,12 @@ class JoinPartition:
         new_id: Callable[[], str],
         lateness_ms: int,
         keep_ms: int,
+        write_every_ms: int = 5000,
     ) -> None:
-        """``keep_ms`` is how long after its event a record may matter to the state, in event time."""
+        """``keep_ms`` is how long after its event a record may matter to the state, in event time.
+
+        The state goes to disk every ``write_every_ms``, or when its memory is full.
+        """
         self._state = state
         self._make_joiner = make_joiner
         self._outlet = outlet
@@ -88,11 +95,16 @@ class JoinPartition:
         self._new_id = new_id
         self._lateness_ms = lateness_ms
         self._keep_ms = keep_ms
+        self._write_every_ms = write_every_ms
         self.joiner = make_joiner(state)
-        self._head = Head("", 0, 0, -1, {}, {}, [])
+        self._head = Head("", 0, 0, -1, {}, {}, [], 0)
         self._offsets: dict[str, int] = {}
         self._taken = 0
         self._examples_end = 0
+        self._outbox: list[Outgoing] | None = None
+        """What is in a transaction that is not known to be committed."""
+        self._recovered = False
+        self._written_at_ms = 0
         self.busy = False
         """Whether more is due than one batch takes: `step` again before anything is taken."""
         self.gaps: list[Gap] = []
@@ -121,74 +133,112 @@ class JoinPartition:
     def recover(self) -> Generator[None]:
         """Come to the state that belongs to what was committed; bounded work between two yields."""
         committed = self._outlet.open()
+        if self._recovered and committed and committed.state_id == self._head.state_id:
+            if committed.sequence == self._head.sequence:
+                self._outbox = None
+                return
+            if committed.sequence == self._head.sequence - 1:
+                self._send()
+                return
+        self._recovered = False
+        self._outbox = None
+        self._state.reload()
+        self.joiner = self._make_joiner(self._state)
         head = self._state.head
-        ahead = head.sequence - committed.sequence if head and committed and head.state_id == committed.state_id else -1
-        if head is not None and ahead in (0, 1):
-            self._resume(head)
-            if ahead == 1:
-                self._send(self._state.outbox)
-            self.busy = head.told < head.watermark
-            return
-        yield from self._rebuild(committed)
+        if head is not None and committed is not None and self._leads_to(head, committed):
+            yield from self._go_on(head, committed)
+        else:
+            yield from self._rebuild(committed)
+        self.joiner.counts.clear()
+        self._taken = 0
+        self._recovered = True
 
-    def _resume(self, head: Head) -> None:
+    def _leads_to(self, head: Head, committed: Committed) -> bool:
+        """Whether the state can be made that of the last transaction by what came after it."""
+        if head.state_id != committed.state_id or not 0 <= head.sequence <= committed.sequence:
+            return False
+        if head.sequence == committed.sequence:
+            return True
+        starts = {**head.offsets, EXAMPLES: head.examples}
+        return all(self._history.beginning(topic) <= start for topic, start in starts.items())
+
+    def _go_on(self, head: Head, committed: Committed) -> Generator[None]:
+        """From the state of an earlier transaction, or of the last."""
         self._head = head
         self._offsets = dict(head.offsets)
-        self.joiner.watermark = head.watermark
+        self._examples_end = head.examples
         self.joiner.newest.update(head.newest)
-        self._examples_end = head.cuts[-1].examples
+        if head.sequence < committed.sequence:
+            yield from self._read_again(committed)
+            return
+        self.joiner.watermark = head.watermark
+        self.busy = head.told < head.watermark
+        if self._state.knows_emitted:
+            self.joiner.known_emitted = self._state.known_emitted
 
     def _rebuild(self, committed: Committed | None) -> Generator[None]:
         """From what is kept: what was emitted from `examples`, the rest from the inputs up to what was committed."""
-        state = self._state
-        state.discard()
-        self.joiner = joiner = self._make_joiner(state)
+        self._state.discard()
         lowest = Cut(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES)))
         if committed is None:
             self._begin(lowest, 0, -1)
-            self._offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
             return
         needed = committed.lowest
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], lowest.examples)
         for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:], lowest[1:], reached, strict=True):
             if start < min(stop, end):
                 self.gaps.append(Gap(topic, start, min(stop, end)))
-        lowest = Cut(-1, *map(max, lowest[1:], needed[1:]))
-        self._begin(lowest, committed.watermark, committed.watermark)
-        for records in self._history.read(EXAMPLES, lowest.examples, self._history.end(EXAMPLES)):
+        self._begin(Cut(-1, *map(max, lowest[1:], needed[1:])), _UNFINISHED, committed.watermark)
+        yield from self._read_again(committed)
+
+    def _begin(self, lowest: Cut, sequence: int, told: int) -> None:
+        self._head = Head(self._new_id(), sequence, 0, told, {}, {}, [lowest], lowest.examples)
+        self._offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
+        self._examples_end = lowest.examples
+        self.busy = False
+
+    def _read_again(self, committed: Committed) -> Generator[None]:
+        """Bring the state from where it is to the last transaction; what comes out of that was sent then."""
+        state, joiner = self._state, self.joiner
+        examples_end = self._history.end(EXAMPLES)
+        for records in self._history.read(EXAMPLES, self._examples_end, examples_end):
             for record in records:
                 state.note_emitted(example_revisions(record.value))
             yield
         joiner.watermark = committed.watermark
         joiner.known_emitted = state.known_emitted
-        starts = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
+        joiner.reads_again = True
         for topic in _INPUTS:
-            for records in self._history.read(topic, starts[topic], committed.offsets[topic]):
+            for records in self._history.read(topic, self._offsets[topic], committed.offsets[topic]):
                 self.take(topic, records)
-                self._write_unsent()
+                self._pass_over(committed)
                 yield
         # What was due by the committed watermark and is not in `examples` was dropped by sampling.
         while not joiner.advance(committed.watermark, _REQUESTS_AT_ONCE):
-            self._write_unsent()
+            self._pass_over(committed)
             yield
-        joiner.known_emitted = None
-        state.forget_emitted()
+        joiner.drain()
+        joiner.reads_again = False
         joiner.watermark = committed.due
         self.busy = committed.watermark < committed.due
         self._offsets = dict(committed.offsets)
-        self._write_unsent()
-        joiner.counts.clear()
-        self._taken = 0
+        self._examples_end = max(self._examples_end, examples_end)
+        self._head = self._head_of(committed.sequence, committed.watermark)
+        self._write()
 
-    def _begin(self, lowest: Cut, watermark: int, told: int) -> None:
-        self._head = Head(self._new_id(), 0, watermark, told, {}, {}, [lowest])
-        self._offsets = {}
-        self._examples_end = lowest.examples
-
-    def _write_unsent(self) -> None:
-        """What comes out while state is rebuilt was sent before."""
+    def _pass_over(self, committed: Committed) -> None:
+        """What comes out while records are read again was sent before."""
         self.joiner.drain()
-        self._state.write(self._next_head(self._head.told), [])
+        if self._state.is_full:
+            self._head = self._head_of(self._head.sequence, committed.watermark)
+            self._state.write(self._head)
+
+    def _write(self) -> None:
+        """The state of the last transaction goes to disk."""
+        self._state.write(self._head)
+        if self.joiner.known_emitted is not None and not self.busy:  # everything that it tells is in the state
+            self.joiner.known_emitted = None
+            self._state.forget_emitted()
 
     def take(self, topic: str, records: Sequence[Record]) -> None:
         """Join a bounded number of records of an input, in order."""
@@ -223,14 +273,18 @@ class JoinPartition:
         if not (self._taken or output.examples or output.dead_letters or self.busy) and moved < tell_every_ms:
             return
         examples = examples_records(joiner.format, output.examples, self._head.told, told)
-        outbox = [Outgoing(EXAMPLES, record) for record in examples]
-        outbox += [Outgoing(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
-        self._state.write(self._next_head(told), outbox)
+        self._outbox = [Outgoing(EXAMPLES, record) for record in examples]
+        self._outbox += [Outgoing(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
+        self._head = self._head_of(self._head.sequence + 1, told)
         self._taken = 0
-        self._send(outbox)
+        self._send()
+        if self._state.is_full or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
+            self._head.examples = self._examples_end
+            self._write()
+            self._written_at_ms = as_of_ms
 
-    def _next_head(self, told: int) -> Head:
-        """The head of the next write batch."""
+    def _head_of(self, sequence: int, told: int) -> Head:
+        """What the state is now."""
         head, newest, offsets = self._head, self.joiner.newest, self._offsets
         cuts = head.cuts
         while len(cuts) > 1 and cuts[1].newest < told - self._keep_ms:
@@ -240,15 +294,21 @@ class JoinPartition:
             cuts = [*cuts, Cut(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], self._examples_end)]
         if len(cuts) > 4 * _CUTS:  # one input is far ahead; with fewer cuts a rebuild reads a little more
             cuts = [cuts[0], *cuts[1::2]]
-        self._head = Head(
-            head.state_id, head.sequence + 1, self.joiner.watermark, told, dict(offsets), dict(newest), cuts
+        return Head(
+            head.state_id, sequence, self.joiner.watermark, told, dict(offsets), dict(newest), cuts, self._examples_end
         )
-        return self._head
 
-    def _send(self, outbox: Sequence[Outgoing]) -> None:
+    def _send(self) -> None:
+        """The outbox and the head, as one transaction."""
+        assert self._outbox is not None
         head = self._head
-        offsets = dict(head.offsets)
         commit = Committed(
-            head.state_id, head.sequence, head.told, max(head.watermark, head.told), offsets, head.cuts[0]
+            head.state_id,
+            head.sequence,
+            head.told,
+            max(head.watermark, head.told),
+            dict(head.offsets),
+            head.cuts[0],
         )
-        self._examples_end = max(self._examples_end, self._outlet.send(outbox, commit))
+        self._examples_end = max(self._examples_end, self._outlet.send(self._outbox, commit))
+        self._outbox = None

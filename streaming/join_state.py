@@ -1,10 +1,10 @@
-"""One partition's joiner state that outlives its process: pending requests, how far it read, and what it has not sent yet.
+"""One partition's joiner state that outlives its process: pending requests, and how far it read.
 
-Everything that one batch of input changes is one RocksDB write batch. It is not synced: a process that dies loses
-nothing by that, and a machine that dies comes back with an older sequence, which is noticed and rebuilt.
+It is on disk as it was after one of the transactions, whole: all that changed since the write before is one RocksDB write batch. That is
+not synced: a process that dies loses nothing by it, and a machine that dies comes back with an older one, which does as well.
 
-Keys: ``h`` the head, ``o`` the outbox, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
-``t<time><request>`` when to look at it, ``e<impression>`` how often an impression was emitted, only while state is rebuilt.
+Keys: ``h`` the head, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
+``t<time><request>`` when to look at it, ``e<impression>`` how often an impression was emitted, only while state is made good.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Cut(NamedTuple):
 
 
 class Head(msgspec.Struct, array_like=True):
-    """What the state is of. ``sequence`` grows by one with every write batch; times in ms of event time.
+    """What the state is of. ``sequence`` grows by one with every transaction; times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
-    takes. ``pending`` counts requests.
+    takes. What later transactions put into `examples` begins at ``examples`` or after it. ``pending`` counts requests.
     """
 
     state_id: str
@@ -44,10 +44,11 @@ class Head(msgspec.Struct, array_like=True):
     offsets: dict[str, int]
     newest: dict[str, int]
     cuts: list[Cut]
+    examples: int
     pending: int = 0
 
 
-class Outgoing(msgspec.Struct, array_like=True):
+class Outgoing(NamedTuple):
     """A record to send."""
 
     topic: str
@@ -74,42 +75,51 @@ class _Entry(msgspec.Struct, gc=False):
     request_stored: bool = False
 
 
+class _Gone(NamedTuple):
+    """What is still on disk of an entry that was dropped."""
+
+    stored_wake: int
+    request_stored: bool
+
+
+_UNWRITTEN_BYTES = 64 << 20
+_GONE_BYTES = 300
+"""What an entry that was dropped costs in memory until that is on disk."""
+
 _small = msgspec.msgpack.Decoder(_Small)
 _request = msgspec.msgpack.Decoder(Request)
 _head = msgspec.msgpack.Decoder(Head)
-_outbox = msgspec.msgpack.Decoder(list[Outgoing])
 
 
 class JoinState:
     """`PendingRequests` over RocksDB: up to ``memory_bytes`` of requests also stay in memory.
 
-    What the joiner changes is in memory until `write` puts it on disk, whole. ``head`` is None in a new folder.
+    What the joiner changes is in memory until `write` puts it on disk, whole. ``head`` is that of the last write, None in a new folder.
     """
 
     def __init__(self, folder: Path, memory_bytes: int, open_store: Callable[[Path], JoinStore] = RocksStore) -> None:
         self._memory_bytes = memory_bytes
         self._db = open_store(folder)
-        self._clear()
+        self.reload()
+
+    def reload(self) -> None:
+        """Forget what was not written."""
         packed: Any = self._db.get(b"h")
         self.head: Head | None = None if packed is None else _head.decode(packed)
-        self._on_disk = self.head.pending if self.head else 0
-
-    def _clear(self) -> None:
         self._entries: dict[str, _Entry] = {}
-        self._dropped: dict[str, _Entry] = {}
+        self._dropped: dict[str, _Gone] = {}
         self._dirty: set[str] = set()
-        self._bytes = 0
+        self._bytes = self._unwritten = 0
         self._timers = Timers(self._wakes_at)
-        self._on_disk = 0
+        self._on_disk = self.head.pending if self.head else 0
 
     def __len__(self) -> int:
         return len(self._entries) + self._on_disk
 
     @property
-    def outbox(self) -> list[Outgoing]:
-        """What the last write batch wanted sent."""
-        packed: Any = self._db.get(b"o")
-        return [] if packed is None else _outbox.decode(packed)
+    def is_full(self) -> bool:
+        """Whether memory is used up, or one `write` has enough to do: it is to be called."""
+        return self._bytes > self._memory_bytes or self._unwritten > _UNWRITTEN_BYTES
 
     def get(self, request_id: str) -> Pending | None:
         """The entry, brought into memory."""
@@ -129,14 +139,14 @@ class JoinState:
             self._bytes += OVERHEAD_BYTES
         entry.size += grown_bytes
         self._bytes += grown_bytes
+        self._unwritten += grown_bytes
         self._entries[request_id] = entry
         self._dirty.add(request_id)
 
     def shrink(self, request_id: str) -> None:
         """Tell that an entry gave its payload away."""
         entry = self._entries[request_id]
-        self._bytes -= entry.size - OVERHEAD_BYTES
-        entry.size = OVERHEAD_BYTES
+        self._gave(entry)
         self._dirty.add(request_id)
 
     def wake(self, request_id: str, pending: Pending, at: int) -> None:
@@ -157,19 +167,29 @@ class JoinState:
     def drop(self, request_id: str) -> None:
         """Forget an entry that `get` returned."""
         entry = self._entries.pop(request_id)
-        self._bytes -= entry.size
+        self._gave(entry)
+        self._bytes -= OVERHEAD_BYTES
         self._dirty.discard(request_id)
         if entry.stored_wake >= 0:
-            self._dropped[request_id] = entry
+            self._dropped[request_id] = _Gone(entry.stored_wake, entry.request_stored)
+            self._bytes += _GONE_BYTES
 
-    def write(self, head: Head, outbox: Sequence[Outgoing]) -> None:
-        """Put everything that changed since the last write on disk, with the head and the outbox, at once."""
+    def _gave(self, entry: _Entry) -> None:
+        """An entry's payload is no longer needed."""
+        payload = entry.size - OVERHEAD_BYTES
+        self._bytes -= payload
+        if not entry.request_stored:
+            self._unwritten -= payload
+        entry.size = OVERHEAD_BYTES
+
+    def write(self, head: Head) -> None:
+        """Put everything that changed since the last write on disk, with the head, at once."""
         batch = self._db.batch()
-        for request_id, entry in self._dropped.items():
+        for request_id, gone in self._dropped.items():
             key = request_id.encode()
             batch.delete(b"p" + key)
-            batch.delete(Timers.key(entry.stored_wake, key))
-            if entry.request_stored:
+            batch.delete(Timers.key(gone.stored_wake, key))
+            if gone.request_stored:
                 batch.delete(b"r" + key)
         for request_id in self._dirty:
             found = self._entries.get(request_id)
@@ -177,16 +197,17 @@ class JoinState:
                 self._store(batch, request_id.encode(), found)
         head.pending = len(self)
         batch.put(b"h", encode(head))
-        batch.put(b"o", encode(outbox))
         self._db.write(batch)
         self.head = head
+        self._bytes -= _GONE_BYTES * len(self._dropped)
+        self._unwritten = 0
         self._dropped.clear()
         self._dirty.clear()
         if self._bytes > self._memory_bytes:
             self._evict()
 
     def note_emitted(self, revisions: Sequence[tuple[str, int]]) -> None:
-        """While state is rebuilt: these impressions are in `examples`, each with that revision, in the order of the topic."""
+        """These impressions are in `examples`, each with that revision, in the order of the topic."""
         batch = self._db.batch()
         for impression_id, revision in revisions:
             batch.put(b"e" + impression_id.encode(), bytes([revision + 1]))
@@ -197,15 +218,21 @@ class JoinState:
         found: Any = self._db.get([b"e" + impression_id.encode() for impression_id in impression_ids])
         return bytearray(0 if value is None else value[0] for value in found)
 
+    @property
+    def knows_emitted(self) -> bool:
+        """Whether there is anything that `note_emitted` was told."""
+        cursor = self._db.iter()
+        cursor.seek(b"e")
+        return cursor.valid() and cursor.key()[:1] == b"e"
+
     def forget_emitted(self) -> None:
-        """The state is rebuilt."""
+        """What `note_emitted` was told is in the entries."""
         self._db.delete_range(b"e", b"f")
 
     def discard(self) -> None:
         """Begin anew with an empty folder."""
         self._db.clear()
-        self._clear()
-        self.head = None
+        self.reload()
 
     def close(self) -> None:
         """Close the folder; what was not written is gone."""

@@ -97,7 +97,9 @@ class Joiner:
         self._window = max(label.window for label in labels.values())
         self._negative = (0.0,) * len(labels)
         self.known_emitted: Callable[[list[str]], bytearray] | None = None
-        """Set while lost state is rebuilt: how often each impression of a request is in `examples` already."""
+        """How often each impression of a request is in `examples` already; set while that may be more than entries say."""
+        self.reads_again = False
+        """Whether records are those of transactions that are over: what is due by now was emitted, or dropped by sampling."""
         self._action_window = {
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
@@ -173,8 +175,8 @@ class Joiner:
         request = decode_request(packed, self._clock.now_ms() + self._settings.max_future)
         self._check_features(request)
         forgotten_at = request.served_at + self._window + self._settings.lateness
-        # While state is rebuilt, requests that were forgotten since still have their engagements read again.
-        if forgotten_at < self.watermark and self.known_emitted is None:
+        # Requests that were forgotten since still have their engagements read again.
+        if forgotten_at < self.watermark and not self.reads_again:
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
         self.newest[IMPRESSIONS] = max(self.newest[IMPRESSIONS], request.served_at)
         pending = self._store.get(request.request_id) or Pending()
@@ -247,8 +249,9 @@ class Joiner:
             return
         if len(events) >= _MAX_EVENTS:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {_MAX_EVENTS} engagements already")
-        # While state is rebuilt, what happened before and after an example went out is read as one, and was answered then.
-        if pending.emitted[index] and self.known_emitted is None:
+        self._refresh(pending)
+        # Of what is read again, what happened before and after an example went out is read as one, and was answered then.
+        if pending.emitted[index] and not self.reads_again:
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
             if before.values == after.values:
                 self.counts["redundant"] += 1
@@ -271,12 +274,18 @@ class Joiner:
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
 
+    def _refresh(self, pending: Pending) -> None:
+        """An entry learns what was emitted since its state was written."""
+        if self.known_emitted is not None:
+            pending.emitted = bytearray(map(max, pending.emitted, self.known_emitted(pending.impression_ids)))
+
     def _look_at(self, request_id: str, pending: Pending) -> None:
         """Emit what is due of a request; forget it when its marker has served its time."""
         pending.wake_at = NEVER
         if pending.served_at < 0:
             self._drop_unmatched(request_id, pending)
             return
+        self._refresh(pending)
         closes_at = pending.served_at + self._window
         if pending.request is not None:
             next_due = NEVER
@@ -314,7 +323,7 @@ class Joiner:
     def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> None:
         """Impressions that were decided are examples, but for the negatives that are not kept."""
         kept = places
-        if self.known_emitted is not None:  # due by what was committed, and not in `examples`
+        if self.reads_again:  # due by what was committed, and not in `examples`
             kept = []
         elif not any(decision.values) and self._negatives.keep < 1:
             kept = [place for place in places if self._negatives.keeps(pending.impression_ids[place])]

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +26,7 @@ from streaming import join_partition
 from streaming.join_partition import Committed, JoinPartition
 from streaming.join_state import Head, JoinState, Outgoing
 from streaming.join_worker import watermark_of
-from streaming.joiner import Joiner
+from streaming.joiner import Joiner, JoinOutput
 from tests.simulation.simulate import begin, failure
 from tests.simulation.world import World
 from trainer import online
@@ -106,10 +106,12 @@ def manifest_before_its_files() -> Iterator[None]:
 
 def offsets_committed_before_the_outbox() -> Any:
     def make(send: Any) -> Any:
-        def changed(self: JoinPartition, outbox: Sequence[Outgoing]) -> None:
-            send(self, [])
+        def changed(self: JoinPartition) -> None:
+            outbox, self._outbox = self._outbox, []
+            send(self)
             if outbox:
-                send(self, outbox)
+                self._outbox = outbox
+                send(self)
 
         return changed
 
@@ -161,19 +163,85 @@ def rows_stay_where_a_follower_starts_over() -> Any:
     return patch.object(Follower, "_replace", lambda self, manifest: self._take(manifest, self._read(manifest)))
 
 
-def outbox_sent_again_whatever_the_sequence() -> Any:
-    def make(resume: Any) -> Any:
-        def changed(self: JoinPartition, head: Head) -> None:
-            resume(self, head)
-            self._send(self._state.outbox)
+def _resumed(before: Callable[[JoinPartition, Committed], None]) -> Any:
+    """Something else happens to a joiner that lives when it finds out how its last transaction ended."""
+
+    def make(recover: Any) -> Any:
+        def changed(self: JoinPartition) -> Generator[None]:
+            outlet: Any = self._outlet
+            committed = outlet.open()
+            if self._recovered and committed is not None and committed.state_id == self._head.state_id:
+                before(self, committed)
+            yield from recover(self)
 
         return changed
 
-    return _wrap(JoinPartition, "_resume", make)
+    return _wrap(JoinPartition, "recover", make)
+
+
+def outbox_sent_again_whatever_the_sequence() -> Any:
+    def before(self: JoinPartition, committed: Committed) -> None:
+        if self._outbox is not None and committed.sequence == self._head.sequence:
+            self._head.sequence += 1
+
+    return _resumed(before)
 
 
 def outbox_not_sent_again() -> Any:
-    return patch.object(JoinState, "outbox", [])
+    def before(self: JoinPartition, committed: Committed) -> None:
+        if self._outbox is not None and committed.sequence == self._head.sequence - 1:
+            self._outbox = []
+
+    return _resumed(before)
+
+
+def state_written_before_its_transaction() -> Any:
+    def make(send: Any) -> Any:
+        def changed(self: JoinPartition) -> None:
+            self._state.write(self._head)
+            send(self)
+
+        return changed
+
+    return _wrap(JoinPartition, "_send", make)
+
+
+def state_of_another_history_goes_on() -> Any:
+    """A state that is ahead, as after a transaction that was aborted, is taken for the one that was committed."""
+
+    def make(leads_to: Any) -> Any:
+        def changed(self: JoinPartition, head: Head, committed: Committed) -> bool:
+            return bool(leads_to(self, head, committed)) or head.state_id == committed.state_id
+
+        return changed
+
+    return _wrap(JoinPartition, "_leads_to", make)
+
+
+def older_state_goes_on_as_it_is() -> Any:
+    def make(go_on: Any) -> Any:
+        def changed(self: JoinPartition, head: Head, committed: Committed) -> Generator[None]:
+            yield from go_on(self, head, committed._replace(sequence=head.sequence))
+
+        return changed
+
+    return _wrap(JoinPartition, "_go_on", make)
+
+
+def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
+    def make(write: Any) -> Any:
+        def changed(self: JoinPartition) -> None:
+            busy, self.busy = self.busy, False
+            write(self)
+            self.busy = busy
+
+        return changed
+
+    return _wrap(JoinPartition, "_write", make)
+
+
+def entries_do_not_learn_what_was_emitted() -> Any:
+    return patch.object(Joiner, "_refresh", lambda self, pending: None)
 
 
 def state_id_not_checked() -> Any:
@@ -182,12 +250,12 @@ def state_id_not_checked() -> Any:
 
 def state_written_in_two_batches() -> Any:
     def make(write: Any) -> Any:
-        def changed(self: JoinState, head: Head, outbox: Sequence[Outgoing]) -> None:
+        def changed(self: JoinState, head: Head) -> None:
             dirty, dropped, memory = self._dirty, self._dropped, self._memory_bytes
             self._dirty, self._dropped, self._memory_bytes = set(), {}, 1 << 40
-            write(self, head, outbox)
+            write(self, head)
             self._dirty, self._dropped, self._memory_bytes = dirty, dropped, memory
-            write(self, head, outbox)
+            write(self, head)
 
         return changed
 
@@ -199,15 +267,18 @@ def emitted_ids_not_read_again() -> Any:
 
 
 def rebuild_sends_what_was_sent() -> Any:
-    def unsent(self: JoinPartition) -> None:
-        self._state.write(self._next_head(self._head.told), [])
+    def make(drain: Any) -> Any:
+        def changed(self: Joiner) -> JoinOutput:
+            return JoinOutput([], []) if self.reads_again else drain(self)
 
-    return patch.object(JoinPartition, "_write_unsent", unsent)
+        return changed
+
+    return _wrap(Joiner, "drain", make)
 
 
 def rebuild_begins_one_cut_too_late() -> Any:
     def make(send: Any) -> Any:
-        def changed(self: JoinPartition, outbox: Sequence[Outgoing]) -> None:
+        def changed(self: JoinPartition) -> None:
             outlet = self._outlet
             told = outlet.send
 
@@ -215,7 +286,7 @@ def rebuild_begins_one_cut_too_late() -> Any:
                 return told(items, commit._replace(lowest=self._head.cuts[-1]))
 
             with patch.object(outlet, "send", late):
-                send(self, outbox)
+                send(self)
 
         return changed
 
@@ -307,6 +378,11 @@ MUTANTS: list[Callable[[], Any]] = [
     rows_stay_where_a_follower_starts_over,
     outbox_sent_again_whatever_the_sequence,
     outbox_not_sent_again,
+    state_written_before_its_transaction,
+    state_of_another_history_goes_on,
+    older_state_goes_on_as_it_is,
+    what_was_emitted_is_forgotten_while_more_is_due,
+    entries_do_not_learn_what_was_emitted,
     state_id_not_checked,
     state_written_in_two_batches,
     emitted_ids_not_read_again,

@@ -57,7 +57,16 @@ class _Member:
 
         self.outlet = OutletOf(world.brokers, process, partition)
         history = HistoryOf(world.brokers, process, partition)
-        self.join = JoinPartition(state, joiner, self.outlet, history, world.new_id, LATENESS, 2 * WINDOW + LATENESS)
+        self.join = JoinPartition(
+            state,
+            joiner,
+            self.outlet,
+            history,
+            world.new_id,
+            LATENESS,
+            2 * WINDOW + LATENESS,
+            write_every_ms=world.rng.choice([0, 60_000, 1 << 40]),
+        )
         self.recovery: Generator[None] | None = None
         self.positioned = False
 
