@@ -2,13 +2,14 @@
 
 Synchronous and without input or output of its own. A batch of input is one transaction of the `Outlet`, whose metadata says
 which it was. Every few seconds, after a transaction, the state goes to disk; so after a crash it is that of some transaction, and
-what the later ones did to it is known by what they took, which is read again, and by what they put into `examples`. Only a
-state of another history, or none, has to be rebuilt from all that may still matter.
+what the later ones did to it is known by what they took, which is read again, and by what they put into `examples`, whoever made
+them. A state of another history, or one that is so old that nothing in it matters, is rebuilt from all that does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from operator import ge
 from typing import NamedTuple, Protocol
 
 from streaming.events import encode
@@ -21,8 +22,6 @@ from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Reco
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _REQUESTS_AT_ONCE = 2000
 _CUTS = 64
-_UNFINISHED = -1
-"""The sequence of a state that is being rebuilt: on disk it is of no use to anyone."""
 
 
 class Committed(NamedTuple):
@@ -160,7 +159,8 @@ class JoinPartition:
         if head.sequence == committed.sequence:
             return True
         starts = {**head.offsets, EXAMPLES: head.examples}
-        return all(self._history.beginning(topic) <= start for topic, start in starts.items())
+        needed = dict(zip((*_INPUTS, EXAMPLES), committed.lowest[1:], strict=True))
+        return all(start >= max(needed[topic], self._history.beginning(topic)) for topic, start in starts.items())
 
     def _go_on(self, head: Head, committed: Committed) -> Generator[None]:
         """From the state of an earlier transaction, or of the last."""
@@ -169,6 +169,8 @@ class JoinPartition:
         self._examples_end = head.examples
         self.joiner.newest.update(head.newest)
         if head.sequence < committed.sequence:
+            lowest = committed.lowest  # what a rebuild has to read never grows again
+            head.cuts = [lowest, *(cut for cut in head.cuts if all(map(ge, cut[1:], lowest[1:])))]
             yield from self._read_again(committed)
             return
         self.joiner.watermark = head.watermark
@@ -181,18 +183,19 @@ class JoinPartition:
         self._state.discard()
         lowest = Cut(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES)))
         if committed is None:
-            self._begin(lowest, 0, -1)
+            self._begin(self._new_id(), lowest, -1)
             return
         needed = committed.lowest
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], lowest.examples)
         for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:], lowest[1:], reached, strict=True):
             if start < min(stop, end):
                 self.gaps.append(Gap(topic, start, min(stop, end)))
-        self._begin(Cut(-1, *map(max, lowest[1:], needed[1:])), _UNFINISHED, committed.watermark)
+        lowest = Cut(-1, *map(max, lowest[1:], needed[1:]))
+        self._begin(committed.state_id, lowest, committed.watermark)
         yield from self._read_again(committed)
 
-    def _begin(self, lowest: Cut, sequence: int, told: int) -> None:
-        self._head = Head(self._new_id(), sequence, 0, told, {}, {}, [lowest], lowest.examples)
+    def _begin(self, state_id: str, lowest: Cut, told: int) -> None:
+        self._head = Head(state_id, 0, 0, told, {}, {}, [lowest], lowest.examples)
         self._offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
         self._examples_end = lowest.examples
         self.busy = False

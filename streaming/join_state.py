@@ -1,9 +1,10 @@
 """One partition's joiner state that outlives its process: pending requests, and how far it read.
 
-It is on disk as it was after one of the transactions, whole: all that changed since the write before is one RocksDB write batch. That is
-not synced: a process that dies loses nothing by it, and a machine that dies comes back with an older one, which does as well.
+It is on disk as it was after one of the transactions, whole: all that changed since the write before is one RocksDB write
+batch. That is not synced: a process that dies loses nothing by it, and a machine that dies comes back with an older state,
+which does as well.
 
-Keys: ``h`` the head, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
+Keys: ``head``, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
 ``t<time><request>`` when to look at it, ``e<impression>`` how often an impression was emitted, only while state is made good.
 """
 
@@ -31,7 +32,7 @@ class Cut(NamedTuple):
 
 
 class Head(msgspec.Struct, array_like=True):
-    """What the state is of. ``sequence`` grows by one with every transaction; times in ms of event time.
+    """What the state is of: ``sequence`` counts the transactions of a history that is called ``state_id``. Times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
     takes. What later transactions put into `examples` begins at ``examples`` or after it. ``pending`` counts requests.
@@ -94,7 +95,7 @@ _head = msgspec.msgpack.Decoder(Head)
 class JoinState:
     """`PendingRequests` over RocksDB: up to ``memory_bytes`` of requests also stay in memory.
 
-    What the joiner changes is in memory until `write` puts it on disk, whole. ``head`` is that of the last write, None in a new folder.
+    What the joiner changes is in memory until `write` puts it on disk, whole. ``head`` is the last write's, None in a new folder.
     """
 
     def __init__(self, folder: Path, memory_bytes: int, open_store: Callable[[Path], JoinStore] = RocksStore) -> None:
@@ -104,7 +105,7 @@ class JoinState:
 
     def reload(self) -> None:
         """Forget what was not written."""
-        packed: Any = self._db.get(b"h")
+        packed: Any = self._db.get(b"head")
         self.head: Head | None = None if packed is None else _head.decode(packed)
         self._entries: dict[str, _Entry] = {}
         self._dropped: dict[str, _Gone] = {}
@@ -196,7 +197,7 @@ class JoinState:
             if found is not None:
                 self._store(batch, request_id.encode(), found)
         head.pending = len(self)
-        batch.put(b"h", encode(head))
+        batch.put(b"head", encode(head))
         self._db.write(batch)
         self.head = head
         self._bytes -= _GONE_BYTES * len(self._dropped)

@@ -28,7 +28,6 @@ from streaming.join_state import Head, JoinState, Outgoing
 from streaming.join_worker import watermark_of
 from streaming.joiner import Joiner, JoinOutput
 from tests.simulation.simulate import begin, failure
-from tests.simulation.world import World
 from trainer import online
 from trainer.online import OnlineTrainer
 
@@ -195,27 +194,19 @@ def outbox_not_sent_again() -> Any:
     return _resumed(before)
 
 
-def state_written_before_its_transaction() -> Any:
-    def make(send: Any) -> Any:
-        def changed(self: JoinPartition) -> None:
-            self._state.write(self._head)
-            send(self)
+@contextmanager
+def state_is_written_before_its_transaction_and_believed() -> Iterator[None]:
+    send, leads_to = JoinPartition._send, JoinPartition._leads_to
 
-        return changed
+    def written(self: JoinPartition) -> None:
+        self._state.write(self._head)
+        send(self)
 
-    return _wrap(JoinPartition, "_send", make)
+    def believed(self: JoinPartition, head: Head, committed: Committed) -> bool:
+        return leads_to(self, head, committed._replace(sequence=max(head.sequence, committed.sequence)))
 
-
-def state_of_another_history_goes_on() -> Any:
-    """A state that is ahead, as after a transaction that was aborted, is taken for the one that was committed."""
-
-    def make(leads_to: Any) -> Any:
-        def changed(self: JoinPartition, head: Head, committed: Committed) -> bool:
-            return bool(leads_to(self, head, committed)) or head.state_id == committed.state_id
-
-        return changed
-
-    return _wrap(JoinPartition, "_leads_to", make)
+    with patch.object(JoinPartition, "_send", written), patch.object(JoinPartition, "_leads_to", believed):
+        yield
 
 
 def older_state_goes_on_as_it_is() -> Any:
@@ -242,10 +233,6 @@ def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
 
 def entries_do_not_learn_what_was_emitted() -> Any:
     return patch.object(Joiner, "_refresh", lambda self, pending: None)
-
-
-def state_id_not_checked() -> Any:
-    return patch.object(World, "new_id", lambda self: "always this one")
 
 
 def state_written_in_two_batches() -> Any:
@@ -378,12 +365,10 @@ MUTANTS: list[Callable[[], Any]] = [
     rows_stay_where_a_follower_starts_over,
     outbox_sent_again_whatever_the_sequence,
     outbox_not_sent_again,
-    state_written_before_its_transaction,
-    state_of_another_history_goes_on,
+    state_is_written_before_its_transaction_and_believed,
     older_state_goes_on_as_it_is,
     what_was_emitted_is_forgotten_while_more_is_due,
     entries_do_not_learn_what_was_emitted,
-    state_id_not_checked,
     state_written_in_two_batches,
     emitted_ids_not_read_again,
     rebuild_sends_what_was_sent,

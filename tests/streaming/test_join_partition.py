@@ -159,7 +159,9 @@ class World:
             lambda: next(self.ids),
             LATENESS,
             2 * WINDOW + LATENESS,
-            write_every_ms=rng.choice([0, 1 << 40]),  # after every transaction, or after the first and when memory is full
+            write_every_ms=rng.choice(
+                [0, 1 << 40]
+            ),  # after every transaction, or after the first and when memory is full
         )
         before = state.head
         try:
@@ -234,6 +236,24 @@ def test_every_example_once_through_any_crashes(seed: int, tmp_path: Path, monke
     assert not world.brokers.topics[DEAD_LETTERS]
     assert world.lives["rebuilt"] > 1
     assert world.lives["caught up"] > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_state_of_another_history_is_not_used(seed: int, tmp_path: Path) -> None:
+    """Topics and group were made anew; that the numbers fit means nothing."""
+    rng = random.Random(seed)
+    worlds = [World(rng, tmp_path / name) for name in ("before", "anew")]
+    worlds[1].ids = (f"another {at}" for at in itertools.count())
+    labels = [fill(world.brokers, rng, 150) for world in worlds]
+    for world in worlds:
+        while not world.brokers.committed or world.brokers.committed.sequence < 10:
+            world.live(3)
+    for folder in worlds[1].folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(worlds[0].folders[0], folder)
+    worlds[1].run()
+    found = {name: [item.label for item in items] for name, items in published(worlds[1].brokers).items()}
+    assert found == {name: [label] for name, label in labels[1].items()}
 
 
 def fill_unruly(brokers: Brokers, rng: random.Random, requests: int) -> None:
