@@ -54,7 +54,7 @@ def make_pipeline(bootstrap: str, every: str) -> Pipeline:
 
 def traffic(pipeline: Pipeline, per_second: float, stop: threading.Event) -> None:
     """Requests of 50 impressions at fixed times, each with its engagements half a second later."""
-    producer = KafkaProducer(**pipeline.kafka.client(), linger_ms=5)
+    producer = KafkaProducer(**pipeline.kafka.python_client(), linger_ms=5)
     random = np.random.default_rng(1)
     waiting: list[tuple[float, str]] = []
     number, due = 0, time.time()

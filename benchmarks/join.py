@@ -34,7 +34,7 @@ from minutely.join import make_join_service
 from streaming.clock import WallClock
 from streaming.events import MAX_TIME_MS, SCHEMA_VERSION, Engagement, Request, decode_engagement, decode_request, encode
 from streaming.examples import ExampleFormat
-from streaming.kafka.partition_io import consumer_of
+from streaming.kafka.log import consumer_of
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS

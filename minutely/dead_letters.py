@@ -59,7 +59,9 @@ def show(console: Console, pipeline: Pipeline, reason: str | None, limit: int) -
 def send_again(pipeline: Pipeline, reason: str | None) -> int:
     """Send the original bytes to where they came from; how many. The joiner passes over what it knows already."""
     ensure_topics(pipeline.kafka)
-    producer = KafkaProducer(**pipeline.kafka.client(), acks="all", linger_ms=5, max_request_size=MAX_OUTPUT_BYTES)
+    producer = KafkaProducer(
+        **pipeline.kafka.python_client(), acks="all", linger_ms=5, max_request_size=MAX_OUTPUT_BYTES
+    )
     count = 0
     try:
         for letter in dead_letters(pipeline, reason):

@@ -101,7 +101,7 @@ def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[
 
 def _producer(settings: KafkaSettings) -> KafkaProducer:
     return KafkaProducer(
-        **settings.client(),
+        **settings.python_client(),
         acks="all",
         linger_ms=5,
         max_request_size=MAX_OUTPUT_BYTES,

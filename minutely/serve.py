@@ -208,7 +208,7 @@ class KafkaSink:
     def _connect(self) -> KafkaProducer:
         ensure_topics(self._settings)
         return KafkaProducer(
-            **self._settings.client(),
+            **self._settings.python_client(),
             acks="all",
             linger_ms=20,
             max_request_size=MAX_OUTPUT_BYTES,

@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
-from kafka import TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streaming.clock import Clock
 from streaming.join_partition import JoinPartition
 from streaming.join_state import JoinState
 from streaming.kafka.membership import Membership
-from streaming.kafka.partition_io import KafkaHistory, KafkaOutlet, consumer_of
+from streaming.kafka.partition_io import KafkaHistory, KafkaOutlet, begins_of, ends_of, reader_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.waiting import Patience
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
@@ -26,8 +26,8 @@ _log = logging.getLogger("minutely.join")
 _GROUP = "minutely-joiner"
 _RECORDS_AT_ONCE = 4000
 _BATCH_RECORDS = 2000
-_POLL_MS = 50
-_ENDS_MS = 5000
+_POLL_SECONDS = 0.05
+_ENDS_SECONDS = 5
 _TELL_EVERY_MS = 1000
 _DONE = object()
 _GAP = (
@@ -76,7 +76,11 @@ class JoinService:
         self._make_partition = make_partition
         self._clock = clock
         self._max_wait_seconds = max_wait_ms / 1000
-        self._reader = consumer_of(settings, reset="none")
+        self._names = {settings.topic(topic): topic for topic in (IMPRESSIONS, ENGAGEMENTS)}
+        self._reader = reader_of(settings)
+        self._reading: set[int] = set()
+        """Partitions that `_reader` goes on with where their joiners are."""
+        self._asker = reader_of(settings)  # the reader's own connection is taken while it waits for records
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
         self._broker = Patience(_log, "brokers")
         self.members: dict[int, Member] = {}
@@ -84,7 +88,6 @@ class JoinService:
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Join until ``stop`` says so; then leave the group, so that others take over at once."""
-        self._group.start()
         try:
             while not stop():
                 self.round()
@@ -92,6 +95,7 @@ class JoinService:
             self._lose(list(self.members))
             self._group.leave()
             self._reader.close()
+            self._asker.close()
 
     def round(self) -> None:
         """Follow the group, read, and join once; bounded in time and memory."""
@@ -101,29 +105,30 @@ class JoinService:
         self._assign()
         active = [member for member in self.members.values() if member.positioned]
         if not active:
-            time.sleep(_POLL_MS / 1000 if not self.members else 0.001)
+            time.sleep(_POLL_SECONDS if not self.members else 0.001)
             return
         as_of_ms = self._clock.now_ms()
         try:
-            ends = self._reader.end_offsets(
-                [self._at(topic, member) for member in active for topic in member.lag], timeout_ms=_ENDS_MS
-            )
-            if not any(member.join.busy for member in active):
-                self._take(active)
-        except KafkaError as error:
+            ats = [at for member in active for at in self._ats(member)]
+            ends = ends_of(self._asker, ats, _ENDS_SECONDS)
+        except KafkaException as error:
+            self._asker.poll(0)
             self._broker.failed(error)
-            time.sleep(_POLL_MS / 1000)
+            time.sleep(_POLL_SECONDS)
             return
         self._broker.worked()
+        if not any(member.join.busy for member in active):
+            self._take()
         for member in active:
-            self._step(member, ends, as_of_ms)
+            if member.positioned:
+                self._step(member, ends, as_of_ms)
 
     def _follow(self) -> None:
         """Take what the group gave us, leave what it took.
 
         Between the group's word and ours nothing is committed, and who gets a partition fences us before it begins.
         """
-        self._group.alive()
+        self._group.poll()
         ours = self._group.partitions
         self._lose(self.members.keys() - ours)
         self._gain(ours - self.members.keys())
@@ -153,30 +158,28 @@ class JoinService:
                 member.recovery = None
                 self._position(member)
                 member.patience.worked()
-        except KafkaError as error:
+        except KafkaException as error:
             self._broken(member, error)
 
     def _position(self, member: Member) -> None:
         """Read on where the joiner is, or where the records that are still kept begin."""
-        ats = {topic: self._at(topic, member) for topic in member.join.offsets}
-        begins = self._reader.beginning_offsets(list(ats.values()), timeout_ms=_ENDS_MS)
-        ends = self._reader.end_offsets(list(ats.values()), timeout_ms=_ENDS_MS)
-        for topic, offset in list(member.join.offsets.items()):
-            if offset > ends[ats[topic]]:  # of a broker that is not whole yet, or has lost what it had promised to keep
-                raise OffsetOutOfRangeError(
-                    f"{topic} ends at offset {ends[ats[topic]]}, records before {offset} were joined"
-                )
-            if offset < begins[ats[topic]]:
-                member.join.skip(topic, begins[ats[topic]])
+        ats = self._ats(member)
+        begins, ends = begins_of(self._asker, ats, _ENDS_SECONDS), ends_of(self._asker, ats, _ENDS_SECONDS)
+        for at in ats:
+            place, topic = (at.topic, at.partition), self._names[at.topic]
+            begin, end, offset = begins[place], ends[place], member.join.offsets[topic]
+            if offset > end:  # of a broker that is not whole yet, or has lost what it had promised to keep
+                what = f"{topic} ends at offset {end}, records before {offset} were joined"
+                raise KafkaException(KafkaError(KafkaError.OFFSET_OUT_OF_RANGE, what))
+            if offset < begin:
+                member.join.skip(topic, begin)
         for gap in member.join.gaps:
             member.lost[gap.topic] += gap.stop - gap.start
             _log.error(_GAP, gap.topic, member.partition, gap.start, gap.stop, gap.stop - gap.start)
         member.join.gaps.clear()
         member.positioned = True
         member.committed_at = time.monotonic()
-        self._assign()
-        for topic, offset in member.join.offsets.items():
-            self._reader.seek(ats[topic], offset)
+        self._reading.discard(member.partition)
 
     def _broken(self, member: Member, error: Exception) -> None:
         """A transaction came to no known end, or another worker has the partition: settle that by recovering anew."""
@@ -185,39 +188,49 @@ class JoinService:
         member.patience.failed(error)
 
     def _assign(self) -> None:
-        wanted = {
-            self._at(topic, member) for member in self.members.values() if member.positioned for topic in member.lag
-        }
-        if wanted != self._reader.assignment():
-            self._reader.assign(sorted(wanted))
+        """Read those that have a place, and no others, each from there on."""
+        wanted = {member.partition for member in self.members.values() if member.positioned}
+        if wanted != self._reading:
+            self._reader.assign([at for partition in sorted(wanted) for at in self._ats(self.members[partition])])
+            self._reading = wanted
 
-    def _take(self, active: Sequence[Member]) -> None:
-        """Read once, all partitions together: the client does not fetch on where partitions are paused and resumed."""
-        names = {self._settings.topic(topic): topic for topic in (IMPRESSIONS, ENGAGEMENTS)}
-        try:
-            polled = self._reader.poll(timeout_ms=_POLL_MS, max_records=_RECORDS_AT_ONCE)
-        except KafkaError:
-            for (
-                member
-            ) in active:  # the client may have passed over records of one partition when it failed at another's
-                member.positioned = False
-            raise
-        for at, records in polled.items():
-            taken = [Record(record.offset, record.value or b"") for record in records]
-            self.members[at.partition].join.take(names[at.topic], taken)
+    def _take(self) -> None:
+        """Read once, all partitions together."""
+        found: dict[tuple[str, int], list[Record]] = {}
+        messages: list[Any] = self._reader.consume(_RECORDS_AT_ONCE, _POLL_SECONDS)
+        for message in messages:
+            place = (message.topic(), message.partition())
+            error = message.error()
+            if error is not None:
+                self._misplaced(*place, error)
+            elif place in found:
+                found[place].append(Record(message.offset(), message.value() or b""))
+            else:
+                found[place] = [Record(message.offset(), message.value() or b"")]
+        for (topic, partition), records in found.items():
+            if self.members[partition].positioned:
+                self.members[partition].join.take(self._names[topic], records)
 
-    def _step(self, member: Member, ends: dict[TopicPartition, int], as_of_ms: int) -> None:
+    def _misplaced(self, topic: str, partition: int, error: KafkaError) -> None:
+        """The client stopped reading a partition, mostly since its next record is gone: find out where to read on."""
+        if topic in self._names and partition in self.members:
+            self.members[partition].positioned = False
+            self.members[partition].patience.failed(KafkaException(error))
+
+    def _step(self, member: Member, ends: dict[tuple[str, int], int], as_of_ms: int) -> None:
         join = member.join
-        offsets = join.offsets
-        member.lag = {topic: max(0, ends[self._at(topic, member)] - offsets[topic]) for topic in offsets}
+        ats = self._ats(member)
+        member.lag = {self._names[at.topic]: max(0, ends[at.topic, at.partition] - at.offset) for at in ats}
         now = time.monotonic()
         if join.taken < _BATCH_RECORDS and not join.busy and now - member.committed_at < self._max_wait_seconds:
             return
         try:
             join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, _TELL_EVERY_MS)
             member.committed_at = now
-        except KafkaError as error:
+        except KafkaException as error:
             self._broken(member, error)
 
-    def _at(self, topic: str, member: Member) -> TopicPartition:
-        return TopicPartition(self._settings.topic(topic), member.partition)
+    def _ats(self, member: Member) -> list[TopicPartition]:
+        """Where a partition's joiner reads on, in both inputs."""
+        offsets = member.join.offsets
+        return [TopicPartition(name, member.partition, offsets[topic]) for name, topic in self._names.items()]

@@ -5,18 +5,33 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 
 from basis.problems import GapError
-from streaming.kafka.partition_io import consumer_of
-from streaming.kafka.settings import KafkaSettings
+from streaming.kafka.settings import RETRY_BACKOFF_MS, KafkaSettings
 from streaming.log import Record
 
 _BUFFERED_BYTES = 32 << 20
 _RECORDS_AT_ONCE = 500
 _BLOCK_MS = 20_000
 _LAG_SECONDS = 1.0
+_FETCH_BYTES = 8 << 20
+
+
+def consumer_of(settings: KafkaSettings, group: str | None = None, *, reset: str = "earliest") -> KafkaConsumer:
+    """A consumer that takes partitions by hand and commits nothing; with ``reset`` none, `poll` fails where records are gone."""
+    return KafkaConsumer(
+        **settings.python_client(),
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset=reset,
+        isolation_level="read_committed",
+        enable_incremental_fetch_sessions=False,  # with them, a partition that was paused is not always fetched again
+        fetch_max_bytes=_FETCH_BYTES,
+        max_partition_fetch_bytes=_FETCH_BYTES,
+        retry_backoff_ms=RETRY_BACKOFF_MS * 4,
+    )
 
 
 class KafkaLog:

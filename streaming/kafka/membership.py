@@ -1,74 +1,66 @@
-"""Membership of a consumer group, by a thread of its own: it is told which partitions are ours, and reads nothing.
-
-The client only completes a rebalance while it is being polled, and begins it anew where that happens between two polls;
-so it is polled all the time, whatever the service is busy with.
-"""
+"""Membership of a consumer group that is told which partitions are ours, and reads nothing."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 
-from kafka import KafkaConsumer
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.waiting import Patience
 
 _log = logging.getLogger("minutely.group")
-_POLL_MS = 500
 _SESSION_MS = 10_000
-_HUNG_SECONDS = 300
+_HUNG_MS = 300_000
 
 
-class Membership(threading.Thread):
-    """``partitions`` of a topic are ours; cooperative, so that those that stay with us go on."""
+class Membership:
+    """``partitions`` of a topic are ours; cooperative, so that those that stay with us go on.
+
+    The client's own thread says that the process is there; that the service works is said by `poll`, and partitions go to others
+    where it has not been for long.
+    """
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
-        super().__init__(name="membership", daemon=True)
-        self._topic = settings.topic(topic)
-        self._consumer = KafkaConsumer(
-            **settings.client(),
-            group_id=settings.topic(group),
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            partition_assignment_strategy=[CooperativeStickyAssignor],
-            session_timeout_ms=_SESSION_MS,
-            heartbeat_interval_ms=_SESSION_MS // 5,
+        self._patience = Patience(_log, "group")
+        self._consumer = Consumer(
+            settings.client()
+            | {
+                "group.id": settings.topic(group),
+                "enable.auto.commit": False,
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": _SESSION_MS,
+                "heartbeat.interval.ms": _SESSION_MS // 5,
+                "max.poll.interval.ms": _HUNG_MS,
+            }
         )
-        self._leave = threading.Event()
-        self._alive_at = time.monotonic()
         self.partitions: frozenset[int] = frozenset()
+        self._consumer.subscribe(
+            [settings.topic(topic)], on_assign=self._gained, on_revoke=self._lost, on_lost=self._lost
+        )
 
-    def alive(self) -> None:
-        """The service still works; partitions go to others where it has not said so for long."""
-        self._alive_at = time.monotonic()
+    def poll(self) -> None:
+        """Follow the group; never waits."""
+        try:
+            message = self._consumer.poll(0)
+            error = message and message.error()
+            if error:
+                raise KafkaException(error)
+        except KafkaException as error:
+            self._patience.failed(error)
 
     def leave(self) -> None:
         """Leave the group, so that others take over at once."""
-        self._leave.set()
-        self.join()
-
-    def run(self) -> None:
-        """Be a member until told to leave."""
-        patience = Patience(_log, "group")
-        subscribed = False
-        while not self._leave.is_set() and time.monotonic() - self._alive_at < _HUNG_SECONDS:
-            try:
-                if not subscribed:
-                    # A leader of the group that does not know the topic yet gives nobody anything.
-                    self._consumer.partitions_for_topic(self._topic)
-                    self._consumer.subscribe([self._topic])
-                    subscribed = True
-                self._consumer.poll(timeout_ms=_POLL_MS)
-                assigned = self._consumer.assignment()
-                self._consumer.pause(*assigned)
-                self.partitions = frozenset(at.partition for at in assigned)
-                patience.worked()
-            except KafkaError as error:
-                patience.failed(error)
-                self._leave.wait(_POLL_MS / 1000)
-        self.partitions = frozenset()
         self._consumer.close()
+
+    def _gained(self, consumer: Consumer, ats: list[TopicPartition]) -> None:
+        for at in ats:
+            at.offset = 0  # any: with none, the group would be asked for one
+        consumer.incremental_assign(ats)
+        consumer.pause(ats)
+        self._patience.worked()
+        self.partitions |= {at.partition for at in ats}
+
+    def _lost(self, consumer: Consumer, ats: list[TopicPartition]) -> None:
+        consumer.incremental_unassign(ats)
+        self.partitions -= {at.partition for at in ats}

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
-from threading import Thread
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import msgspec
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaTimeoutError
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streaming.join_partition import Committed
 from streaming.join_state import Cut, Outgoing
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 
-_BLOCK_MS = 20_000
+if TYPE_CHECKING:
+    from confluent_kafka.cimpl import DeliveryCallback
+
+_BLOCK_SECONDS = 20
 _REQUEST_MS = 15_000
-_DELIVERY_MS = 45_000
 _TRANSACTION_MS = 60_000
+_SEND_BYTES = 64 << 20
 _FETCH_BYTES = 8 << 20
+_AHEAD_BYTES = 16 << 20
 _RECORDS_AT_ONCE = 2000
-_POLL_MS = 200
+_POLL_SECONDS = 0.2
 _STALL_SECONDS = 60
 _GROUP = "minutely-joined"
+_READERS = "minutely-readers"
+_BEGIN, _END = -2, -1
+_COORDINATOR_BEGINS = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 
 
 class _Metadata(msgspec.Struct, kw_only=True):
@@ -41,19 +50,51 @@ class _Metadata(msgspec.Struct, kw_only=True):
 _decoder = msgspec.json.Decoder(_Metadata)
 
 
-def consumer_of(settings: KafkaSettings, group: str | None = None, *, reset: str = "earliest") -> KafkaConsumer:
-    """A consumer that takes partitions by hand and commits nothing; with ``reset`` none, `poll` fails where records are gone."""
-    return KafkaConsumer(
-        **settings.client(),
-        group_id=group,
-        enable_auto_commit=False,
-        auto_offset_reset=reset,
-        isolation_level="read_committed",
-        enable_incremental_fetch_sessions=False,  # with them, a partition that was paused is not always fetched again
-        fetch_max_bytes=_FETCH_BYTES,
-        max_partition_fetch_bytes=_FETCH_BYTES,
-        retry_backoff_ms=RETRY_BACKOFF_MS * 4,
+def reader_of(settings: KafkaSettings, group: str | None = None, *, name_ends: bool = False) -> Consumer:
+    """A consumer that takes partitions by hand and commits nothing; where records are gone, it gives an error in their place.
+
+    With ``name_ends``, it also gives one where it reached a partition's end.
+    """
+    return Consumer(
+        settings.client()
+        | {
+            "group.id": group
+            or settings.topic(_READERS),  # the client wants one; without a subscription it is nobody's
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": name_ends,
+            "check.crcs": True,
+            "fetch.message.max.bytes": _FETCH_BYTES,
+            "fetch.max.bytes": _AHEAD_BYTES,
+            "queued.max.messages.kbytes": _AHEAD_BYTES >> 10,
+            "fetch.queue.backoff.ms": 10,  # of 1000, a reader that empties its queue waits most of the time
+            "fetch.error.backoff.ms": 100,
+        }
     )
+
+
+def begins_of(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> dict[tuple[str, int], int]:
+    """The first offsets that are kept, by topic and partition."""
+    return _offsets(consumer, ats, _BEGIN, seconds)
+
+
+def ends_of(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> dict[tuple[str, int], int]:
+    """The offsets after the last committed records, by topic and partition, as their brokers name them now."""
+    return _offsets(consumer, ats, _END, seconds)
+
+
+def _offsets(
+    consumer: Consumer, ats: Sequence[TopicPartition], which: int, seconds: float
+) -> dict[tuple[str, int], int]:
+    # One request a broker for all partitions; `get_watermark_offsets` takes two for each. Times below 0 are the protocol's own.
+    asked = [TopicPartition(at.topic, at.partition, which) for at in ats]
+    found = consumer.offsets_for_times(asked, seconds)
+    for at in found:
+        if at.error:
+            raise KafkaException(at.error)
+    return {(at.topic, at.partition): at.offset for at in found}
 
 
 class KafkaOutlet:
@@ -64,55 +105,62 @@ class KafkaOutlet:
         self._partition = partition
         self._group = settings.topic(_GROUP)
         self._inputs = {name: TopicPartition(settings.topic(name), partition) for name in (IMPRESSIONS, ENGAGEMENTS)}
-        self._producer: KafkaProducer | None = None
+        self._producer: Producer | None = None
+        self._membership: object = None
 
     def open(self) -> Committed | None:
         """Fence and settle a predecessor, then read what it committed."""
         self.close()
-        self._producer = KafkaProducer(
-            **self._settings.client(),
-            transactional_id=f"{self._group}-{self._partition}",
-            transaction_timeout_ms=_TRANSACTION_MS,
-            acks="all",
-            linger_ms=0,
-            retry_backoff_ms=RETRY_BACKOFF_MS,
-            max_block_ms=_BLOCK_MS,
-            request_timeout_ms=_REQUEST_MS,
-            delivery_timeout_ms=_DELIVERY_MS,
-            max_request_size=MAX_OUTPUT_BYTES,
-        )
-        self._producer.init_transactions()
-        consumer = consumer_of(self._settings, self._group)
-        try:
-            found = {
-                name: consumer.committed(at, metadata=True, timeout_ms=_BLOCK_MS) for name, at in self._inputs.items()
+        self._producer = Producer(
+            self._settings.client()
+            | {
+                "transactional.id": f"{self._group}-{self._partition}",
+                "transaction.timeout.ms": _TRANSACTION_MS,
+                "socket.timeout.ms": _REQUEST_MS,  # the calls' own timeouts do not end a request that was sent
+                "linger.ms": 0,
+                "retry.backoff.ms": RETRY_BACKOFF_MS,
+                "message.max.bytes": MAX_OUTPUT_BYTES,
+                "queue.buffering.max.kbytes": _SEND_BYTES >> 10,
             }
-        finally:
-            consumer.close()
-        if any(item is None for item in found.values()):
+        )
+        self._producer.init_transactions(_BLOCK_SECONDS)
+        with closing(reader_of(self._settings, self._group)) as consumer:
+            self._membership = consumer.consumer_group_metadata()
+            found = dict(zip(self._inputs, _committed(consumer, list(self._inputs.values())), strict=True))
+        if any(at.offset < 0 for at in found.values()):
             return None
-        metadata = _decoder.decode(found[IMPRESSIONS].metadata)
+        metadata = _decoder.decode(found[IMPRESSIONS].metadata or "")
         return Committed(
             metadata.id,
             metadata.sequence,
             metadata.watermark,
             metadata.due,
-            {name: item.offset for name, item in found.items()},
+            {name: at.offset for name, at in found.items()},
             Cut(-1, *metadata.lowest),
         )
 
     def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
-        """One transaction with the outbox and the offsets. The offset after its last record in `examples`, or 0."""
+        """One transaction with the outbox and the offsets. The offset after its last record in `examples`, or 0.
+
+        Raises:
+            KafkaException: it was aborted, or it is not known how it ended, which `open` finds out.
+        """
         producer = self._producer
         assert producer is not None
+        end = 0
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            nonlocal end
+            if error is None:
+                end = max(end, (message.offset() or 0) + 1)
+
         producer.begin_transaction()
-        sent = [
-            (item.topic, producer.send(self._settings.topic(item.topic), item.value, partition=self._partition))
-            for item in outbox
-        ]
-        for _, future in sent:
-            if future.failed():  # for want of metadata: such a record never came into the transaction
-                raise future.exception
+        until = time.monotonic() + _TRANSACTION_MS / 1000
+        for item in outbox:
+            told = delivered if item.topic == EXAMPLES else None
+            while not self._fits(producer, item, told):
+                if time.monotonic() > until:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "brokers take no more of a transaction"))
         metadata = _Metadata(
             id=commit.state_id,
             sequence=commit.sequence,
@@ -121,38 +169,41 @@ class KafkaOutlet:
             lowest=list(commit.lowest[1:]),
         )
         text = msgspec.json.encode(metadata).decode()
-        offsets = {at: OffsetAndMetadata(commit.offsets[name], text, -1) for name, at in self._inputs.items()}
-        bounded(producer.send_offsets_to_transaction, offsets, self._group)
-        bounded(producer.commit_transaction)
-        ends = [future.get(timeout=_DELIVERY_MS / 1000).offset + 1 for topic, future in sent if topic == EXAMPLES]
-        return max(ends, default=0)
+        offsets = [
+            TopicPartition(at.topic, at.partition, commit.offsets[name], text) for name, at in self._inputs.items()
+        ]
+        producer.send_offsets_to_transaction(offsets, self._membership, _BLOCK_SECONDS)
+        producer.commit_transaction(_TRANSACTION_MS / 1000)
+        return end
+
+    def _fits(self, producer: Producer, item: Outgoing, told: DeliveryCallback | None) -> bool:
+        """Hand a record over; False where what is on its way fills the client's memory, after waiting a little."""
+        try:
+            producer.produce(self._settings.topic(item.topic), item.value, partition=self._partition, on_delivery=told)
+        except BufferError:
+            producer.poll(_POLL_SECONDS)
+            return False
+        return True
 
     def close(self) -> None:
-        """Let go of the producer; a transaction that is under way ends with its timeout or its successor."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            with suppress(KafkaTimeoutError):  # what it had not sent yet
-                producer.close(timeout=0)
+        """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""
+        self._producer = None  # its own `close` would wait for brokers, to abort
 
 
-def bounded(call: Callable[..., object], *arguments: object) -> None:
-    """The client waits for ever for a transaction whose coordinator went away; we wait until a broker would abort it.
-
-    `KafkaTimeoutError` then: how the transaction ended is found out by recovering.
-    """
-    ended: Future[object] = Future()
-
-    def run() -> None:
+def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicPartition]:
+    """The group's offsets and metadata. The client does not itself wait for a coordinator that has only begun."""
+    until = time.monotonic() + _BLOCK_SECONDS
+    while True:
         try:
-            ended.set_result(call(*arguments))
-        except BaseException as error:
-            ended.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    try:
-        ended.result(_TRANSACTION_MS / 1000)
-    except TimeoutError:
-        raise KafkaTimeoutError(f"a transaction did not end within {_TRANSACTION_MS} ms") from None
+            found = consumer.committed(ats, _BLOCK_SECONDS)
+            for at in found:
+                if at.error:
+                    raise KafkaException(at.error)
+            return found
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_BEGINS or time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 class KafkaHistory:
@@ -164,47 +215,52 @@ class KafkaHistory:
 
     def beginning(self, topic: str) -> int:
         """The first offset that is kept."""
-        at = self._at(topic)
-        consumer = consumer_of(self._settings)
-        try:
-            return int(consumer.beginning_offsets([at], timeout_ms=_BLOCK_MS)[at])
-        finally:
-            consumer.close()
+        with closing(reader_of(self._settings)) as consumer:
+            (offset,) = begins_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
+        return offset
 
     def end(self, topic: str) -> int:
         """The offset after the last committed record."""
-        at = self._at(topic)
-        consumer = consumer_of(self._settings)
-        try:
-            return int(consumer.end_offsets([at], timeout_ms=_BLOCK_MS)[at])
-        finally:
-            consumer.close()
+        with closing(reader_of(self._settings)) as consumer:
+            (offset,) = ends_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
+        return offset
 
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
         """The records from ``start`` to before ``stop``, in bounded lists; an empty list where there is nothing yet.
 
         Raises:
-            KafkaTimeoutError: nothing came for a minute.
-            OffsetOutOfRangeError: records were deleted meanwhile.
+            KafkaException: records were deleted meanwhile, or nothing came for a minute.
         """
         if start >= stop:
             return
         at = self._at(topic)
-        consumer = consumer_of(self._settings, reset="none")
-        try:
+        at.offset = start
+        with closing(reader_of(self._settings, name_ends=True)) as consumer:
             consumer.assign([at])
-            consumer.seek(at, start)
             moved, position = time.monotonic(), start
-            while position < stop:  # the position also passes the marks that transactions leave
-                found = consumer.poll(timeout_ms=_POLL_MS, max_records=_RECORDS_AT_ONCE).get(at, [])
-                yield [Record(record.offset, record.value or b"") for record in found if record.offset < stop]
-                before, position = position, consumer.position(at, timeout_ms=_BLOCK_MS)
+            while position < stop:
+                records: list[Record] = []
+                before = position
+                for message in consumer.consume(_RECORDS_AT_ONCE, _POLL_SECONDS):
+                    position = _position(message)
+                    if not message.error() and position <= stop:
+                        records.append(Record(position - 1, message.value() or b""))
+                yield records
                 if position > before:
                     moved = time.monotonic()
                 elif time.monotonic() - moved > _STALL_SECONDS:
-                    raise KafkaTimeoutError(f"{at}: nothing after offset {position} for {_STALL_SECONDS} s")
-        finally:
-            consumer.close()
+                    what = f"{at.topic}/{at.partition}: nothing after offset {position} for {_STALL_SECONDS} s"
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, what))
 
     def _at(self, topic: str) -> TopicPartition:
         return TopicPartition(self._settings.topic(topic), self._partition)
+
+
+def _position(message: Message) -> int:
+    """The offset after a record, or at which nothing but the marks of transactions came before a partition's end."""
+    error = message.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+        raise KafkaException(error)
+    offset = message.offset()
+    assert offset is not None
+    return offset + 1 if error is None else offset

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from confluent_kafka import KafkaError
 from pydantic import Field, model_validator
 
 from basis.problems import Problem, Problems
@@ -18,6 +21,9 @@ MAX_OUTPUT_BYTES = 2 * MAX_RECORD_BYTES
 """What records of the joiner's outputs may take, so that a refused record of the largest size fits, with its reason."""
 RETRY_BACKOFF_MS = 5
 """The client's default of 100 makes a transaction of 9 ms take 112."""
+_log = logging.getLogger("minutely.kafka")
+_REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE)
+_SAY_AGAIN_SECONDS = 600
 
 
 class TlsSettings(Section):
@@ -91,25 +97,67 @@ class KafkaSettings(Section):
     def client(self) -> dict[str, Any]:
         """What every Kafka client of this process is made with; it may hold a password, so nobody prints it."""
         options: dict[str, Any] = {
+            "bootstrap.servers": ",".join(self.brokers),
+            "reconnect.backoff.max.ms": 1000,
+            "topic.metadata.refresh.interval.ms": 30_000,
+            "allow.auto.create.topics": False,
+            "log_level": 0,  # it writes a line to stderr at every try to connect; what fails is said by whoever wanted it
+            "error_cb": _tell,
+        }
+        if self.tls is not None:
+            _check(self.tls)
+            files = {"ca": self.tls.ca, "certificate": self.tls.certificate, "key": self.tls.key}
+            options |= {f"ssl.{name}.location": path for name, path in files.items() if path is not None}
+        if self.sasl is not None:
+            options |= {
+                "sasl.mechanism": self.sasl.mechanism,
+                "sasl.username": self.sasl.username,
+                "sasl.password": self.sasl.password(),
+            }
+        options["security.protocol"] = self._protocol
+        return options
+
+    @property
+    def _protocol(self) -> str:
+        return ("SASL_" if self.sasl is not None else "") + ("PLAINTEXT" if self.tls is None else "SSL")
+
+    def python_client(self) -> dict[str, Any]:
+        """`client` as kafka-python spells it."""
+        options: dict[str, Any] = {
             "bootstrap_servers": self.brokers,
             "reconnect_backoff_max_ms": 1000,
             "metadata_max_age_ms": 30_000,
         }
         if self.tls is not None:
-            options["ssl_context"] = _context(self.tls)
+            options["ssl_context"] = _check(self.tls)
         if self.sasl is not None:
             options |= {
                 "sasl_mechanism": self.sasl.mechanism,
                 "sasl_plain_username": self.sasl.username,
                 "sasl_plain_password": self.sasl.password(),
             }
-        tls, sasl = self.tls is not None, self.sasl is not None
-        options["security_protocol"] = ("SASL_" if sasl else "") + ("SSL" if tls else "PLAINTEXT")
+        options["security_protocol"] = self._protocol
         return options
 
 
-def _context(tls: TlsSettings) -> ssl.SSLContext:
-    """A context that checks certificates and host names."""
+class _Refusals:
+    """Says why brokers cannot be reached at all: what fails for it only knows that nothing came in time."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        code, now = error.code(), time.monotonic()
+        if code in _REFUSALS and now - self._said.get(code, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS:
+            self._said[code] = now
+            _log.error("%s", error.str())
+
+
+_tell = _Refusals()
+
+
+def _check(tls: TlsSettings) -> ssl.SSLContext:
+    """A context of these files; `Problems` that names them, where the client would only say that its context failed."""
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate is not None:

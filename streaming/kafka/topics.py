@@ -33,7 +33,7 @@ class _Setting(NamedTuple):
 
 def ensure_topics(settings: KafkaSettings) -> None:
     """Make the topics that are missing; `Problems` with everything that is not as configured, and how to mend it."""
-    admin = KafkaAdminClient(**settings.client())
+    admin = KafkaAdminClient(**settings.python_client())
     try:
         there = set(admin.list_topics())
         missing = [name for name in _LARGEST if settings.topic(name) not in there]

@@ -8,12 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from kafka.errors import KafkaError
+from confluent_kafka import KafkaError, KafkaException
+from kafka.errors import KafkaError as PythonKafkaError
 
 T = TypeVar("T")
 
 _LONGEST_SECONDS = 2.0
 _PAUSE_SECONDS = 0.1
+FAILURES = (KafkaException, PythonKafkaError)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the client's punctuation."""
+    cause = error.args[0] if error.args else None
+    if isinstance(cause, KafkaError):
+        return f"{cause.name().strip('_')}: {cause.str()}"
+    return f"{type(error).__name__}: {error}"
 
 
 class Patience:
@@ -33,7 +43,7 @@ class Patience:
     def failed(self, error: Exception) -> None:
         """A try failed."""
         if not self._failures:
-            self._log.warning("%s: waiting, since %s: %s", self._what, type(error).__name__, error)
+            self._log.warning("%s: waiting, since %s", self._what, reason(error))
         self._failures += 1
         self._not_before = time.monotonic() + min(0.1 * 2 ** min(self._failures, 8), _LONGEST_SECONDS)
 
@@ -49,7 +59,7 @@ class Patience:
         """What is tried here may fail for want of a broker: that is said, and waited for a little."""
         try:
             yield
-        except KafkaError as error:
+        except FAILURES as error:
             self.failed(error)
             time.sleep(_PAUSE_SECONDS)
         else:
@@ -65,7 +75,7 @@ def patiently(log: logging.Logger, stop: Callable[[], bool], begin: Callable[[],
             continue
         try:
             begun = begin()
-        except KafkaError as error:
+        except FAILURES as error:
             patience.failed(error)
         else:
             patience.worked()

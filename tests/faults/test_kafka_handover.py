@@ -57,7 +57,7 @@ class Feed(threading.Thread):
         kafka = self._pipeline.kafka
         options = {"transactional_id": uuid.uuid4().hex, "retry_backoff_ms": 5, "max_block_ms": 60_000}
         try:
-            with closing(KafkaProducer(**kafka.client(), **options)) as producer:
+            with closing(KafkaProducer(**kafka.python_client(), **options)) as producer:
                 producer.init_transactions()
                 while not self._ending.wait(EVERY_SECONDS):
                     producer.begin_transaction()

@@ -106,6 +106,12 @@ class Node:
             start_new_session=True,  # Ctrl-C goes to whoever started it, who then stops it
         )
 
+    @property
+    def pid(self) -> int:
+        """The running process."""
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self) -> None:
         """Return once it takes connections."""
         assert self._process is not None

@@ -61,7 +61,7 @@ def test_what_was_read_is_committed_and_what_is_gone_is_an_error(kafka: KafkaSet
         check_archive(Archive(str(service.state), example_format), labels)
 
         write(pipeline, FIRST, range(60, 70))
-        with closing(KafkaAdminClient(**kafka.client())) as admin:
+        with closing(KafkaAdminClient(**kafka.python_client())) as admin:
             admin.delete_records({TopicPartition(kafka.topic(EXAMPLES), FIRST): 45})
         service.start()
         assert service.wait() == 1

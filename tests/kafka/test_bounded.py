@@ -2,26 +2,87 @@
 
 from __future__ import annotations
 
-import threading
+import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
-from kafka.errors import KafkaTimeoutError, ProducerFencedError
+from confluent_kafka import KafkaException
 
+from streaming.join_partition import Committed
+from streaming.join_state import Cut, Outgoing
 from streaming.kafka import partition_io
+from streaming.kafka.partition_io import KafkaOutlet
+from streaming.kafka.settings import KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from tests.commands import missing
+from tests.kafka.broker import BrokerUnavailable, running
+from tests.kafka.traffic import read_topic
 
 
-def test_what_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition_io, "_TRANSACTION_MS", 50)
-    never = threading.Event()
-    with pytest.raises(KafkaTimeoutError, match="did not end within 50 ms"):
-        partition_io.bounded(never.wait)
-    never.set()
+def commit_of(sequence: int) -> Committed:
+    return Committed("id", sequence, sequence, sequence, {IMPRESSIONS: sequence, ENGAGEMENTS: 5}, Cut(-1, 0, 1, 2))
 
 
-def test_what_ends_with_an_error_says_which() -> None:
-    def fenced() -> None:
-        raise ProducerFencedError("another one")
+def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition_io, "_REQUEST_MS", 2000)
+    monkeypatch.setattr(partition_io, "_TRANSACTION_MS", 5000)
+    try:
+        with running(tmp_path / "cluster") as cluster:
+            kafka = KafkaSettings(bootstrap=cluster.bootstrap, partitions=1)
+            ensure_topics(kafka)
+            outlet = KafkaOutlet(kafka, 0)
+            assert outlet.open() is None
+            assert outlet.send([Outgoing(EXAMPLES, b"1"), Outgoing(EXAMPLES, b"2")], commit_of(1)) == 2
+            monkeypatch.setattr(partition_io, "_BLOCK_SECONDS", 2)
+            os.kill(cluster.nodes[0].pid, signal.SIGSTOP)
+            began = time.monotonic()
+            with pytest.raises(KafkaException):
+                outlet.send([Outgoing(EXAMPLES, b"3")], commit_of(2))
+            with pytest.raises(KafkaException):
+                outlet.open()
+            outlet.close()
+            assert time.monotonic() - began < 15
+            os.kill(cluster.nodes[0].pid, signal.SIGCONT)
+            monkeypatch.undo()
+            found = outlet.open()
+            assert found in (commit_of(1), commit_of(2))
+            values = [value for _, value in read_topic(kafka, EXAMPLES)[0]]
+            assert values == [b"1", b"2", b"3"][: 1 + found.sequence]
+            assert outlet.send([Outgoing(EXAMPLES, b"4")], commit_of(3)) > 3
+            assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [*values, b"4"]
+            assert outlet.open() == commit_of(3)
+            outlet.close()
+    except BrokerUnavailable as error:
+        missing(str(error))
 
-    with pytest.raises(ProducerFencedError, match="another one"):
-        partition_io.bounded(fenced)
-    partition_io.bounded(list, "abc")
+
+def test_who_was_fenced_is_told_so_and_leaves_nothing_behind(kafka: KafkaSettings) -> None:
+    kafka = kafka.model_copy(update={"partitions": 1})
+    ensure_topics(kafka)
+    first, second = KafkaOutlet(kafka, 0), KafkaOutlet(kafka, 0)
+    assert first.open() is None
+    first.send([Outgoing(EXAMPLES, b"1")], commit_of(1))
+    assert second.open() == commit_of(1)
+    with pytest.raises(KafkaException, match=r"(?i)fenced"):
+        first.send([Outgoing(EXAMPLES, b"2")], commit_of(2))
+    second.send([Outgoing(EXAMPLES, b"3")], commit_of(2))
+    assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [b"1", b"3"]
+    for outlet in (first, second):
+        outlet.close()
+
+
+def test_more_than_the_client_keeps_at_once_goes_out(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition_io, "_SEND_BYTES", 1 << 20)
+    kafka = kafka.model_copy(update={"partitions": 1})
+    ensure_topics(kafka)
+    outlet = KafkaOutlet(kafka, 0)
+    outlet.open()
+    outbox = [Outgoing(EXAMPLES, bytes([number]) * 300_000) for number in range(20)]
+    assert outlet.send(outbox, commit_of(1)) == 20
+    outlet.close()
+    assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [item.value for item in outbox]

@@ -25,7 +25,7 @@ from tests.kafka.traffic import make_pipeline, make_traffic, producer_of, read_e
 
 def delete_before(kafka: KafkaSettings, topic: str, offset: int) -> None:
     """As retention does."""
-    admin = KafkaAdminClient(**kafka.client())
+    admin = KafkaAdminClient(**kafka.python_client())
     try:
         admin.delete_records({TopicPartition(kafka.topic(topic), 0): offset})
     finally:

@@ -49,7 +49,7 @@ def test_records_in_order_and_how_many_are_left(kafka: KafkaSettings) -> None:
 def test_records_that_are_gone_are_not_passed_over(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     write(kafka, [b"a", b"b", b"c"])
-    with closing(KafkaAdminClient(**kafka.client())) as admin:
+    with closing(KafkaAdminClient(**kafka.python_client())) as admin:
         admin.delete_records({TopicPartition(kafka.topic(EXAMPLES), 1): 2})
     with closing(KafkaLog(kafka, EXAMPLES)) as log:
         assert log.begin(EXAMPLES, 1) == 2

@@ -12,7 +12,7 @@ from kafka import TopicPartition
 from minutely.config import Pipeline
 from minutely.produce import produce
 from streaming.events import MAX_TIME_MS, decode_engagement, decode_request
-from streaming.kafka.partition_io import consumer_of
+from streaming.kafka.log import consumer_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.kafka.joining import now_ms

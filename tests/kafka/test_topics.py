@@ -24,7 +24,7 @@ def test_they_are_made_once_and_then_only_checked(kafka: KafkaSettings) -> None:
 
 
 def test_every_mismatch_names_topic_value_and_remedy(kafka: KafkaSettings) -> None:
-    admin = KafkaAdminClient(**kafka.client())
+    admin = KafkaAdminClient(**kafka.python_client())
     try:
         name = kafka.topic(IMPRESSIONS)
         admin.create_topics(
@@ -51,7 +51,7 @@ def test_more_replicas_than_there_are(kafka: KafkaSettings) -> None:
 
 def test_a_limit_that_was_changed_later(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
-    admin = KafkaAdminClient(**kafka.client())
+    admin = KafkaAdminClient(**kafka.python_client())
     try:
         name = kafka.topic(EXAMPLES)
         for value in ("99999999", "1000000"):  # more than needed is as good

@@ -18,7 +18,7 @@ from minutely.config import Pipeline
 from streaming.archive import Archive
 from streaming.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
 from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.kafka.partition_io import consumer_of
+from streaming.kafka.log import consumer_of
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
@@ -120,7 +120,7 @@ def examples_record(example_format: ExampleFormat, numbers: range) -> tuple[byte
 
 def producer_of(kafka: KafkaSettings) -> KafkaProducer:
     return KafkaProducer(
-        **kafka.client(), acks="all", linger_ms=20, max_request_size=MAX_OUTPUT_BYTES, batch_size=1 << 18,
+        **kafka.python_client(), acks="all", linger_ms=20, max_request_size=MAX_OUTPUT_BYTES, batch_size=1 << 18,
         max_block_ms=120_000, delivery_timeout_ms=300_000,
     )  # fmt: skip
 

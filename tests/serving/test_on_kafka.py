@@ -26,7 +26,7 @@ COUNT = 20
 
 
 def _records(settings: KafkaSettings) -> list[bytes]:
-    consumer = KafkaConsumer(**settings.client(), enable_auto_commit=False)
+    consumer = KafkaConsumer(**settings.python_client(), enable_auto_commit=False)
     ats = [TopicPartition(settings.topic(IMPRESSIONS), partition) for partition in range(settings.partitions)]
     consumer.assign(ats)
     ends = consumer.end_offsets(ats)
