@@ -41,7 +41,7 @@ from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.kafka.broker import running
 from tests.kafka.traffic import producer_of, read_examples
 
-SIZES = {"50 a request": (50, 40, 4000), "1 a request": (1, 240, 40_000)}
+SIZES = {"50 a request": (50, 40, 12_000), "1 a request": (1, 240, 40_000)}
 """Impressions and vector values of a request, and how many requests: about 9 KB and 1 KB each."""
 EVERY_MS = 5
 CLOSING_MS = 30_000

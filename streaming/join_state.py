@@ -32,7 +32,7 @@ class Cut(NamedTuple):
 
 
 class Head(msgspec.Struct, array_like=True):
-    """What the state is of: ``sequence`` counts the transactions of a history that is called ``state_id``; times in event time (ms).
+    """What the state is of: ``sequence`` counts the transactions of the history ``state_id``. Times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
     takes. What later transactions put into `examples` begins at ``examples`` or after it. ``pending`` counts requests.
