@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from contextlib import closing
 
@@ -39,6 +40,14 @@ def read(kafka: KafkaSettings, start: int, stop: int) -> list[tuple[int, bytes]]
     return [tuple(record) for records in KafkaHistory(kafka, 0).read(EXAMPLES, start, stop) for record in records]
 
 
+def wait_for_end(kafka: KafkaSettings, offset: int) -> None:
+    """Marks follow a commit a little later."""
+    history, until = KafkaHistory(kafka, 0), time.monotonic() + 20
+    while history.end(EXAMPLES) != offset:
+        assert time.monotonic() < until, history.end(EXAMPLES)
+        time.sleep(0.05)
+
+
 def test_a_partition_ends_before_what_is_not_committed(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     writer, other = Writer(kafka), Writer(kafka)
@@ -48,7 +57,7 @@ def test_a_partition_ends_before_what_is_not_committed(kafka: KafkaSettings) -> 
     writer.write(b"a", b"b")
     assert history.end(EXAMPLES) == 0
     writer.commit()
-    assert history.end(EXAMPLES) == 3, "two records and the mark of the transaction"
+    wait_for_end(kafka, 3)  # two records and the mark of the transaction
     assert read(kafka, 0, 3) == [(0, b"a"), (1, b"b")], "the end is found, though no record is there"
     writer.write(b"c")
     writer.abort()
@@ -57,14 +66,15 @@ def test_a_partition_ends_before_what_is_not_committed(kafka: KafkaSettings) -> 
     other.write(b"f")
     writer.write(b"g")
     writer.commit()
-    assert history.end(EXAMPLES) == 8, "what comes after an open transaction is not read yet"
+    wait_for_end(kafka, 8)  # what comes after an open transaction is not read yet
     with closing(reader_of(kafka)) as consumer:
         ats = [TopicPartition(kafka.topic(EXAMPLES), partition) for partition in range(kafka.partitions)]
         assert list(ends_of(consumer, ats, 20).values()) == [8, 0, 0]
         assert list(begins_of(consumer, ats, 20).values()) == [0, 0, 0]
     assert read(kafka, 0, 8) == [(0, b"a"), (1, b"b"), (5, b"d"), (6, b"e")]
     other.commit()
-    assert [value for _, value in read(kafka, 5, history.end(EXAMPLES))] == [b"d", b"e", b"f", b"g"]
+    wait_for_end(kafka, 12)
+    assert [value for _, value in read(kafka, 5, 12)] == [b"d", b"e", b"f", b"g"]
     assert read(kafka, 1, 6) == [(1, b"b"), (5, b"d")]
 
 
