@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kafka import KafkaProducer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -26,6 +25,7 @@ from basis.settings import parse_duration
 from minutely.config import Pipeline
 from serving.client import Client
 from streaming.events import SCHEMA_VERSION, Engagement, Request, encode
+from streaming.kafka.sending import Sender
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.kafka.broker import running
 from tests.kafka.services import joiner, said, started, trainer
@@ -54,7 +54,7 @@ def make_pipeline(bootstrap: str, every: str) -> Pipeline:
 
 def traffic(pipeline: Pipeline, per_second: float, stop: threading.Event) -> None:
     """Requests of 50 impressions at fixed times, each with its engagements half a second later."""
-    producer = KafkaProducer(**pipeline.kafka.python_client(), linger_ms=5)
+    producer = Sender(pipeline.kafka, delivery_ms=60_000)
     random = np.random.default_rng(1)
     waiting: list[tuple[float, str]] = []
     number, due = 0, time.time()
@@ -84,7 +84,7 @@ def traffic(pipeline: Pipeline, per_second: float, stop: threading.Event) -> Non
                     happened_at=int(now * 1000),
                 )  # fmt: skip
                 producer.send(pipeline.kafka.topic(ENGAGEMENTS), encode(done), key=name.encode())
-    producer.close(timeout=5)
+    producer.flush()
 
 
 def infer(server: Server, items: list[int]) -> list[float]:

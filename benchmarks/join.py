@@ -27,14 +27,14 @@ import numpy as np
 import platformdirs
 import pyarrow as pa
 import pyarrow.compute as pc
-from kafka import TopicPartition
+from confluent_kafka import TopicPartition
 
 from minutely.config import Pipeline
 from minutely.join import make_join_service
 from streaming.clock import WallClock
 from streaming.events import MAX_TIME_MS, SCHEMA_VERSION, Engagement, Request, decode_engagement, decode_request, encode
 from streaming.examples import ExampleFormat
-from streaming.kafka.log import consumer_of
+from streaming.kafka.partition_io import ends_of, reader_of
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
@@ -111,19 +111,20 @@ def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, sta
 
 
 def decode_only(kafka: KafkaSettings) -> int:
-    consumer = consumer_of(kafka)
-    ats = [TopicPartition(kafka.topic(topic), 0) for topic in (IMPRESSIONS, ENGAGEMENTS)]
-    ends = consumer.end_offsets(ats)
-    consumer.assign(ats)
-    consumer.seek_to_beginning(*ats)
-    count = 0
-    while any(consumer.position(at) < ends[at] for at in ats):
-        for at, records in consumer.poll(timeout_ms=200, max_records=4000).items():
-            if at == ats[0]:
-                count += sum(len(decode_request(record.value, MAX_TIME_MS).impression_ids) for record in records)
+    consumer = reader_of(kafka)
+    names = [kafka.topic(topic) for topic in (IMPRESSIONS, ENGAGEMENTS)]
+    ends = ends_of(consumer, [TopicPartition(name, 0) for name in names], 20)
+    consumer.assign([TopicPartition(name, 0, 0) for name in names])
+    count, left = 0, sum(ends.values())
+    while left:
+        for message in consumer.consume(4000, 0.2):
+            error, value = message.error(), message.value() or b""
+            assert error is None, error
+            left -= 1
+            if message.topic() == names[0]:
+                count += len(decode_request(value, MAX_TIME_MS).impression_ids)
             else:
-                for record in records:
-                    decode_engagement(record.value, MAX_TIME_MS)
+                decode_engagement(value, MAX_TIME_MS)
     consumer.close()
     return count
 

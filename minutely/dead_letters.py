@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
-from kafka import KafkaProducer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,13 +12,12 @@ from rich.table import Table
 from minutely.config import Pipeline
 from streaming.events import DeadLetter
 from streaming.kafka.partition_io import KafkaHistory
-from streaming.kafka.settings import MAX_OUTPUT_BYTES
+from streaming.kafka.sending import Sender
 from streaming.kafka.topics import ensure_topics
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
 
-_FLUSH_SECONDS = 60
+_DELIVERY_MS = 60_000
 _SHOWN_BYTES = 40
-_IN_FLIGHT = 1000
 
 _decoder = msgspec.msgpack.Decoder(DeadLetter)
 
@@ -59,18 +57,10 @@ def show(console: Console, pipeline: Pipeline, reason: str | None, limit: int) -
 def send_again(pipeline: Pipeline, reason: str | None) -> int:
     """Send the original bytes to where they came from; how many. The joiner passes over what it knows already."""
     ensure_topics(pipeline.kafka)
-    producer = KafkaProducer(
-        **pipeline.kafka.python_client(), acks="all", linger_ms=5, max_request_size=MAX_OUTPUT_BYTES
-    )
     count = 0
-    try:
+    with Sender(pipeline.kafka, _DELIVERY_MS) as sender:
         for letter in dead_letters(pipeline, reason):
             if letter.topic in (IMPRESSIONS, ENGAGEMENTS):
-                producer.send(pipeline.kafka.topic(letter.topic), letter.payload, partition=letter.partition)
+                sender.send(pipeline.kafka.topic(letter.topic), letter.payload, partition=letter.partition)
                 count += 1
-                if count % _IN_FLIGHT == 0:
-                    producer.flush(_FLUSH_SECONDS)
-        producer.flush(_FLUSH_SECONDS)
-    finally:
-        producer.close(timeout=_FLUSH_SECONDS)
     return count

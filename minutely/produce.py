@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from kafka import KafkaProducer
 
 from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.columns import Ids
-from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
+from streaming.kafka.sending import Sender
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.producer import Producer
@@ -76,35 +75,21 @@ def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[
     happened_at = events.engagements.happened_at
     scores = np.zeros((events.impressions, 0), np.float32)
     request = engagement = 0
-    producer = _producer(pipeline.kafka)
-    try:
+    with Sender(pipeline.kafka, _DELIVERY_MS) as sender:
         while (request < events.requests or engagement < len(happened_at)) and not stop():
             now = clock.now_ms()
             until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)
             ids = events.request_ids.slice(request, until - request).to_pylist()
             for key, value in zip(ids, maker.requests(request, until, scores, 0, 0), strict=True):
-                producer.send(pipeline.kafka.topic(IMPRESSIONS), value, key=key.encode())
+                sender.send(pipeline.kafka.topic(IMPRESSIONS), value, key=key.encode())
             request = until
             until = min(int(np.searchsorted(happened_at, now, side="right")), engagement + _AT_ONCE)
             ids = events.engagements.request_id.slice(engagement, until - engagement).to_pylist()
             for key, value in zip(ids, maker.engagements(engagement, until), strict=True):
-                producer.send(pipeline.kafka.topic(ENGAGEMENTS), value, key=key.encode())
+                sender.send(pipeline.kafka.topic(ENGAGEMENTS), value, key=key.encode())
             behind = request < events.requests and events.served_at[request] <= now
             engagement = until
-            producer.flush(_DELIVERY_MS / 1000)  # bounds what is in memory while brokers are away
+            sender.flush()  # bounds what is in memory while brokers are away
             if not behind:
                 time.sleep(_TICK_MS / 1000)
-    finally:
-        producer.close(timeout=_DELIVERY_MS / 1000)
     return request, engagement
-
-
-def _producer(settings: KafkaSettings) -> KafkaProducer:
-    return KafkaProducer(
-        **settings.python_client(),
-        acks="all",
-        linger_ms=5,
-        max_request_size=MAX_OUTPUT_BYTES,
-        max_block_ms=_DELIVERY_MS,
-        delivery_timeout_ms=_DELIVERY_MS,
-    )

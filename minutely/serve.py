@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 import uvicorn
 import uvloop
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
@@ -40,7 +38,8 @@ from serving.service import ReplicaService, pull_step, send_step
 from serving.shadow import Shadow, Shadowing
 from serving.worker import Worker
 from streaming.clock import Clock, WallClock
-from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
+from streaming.kafka.sending import producer_of
+from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience
 from trainer.models import make_model
@@ -51,7 +50,6 @@ _CONNECTIONS = 1024
 _KEEP_ALIVE_SECONDS = 30
 _CLOSE_SECONDS = 5
 _DELIVERY_MS = 60_000
-_BLOCK_MS = 5_000
 
 
 def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) -> None:
@@ -172,7 +170,7 @@ class KafkaSink:
     def __init__(self, settings: KafkaSettings, outbox: Outbox) -> None:
         self._settings = settings
         self._outbox = outbox
-        self._producer: Any = None
+        self._producer: Producer | None = None
         self._stopping = threading.Event()
         self._patience = Patience(_log, "brokers")
 
@@ -183,38 +181,37 @@ class KafkaSink:
                 if self._stopping.wait(0.1):
                     self._outbox.dropped[record.topic] += 1
                     break
+        if self._producer is not None:
+            self._producer.poll(0)
 
     def _try(self, record: Outgoing) -> bool:
         if not self._patience.ready:
             return False
         try:
             if self._producer is None:
-                self._producer = self._connect()
-            sent = self._producer.send(
-                self._settings.topic(record.topic), record.make(), key=record.key.encode(errors="surrogatepass")
-            )
-        except (KafkaError, Problems) as error:
+                ensure_topics(self._settings)
+                self._producer = producer_of(self._settings, _DELIVERY_MS, linger_ms=20)
+        except (KafkaException, Problems) as error:
             self._patience.failed(error)
             return False
-        self._patience.worked()
-        sent.add_callback(self._count, self._outbox.sent, record.topic)
-        sent.add_errback(self._count, self._outbox.dropped, record.topic)
+        topic, key = self._settings.topic(record.topic), record.key.encode(errors="surrogatepass")
+        told = partial(self._delivered, record.topic)
+        try:
+            self._producer.produce(topic, record.make(), key, on_delivery=told)
+        except BufferError:
+            self._producer.poll(0)
+            return False
+        except KafkaException as error:  # a record that no broker would take
+            self._delivered(record.topic, error.args[0], None)
         return True
 
-    @staticmethod
-    def _count(counts: dict[str, int], topic: str, _result: object) -> None:
-        counts[topic] += 1
-
-    def _connect(self) -> KafkaProducer:
-        ensure_topics(self._settings)
-        return KafkaProducer(
-            **self._settings.python_client(),
-            acks="all",
-            linger_ms=20,
-            max_request_size=MAX_OUTPUT_BYTES,
-            max_block_ms=_BLOCK_MS,
-            delivery_timeout_ms=_DELIVERY_MS,
-        )
+    def _delivered(self, topic: str, error: KafkaError | None, _message: Message | None) -> None:
+        if error is None:
+            self._outbox.sent[topic] += 1
+            self._patience.worked()
+        else:
+            self._outbox.dropped[topic] += 1
+            self._patience.failed(KafkaException(error))
 
     def stop(self) -> None:
         """Do not wait for brokers any longer."""
@@ -223,4 +220,6 @@ class KafkaSink:
     def close(self) -> None:
         """Send what is on its way, in bounded time."""
         if self._producer is not None:
-            self._producer.close(timeout=_CLOSE_SECONDS)
+            self._producer.flush(_CLOSE_SECONDS)
+            self._producer.purge()
+            self._producer.flush(0)  # what was not taken is counted

@@ -108,7 +108,10 @@ class Sink(Protocol):
     """Takes records to the log."""
 
     def send(self, records: Sequence[Outgoing]) -> None:
-        """Send records, and count in the outbox what became of them; may wait. ``OSError`` or a client's error where it cannot."""
+        """Send records, and count in the outbox what became of these and of earlier ones; may wait.
+
+        ``OSError`` or a client's error where it cannot.
+        """
 
     def close(self) -> None:
         """Send what is left, in bounded time."""
@@ -123,6 +126,5 @@ def pull_step(puller: Puller) -> float:
 def send_step(outbox: Outbox, sink: Sink) -> float:
     """Send what is waiting; how long to sleep."""
     records = outbox.take(_SEND_AT_ONCE)
-    if records:
-        sink.send(records)
+    sink.send(records)
     return 0.0 if len(records) == _SEND_AT_ONCE else _SEND_EVERY_SECONDS

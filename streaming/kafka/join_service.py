@@ -92,6 +92,7 @@ class JoinService:
     def run(self, stop: Callable[[], bool]) -> None:
         """Join until ``stop`` says so; then leave the group, so that others take over at once."""
         gc.set_threshold(_GARBAGE_AFTER)
+        self._group.start()
         try:
             while not stop():
                 self.round()
@@ -104,8 +105,9 @@ class JoinService:
     def round(self) -> None:
         """Follow the group, read, and join once; bounded in time and memory."""
         self._follow()
-        for member in list(self.members.values()):
-            self._recover(member)
+        for member in self.members.values():
+            if not self._recover(member):
+                break  # brokers may be away, and each try takes long: the group waits for our next round
         self._assign()
         active = [member for member in self.members.values() if member.positioned]
         if not active:
@@ -149,10 +151,10 @@ class JoinService:
             self.members.pop(partition).close()
             _log.info("partition %d is another's", partition)
 
-    def _recover(self, member: Member) -> None:
-        """One bounded step towards the state that belongs to what was committed."""
+    def _recover(self, member: Member) -> bool:
+        """One bounded step towards the state that belongs to what was committed; whether nothing failed."""
         if member.positioned or not member.patience.ready:
-            return
+            return True
         try:
             if not member.recovered:
                 if member.recovery is None:
@@ -164,6 +166,8 @@ class JoinService:
                 member.patience.worked()
         except KafkaException as error:
             self._broken(member, error)
+            return False
+        return True
 
     def _position(self, member: Member) -> None:
         """Read on where the joiner is, or where the records that are still kept begin."""

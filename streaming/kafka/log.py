@@ -5,33 +5,18 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import LogTruncationError, OffsetOutOfRangeError
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from basis.problems import GapError
-from streaming.kafka.settings import RETRY_BACKOFF_MS, KafkaSettings
+from streaming.kafka.partition_io import begins_of, ends_of, position_after, reader_of
+from streaming.kafka.settings import KafkaSettings
 from streaming.log import Record
 
 _BUFFERED_BYTES = 32 << 20
 _RECORDS_AT_ONCE = 500
-_BLOCK_MS = 20_000
+_BLOCK_SECONDS = 20
 _LAG_SECONDS = 1.0
-_FETCH_BYTES = 8 << 20
-
-
-def consumer_of(settings: KafkaSettings, group: str | None = None, *, reset: str = "earliest") -> KafkaConsumer:
-    """A consumer that takes partitions by hand and commits nothing; with ``reset`` none, `poll` fails where records are gone."""
-    return KafkaConsumer(
-        **settings.python_client(),
-        group_id=group,
-        enable_auto_commit=False,
-        auto_offset_reset=reset,
-        isolation_level="read_committed",
-        enable_incremental_fetch_sessions=False,  # with them, a partition that was paused is not always fetched again
-        fetch_max_bytes=_FETCH_BYTES,
-        max_partition_fetch_bytes=_FETCH_BYTES,
-        retry_backoff_ms=RETRY_BACKOFF_MS * 4,
-    )
+_NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION)
 
 
 class KafkaLog:
@@ -42,14 +27,15 @@ class KafkaLog:
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._topic = topic
-        self._ats = [TopicPartition(settings.topic(topic), partition) for partition in range(settings.partitions)]
-        self._consumer = consumer_of(settings, reset="none")
-        self._consumer.assign(self._ats)
-        self._consumer.pause(*self._ats)
-        for at in self._ats:  # a place to be, until `read` names one
-            self._consumer.seek(at, 0)
-        self._ready: dict[int, deque[Record]] = {at.partition: deque() for at in self._ats}
+        self._name = settings.topic(topic)
+        self._consumer = reader_of(settings, name_ends=True)
+        self._ready: dict[int, deque[Record]] = {partition: deque() for partition in range(settings.partitions)}
         self._position: dict[int, int] = {}
+        """The next offset that is taken from each partition that was asked for."""
+        self._reached: dict[int, int] = {}
+        """The next offset that comes from the brokers; it also passes the marks of transactions."""
+        self._placed = True
+        """Whether the client reads on from there."""
         self._bytes = 0
         self._lag_at = 0.0
         self.lag: dict[int, int] = {}
@@ -57,33 +43,48 @@ class KafkaLog:
 
     def begin(self, topic: str, partition: int) -> int:
         """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
-        at = self._at(topic, partition)
-        return int(self._consumer.beginning_offsets([at], timeout_ms=_BLOCK_MS)[at])
+        assert topic == self._topic, topic
+        at = TopicPartition(self._name, partition)
+        return begins_of(self._consumer, [at], _BLOCK_SECONDS)[self._name, partition]
 
     def fill(self, timeout_ms: int) -> None:
         """Read ahead in the partitions that were asked for; waits for records up to ``timeout_ms`` where none are ready."""
         if self._bytes >= _BUFFERED_BYTES:
             return
-        wait_ms = 0 if self._bytes else timeout_ms
+        if not self._placed:
+            self._consumer.assign(self._ats(self._reached))
+            self._placed = True
+        messages = self._consumer.consume(_RECORDS_AT_ONCE, 0)
+        if not messages and not self._bytes:
+            first = self._consumer.poll(timeout_ms / 1000)
+            messages = [] if first is None else [first, *self._consumer.consume(_RECORDS_AT_ONCE, 0)]
         try:
-            found = self._consumer.poll(timeout_ms=wait_ms, max_records=_RECORDS_AT_ONCE)
-        except (OffsetOutOfRangeError, LogTruncationError) as error:
-            raise GapError(self._gap(error)) from None
-        for at, records in found.items():
-            self._ready[at.partition].extend(Record(record.offset, record.value or b"") for record in records)
-            self._bytes += sum(len(record.value or b"") for record in records)
+            for message in messages:
+                partition, value = message.partition(), message.value() or b""
+                assert partition is not None
+                reached = position_after(message)
+                self._reached[partition] = max(reached, self._reached[partition])
+                if message.error() is None:
+                    self._ready[partition].append(Record(reached - 1, value))
+                    self._bytes += len(value)
+        except KafkaException as error:
+            self._placed = False  # what came after it in this batch was not taken
+            if error.args[0].code() in _NOT_THERE:
+                raise GapError(self._gap(error)) from None
+            raise
         if time.monotonic() - self._lag_at >= _LAG_SECONDS:
             self._lag_at = time.monotonic()
             self.lag = self._measure_lag()
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """Up to ``limit`` records from ``offset`` on, in order; none where `fill` has not read that far."""
-        at, ready = self._at(topic, partition), self._ready[partition]
+        assert topic == self._topic, topic
+        ready = self._ready[partition]
         if self._position.get(partition) != offset:
             self._bytes -= sum(len(record.value) for record in ready)
             ready.clear()
-            self._consumer.seek(at, offset)
-            self._consumer.resume(at)
+            self._reached[partition] = offset
+            self._placed = False
         taken = [ready.popleft() for _ in range(min(limit, len(ready)))]
         self._bytes -= sum(len(record.value) for record in taken)
         self._position[partition] = taken[-1].offset + 1 if taken else offset
@@ -92,20 +93,21 @@ class KafkaLog:
     def _measure_lag(self) -> dict[int, int]:
         """By what the brokers said when they were last read from, so that it costs no call of its own."""
         lag = {}
-        for at in self._ats:
-            end, ready = self._consumer.highwater(at), self._ready[at.partition]
-            position = ready[0].offset if ready else self._consumer.position(at, timeout_ms=0)
-            if end is not None and position is not None:
-                lag[at.partition] = max(0, end - position)
+        for at in self._ats(self._reached):
+            _, end = self._consumer.get_watermark_offsets(at, cached=True)
+            ready = self._ready[at.partition]
+            if end >= 0:
+                lag[at.partition] = max(0, end - (ready[0].offset if ready else at.offset))
         return lag
 
     def _gap(self, error: Exception) -> str:
-        begins = self._consumer.beginning_offsets(self._ats, timeout_ms=_BLOCK_MS)
-        ends = self._consumer.end_offsets(self._ats, timeout_ms=_BLOCK_MS)
+        ats = self._ats(self._position)
+        begins, ends = begins_of(self._consumer, ats, _BLOCK_SECONDS), ends_of(self._consumer, ats, _BLOCK_SECONDS)
         wrong = [
-            f"{at.topic}/{at.partition}: the topic has offsets {begins[at]} to {ends[at]}, it is to be read from {position} on"
-            for at in self._ats
-            if not begins[at] <= (position := self._position.get(at.partition, begins[at])) <= ends[at]
+            f"{at.topic}/{at.partition}: the topic has offsets {begins[place]} to {ends[place]}, "
+            f"it is to be read from {at.offset} on"
+            for at in ats
+            if not begins[place := (at.topic, at.partition)] <= at.offset <= ends[place]
         ]
         remedy = (
             "start over without what was read before; where records were deleted, let the topic keep them for longer"
@@ -116,6 +118,5 @@ class KafkaLog:
         """Close the connections."""
         self._consumer.close()
 
-    def _at(self, topic: str, partition: int) -> TopicPartition:
-        assert topic == self._topic, topic
-        return self._ats[partition]
+    def _ats(self, offsets: dict[int, int]) -> list[TopicPartition]:
+        return [TopicPartition(self._name, partition, offset) for partition, offset in sorted(offsets.items())]

@@ -22,6 +22,7 @@ class Membership:
     """
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
+        self._topic = settings.topic(topic)
         self._patience = Patience(_log, "group")
         self._consumer = Consumer(
             settings.client()
@@ -35,9 +36,10 @@ class Membership:
             }
         )
         self.partitions: frozenset[int] = frozenset()
-        self._consumer.subscribe(
-            [settings.topic(topic)], on_assign=self._gained, on_revoke=self._lost, on_lost=self._lost
-        )
+
+    def start(self) -> None:
+        """Become a member."""
+        self._consumer.subscribe([self._topic], on_assign=self._gained, on_revoke=self._lost, on_lost=self._lost)
 
     def poll(self) -> None:
         """Follow the group; never waits."""

@@ -242,7 +242,7 @@ class KafkaHistory:
                 records: list[Record] = []
                 before = position
                 for message in consumer.consume(_RECORDS_AT_ONCE, _POLL_SECONDS):
-                    position = _position(message)
+                    position = position_after(message)
                     if not message.error() and position <= stop:
                         records.append(Record(position - 1, message.value() or b""))
                 yield records
@@ -256,7 +256,7 @@ class KafkaHistory:
         return TopicPartition(self._settings.topic(topic), self._partition)
 
 
-def _position(message: Message) -> int:
+def position_after(message: Message) -> int:
     """The offset after a record, or at which nothing but the marks of transactions came before a partition's end."""
     error = message.error()
     if error is not None and error.code() != KafkaError._PARTITION_EOF:

@@ -114,29 +114,8 @@ class KafkaSettings(Section):
                 "sasl.username": self.sasl.username,
                 "sasl.password": self.sasl.password(),
             }
-        options["security.protocol"] = self._protocol
-        return options
-
-    @property
-    def _protocol(self) -> str:
-        return ("SASL_" if self.sasl is not None else "") + ("PLAINTEXT" if self.tls is None else "SSL")
-
-    def python_client(self) -> dict[str, Any]:
-        """`client` as kafka-python spells it."""
-        options: dict[str, Any] = {
-            "bootstrap_servers": self.brokers,
-            "reconnect_backoff_max_ms": 1000,
-            "metadata_max_age_ms": 30_000,
-        }
-        if self.tls is not None:
-            options["ssl_context"] = _check(self.tls)
-        if self.sasl is not None:
-            options |= {
-                "sasl_mechanism": self.sasl.mechanism,
-                "sasl_plain_username": self.sasl.username,
-                "sasl_plain_password": self.sasl.password(),
-            }
-        options["security_protocol"] = self._protocol
+        tls, sasl = self.tls is not None, self.sasl is not None
+        options["security.protocol"] = ("SASL_" if sasl else "") + ("SSL" if tls else "PLAINTEXT")
         return options
 
 
@@ -156,8 +135,8 @@ class _Refusals:
 _tell = _Refusals()
 
 
-def _check(tls: TlsSettings) -> ssl.SSLContext:
-    """A context of these files; `Problems` that names them, where the client would only say that its context failed."""
+def _check(tls: TlsSettings) -> None:
+    """`Problems` that names the files, where the client would only say that it cannot be made."""
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate is not None:
@@ -165,4 +144,3 @@ def _check(tls: TlsSettings) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         named = ", ".join(name for name in (tls.ca, tls.certificate, tls.key) if name)
         raise Problems([Problem("kafka.tls", "files", named, f"{error}; allowed: PEM files")]) from None
-    return context

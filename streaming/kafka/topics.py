@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import time
+from typing import NamedTuple
 
-from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic
 
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
@@ -15,12 +15,16 @@ from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
 _RECORD_OVERHEAD_BYTES = 1024
+_ASK_SECONDS = 10
+_BLOCK_SECONDS = 20
+_POLL_SECONDS = 0.1
 _LARGEST = {
     IMPRESSIONS: MAX_RECORD_BYTES + _RECORD_OVERHEAD_BYTES,
     ENGAGEMENTS: MAX_RECORD_BYTES + _RECORD_OVERHEAD_BYTES,
     EXAMPLES: MAX_OUTPUT_BYTES,
     DEAD_LETTERS: MAX_OUTPUT_BYTES,
 }
+_PASSING = (KafkaError.REQUEST_TIMED_OUT, KafkaError.NOT_CONTROLLER)
 
 
 class _Setting(NamedTuple):
@@ -33,18 +37,41 @@ class _Setting(NamedTuple):
 
 def ensure_topics(settings: KafkaSettings) -> None:
     """Make the topics that are missing; `Problems` with everything that is not as configured, and how to mend it."""
-    admin = KafkaAdminClient(**settings.python_client())
-    try:
-        there = set(admin.list_topics())
-        missing = [name for name in _LARGEST if settings.topic(name) not in there]
-        for name in missing:
-            _create(admin, settings, name)
-        admin.wait_for_topics([settings.topic(name) for name in _LARGEST])
-        problems = _mismatches(admin, settings)
-    finally:
-        admin.close()
+    with AdminClient(settings.client()) as admin:
+        try:
+            problems = _ensure(admin, settings)
+        except KafkaException:
+            admin.poll(0)  # the client's callback says where brokers refused us
+            raise
     if problems:
         raise Problems(problems)
+
+
+def _ensure(admin: AdminClient, settings: KafkaSettings) -> list[Problem]:
+    names = [settings.topic(name) for name in _LARGEST]
+    there = admin.list_topics(timeout=_ASK_SECONDS).topics
+    for name in _LARGEST:
+        if settings.topic(name) not in there:
+            _create(admin, settings, name)
+    until = time.monotonic() + _BLOCK_SECONDS
+    while not _led(cluster := admin.list_topics(timeout=_ASK_SECONDS), names):
+        if time.monotonic() > until:
+            what = f"no leaders of all partitions of {', '.join(names)} after {_BLOCK_SECONDS} s"
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, what))
+        time.sleep(_POLL_SECONDS)
+    return _mismatches(admin, cluster, settings)
+
+
+def _led(cluster: ClusterMetadata, names: list[str]) -> bool:
+    """Whether brokers know the topics, and who leads each partition."""
+    found = [cluster.topics.get(name) for name in names]
+    return all(
+        topic is not None
+        and topic.error is None
+        and topic.partitions
+        and all(partition.leader >= 0 for partition in topic.partitions.values())
+        for topic in found
+    )
 
 
 def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
@@ -57,23 +84,29 @@ def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
     ]
 
 
-def _create(admin: Any, settings: KafkaSettings, name: str) -> None:
+def _create(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
     wanted = {item.name: item.value for item in _settings_of(settings, name)}
-    topic = NewTopic(settings.topic(name), settings.partitions, settings.replication, topic_configs=wanted)
+    topic = NewTopic(settings.topic(name), settings.partitions, settings.replication, config=wanted)
+    made = admin.create_topics([topic], operation_timeout=_BLOCK_SECONDS, request_timeout=_BLOCK_SECONDS)
     try:
-        admin.create_topics([topic])
-    except TopicAlreadyExistsError:  # another service was faster; what it made is checked like any other
-        pass
-    except KafkaError as error:
-        allowed = f"{error}; allowed: kafka.replication up to the number of brokers, and the right to create topics"
-        raise Problems([Problem("kafka", f"topic {topic.name}", "not created", allowed)]) from None
+        made[topic.topic].result()
+    except KafkaException as error:
+        cause = error.args[0]
+        if cause.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+            return  # another service was faster; what it made is checked like any other
+        if cause.code() < 0 or cause.code() in _PASSING:
+            raise
+        allowed = (
+            f"{cause.str()}; allowed: kafka.replication up to the number of brokers, and the right to create topics"
+        )
+        raise Problems([Problem("kafka", f"topic {topic.topic}", "not created", allowed)]) from None
 
 
-def _mismatches(admin: Any, settings: KafkaSettings) -> list[Problem]:
+def _mismatches(admin: AdminClient, cluster: ClusterMetadata, settings: KafkaSettings) -> list[Problem]:
     names = {settings.topic(name): name for name in _LARGEST}
     found = []
-    for described in admin.describe_topics(list(names)):
-        topic, partitions = described["name"], described["partitions"]
+    for topic in names:
+        partitions = cluster.topics[topic].partitions.values()
         place = f"topic {topic}"
         if len(partitions) != settings.partitions:
             fix = (
@@ -81,15 +114,16 @@ def _mismatches(admin: Any, settings: KafkaSettings) -> list[Problem]:
                 "partitions of a topic that holds records cannot change, since requests would part from their engagements"
             )
             found.append(Problem("kafka", place, f"{len(partitions)} partitions", fix))
-        copies = min((len(partition["replica_nodes"]) for partition in partitions), default=0)
+        copies = min((len(partition.replicas) for partition in partitions), default=0)
         if copies < settings.replication:
             fix = f"allowed: {settings.replication} or more. Use kafka-reassign-partitions, or lower kafka.replication"
             found.append(Problem("kafka", place, f"{copies} replicas", fix))
-    resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in names]
-    by_topic = _configs(admin.describe_configs(resources, config_filter="all"))
+    resources = {topic: ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in names}
+    described = admin.describe_configs(list(resources.values()), request_timeout=_BLOCK_SECONDS)
     for topic, name in names.items():
+        entries = described[resources[topic]].result()
         for item in _settings_of(settings, name):
-            value = by_topic[topic].get(item.name, "")
+            value = str(entries[item.name].value) if item.name in entries else ""
             if value == item.value or (item.at_least and int(value or 0) >= int(item.value)):
                 continue
             fix = f"allowed: {item.value}{' or more' if item.at_least else ''}. Run: kafka-configs --alter --topic {topic} "
@@ -98,10 +132,3 @@ def _mismatches(admin: Any, settings: KafkaSettings) -> list[Problem]:
                 fix += f", or set kafka.retention to {format_duration(int(value))}"
             found.append(Problem("kafka", f"topic {topic}", f"{item.name}={value}", fix))
     return found
-
-
-def _configs(described: Any) -> dict[str, dict[str, str]]:
-    """Topic to settings."""
-    return {
-        topic: {key: str(item["value"]) for key, item in values.items()} for topic, values in described["topic"].items()
-    }

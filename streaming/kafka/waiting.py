@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
-from kafka.errors import KafkaError as PythonKafkaError
 
 T = TypeVar("T")
 
 _LONGEST_SECONDS = 2.0
 _PAUSE_SECONDS = 0.1
-FAILURES = (KafkaException, PythonKafkaError)
 
 
 def reason(error: Exception) -> str:
@@ -59,7 +57,7 @@ class Patience:
         """What is tried here may fail for want of a broker: that is said, and waited for a little."""
         try:
             yield
-        except FAILURES as error:
+        except KafkaException as error:
             self.failed(error)
             time.sleep(_PAUSE_SECONDS)
         else:
@@ -75,7 +73,7 @@ def patiently(log: logging.Logger, stop: Callable[[], bool], begin: Callable[[],
             continue
         try:
             begun = begin()
-        except FAILURES as error:
+        except KafkaException as error:
             patience.failed(error)
         else:
             patience.worked()

@@ -9,12 +9,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kafka import KafkaProducer
+from confluent_kafka import Producer
 
 from minutely.config import Pipeline
 from paramserver import manifest as manifests
@@ -55,15 +54,14 @@ class Feed(threading.Thread):
 
     def run(self) -> None:
         kafka = self._pipeline.kafka
-        options = {"transactional_id": uuid.uuid4().hex, "retry_backoff_ms": 5, "max_block_ms": 60_000}
         try:
-            with closing(KafkaProducer(**kafka.python_client(), **options)) as producer:
-                producer.init_transactions()
-                while not self._ending.wait(EVERY_SECONDS):
-                    producer.begin_transaction()
-                    for partition in range(kafka.partitions):
-                        producer.send(kafka.topic(EXAMPLES), self._record(), partition=partition)
-                    producer.commit_transaction()
+            producer = Producer(kafka.client() | {"transactional.id": uuid.uuid4().hex, "retry.backoff.ms": 5})
+            producer.init_transactions(60)
+            while not self._ending.wait(EVERY_SECONDS):
+                producer.begin_transaction()
+                for partition in range(kafka.partitions):
+                    producer.produce(kafka.topic(EXAMPLES), self._record(), partition=partition)
+                producer.commit_transaction(60)
         except BaseException as error:
             self.error = error
 

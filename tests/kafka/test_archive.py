@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.request
-from contextlib import closing
 from pathlib import Path
-
-from kafka import KafkaAdminClient, TopicPartition
 
 from minutely.config import Pipeline
 from streaming.archive import Archive, Position
@@ -17,7 +14,7 @@ from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES
 from tests.kafka.broker import free_ports
 from tests.kafka.services import archiver, started, write_config
-from tests.kafka.traffic import check_archive, examples_record, make_pipeline, producer_of
+from tests.kafka.traffic import check_archive, delete_before, examples_record, make_pipeline, producer_of
 
 FIRST, LAST = 0, 2
 
@@ -25,7 +22,7 @@ FIRST, LAST = 0, 2
 def write(pipeline: Pipeline, partition: int, numbers: range) -> dict[str, float]:
     """Each example in a record of its own; their labels."""
     labels: dict[str, float] = {}
-    with closing(producer_of(pipeline.kafka)) as producer:
+    with producer_of(pipeline.kafka) as producer:
         for number in numbers:
             record, of_record = examples_record(
                 ExampleFormat(pipeline.features, pipeline.labels), range(number, number + 1)
@@ -61,8 +58,7 @@ def test_what_was_read_is_committed_and_what_is_gone_is_an_error(kafka: KafkaSet
         check_archive(Archive(str(service.state), example_format), labels)
 
         write(pipeline, FIRST, range(60, 70))
-        with closing(KafkaAdminClient(**kafka.python_client())) as admin:
-            admin.delete_records({TopicPartition(kafka.topic(EXAMPLES), FIRST): 45})
+        delete_before(kafka, EXAMPLES, FIRST, 45)
         service.start()
         assert service.wait() == 1
         said = " ".join(service.said.split())

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
 
 from minutely.join import make_join_service
 from streaming.clock import WallClock
@@ -20,16 +19,7 @@ from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
-from tests.kafka.traffic import make_pipeline, make_traffic, producer_of, read_examples, read_topic, send
-
-
-def delete_before(kafka: KafkaSettings, topic: str, offset: int) -> None:
-    """As retention does."""
-    admin = KafkaAdminClient(**kafka.python_client())
-    try:
-        admin.delete_records({TopicPartition(kafka.topic(topic), 0): offset})
-    finally:
-        admin.close()
+from tests.kafka.traffic import delete_before, make_pipeline, make_traffic, producer_of, read_examples, read_topic, send
 
 
 def lost(service: JoinService) -> dict[str, int]:
@@ -58,7 +48,7 @@ def test_what_was_deleted_before_it_was_joined_is_said_and_counted(
     second = make_traffic(2, 300, 2, start + 15_000, 50, first=300)
     with producer_of(kafka) as producer:
         send(producer, kafka, second.events)
-    delete_before(kafka, IMPRESSIONS, joined + 100)
+    delete_before(kafka, IMPRESSIONS, 0, joined + 100)
     kept = [decode_request(value, MAX_TIME_MS) for _, value in read_topic(kafka, IMPRESSIONS)[0]]
     seen: dict[str, int] = {}
 

@@ -6,18 +6,17 @@ import time
 from contextlib import closing
 
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
 
 from basis.problems import GapError
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES, Record
-from tests.kafka.traffic import producer_of
+from tests.kafka.traffic import delete_before, producer_of
 
 
 def write(kafka: KafkaSettings, values: list[bytes]) -> None:
-    with closing(producer_of(kafka)) as producer:
+    with producer_of(kafka) as producer:
         for value in values:
             producer.send(kafka.topic(EXAMPLES), value, partition=1)
 
@@ -49,8 +48,7 @@ def test_records_in_order_and_how_many_are_left(kafka: KafkaSettings) -> None:
 def test_records_that_are_gone_are_not_passed_over(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     write(kafka, [b"a", b"b", b"c"])
-    with closing(KafkaAdminClient(**kafka.python_client())) as admin:
-        admin.delete_records({TopicPartition(kafka.topic(EXAMPLES), 1): 2})
+    delete_before(kafka, EXAMPLES, 1, 2)
     with closing(KafkaLog(kafka, EXAMPLES)) as log:
         assert log.begin(EXAMPLES, 1) == 2
         with pytest.raises(GapError, match=r"examples/1: the topic has offsets 2 to 3, it is to be read from 1 on"):

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kafka import TopicPartition
 
 from minutely.config import Pipeline
 from minutely.produce import produce
 from streaming.events import MAX_TIME_MS, decode_engagement, decode_request
-from streaming.kafka.log import consumer_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.kafka.joining import now_ms
+from tests.kafka.traffic import read_messages
 
 LOGGED_AT = 1_500_000_000_000
 GAP_MS, REQUESTS, DELAY_MS = 2000, 60, 700
@@ -52,19 +51,11 @@ def pipeline_of(kafka: KafkaSettings, folder: Path) -> Pipeline:
 def sent(kafka: KafkaSettings, topic: str) -> list[tuple[int, str, Any]]:
     """Everything in a topic: partition, key and record, in the order of each partition."""
     decode = decode_request if topic == IMPRESSIONS else decode_engagement
-    consumer = consumer_of(kafka)
-    try:
-        ats = [TopicPartition(kafka.topic(topic), partition) for partition in range(kafka.partitions)]
-        ends = consumer.end_offsets(ats)
-        consumer.assign(ats)
-        consumer.seek_to_beginning(*ats)
-        found = []
-        while any(consumer.position(at) < ends[at] for at in ats):
-            for at, records in consumer.poll(timeout_ms=200).items():
-                found += [(at.partition, record.key.decode(), decode(record.value, MAX_TIME_MS)) for record in records]
-        return found
-    finally:
-        consumer.close()
+    return [
+        (partition, (message.key() or b"").decode(), decode(message.value() or b"", MAX_TIME_MS))
+        for partition, messages in read_messages(kafka, topic).items()
+        for message in messages
+    ]
 
 
 @pytest.mark.parametrize(("speed", "rate", "gap_ms"), [(60.0, None, GAP_MS / 60), (None, 40.0, 25.0)])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
 from basis.problems import Problems
 from streaming.kafka.settings import KafkaSettings
@@ -24,23 +23,18 @@ def test_they_are_made_once_and_then_only_checked(kafka: KafkaSettings) -> None:
 
 
 def test_every_mismatch_names_topic_value_and_remedy(kafka: KafkaSettings) -> None:
-    admin = KafkaAdminClient(**kafka.python_client())
-    try:
-        name = kafka.topic(IMPRESSIONS)
-        admin.create_topics(
-            [NewTopic(name, 2, 1, topic_configs={"retention.ms": "3600000", "cleanup.policy": "compact"})]
-        )
-        admin.wait_for_topics([name])
-        found = problems(kafka)
-        # The three that were missing are as they should be; of this one, everything is said at once.
-        assert all(f"topic {name}" in line for line in found if "topic " in line), found
-        text = " ".join(found)
-        assert "2 partitions" in text and "Set kafka.partitions to 2, or use another kafka.prefix" in text
-        assert "retention.ms=3600000" in text and "or set kafka.retention to 1h" in text
-        assert f"kafka-configs --alter --topic {name} --add-config cleanup.policy=delete" in text
-        assert "max.message.bytes=" in text and "message.timestamp.type=CreateTime" in text
-    finally:
-        admin.close()
+    name = kafka.topic(IMPRESSIONS)
+    with AdminClient(kafka.client()) as admin:
+        config = {"retention.ms": "3600000", "cleanup.policy": "compact"}
+        admin.create_topics([NewTopic(name, 2, 1, config=config)], operation_timeout=20)[name].result()
+    found = problems(kafka)
+    # The three that were missing are as they should be; of this one, everything is said at once.
+    assert all(f"topic {name}" in line for line in found if "topic " in line), found
+    text = " ".join(found)
+    assert "2 partitions" in text and "Set kafka.partitions to 2, or use another kafka.prefix" in text
+    assert "retention.ms=3600000" in text and "or set kafka.retention to 1h" in text
+    assert f"kafka-configs --alter --topic {name} --add-config cleanup.policy=delete" in text
+    assert "max.message.bytes=" in text and "message.timestamp.type=CreateTime" in text
 
 
 def test_more_replicas_than_there_are(kafka: KafkaSettings) -> None:
@@ -51,13 +45,11 @@ def test_more_replicas_than_there_are(kafka: KafkaSettings) -> None:
 
 def test_a_limit_that_was_changed_later(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
-    admin = KafkaAdminClient(**kafka.python_client())
-    try:
-        name = kafka.topic(EXAMPLES)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, kafka.topic(EXAMPLES))
+    with AdminClient(kafka.client()) as admin:
         for value in ("99999999", "1000000"):  # more than needed is as good
-            if value == "1000000":
-                ensure_topics(kafka)
-            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs={"max.message.bytes": value})])
-        assert f"max.message.bytes={8 << 20}" in " ".join(problems(kafka))
-    finally:
-        admin.close()
+            ensure_topics(kafka)
+            changed = ConfigEntry("max.message.bytes", value, incremental_operation=AlterConfigOpType.SET)
+            resource.incremental_configs = [changed]
+            admin.incremental_alter_configs([resource])[resource].result()
+    assert f"max.message.bytes={8 << 20}" in " ".join(problems(kafka))

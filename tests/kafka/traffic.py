@@ -7,19 +7,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-from kafka import KafkaProducer, TopicPartition
+from confluent_kafka import Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from minutely.config import Pipeline
 from streaming.archive import Archive
 from streaming.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
 from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.kafka.log import consumer_of
-from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
+from streaming.kafka.partition_io import begins_of, ends_of, position_after, reader_of
+from streaming.kafka.sending import Sender
+from streaming.kafka.settings import KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
 
@@ -118,14 +121,18 @@ def examples_record(example_format: ExampleFormat, numbers: range) -> tuple[byte
     return example_format.encode(batch, int(now[0])), dict(zip(ids, labels.tolist(), strict=True))
 
 
-def producer_of(kafka: KafkaSettings) -> KafkaProducer:
-    return KafkaProducer(
-        **kafka.python_client(), acks="all", linger_ms=20, max_request_size=MAX_OUTPUT_BYTES, batch_size=1 << 18,
-        max_block_ms=120_000, delivery_timeout_ms=300_000,
-    )  # fmt: skip
+def producer_of(kafka: KafkaSettings) -> Sender:
+    return Sender(kafka, delivery_ms=300_000, linger_ms=20)
 
 
-def send(producer: KafkaProducer, kafka: KafkaSettings, events: Iterable[Event]) -> None:
+def delete_before(kafka: KafkaSettings, topic: str, partition: int, offset: int) -> None:
+    """As retention does."""
+    with AdminClient(kafka.client()) as admin:
+        for done in admin.delete_records([TopicPartition(kafka.topic(topic), partition, offset)]).values():
+            done.result()
+
+
+def send(producer: Sender, kafka: KafkaSettings, events: Iterable[Event]) -> None:
     for event in events:
         producer.send(kafka.topic(event.topic), event.value, key=event.request_id.encode())
 
@@ -147,7 +154,7 @@ class LiveTraffic(threading.Thread):
                     if early > 0.02:
                         time.sleep(early)
                     producer.send(self._kafka.topic(event.topic), event.value, key=event.request_id.encode())
-                producer.flush(120)
+                producer.flush()
         except BaseException as error:
             self.error = error
 
@@ -163,22 +170,29 @@ class Emitted(NamedTuple):
     batches: list[pa.RecordBatch]
 
 
+def read_messages(kafka: KafkaSettings, topic: str) -> dict[int, list[Message]]:
+    """Everything committed in a topic, by partition."""
+    name = kafka.topic(topic)
+    ats = [TopicPartition(name, partition) for partition in range(kafka.partitions)]
+    found: dict[int, list[Message]] = {at.partition: [] for at in ats}
+    with closing(reader_of(kafka, name_ends=True)) as consumer:
+        begins, ends = begins_of(consumer, ats, 20), ends_of(consumer, ats, 20)
+        reached = {partition: offset for (_, partition), offset in begins.items()}
+        consumer.assign([TopicPartition(name, partition, offset) for partition, offset in reached.items()])
+        while any(offset < ends[name, partition] for partition, offset in reached.items()):
+            for message in consumer.consume(1000, 0.2):
+                reached[message.partition() or 0] = position_after(message)
+                if message.error() is None:
+                    found[message.partition() or 0].append(message)
+    return found
+
+
 def read_topic(kafka: KafkaSettings, topic: str) -> dict[int, list[tuple[int, bytes]]]:
     """Everything committed in a topic: partition to (offset, value)."""
-    consumer = consumer_of(kafka)
-    try:
-        name = kafka.topic(topic)
-        ats = [TopicPartition(name, partition) for partition in range(kafka.partitions)]
-        ends = consumer.end_offsets(ats)
-        found: dict[int, list[tuple[int, bytes]]] = {at.partition: [] for at in ats}
-        consumer.assign(ats)
-        consumer.seek_to_beginning(*ats)
-        while any(consumer.position(at) < ends[at] for at in ats):
-            for at, records in consumer.poll(timeout_ms=200).items():
-                found[at.partition] += [(record.offset, record.value) for record in records]
-        return found
-    finally:
-        consumer.close()
+    return {
+        partition: [(position_after(message) - 1, message.value() or b"") for message in messages]
+        for partition, messages in read_messages(kafka, topic).items()
+    }
 
 
 def read_examples(kafka: KafkaSettings, example_format: ExampleFormat) -> Emitted:

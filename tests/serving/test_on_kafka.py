@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kafka import KafkaConsumer, TopicPartition
 
 from streaming.columns import check_packed, unpack
 from streaming.events import MAX_TIME_MS, decode_request
@@ -18,6 +17,7 @@ from streaming.log import IMPRESSIONS
 from tests.kafka.broker import free_ports
 from tests.kafka.conftest import bootstrap, kafka  # noqa: F401 - fixtures
 from tests.kafka.services import joiner, said, started, trainer
+from tests.kafka.traffic import read_topic
 from tests.serving.publishing import draw, make_pipeline, rank_body
 from tests.serving.server import Server
 
@@ -26,20 +26,7 @@ COUNT = 20
 
 
 def _records(settings: KafkaSettings) -> list[bytes]:
-    consumer = KafkaConsumer(**settings.python_client(), enable_auto_commit=False)
-    ats = [TopicPartition(settings.topic(IMPRESSIONS), partition) for partition in range(settings.partitions)]
-    consumer.assign(ats)
-    ends = consumer.end_offsets(ats)
-    found: list[bytes] = []
-    try:
-        consumer.seek_to_beginning(*ats)
-        until = time.monotonic() + 20
-        while len(found) < sum(ends.values()) and time.monotonic() < until:
-            for records in consumer.poll(timeout_ms=200).values():
-                found += [record.value for record in records]
-    finally:
-        consumer.close()
-    return found
+    return [value for records in read_topic(settings, IMPRESSIONS).values() for _, value in records]
 
 
 def test_what_users_do_is_served(kafka: KafkaSettings, tmp_path: Path) -> None:  # noqa: F811
