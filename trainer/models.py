@@ -6,7 +6,6 @@ classes, plain numbers for values.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -68,7 +67,7 @@ class Layers(nn.ModuleList):
         return values
 
 
-class RankingModel(nn.Module, ABC):
+class RankingModel(nn.Module):
     """What all models share. ``row_dim`` is the number of values that the model wants in a row."""
 
     row_dim: int
@@ -82,8 +81,8 @@ class RankingModel(nn.Module, ABC):
         names = {"norm.count": dense, "norm.mean": dense, "norm.squares": dense} if dense else {}
         return {**names, **self._columns(fields, dense)}
 
-    @abstractmethod
-    def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]: ...
+    def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
+        raise NotImplementedError
 
     def normed(self, dense: Tensor) -> Tensor:
         """Dense features on one scale."""
