@@ -220,7 +220,7 @@ class Service:
                 app.openapi_schema = complete(made(), self._replica.reader, self._replica.ranker.labels)
             return app.openapi_schema
 
-        app.openapi = openapi  # type: ignore[method-assign]
+        app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI has it done
         return app
 
     def _add(

@@ -18,7 +18,6 @@ from serving.ranking import Answer
 from serving.requests import Asked, BadRequest, RequestReader, column_of
 from streaming.features import Feature, SparseFeature, VectorFeature
 
-PROTOCOL = "2"
 LENGTHS = ".lengths"
 DataType: TypeAlias = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"

@@ -12,6 +12,7 @@ from streaming.log import EXAMPLES, LogReader, check_no_gap
 _RECORDS_AT_ONCE = 64
 _ROWS_A_COMMIT = 1 << 18
 _BYTES_A_COMMIT = 64 << 20
+_IDLE = 10  # times commit_every
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 
 
@@ -45,7 +46,11 @@ class ArchiveWorker:
         self._start()
 
     def step(self) -> bool:
-        """Read once, and commit where an example waited long enough or enough came together. Whether there is more."""
+        """Read once, and commit where an example waited long enough or enough came together. Whether there is more.
+
+        Records without examples, of which an idle stream has one whenever its watermark moves, wait ten times as long. They are
+        committed all the same: retention deletes them, and where the archive ends before what is left, nobody goes on.
+        """
         if not self._started:
             self._start()
         more = False
@@ -54,8 +59,10 @@ class ArchiveWorker:
             for record in records:
                 self._take(partition, record.offset, record.value)
             more |= len(records) == _RECORDS_AT_ONCE
-        waited = self._clock.now_ms() - self._waiting_since if self._moved else 0
-        if waited >= self._commit_every_ms or self._rows >= _ROWS_A_COMMIT or self._bytes >= _BYTES_A_COMMIT:
+        now_ms, patience = self._clock.now_ms(), self._commit_every_ms
+        waited = bool(self._rows) and now_ms - self._waiting_since >= patience
+        moved = bool(self._moved) and now_ms - self._moving_since >= _IDLE * patience
+        if waited or moved or self._rows >= _ROWS_A_COMMIT or self._bytes >= _BYTES_A_COMMIT:
             self.commit()
         return more
 
@@ -92,15 +99,17 @@ class ArchiveWorker:
         self._waiting: list[Archived] = []
         self._moved: set[int] = set()
         self._rows = self._bytes = 0
-        self._waiting_since = 0
+        self._waiting_since = self._moving_since = 0
 
     def _take(self, partition: int, offset: int, payload: bytes) -> None:
         batch, watermark = self._format.decode(payload)
         if not self._moved:
-            self._waiting_since = self._clock.now_ms()
+            self._moving_since = self._clock.now_ms()
         self._moved.add(partition)
         self.positions[partition] = Position(offset + 1, max(watermark, self.positions[partition].watermark))
         if batch.num_rows:
+            if not self._waiting:
+                self._waiting_since = self._clock.now_ms()
             self._waiting.append(Archived(partition, offset, batch))
             self._rows += batch.num_rows
             self._bytes += len(payload)

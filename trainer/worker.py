@@ -124,7 +124,7 @@ class Trainer:
         if self.prequential is not None:
             self.prequential.add(outputs.detach(), targets, sampled)
         loss = self._loss(outputs, targets, weights, sampled)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if self._guard.is_on:
             self._guard.add(loss.detach(), outputs.detach())
         self.weights.step()

@@ -258,6 +258,10 @@ nb::dict stats(Table& table) {
 
 NB_MODULE(_native, module) {
     using namespace minutely;
+    // A table holds no Python object, so none can be in a cycle. What nanobind finds at exit belongs to daemon threads
+    // that are still in a call, such as a replica's sender while brokers are away: the interpreter never takes their
+    // frames down.
+    nb::set_leak_warnings(false);
     nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
         try {
             std::rethrow_exception(pointer);

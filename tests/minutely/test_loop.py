@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -22,9 +24,10 @@ from serving.replica import Replica
 from streaming.clock import EventClock
 from streaming.columns import slice_columns
 from streaming.events import Request
-from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
 from streaming.pending import PendingStore
 from streaming.source import LoggedEvents, load
+from tests.paramserver.published import MemoryFiles, up_to
 from trainer.metrics import class_metrics
 from trainer.models import make_model
 
@@ -105,83 +108,51 @@ def events(pipeline: Pipeline, folder: Path) -> LoggedEvents:
     return load(folder, pipeline.source, pipeline.features, NOW)
 
 
-class MemoryLog:
-    """A log that forgets nothing, and notes how far it might have."""
+class UntrimmedLog(EmbeddedLog):
+    """The embedded log, which here keeps what it might have forgotten, and says when that is read."""
 
-    def __init__(self) -> None:
-        self.topics: dict[str, list[bytes]] = defaultdict(list)
-        self.trimmed: dict[str, int] = {}
-
-    def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
-        self.topics[topic] += values
-
-    def end(self, topic: str, partition: int) -> int:
-        return len(self.topics[topic])
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, durable=False)
+        self._trimmed: dict[str, int] = {}
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        assert offset >= self.trimmed.get(topic, 0), "what was trimmed is still needed"
-        found = self.topics[topic][offset : offset + limit]
-        return [Record(at, value) for at, value in enumerate(found, offset)]
+        assert offset >= self._trimmed.get(topic, 0), "what was trimmed is still needed"
+        return super().read(topic, partition, offset, limit)
 
     def trim(self, topic: str, partition: int, offset: int) -> None:
-        self.trimmed[topic] = max(offset, self.trimmed.get(topic, 0))
+        self._trimmed[topic] = max(offset, self._trimmed.get(topic, 0))
+
+    def values(self, topic: str) -> list[bytes]:
+        return [record.value for record in super().read(topic, 0, 0, self.end(topic, 0))]
 
 
-class MemoryFiles:
-    """Files of one run; ``until`` hides versions after it."""
-
-    def __init__(self, content: dict[str, bytes] | None = None, until: int | None = None) -> None:
-        self.content = {} if content is None else content
-        self._until = until
-
-    def _is_hidden(self, name: str) -> bool:
-        return self._until is not None and int("0" + "".join(filter(str.isdigit, name.split(".")[0]))) > self._until
-
-    def write(self, name: str, data: bytes) -> None:
-        self.content[name] = data
-
-    def create(self, name: str, data: bytes) -> None:
-        if name in self.content:
-            raise FileExistsError(name)
-        self.write(name, data)
-
-    def read(self, name: str) -> bytes:
-        if name not in self.content or self._is_hidden(name):
-            raise FileNotFoundError(name)
-        return self.content[name]
-
-    def names(self) -> list[str]:
-        return [name for name in self.content if not self._is_hidden(name)]
-
-    def delete(self, name: str) -> None:
-        self.content.pop(name, None)
+def no_disk() -> Any:
+    raise AssertionError("a store with room enough opened its database")
 
 
 class Ran:
-    """A loop at its end, with its log, its files, and the ids of the examples in the order in which they were trained."""
+    """A loop at its end, with what its log holds by topic, its files, and the ids of the examples in the order in which they
+    were trained."""
 
     def __init__(
         self, pipeline: Pipeline, events: LoggedEvents, cadences: Mapping[str, int | None], warmup: float = 0.5
     ) -> None:
-        self.log, self.files, self.trained = MemoryLog(), MemoryFiles(), list[str]()
-        pending = PendingStore(1 << 30, self._no_disk)
-        clock = EventClock()
-        self.loop = EmbeddedLoop(pipeline, events, self.log, pending, clock, self.files, cadences, warmup)
-        train = self.loop.trainer.train
+        self.files, self.trained = MemoryFiles(), list[str]()
+        with TemporaryDirectory() as folder, closing(UntrimmedLog(Path(folder))) as log:
+            pending = PendingStore(1 << 30, no_disk)
+            self.loop = EmbeddedLoop(pipeline, events, log, pending, EventClock(), self.files, cadences, warmup)
+            train = self.loop.trainer.train
 
-        def noted(batch: pa.RecordBatch) -> None:
-            self.trained += batch.column("example_id").to_pylist()
-            train(batch)
+            def noted(batch: pa.RecordBatch) -> None:
+                self.trained += batch.column("example_id").to_pylist()
+                train(batch)
 
-        self.loop.trainer.train = noted  # type: ignore[method-assign]
-        while self.loop.tick():
-            pass
-        self.loop.finish()
+            self.loop.trainer.train = noted  # type: ignore[method-assign]
+            while self.loop.tick():
+                pass
+            self.loop.finish()
+            self.log = {topic: log.values(topic) for topic in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)}
         self.summary = summarize(self.loop, warmup, 1.0, interrupted=False)
-
-    @staticmethod
-    def _no_disk() -> Any:
-        raise AssertionError("a store with room enough opened its database")
 
     def rows(self) -> dict[str, tuple[bytes, bytes]]:
         tables = {name: table.export() for name, table in self.loop.trainer.tables.items()}
@@ -204,7 +175,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(pipeline: Pipeline, events
     assert again.summary == plain.summary
     assert again.rows() == plain.rows()
     assert again.files.content == plain.files.content
-    assert again.log.topics == plain.log.topics
+    assert again.log == plain.log
     other = Ran(pipeline.model_copy(update={"seed": 2}), events, {"60s": MINUTE})
     assert other.rows() != plain.rows()
 
@@ -237,14 +208,14 @@ def test_every_impression_is_an_example_once(events: LoggedEvents, plain: Ran) -
     assert plain.summary["examples"] == plain.summary["impressions"] == events.impressions
     assert plain.summary["engagements"] == len(events.engagements)
     assert plain.summary["dead_letters"] == 0
-    assert plain.log.topics[DEAD_LETTERS] == []
+    assert plain.log[DEAD_LETTERS] == []
 
 
 def test_labels_are_those_of_the_log(events: LoggedEvents, plain: Ran, pipeline: Pipeline) -> None:
     """The windows of this pipeline cut nothing, so what the joiner decided is what the log says."""
     truth = {name: events.truth(label) for name, label in pipeline.labels.items()}
     row_of = {name: row for row, name in enumerate(events.impression_ids.to_pylist())}
-    for payload in plain.log.topics[EXAMPLES]:
+    for payload in plain.log[EXAMPLES]:
         batch, _ = plain.loop.joiner.format.decode(payload)
         rows = [row_of[name] for name in batch.column("example_id").to_pylist()]
         for name in pipeline.labels:
@@ -282,7 +253,7 @@ def manifest(files: Files, version: int) -> manifests.Manifest:
 def test_scores_are_of_the_version_that_was_there_when_they_were_served(
     pipeline: Pipeline, events: LoggedEvents, plain: Ran
 ) -> None:
-    requests = [msgspec.msgpack.decode(payload, type=Request) for payload in plain.log.topics[IMPRESSIONS]]
+    requests = [msgspec.msgpack.decode(payload, type=Request) for payload in plain.log[IMPRESSIONS]]
     assert [request.request_id for request in requests] == events.request_ids.to_pylist()
     last = plain.loop.deltas.version
     for at, request in enumerate(requests):
@@ -302,7 +273,7 @@ def test_scores_are_of_the_version_that_was_there_when_they_were_served(
         start, stop = events.starts[at : at + 2]
         model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
         tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
-        view = MemoryFiles(plain.files.content, until=requests[at].sparse_version)
+        view = up_to(plain.files, requests[at].sparse_version)
         replica = Replica(view, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
         replica.pull(requests[at].served_at, everything=True)
         assert replica.sparse_version == requests[at].sparse_version
@@ -319,7 +290,7 @@ def test_versions_say_what_they_contain(plain: Ran, events: LoggedEvents) -> Non
         assert now.watermark >= watermark
         assert all(now.offsets[name] >= offsets[name] for name in offsets)
         offsets, watermark = Counter(now.offsets), now.watermark
-    ends = {f"{topic}/0": len(plain.log.topics[topic]) for topic in ("impressions", "engagements", "examples")}
+    ends = {f"{topic}/0": len(plain.log[topic]) for topic in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES)}
     assert offsets == ends
     assert plain.summary["versions"] == plain.loop.deltas.version
 
@@ -358,8 +329,7 @@ def test_a_short_window_cannot_flatter_the_metrics(folder: Path, pipeline: Pipel
     short = {"like": {"action": "like", "window": "20s"}}
     ran = Ran(make_pipeline(folder, labels=short), events, {"60s": MINUTE})
     trained = sum(
-        ran.loop.joiner.format.decode(payload)[0].column("label.like").to_numpy().sum()
-        for payload in ran.log.topics[EXAMPLES]
+        ran.loop.joiner.format.decode(payload)[0].column("label.like").to_numpy().sum() for payload in ran.log[EXAMPLES]
     )
     truth = events.truth(pipeline.labels["like"])
     assert 0 < trained < 0.3 * truth.sum(), "most likes come after this window"
@@ -391,12 +361,11 @@ def test_scores_count_after_the_warm_up(pipeline: Pipeline, events: LoggedEvents
     assert first.scored_to == never.scored_to == events.impressions
 
 
-def test_a_loop_can_end_early(pipeline: Pipeline, events: LoggedEvents) -> None:
+def test_a_loop_can_end_early(pipeline: Pipeline, events: LoggedEvents, tmp_path: Path) -> None:
     """As with Ctrl-C: what was learned by then is published whole."""
-    log, files = MemoryLog(), MemoryFiles()
-    loop = EmbeddedLoop(
-        pipeline, events, log, PendingStore(1 << 30, Ran._no_disk), EventClock(), files, {"60s": MINUTE}, 0.5
-    )
+    log, files = EmbeddedLog(tmp_path / "log", durable=False), MemoryFiles()
+    pending = PendingStore(1 << 30, no_disk)
+    loop = EmbeddedLoop(pipeline, events, log, pending, EventClock(), files, {"60s": MINUTE}, 0.5)
     for _ in range(40):
         assert loop.tick()
     loop.finish()

@@ -201,10 +201,18 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
+def up_to(files: Files, version: int) -> BreakableFiles:
+    """The files as who has not yet seen what came after ``version`` sees them."""
+    view = BreakableFiles(files)
+    for base in (False, True):
+        later = (at for at in manifests.versions(files, base=base) if at > version)
+        view.hidden |= {manifests.manifest_name(at, base=base) for at in later}
+    return view
+
+
 def at_version(files: MemoryFiles, version: int) -> tuple[Follower, dict[str, Table]]:
     """A follower that has pulled up to ``version`` and then lost sight of what came after."""
-    view = BreakableFiles(files)
-    view.hidden = {manifests.manifest_name(later, base=False) for later in range(version + 1, version + 50)}
+    view = up_to(files, version)
     tables = replica_tables()
     follower = Follower(view, tables)
     follower.pull()

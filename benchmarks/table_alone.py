@@ -1,0 +1,169 @@
+"""The table over itself or the machine: beside a writer, while it grows, with many rows, and on disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from table_work import BATCH, BATCHES, OPTIMIZER, ROOT, Floats, Ids, distinct_ids, grow, insert, once, warm_memory
+
+from paramserver.table import Table
+
+
+def beside_a_writer(rows: int, dim: int, rounds: int) -> dict[str, float]:
+    """A replica's lookups while another thread applies deltas, over its lookups alone; each thread on a core of its own."""
+    replica = Table(dim, row_format="float32")
+    ids = distinct_ids(rows)
+    values = np.ones((BATCH, dim), np.float32)
+    for at in range(0, rows, BATCH):
+        replica.upsert(ids[at : at + BATCH], values[: len(ids[at : at + BATCH])])
+    random = np.random.default_rng(1)
+    batches = [ids[random.integers(0, rows, BATCH)] for _ in range(BATCHES)]
+    deltas = [ids[random.integers(0, rows, BATCH)] for _ in range(BATCHES)]
+    out = np.empty((BATCH, dim), np.float32)
+    stop, go = threading.Event(), threading.Event()
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        os.sched_setaffinity(0, {1})
+        while not stop.is_set():
+            if not go.wait(0.01):
+                continue
+            replica.upsert(deltas[written % BATCHES], values)
+            written += 1
+
+    writer = threading.Thread(target=write)
+    os.sched_setaffinity(0, {0})
+    writer.start()
+    alone, beside = [], []
+    for _ in range(rounds):
+        go.clear()
+        time.sleep(0.02)
+        alone.append(once(lambda k: replica.lookup(batches[k], out)))
+        go.set()
+        time.sleep(0.02)
+        beside.append(once(lambda k: replica.lookup(batches[k], out)))
+    stop.set()
+    writer.join()
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    return {
+        "lookup beside a writer / alone": median(b / a for a, b in zip(alone, beside, strict=True)),
+        "batches_written": written,
+    }
+
+
+def growth(rows: int) -> dict[str, float]:
+    """Batches of new ids from 1 M rows on: the slowest over the median."""
+    table = Table(16)
+    ids = distinct_ids(rows)
+    warm_memory(rows * 120 / 1e9)
+    out = np.empty((BATCH, 16), np.float32)
+    seconds = np.array(grow(partial(insert, table, out), ids))[1_000_000 // BATCH :]
+    return {
+        "slowest batch / median": float(seconds.max() / np.median(seconds)),
+        "median_ms": float(np.median(seconds) * 1e3),
+    }
+
+
+def large(rows: int) -> dict[str, float]:
+    """Memory of a large table, and what an id costs there over what it costs among a million."""
+    cost: dict[int, dict[str, list[float]]] = {}
+    tables, batches = {}, {}
+    random = np.random.default_rng(0)
+    out, gradients = np.empty((BATCH, 16), np.float32), np.full((BATCH, 16), 0.01, np.float32)
+    before = resident_bytes()
+    for count in (rows, 1_000_000):
+        tables[count] = Table(16, optimizer=OPTIMIZER)
+        ids = distinct_ids(count)
+        grow(partial(insert, tables[count], out), ids)
+        batches[count] = [ids[random.integers(0, count, BATCH)] for _ in range(BATCHES)]
+        del ids
+        if count == rows:
+            resident = resident_bytes() - before
+        cost[count] = {"lookup": [], "apply": []}
+    for _ in range(5):
+        for count, table in tables.items():
+            rate = once(partial(_lookup_of, table, batches[count], out))
+            cost[count]["lookup"].append(1 / rate)
+            cost[count]["apply"].append(1 / once(partial(_apply_of, table, batches[count], gradients)))
+    stats = tables[rows].stats
+    ratios = {
+        f"{name}, {rows // 1_000_000} M / 1 M rows": median(
+            a / b for a, b in zip(cost[rows][name], cost[1_000_000][name], strict=True)
+        )
+        for name in ("lookup", "apply")
+    }
+    return ratios | {"table_gib": (stats.index_bytes + stats.row_bytes) / 2**30, "resident_gib": resident / 2**30}
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _lookup_of(table: Table, batches: list[Ids], out: Floats, k: int) -> None:
+    table.lookup(batches[k], out)
+
+
+def _apply_of(table: Table, batches: list[Ids], gradients: Floats, k: int) -> None:
+    table.apply(batches[k], gradients, 0)
+
+
+def disk(rows: int) -> dict[str, float]:
+    """save and load over the disk's sequential speed; the page cache is dropped before reads."""
+    table = Table(16, optimizer=OPTIMIZER)
+    ids = distinct_ids(rows)
+    for at in range(0, rows, BATCH):
+        table.lookup_or_insert(ids[at : at + BATCH], 0)
+
+    def drop(path: Path) -> None:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def timed(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    ratios: dict[str, list[float]] = {"save": [], "load": []}
+    with TemporaryDirectory(dir=ROOT) as folder:
+        saved, plain = Path(folder) / "table", Path(folder) / "plain"
+        table.save(saved)
+        content = np.frombuffer(saved.read_bytes(), np.uint8)
+
+        def write_plain() -> None:
+            with plain.open("wb") as file:
+                file.write(content.data)
+                os.fsync(file.fileno())
+
+        def read_plain() -> None:
+            with plain.open("rb", buffering=0) as file:
+                buffer = bytearray(4 << 20)
+                while file.readinto(buffer):
+                    pass
+
+        for _ in range(3):
+            write_seconds = timed(write_plain)
+            ratios["save"].append(write_seconds / timed(lambda: table.save(saved)))
+            drop(plain)
+            read_seconds = timed(read_plain)
+            loaded = Table(16, optimizer=OPTIMIZER)
+            warm_memory(rows * 120 / 1e9)
+            drop(saved)
+            ratios["load"].append(read_seconds / timed(partial(loaded.load, saved)))
+        gigabytes = len(content) / 1e9
+    return {
+        "save / disk": median(ratios["save"]),
+        "load / disk": median(ratios["load"]),
+        "disk_write_gb_per_second": gigabytes / write_seconds,
+        "disk_read_gb_per_second": gigabytes / read_seconds,
+    }

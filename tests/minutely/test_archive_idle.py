@@ -1,0 +1,61 @@
+"""An archiver of an idle stream: its place moves, as retention asks for, but seldom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+
+from streaming.archive import Archive, Position
+from streaming.log import EXAMPLES, EmbeddedLog
+from tests.streaming.test_archive import FORMAT, START, fill, make, names
+
+EVERY = 10
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EmbeddedLog:
+    return EmbeddedLog(tmp_path / "log", durable=False)
+
+
+def test_records_without_examples_are_committed_at_every_tenth_time(log: EmbeddedLog, tmp_path: Path) -> None:
+    place = tmp_path / "archive"
+    worker, clock = make(log, place, commit_every=EVERY)
+    begin = clock.now_ms()
+    committed = []
+    for at in range(25 * EVERY + 1):
+        clock.move_to(begin + at)
+        log.append(EXAMPLES, 0, [FORMAT.encode(FORMAT.empty(), START + at)])
+        before = worker.commits
+        worker.step()
+        if worker.commits > before:
+            committed.append(at)
+            assert Archive(str(place), FORMAT).position(0) == Position(at + 1, START + at), "all that was read"
+    assert committed == [10 * EVERY, 20 * EVERY + 1]
+    assert DeltaTable(str(place)).version() == 2, "and made as version 0"
+
+
+def test_an_example_does_not_wait_for_that_nor_goes_before_its_time(log: EmbeddedLog, tmp_path: Path) -> None:
+    worker, clock = make(log, tmp_path / "archive", commit_every=EVERY)
+    begin = clock.now_ms()
+    log.append(EXAMPLES, 0, [FORMAT.encode(FORMAT.empty(), START)])
+    worker.step()
+    clock.move_to(begin + 5 * EVERY)
+    fill(log, 0, [10, 20])
+    worker.step()
+    clock.move_to(begin + 6 * EVERY - 1)
+    worker.step()
+    assert worker.commits == 0
+    clock.move_to(begin + 6 * EVERY)
+    worker.step()
+    assert (worker.commits, worker.examples) == (1, 2)
+    assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e1"]
+
+
+def test_an_archiver_that_ends_commits_what_it_read_without_examples(log: EmbeddedLog, tmp_path: Path) -> None:
+    worker, _ = make(log, tmp_path / "archive", commit_every=EVERY)
+    log.append(EXAMPLES, 0, [FORMAT.encode(FORMAT.empty(), START)])
+    worker.step()
+    worker.commit()
+    assert Archive(str(tmp_path / "archive"), FORMAT).position(0) == Position(1, START)
