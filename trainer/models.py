@@ -6,6 +6,7 @@ classes, plain numbers for values.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -67,7 +68,7 @@ class Layers(nn.ModuleList):
         return values
 
 
-class RankingModel(nn.Module):
+class RankingModel(nn.Module, ABC):
     """What all models share. ``row_dim`` is the number of values that the model wants in a row."""
 
     row_dim: int
@@ -81,8 +82,8 @@ class RankingModel(nn.Module):
         names = {"norm.count": dense, "norm.mean": dense, "norm.squares": dense} if dense else {}
         return {**names, **self._columns(fields, dense)}
 
-    def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]: ...
 
     def normed(self, dense: Tensor) -> Tensor:
         """Dense features on one scale."""
