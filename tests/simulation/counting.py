@@ -32,6 +32,9 @@ class Sum(RankingModel):
     def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
         return rows[0] + rows[1] + self.bias
 
+    def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
+        return {}
+
 
 def make_trainer() -> Trainer:
     """``example`` keeps its rows, ``user`` forgets them after `EXPIRE_SECONDS`."""
