@@ -117,14 +117,15 @@ class JoinService:
         try:
             ats = [at for member in active for at in self._ats(member)]
             ends = ends_of(self._asker, ats, _ENDS_SECONDS)
+            if not any(member.join.busy for member in active):
+                self._take()
         except KafkaException as error:
-            self._asker.poll(0)
+            self._reading = set()  # what was read and not taken is read again
+            self._asker.poll(0)  # its callback says where brokers refused us
             self._broker.failed(error)
             time.sleep(_POLL_SECONDS)
             return
         self._broker.worked()
-        if not any(member.join.busy for member in active):
-            self._take()
         for member in active:
             if member.positioned:
                 self._step(member, ends, as_of_ms)

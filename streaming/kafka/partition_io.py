@@ -90,11 +90,31 @@ def _offsets(
 ) -> dict[tuple[str, int], int]:
     # One request a broker for all partitions; `get_watermark_offsets` takes two for each. Times below 0 are the protocol's own.
     asked = [TopicPartition(at.topic, at.partition, which) for at in ats]
-    found = consumer.offsets_for_times(asked, seconds)
-    for at in found:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            found = _whole(consumer.offsets_for_times(asked, seconds))
+            if any(at.offset < 0 for at in found):  # would be taken for an end that is reached
+                raise KafkaException(KafkaError(KafkaError._NO_OFFSET, f"no offsets of {found}"))
+            return {(at.topic, at.partition): at.offset for at in found}
+        except KafkaException as error:
+            failed = error
+        try:  # it may have asked by what it knew of leaders, and does not itself look again
+            for name in {at.topic for at in ats}:
+                consumer.list_topics(name, max(until - time.monotonic(), _POLL_SECONDS))
+        except KafkaException as error:
+            failed = error
+        if time.monotonic() > until:
+            raise failed
+        time.sleep(_POLL_SECONDS)
+
+
+def _whole(ats: list[TopicPartition]) -> list[TopicPartition]:
+    """An answer of which no partition is an error."""
+    for at in ats:
         if at.error:
             raise KafkaException(at.error)
-    return {(at.topic, at.partition): at.offset for at in found}
+    return ats
 
 
 class KafkaOutlet:
@@ -195,11 +215,7 @@ def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicParti
     until = time.monotonic() + _BLOCK_SECONDS
     while True:
         try:
-            found = consumer.committed(ats, _BLOCK_SECONDS)
-            for at in found:
-                if at.error:
-                    raise KafkaException(at.error)
-            return found
+            return _whole(consumer.committed(ats, _BLOCK_SECONDS))
         except KafkaException as error:
             if error.args[0].code() not in _COORDINATOR_BEGINS or time.monotonic() > until:
                 raise
