@@ -77,7 +77,7 @@ def test_a_backlog_gives_what_the_embedded_loop_gives_across_a_restart(kafka: Ka
     assert ours.equals(embedded(pipeline, traffic, tmp_path))
 
 
-def test_state_that_is_lost_or_not_the_last_is_rebuilt(kafka: KafkaSettings, tmp_path: Path) -> None:
+def test_state_that_is_lost_or_not_the_last_is_made_good(kafka: KafkaSettings, tmp_path: Path) -> None:
     pipeline = make_pipeline(kafka, labels={"click": {"action": "click", "window": "60s"}})
     ensure_topics(kafka)
     start = now_ms() - 10 * MINUTE

@@ -171,7 +171,7 @@ class Checks:
             for record in log.committed(0, len(log.entries)):
                 letter = _letter.decode(record.value)
                 if letter.reason != "unmatched" or join_partition._REQUESTS_AT_ONCE >= 2000:
-                    # Of what is due at once in several batches, a rebuild may refuse anew what waited for its request.
+                    # Of what is due at once in several batches, who reads again may refuse anew what waited for its request.
                     found[letter.topic, letter.partition, letter.offset] += 1
                 payloads[partition, letter.payload] += 1
                 assert letter.payload in self._traffic.refusable, f"refused without need: {letter}"
