@@ -201,8 +201,8 @@ class KafkaSink:
         except BufferError:
             self._producer.poll(0)
             return False
-        except KafkaException as error:  # a record that no broker would take
-            self._delivered(record.topic, error.args[0], None)
+        except KafkaException:  # a record that no broker would take
+            self._outbox.dropped[record.topic] += 1
         return True
 
     def _delivered(self, topic: str, error: KafkaError | None, _message: Message | None) -> None:

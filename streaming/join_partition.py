@@ -2,8 +2,8 @@
 
 Synchronous and without input or output of its own. A batch of input is one transaction of the `Outlet`, whose metadata says
 which it was. Every few seconds, after a transaction, the state goes to disk; so after a crash it is that of some transaction, and
-what the later ones did to it is known by what they took, which is read again, and by what they put into `examples`, whoever made
-them. A state of another history, or one that is so old that nothing in it matters, is rebuilt from all that does.
+what the later ones did to it is known by what they took, which is read again, and by what they put into `examples`. Only a
+state that is not what another worker's transactions began from, or none, has to be rebuilt from all that may still matter.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class JoinPartition:
         self._state.discard()
         lowest = Cut(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES)))
         if committed is None:
-            self._begin(self._new_id(), lowest, -1)
+            self._begin(lowest, -1)
             return
         needed = committed.lowest
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], lowest.examples)
@@ -191,11 +191,11 @@ class JoinPartition:
             if start < min(stop, end):
                 self.gaps.append(Gap(topic, start, min(stop, end)))
         lowest = Cut(-1, *map(max, lowest[1:], needed[1:]))
-        self._begin(committed.state_id, lowest, committed.watermark)
+        self._begin(lowest, committed.watermark)
         yield from self._read_again(committed)
 
-    def _begin(self, state_id: str, lowest: Cut, told: int) -> None:
-        self._head = Head(state_id, 0, 0, told, {}, {}, [lowest], lowest.examples)
+    def _begin(self, lowest: Cut, told: int) -> None:
+        self._head = Head(self._new_id(), 0, 0, told, {}, {}, [lowest], lowest.examples)
         self._offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
         self._examples_end = lowest.examples
         self.busy = False
@@ -265,12 +265,13 @@ class JoinPartition:
         """
         joiner = self.joiner
         watermark = watermark_of(joiner.newest, ended, as_of_ms, self._lateness_ms)
-        if (
-            self._taken
-        ):  # what came late may be due by the watermark that was told, by which a rebuild takes all to be out
-            joiner.advance(self._head.told)
+        # All that was due by now is out, or was dropped by sampling without a word. Who reads again takes that for granted up to
+        # what is told; so what came late goes out first, and no less than this is told.
+        complete = self._head.told if self.busy else max(self._head.told, joiner.watermark)
+        if self._taken:
+            joiner.advance(complete)
         self.busy = not joiner.advance(watermark, _REQUESTS_AT_ONCE)
-        told = self._head.told if self.busy else joiner.watermark
+        told = complete if self.busy else joiner.watermark
         output = joiner.drain()
         moved = told - self._head.told
         if not (self._taken or output.examples or output.dead_letters or self.busy) and moved < tell_every_ms:

@@ -32,7 +32,7 @@ class Cut(NamedTuple):
 
 
 class Head(msgspec.Struct, array_like=True):
-    """What the state is of: ``sequence`` counts the transactions of the history ``state_id``. Times in ms of event time.
+    """What the state is of: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
     takes. What later transactions put into `examples` begins at ``examples`` or after it. ``pending`` counts requests.
@@ -179,7 +179,7 @@ class JoinState:
         """An entry's payload is no longer needed."""
         payload = entry.size - OVERHEAD_BYTES
         self._bytes -= payload
-        if not entry.request_stored:
+        if entry.stored_wake < 0:
             self._unwritten -= payload
         entry.size = OVERHEAD_BYTES
 

@@ -133,7 +133,8 @@ class JoinService:
     def _follow(self) -> None:
         """Take what the group gave us, leave what it took.
 
-        Between the group's word and ours nothing is committed, and who gets a partition fences us before it begins.
+        Who gets a partition fences us before it begins, so between the group's word and ours nothing of ours is committed; see `Head`
+        for one that slept through both.
         """
         self._group.poll()
         ours = self._group.partitions
@@ -217,14 +218,21 @@ class JoinService:
             else:
                 found[place] = [Record(message.offset(), message.value() or b"")]
         for (topic, partition), records in found.items():
-            if self.members[partition].positioned:
-                self.members[partition].join.take(self._names[topic], records)
+            member = self.members.get(partition)
+            if member is not None and member.positioned:
+                offset = member.join.offsets[self._names[topic]]
+                if records[0].offset < offset:  # what was on its way when it was placed anew
+                    records = [record for record in records if record.offset >= offset]
+                member.join.take(self._names[topic], records)
 
     def _misplaced(self, topic: str, partition: int, error: KafkaError) -> None:
         """The client stopped reading a partition, mostly since its next record is gone: find out where to read on."""
-        if topic in self._names and partition in self.members:
-            self.members[partition].positioned = False
-            self.members[partition].patience.failed(KafkaException(error))
+        member = self.members.get(partition) if topic in self._names else None
+        if member is None:
+            self._broker.failed(KafkaException(error))
+        else:
+            member.positioned = False
+            member.patience.failed(KafkaException(error))
 
     def _step(self, member: Member, ends: dict[tuple[str, int], int], as_of_ms: int) -> None:
         join = member.join

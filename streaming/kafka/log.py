@@ -16,6 +16,7 @@ _BUFFERED_BYTES = 32 << 20
 _RECORDS_AT_ONCE = 500
 _BLOCK_SECONDS = 20
 _LAG_SECONDS = 1.0
+_SILENT_SECONDS = 5.0
 _NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION)
 
 
@@ -38,6 +39,7 @@ class KafkaLog:
         """Whether the client reads on from there."""
         self._bytes = 0
         self._lag_at = 0.0
+        self._heard_at = time.monotonic()
         self.lag: dict[int, int] = {}
         """Offsets of each partition that were not read yet, the marks of transactions among them, as of a second ago."""
 
@@ -58,11 +60,18 @@ class KafkaLog:
         if not messages and not self._bytes:
             first = self._consumer.poll(timeout_ms / 1000)
             messages = [] if first is None else [first, *self._consumer.consume(_RECORDS_AT_ONCE, 0)]
+        if messages:
+            self._heard_at = time.monotonic()
+        elif self._reached and time.monotonic() - self._heard_at > _SILENT_SECONDS:
+            ends_of(
+                self._consumer, self._ats(self._reached), _SILENT_SECONDS
+            )  # reading does not say that brokers are away
+            self._heard_at = time.monotonic()
         try:
             for message in messages:
+                reached = position_after(message)
                 partition, value = message.partition(), message.value() or b""
                 assert partition is not None
-                reached = position_after(message)
                 self._reached[partition] = max(reached, self._reached[partition])
                 if message.error() is None:
                     self._ready[partition].append(Record(reached - 1, value))

@@ -64,5 +64,5 @@ class Membership:
         self.partitions |= {at.partition for at in ats}
 
     def _lost(self, consumer: Consumer, ats: list[TopicPartition]) -> None:
-        consumer.incremental_unassign(ats)
         self.partitions -= {at.partition for at in ats}
+        consumer.incremental_unassign(ats)

@@ -104,7 +104,12 @@ def test_the_broker_away_for_a_minute_is_said_once_and_loses_nothing(tmp_path: P
             traffic = make_traffic(1, 3000, 5, start, 5, 12_000, 2_000)
             with producer_of(kafka) as producer:
                 send(producer, kafka, traffic.events)
-            time.sleep(1)  # windows are open, transactions are under way
+            until = time.monotonic() + _WAIT_SECONDS
+            while not all(
+                "examples so far" in service.output for service in services[1:]
+            ):  # and windows are still open
+                assert time.monotonic() < until, said(services, "a service did not begin")
+                time.sleep(0.2)
             memory = resident_bytes(services[0])
             cluster.nodes[0].kill()
             time.sleep(_AWAY_SECONDS)
@@ -120,6 +125,7 @@ def test_the_broker_away_for_a_minute_is_said_once_and_loses_nothing(tmp_path: P
             check_archive(archive, traffic.labels)
             for service in services:
                 lines = [line for line in service.output.splitlines() if "WARNING" in line]
+                assert any("waiting" in line for line in lines), said(services, "nothing was said")
                 for what in {line.split("WARNING ")[1].split(":")[0] for line in lines}:
                     waiting = [line for line in lines if f"WARNING {what}: waiting" in line]
                     assert len(waiting) <= 1, said(services, "said more than once")

@@ -238,6 +238,121 @@ def test_every_example_once_through_any_crashes(seed: int, tmp_path: Path, monke
     assert world.lives["caught up"] > 1
 
 
+class Fencing:
+    """A worker's producer: who opens next fences it."""
+
+    newest: Fencing | None = None
+
+    def __init__(self, brokers: Brokers) -> None:
+        self._brokers = brokers
+
+    def open(self) -> Committed | None:
+        Fencing.newest = self
+        return self._brokers.open()
+
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+        if Fencing.newest is not self:
+            raise Crash
+        return self._brokers.send(outbox, commit)
+
+
+def feed(join: JoinPartition, brokers: Brokers, records: int) -> None:
+    for topic in (IMPRESSIONS, ENGAGEMENTS):
+        at = join.offsets[topic]
+        values = brokers.topics[topic][at : at + records]
+        join.take(topic, [Record(offset, value or b"") for offset, value in enumerate(values, at)])
+    ended = {topic: join.offsets[topic] == len(brokers.topics[topic]) for topic in join.offsets}
+    join.step(ended, 10_000_000, 0)
+
+
+@pytest.mark.parametrize("taken", [5, 100])
+def test_a_worker_that_slept_does_not_take_anothers_transaction_for_its_own(taken: int, tmp_path: Path) -> None:
+    world = World(random.Random(1), tmp_path)
+    labels = fill(world.brokers, world.rng, 150)
+    ours, theirs = (
+        JoinPartition(
+            JoinState(folder, 1 << 20),
+            world.make,
+            Fencing(world.brokers),
+            world.brokers,
+            lambda: next(world.ids),
+            LATENESS,
+            2 * WINDOW + LATENESS,
+        )
+        for folder in world.folders
+    )
+    list(ours.recover())
+    for _ in range(5):
+        feed(ours, world.brokers, 20)
+    list(theirs.recover())
+    feed(theirs, world.brokers, taken)
+    with pytest.raises(Crash):
+        feed(ours, world.brokers, 60)
+    list(ours.recover())
+    while ours.busy or ours.told < 100_000:
+        feed(ours, world.brokers, 0 if ours.busy else 20)
+    times = Counter(name for name, items in published(world.brokers).items() for _ in items)
+    assert times == dict.fromkeys(labels, 1)
+
+
+def test_what_was_refused_as_late_is_in_no_label_though_its_negative_was_dropped_unsaid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watermark that it was too late for was told to nobody, and the transaction that refused it says that more is due."""
+    monkeypatch.setattr("streaming.join_partition._REQUESTS_AT_ONCE", 3)
+    world = World(random.Random(1), tmp_path, negatives=Negatives(1e-6, 0))
+    brokers, ended = world.brokers, {IMPRESSIONS: True, ENGAGEMENTS: True}
+
+    def life() -> JoinPartition:
+        join = JoinPartition(
+            JoinState(world.folders[0], 1 << 20),
+            world.make,
+            brokers,
+            brokers,
+            lambda: next(world.ids),
+            LATENESS,
+            2 * WINDOW + LATENESS,
+        )
+        list(join.recover())
+        return join
+
+    def take(join: JoinPartition, topic: str, *values: bytes) -> None:
+        at = len(brokers.topics[topic])
+        brokers.topics[topic] += values
+        join.take(topic, [Record(at + number, value) for number, value in enumerate(values)])
+
+    def request(number: int, served_at: int) -> bytes:
+        key = number.to_bytes(8, "little")
+        return encode(
+            Request(
+                version=SCHEMA_VERSION,
+                request_id=f"r{number}",
+                served_at=served_at,
+                impression_ids=[f"{number}.0"],
+                features={"key": key},
+            )
+        )
+
+    join = life()
+    take(join, IMPRESSIONS, request(0, 10_000))
+    join.step(ended, 10_800, 1000)
+    join.step(ended, 11_400, 1000)  # the window closed at 11,000; nothing to say
+    late = Engagement(version=SCHEMA_VERSION, request_id="r0", impression_id="0.0", action="click", happened_at=10_900)
+    take(join, ENGAGEMENTS, encode(late))
+    take(join, IMPRESSIONS, *(request(number, 10_200 + number) for number in range(1, 9)))
+    join.step(ended, 11_700, 1000)
+    assert join.busy
+    join._state.close()
+    join = life()
+    while join.busy:
+        join.step(ended, 11_700, 1000)
+    join.step(ended, 20_000, 0)
+    while join.busy:
+        join.step(ended, 20_000, 0)
+    assert len([value for value in brokers.topics[DEAD_LETTERS] if value]) == 1
+    assert not published(brokers)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_state_of_another_history_is_not_used(seed: int, tmp_path: Path) -> None:
     """Topics and group were made anew; that the numbers fit means nothing."""
