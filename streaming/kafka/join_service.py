@@ -133,8 +133,8 @@ class JoinService:
     def _follow(self) -> None:
         """Take what the group gave us, leave what it took.
 
-        Who gets a partition fences us before it begins, so between the group's word and ours nothing of ours is committed; see `Head`
-        for one that slept through both.
+        Who gets a partition fences us before it begins, so between the group's word and ours nothing is committed; one that slept
+        through both sees by the state's id that the last transaction is another's.
         """
         self._group.poll()
         ours = self._group.partitions
