@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -22,21 +22,14 @@ from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files, LocalFiles
 from paramserver.follower import Follower
 from paramserver.manifest import FileRef, Manifest
-from streaming import join_partition
-from streaming.join_partition import Committed, JoinPartition
-from streaming.join_state import Head, JoinState, Outgoing
-from streaming.join_worker import watermark_of
-from streaming.joiner import Joiner, JoinOutput
+from tests.simulation import mutants_join
+from tests.simulation.mutants_join import wrap
 from tests.simulation.simulate import begin, failure
 from trainer import online
 from trainer.online import OnlineTrainer
 
 SEEDS = 1000
 _none = np.empty(0, np.int64)
-
-
-def _wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> Any:
-    return patch.object(owner, name, make(getattr(owner, name)))
 
 
 def touched_list_cleared_before_the_delta_is_durable() -> Any:
@@ -53,7 +46,7 @@ def touched_list_cleared_before_the_delta_is_durable() -> Any:
 
         return changed
 
-    return _wrap(OnlineTrainer, "publish", make)
+    return wrap(OnlineTrainer, "publish", make)
 
 
 def no_sync_before_rename() -> Any:
@@ -68,7 +61,7 @@ def no_sync_before_rename() -> Any:
 
         return changed
 
-    return _wrap(LocalFiles, "_write_aside", make)
+    return wrap(LocalFiles, "_write_aside", make)
 
 
 def no_sync_of_the_folder() -> Any:
@@ -103,20 +96,6 @@ def manifest_before_its_files() -> Iterator[None]:
         yield
 
 
-def offsets_committed_before_the_outbox() -> Any:
-    def make(send: Any) -> Any:
-        def changed(self: JoinPartition) -> None:
-            outbox, self._outbox = self._outbox, []
-            send(self)
-            if outbox:
-                self._outbox = outbox
-                send(self)
-
-        return changed
-
-    return _wrap(JoinPartition, "_send", make)
-
-
 def _without_tombstones(delta: Delta) -> dict[str, TableDelta]:
     return {
         name: TableDelta(table.rows.__class__(**{**table.rows.__dict__, "expired": _none}), table.versions)
@@ -142,7 +121,7 @@ def follower_skips_a_version() -> Any:
 
         return changed
 
-    return _wrap(Follower, "_take", make)
+    return wrap(Follower, "_take", make)
 
 
 def follower_applies_an_older_delta_again() -> Any:
@@ -155,147 +134,11 @@ def follower_applies_an_older_delta_again() -> Any:
 
         return changed
 
-    return _wrap(Follower, "_take", make)
+    return wrap(Follower, "_take", make)
 
 
 def rows_stay_where_a_follower_starts_over() -> Any:
     return patch.object(Follower, "_replace", lambda self, manifest: self._take(manifest, self._read(manifest)))
-
-
-def _resumed(before: Callable[[JoinPartition, Committed], None]) -> Any:
-    """Something else happens to a joiner that lives when it finds out how its last transaction ended."""
-
-    def make(recover: Any) -> Any:
-        def changed(self: JoinPartition) -> Generator[None]:
-            outlet: Any = self._outlet
-            committed = outlet.open()
-            if self._recovered and committed is not None and committed.state_id == self._head.state_id:
-                before(self, committed)
-            yield from recover(self)
-
-        return changed
-
-    return _wrap(JoinPartition, "recover", make)
-
-
-def outbox_sent_again_whatever_the_sequence() -> Any:
-    def before(self: JoinPartition, committed: Committed) -> None:
-        if self._outbox is not None and committed.sequence == self._head.sequence:
-            self._head.sequence += 1
-
-    return _resumed(before)
-
-
-def outbox_not_sent_again() -> Any:
-    def before(self: JoinPartition, committed: Committed) -> None:
-        if self._outbox is not None and committed.sequence == self._head.sequence - 1:
-            self._outbox = []
-
-    return _resumed(before)
-
-
-@contextmanager
-def state_is_written_before_its_transaction_and_believed() -> Iterator[None]:
-    send, leads_to = JoinPartition._send, JoinPartition._leads_to
-
-    def written(self: JoinPartition) -> None:
-        self._state.write(self._head)
-        send(self)
-
-    def believed(self: JoinPartition, head: Head, committed: Committed) -> bool:
-        return leads_to(self, head, committed._replace(sequence=max(head.sequence, committed.sequence)))
-
-    with patch.object(JoinPartition, "_send", written), patch.object(JoinPartition, "_leads_to", believed):
-        yield
-
-
-def older_state_goes_on_as_it_is() -> Any:
-    def make(go_on: Any) -> Any:
-        def changed(self: JoinPartition, head: Head, committed: Committed) -> Generator[None]:
-            yield from go_on(self, head, committed._replace(sequence=head.sequence))
-
-        return changed
-
-    return _wrap(JoinPartition, "_go_on", make)
-
-
-def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
-    def make(write: Any) -> Any:
-        def changed(self: JoinPartition) -> None:
-            busy, self.busy = self.busy, False
-            write(self)
-            self.busy = busy
-
-        return changed
-
-    return _wrap(JoinPartition, "_write", make)
-
-
-def entries_do_not_learn_what_was_emitted() -> Any:
-    return patch.object(Joiner, "_refresh", lambda self, pending: None)
-
-
-def state_written_in_two_batches() -> Any:
-    def make(write: Any) -> Any:
-        def changed(self: JoinState, head: Head) -> None:
-            dirty, dropped, memory = self._dirty, self._dropped, self._memory_bytes
-            self._dirty, self._dropped, self._memory_bytes = set(), {}, 1 << 40
-            write(self, head)
-            self._dirty, self._dropped, self._memory_bytes = dirty, dropped, memory
-            write(self, head)
-
-        return changed
-
-    return _wrap(JoinState, "write", make)
-
-
-def emitted_ids_not_read_again() -> Any:
-    return patch.object(JoinState, "known_emitted", lambda self, ids: bytearray(len(ids)))
-
-
-def rebuild_sends_what_was_sent() -> Any:
-    def make(drain: Any) -> Any:
-        def changed(self: Joiner) -> JoinOutput:
-            return JoinOutput([], []) if self.reads_again else drain(self)
-
-        return changed
-
-    return _wrap(Joiner, "drain", make)
-
-
-def rebuild_begins_one_cut_too_late() -> Any:
-    def make(send: Any) -> Any:
-        def changed(self: JoinPartition) -> None:
-            outlet = self._outlet
-            told = outlet.send
-
-            def late(items: Sequence[Outgoing], commit: Committed) -> int:
-                return told(items, commit._replace(lowest=self._head.cuts[-1]))
-
-            with patch.object(outlet, "send", late):
-                send(self)
-
-        return changed
-
-    return _wrap(JoinPartition, "_send", make)
-
-
-def timer_closes_windows_while_input_is_unread() -> Any:
-    def always(newest: Any, ended: Any, as_of_ms: int, lateness_ms: int) -> int:
-        return watermark_of(newest, dict.fromkeys(ended, True), as_of_ms, lateness_ms)
-
-    return patch.object(join_partition, "watermark_of", always)
-
-
-def watermark_told_while_more_is_due() -> Any:
-    def make(advance: Any) -> Any:
-        def changed(self: Joiner, watermark: int, at_most: int | None = None) -> bool:
-            advance(self, watermark, at_most)
-            return True
-
-        return changed
-
-    return _wrap(Joiner, "advance", make)
 
 
 def _trainer_offset(by: int) -> Any:
@@ -308,7 +151,7 @@ def _trainer_offset(by: int) -> Any:
 
         return changed
 
-    return _wrap(OnlineTrainer, "_recover", make)
+    return wrap(OnlineTrainer, "_recover", make)
 
 
 def trainer_goes_on_one_record_too_far() -> Any:
@@ -328,11 +171,11 @@ def fold_drops_a_delta() -> Any:
 
         return changed
 
-    return _wrap(Fold, "write", make)
+    return wrap(Fold, "write", make)
 
 
 def fold_keeps_expired_rows() -> Any:
-    return _wrap(Fold, "_read", lambda read: lambda self, manifest: _without_tombstones(read(self, manifest)))
+    return wrap(Fold, "_read", lambda read: lambda self, manifest: _without_tombstones(read(self, manifest)))
 
 
 def files_go_before_their_manifests() -> Any:
@@ -349,7 +192,7 @@ def files_go_before_their_manifests() -> Any:
 
         return changed
 
-    return _wrap(DeltaLog, "_forget_up_to", make)
+    return wrap(DeltaLog, "_forget_up_to", make)
 
 
 MUTANTS: list[Callable[[], Any]] = [
@@ -357,24 +200,25 @@ MUTANTS: list[Callable[[], Any]] = [
     no_sync_before_rename,
     no_sync_of_the_folder,
     manifest_before_its_files,
-    offsets_committed_before_the_outbox,
+    mutants_join.offsets_committed_before_the_outbox,
     tombstones_left_out,
     watermark_from_the_wall_clock,
     follower_skips_a_version,
     follower_applies_an_older_delta_again,
     rows_stay_where_a_follower_starts_over,
-    outbox_sent_again_whatever_the_sequence,
-    outbox_not_sent_again,
-    state_is_written_before_its_transaction_and_believed,
-    older_state_goes_on_as_it_is,
-    what_was_emitted_is_forgotten_while_more_is_due,
-    entries_do_not_learn_what_was_emitted,
-    state_written_in_two_batches,
-    emitted_ids_not_read_again,
-    rebuild_sends_what_was_sent,
-    rebuild_begins_one_cut_too_late,
-    timer_closes_windows_while_input_is_unread,
-    watermark_told_while_more_is_due,
+    mutants_join.outbox_sent_again_whatever_the_sequence,
+    mutants_join.outbox_not_sent_again,
+    mutants_join.state_is_written_before_its_transaction_and_believed,
+    mutants_join.older_state_goes_on_as_it_is,
+    mutants_join.what_was_emitted_is_forgotten_while_more_is_due,
+    mutants_join.entries_do_not_learn_what_was_emitted,
+    mutants_join.state_id_not_checked,
+    mutants_join.state_written_in_two_batches,
+    mutants_join.emitted_ids_not_read_again,
+    mutants_join.rebuild_sends_what_was_sent,
+    mutants_join.rebuild_begins_one_cut_too_late,
+    mutants_join.timer_closes_windows_while_input_is_unread,
+    mutants_join.watermark_told_while_more_is_due,
     trainer_goes_on_one_record_too_far,
     trainer_goes_on_one_record_too_early,
     fold_drops_a_delta,

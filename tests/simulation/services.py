@@ -102,6 +102,8 @@ class JoinerService:
                 self._step(member, ends[at], as_of_ms)
 
     def _follow(self) -> None:
+        if self._members and self.world.rng.random() < 0.3:  # the group's word comes late
+            return
         ours = {at for at in range(PARTITIONS) if self.world.assigned[at] == self.name}
         for partition in self._members.keys() - ours:
             del self._members[partition]

@@ -1,0 +1,174 @@
+"""Faults planted in the joiner, for `tests.simulation.mutants`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from streaming import join_partition
+from streaming.join_partition import Committed, JoinPartition
+from streaming.join_state import Head, JoinState, Outgoing
+from streaming.join_worker import watermark_of
+from streaming.joiner import Joiner, JoinOutput
+from tests.simulation.world import World
+
+
+def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> Any:
+    """A patch that replaces a function by what ``make`` makes of it."""
+    return patch.object(owner, name, make(getattr(owner, name)))
+
+
+def offsets_committed_before_the_outbox() -> Any:
+    def make(send: Any) -> Any:
+        def changed(self: JoinPartition) -> None:
+            outbox, self._outbox = self._outbox, []
+            send(self)
+            if outbox:
+                self._outbox = outbox
+                send(self)
+
+        return changed
+
+    return wrap(JoinPartition, "_send", make)
+
+
+def _resumed(before: Callable[[JoinPartition, Committed], None]) -> Any:
+    """Something else happens to a joiner that lives when it finds out how its last transaction ended."""
+
+    def make(recover: Any) -> Any:
+        def changed(self: JoinPartition) -> Generator[None]:
+            outlet: Any = self._outlet
+            committed = outlet.open()
+            if self._recovered and committed is not None and committed.state_id == self._head.state_id:
+                before(self, committed)
+            yield from recover(self)
+
+        return changed
+
+    return wrap(JoinPartition, "recover", make)
+
+
+def outbox_sent_again_whatever_the_sequence() -> Any:
+    def before(self: JoinPartition, committed: Committed) -> None:
+        if self._outbox is not None and committed.sequence == self._head.sequence:
+            self._head.sequence += 1
+
+    return _resumed(before)
+
+
+def outbox_not_sent_again() -> Any:
+    def before(self: JoinPartition, committed: Committed) -> None:
+        if self._outbox is not None and committed.sequence == self._head.sequence - 1:
+            self._outbox = []
+
+    return _resumed(before)
+
+
+@contextmanager
+def state_is_written_before_its_transaction_and_believed() -> Iterator[None]:
+    send, leads_to = JoinPartition._send, JoinPartition._leads_to
+
+    def written(self: JoinPartition) -> None:
+        self._state.write(self._head)
+        send(self)
+
+    def believed(self: JoinPartition, head: Head, committed: Committed) -> bool:
+        return leads_to(self, head, committed._replace(sequence=max(head.sequence, committed.sequence)))
+
+    with patch.object(JoinPartition, "_send", written), patch.object(JoinPartition, "_leads_to", believed):
+        yield
+
+
+def older_state_goes_on_as_it_is() -> Any:
+    def make(go_on: Any) -> Any:
+        def changed(self: JoinPartition, head: Head, committed: Committed) -> Generator[None]:
+            yield from go_on(self, head, committed._replace(sequence=head.sequence))
+
+        return changed
+
+    return wrap(JoinPartition, "_go_on", make)
+
+
+def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
+    def make(write: Any) -> Any:
+        def changed(self: JoinPartition) -> None:
+            busy, self.busy = self.busy, False
+            write(self)
+            self.busy = busy
+
+        return changed
+
+    return wrap(JoinPartition, "_write", make)
+
+
+def entries_do_not_learn_what_was_emitted() -> Any:
+    return patch.object(Joiner, "_refresh", lambda self, pending: None)
+
+
+def state_id_not_checked() -> Any:
+    return patch.object(World, "new_id", lambda self: "always this one")
+
+
+def state_written_in_two_batches() -> Any:
+    def make(write: Any) -> Any:
+        def changed(self: JoinState, head: Head) -> None:
+            dirty, dropped, memory = self._dirty, self._dropped, self._memory_bytes
+            self._dirty, self._dropped, self._memory_bytes = set(), {}, 1 << 40
+            write(self, head)
+            self._dirty, self._dropped, self._memory_bytes = dirty, dropped, memory
+            write(self, head)
+
+        return changed
+
+    return wrap(JoinState, "write", make)
+
+
+def emitted_ids_not_read_again() -> Any:
+    return patch.object(JoinState, "known_emitted", lambda self, ids: bytearray(len(ids)))
+
+
+def rebuild_sends_what_was_sent() -> Any:
+    def make(drain: Any) -> Any:
+        def changed(self: Joiner) -> JoinOutput:
+            return JoinOutput([], []) if self.reads_again else drain(self)
+
+        return changed
+
+    return wrap(Joiner, "drain", make)
+
+
+def rebuild_begins_one_cut_too_late() -> Any:
+    def make(send: Any) -> Any:
+        def changed(self: JoinPartition) -> None:
+            outlet = self._outlet
+            told = outlet.send
+
+            def late(items: Sequence[Outgoing], commit: Committed) -> int:
+                return told(items, commit._replace(lowest=self._head.cuts[-1]))
+
+            with patch.object(outlet, "send", late):
+                send(self)
+
+        return changed
+
+    return wrap(JoinPartition, "_send", make)
+
+
+def timer_closes_windows_while_input_is_unread() -> Any:
+    def always(newest: Any, ended: Any, as_of_ms: int, lateness_ms: int) -> int:
+        return watermark_of(newest, dict.fromkeys(ended, True), as_of_ms, lateness_ms)
+
+    return patch.object(join_partition, "watermark_of", always)
+
+
+def watermark_told_while_more_is_due() -> Any:
+    def make(advance: Any) -> Any:
+        def changed(self: Joiner, watermark: int, at_most: int | None = None) -> bool:
+            advance(self, watermark, at_most)
+            return True
+
+        return changed
+
+    return wrap(Joiner, "advance", make)
