@@ -127,8 +127,8 @@ class JoinService:
             return
         self._broker.worked()
         for member in active:
-            if member.positioned:
-                self._step(member, ends, as_of_ms)
+            if member.positioned and not self._step(member, ends, as_of_ms):
+                break  # the brokers are away, most likely: look before others wait as long
 
     def _follow(self) -> None:
         """Take what the group gave us, leave what it took.
@@ -234,18 +234,21 @@ class JoinService:
             member.positioned = False
             member.patience.failed(KafkaException(error))
 
-    def _step(self, member: Member, ends: dict[tuple[str, int], int], as_of_ms: int) -> None:
+    def _step(self, member: Member, ends: dict[tuple[str, int], int], as_of_ms: int) -> bool:
+        """Whether nothing failed."""
         join = member.join
         ats = self._ats(member)
         member.lag = {self._names[at.topic]: max(0, ends[at.topic, at.partition] - at.offset) for at in ats}
         now = time.monotonic()
         if join.taken < _BATCH_RECORDS and not join.busy and now - member.committed_at < self._max_wait_seconds:
-            return
+            return True
         try:
             join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, _TELL_EVERY_MS)
             member.committed_at = now
         except KafkaException as error:
             self._broken(member, error)
+            return False
+        return True
 
     def _ats(self, member: Member) -> list[TopicPartition]:
         """Where a partition's joiner reads on, in both inputs."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from confluent_kafka.cimpl import DeliveryCallback
 
 _BLOCK_SECONDS = 20
+_GRACE_SECONDS = 2
 _REQUEST_MS = 15_000
 _TRANSACTION_MS = 60_000
 _SEND_BYTES = 64 << 20
@@ -192,8 +195,8 @@ class KafkaOutlet:
         offsets = [
             TopicPartition(at.topic, at.partition, commit.offsets[name], text) for name, at in self._inputs.items()
         ]
-        producer.send_offsets_to_transaction(offsets, self._membership, _BLOCK_SECONDS)
-        producer.commit_transaction(_TRANSACTION_MS / 1000)
+        bounded(producer.send_offsets_to_transaction, _BLOCK_SECONDS, offsets, self._membership, _BLOCK_SECONDS)
+        bounded(producer.commit_transaction, _TRANSACTION_MS / 1000, _TRANSACTION_MS / 1000)
         return end
 
     def _fits(self, producer: Producer, item: Outgoing, told: DeliveryCallback | None) -> bool:
@@ -208,6 +211,27 @@ class KafkaOutlet:
     def close(self) -> None:
         """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""
         self._producer = None  # its own `close` would wait for brokers, to abort
+
+
+def bounded(call: Callable[..., object], seconds: float, *arguments: object) -> None:
+    """The client may wait for ever for a broker that went away in the middle of a call, whatever time it was given; we do not.
+
+    Raises:
+        KafkaException: it took longer than ``seconds`` and a little; how a transaction ended is found out by recovering.
+    """
+    ended: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(call(*arguments))
+        except BaseException as error:
+            ended.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        ended.result(seconds + _GRACE_SECONDS)
+    except TimeoutError:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {seconds:.0f} s")) from None
 
 
 def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicPartition]:
