@@ -145,6 +145,8 @@ def test_fresh_beats_frozen(tmp_path: Path) -> None:
             frozen.unpin()
             for name, found in clicks.items():
                 rates[name].append(float(np.mean(found)))
+        for client in (fresh, frozen):
+            client.close()
     better = sum(a > b for a, b in zip(rates["fresh"], rates["frozen"], strict=True))
     # The sign test over seeds: how likely so many would be better by chance.
     p_value = sum(comb(SEEDS, k) for k in range(better, SEEDS + 1)) / 2**SEEDS
