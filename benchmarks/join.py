@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import json
 import pstats
 import resource
@@ -30,7 +31,7 @@ import pyarrow.compute as pc
 from confluent_kafka import TopicPartition
 
 from minutely.config import Pipeline
-from minutely.join import make_join_service
+from minutely.join import GARBAGE_AFTER, make_join_service
 from streaming.clock import WallClock
 from streaming.events import MAX_TIME_MS, SCHEMA_VERSION, Engagement, Request, decode_engagement, decode_request, encode
 from streaming.examples import ExampleFormat
@@ -130,6 +131,7 @@ def decode_only(kafka: KafkaSettings) -> int:
 
 
 def join(pipeline: Pipeline, through_ms: int, folder: Path) -> int:
+    gc.set_threshold(GARBAGE_AFTER)
     service = make_join_service(pipeline, folder, WallClock())
     count = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import uuid
 from pathlib import Path
@@ -20,6 +21,8 @@ from streaming.kafka.waiting import patiently
 from streaming.negatives import Negatives
 
 _log = logging.getLogger("minutely.join")
+GARBAGE_AFTER = 100_000
+"""Objects, instead of Python's 700: with those, a tenth of the joiner's time goes into looking at pending requests for cycles."""
 
 
 def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
@@ -29,6 +32,7 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
         ensure_topics(pipeline.kafka)
         return make_join_service(pipeline, folder, WallClock())
 
+    gc.set_threshold(GARBAGE_AFTER)
     with stop_on_signal() as stop:
         service = patiently(_log, stop, begin)
         if service is None:

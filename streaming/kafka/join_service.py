@@ -5,7 +5,6 @@ A consumer that is no member of the group reads the inputs from where the joiner
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections import Counter
@@ -31,8 +30,6 @@ _POLL_SECONDS = 0.05
 _ENDS_SECONDS = 5
 _TELL_EVERY_MS = 1000
 _DONE = object()
-_GARBAGE_AFTER = 100_000
-"""Objects, instead of Python's 700: with those, a tenth of the joiner's time goes into looking at pending requests for cycles."""
 _GAP = (
     "%s/%d: records from offset %d to %d were deleted before they were joined, up to %d of them are lost; "
     "make kafka.retention longer than joiners may be away"
@@ -91,7 +88,6 @@ class JoinService:
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Join until ``stop`` says so; then leave the group, so that others take over at once."""
-        gc.set_threshold(_GARBAGE_AFTER)
         self._group.start()
         try:
             while not stop():
