@@ -266,7 +266,10 @@ def feed(join: JoinPartition, brokers: Brokers, records: int) -> None:
 
 
 @pytest.mark.parametrize("taken", [5, 100])
-def test_a_worker_that_slept_does_not_take_anothers_transaction_for_its_own(taken: int, tmp_path: Path) -> None:
+def test_a_worker_that_slept_does_not_take_anothers_transaction_for_its_own(
+    taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.join_partition._REQUESTS_AT_ONCE", 2000)  # a simulation before may have set another
     world = World(random.Random(1), tmp_path)
     labels = fill(world.brokers, world.rng, 150)
     ours, theirs = (
@@ -354,8 +357,9 @@ def test_what_was_refused_as_late_is_in_no_label_though_its_negative_was_dropped
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_state_of_another_history_is_not_used(seed: int, tmp_path: Path) -> None:
+def test_a_state_of_another_history_is_not_used(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Topics and group were made anew; that the numbers fit means nothing."""
+    monkeypatch.setattr("streaming.join_partition._REQUESTS_AT_ONCE", 2000)  # a simulation before may have set another
     rng = random.Random(seed)
     worlds = [World(rng, tmp_path / name) for name in ("before", "anew")]
     worlds[1].ids = (f"another {at}" for at in itertools.count())
