@@ -20,7 +20,6 @@ from streaming.joiner import Joiner
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
-_REQUESTS_AT_ONCE = 2000
 _CUTS = 64
 
 
@@ -82,10 +81,12 @@ class JoinPartition:
         lateness_ms: int,
         keep_ms: int,
         write_every_ms: int = 5000,
+        requests_at_once: int = 2000,
     ) -> None:
         """``keep_ms`` is how long after its event a record may matter to the state, in event time.
 
-        The state goes to disk every ``write_every_ms``, or when its memory is full.
+        The state goes to disk every ``write_every_ms``, or when its memory is full. A batch looks at up to ``requests_at_once``
+        that are due.
         """
         self._state = state
         self._make_joiner = make_joiner
@@ -95,6 +96,7 @@ class JoinPartition:
         self._lateness_ms = lateness_ms
         self._keep_ms = keep_ms
         self._write_every_ms = write_every_ms
+        self._requests_at_once = requests_at_once
         self.joiner = make_joiner(state)
         self._head = Head("", 0, 0, -1, {}, {}, [], 0)
         self._offsets: dict[str, int] = {}
@@ -217,7 +219,7 @@ class JoinPartition:
                 self._pass_over(committed)
                 yield
         # What was due by the committed watermark and is not in `examples` was dropped by sampling.
-        while not joiner.advance(committed.watermark, _REQUESTS_AT_ONCE):
+        while not joiner.advance(committed.watermark, self._requests_at_once):
             self._pass_over(committed)
             yield
         joiner.drain()
@@ -270,7 +272,7 @@ class JoinPartition:
         complete = self._head.told if self.busy else max(self._head.told, joiner.watermark)
         if self._taken:
             joiner.advance(complete)
-        self.busy = not joiner.advance(watermark, _REQUESTS_AT_ONCE)
+        self.busy = not joiner.advance(watermark, self._requests_at_once)
         told = complete if self.busy else joiner.watermark
         output = joiner.drain()
         moved = told - self._head.told

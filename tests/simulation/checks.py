@@ -11,7 +11,6 @@ import msgspec
 from basis.problems import BadFile
 from paramserver.manifest import Manifest
 from paramserver.table import Table
-from streaming import join_partition
 from streaming.events import DeadLetter
 from streaming.log import DEAD_LETTERS, EXAMPLES
 from tests.simulation.brokers import Brokers
@@ -121,9 +120,12 @@ class Checks:
         """It may have seen a version that was not durable yet, and forgets it with everything else."""
         self._pulled.pop(name, None)
 
-    def at_the_end(self, brokers: Brokers, online: OnlineTrainer, replicas: list[ReplicaService]) -> None:
+    def at_the_end(
+        self, brokers: Brokers, online: OnlineTrainer, replicas: list[ReplicaService], at_once: bool
+    ) -> None:
+        """``at_once`` says that one batch took all that was due."""
         times = self._examples(brokers)
-        self._dead_letters(brokers)
+        self._dead_letters(brokers, at_once)
         rows = online.trainer.tables["example"].export()
         counts = dict(zip(rows.ids.tolist(), rows.counts.tolist(), strict=True))
         assert counts == dict(times), f"trained and emitted differ: {_differences(counts, times)}"
@@ -162,7 +164,7 @@ class Checks:
         assert not (missing := expected.keys() - times.keys()), f"never emitted: {sorted(missing)}"
         return times
 
-    def _dead_letters(self, brokers: Brokers) -> None:
+    def _dead_letters(self, brokers: Brokers, at_once: bool) -> None:
         """What must be refused is, once for each record; nothing else that was in order and in time."""
         found: Counter[tuple[str, int, int]] = Counter()
         payloads: Counter[tuple[int, bytes]] = Counter()
@@ -170,7 +172,7 @@ class Checks:
             log = brokers.topics[DEAD_LETTERS, partition]
             for record in log.committed(0, len(log.entries)):
                 letter = _letter.decode(record.value)
-                if letter.reason != "unmatched" or join_partition._REQUESTS_AT_ONCE >= 2000:
+                if letter.reason != "unmatched" or at_once:
                     # Of what is due at once in several batches, who reads again may refuse anew what waited for its request.
                     found[letter.topic, letter.partition, letter.offset] += 1
                 payloads[partition, letter.payload] += 1

@@ -66,6 +66,7 @@ class _Member:
             LATENESS,
             2 * WINDOW + LATENESS,
             write_every_ms=world.rng.choice([0, 60_000, 1 << 40]),
+            requests_at_once=world.requests_at_once,
         )
         self.recovery: Generator[None] | None = None
         self.positioned = False

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
-from streaming import join_partition
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.simulation.brokers import Brokers, LogError
 from tests.simulation.checks import Checks
@@ -75,7 +74,7 @@ class World:
             "replica 2": self._replica("replica 2"),
         }
         self._order = [self.actors[name] for name in ("a", "b", "trainer", *self.actors)]
-        join_partition._REQUESTS_AT_ONCE = rng.choice([1, 3, 2000])
+        self.requests_at_once = rng.choice([1, 3, 2000])
 
     def _joiner(self, name: str) -> Actor:
         def begin(process: Process, clock: Clock) -> Service:
@@ -110,7 +109,9 @@ class World:
                 self.turn(int(self.rng.expovariate(1 / 120_000)))
                 turns += 1
                 assert turns < _QUIET_TURNS, f"no end in sight for {names}"
-        self.checks.at_the_end(self.brokers, self._trainer().online, self._replicas())
+        self.checks.at_the_end(
+            self.brokers, self._trainer().online, self._replicas(), at_once=self.requests_at_once >= 2000
+        )
 
     def _trainer(self) -> TrainService:
         service = self.actors["trainer"].service
