@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import closing
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -146,7 +146,7 @@ class KafkaOutlet:
                 "queue.buffering.max.kbytes": _SEND_BYTES >> 10,
             }
         )
-        self._producer.init_transactions(_BLOCK_SECONDS)
+        bounded(self._producer.init_transactions, _BLOCK_SECONDS, _BLOCK_SECONDS)
         with closing(reader_of(self._settings, self._group)) as consumer:
             self._membership = consumer.consumer_group_metadata()
             found = dict(zip(self._inputs, _committed(consumer, list(self._inputs.values())), strict=True))
@@ -219,19 +219,26 @@ def bounded(call: Callable[..., object], seconds: float, *arguments: object) -> 
     Raises:
         KafkaException: it took longer than ``seconds`` and a little; how a transaction ended is found out by recovering.
     """
-    ended: Future[object] = Future()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run() -> None:
         try:
-            ended.set_result(call(*arguments))
+            call(*arguments)
         except BaseException as error:
-            ended.set_exception(error)
+            ended.put(error)
+        else:
+            ended.put(None)
 
     Thread(target=run, daemon=True).start()
     try:
-        ended.result(seconds + _GRACE_SECONDS)
-    except TimeoutError:
+        error = ended.get(timeout=seconds + _GRACE_SECONDS)
+    except Empty:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {seconds:.0f} s")) from None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # its frames would keep it and so the producer, which would go on and fence the next one
 
 
 def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicPartition]:

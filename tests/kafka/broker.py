@@ -22,6 +22,8 @@ from xml.etree import ElementTree
 
 import platformdirs
 
+from tests.ports import free_ports
+
 _POM = Path(__file__).with_name("pom.xml")
 _SPACE = "{http://maven.apache.org/POM/4.0.0}"
 _FETCH_SECONDS = 600
@@ -58,18 +60,6 @@ def libraries() -> Path:
                 raise BrokerUnavailable(f"Kafka's jars: {' '.join(command)} failed: {done.stdout[-400:]}")
             part.replace(folder)
     return folder
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Node:

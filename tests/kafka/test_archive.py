@@ -12,9 +12,9 @@ from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES
-from tests.kafka.broker import free_ports
 from tests.kafka.services import archiver, started, write_config
 from tests.kafka.traffic import check_archive, delete_before, examples_record, make_pipeline, producer_of
+from tests.ports import free_ports
 
 FIRST, LAST = 0, 2
 

@@ -21,6 +21,7 @@ from paramserver.follower import Follower
 from paramserver.manifest import TakenOverError
 from paramserver.object_files import ObjectFiles
 from tests.paramserver.published import Writer, replica_tables, state_of
+from tests.ports import free_ports
 
 KEEP = 3
 _WAIT_SECONDS = 60
@@ -29,9 +30,7 @@ _WAIT_SECONDS = 60
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an S3."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports(1)[0]
     output = (tmp_path_factory.mktemp("s3") / "output").open("wb")
     command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=output, stderr=output)

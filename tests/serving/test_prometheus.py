@@ -21,8 +21,8 @@ from minutely.metrics import Status, StatusMetrics
 from streaming.clock import EventClock
 from streaming.kafka.metrics import JoinMetrics
 from tests.commands import ROOT, missing
-from tests.kafka.broker import free_ports
 from tests.kafka.services import started
+from tests.ports import free_ports
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
 from trainer.prequential import Prequential

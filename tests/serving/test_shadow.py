@@ -22,7 +22,7 @@ from streaming.clock import EventClock
 from streaming.columns import Columns
 from streaming.events import SCHEMA_VERSION, Engagement
 from streaming.labels import Label
-from tests.kafka.broker import free_ports
+from tests.ports import free_ports
 from tests.serving.publishing import DAY, Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
 from trainer.metrics import class_metrics

@@ -25,7 +25,8 @@ from typing import Any
 import yaml
 
 from tests.commands import ROOT
-from tests.kafka.broker import Cluster, free_ports, kafka_version
+from tests.kafka.broker import Cluster, kafka_version
+from tests.ports import free_ports
 
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 _KAFKA = "kafka"
