@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic
+from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigEntry, ConfigResource, NewTopic
 
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
@@ -54,12 +55,15 @@ def _ensure(admin: AdminClient, settings: KafkaSettings) -> list[Problem]:
         if settings.topic(name) not in there:
             _create(admin, settings, name)
     until = time.monotonic() + _BLOCK_SECONDS
-    while not _led(cluster := admin.list_topics(timeout=_ASK_SECONDS), names):
+    while True:
+        cluster = admin.list_topics(timeout=_ASK_SECONDS)
+        configs = _configs(admin, names) if _led(cluster, names) else None
+        if configs is not None:
+            return _mismatches(cluster, configs, settings)
         if time.monotonic() > until:
             what = f"no leaders of all partitions of {', '.join(names)} after {_BLOCK_SECONDS} s"
             raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, what))
         time.sleep(_POLL_SECONDS)
-    return _mismatches(admin, cluster, settings)
 
 
 def _led(cluster: ClusterMetadata, names: list[str]) -> bool:
@@ -72,6 +76,18 @@ def _led(cluster: ClusterMetadata, names: list[str]) -> bool:
         and all(partition.leader >= 0 for partition in topic.partitions.values())
         for topic in found
     )
+
+
+def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, ConfigEntry]] | None:
+    """The settings of each topic; None where the broker that was asked has not heard of one yet, as others have."""
+    resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in names}
+    described = admin.describe_configs(list(resources.values()), request_timeout=_BLOCK_SECONDS)
+    try:
+        return {name: described[resource].result() for name, resource in resources.items()}
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise
+        return None
 
 
 def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
@@ -102,7 +118,9 @@ def _create(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
         raise Problems([Problem("kafka", f"topic {topic.topic}", "not created", allowed)]) from None
 
 
-def _mismatches(admin: AdminClient, cluster: ClusterMetadata, settings: KafkaSettings) -> list[Problem]:
+def _mismatches(
+    cluster: ClusterMetadata, configs: Mapping[str, Mapping[str, ConfigEntry]], settings: KafkaSettings
+) -> list[Problem]:
     names = {settings.topic(name): name for name in _LARGEST}
     found = []
     for topic in names:
@@ -118,10 +136,8 @@ def _mismatches(admin: AdminClient, cluster: ClusterMetadata, settings: KafkaSet
         if copies < settings.replication:
             fix = f"allowed: {settings.replication} or more. Use kafka-reassign-partitions, or lower kafka.replication"
             found.append(Problem("kafka", place, f"{copies} replicas", fix))
-    resources = {topic: ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in names}
-    described = admin.describe_configs(list(resources.values()), request_timeout=_BLOCK_SECONDS)
     for topic, name in names.items():
-        entries = described[resources[topic]].result()
+        entries = configs[topic]
         for item in _settings_of(settings, name):
             value = str(entries[item.name].value) if item.name in entries else ""
             if value == item.value or (item.at_least and int(value or 0) >= int(item.value)):

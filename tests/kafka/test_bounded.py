@@ -76,6 +76,32 @@ def test_who_was_fenced_is_told_so_and_leaves_nothing_behind(kafka: KafkaSetting
         outlet.close()
 
 
+def test_outlets_that_were_let_go_leave_no_threads(kafka: KafkaSettings) -> None:
+    kafka = kafka.model_copy(update={"partitions": 1})
+    ensure_topics(kafka)
+    first, second = KafkaOutlet(kafka, 0), KafkaOutlet(kafka, 0)
+    first.open()
+    first.send([Outgoing(EXAMPLES, b"1")], commit_of(1))
+    second.open()
+    with_two = _threads()
+    for number in range(2, 7):
+        with pytest.raises(KafkaException, match=r"(?i)fenced"):
+            first.send([Outgoing(EXAMPLES, b"0")], commit_of(number))
+        first.open()
+        first.send([Outgoing(EXAMPLES, b"1")], commit_of(number))
+        first, second = second, first
+    first.close()
+    second.close()
+    until = time.monotonic() + 10
+    while _threads() >= with_two:  # the client's own threads end a little later
+        assert time.monotonic() < until, f"{_threads()} threads, {with_two} with two outlets"
+        time.sleep(0.05)
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def test_more_than_the_client_keeps_at_once_goes_out(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partition_io, "_SEND_BYTES", 1 << 20)
     kafka = kafka.model_copy(update={"partitions": 1})

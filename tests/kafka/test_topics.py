@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
@@ -9,6 +11,8 @@ from basis.problems import Problems
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES, IMPRESSIONS
+from tests.commands import missing
+from tests.kafka.broker import BrokerUnavailable, running
 
 
 def problems(kafka: KafkaSettings) -> list[str]:
@@ -20,6 +24,15 @@ def problems(kafka: KafkaSettings) -> list[str]:
 def test_they_are_made_once_and_then_only_checked(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     ensure_topics(kafka)
+
+
+def test_brokers_hear_of_them_one_after_the_other(tmp_path: Path) -> None:
+    try:
+        with running(tmp_path / "cluster", nodes=3) as cluster:
+            for number in range(30):  # about one in twelve asks a broker that has not heard yet
+                ensure_topics(KafkaSettings(bootstrap=cluster.bootstrap, prefix=f"t{number}.", replication=3))
+    except BrokerUnavailable as error:
+        missing(str(error))
 
 
 def test_every_mismatch_names_topic_value_and_remedy(kafka: KafkaSettings) -> None:
