@@ -123,11 +123,12 @@ class ExampleFormat:
         return np.stack([batch.column(f"label.{name}").to_numpy() for name in self.labels], axis=1)
 
 
-def example_revisions(payload: bytes) -> list[tuple[str, int]]:
-    """The ids in a record with their revisions, whatever pipeline wrote it."""
+def example_revisions(payload: bytes) -> list[tuple[str, int, int]]:
+    """The ids in a record, when each was served (ms), and its revision, whatever pipeline wrote it."""
     with pa.ipc.open_stream(_decoder.decode(payload).batch) as reader:
         batch = reader.read_next_batch()
-        return list(zip(*(batch.column(name).to_pylist() for name in ("example_id", "revision")), strict=True))
+        names = ("example_id", "served_at", "revision")
+        return list(zip(*(batch.column(name).to_pylist() for name in names), strict=True))
 
 
 def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:

@@ -5,7 +5,8 @@ batch. That is not synced: a process that dies loses nothing by it, and a machin
 which does as well.
 
 Keys: ``head``, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
-``t<time><request>`` when to look at it, ``e<impression>`` how often an impression was emitted, only while state is made good.
+``t<time><request>`` when to look at it, ``e<impression><served at>`` how often an impression was emitted, only while state is
+made good.
 """
 
 from __future__ import annotations
@@ -90,6 +91,11 @@ _GONE_BYTES = 300
 _small = msgspec.msgpack.Decoder(_Small)
 _request = msgspec.msgpack.Decoder(Request)
 _head = msgspec.msgpack.Decoder(Head)
+
+
+def _emitted_key(impression_id: str, served_at: int) -> bytes:
+    """With the time, since an id that is used again names another impression."""
+    return b"e" + impression_id.encode() + served_at.to_bytes(8, "big")
 
 
 class JoinState:
@@ -207,16 +213,16 @@ class JoinState:
         if self._bytes > self._memory_bytes:
             self._evict()
 
-    def note_emitted(self, revisions: Sequence[tuple[str, int]]) -> None:
-        """These impressions are in `examples`, each with that revision, in the order of the topic."""
+    def note_emitted(self, revisions: Sequence[tuple[str, int, int]]) -> None:
+        """These impressions, served then (ms), are in `examples`, each with that revision, in the order of the topic."""
         batch = self._db.batch()
-        for impression_id, revision in revisions:
-            batch.put(b"e" + impression_id.encode(), bytes([revision + 1]))
+        for impression_id, served_at, revision in revisions:
+            batch.put(_emitted_key(impression_id, served_at), bytes([revision + 1]))
         self._db.write(batch)
 
-    def known_emitted(self, impression_ids: list[str]) -> bytearray:
+    def known_emitted(self, impression_ids: list[str], served_at: int) -> bytearray:
         """How often each of these is in `examples`, as `note_emitted` was told."""
-        found: Any = self._db.get([b"e" + impression_id.encode() for impression_id in impression_ids])
+        found: Any = self._db.get([_emitted_key(impression_id, served_at) for impression_id in impression_ids])
         return bytearray(0 if value is None else value[0] for value in found)
 
     @property

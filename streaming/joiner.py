@@ -96,8 +96,8 @@ class Joiner:
         self._negatives = negatives
         self._window = max(label.window for label in labels.values())
         self._negative = (0.0,) * len(labels)
-        self.known_emitted: Callable[[list[str]], bytearray] | None = None
-        """How often each impression of a request is in `examples` already; set while that may be more than entries say."""
+        self.known_emitted: Callable[[list[str], int], bytearray] | None = None
+        """How often impressions that were served then are in `examples`; set while that may be more than entries say."""
         self.reads_again = False
         """Whether records are those of transactions that are over: what is due by now was emitted, or dropped by sampling."""
         self._action_window = {
@@ -187,7 +187,7 @@ class Joiner:
         pending.impression_ids = request.impression_ids
         pending.request = request
         count, known = len(request.impression_ids), self.known_emitted
-        pending.emitted = bytearray(count) if known is None else known(request.impression_ids)
+        pending.emitted = bytearray(count) if known is None else known(request.impression_ids, request.served_at)
         waiting, pending.waiting = pending.waiting, []
         for at, engagement in waiting:
             try:
@@ -277,7 +277,8 @@ class Joiner:
     def _refresh(self, pending: Pending) -> None:
         """An entry learns what was emitted since its state was written."""
         if self.known_emitted is not None:
-            pending.emitted = bytearray(map(max, pending.emitted, self.known_emitted(pending.impression_ids)))
+            known = self.known_emitted(pending.impression_ids, pending.served_at)
+            pending.emitted = bytearray(map(max, pending.emitted, known))
 
     def _look_at(self, request_id: str, pending: Pending) -> None:
         """Emit what is due of a request; forget it when its marker has served its time."""

@@ -159,7 +159,10 @@ class _Loader:
         if isinstance(file, ImpressionFile) and file.impression is not None and keys is not None:
             names = _key(rows, file.impression)
             good = self._with_key(rows, file.impression, names, good)
-            again = _joined(keys, names.fill_null("")).filter(good)
+            columns = [*(file.request or ()), *file.impression]
+            both = _key(rows, columns)
+            good = self._with_key(rows, columns, both, good)
+            again = both.filter(good)
             first = np.zeros(len(again), np.bool_)
             first[np.unique(again.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
             kept = np.asarray(good.to_numpy(zero_copy_only=False)).copy()
@@ -184,13 +187,13 @@ class _Loader:
         return pc.and_(good, usable)
 
     def _impression_ids(self, request_ids: pa.Array, request_of_row: Ids, starts: Ids) -> pa.Array:
-        """The impression's own key, else its request's with its place in it."""
+        """The request's key with the impression's own, else with its place; so that it is the impression's alone."""
         requests = request_ids.take(pa.array(request_of_row))
-        columns = self._settings.impressions.impression
-        if columns is None:
+        file = self._settings.impressions
+        if file.request is None or file.impression is None:
             place = np.arange(len(request_of_row)) - starts[request_of_row]
             return pc.binary_join_element_wise(requests, pa.array(place).cast(pa.string()), ".")
-        return _key(self._rows, columns)
+        return _key(self._rows, [*file.request, *file.impression])
 
     def _engagements(
         self, folder: Path, served_at: Ids, request_of_row: Ids, request_ids: pa.Array, impression_ids: pa.Array
@@ -210,8 +213,7 @@ class _Loader:
         all_requests, all_impressions = requests.take(pa.array(rows)), impression_ids.take(pa.array(rows))
         file = self._settings.engagements
         if file is not None:
-            both = _joined(requests, impression_ids)
-            found = self._from_file(folder, file, both, names)
+            found = self._from_file(folder, file, impression_ids, names)
             at.append(found.happened_at)
             code.append(found.action)
             value.append(found.value)
@@ -277,9 +279,8 @@ class _Loader:
         rows.table = rows.table.append_column("minutely.value", values)
         at, requests = self._usable(rows, file)
         assert requests is not None
-        impressions = _key(rows, file.impression).fill_null("")
-        both = _joined(requests, impressions)
-        row = pc.index_in(both, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
+        impressions = _key(rows, [*file.request, *file.impression]).fill_null("")
+        row = pc.index_in(impressions, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
         actions = _key(rows, [file.action]).fill_null("").dictionary_encode()
         code_of = {name: code for code, name in enumerate(names)}
         codes = [code_of.setdefault(name, len(code_of)) for name in actions.dictionary.to_pylist()]

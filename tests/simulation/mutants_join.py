@@ -126,7 +126,7 @@ def state_written_in_two_batches() -> Any:
 
 
 def emitted_ids_not_read_again() -> Any:
-    return patch.object(JoinState, "known_emitted", lambda self, ids: bytearray(len(ids)))
+    return patch.object(JoinState, "known_emitted", lambda self, ids, served_at: bytearray(len(ids)))
 
 
 def rebuild_sends_what_was_sent() -> Any:

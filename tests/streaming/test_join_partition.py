@@ -95,44 +95,45 @@ def test_a_worker_that_slept_does_not_take_anothers_transaction_for_its_own(take
     assert times == dict.fromkeys(labels, 1)
 
 
+def life(world: World) -> JoinPartition:
+    join = world.join(JoinState(world.folders[0], 1 << 20), world.brokers)
+    list(join.recover())
+    return join
+
+
+def take(join: JoinPartition, brokers: Brokers, topic: str, *values: bytes) -> None:
+    at = len(brokers.topics[topic])
+    brokers.topics[topic] += values
+    join.take(topic, [Record(at + number, value) for number, value in enumerate(values)])
+
+
+def request(number: int, served_at: int, impression_id: str = "") -> bytes:
+    return encode(
+        Request(
+            version=SCHEMA_VERSION,
+            request_id=f"r{number}",
+            served_at=served_at,
+            impression_ids=[impression_id or f"{number}.0"],
+            features={"key": number.to_bytes(8, "little")},
+        )
+    )
+
+
 def test_what_was_refused_as_late_is_in_no_label_though_its_negative_was_dropped_unsaid(tmp_path: Path) -> None:
     """The watermark that it was too late for was told to nobody, and the transaction that refused it says that more is due."""
     world = World(random.Random(1), tmp_path, negatives=Negatives(1e-6, 0), requests_at_once=3)
     brokers, ended = world.brokers, {IMPRESSIONS: True, ENGAGEMENTS: True}
-
-    def life() -> JoinPartition:
-        join = world.join(JoinState(world.folders[0], 1 << 20), brokers)
-        list(join.recover())
-        return join
-
-    def take(join: JoinPartition, topic: str, *values: bytes) -> None:
-        at = len(brokers.topics[topic])
-        brokers.topics[topic] += values
-        join.take(topic, [Record(at + number, value) for number, value in enumerate(values)])
-
-    def request(number: int, served_at: int) -> bytes:
-        key = number.to_bytes(8, "little")
-        return encode(
-            Request(
-                version=SCHEMA_VERSION,
-                request_id=f"r{number}",
-                served_at=served_at,
-                impression_ids=[f"{number}.0"],
-                features={"key": key},
-            )
-        )
-
-    join = life()
-    take(join, IMPRESSIONS, request(0, 10_000))
+    join = life(world)
+    take(join, brokers, IMPRESSIONS, request(0, 10_000))
     join.step(ended, 10_800, 1000)
     join.step(ended, 11_400, 1000)  # the window closed at 11,000; nothing to say
     late = Engagement(version=SCHEMA_VERSION, request_id="r0", impression_id="0.0", action="click", happened_at=10_900)
-    take(join, ENGAGEMENTS, encode(late))
-    take(join, IMPRESSIONS, *(request(number, 10_200 + number) for number in range(1, 9)))
+    take(join, brokers, ENGAGEMENTS, encode(late))
+    take(join, brokers, IMPRESSIONS, *(request(number, 10_200 + number) for number in range(1, 9)))
     join.step(ended, 11_700, 1000)
     assert join.busy
     join._state.close()
-    join = life()
+    join = life(world)
     while join.busy:
         join.step(ended, 11_700, 1000)
     join.step(ended, 20_000, 0)
@@ -140,6 +141,26 @@ def test_what_was_refused_as_late_is_in_no_label_though_its_negative_was_dropped
         join.step(ended, 20_000, 0)
     assert len([value for value in brokers.topics[DEAD_LETTERS] if value]) == 1
     assert not published(brokers)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+def test_impressions_of_two_requests_may_share_an_id(lost: bool, tmp_path: Path) -> None:
+    """Who reads again after a crash tells them apart by when they were served."""
+    world = World(random.Random(1), tmp_path)
+    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world)
+    take(join, world.brokers, IMPRESSIONS, request(1, 10_000, "i"))
+    for as_of in (10_400, 10_800, 11_400, 12_400, 12_900):  # it is emitted, and forgotten
+        join.step(ended, as_of, 0)
+    take(join, world.brokers, IMPRESSIONS, request(2, 12_950, "i"))
+    join.step(ended, 13_050, 0)
+    join._state.close()
+    if lost:
+        shutil.rmtree(world.folders[0])
+    join = life(world)
+    for as_of in (14_000, 16_000, 17_000):
+        join.step(ended, as_of, 0)
+    assert len(published(world.brokers)["i"]) == 2
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -239,8 +239,13 @@ def test_a_file_of_engagements(tmp_path: Path, kind: str) -> None:
         (T + 6000, "like", 2, 1.0),
         (T + DAY, "click", 4, 1.0),
     ]
-    assert log.impression_id.to_pylist()[1:4] == ["nothing of the kind", "a", "a"]
+    assert log.impression_id.to_pylist()[1:4] == [
+        f"1/{T + 1000}/nothing of the kind",
+        f"8/{T + 1000}/a",
+        f"1/{T + 1000}/a",
+    ]
     assert log.request_id.to_pylist()[2] == f"8/{T + 1000}"
+    assert len(set(events.impression_ids.to_pylist())) == events.impressions, "other requests showed them too"
     assert events.truth(Label(action="play", loss="squared", window="1s")).tolist() == [3.5, 0, 0, 0, 0]
 
 
