@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 from rich.console import Console
@@ -10,57 +12,76 @@ from rich.markup import escape
 from rich.table import Table
 
 from minutely.config import Pipeline
+from minutely.service import stop_on_signal
 from streaming.events import DeadLetter
 from streaming.kafka.partition_io import KafkaHistory
-from streaming.kafka.sending import Sender
+from streaming.kafka.sending import FOR_EVER, Sender
 from streaming.kafka.topics import ensure_topics
+from streaming.kafka.waiting import Patience, patiently
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
 
-_DELIVERY_MS = 60_000
+_log = logging.getLogger("minutely.dead-letters")
 _SHOWN_BYTES = 40
 
 _decoder = msgspec.msgpack.Decoder(DeadLetter)
 
 
-def dead_letters(pipeline: Pipeline, reason: str | None) -> Iterator[DeadLetter]:
-    """Those kept by now, partition by partition; of one ``reason`` where given."""
+def dead_letters(pipeline: Pipeline, reason: str | None, stop: Callable[[], bool]) -> Iterator[DeadLetter]:
+    """Those kept by now, partition by partition; of one ``reason`` where given. While brokers are away it waits, until ``stop``."""
+    patiently(_log, stop, partial(ensure_topics, pipeline.kafka))
     for partition in range(pipeline.kafka.partitions):
-        history = KafkaHistory(pipeline.kafka, partition)
-        for records in history.read(DEAD_LETTERS, history.beginning(DEAD_LETTERS), history.end(DEAD_LETTERS)):
-            for record in records:
-                letter = _decoder.decode(record.value)
-                if reason in (None, letter.reason):
-                    yield letter
+        for value in _kept(KafkaHistory(pipeline.kafka, partition), stop):
+            letter = _decoder.decode(value)
+            if reason in (None, letter.reason):
+                yield letter
+
+
+def _kept(history: KafkaHistory, stop: Callable[[], bool]) -> Iterator[bytes]:
+    """Each record of a partition once, though reading may have to begin again."""
+    brokers = Patience(_log, "brokers")
+    end, position = None, 0
+    while not stop():
+        with brokers.enduring():
+            end = history.end(DEAD_LETTERS) if end is None else end
+            position = max(position, history.beginning(DEAD_LETTERS))
+            for records in history.read(DEAD_LETTERS, position, end):
+                for record in records:
+                    position = record.offset + 1
+                    yield record.value
+                if stop():
+                    return
+            return
 
 
 def show(console: Console, pipeline: Pipeline, reason: str | None, limit: int) -> None:
     """Print where each was, why it was refused and how it begins; after ``limit``, only how many there are."""
-    ensure_topics(pipeline.kafka)
     table = Table("topic", "partition", "offset", "reason", "detail", "bytes")
     count = 0
-    for letter in dead_letters(pipeline, reason):
-        count += 1
-        if count <= limit:
-            begin = letter.payload[:_SHOWN_BYTES]
-            table.add_row(
-                letter.topic,
-                str(letter.partition),
-                str(letter.offset),
-                letter.reason,
-                escape(letter.detail),
-                escape(f"{len(letter.payload)}: {begin!r}"),
-            )
+    with stop_on_signal() as stop:
+        for letter in dead_letters(pipeline, reason, stop):
+            count += 1
+            if count <= limit:
+                begin = letter.payload[:_SHOWN_BYTES]
+                table.add_row(
+                    letter.topic,
+                    str(letter.partition),
+                    str(letter.offset),
+                    letter.reason,
+                    escape(letter.detail),
+                    escape(f"{len(letter.payload)}: {begin!r}"),
+                )
+        if stop():
+            return
     console.print(table)
     console.print(f"{count} dead letters" + (f", the first {limit} shown" if count > limit else ""))
 
 
 def send_again(pipeline: Pipeline, reason: str | None) -> int:
     """Send the original bytes to where they came from; how many. The joiner passes over what it knows already."""
-    ensure_topics(pipeline.kafka)
-    count = 0
-    with Sender(pipeline.kafka, _DELIVERY_MS) as sender:
-        for letter in dead_letters(pipeline, reason):
+    sender, count = Sender(pipeline.kafka, FOR_EVER), 0
+    with stop_on_signal() as stop:
+        for letter in dead_letters(pipeline, reason, stop):
             if letter.topic in (IMPRESSIONS, ENGAGEMENTS):
                 sender.send(pipeline.kafka.topic(letter.topic), letter.payload, partition=letter.partition)
                 count += 1
-    return count
+        return count - sender.wait(Patience(_log, "brokers"), stop)

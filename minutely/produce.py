@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.columns import Ids
-from streaming.kafka.sending import Sender
+from streaming.kafka.sending import FOR_EVER, Sender
 from streaming.kafka.topics import ensure_topics
+from streaming.kafka.waiting import Patience, patiently
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.producer import Producer
 from streaming.source import LoggedEvents, load
@@ -22,7 +24,6 @@ from streaming.source import LoggedEvents, load
 _log = logging.getLogger("minutely.produce")
 _TICK_MS = 50
 _AT_ONCE = 2000
-_DELIVERY_MS = 600_000
 
 
 def stamped(events: LoggedEvents, start_ms: int, speed: float | None, rate: float | None) -> LoggedEvents:
@@ -59,12 +60,14 @@ def _last_before(events: LoggedEvents, happened_at: Ids) -> Ids:
 
 def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None:
     """Send everything that the pipeline's source holds; Ctrl-C ends it."""
-    ensure_topics(pipeline.kafka)
     clock = WallClock()
-    events = load(pipeline.data_folder(), pipeline.source, pipeline.features, clock.now_ms())
-    if not events.requests:
-        return
     with stop_on_signal() as stop:
+        patiently(_log, stop, partial(ensure_topics, pipeline.kafka))
+        if stop():
+            return
+        events = load(pipeline.data_folder(), pipeline.source, pipeline.features, clock.now_ms())
+        if not events.requests:
+            return
         requests, engagements = send(pipeline, stamped(events, clock.now_ms(), speed, rate), clock, stop)
     _log.info("sent %d requests, %d engagements", requests, engagements)
 
@@ -75,21 +78,22 @@ def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[
     happened_at = events.engagements.happened_at
     scores = np.zeros((events.impressions, 0), np.float32)
     request = engagement = 0
-    with Sender(pipeline.kafka, _DELIVERY_MS) as sender:
-        while (request < events.requests or engagement < len(happened_at)) and not stop():
-            now = clock.now_ms()
-            until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)
-            ids = events.request_ids.slice(request, until - request).to_pylist()
-            for key, value in zip(ids, maker.requests(request, until, scores, 0, 0), strict=True):
-                sender.send(pipeline.kafka.topic(IMPRESSIONS), value, key=key.encode())
-            request = until
-            until = min(int(np.searchsorted(happened_at, now, side="right")), engagement + _AT_ONCE)
-            ids = events.engagements.request_id.slice(engagement, until - engagement).to_pylist()
-            for key, value in zip(ids, maker.engagements(engagement, until), strict=True):
-                sender.send(pipeline.kafka.topic(ENGAGEMENTS), value, key=key.encode())
-            behind = request < events.requests and events.served_at[request] <= now
-            engagement = until
-            sender.flush()  # bounds what is in memory while brokers are away
-            if not behind:
-                time.sleep(_TICK_MS / 1000)
+    sender, brokers = Sender(pipeline.kafka, FOR_EVER), Patience(_log, "brokers")
+    while (request < events.requests or engagement < len(happened_at)) and not stop():
+        now = clock.now_ms()
+        until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)
+        ids = events.request_ids.slice(request, until - request).to_pylist()
+        for key, value in zip(ids, maker.requests(request, until, scores, 0, 0), strict=True):
+            sender.send(pipeline.kafka.topic(IMPRESSIONS), value, key=key.encode())
+        request = until
+        until = min(int(np.searchsorted(happened_at, now, side="right")), engagement + _AT_ONCE)
+        ids = events.engagements.request_id.slice(engagement, until - engagement).to_pylist()
+        for key, value in zip(ids, maker.engagements(engagement, until), strict=True):
+            sender.send(pipeline.kafka.topic(ENGAGEMENTS), value, key=key.encode())
+        behind = request < events.requests and events.served_at[request] <= now
+        engagement = until
+        if left := sender.wait(brokers, stop):  # bounds what is in memory while brokers are away
+            _log.warning("the last %d records were not taken", left)
+        if not behind:
+            time.sleep(_TICK_MS / 1000)
     return request, engagement

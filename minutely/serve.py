@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import platform
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,8 @@ _CONNECTIONS = 1024
 _KEEP_ALIVE_SECONDS = 30
 _CLOSE_SECONDS = 5
 _DELIVERY_MS = 60_000
+_LOST_SECONDS = 1.0
+_POLL_SECONDS = 0.1
 
 
 def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) -> None:
@@ -181,8 +184,7 @@ class KafkaSink:
                 if self._stopping.wait(0.1):
                     self._outbox.dropped[record.topic] += 1
                     break
-        if self._producer is not None:
-            self._producer.poll(0)
+        self._listen()
 
     def _try(self, record: Outgoing) -> bool:
         if not self._patience.ready:
@@ -199,11 +201,42 @@ class KafkaSink:
         try:
             self._producer.produce(topic, record.make(), key, on_delivery=told)
         except BufferError:
-            self._producer.poll(0)
+            self._listen()
             return False
-        except KafkaException:  # a record that no broker would take
-            self._outbox.dropped[record.topic] += 1
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError._FATAL:
+                self._let_go(_LOST_SECONDS)
+                return False
+            self._outbox.dropped[record.topic] += 1  # a record that no broker would take
         return True
+
+    def _listen(self) -> None:
+        """Hear what became of records."""
+        if self._producer is None:
+            return
+        try:
+            self._producer.poll(0)
+        except KafkaException as error:  # the producer is lost: the client raises nothing else here
+            self._patience.failed(error)
+            self._let_go(_LOST_SECONDS)
+
+    def _let_go(self, seconds: float) -> None:
+        """Forget the producer; what is on its way has so long to arrive. All of it is counted; the next try makes a new one."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        self._hear_all(producer, seconds)
+        producer.purge()
+        self._hear_all(producer, seconds)
+
+    def _hear_all(self, producer: Producer, seconds: float) -> None:
+        """Hear what became of records until none is on its way, or for so long. The client's `flush` would end at an error."""
+        until = time.monotonic() + seconds
+        while len(producer) and time.monotonic() < until:
+            try:
+                producer.poll(_POLL_SECONDS)
+            except KafkaException as error:
+                self._patience.failed(error)
 
     def _delivered(self, topic: str, error: KafkaError | None, _message: Message | None) -> None:
         if error is None:
@@ -219,7 +252,4 @@ class KafkaSink:
 
     def close(self) -> None:
         """Send what is on its way, in bounded time."""
-        if self._producer is not None:
-            self._producer.flush(_CLOSE_SECONDS)
-            self._producer.purge()
-            self._producer.flush(0)  # what was not taken is counted
+        self._let_go(_CLOSE_SECONDS)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
-
-_ACCESS = re.compile(r"\w*Authenticat\w*|\w*Authorization\w*|certificate|SSLError")
 
 
 class Address(NamedTuple):
@@ -19,31 +16,10 @@ class Address(NamedTuple):
     port: int
 
 
-class _AccessOnly(logging.Filter):
-    """Of the Kafka client's lines, lets through why brokers did not let us in, once each; that they are away, the services say."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line is written."""
-        if not record.name.startswith("kafka."):
-            return True
-        found = _ACCESS.search(record.getMessage())
-        if found is None or found[0] in self._said:
-            return False
-        self._said.add(found[0])
-        record.exc_info = None
-        return True
-
-
 def log_to_stderr() -> None:
     """Lines of the services, and of libraries only what is wrong."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("minutely").setLevel(logging.INFO)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_AccessOnly())
 
 
 @contextmanager

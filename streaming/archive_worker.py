@@ -13,6 +13,7 @@ _RECORDS_AT_ONCE = 64
 _ROWS_A_COMMIT = 1 << 18
 _BYTES_A_COMMIT = 64 << 20
 _IDLE = 10  # times commit_every
+_IDLE_MS = 600_000
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 
 
@@ -48,8 +49,9 @@ class ArchiveWorker:
     def step(self) -> bool:
         """Read once, and commit where an example waited long enough or enough came together. Whether there is more.
 
-        Records without examples, of which an idle stream has one whenever its watermark moves, wait ten times as long. They are
-        committed all the same: retention deletes them, and where the archive ends before what is left, nobody goes on.
+        Records without examples, of which an idle stream has one whenever its watermark moves, wait ten times as long, but
+        no more than ten minutes where examples wait less. They are committed all the same: retention deletes them, and where the
+        archive ends before what is left, nobody goes on.
         """
         if not self._started:
             self._start()
@@ -61,7 +63,8 @@ class ArchiveWorker:
             more |= len(records) == _RECORDS_AT_ONCE
         now_ms, patience = self._clock.now_ms(), self._commit_every_ms
         waited = bool(self._rows) and now_ms - self._waiting_since >= patience
-        moved = bool(self._moved) and now_ms - self._moving_since >= _IDLE * patience
+        idle = max(patience, min(_IDLE * patience, _IDLE_MS))
+        moved = bool(self._moved) and now_ms - self._moving_since >= idle
         if waited or moved or self._rows >= _ROWS_A_COMMIT or self._bytes >= _BYTES_A_COMMIT:
             self.commit()
         return more

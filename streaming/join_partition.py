@@ -37,6 +37,10 @@ class Committed(NamedTuple):
     lowest: Cut
 
 
+class ForgottenError(Exception):
+    """The brokers no longer know what was committed, though it was something."""
+
+
 class Gap(NamedTuple):
     """Records from ``start`` to before ``stop`` were needed, and are no longer kept."""
 
@@ -132,7 +136,11 @@ class JoinPartition:
         return self._taken
 
     def recover(self) -> Generator[None]:
-        """Come to the state that belongs to what was committed; bounded work between two yields."""
+        """Come to the state that belongs to what was committed; bounded work between two yields.
+
+        Raises:
+            ForgottenError: there is no telling what is in `examples` already; only people can end that.
+        """
         committed = self._outlet.open()
         if self._recovered and committed and committed.state_id == self._head.state_id:
             if committed.sequence == self._head.sequence:
@@ -143,6 +151,7 @@ class JoinPartition:
                 return
         self._recovered = False
         self._outbox = None
+        self.gaps.clear()
         self._state.reload()
         self.joiner = self._make_joiner(self._state)
         head = self._state.head
@@ -182,11 +191,17 @@ class JoinPartition:
 
     def _rebuild(self, committed: Committed | None) -> Generator[None]:
         """From what is kept: what was emitted from `examples`, the rest from the inputs up to what was committed."""
-        self._state.discard()
         lowest = Cut(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES)))
         if committed is None:
+            if any(self._history.read(EXAMPLES, lowest.examples, self._history.end(EXAMPLES))):
+                raise ForgottenError(
+                    "no offsets are committed, but examples holds records, which joining would emit again; "
+                    "to begin anew, empty examples or choose another kafka.prefix"
+                )
+            self._state.discard()
             self._begin(lowest, -1)
             return
+        self._state.discard()
         needed = committed.lowest
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], lowest.examples)
         for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:], lowest[1:], reached, strict=True):

@@ -243,6 +243,9 @@ class JoinState:
 
     def close(self) -> None:
         """Close the folder; what was not written is gone."""
+        # Timers hold us as we hold them: all of it would stay until Python looks for cycles, which it seldom does in a joiner.
+        self._entries, self._dropped, self._dirty = {}, {}, set()
+        self._timers = Timers(lambda request_id: None)
         self._db.close()
 
     def _wakes_at(self, request_id: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +11,12 @@ from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdic
 
 from basis.problems import Problem, Problems
 
+_log = logging.getLogger("minutely.join")
 _WRITE_BUFFER_BYTES = 32 << 20
 _BLOCK_CACHE_BYTES = 32 << 20
+_IN_USE = ("IO error: While lock file: ", "IO error: lock hold by current process")
+_DAMAGED = ("Corruption: ", "IO error: No such file or directory: ")
+"""How RocksDB's errors begin where files are damaged or missing; a full disk or a missing permission begins otherwise."""
 
 
 class Batch(Protocol):
@@ -66,19 +71,38 @@ class JoinStore(Protocol):
 
 
 class RocksStore:
-    """A folder of its own; `Problems` where another joiner uses it."""
+    """A folder of its own; `Problems` where another joiner uses it. Where files of it are damaged or missing, it begins anew."""
 
     def __init__(self, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._discarded = folder.with_name(f"{folder.name}.discarded")
         self._begin()
 
     def _begin(self) -> None:
-        self._db = db = _open(self._folder)
+        try:
+            db = _open(self._folder)
+        except Exception as error:  # rocksdict raises no narrower kind
+            if not str(error).startswith(_DAMAGED):
+                raise
+            _log.warning("%s does not open and begins anew, from what Kafka keeps: %s", self._folder, error)
+            self._discard()
+            db = _open(self._folder)
+        self._db = db
         self.get = db.get
         self.write = db.write
         self.iter = db.iter
         self.delete_range = db.delete_range
+        self._remove_discarded()
+
+    def _discard(self) -> None:
+        # By one step: a folder that was half removed when its process was killed does not open.
+        self._remove_discarded()
+        self._folder.rename(self._discarded)
+
+    def _remove_discarded(self) -> None:
+        if self._discarded.exists():
+            shutil.rmtree(self._discarded)
 
     def batch(self) -> WriteBatch:
         """An empty batch, for `write`."""
@@ -87,7 +111,7 @@ class RocksStore:
     def clear(self) -> None:
         """Begin anew with an empty folder."""
         self._db.close()
-        shutil.rmtree(self._folder)
+        self._discard()
         self._begin()
 
     def close(self) -> None:
@@ -109,7 +133,7 @@ def _open(folder: Path) -> Rdict:
     try:
         return Rdict(str(folder), options)
     except Exception as error:  # rocksdict raises no narrower kind
-        if "lock" in str(error).lower():
+        if str(error).startswith(_IN_USE):
             allowed = "another joiner uses this folder; allowed: a folder of its own for each"
             raise Problems([Problem(str(folder), "--state", "", allowed)]) from None
         raise

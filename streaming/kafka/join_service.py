@@ -14,13 +14,22 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streaming.clock import Clock
-from streaming.join_partition import JoinPartition
+from streaming.join_partition import ForgottenError, JoinPartition
 from streaming.join_state import JoinState
 from streaming.kafka.membership import Membership
-from streaming.kafka.partition_io import KafkaHistory, KafkaOutlet, begins_of, ends_of, reader_of
+from streaming.kafka.partition_io import (
+    KafkaHistory,
+    KafkaOutlet,
+    NoLeaderError,
+    begins_of,
+    check_leaders,
+    ends_of,
+    leaderless,
+    reader_of,
+)
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.waiting import Patience
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 
 _log = logging.getLogger("minutely.join")
 _GROUP = "minutely-joiner"
@@ -51,6 +60,8 @@ class Member:
         self.patience = Patience(_log, f"partition {partition}")
         self.lag = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
         """Records that are in the topics and were not taken yet."""
+        self.reached: dict[str, int] = {}
+        """Up to where there was nothing to take; further than the last record where transactions left their marks."""
         self.lost = Counter[str]()
         """Records that were deleted before they were read, by topic."""
 
@@ -77,7 +88,7 @@ class JoinService:
         self._clock = clock
         self._max_wait_seconds = max_wait_ms / 1000
         self._names = {settings.topic(topic): topic for topic in (IMPRESSIONS, ENGAGEMENTS)}
-        self._reader = reader_of(settings)
+        self._reader = reader_of(settings, name_ends=True)
         self._reading: set[int] = set()
         """Partitions that `_reader` goes on with where their joiners are."""
         self._asker = reader_of(settings)  # the reader's own connection is taken while it waits for records
@@ -107,7 +118,8 @@ class JoinService:
         self._assign()
         active = [member for member in self.members.values() if member.positioned]
         if not active:
-            time.sleep(_POLL_SECONDS if not self.members else 0.001)
+            recovering = any(member.recovery for member in self.members.values())
+            time.sleep(0.001 if recovering else _POLL_SECONDS)
             return
         as_of_ms = self._clock.now_ms()
         try:
@@ -116,6 +128,8 @@ class JoinService:
             if not any(member.join.busy for member in active):
                 self._take()
         except KafkaException as error:
+            if isinstance(error, NoLeaderError) and self._leave_out(active, error):
+                return
             self._reading = set()  # what was read and not taken is read again
             self._asker.poll(0)  # its callback says where brokers refused us
             self._broker.failed(error)
@@ -161,8 +175,7 @@ class JoinService:
             if member.recovered:
                 member.recovery = None
                 self._position(member)
-                member.patience.worked()
-        except KafkaException as error:
+        except (KafkaException, ForgottenError) as error:
             self._broken(member, error)
             return False
         return True
@@ -170,6 +183,8 @@ class JoinService:
     def _position(self, member: Member) -> None:
         """Read on where the joiner is, or where the records that are still kept begin."""
         ats = self._ats(member)
+        # Offsets of one without a leader are waited for in vain, and so is a transaction that writes to one.
+        check_leaders(self._asker, self._everything(member), _ENDS_SECONDS)
         begins, ends = begins_of(self._asker, ats, _ENDS_SECONDS), ends_of(self._asker, ats, _ENDS_SECONDS)
         for at in ats:
             place, topic = (at.topic, at.partition), self._names[at.topic]
@@ -183,6 +198,7 @@ class JoinService:
             member.lost[gap.topic] += gap.stop - gap.start
             _log.error(_GAP, gap.topic, member.partition, gap.start, gap.stop, gap.stop - gap.start)
         member.join.gaps.clear()
+        member.reached.clear()
         member.positioned = True
         member.committed_at = time.monotonic()
         self._reading.discard(member.partition)
@@ -203,11 +219,14 @@ class JoinService:
     def _take(self) -> None:
         """Read once, all partitions together."""
         found: dict[tuple[str, int], list[Record]] = {}
+        ends: dict[tuple[str, int], int] = {}
         messages: list[Any] = self._reader.consume(_RECORDS_AT_ONCE, _POLL_SECONDS)
         for message in messages:
             place = (message.topic(), message.partition())
             error = message.error()
-            if error is not None:
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                ends[place] = message.offset()
+            elif error is not None:
                 self._misplaced(*place, error)
             elif place in found:
                 found[place].append(Record(message.offset(), message.value() or b""))
@@ -220,6 +239,10 @@ class JoinService:
                 if records[0].offset < offset:  # what was on its way when it was placed anew
                     records = [record for record in records if record.offset >= offset]
                 member.join.take(self._names[topic], records)
+        for (topic, partition), offset in ends.items():
+            member = self.members.get(partition)
+            if member is not None and member.positioned:
+                member.reached[self._names[topic]] = offset
 
     def _misplaced(self, topic: str, partition: int, error: KafkaError) -> None:
         """The client stopped reading a partition, mostly since its next record is gone: find out where to read on."""
@@ -227,14 +250,33 @@ class JoinService:
         if member is None:
             self._broker.failed(KafkaException(error))
         else:
-            member.positioned = False
-            member.patience.failed(KafkaException(error))
+            self._lose_place(member, KafkaException(error))
+
+    def _leave_out(self, active: list[Member], error: KafkaException) -> bool:
+        """Others go on without members that miss a leader, of what they write as well; whether there are such."""
+        try:
+            ats = [at for member in active for at in self._everything(member)]
+            gone = {at.partition for at in leaderless(self._asker, ats, _ENDS_SECONDS)}
+        except KafkaException:
+            return False
+        for member in active:
+            if member.partition in gone:
+                self._lose_place(member, error)
+        return bool(gone)
+
+    def _lose_place(self, member: Member, error: KafkaException) -> None:
+        """Others go on without it, until it is known again where to read."""
+        member.positioned = False
+        member.patience.failed(error)
 
     def _step(self, member: Member, ends: dict[tuple[str, int], int], as_of_ms: int) -> bool:
         """Whether nothing failed."""
         join = member.join
         ats = self._ats(member)
-        member.lag = {self._names[at.topic]: max(0, ends[at.topic, at.partition] - at.offset) for at in ats}
+        for at in ats:
+            topic = self._names[at.topic]
+            reached = max(at.offset, member.reached.get(topic, 0))
+            member.lag[topic] = max(0, ends[at.topic, at.partition] - reached)
         now = time.monotonic()
         if join.taken < _BATCH_RECORDS and not join.busy and now - member.committed_at < self._max_wait_seconds:
             return True
@@ -244,7 +286,13 @@ class JoinService:
         except KafkaException as error:
             self._broken(member, error)
             return False
+        member.patience.worked()
         return True
+
+    def _everything(self, member: Member) -> list[TopicPartition]:
+        """A partition's places in all topics, read and written."""
+        names = (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
+        return [TopicPartition(self._settings.topic(name), member.partition) for name in names]
 
     def _ats(self, member: Member) -> list[TopicPartition]:
         """Where a partition's joiner reads on, in both inputs."""

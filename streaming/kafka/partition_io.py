@@ -103,13 +103,31 @@ def _offsets(
         except KafkaException as error:
             failed = error
         try:  # it may have asked by what it knew of leaders, and does not itself look again
-            for name in {at.topic for at in ats}:
-                consumer.list_topics(name, max(until - time.monotonic(), _POLL_SECONDS))
+            check_leaders(consumer, ats, max(until - time.monotonic(), _POLL_SECONDS))
+        except NoLeaderError:
+            raise
         except KafkaException as error:
             failed = error
         if time.monotonic() > until:
             raise failed
         time.sleep(_POLL_SECONDS)
+
+
+def leaderless(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> list[TopicPartition]:
+    """Those that no broker leads now."""
+    found = []
+    for name in {at.topic for at in ats}:
+        partitions = consumer.list_topics(name, seconds).topics[name].partitions
+        gone = {number for number, partition in partitions.items() if partition.leader < 0}
+        found += [at for at in ats if at.topic == name and at.partition in gone]
+    return found
+
+
+def check_leaders(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> None:
+    """`NoLeaderError` where a partition has none."""
+    if found := leaderless(consumer, ats, seconds):
+        names = ", ".join(f"{at.topic}/{at.partition}" for at in found)
+        raise NoLeaderError(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"no broker leads {names}"))
 
 
 def _whole(ats: list[TopicPartition]) -> list[TopicPartition]:
@@ -118,6 +136,10 @@ def _whole(ats: list[TopicPartition]) -> list[TopicPartition]:
         if at.error:
             raise KafkaException(at.error)
     return ats
+
+
+class NoLeaderError(KafkaException):
+    """Partitions that no broker leads now; others can be asked, read and written."""
 
 
 class KafkaOutlet:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
+from streaming.kafka.waiting import Patience
 
 _SEND_BYTES = 64 << 20
 _POLL_SECONDS = 0.2
+_WAIT_SECONDS = 2.0
+
+FOR_EVER = 0
+"""As ``delivery_ms``: no record is given up. Then `Sender.wait` takes the place of `Sender.flush`."""
 
 
 def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -> Producer:
@@ -60,6 +66,18 @@ class Sender:
             raise KafkaException(
                 KafkaError(KafkaError._TIMED_OUT, f"{left} records were not taken in {self._seconds} s")
             )
+
+    def wait(self, brokers: Patience, stop: Callable[[], bool]) -> int:
+        """Wait until brokers have everything, however long they are away; how much they do not have where ``stop`` came first."""
+        while left := self._producer.flush(_WAIT_SECONDS):
+            self._check()
+            if stop():
+                return left
+            what = f"{left} records were not taken in {_WAIT_SECONDS} s"
+            brokers.failed(KafkaException(KafkaError(KafkaError._TIMED_OUT, what)))
+        self._check()
+        brokers.worked()
+        return 0
 
     def __enter__(self) -> Sender:
         return self

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections import Counter
 from pathlib import Path
+from threading import Timer
 
+import msgspec
 import pytest
 from rich.console import Console
 
-from minutely.dead_letters import show
+from minutely.dead_letters import dead_letters, show
 from minutely.join import make_join_service
 from streaming.clock import WallClock
+from streaming.events import DeadLetter
 from streaming.examples import ExampleFormat
-from streaming.kafka.settings import KafkaSettings
+from streaming.kafka import partition_io
+from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import IMPRESSIONS
-from tests.commands import execute
+from streaming.log import DEAD_LETTERS, IMPRESSIONS
+from tests.commands import execute, missing
+from tests.kafka.broker import BrokerUnavailable, Cluster
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
-from tests.kafka.services import write_config
+from tests.kafka.services import Service, started, write_config
 from tests.kafka.traffic import (
     Event,
     check_examples,
@@ -70,3 +76,46 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     run_until(make_join_service(right, tmp_path / "a", Tomorrow()), joined_through(now_ms() + 60 * MINUTE, 3))
     check_examples(read_examples(kafka, ExampleFormat(right.features, right.labels)), there.labels | ahead.labels)
     assert Counter(letter.reason for letter in read_dead_letters(kafka)) == {"future": refused, "malformed": 2}
+
+
+def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, where it may also be asked to end, and while it reads: each letter comes once."""
+    monkeypatch.delenv(BOOTSTRAP, raising=False)
+    monkeypatch.setattr(partition_io, "_BLOCK_SECONDS", 1)
+    try:
+        cluster = Cluster(tmp_path / "cluster")
+    except BrokerUnavailable as error:
+        missing(str(error))
+    pipeline = make_pipeline(KafkaSettings(bootstrap=cluster.bootstrap, partitions=2))
+    config = str(write_config(pipeline, tmp_path))
+    service = Service("dead-letters", ["dead-letters", config], tmp_path, tmp_path / "dead-letters.log")
+    try:
+        with started(service):
+            service.waits_for("waiting, since")
+            assert service.end(signal.SIGINT) == 0, service.output
+            assert "Traceback" not in service.said
+
+            service.start()
+            service.waits_for("waiting, since")
+            cluster.start()
+            assert service.wait() == 0, service.output
+            assert "0 dead letters" in service.said
+            assert service.said.count("waiting, since") == 1
+
+        with producer_of(pipeline.kafka) as producer:
+            for number in range(20):
+                letter = DeadLetter(
+                    topic=IMPRESSIONS, partition=0, offset=number, reason="malformed", detail="", payload=b"\xc1"
+                )
+                producer.send(DEAD_LETTERS, msgspec.msgpack.encode(letter), partition=number % 2)
+        (node,) = cluster.nodes
+        letters = dead_letters(pipeline, None, lambda: False)
+        found = [next(letters).offset]
+        node.kill(signal.SIGTERM)
+        back = Timer(8, cluster.restart, [node])
+        back.start()
+        found += [letter.offset for letter in letters]
+        back.join()
+        assert sorted(found) == list(range(20))
+    finally:
+        cluster.stop()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 
 from minutely.join import make_join_service
 from streaming.clock import WallClock
@@ -19,7 +22,16 @@ from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
-from tests.kafka.traffic import delete_before, make_pipeline, make_traffic, producer_of, read_examples, read_topic, send
+from tests.kafka.traffic import (
+    check_examples,
+    delete_before,
+    make_pipeline,
+    make_traffic,
+    producer_of,
+    read_examples,
+    read_topic,
+    send,
+)
 
 
 def lost(service: JoinService) -> dict[str, int]:
@@ -68,6 +80,51 @@ def test_what_was_deleted_before_it_was_joined_is_said_and_counted(
     assert emitted.times.keys() >= {name for request in kept for name in request.impression_ids}
     clicked = {decode_engagement(value, MAX_TIME_MS).impression_id for _, value in read_topic(kafka, ENGAGEMENTS)[0]}
     assert {name for name, label in emitted.labels.items() if label} == clicked & emitted.times.keys()
+
+
+def test_offsets_that_brokers_forgot_are_waited_for(
+    kafka: KafkaSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They go when joiners were away for longer than `offsets.retention.minutes`; going on would emit everything again."""
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    traffic = make_traffic(1, 100, 2, now_ms() - 20 * MINUTE, 50)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, traffic.events)
+    run_until(make_join_service(pipeline, tmp_path / "a", WallClock()), joined_through(now_ms() - 10 * MINUTE, 1))
+    group = kafka.topic("minutely-joined")
+    with AdminClient(kafka.client()) as admin:
+        admin.delete_consumer_groups([group])[group].result()
+    with caplog.at_level(logging.WARNING):
+        run_until(
+            make_join_service(pipeline, tmp_path / "a", WallClock()),
+            lambda _: any(
+                "no offsets are committed, but examples holds" in record.message for record in caplog.records
+            ),
+        )
+    check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
+
+
+def test_marks_of_transactions_hold_no_window_open(kafka: KafkaSettings, tmp_path: Path) -> None:
+    """Inputs may be written in transactions: their marks, and what was aborted, take offsets that nobody can read."""
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    traffic, aborted = (make_traffic(seed, 20, 2, now_ms() - MINUTE, 1, first=seed * 20) for seed in (0, 1))
+    with closing(Producer(kafka.client() | {"transactional.id": kafka.prefix})) as producer:
+        producer.init_transactions(20)
+        for events, end in (
+            (traffic.events, producer.commit_transaction),
+            (aborted.events, producer.abort_transaction),
+        ):
+            producer.begin_transaction()
+            for event in events:
+                producer.produce(kafka.topic(event.topic), event.value, partition=0)
+            producer.flush(20)
+            end(20)
+    run_until(make_join_service(pipeline, tmp_path / "a", Tomorrow()), joined_through(now_ms(), 1), 30)
+    check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
 
 
 def test_a_topic_that_ends_before_what_was_joined_is_waited_for(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,13 @@ from minutely.join import make_join_service
 from streaming.clock import EventClock, WallClock
 from streaming.events import Engagement, encode
 from streaming.examples import ExampleFormat
+from streaming.kafka.join_service import JoinService
+from streaming.kafka.partition_io import reader_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from tests.commands import missing
+from tests.kafka.broker import BrokerUnavailable, running
 from tests.kafka.joining import MINUTE, joined_through, now_ms, run_until
 from tests.kafka.traffic import (
     Event,
@@ -26,6 +32,7 @@ from tests.kafka.traffic import (
 )
 
 PADDING = 15_000
+_TOPICS = (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
 
 
 @pytest.mark.parametrize("slow", [IMPRESSIONS, ENGAGEMENTS])
@@ -64,3 +71,33 @@ def test_a_backlog_on_both_topics_gives_no_false_negative(slow: str, kafka: Kafk
     run_until(make_join_service(pipeline, tmp_path / "a", WallClock()), joined_through(start + 10 * MINUTE, 3), 120)
     check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), labels)
     assert read_dead_letters(kafka) == []
+
+
+def test_a_broker_away_keeps_only_its_own_partitions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With one replica, nobody leads them until it is back; all others are joined as before."""
+    partitions = 12
+    try:
+        with running(tmp_path / "cluster", nodes=3, extra={"min.insync.replicas": "1"}) as cluster:
+            kafka = KafkaSettings(bootstrap=cluster.bootstrap, partitions=partitions)
+            ensure_topics(kafka)
+            with closing(reader_of(kafka)) as reader:
+                topics = reader.list_topics(timeout=10).topics
+            leaders = [{topics[name].partitions[at].leader for name in _TOPICS} for at in range(partitions)]
+            victim = min(range(1, 4), key=lambda number: sum(number in each for each in leaders))
+            others = [at for at, each in enumerate(leaders) if victim not in each]
+            assert 0 < len(others) < partitions, leaders
+            service = make_join_service(make_pipeline(kafka), tmp_path / "state", WallClock())
+            away_at: list[int] = []
+
+            def others_go_on(made: JoinService) -> bool:
+                told = [made.members[at].join.told for at in others if at in made.members]
+                if not away_at and len(made.members) == partitions and min(told) > 0:
+                    cluster.nodes[victim - 1].kill()
+                    away_at.append(now_ms())
+                return bool(away_at) and len(told) == len(others) and min(told) > away_at[0]
+
+            with caplog.at_level(logging.WARNING):
+                run_until(service, others_go_on, 90)
+            assert "no broker leads" in caplog.text
+    except BrokerUnavailable as error:
+        missing(str(error))

@@ -12,6 +12,7 @@ from streaming.log import EXAMPLES, EmbeddedLog
 from tests.streaming.test_archive import FORMAT, START, fill, make, names
 
 EVERY = 10
+MINUTE = 60_000
 
 
 @pytest.fixture
@@ -34,6 +35,18 @@ def test_records_without_examples_are_committed_at_every_tenth_time(log: Embedde
             assert Archive(str(place), FORMAT).position(0) == Position(at + 1, START + at), "all that was read"
     assert committed == [10 * EVERY, 20 * EVERY + 1]
     assert DeltaTable(str(place)).version() == 2, "and made as version 0"
+
+
+@pytest.mark.parametrize(("every", "idle"), [(5 * MINUTE, 10 * MINUTE), (60 * MINUTE, 60 * MINUTE)])
+def test_long_times_are_not_waited_for_ten_times(every: int, idle: int, log: EmbeddedLog, tmp_path: Path) -> None:
+    """Retention may be as short as a day, and `commit_every` hours."""
+    worker, clock = make(log, tmp_path / "archive", commit_every=every)
+    begin = clock.now_ms()
+    log.append(EXAMPLES, 0, [FORMAT.encode(FORMAT.empty(), START)])
+    for after, commits in ((0, 0), (idle - 1, 0), (idle, 1)):
+        clock.move_to(begin + after)
+        worker.step()
+        assert worker.commits == commits
 
 
 def test_an_example_does_not_wait_for_that_nor_goes_before_its_time(log: EmbeddedLog, tmp_path: Path) -> None:
