@@ -164,17 +164,21 @@ class JoinService:
             _log.info("partition %d is another's", partition)
 
     def _recover(self, member: Member) -> bool:
-        """One bounded step towards the state that belongs to what was committed; whether nothing failed."""
+        """One bounded step towards the state that belongs to what was committed; whether brokers answered."""
         if member.positioned or not member.patience.ready:
             return True
         try:
             if not member.recovered:
                 if member.recovery is None:
+                    self._check_leaders(member)
                     member.recovery = member.join.recover()
                 member.recovered = next(member.recovery, _DONE) is _DONE
             if member.recovered:
                 member.recovery = None
                 self._position(member)
+        except NoLeaderError as error:
+            member.recovery = None
+            self._lose_place(member, error)  # that was told at once: others need not wait for the next round
         except (KafkaException, ForgottenError) as error:
             self._broken(member, error)
             return False
@@ -183,8 +187,7 @@ class JoinService:
     def _position(self, member: Member) -> None:
         """Read on where the joiner is, or where the records that are still kept begin."""
         ats = self._ats(member)
-        # Offsets of one without a leader are waited for in vain, and so is a transaction that writes to one.
-        check_leaders(self._asker, self._everything(member), _ENDS_SECONDS)
+        self._check_leaders(member)
         begins, ends = begins_of(self._asker, ats, _ENDS_SECONDS), ends_of(self._asker, ats, _ENDS_SECONDS)
         for at in ats:
             place, topic = (at.topic, at.partition), self._names[at.topic]
@@ -202,6 +205,10 @@ class JoinService:
         member.positioned = True
         member.committed_at = time.monotonic()
         self._reading.discard(member.partition)
+
+    def _check_leaders(self, member: Member) -> None:
+        """Offsets of a partition without a leader are waited for in vain, and so are transactions that wrote or write to one."""
+        check_leaders(self._asker, self._everything(member), _ENDS_SECONDS)
 
     def _broken(self, member: Member, error: Exception) -> None:
         """A transaction came to no known end, or another worker has the partition: settle that by recovering anew."""
