@@ -163,6 +163,11 @@ class JoinPartition:
         self._taken = 0
         self._recovered = True
 
+    def discard(self) -> None:
+        """The state turned out to be damaged: `recover` makes it anew."""
+        self._recovered = False
+        self._state.discard()
+
     def _leads_to(self, head: Head, committed: Committed) -> bool:
         """Whether the state can be made that of the last transaction by what came after it."""
         if head.state_id != committed.state_id or not 0 <= head.sequence <= committed.sequence:

@@ -11,6 +11,7 @@ made good.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streaming.events import Request, encode
-from streaming.join_store import Batch, JoinStore, RocksStore
+from streaming.join_store import Batch, JoinStore, RocksStore, is_damage
 from streaming.pending import OVERHEAD_BYTES, Pending
 from streaming.timers import Timers
 
@@ -84,6 +85,7 @@ class _Gone(NamedTuple):
     request_stored: bool
 
 
+_log = logging.getLogger("minutely.join")
 _UNWRITTEN_BYTES = 64 << 20
 _GONE_BYTES = 300
 """What an entry that was dropped costs in memory until that is on disk."""
@@ -107,7 +109,13 @@ class JoinState:
     def __init__(self, folder: Path, memory_bytes: int, open_store: Callable[[Path], JoinStore] = RocksStore) -> None:
         self._memory_bytes = memory_bytes
         self._db = open_store(folder)
-        self.reload()
+        try:
+            self.reload()
+        except Exception as error:  # rocksdict raises no narrower kind
+            if not is_damage(error):
+                raise
+            _log.warning("%s is damaged and begins anew, from what Kafka keeps: %s", folder, error)
+            self.discard()
 
     def reload(self) -> None:
         """Forget what was not written."""
@@ -230,6 +238,7 @@ class JoinState:
         """Whether there is anything that `note_emitted` was told."""
         cursor = self._db.iter()
         cursor.seek(b"e")
+        cursor.status()
         return cursor.valid() and cursor.key()[:1] == b"e"
 
     def forget_emitted(self) -> None:

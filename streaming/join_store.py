@@ -16,7 +16,7 @@ _WRITE_BUFFER_BYTES = 32 << 20
 _BLOCK_CACHE_BYTES = 32 << 20
 _IN_USE = ("IO error: While lock file: ", "IO error: lock hold by current process")
 _DAMAGED = ("Corruption: ", "IO error: No such file or directory: ")
-"""How RocksDB's errors begin where files are damaged or missing; a full disk or a missing permission begins otherwise."""
+"""How RocksDB's errors begin where files are damaged or missing."""
 
 
 class Batch(Protocol):
@@ -44,6 +44,9 @@ class Cursor(Protocol):
     def next(self) -> None:
         """Go on to the next key."""
 
+    def status(self) -> None:
+        """Raise what made it invalid, where that was not the last key."""
+
 
 class JoinStore(Protocol):
     """Keys in order; what was written is whole and outlives the process, if not the machine."""
@@ -70,6 +73,11 @@ class JoinStore(Protocol):
         """Let go of it."""
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether files turned out to be damaged or missing; a full disk or a missing permission is nothing of that kind."""
+    return str(error).startswith(_DAMAGED)
+
+
 class RocksStore:
     """A folder of its own; `Problems` where another joiner uses it. Where files of it are damaged or missing, it begins anew."""
 
@@ -83,7 +91,7 @@ class RocksStore:
         try:
             db = _open(self._folder)
         except Exception as error:  # rocksdict raises no narrower kind
-            if not str(error).startswith(_DAMAGED):
+            if not is_damage(error):
                 raise
             _log.warning("%s does not open and begins anew, from what Kafka keeps: %s", self._folder, error)
             self._discard()

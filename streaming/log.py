@@ -88,6 +88,7 @@ class EmbeddedLog:
         if known is None:
             last = self._db.iter()
             last.seek_for_prev(_key(topic, partition, 2**63))
+            last.status()  # a damaged block looks like an end
             prefix = _key(topic, partition, 0)[:-8]
             found = last.valid() and last.key().startswith(prefix)
             known = struct.unpack(">Q", last.key()[-8:])[0] + 1 if found else 0
@@ -98,6 +99,7 @@ class EmbeddedLog:
         """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
         first = self._db.iter()
         first.seek(_key(topic, partition, 0))
+        first.status()
         found = first.valid() and first.key().startswith(_key(topic, partition, 0)[:-8])
         return struct.unpack(">Q", first.key()[-8:])[0] if found else 0
 

@@ -67,6 +67,7 @@ class Timers:
                 if self._wakes_at(request_id) is None:
                     ready[request_id] = None
                 cursor.next()
+            cursor.status()
         return list(ready)
 
     def next_due(self, db: Ordered | None) -> int:
@@ -77,6 +78,7 @@ class Timers:
         if db is not None:
             cursor = db.iter()
             cursor.seek(self._passed)
+            cursor.status()
             if cursor.valid() and cursor.key()[:1] == b"t":
                 earliest = min(earliest, struct.unpack(">Q", cursor.key()[1:9])[0])
         return earliest

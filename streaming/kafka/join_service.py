@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from streaming.clock import Clock
 from streaming.join_partition import ForgottenError, JoinPartition
 from streaming.join_state import JoinState
+from streaming.join_store import is_damage
 from streaming.kafka.membership import Membership
 from streaming.kafka.partition_io import (
     KafkaHistory,
@@ -43,6 +44,10 @@ _GAP = (
     "%s/%d: records from offset %d to %d were deleted before they were joined, up to %d of them are lost; "
     "make kafka.retention longer than joiners may be away"
 )
+
+
+class DamagedError(Exception):
+    """Files of a partition's state are not what was written."""
 
 
 class Member:
@@ -182,6 +187,8 @@ class JoinService:
         except (KafkaException, ForgottenError) as error:
             self._broken(member, error)
             return False
+        except Exception as error:
+            self._damaged(member, error)
         return True
 
     def _position(self, member: Member) -> None:
@@ -216,6 +223,13 @@ class JoinService:
         member.recovered = member.positioned = False
         member.patience.failed(error)
 
+    def _damaged(self, member: Member, error: Exception) -> None:
+        """Files of a state may be found damaged long after they were opened; whatever else it is, is raised."""
+        if not is_damage(error):
+            raise error
+        member.join.discard()
+        self._broken(member, DamagedError(f"{error}; the state is made anew, from what Kafka keeps"))
+
     def _assign(self) -> None:
         """Read those that have a place, and no others, each from there on."""
         wanted = {member.partition for member in self.members.values() if member.positioned}
@@ -245,7 +259,10 @@ class JoinService:
                 offset = member.join.offsets[self._names[topic]]
                 if records[0].offset < offset:  # what was on its way when it was placed anew
                     records = [record for record in records if record.offset >= offset]
-                member.join.take(self._names[topic], records)
+                try:
+                    member.join.take(self._names[topic], records)
+                except Exception as error:
+                    self._damaged(member, error)
         for (topic, partition), offset in ends.items():
             member = self.members.get(partition)
             if member is not None and member.positioned:
@@ -293,6 +310,9 @@ class JoinService:
         except KafkaException as error:
             self._broken(member, error)
             return False
+        except Exception as error:
+            self._damaged(member, error)
+            return True
         member.patience.worked()
         return True
 

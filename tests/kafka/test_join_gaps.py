@@ -106,6 +106,36 @@ def test_offsets_that_brokers_forgot_are_waited_for(
     check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
 
 
+@pytest.mark.parametrize(
+    ("place", "said"), [(0.0, "is damaged and begins anew"), (0.75, "the state is made anew, from what Kafka keeps")]
+)
+def test_a_damaged_state_is_made_anew(
+    place: float, said: str, kafka: KafkaSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the block that is read at the start, or in one that is needed once requests are due."""
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline = make_pipeline(kafka, join={"lateness": "1h"})  # nothing is due before the end
+    ensure_topics(kafka)
+    traffic = make_traffic(1, 1000, 2, now_ms() - 20 * MINUTE, 50)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, traffic.events)
+    run_until(
+        make_join_service(pipeline, tmp_path / "a", WallClock()),
+        lambda service: (
+            any(member.state.head for member in service.members.values())
+            and all(member.state.head.offsets == member.join.offsets for member in service.members.values())
+        ),
+    )
+    (path,) = (tmp_path / "a" / "0").glob("*.sst")
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        run_until(make_join_service(pipeline, tmp_path / "a", Tomorrow()), joined_through(now_ms(), 1), 60)
+    assert said in caplog.text
+    check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
+
+
 def test_marks_of_transactions_hold_no_window_open(kafka: KafkaSettings, tmp_path: Path) -> None:
     """Inputs may be written in transactions: their marks, and what was aborted, take offsets that nobody can read."""
     kafka = kafka.model_copy(update={"partitions": 1})

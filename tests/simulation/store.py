@@ -65,6 +65,8 @@ class _Cursor:
     def next(self) -> None:
         self._at += 1
 
+    def status(self) -> None: ...
+
 
 class Store:
     """`JoinStore` as one process has it open."""
