@@ -172,7 +172,7 @@ class Joiner:
 
     def _request(self, offset: int, payload: bytes) -> None:
         packed = pack_request(payload, self._features) if is_json(payload) else payload
-        request = decode_request(packed, self._clock.now_ms() + self._settings.max_future)
+        request = decode_request(packed, self._latest())
         self._check_features(request)
         forgotten_at = request.served_at + self._window + self._settings.lateness
         # Requests that were forgotten since still have their engagements read again.
@@ -197,6 +197,11 @@ class Joiner:
         self._store.wake(request.request_id, pending, request.served_at + self._window)
         self._store.add(request.request_id, pending, len(payload))
 
+    def _latest(self) -> int:
+        """The latest time (ms) that an event may have. What was taken once is taken again, though the clock was set back since."""
+        now = self._clock.now_ms()
+        return (max(now, self.watermark) if self.reads_again else now) + self._settings.max_future
+
     def _check_features(self, request: Request) -> None:
         count = len(request.impression_ids)
         for name, shared, width, floats in self._widths:
@@ -211,7 +216,7 @@ class Joiner:
                 raise BadRecord("malformed", problem)
 
     def _engagement(self, offset: int, payload: bytes) -> None:
-        engagement = decode_engagement(payload, self._clock.now_ms() + self._settings.max_future)
+        engagement = decode_engagement(payload, self._latest())
         self.newest[ENGAGEMENTS] = max(self.newest[ENGAGEMENTS], engagement.happened_at)
         if engagement.action not in self._actions:
             self.counts["unused"] += 1

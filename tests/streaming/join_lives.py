@@ -125,7 +125,8 @@ class World:
     ) -> None:
         self.rng = rng
         self.requests_at_once = requests_at_once
-        self.make = lambda over: Joiner(FEATURES, labels, join, over, EventClock(10_000_000), 0, negatives)
+        self.clock = EventClock(10_000_000)
+        self.make = lambda over: Joiner(FEATURES, labels, join, over, self.clock, 0, negatives)
         self.folders = [folder / "a", folder / "b"]
         self.copies = folder / "copies"
         self.brokers = Brokers()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from streaming.clock import EventClock
 from streaming.events import MAX_TIME_MS, SCHEMA_VERSION, DeadLetter, Engagement, Request, decode_engagement, encode
 from streaming.join_partition import Committed, JoinPartition
 from streaming.join_state import JoinState, Outgoing
@@ -161,6 +162,21 @@ def test_impressions_of_two_requests_may_share_an_id(lost: bool, tmp_path: Path)
     for as_of in (14_000, 16_000, 17_000):
         join.step(ended, as_of, 0)
     assert len(published(world.brokers)["i"]) == 2
+
+
+def test_a_clock_that_was_set_back_makes_nothing_that_was_taken_the_future(tmp_path: Path) -> None:
+    world = World(random.Random(1), tmp_path)
+    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
+    start = world.clock.now_ms()
+    join = life(world)
+    take(join, world.brokers, IMPRESSIONS, request(1, start))
+    join.step(ended, start + 500, 0)
+    join._state.close()
+    shutil.rmtree(world.folders[0])
+    world.clock = EventClock(0)
+    join = life(world)
+    join.step(ended, start + 5000, 0)
+    assert len(published(world.brokers)["1.0"]) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
