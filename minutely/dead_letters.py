@@ -15,7 +15,7 @@ from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.events import DeadLetter
 from streaming.kafka.partition_io import KafkaHistory
-from streaming.kafka.sending import FOR_EVER, Sender
+from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
@@ -78,10 +78,10 @@ def show(console: Console, pipeline: Pipeline, reason: str | None, limit: int) -
 
 def send_again(pipeline: Pipeline, reason: str | None) -> int:
     """Send the original bytes to where they came from; how many. The joiner passes over what it knows already."""
-    sender, count = Sender(pipeline.kafka, FOR_EVER), 0
     with stop_on_signal() as stop:
+        sender = PatientSender(pipeline.kafka, _log, stop)
         for letter in dead_letters(pipeline, reason, stop):
             if letter.topic in (IMPRESSIONS, ENGAGEMENTS):
                 sender.send(pipeline.kafka.topic(letter.topic), letter.payload, partition=letter.partition)
-                count += 1
-        return count - sender.wait(Patience(_log, "brokers"), stop)
+        sender.wait()
+        return sender.taken.total()

@@ -14,9 +14,9 @@ from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.columns import Ids
-from streaming.kafka.sending import FOR_EVER, Sender
+from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import Patience, patiently
+from streaming.kafka.waiting import patiently
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.producer import Producer
 from streaming.source import LoggedEvents, load
@@ -68,32 +68,34 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, clock.now_ms())
         if not events.requests:
             return
-        requests, engagements = send(pipeline, stamped(events, clock.now_ms(), speed, rate), clock, stop)
-    _log.info("sent %d requests, %d engagements", requests, engagements)
+        send(pipeline, stamped(events, clock.now_ms(), speed, rate), clock, stop)
 
 
-def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[[], bool]) -> tuple[int, int]:
-    """Send every event when its time has come; how many requests and engagements were sent."""
+def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[[], bool]) -> None:
+    """Send every event when its time has come."""
     maker = Producer(events, pipeline.features)
     happened_at = events.engagements.happened_at
     scores = np.zeros((events.impressions, 0), np.float32)
     request = engagement = 0
-    sender, brokers = Sender(pipeline.kafka, FOR_EVER), Patience(_log, "brokers")
+    sender = PatientSender(pipeline.kafka, _log, stop)
+    names = [pipeline.kafka.topic(name) for name in (IMPRESSIONS, ENGAGEMENTS)]
     while (request < events.requests or engagement < len(happened_at)) and not stop():
         now = clock.now_ms()
         until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)
         ids = events.request_ids.slice(request, until - request).to_pylist()
-        for key, value in zip(ids, maker.requests(request, until, scores, 0, 0), strict=True):
-            sender.send(pipeline.kafka.topic(IMPRESSIONS), value, key=key.encode())
+        records = zip(ids, maker.requests(request, until, scores, 0, 0), strict=True)
+        all(sender.send(names[0], value, key=key.encode()) for key, value in records)
         request = until
         until = min(int(np.searchsorted(happened_at, now, side="right")), engagement + _AT_ONCE)
         ids = events.engagements.request_id.slice(engagement, until - engagement).to_pylist()
-        for key, value in zip(ids, maker.engagements(engagement, until), strict=True):
-            sender.send(pipeline.kafka.topic(ENGAGEMENTS), value, key=key.encode())
+        records = zip(ids, maker.engagements(engagement, until), strict=True)
+        all(sender.send(names[1], value, key=key.encode()) for key, value in records)
         behind = request < events.requests and events.served_at[request] <= now
         engagement = until
-        if left := sender.wait(brokers, stop):  # bounds what is in memory while brokers are away
-            _log.warning("the last %d records were not taken", left)
+        sender.wait()  # bounds what is in memory while brokers are away
         if not behind:
             time.sleep(_TICK_MS / 1000)
-    return request, engagement
+    taken = [sender.taken[name] for name in names]
+    if left := request + engagement - sum(taken):
+        _log.warning("the last %d records were not taken", left)
+    _log.info("sent %d requests, %d engagements", *taken)

@@ -26,7 +26,8 @@ _CUTS = 64
 class Committed(NamedTuple):
     """What the last transaction says: which it was, the inputs' next offsets, and what a rebuild has to read.
 
-    Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some.
+    Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some. No event
+    that was taken is later than ``newest``.
     """
 
     state_id: str
@@ -35,6 +36,7 @@ class Committed(NamedTuple):
     due: int
     offsets: dict[str, int]
     lowest: Cut
+    newest: int = 0
 
 
 class ForgottenError(Exception):
@@ -233,6 +235,7 @@ class JoinPartition:
         joiner.watermark = committed.watermark
         joiner.known_emitted = state.known_emitted
         joiner.reads_again = True
+        joiner.taken_until = committed.newest
         for topic in _INPUTS:
             for records in self._history.read(topic, self._offsets[topic], committed.offsets[topic]):
                 self.take(topic, records)
@@ -335,6 +338,7 @@ class JoinPartition:
             max(head.watermark, head.told),
             dict(head.offsets),
             head.cuts[0],
+            max(head.newest.values()),
         )
         self._examples_end = max(self._examples_end, self._outlet.send(self._outbox, commit))
         self._outbox = None

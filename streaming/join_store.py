@@ -106,7 +106,8 @@ class RocksStore:
     def _discard(self) -> None:
         # By one step: a folder that was half removed when its process was killed does not open.
         self._remove_discarded()
-        self._folder.rename(self._discarded)
+        if self._folder.exists():
+            self._folder.rename(self._discarded)
 
     def _remove_discarded(self) -> None:
         if self._discarded.exists():
@@ -118,13 +119,18 @@ class RocksStore:
 
     def clear(self) -> None:
         """Begin anew with an empty folder."""
-        self._db.close()
+        self.close()
         self._discard()
         self._begin()
 
     def close(self) -> None:
-        """Close the folder."""
-        self._db.close()
+        """Close the folder; damage that keeps it from being whole on disk is found by whoever opens it."""
+        try:
+            self._db.close()
+        except Exception as error:  # rocksdict raises no narrower kind
+            if not is_damage(error):
+                raise
+            _log.warning("%s was closed damaged: %s", self._folder, error)
 
 
 def _open(folder: Path) -> Rdict:

@@ -100,6 +100,8 @@ class Joiner:
         """How often impressions that were served then are in `examples`; set while that may be more than entries say."""
         self.reads_again = False
         """Whether records are those of transactions that are over: what is due by now was emitted, or dropped by sampling."""
+        self.taken_until = 0
+        """The latest time (ms) of what is read again."""
         self._action_window = {
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
@@ -199,8 +201,8 @@ class Joiner:
 
     def _latest(self) -> int:
         """The latest time (ms) that an event may have. What was taken once is taken again, though the clock was set back since."""
-        now = self._clock.now_ms()
-        return (max(now, self.watermark) if self.reads_again else now) + self._settings.max_future
+        latest = self._clock.now_ms() + self._settings.max_future
+        return max(latest, self.taken_until) if self.reads_again else latest
 
     def _check_features(self, request: Request) -> None:
         count = len(request.impression_ids)

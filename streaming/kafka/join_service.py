@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -25,7 +26,6 @@ from streaming.kafka.partition_io import (
     begins_of,
     check_leaders,
     ends_of,
-    leaderless,
     reader_of,
 )
 from streaming.kafka.settings import KafkaSettings
@@ -44,6 +44,10 @@ _GAP = (
     "%s/%d: records from offset %d to %d were deleted before they were joined, up to %d of them are lost; "
     "make kafka.retention longer than joiners may be away"
 )
+
+
+class EndsEarlyError(KafkaException):
+    """A topic ends before what was joined."""
 
 
 class DamagedError(Exception):
@@ -104,20 +108,18 @@ class JoinService:
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Join until ``stop`` says so; then leave the group, so that others take over at once."""
-        self._group.start()
-        try:
+        with ExitStack() as leaving:
+            for last_first in (self._asker.close, self._reader.close, self._group.leave, self._lose_all):
+                leaving.callback(last_first)
+            self._group.start()
             while not stop():
                 self.round()
-        finally:
-            self._lose(list(self.members))
-            self._group.leave()
-            self._reader.close()
-            self._asker.close()
 
     def round(self) -> None:
         """Follow the group, read, and join once; bounded in time and memory."""
         self._follow()
-        for member in self.members.values():
+        # Who failed last comes last, so that none that fails keeps the others from their turn.
+        for member in sorted(self.members.values(), key=lambda member: member.patience.not_before):
             if not self._recover(member):
                 break  # brokers may be away, and each try takes long: the group waits for our next round
         self._assign()
@@ -133,7 +135,7 @@ class JoinService:
             if not any(member.join.busy for member in active):
                 self._take()
         except KafkaException as error:
-            if isinstance(error, NoLeaderError) and self._leave_out(active, error):
+            if isinstance(error, NoLeaderError) and self._leave_out():
                 return
             self._reading = set()  # what was read and not taken is read again
             self._asker.poll(0)  # its callback says where brokers refused us
@@ -162,6 +164,9 @@ class JoinService:
             state, join = self._make_partition(partition, outlet, KafkaHistory(self._settings, partition))
             self.members[partition] = Member(partition, state, join, outlet)
             _log.info("partition %d is ours", partition)
+
+    def _lose_all(self) -> None:
+        self._lose(list(self.members))
 
     def _lose(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
@@ -201,7 +206,7 @@ class JoinService:
             begin, end, offset = begins[place], ends[place], member.join.offsets[topic]
             if offset > end:  # of a broker that is not whole yet, or has lost what it had promised to keep
                 what = f"{topic} ends at offset {end}, records before {offset} were joined"
-                raise KafkaException(KafkaError(KafkaError.OFFSET_OUT_OF_RANGE, what))
+                raise EndsEarlyError(KafkaError(KafkaError.OFFSET_OUT_OF_RANGE, what))
             if offset < begin:
                 member.join.skip(topic, begin)
         for gap in member.join.gaps:
@@ -227,6 +232,7 @@ class JoinService:
         """Files of a state may be found damaged long after they were opened; whatever else it is, is raised."""
         if not is_damage(error):
             raise error
+        error.__traceback__ = None  # its frames hold cursors, and they the files, which would not open again
         member.join.discard()
         self._broken(member, DamagedError(f"{error}; the state is made anew, from what Kafka keeps"))
 
@@ -276,17 +282,19 @@ class JoinService:
         else:
             self._lose_place(member, KafkaException(error))
 
-    def _leave_out(self, active: list[Member], error: KafkaException) -> bool:
+    def _leave_out(self) -> bool:
         """Others go on without members that miss a leader, of what they write as well; whether there are such."""
+        active = [member for member in self.members.values() if member.positioned]
         try:
-            ats = [at for member in active for at in self._everything(member)]
-            gone = {at.partition for at in leaderless(self._asker, ats, _ENDS_SECONDS)}
-        except KafkaException:
-            return False
-        for member in active:
-            if member.partition in gone:
-                self._lose_place(member, error)
-        return bool(gone)
+            check_leaders(self._asker, [at for member in active for at in self._everything(member)], _ENDS_SECONDS)
+        except NoLeaderError as error:
+            for member in active:
+                if member.partition in error.partitions:
+                    self._lose_place(member, error)
+            return True
+        except KafkaException:  # nobody answers, which is no news
+            pass
+        return False
 
     def _lose_place(self, member: Member, error: KafkaException) -> None:
         """Others go on without it, until it is known again where to read."""
@@ -309,6 +317,7 @@ class JoinService:
             member.committed_at = now
         except KafkaException as error:
             self._broken(member, error)
+            self._leave_out()
             return False
         except Exception as error:
             self._damaged(member, error)

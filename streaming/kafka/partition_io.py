@@ -48,6 +48,7 @@ class _Metadata(msgspec.Struct, kw_only=True):
     watermark: int
     due: int
     lowest: list[int]
+    newest: int = 0
 
 
 _decoder = msgspec.json.Decoder(_Metadata)
@@ -113,21 +114,15 @@ def _offsets(
         time.sleep(_POLL_SECONDS)
 
 
-def leaderless(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> list[TopicPartition]:
-    """Those that no broker leads now."""
+def check_leaders(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> None:
+    """`NoLeaderError` where some have none; they are not to be asked, read or written."""
     found = []
     for name in {at.topic for at in ats}:
         partitions = consumer.list_topics(name, seconds).topics[name].partitions
         gone = {number for number, partition in partitions.items() if partition.leader < 0}
         found += [at for at in ats if at.topic == name and at.partition in gone]
-    return found
-
-
-def check_leaders(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> None:
-    """`NoLeaderError` where a partition has none."""
-    if found := leaderless(consumer, ats, seconds):
-        names = ", ".join(f"{at.topic}/{at.partition}" for at in found)
-        raise NoLeaderError(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"no broker leads {names}"))
+    if found:
+        raise NoLeaderError(found)
 
 
 def _whole(ats: list[TopicPartition]) -> list[TopicPartition]:
@@ -139,7 +134,12 @@ def _whole(ats: list[TopicPartition]) -> list[TopicPartition]:
 
 
 class NoLeaderError(KafkaException):
-    """Partitions that no broker leads now; others can be asked, read and written."""
+    """No broker leads these now; ``partitions`` has their numbers."""
+
+    def __init__(self, ats: Sequence[TopicPartition]) -> None:
+        names = ", ".join(f"{at.topic}/{at.partition}" for at in ats)
+        super().__init__(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"no broker leads {names}"))
+        self.partitions = {at.partition for at in ats}
 
 
 class KafkaOutlet:
@@ -182,6 +182,7 @@ class KafkaOutlet:
             metadata.due,
             {name: at.offset for name, at in found.items()},
             Cut(-1, *metadata.lowest),
+            metadata.newest,
         )
 
     def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
@@ -212,6 +213,7 @@ class KafkaOutlet:
             watermark=commit.watermark,
             due=commit.due,
             lowest=list(commit.lowest[1:]),
+            newest=commit.newest,
         )
         text = msgspec.json.encode(metadata).decode()
         offsets = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 
@@ -13,9 +16,7 @@ from streaming.kafka.waiting import Patience
 _SEND_BYTES = 64 << 20
 _POLL_SECONDS = 0.2
 _WAIT_SECONDS = 2.0
-
-FOR_EVER = 0
-"""As ``delivery_ms``: no record is given up. Then `Sender.wait` takes the place of `Sender.flush`."""
+_FOR_EVER = 0
 
 
 def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -> Producer:
@@ -33,13 +34,43 @@ def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -
     )
 
 
-class Sender:
-    """Sends everything or raises; what is on its way is bounded, and `send` waits where it is too much."""
+class _Sending:
+    """What is on its way is bounded; ``taken`` counts what brokers have, by topic."""
+
+    def __init__(self, settings: KafkaSettings, delivery_ms: int, linger_ms: int) -> None:
+        self._producer = producer_of(settings, delivery_ms, linger_ms)
+        self._error: KafkaError | None = None
+        self.taken = Counter[str]()
+
+    def _offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
+        """Hand a record over; False where too much is on its way, after waiting a little."""
+        try:
+            self._producer.produce(topic, value, key, partition, on_delivery=self._delivered)
+        except BufferError:
+            self._producer.poll(_POLL_SECONDS)
+            self._check()
+            return False
+        self._producer.poll(0)
+        self._check()
+        return True
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._error = error
+        else:
+            self.taken[message.topic() or ""] += 1
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise KafkaException(self._error)
+
+
+class Sender(_Sending):
+    """Sends everything or raises; `send` waits where too much is on its way."""
 
     def __init__(self, settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -> None:
-        self._producer = producer_of(settings, delivery_ms, linger_ms)
+        super().__init__(settings, delivery_ms, linger_ms)
         self._seconds = delivery_ms / 1000
-        self._error: KafkaError | None = None
 
     def send(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int = -1) -> None:
         """Hand a record over; to the partition of its key, where none is given.
@@ -47,37 +78,15 @@ class Sender:
         Raises:
             KafkaException: brokers refused a record, this one or one before, or did not take it in time.
         """
-        while True:
-            try:
-                self._producer.produce(topic, value, key, partition, on_delivery=self._delivered)
-            except BufferError:
-                self._producer.poll(_POLL_SECONDS)
-                self._check()
-            else:
-                self._producer.poll(0)
-                self._check()
-                return
+        while not self._offer(topic, value, key, partition):
+            pass
 
     def flush(self) -> None:
         """Wait until brokers have everything; `KafkaException` where they did not take it in time."""
         left = self._producer.flush(self._seconds)
         self._check()
         if left:
-            raise KafkaException(
-                KafkaError(KafkaError._TIMED_OUT, f"{left} records were not taken in {self._seconds} s")
-            )
-
-    def wait(self, brokers: Patience, stop: Callable[[], bool]) -> int:
-        """Wait until brokers have everything, however long they are away; how much they do not have where ``stop`` came first."""
-        while left := self._producer.flush(_WAIT_SECONDS):
-            self._check()
-            if stop():
-                return left
-            what = f"{left} records were not taken in {_WAIT_SECONDS} s"
-            brokers.failed(KafkaException(KafkaError(KafkaError._TIMED_OUT, what)))
-        self._check()
-        brokers.worked()
-        return 0
+            raise _not_taken(left, self._seconds)
 
     def __enter__(self) -> Sender:
         return self
@@ -88,10 +97,57 @@ class Sender:
         if error is None:
             self.flush()
 
-    def _delivered(self, error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            self._error = error
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise KafkaException(self._error)
+class PatientSender(_Sending):
+    """Waits for brokers however long they are away, says so once, and gives up where ``stop`` says so."""
+
+    def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
+        super().__init__(settings, _FOR_EVER, 5)
+        self._stop = stop
+        self._brokers = Patience(log, "brokers")
+        self._before = 0
+        self._moved_at = time.monotonic()
+
+    def send(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int = -1) -> bool:
+        """Hand a record over, to the partition of its key where none is given; False where ``stop`` came first.
+
+        Raises:
+            KafkaException: brokers refused a record, this one or one before.
+        """
+        self._moved_at = time.monotonic()
+        while not self._offer(topic, value, key, partition):
+            if self._stop():
+                return False
+            self._look()
+        return True
+
+    def wait(self) -> int:
+        """Wait until brokers have everything; how much they do not have where ``stop`` came first.
+
+        Raises:
+            KafkaException: brokers refused a record.
+        """
+        self._moved_at = time.monotonic()
+        while left := self._producer.flush(_POLL_SECONDS):
+            self._check()
+            if self._stop():
+                left = self._producer.flush(_WAIT_SECONDS)
+                self._check()
+                return left
+            self._look()
+        self._check()
+        self._brokers.worked()
+        return 0
+
+    def _look(self) -> None:
+        """Say where brokers have taken nothing for a while."""
+        now, taken = time.monotonic(), self.taken.total()
+        if taken > self._before:
+            self._before, self._moved_at = taken, now
+        elif now > self._moved_at + _WAIT_SECONDS:
+            self._moved_at = now
+            self._brokers.failed(_not_taken(len(self._producer), _WAIT_SECONDS))
+
+
+def _not_taken(count: int, seconds: float) -> KafkaException:
+    return KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{count} records were not taken in {seconds} s"))

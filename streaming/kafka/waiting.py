@@ -25,32 +25,36 @@ def reason(error: Exception) -> str:
 
 
 class Patience:
-    """Counts failures of one thing in a row, and says how long to wait before the next try."""
+    """Counts failures of one thing in a row, says each kind of them once, and how long to wait before the next try."""
 
     def __init__(self, log: logging.Logger, what: str) -> None:
         self._log = log
         self._what = what
         self._failures = 0
-        self._not_before = 0.0
+        self._said: set[type[Exception]] = set()
+        self.not_before = 0.0
+        """When it is time for another try; monotonic."""
 
     @property
     def ready(self) -> bool:
         """Whether it is time for another try."""
-        return time.monotonic() >= self._not_before
+        return time.monotonic() >= self.not_before
 
     def failed(self, error: Exception) -> None:
         """A try failed."""
-        if not self._failures:
+        if type(error) not in self._said:  # of another kind is what only people can end, after brokers that were away
+            self._said.add(type(error))
             self._log.warning("%s: waiting, since %s", self._what, reason(error))
         self._failures += 1
-        self._not_before = time.monotonic() + min(0.1 * 2 ** min(self._failures, 8), _LONGEST_SECONDS)
+        self.not_before = time.monotonic() + min(0.1 * 2 ** min(self._failures, 8), _LONGEST_SECONDS)
 
     def worked(self) -> None:
         """A try went well."""
         if self._failures:
             self._log.warning("%s: goes on after %d tries", self._what, self._failures)
         self._failures = 0
-        self._not_before = 0.0
+        self._said.clear()
+        self.not_before = 0.0
 
     @contextmanager
     def enduring(self) -> Iterator[None]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from minutely.join import make_join_service
 from streaming.clock import EventClock, WallClock
 from streaming.events import Engagement, encode
 from streaming.examples import ExampleFormat
+from streaming.join_partition import Committed
 from streaming.kafka.join_service import JoinService
-from streaming.kafka.partition_io import reader_of
+from streaming.kafka.partition_io import KafkaOutlet, reader_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
@@ -71,6 +74,26 @@ def test_a_backlog_on_both_topics_gives_no_false_negative(slow: str, kafka: Kafk
     run_until(make_join_service(pipeline, tmp_path / "a", WallClock()), joined_through(start + 10 * MINUTE, 3), 120)
     check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), labels)
     assert read_dead_letters(kafka) == []
+
+
+def test_partitions_that_always_fail_keep_no_other_from_its_turn(
+    kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A try may take longer than the longest pause before the next."""
+    healthy = 5
+    kafka = kafka.model_copy(update={"partitions": healthy + 1})
+    opened = KafkaOutlet.open
+
+    def failing(outlet: KafkaOutlet) -> Committed | None:
+        if outlet._partition == healthy:
+            return opened(outlet)
+        time.sleep(0.6)
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr(KafkaOutlet, "open", failing)
+    ensure_topics(kafka)
+    service = make_join_service(make_pipeline(kafka), tmp_path, WallClock())
+    run_until(service, lambda made: any(member.join.told > 0 for member in made.members.values()))
 
 
 def test_a_broker_away_keeps_only_its_own_partitions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

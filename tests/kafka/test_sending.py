@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import time
+
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from streaming.kafka import sending
-from streaming.kafka.sending import Sender
+from streaming.kafka.sending import PatientSender, Sender
 from streaming.kafka.settings import BOOTSTRAP, MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import IMPRESSIONS
@@ -58,3 +61,23 @@ def test_brokers_that_are_away_are_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     nobody = KafkaSettings(bootstrap="127.0.0.1:1")
     with pytest.raises(KafkaException, match="TIMED_OUT"), Sender(nobody, 1000) as sender:
         sender.send("any", b"x", partition=0)
+
+
+def test_brokers_that_are_away_are_waited_for_until_asked_to_stop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where no more fits into memory; that is said once."""
+    monkeypatch.delenv(BOOTSTRAP, raising=False)
+    monkeypatch.setattr(sending, "_SEND_BYTES", 1 << 20)
+    until = time.monotonic() + 5
+    sender = PatientSender(
+        KafkaSettings(bootstrap="127.0.0.1:1"), logging.getLogger("test"), lambda: time.monotonic() > until
+    )
+    handed = 0
+    while sender.send("any", b"x" * 300_000, partition=0):
+        handed += 1
+    assert time.monotonic() > until
+    assert handed == 3
+    assert caplog.text.count("brokers: waiting") == 1
+    assert sender.wait() == handed
+    assert sender.taken.total() == 0

@@ -10,7 +10,7 @@ from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.table import Table
 from serving.replica import Replica
-from streaming.join_partition import JoinPartition
+from streaming.join_partition import ForgottenError, JoinPartition
 from streaming.join_state import JoinState
 from streaming.joiner import Joiner
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
@@ -122,6 +122,9 @@ class JoinerService:
             member.recovery = None
             member.positioned = True
             assert not member.join.gaps, f"retention took what a rebuild needs: {member.join.gaps}"
+        except ForgottenError:
+            assert member.outlet.is_fenced, "offsets were committed"  # by whoever got the partition while we slept
+            member.recovery = None
         except LogError:
             member.recovery = None
 

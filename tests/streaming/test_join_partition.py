@@ -164,9 +164,10 @@ def test_impressions_of_two_requests_may_share_an_id(lost: bool, tmp_path: Path)
     assert len(published(world.brokers)["i"]) == 2
 
 
-def test_a_clock_that_was_set_back_makes_nothing_that_was_taken_the_future(tmp_path: Path) -> None:
+@pytest.mark.parametrize("behind", [False, True], ids=["both inputs read", "one input far behind"])
+def test_a_clock_that_was_set_back_makes_nothing_that_was_taken_the_future(behind: bool, tmp_path: Path) -> None:
     world = World(random.Random(1), tmp_path)
-    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
+    ended = {IMPRESSIONS: True, ENGAGEMENTS: not behind}
     start = world.clock.now_ms()
     join = life(world)
     take(join, world.brokers, IMPRESSIONS, request(1, start))
@@ -175,7 +176,7 @@ def test_a_clock_that_was_set_back_makes_nothing_that_was_taken_the_future(tmp_p
     shutil.rmtree(world.folders[0])
     world.clock = EventClock(0)
     join = life(world)
-    join.step(ended, start + 5000, 0)
+    join.step({IMPRESSIONS: True, ENGAGEMENTS: True}, start + 5000, 0)
     assert len(published(world.brokers)["1.0"]) == 1
 
 

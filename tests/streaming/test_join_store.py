@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import subprocess
 import sys
 import weakref
@@ -105,6 +106,53 @@ def test_a_damaged_block_is_no_end(tmp_path: Path) -> None:
     state = open_state(folder)
     with pytest.raises(Exception, match="Corruption: block checksum mismatch"):
         state.due(count, count)
+    state.close()
+
+
+def rewritten(state: JoinState, requests: int) -> None:
+    """Every request is written again, and with little memory for that RocksDB compacts meanwhile."""
+    for number in range(requests):
+        pending = Pending()
+        state.wake(f"r{number}", pending, number)
+        state.add(f"r{number}", pending, 0)
+    state.write(HEAD)
+
+
+def test_a_state_whose_damage_is_found_by_compaction_is_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on RocksDB refuses to write, and to close in peace."""
+    monkeypatch.setattr(join_store, "_WRITE_BUFFER_BYTES", 64 << 10)
+    folder = tmp_path / "0"
+    state = open_state(folder)
+    rewritten(state, 2000)
+    state.close()
+    for path in folder.glob("*.sst"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    state = open_state(folder)
+    with pytest.raises(Exception, match="Corruption: block checksum mismatch"):
+        for _ in range(200):
+            rewritten(state, 2000)
+    state.discard()
+    assert state.head is None
+    rewritten(state, 10)
+    state.close()
+    state = open_state(folder)
+    assert len(state) == 10
+    state.close()
+
+
+def test_a_folder_that_was_removed_beneath_a_joiner_is_made_again(folder: Path) -> None:
+    state = open_state(folder)
+    rewritten(state, 10)
+    shutil.rmtree(folder)
+    state.discard()
+    rewritten(state, 20)
+    state.close()
+    state = open_state(folder)
+    assert len(state) == 20
     state.close()
 
 
