@@ -81,7 +81,9 @@ def send_again(pipeline: Pipeline, reason: str | None) -> int:
     with stop_on_signal() as stop:
         sender = PatientSender(pipeline.kafka, _log, stop)
         for letter in dead_letters(pipeline, reason, stop):
-            if letter.topic in (IMPRESSIONS, ENGAGEMENTS):
-                sender.send(pipeline.kafka.topic(letter.topic), letter.payload, partition=letter.partition)
+            if letter.topic not in (IMPRESSIONS, ENGAGEMENTS):
+                continue
+            if not sender.send(pipeline.kafka.topic(letter.topic), letter.payload, partition=letter.partition):
+                break
         sender.wait()
         return sender.taken.total()

@@ -84,18 +84,19 @@ def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[
         until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)
         ids = events.request_ids.slice(request, until - request).to_pylist()
         records = zip(ids, maker.requests(request, until, scores, 0, 0), strict=True)
-        all(sender.send(names[0], value, key=key.encode()) for key, value in records)
+        if not all(sender.send(names[0], value, key=key.encode()) for key, value in records):
+            break
         request = until
         until = min(int(np.searchsorted(happened_at, now, side="right")), engagement + _AT_ONCE)
         ids = events.engagements.request_id.slice(engagement, until - engagement).to_pylist()
         records = zip(ids, maker.engagements(engagement, until), strict=True)
-        all(sender.send(names[1], value, key=key.encode()) for key, value in records)
+        if not all(sender.send(names[1], value, key=key.encode()) for key, value in records):
+            break
         behind = request < events.requests and events.served_at[request] <= now
         engagement = until
         sender.wait()  # bounds what is in memory while brokers are away
         if not behind:
             time.sleep(_TICK_MS / 1000)
-    taken = [sender.taken[name] for name in names]
-    if left := request + engagement - sum(taken):
+    if left := sender.wait():
         _log.warning("the last %d records were not taken", left)
-    _log.info("sent %d requests, %d engagements", *taken)
+    _log.info("sent %d requests, %d engagements", *(sender.taken[name] for name in names))

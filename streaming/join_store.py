@@ -96,7 +96,7 @@ class RocksStore:
             _log.warning("%s does not open and begins anew, from what Kafka keeps: %s", self._folder, error)
             self._discard()
             db = _open(self._folder)
-        self._db = db
+        self._db, self._closed = db, False
         self.get = db.get
         self.write = db.write
         self.iter = db.iter
@@ -125,6 +125,9 @@ class RocksStore:
 
     def close(self) -> None:
         """Close the folder; damage that keeps it from being whole on disk is found by whoever opens it."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self._db.close()
         except Exception as error:  # rocksdict raises no narrower kind

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 T = TypeVar("T")
 
 _LONGEST_SECONDS = 2.0
+_REFUSALS = tuple(f"{what}_AUTHORIZATION_FAILED" for what in ("TOPIC", "GROUP", "TRANSACTIONAL_ID", "CLUSTER"))
 _PAUSE_SECONDS = 0.1
 
 
@@ -31,7 +32,7 @@ class Patience:
         self._log = log
         self._what = what
         self._failures = 0
-        self._said: set[type[Exception]] = set()
+        self._said = set[tuple[type[Exception], str]]()
         self.not_before = 0.0
         """When it is time for another try; monotonic."""
 
@@ -42,9 +43,11 @@ class Patience:
 
     def failed(self, error: Exception) -> None:
         """A try failed."""
-        if type(error) not in self._said:  # of another kind is what only people can end, after brokers that were away
-            self._said.add(type(error))
-            self._log.warning("%s: waiting, since %s", self._what, reason(error))
+        what = reason(error)
+        kind = (type(error), what if what.startswith(_REFUSALS) else "")
+        if kind not in self._said:  # of another kind is what only people can end, after brokers that were away
+            self._said.add(kind)
+            self._log.warning("%s: waiting, since %s", self._what, what)
         self._failures += 1
         self.not_before = time.monotonic() + min(0.1 * 2 ** min(self._failures, 8), _LONGEST_SECONDS)
 
