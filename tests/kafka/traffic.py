@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import pyarrow as pa
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from minutely.config import Pipeline
@@ -171,12 +171,13 @@ class Emitted(NamedTuple):
 
 
 def read_messages(kafka: KafkaSettings, topic: str) -> dict[int, list[Message]]:
-    """Everything committed in a topic, by partition."""
+    """Everything committed in a topic, by partition; marks of transactions come a little after their calls, and are awaited."""
     name = kafka.topic(topic)
     ats = [TopicPartition(name, partition) for partition in range(kafka.partitions)]
     found: dict[int, list[Message]] = {at.partition: [] for at in ats}
-    with closing(reader_of(kafka, name_ends=True)) as consumer:
-        begins, ends = begins_of(consumer, ats, 20), ends_of(consumer, ats, 20)
+    every = Consumer(kafka.client() | {"group.id": name, "isolation.level": "read_uncommitted"})
+    with closing(every), closing(reader_of(kafka, name_ends=True)) as consumer:
+        begins, ends = begins_of(consumer, ats, 20), ends_of(every, ats, 20)
         reached = {partition: offset for (_, partition), offset in begins.items()}
         consumer.assign([TopicPartition(name, partition, offset) for partition, offset in reached.items()])
         while any(offset < ends[name, partition] for partition, offset in reached.items()):
