@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from table_alone import beside_a_writer, disk, growth, large
+from table_alone import beside_a_writer, growth, large
 from table_contenders import speed, yardsticks
 from table_work import BATCH, ROOT
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--dims", default="16,64")
     parser.add_argument("--laws", default="uniform,zipf")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="speed,beside,growth,disk,large")
+    parser.add_argument("--only", default="speed,beside,growth,large")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "table.json")
     options = parser.parse_args()
     native = yardsticks()
@@ -46,7 +46,6 @@ def main() -> None:
     tasks: dict[str, Callable[[], dict[str, float]]] = {
         "beside": lambda: beside_a_writer(10_000_000, 16, options.rounds),
         "growth": lambda: growth(20_000_000),
-        "disk": lambda: disk(5_000_000),
         "large": lambda: large(50_000_000),
     }
     for name, task in tasks.items():

@@ -1,18 +1,16 @@
-"""The table over itself or the machine: beside a writer, while it grows, with many rows, and on disk."""
+"""The table over itself or the machine: beside a writer, while it grows, and with many rows."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 import numpy as np
-from table_work import BATCH, BATCHES, OPTIMIZER, ROOT, Floats, Ids, distinct_ids, grow, insert, once, warm_memory
+from table_work import BATCH, BATCHES, OPTIMIZER, Floats, Ids, distinct_ids, grow, insert, once, warm_memory
 
 from paramserver.table import Table
 
@@ -115,55 +113,3 @@ def _lookup_of(table: Table, batches: list[Ids], out: Floats, k: int) -> None:
 
 def _apply_of(table: Table, batches: list[Ids], gradients: Floats, k: int) -> None:
     table.apply(batches[k], gradients, 0)
-
-
-def disk(rows: int) -> dict[str, float]:
-    """save and load over the disk's sequential speed; the page cache is dropped before reads."""
-    table = Table(16, optimizer=OPTIMIZER)
-    ids = distinct_ids(rows)
-    for at in range(0, rows, BATCH):
-        table.lookup_or_insert(ids[at : at + BATCH], 0)
-
-    def drop(path: Path) -> None:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def timed(work: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    ratios: dict[str, list[float]] = {"save": [], "load": []}
-    with TemporaryDirectory(dir=ROOT) as folder:
-        saved, plain = Path(folder) / "table", Path(folder) / "plain"
-        table.save(saved)
-        content = np.frombuffer(saved.read_bytes(), np.uint8)
-
-        def write_plain() -> None:
-            with plain.open("wb") as file:
-                file.write(content.data)
-                os.fsync(file.fileno())
-
-        def read_plain() -> None:
-            with plain.open("rb", buffering=0) as file:
-                buffer = bytearray(4 << 20)
-                while file.readinto(buffer):
-                    pass
-
-        for _ in range(3):
-            write_seconds = timed(write_plain)
-            ratios["save"].append(write_seconds / timed(lambda: table.save(saved)))
-            drop(plain)
-            read_seconds = timed(read_plain)
-            loaded = Table(16, optimizer=OPTIMIZER)
-            warm_memory(rows * 120 / 1e9)
-            drop(saved)
-            ratios["load"].append(read_seconds / timed(partial(loaded.load, saved)))
-        gigabytes = len(content) / 1e9
-    return {
-        "save / disk": median(ratios["save"]),
-        "load / disk": median(ratios["load"]),
-        "disk_write_gb_per_second": gigabytes / write_seconds,
-        "disk_read_gb_per_second": gigabytes / read_seconds,
-    }

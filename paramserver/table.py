@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -114,7 +113,7 @@ class Table:
     lookup_or_insert until an id gets a row. candidates: how many ids may be counted on their way there; past it the one seen
     longest ago goes. default_row: what an id without a row reads as: `fixed` is what set_default_row gave (zeros at first),
     `learned` is trained by the gradients of all ids without a row together. row_format: `train`, or how a replica keeps
-    embeddings (lookup, contains, upsert, erase, save and load only; int8 has one scale a row). threads: for large batches;
+    embeddings (lookup, contains, upsert and erase only; int8 has one scale a row). threads: for large batches;
     results do not depend on it. kernels: an instruction set by name, for tests; the best one otherwise.
 
     >>> table = Table(2, optimizer=SGD(learning_rate=1.0))
@@ -278,17 +277,6 @@ class Table:
     def set_default_row(self, embedding: Floats, state: Floats | None = None) -> None:
         """Sets what ids without a row read as, float32 [dim], and its optimizer state, float32 [state_dim], where given."""
         self._native.set_default_row(embedding, state)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything, unsealed changes included, to a file with checksums: beside the path, synced, then renamed."""
-        self._native.save(os.fspath(path))
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Takes the content of a saved table with the same dim, optimizer, row format, seed and name.
-
-        RuntimeError where the file is damaged, cut off or another kind; the table is then as it was.
-        """
-        self._native.load(os.fspath(path))
 
     @property
     def stats(self) -> Stats:

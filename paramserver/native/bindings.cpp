@@ -7,7 +7,6 @@
 
 #include <cmath>
 #include <memory>
-#include <system_error>
 
 #include "buffers.hpp"
 #include "table.hpp"
@@ -262,14 +261,6 @@ NB_MODULE(_native, module) {
     // that are still in a call, such as a replica's sender while brokers are away: the interpreter never takes their
     // frames down.
     nb::set_leak_warnings(false);
-    nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
-        try {
-            std::rethrow_exception(pointer);
-        } catch (const std::system_error& error) {
-            const nb::object arguments = nb::make_tuple(error.code().value(), error.what());
-            PyErr_SetObject(PyExc_OSError, arguments.ptr());
-        }
-    });
     nb::class_<Table>(module, "NativeTable")
         .def(nb::new_(&make_table), nb::kw_only(), nb::arg("dim"), nb::arg("optimizer"), nb::arg("optimizer_values"),
              nb::arg("initializer"), nb::arg("a"), nb::arg("b"), nb::arg("seed"), nb::arg("name"),
@@ -289,8 +280,6 @@ NB_MODULE(_native, module) {
         .def("reserve", &Table::reserve, nb::arg("rows"), nb::call_guard<nb::gil_scoped_release>())
         .def("default_row", &default_row)
         .def("set_default_row", &set_default_row, nb::arg("embedding"), nb::arg("state").none())
-        .def("save", &Table::save, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
-        .def("load", &Table::load, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
         .def("size", &Table::size, nb::call_guard<nb::gil_scoped_release>())
         .def("stats", &stats)
         .def_prop_ro("dim", &Table::dim)

@@ -36,21 +36,6 @@ void Candidates::forget(uint64_t id) {
     if (const Slot* slot = index_.locate(id)) remove(slot->number());
 }
 
-std::vector<Candidates::Record> Candidates::list() const {
-    std::vector<Record> all;
-    for (uint32_t at = records_[0].newer; at != 0; at = records_[at].newer) all.push_back(records_[at]);
-    return all;
-}
-
-void Candidates::fill(const std::vector<Record>& records) {
-    for (const Record& record : records) {
-        const uint32_t at = add(record.id);
-        records_[at].count = record.count;
-        records_[at].last_seen_seconds = record.last_seen_seconds;
-        link_newest(at);
-    }
-}
-
 uint32_t Candidates::add(uint64_t id) {
     if (index_.size() >= limit_) {
         remove(records_[0].newer);

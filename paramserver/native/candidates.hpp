@@ -22,6 +22,7 @@ class Candidates {
     uint64_t size() const { return index_.size(); }
     uint64_t dropped() const { return dropped_; }
 
+  private:
     struct Record {
         uint64_t id;
         uint32_t count;
@@ -29,11 +30,6 @@ class Candidates {
         uint32_t newer;
         uint32_t older;
     };
-    // From the oldest to the newest, and back (for save and load).
-    std::vector<Record> list() const;
-    void fill(const std::vector<Record>& records);
-
-  private:
     void link_newest(uint32_t at);
     void unlink(uint32_t at);
     void remove(uint32_t at);

@@ -51,8 +51,8 @@ Slot* slot_of(Bucket* bucket, uint64_t id) {
 
 }  // namespace
 
-Index::Index(uint64_t seed, uint64_t capacity)
-    : hash_(seed), memory_(kMostBuckets * sizeof(Bucket)), old_count_(buckets_for(capacity)), count_(old_count_.load()),
+Index::Index(uint64_t seed)
+    : hash_(seed), memory_(kMostBuckets * sizeof(Bucket)), old_count_(buckets_for(0)), count_(old_count_.load()),
       overflow_(0, OverflowHash{hash_.mask}) {
     memory_.commit(count_.load() * sizeof(Bucket));
 }

@@ -46,8 +46,7 @@ struct Home {
 
 class Index {
   public:
-    // Room for `capacity` ids before it grows.
-    Index(uint64_t seed, uint64_t capacity = 0);
+    explicit Index(uint64_t seed);
     Index(const Index&) = delete;
     Index& operator=(const Index&) = delete;
 

@@ -37,8 +37,8 @@ bool slots_are_atomic() {
 
 }  // namespace
 
-Table::Content::Content(const Options& options, uint64_t seed, uint64_t capacity)
-    : index(seed, capacity), slab(options), candidates(seed + 1, options.candidates),
+Table::Content::Content(const Options& options, uint64_t seed)
+    : index(seed), slab(options), candidates(seed + 1, options.candidates),
       default_values(options.dim + options.optimizer.row_state(options.dim), 0.0f) {
     if (options.optimizer.kind == OptimizerKind::kRowAdagrad)
         default_slot.set_aux(options.optimizer.initial_accumulator);
@@ -49,7 +49,7 @@ Table::Content::Content(const Options& options, uint64_t seed, uint64_t capacity
 
 Table::Table(const Options& options, const Kernels& kernels)
     : options_(options), kernels_(kernels), seed_(table_seed(options.seed, options.name)),
-      beside_readers_(slots_are_atomic()), content_(std::make_unique<Content>(options, seed_, 0)) {}
+      beside_readers_(slots_are_atomic()), content_(std::make_unique<Content>(options, seed_)) {}
 
 std::vector<Table::Part> Table::parts(size_t count) {
     const size_t wanted = parts_of(count, options_.threads);

@@ -1,7 +1,7 @@
 // The table: id -> row, batched. One writer at a time (a mutex), readers beside it.
 //
 // lookup and contains run beside upsert and erase; what changes rows in place (lookup_or_insert, apply, expire,
-// restore, load) waits for the readers inside and keeps new ones out for the length of one batch.
+// restore) waits for the readers inside and keeps new ones out for the length of one batch.
 #pragma once
 
 #include <array>
@@ -92,15 +92,10 @@ class Table {
     void default_row(float* embedding, float* state);
     void set_default_row(const float* embedding, const float* state);
 
-    // save.cpp
-    void save(const std::string& path);
-    // Throws std::runtime_error, naming the file, where it is damaged or another kind; the table then stays as it was.
-    void load(const std::string& path);
-
   private:
-    // All that load replaces. Readers reach it through the table, and only inside a Readers::Guard.
+    // Readers reach it through the table, and only inside a Readers::Guard.
     struct Content {
-        Content(const Options& options, uint64_t seed, uint64_t capacity);
+        Content(const Options& options, uint64_t seed);
         Index index;
         Slab slab;
         Candidates candidates;

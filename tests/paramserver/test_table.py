@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,36 +311,6 @@ def test_float16_rounds_as_numpy_does() -> None:
         table = Table(64, row_format="float16", kernels=kernels)
         table.upsert(np.arange(2000), values)
         np.testing.assert_array_equal(table.lookup(np.arange(2000)), wanted)
-
-
-def test_a_damaged_file_is_refused_and_the_table_stays(tmp_path: Path) -> None:
-    table = Table(16)
-    ids = random_ids(2000)
-    table.lookup_or_insert(ids, 5000)
-    path = tmp_path / "table"
-    table.save(path)
-    whole = path.read_bytes()
-    other = Table(16)
-    other.lookup_or_insert(np.array([1]), 0)
-    random = np.random.default_rng(0)
-    for at in [0, 8, 20, len(whole) - 1, *random.integers(0, len(whole), 40).tolist()]:
-        damaged = bytearray(whole)
-        damaged[at] ^= 1 << int(random.integers(8))
-        path.write_bytes(damaged)
-        with pytest.raises(RuntimeError, match=r"is refused: .* the table is as it was"):
-            other.load(path)
-        path.write_bytes(whole[:at])
-        with pytest.raises(RuntimeError, match="cut off"):
-            other.load(path)
-    assert other.export().ids.tolist() == [1]
-    path.write_bytes(whole)
-    for wrong in [Table(8), Table(16, seed=1), Table(16, optimizer=SGD()), Table(16, row_format="int8")]:
-        with pytest.raises(RuntimeError, match="is refused"):
-            wrong.load(path)
-    other.load(path)
-    np.testing.assert_array_equal(other.export().ids, ids)
-    with pytest.raises(OSError, match="cannot read"):
-        other.load(tmp_path / "absent")
 
 
 def test_readers_beside_a_writer_see_whole_rows_and_miss_none() -> None:

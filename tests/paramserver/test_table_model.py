@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -189,21 +186,6 @@ class Model(RuleBasedStateMachine):
         self.same(sealed)
         self.changed.clear()
         self.gone.clear()
-
-    @rule()
-    def save_and_load(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "table"
-            self.table.save(path)
-            loaded = self.new_table()
-            loaded.load(path)
-        before, after = self.table.stats, loaded.stats
-        dropped = before.candidates_dropped
-        assert dataclasses.replace(after, rejected_ids=(), index_bytes=0, row_bytes=0, candidates_dropped=dropped) == (
-            dataclasses.replace(before, rejected_ids=(), index_bytes=0, row_bytes=0)
-        )
-        self.dropped = after.candidates_dropped
-        self.table = loaded
 
     @rule(rows=st.sampled_from([0, 40, 5_000]))
     def reserve(self, rows: int) -> None:
