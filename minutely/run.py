@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,7 +51,6 @@ class Run:
 
 
 def _point_to(link: Path, name: str) -> None:
-    temporary = link.with_name(f"{link.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    temporary = link.with_name(f"{link.name}.{secrets.token_hex(8)}")
     temporary.symlink_to(name)
     temporary.replace(link)

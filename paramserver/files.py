@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _TEMPORARY = ".tmp"
-_HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")
-"""The process that writes it comes before."""
+_TOKEN_BYTES = 8
+_HALF_WRITTEN = re.compile(rf"\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.tmp$")
 _HALF_WRITTEN_SECONDS = 3600
 
 
@@ -48,7 +48,7 @@ class System(Protocol):
     def replace(self, src: str, dst: str) -> None: ...  # noqa: D102
     def link(self, src: str, dst: str) -> None: ...  # noqa: D102
     def unlink(self, path: str) -> None: ...  # noqa: D102
-    def getpid(self) -> int: ...  # noqa: D102
+    def urandom(self, size: int, /) -> bytes: ...  # noqa: D102
 
 
 class LocalFiles:
@@ -83,9 +83,9 @@ class LocalFiles:
             self._sync_folder()
 
     def _write_aside(self, name: str, data: bytes) -> str:
-        """Write a file under a name that is this process's alone."""
-        path = f"{self._folder}/{name}.{self._os.getpid()}{_TEMPORARY}"
-        descriptor = self._os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        """Write a file under a name that is this call's alone: in two containers both processes may be number 1."""
+        path = f"{self._folder}/{name}.{self._os.urandom(_TOKEN_BYTES).hex()}{_TEMPORARY}"
+        descriptor = self._os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             view = memoryview(data)
             while view:
@@ -132,7 +132,7 @@ class LocalFiles:
 def remove_half_written(folder: Path) -> None:
     """Remove what writers in a folder of `LocalFiles` left half written when they were killed, once it is an hour old.
 
-    For who owns the folder. Others may write in it, in other containers, where numbers of processes say nothing.
+    For who owns the folder. Others may write in it, and from another machine nobody sees whether they live.
     """
     for path in folder.iterdir():
         with suppress(FileNotFoundError):

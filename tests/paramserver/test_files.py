@@ -7,14 +7,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paramserver import manifest as manifests
 from paramserver.files import Files, LocalFiles, WriteBack, remove_half_written
 from paramserver.follower import Follower
+from paramserver.manifest import Manifest, TakenOverError
 from tests.paramserver.published import MemoryFiles, Writer, replica_tables, state_of
 
 FILE_OPERATIONS = st.tuples(
@@ -99,14 +104,14 @@ LocalFiles(Path(sys.argv[1]), durable=True, system=Slow()).write("version", b"ro
 def test_what_a_killed_writer_left_goes_when_it_is_old(tmp_path: Path) -> None:
     long_ago = time.time() - 2 * 3600
     LocalFiles(tmp_path, durable=True).write("whole", b"1")
-    stays = {"whole", "mine.tmp", "notes.12.tmp.txt", "notes.txt.tmp"}
+    stays = {"whole", "mine.tmp", f"notes.{'a0' * 8}.tmp.txt", "notes.txt.tmp"}
     for name in stays:
         (tmp_path / name).write_bytes(b"2")
         os.utime(tmp_path / name, (long_ago, long_ago))
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "half\n"
-        half = tmp_path / f"version.{writer.pid}.tmp"
+        (half,) = tmp_path.glob("version.*.tmp")
         writer.kill()
     remove_half_written(tmp_path)
     assert half.exists(), "its writer might be alive elsewhere"
@@ -139,3 +144,49 @@ def test_of_two_writers_of_a_file_one_succeeds(tmp_path: Path) -> None:
             files.create("name", b"second")
         assert files.read("name") == b"first, too long for ten bytes"
         assert files.names() == ["name"]
+
+
+class FirstInItsContainer:
+    """The system's calls as process number 1 makes them; ``before`` is told of each."""
+
+    def __init__(self) -> None:
+        self.before: Callable[[str], None] = lambda call: None
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.before(name)
+            return 1 if name == "getpid" else getattr(os, name)(*arguments, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_of_two_writers_in_containers_one_publishes_whenever_the_other_comes(tmp_path: Path, at: int) -> None:
+    """Both are process number 1, as the first one of every container is."""
+    system = FirstInItsContainer()
+    ours = LocalFiles(tmp_path, durable=True, system=system)
+    theirs = LocalFiles(tmp_path, durable=True, system=FirstInItsContainer())
+    left, published = at, []
+
+    def publish(files: LocalFiles, watermark: int) -> None:
+        with suppress(TakenOverError):
+            manifests.write_manifest(files, manifest_with(watermark))
+            published.append(watermark)
+
+    def before(call: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            publish(theirs, 2)
+
+    system.before = before
+    publish(ours, 1)
+    if left > 0:
+        publish(theirs, 2)
+    assert len(published) == 1
+    assert manifests.read_manifest(ours, 1, base=False).watermark == published[0]
+    assert ours.names() == [path.name for path in tmp_path.iterdir()], "nothing half written stays"
+
+
+def manifest_with(watermark: int) -> Manifest:
+    return Manifest(version=1, parent=0, watermark=watermark, published_at=0, fingerprint="form", shards=[], offsets={})

@@ -30,6 +30,7 @@ class Disk:
         self._durable: dict[str, _Inode] = {}
         self._unsynced: list[tuple[str, _Inode | None]] = []
         self.full = False
+        self.tokens = random.Random(0)
 
     def set(self, name: str, inode: _Inode | None) -> None:
         if inode is None:
@@ -88,9 +89,8 @@ class DiskOf:
             if inode is None:
                 inode = _Inode()
                 self._disk.set(name, inode)
-            elif flags & os.O_TRUNC:
-                inode.data = bytearray()
-                inode.synced = None
+            elif flags & os.O_EXCL:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         elif name == "":
             inode = None
         else:
@@ -164,8 +164,8 @@ class DiskOf:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         self._disk.set(_name(path), None)
 
-    def getpid(self) -> int:
-        return self._process.pid
+    def urandom(self, size: int, /) -> bytes:
+        return self._disk.tokens.randbytes(size)
 
     def _fail_if_full(self, chance: float) -> None:
         if self._disk.full and self._disk.rng.random() < chance:

@@ -15,9 +15,8 @@ class Process:
     ``crash_in`` and ``suspend_in`` count such steps; ``suspended`` runs the others meanwhile.
     """
 
-    def __init__(self, name: str, pid: int, suspended: Callable[[Process], None]) -> None:
+    def __init__(self, name: str, suspended: Callable[[Process], None]) -> None:
         self.name = name
-        self.pid = pid
         self.alive = True
         self.crash_in = 0
         self.suspend_in = 0

@@ -62,7 +62,6 @@ class World:
         self.assigned = [rng.choice("ab") for _ in range(PARTITIONS)]
         self.turns = 0
         self._arrived = 0
-        self._processes = 0
         self._ids = 0
         self._depth = 0
         self._calm = False
@@ -140,8 +139,7 @@ class World:
         rng = self.rng
         actor.busy = True
         if actor.process is None:
-            self._processes += 1
-            actor.process = Process(actor.name, self._processes, self._meanwhile)
+            actor.process = Process(actor.name, self._meanwhile)
         process = actor.process
         try:
             if not self._calm:
