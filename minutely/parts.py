@@ -7,6 +7,7 @@ from paramserver.files import Files
 from serving.replica import Replica
 from streaming.examples import ExampleFormat
 from trainer.models import make_model
+from trainer.newcomers import DefaultRows
 from trainer.prequential import Prequential
 from trainer.worker import Trainer
 
@@ -16,7 +17,10 @@ def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None) -> 
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
     tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
     examples = ExampleFormat(pipeline.features, pipeline.labels)
-    return Trainer(model, plan, tables, pipeline.labels, examples, pipeline.train, prequential)
+    learned = {name: table for name, table in tables.items() if pipeline.tables.of(name).default_row == "learned"}
+    keep_ms = max(label.window for label in pipeline.labels.values()) + pipeline.join.lateness
+    default_rows = DefaultRows(learned, keep_ms) if learned else None
+    return Trainer(model, plan, tables, pipeline.labels, examples, pipeline.train, prequential, default_rows)
 
 
 def make_replica(pipeline: Pipeline, files: Files) -> Replica:

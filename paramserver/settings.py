@@ -196,7 +196,7 @@ class TableSettings(Section):
     candidates: Annotated[int, Field(ge=1, le=1 << 30)] = 1 << 20
     """How many ids may be counted on their way to a row; when it is full those seen longest ago go."""
     default_row: DefaultRow = "fixed"
-    """What an id without a row reads as: zeros, or a row that the examples of all such ids train together."""
+    """What an id without a row reads as: zeros, or a row that is trained on the impressions of ids that had none when served."""
 
 
 class TablesSettings(TableSettings):
@@ -232,7 +232,6 @@ class TablesSettings(TableSettings):
             expire_after_seconds=None if own.expire_after is None else -(-own.expire_after // 1000),
             admit_after=own.admit_after,
             candidates=own.candidates,
-            default_row=own.default_row,
         )
 
 

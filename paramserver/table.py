@@ -111,10 +111,9 @@ class Table:
 
     expire_after_seconds: a row not seen for so long may be expired; None: never. admit_after: occurrences (1 to 65,535) in
     lookup_or_insert until an id gets a row. candidates: how many ids may be counted on their way there; past it the one seen
-    longest ago goes. default_row: what an id without a row reads as: `fixed` is what set_default_row gave (zeros at first),
-    `learned` is trained by the gradients of all ids without a row together. row_format: `train`, or how a replica keeps
-    embeddings (lookup, contains, upsert and erase only; int8 has one scale a row). threads: for large batches;
-    results do not depend on it. kernels: an instruction set by name, for tests; the best one otherwise.
+    longest ago goes. row_format: `train`, or how a replica keeps embeddings (lookup, contains, upsert and erase only; int8 has
+    one scale a row). threads: for large batches; results do not depend on it. kernels: an instruction set by name, for tests;
+    the best one otherwise.
 
     >>> table = Table(2, optimizer=SGD(learning_rate=1.0))
     >>> table.lookup_or_insert(np.array([7, 8]), now_ms=0)
@@ -137,7 +136,6 @@ class Table:
         expire_after_seconds: int | None = None,
         admit_after: int = 1,
         candidates: int = 1 << 20,
-        default_row: Literal["fixed", "learned"] = "fixed",
         row_format: RowFormat = "train",
         threads: int = 1,
         kernels: str = "",
@@ -150,8 +148,6 @@ class Table:
         if expire_after_seconds is not None:
             allowed = 1 <= expire_after_seconds < 1 << 32
             check("expire_after_seconds", expire_after_seconds, "in 1 to 2**32 - 1, or None", allowed)
-        if default_row not in ("fixed", "learned"):
-            raise ValueError(f"default_row must be 'fixed' or 'learned', got {default_row!r}")
         kind, values = optimizer_arguments(optimizer)
         first, a, b = initializer_arguments(initializer)
         self._native = _native.NativeTable(
@@ -166,7 +162,6 @@ class Table:
             expire_after_seconds=expire_after_seconds or 0,
             admit_after=admit_after,
             candidates=candidates,
-            learned_default_row=default_row == "learned",
             row_format=row_format,
             threads=threads,
             kernels=kernels,
@@ -213,10 +208,14 @@ class Table:
         """One optimizer step for each distinct id, with the sum of its gradients (float32 [n, dim]) in order of occurrence.
 
         A gradient that is not finite, or whose squared norm is not, is left out and counted (Stats.rejected_gradients). Ids
-        without a row train the default row if that is learned, all together in one step, and are otherwise only counted. A
-        row's first change after a seal stamps it as seen; further ones leave the stamp to lookup_or_insert.
+        without a row are only counted (Stats.rowless_gradients). A row's first change after a seal stamps it as seen; further
+        ones leave the stamp to lookup_or_insert.
         """
         self._native.apply(ids, gradients, now_ms)
+
+    def apply_default_row(self, gradient: Floats) -> None:
+        """One optimizer step for the default row, by a gradient float32 [dim]; one that is not finite is left out and counted."""
+        self._native.apply_default_row(gradient)
 
     def contains(self, ids: Ids) -> NDArray[np.bool_]:
         """Which ids have a row, bool [n]."""

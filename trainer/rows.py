@@ -63,6 +63,16 @@ class RowPlan:
             start += len(ids)
         return found
 
+    def examples(self, columns: Columns, impressions: int) -> Ids:
+        """In which impression each of a batch's ids is, int64 [ids], in the order of `ids`."""
+        each = np.arange(impressions)
+        parts = [
+            np.repeat(each, np.diff(column.offsets)) if isinstance(column, Ragged) else each
+            for slots in self._slots.values()
+            for column in (columns[slot.name] for slot in slots)
+        ]
+        return np.concatenate(parts) if parts else each[:0]
+
     def fetch(self, ids: list[TableIds], row_dim: int, lookup: Lookup) -> Tensor:
         """The rows of a batch, float32 [ids, row_dim]."""
         rows = np.empty((ids[-1].stop if ids else 0, row_dim), np.float32)

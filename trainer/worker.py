@@ -13,11 +13,13 @@ from safetensors.torch import load, save
 from torch.optim.adam import adam
 
 from paramserver.table import Rows, Table
+from streaming.columns import Columns
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.labels import Label
 from streaming.log import EXAMPLES, LogReader
 from trainer.guards import Guard, check_finite
 from trainer.models import Loss, RankingModel, dump_weights
+from trainer.newcomers import DefaultRows, Unseen
 from trainer.prequential import Prequential
 from trainer.rows import RowPlan
 from trainer.settings import TrainSettings
@@ -78,6 +80,16 @@ class FlatAdam:
             tensor.copy_(state[name])
 
 
+class _Step(NamedTuple):
+    """What a step is about: the rows of its ids, float32 [ids, row_dim], and its examples' columns, targets, weights and rates."""
+
+    rows: torch.Tensor
+    columns: Columns
+    targets: torch.Tensor
+    weights: torch.Tensor
+    rates: torch.Tensor | None
+
+
 class Trainer:
     """Updates the rows that examples touch in ``tables``, and the dense weights of ``model``. Single-threaded."""
 
@@ -90,9 +102,11 @@ class Trainer:
         example_format: ExampleFormat,
         settings: TrainSettings,
         prequential: Prequential | None = None,
+        default_rows: DefaultRows | None = None,
     ) -> None:
         self.model = model.train()
         self.prequential = prequential
+        self._default_rows = default_rows
         self.tables = tables
         self.plan = plan
         self._loss = Loss(labels)
@@ -117,6 +131,7 @@ class Trainer:
         rates = batch.column("sampling_rate").to_numpy()
         sampled = torch.tensor(rates) if (rates < 1).any() else None
         ids = self.plan.ids(columns)
+        had_row = self._default_rows.with_rows(ids) if self._default_rows is not None else {}
         rows = self.plan.fetch(
             ids, self.model.row_dim, lambda table, keys, out: self.tables[table].lookup_or_insert(keys, now_ms, out)
         ).requires_grad_()
@@ -127,6 +142,11 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if self._guard.is_on:
             self._guard.add(loss.detach(), outputs.detach())
+        if self._default_rows is not None:
+            served_at = batch.column("served_at").to_numpy()
+            unseen = self._default_rows.find(ids, had_row, self.plan.examples(columns, count), served_at, now_ms)
+            if unseen is not None:
+                self._train_default_rows(_Step(rows.detach(), columns, targets, weights, sampled), unseen)
         self.weights.step()
         assert rows.grad is not None
         gradients = rows.grad.numpy()
@@ -134,6 +154,21 @@ class Trainer:
             self.tables[part.table].apply(part.ids, gradients[part.start : part.stop], now_ms)
         self.examples += count
         self.steps += 1
+
+    def _train_default_rows(self, step: _Step, unseen: Unseen) -> None:
+        """Train what ids without a row read as on the examples that were served with it; nothing else learns from this."""
+        assert self._default_rows is not None
+        values = self._default_rows.values(unseen).requires_grad_()
+        rows = step.rows.index_copy(0, torch.from_numpy(unseen.places), values)
+        count, at = len(step.targets), torch.from_numpy(np.unique(unseen.examples))
+        self.model.eval()
+        outputs = self.model(
+            self.plan.stack(rows, step.columns, count).index_select(1, at), self.plan.dense(step.columns, count)[at]
+        )
+        self.model.train()
+        loss = self._loss(outputs, step.targets[at], step.weights[at], None if step.rates is None else step.rates[at])
+        (gradients,) = torch.autograd.grad(loss, [values])
+        self._default_rows.apply(unseen, gradients)
 
     def expire(self, now_ms: int) -> int:
         """Forget a bounded number of rows whose time is over; how many."""
@@ -156,17 +191,21 @@ class Trainer:
         """Dense weights and optimizer, as safetensors: what recovery needs besides the rows."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.weights.state().items()}
+        if self._default_rows is not None:
+            tensors |= {f"newcomers.{name}": tensor for name, tensor in self._default_rows.state().items()}
         data: bytes = save(tensors)
         return data
 
     def load_state(self, data: bytes) -> None:
         """Go on from what `state` gave; ``RuntimeError`` or ``KeyError`` where it is another model's."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "newcomers": {}}
         for name, tensor in load(data).items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         self.model.load_state_dict(parts["model"])
         self.weights.load_state(parts["optimizer"])
+        if self._default_rows is not None:
+            self._default_rows.load_state(parts["newcomers"])
 
 
 class Times(NamedTuple):

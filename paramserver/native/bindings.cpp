@@ -65,8 +65,8 @@ E choose(const std::string& what, const std::string& value, std::initializer_lis
 std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer,
                                   const std::vector<float>& optimizer_values, const std::string& initializer, float a,
                                   float b, uint64_t seed, const std::string& name, uint32_t expire_after_seconds,
-                                  uint32_t admit_after, uint32_t candidates, bool learned_default_row,
-                                  const std::string& row_format, uint32_t threads, const std::string& kernels_name) {
+                                  uint32_t admit_after, uint32_t candidates, const std::string& row_format,
+                                  uint32_t threads, const std::string& kernels_name) {
     Options options;
     options.dim = dim;
     options.optimizer.kind = choose<OptimizerKind>("optimizer", optimizer,
@@ -98,7 +98,6 @@ std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer,
     options.expire_after_seconds = expire_after_seconds;
     options.admit_after = admit_after;
     options.candidates = candidates;
-    options.learned_default_row = learned_default_row;
     options.format = choose<RowFormat>("row_format", row_format,
                                        {{"train", RowFormat::kTrain},
                                         {"float32", RowFormat::kFloat32},
@@ -228,6 +227,13 @@ void set_default_row(Table& table, nb::handle embedding, nb::handle state) {
     table.set_default_row(values.data(), table.state_dim() == 0 ? nullptr : state_values.data());
 }
 
+void apply_default_row(Table& table, nb::handle gradient) {
+    check_trains(table, "apply_default_row");
+    const Floats values(gradient, "apply_default_row: gradient", "float32", {table.dim()});
+    const nb::gil_scoped_release released;
+    table.apply_default_row(values.data());
+}
+
 nb::dict stats(Table& table) {
     Stats now;
     {
@@ -264,11 +270,12 @@ NB_MODULE(_native, module) {
     nb::class_<Table>(module, "NativeTable")
         .def(nb::new_(&make_table), nb::kw_only(), nb::arg("dim"), nb::arg("optimizer"), nb::arg("optimizer_values"),
              nb::arg("initializer"), nb::arg("a"), nb::arg("b"), nb::arg("seed"), nb::arg("name"),
-             nb::arg("expire_after_seconds"), nb::arg("admit_after"), nb::arg("candidates"),
-             nb::arg("learned_default_row"), nb::arg("row_format"), nb::arg("threads"), nb::arg("kernels"))
+             nb::arg("expire_after_seconds"), nb::arg("admit_after"), nb::arg("candidates"), nb::arg("row_format"),
+             nb::arg("threads"), nb::arg("kernels"))
         .def("lookup", &lookup, nb::arg("ids"), nb::arg("out"))
         .def("lookup_or_insert", &lookup_or_insert, nb::arg("ids"), nb::arg("now_ms"), nb::arg("out"))
         .def("apply", &apply, nb::arg("ids"), nb::arg("gradients"), nb::arg("now_ms"))
+        .def("apply_default_row", &apply_default_row, nb::arg("gradient"))
         .def("contains", &contains, nb::arg("ids"), nb::arg("out"))
         .def("upsert", &upsert, nb::arg("ids"), nb::arg("embeddings"))
         .def("erase", &erase, nb::arg("ids"))

@@ -57,7 +57,6 @@ struct Options {
     uint32_t expire_after_seconds = 0;  // 0: never
     uint32_t admit_after = 1;
     uint32_t candidates = 0;
-    bool learned_default_row = false;
     RowFormat format = RowFormat::kTrain;
     uint32_t threads = 1;
 };

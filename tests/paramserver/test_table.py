@@ -120,11 +120,11 @@ def test_all_kernels_and_thread_counts_give_the_same_bits(optimizer: Optimizer, 
                 initializer=Normal(0, 1),
                 kernels=kernels,
                 threads=threads,
-                default_row="learned",
             )
             for ids, gradients in batches:
                 table.lookup_or_insert(ids[:3000], 1000)
                 table.apply(ids, gradients, 1000)
+                table.apply_default_row(gradients[0])
             rows = table.seal()
             results.append((table.lookup(batches[0][0]), rows.embeddings, rows.state, *table.default_row()))
     for result in results[1:]:

@@ -39,11 +39,10 @@ def array(ids: list[int]) -> NDArray[np.int64]:
 class Model(RuleBasedStateMachine):
     @initialize(
         admit_after=st.sampled_from([1, 2, 3]),
-        learned=st.booleans(),
         threads=st.sampled_from([1, 2]),
         kernels=st.sampled_from(_native.available_kernels()),
     )
-    def make(self, admit_after: int, learned: bool, threads: int, kernels: str) -> None:
+    def make(self, admit_after: int, threads: int, kernels: str) -> None:
         def table() -> Table:
             return Table(
                 DIM,
@@ -54,7 +53,6 @@ class Model(RuleBasedStateMachine):
                 expire_after_seconds=EXPIRE_AFTER,
                 admit_after=admit_after,
                 candidates=CANDIDATES,
-                default_row="learned" if learned else "fixed",
                 threads=threads,
                 kernels=kernels,
             )
@@ -62,7 +60,6 @@ class Model(RuleBasedStateMachine):
         self.new_table = table
         self.table = table()
         self.admit_after = admit_after
-        self.learned = learned
         self.rows: dict[int, Row] = {}
         self.candidates: dict[int, tuple[int, int]] = {}  # id: (count, last seen), the oldest first
         self.changed: set[int] = set()
@@ -129,7 +126,6 @@ class Model(RuleBasedStateMachine):
                 sums[i] = sums.get(i, np.zeros(DIM, np.float32)) + gradient
             else:
                 self.rejected += 1
-        default_gradient = np.zeros(DIM, np.float32)
         for i, total in sums.items():
             if i in self.rows:
                 row = self.rows[i]
@@ -137,11 +133,16 @@ class Model(RuleBasedStateMachine):
                 if i not in self.changed:
                     row.last_seen = max(row.last_seen, self.now)
                 self.changed.add(i)
-            else:
-                default_gradient += total
-        if self.learned:
-            self.default = self.default - np.float32(RATE) * default_gradient
         self.table.apply(array(ids), gradients, self.now * 1000)
+
+    @rule(gradient=st.tuples(values, values, values), bad=st.sampled_from([None, None, np.nan, np.inf, 3e38]))
+    def apply_default_row(self, gradient: tuple[float, float, float], bad: float | None) -> None:
+        step = np.array(gradient if bad is None else (gradient[0], bad, gradient[2]), np.float32)
+        if bad is None:
+            self.default = self.default - np.float32(RATE) * step
+        else:
+            self.rejected += 1
+        self.table.apply_default_row(step)
 
     @rule(ids=ids_of, data=st.data())
     def upsert(self, ids: list[int], data: st.DataObject) -> None:
