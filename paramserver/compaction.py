@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import xxhash
@@ -18,7 +18,7 @@ from paramserver.manifest import FileRef, Manifest, Shard
 from paramserver.precision import Precision
 
 _DELTAS_AT_ONCE_BYTES = 256 << 20
-_PART_BYTES = 128 << 20
+_PART_BYTES = 32 << 20
 
 
 class Fold(NamedTuple):
@@ -44,8 +44,7 @@ class Fold(NamedTuple):
         """Write the version's rows as parts of a base."""
         first, *later = self.path
         changes = combine_bounded(map(self._read, later), _DELTAS_AT_ONCE_BYTES)
-        parts = rebase(self._parts(first), changes, _PART_BYTES)
-        return [write_shard(self.files, f"{stem}.{at}", part, self.precision) for at, part in enumerate(parts)]
+        return write_parts(self.files, stem, self._parts(first), changes, self.precision)
 
     def _parts(self, whole: Manifest) -> Iterator[Delta]:
         if whole.name in self.recent:
@@ -65,6 +64,12 @@ class Fold(NamedTuple):
             return read_shard(self.files, shard)
         except FileNotFoundError:  # no disk that is full, which another try might find otherwise
             raise BadFile(f"{shard.rows.name} or {shard.state.name}: not there, though a manifest names it") from None
+
+
+def write_parts(files: Files, stem: str, whole: Iterable[Delta], changes: Delta, precision: Precision) -> list[Shard]:
+    """Write all rows of a version, those of ``whole`` and ``changes`` after them, as shards that a reader can hold."""
+    parts = rebase(whole, changes, _PART_BYTES)
+    return [write_shard(files, f"{stem}.{at}", part, precision) for at, part in enumerate(parts)]
 
 
 def write_shard(files: Files, stem: str, delta: Delta, precision: Precision) -> Shard:

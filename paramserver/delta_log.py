@@ -12,13 +12,13 @@ import numpy as np
 
 from basis.problems import BadFile
 from paramserver import manifest as manifests
-from paramserver.compaction import Fold, write_file, write_shard
+from paramserver.compaction import Fold, write_file, write_parts, write_shard
 from paramserver.delta import Delta, TableDelta
 from paramserver.files import Files
 from paramserver.form import check_form, fingerprint_of
 from paramserver.history import path_to
 from paramserver.learned import Learned
-from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat, Shard
+from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat
 from paramserver.marks import read_pin
 from paramserver.precision import Precision
 from paramserver.table import Rows
@@ -212,7 +212,10 @@ class DeltaLog:
         version = self.version + 1
         stem = f"{version:012d}"
         delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
-        shard = write_shard(self._files, stem, delta, self._precision)
+        if parent:
+            shards = [write_shard(self._files, stem, delta, self._precision)]
+        else:
+            shards = write_parts(self._files, stem, (), delta, self._precision)
         newest = self.newest
         retrained = newest.retrained if newest else []
         if retraining is not None:
@@ -228,7 +231,7 @@ class DeltaLog:
             watermark=cut.watermark,
             published_at=cut.now_ms,
             fingerprint=self._fingerprint,
-            shards=[shard],
+            shards=shards,
             offsets=dict(cut.offsets),
             dense=dense,
             trainer=trainer,
@@ -239,7 +242,7 @@ class DeltaLog:
         )
         manifests.write_manifest(self._files, manifest)
         self._add(manifest)
-        self._remember(manifest, shard, delta)
+        self._remember(manifest, delta)
         self._compact()
         return manifest
 
@@ -254,9 +257,9 @@ class DeltaLog:
         if manifest.trainer is not None:
             self._states[manifest.version] = manifest.trainer
 
-    def _remember(self, manifest: Manifest, shard: Shard, delta: Delta) -> None:
+    def _remember(self, manifest: Manifest, delta: Delta) -> None:
         """Keep what was just written for the next fold, as far as the budget goes; the rest is read again."""
-        size = shard.rows.size + shard.state.size
+        size = sum(shard.rows.size + shard.state.size for shard in manifest.shards)
         if self._recent_bytes + size <= _RECENT_BYTES:
             self._recent[manifest.name] = delta
             self._recent_bytes += size

@@ -118,13 +118,14 @@ def _pieces(
             if name not in changes:
                 continue
             change = changes[name]
-            at, is_changed = _find(change.rows.ids, table.rows.ids)
+            at, is_changed = find(change.rows.ids, table.rows.ids)
             used[name][at[is_changed]] = True
-            gone = _find(change.rows.expired, table.rows.ids)[1]
+            gone = find(change.rows.expired, table.rows.ids)[1]
             kept = take(table, ~(is_changed | gone))
             yield from _cut(name, _joined([kept, take(change, at[is_changed])], change.rows), piece_bytes)
     for name, change in changes.items():
-        yield from _cut(name, take(change, ~used[name]), piece_bytes)
+        rest: npt.NDArray[np.bool_] | slice = ~used[name] if used[name].any() else slice(None)
+        yield from _cut(name, take(change, rest), piece_bytes)
 
 
 def _cut(name: str, table: TableDelta, piece_bytes: int) -> Iterator[dict[str, TableDelta]]:
@@ -135,7 +136,7 @@ def _cut(name: str, table: TableDelta, piece_bytes: int) -> Iterator[dict[str, T
         yield {name: take(table, slice(start, start + step))}
 
 
-def _find(sorted_ids: Ids, ids: Ids) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+def find(sorted_ids: Ids, ids: Ids) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
     """Where each of ``ids`` is among ``sorted_ids``, and whether it is there."""
     if not len(sorted_ids):
         return np.zeros(len(ids), np.intp), np.zeros(len(ids), np.bool_)

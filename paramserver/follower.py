@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeAlias
 
 import numpy as np
 
 from basis.problems import BadFile
 from paramserver import manifest as manifests
-from paramserver.delta import RowsChange, decode_rows
+from paramserver.delta import Ids, RowsChange, decode_rows
 from paramserver.files import Files
+from paramserver.fold import find
 from paramserver.history import path_to
-from paramserver.manifest import Manifest
+from paramserver.manifest import Manifest, Shard
 from paramserver.marks import read_pin
 from paramserver.table import Table
 
+Changes: TypeAlias = Mapping[str, RowsChange]
+
 _TRIES = 3
+_HELD_BYTES = 16 << 20
 _NOTHING = 0
 """The parent of a version that holds all rows."""
 
@@ -23,9 +30,10 @@ _NOTHING = 0
 class Follower:
     """Keeps ``tables`` equal to the newest version that it pulled, rows and default rows, byte for byte in their row format.
 
-    A pull that fails leaves the last version that was wholly read in place, to be tried again. Where the versions that it
-    needs are gone, or do not descend from its own, it starts over from the newest base. A version that begins a lineage
-    replaces all rows at once. Where a version is pinned, that is the last one taken.
+    A pull that fails while it reads leaves the last version in place, to be tried again. One that fails while rows change leaves
+    none: ``manifest`` is None, and the next pull loads all rows again. Where the versions that it needs are gone, or do not
+    descend from its own, it starts over from the newest base. A version that begins a lineage replaces all rows. Where a
+    version is pinned, that is the last one taken.
 
     ``applied`` is told of every version as soon as the tables hold it. While one is being applied, it is ``applying``, and readers
     of the tables see rows of both versions, each row whole. Versions of another ``fingerprint`` than that given are refused.
@@ -76,7 +84,7 @@ class Follower:
         first, *later = path_to(self._files, version)
         self._replace(first)
         for manifest in later:
-            self._take(manifest, self._read(manifest))
+            self._take(manifest)
         return later[-1] if later else first
 
     def _pull(self, pin: int) -> None:
@@ -108,10 +116,10 @@ class Follower:
                 return not newer
             if following.parent not in (self.version, _NOTHING):
                 return False
-            if following.parent == self.version:
-                self._take(following, self._read(following))
-            else:
+            if following.is_whole:
                 self._replace(following)
+            else:
+                self._take(following)
             moved = True
         return True
 
@@ -159,45 +167,105 @@ class Follower:
         return False
 
     def _replace(self, manifest: Manifest) -> None:
-        """Make the tables equal to a version that holds all rows."""
+        """Make the tables equal to a version that holds all rows, in place: beside the tables, it holds their ids and a shard."""
         changes = self._read(manifest)
-        self.applying = manifest
-        for name, table in self._tables.items():
-            kept = [change[name].keys for change in changes if name in change]
-            if len(table):
-                table.erase(np.setdiff1d(table.export().ids, np.concatenate([np.empty(0, np.int64), *kept])))
-        self._take(manifest, changes)
+        with self._changing(manifest):
+            if self.manifest is None:
+                for table in self._tables.values():
+                    table.erase(table.ids())
+            else:
+                for name, gone in self._not_in(changes).items():
+                    self._tables[name].erase(gone)
+            self._put(manifest, changes)
+        self._applied(manifest)
 
-    def _read(self, manifest: Manifest) -> list[dict[str, RowsChange]]:
-        """Everything is read and checked before anything is applied."""
+    def _take(self, manifest: Manifest) -> None:
+        """Apply what a version changes."""
+        changes = self._read(manifest)
+        with self._changing(manifest):
+            self._put(manifest, changes)
+        self._applied(manifest)
+
+    @contextmanager
+    def _changing(self, manifest: Manifest) -> Iterator[None]:
+        """While the tables become ``manifest``. What goes wrong within leaves rows of two versions: then they are of none."""
+        self.applying = manifest
+        try:
+            yield
+        except BaseException:
+            self.manifest = None
+            raise
+        else:
+            self.manifest = manifest
+        finally:
+            self.applying = None
+
+    def _not_in(self, changes: Iterable[Changes]) -> dict[str, Ids]:
+        """The ids of each table that a version does not hold."""
+        ids = {name: table.ids() for name, table in self._tables.items()}
+        gone = {name: np.ones(len(there), np.bool_) for name, there in ids.items()}
+        for change in changes:
+            for name, rows in change.items():
+                if name in ids:
+                    at, is_there = find(ids[name], rows.keys)
+                    gone[name][at[is_there]] = False
+            del change  # else it stays while the next one is read
+        return {name: there[gone[name]] for name, there in ids.items()}
+
+    def _read(self, manifest: Manifest) -> Iterable[Changes]:
+        """A version's rows. All are read and checked before anything is applied; what is large is then read again, a shard at a
+        time, and where the tables hold no version that could stay, only once."""
         if self._fingerprint not in (None, manifest.fingerprint):
             raise BadFile(
                 f"version {manifest.version}: made by another config: features, labels, model or tables differ"
             )
-        changes = [decode_rows(shard.rows.name, shard.rows.read(self._files)) for shard in manifest.shards]
-        for change in changes:
-            for name, rows in change.items():
-                if name in self._tables and rows.embeddings.shape[1] != self._tables[name].dim:
-                    raise BadFile(
-                        f"version {manifest.version}: table {name}: rows of {rows.embeddings.shape[1]} values, "
-                        f"this replica's have {self._tables[name].dim}"
-                    )
+        changes = _Shards(self._files, manifest, self._tables)
+        if sum(shard.rows.size for shard in manifest.shards) <= _HELD_BYTES:
+            return list(changes)
+        if self.manifest is not None:
+            for _ in changes:
+                del _
         return changes
 
-    def _take(self, manifest: Manifest, changes: list[dict[str, RowsChange]]) -> None:
-        self.applying = manifest
+    def _put(self, manifest: Manifest, changes: Iterable[Changes]) -> None:
         if manifest.is_whole:
-            for name, filled in self._tables.items():
-                filled.reserve(sum(len(change[name].keys) for change in changes if name in change))
+            rows = Counter[str]()
+            for shard in manifest.shards:
+                rows.update(shard.by_table)
+            for name, count in rows.items():
+                if name in self._tables:
+                    self._tables[name].reserve(count)
         for change in changes:
-            for name, rows in change.items():
+            for name, part in change.items():
                 table = self._tables.get(name)
                 if table is None:
                     continue
-                if len(rows.expired):
-                    table.erase(rows.expired)
-                if len(rows.keys):
-                    table.upsert(rows.keys, rows.embeddings)
-                table.set_default_row(rows.default)
-        self.manifest, self.applying = manifest, None
-        self._applied(manifest)
+                if len(part.expired):
+                    table.erase(part.expired)
+                if len(part.keys):
+                    table.upsert(part.keys, part.embeddings)
+                table.set_default_row(part.default)
+            del change, part  # else they stay while the next ones are read
+
+
+class _Shards:
+    """What the shards of a version change, read one at a time, each time that they are gone through."""
+
+    def __init__(self, files: Files, manifest: Manifest, tables: Mapping[str, Table]) -> None:
+        self._files = files
+        self._manifest = manifest
+        self._tables = tables
+
+    def __iter__(self) -> Iterator[Changes]:
+        for shard in self._manifest.shards:
+            yield self._read(shard)
+
+    def _read(self, shard: Shard) -> Changes:
+        change = decode_rows(shard.rows.name, shard.rows.read(self._files))
+        for name, rows in change.items():
+            if name in self._tables and rows.embeddings.shape[1] != self._tables[name].dim:
+                raise BadFile(
+                    f"version {self._manifest.version}: table {name}: rows of {rows.embeddings.shape[1]} values, "
+                    f"this replica's have {self._tables[name].dim}"
+                )
+        return change

@@ -157,5 +157,5 @@ def _read_ahead(
 def clear(tables: Mapping[str, Table]) -> None:
     """Take all rows out again."""
     for table in tables.values():
-        table.erase(table.export().ids)
+        table.erase(table.ids())
         table.seal()

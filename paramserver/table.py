@@ -239,6 +239,10 @@ class Table:
         """Every row; no expired ids. A replica's rows have no state, and zeros for last seen and count."""
         return Rows(*self._native.export(), *self._native.default_row())
 
+    def ids(self) -> NDArray[np.int64]:
+        """The id of every row, int64 [n] ascending: what `export` has, without a copy of the rows."""
+        return self._native.ids()
+
     def reserve(self, rows: int) -> None:
         """Makes room for so many rows in all at once, for who is about to fill the table; without, it grows as rows come."""
         check("rows", rows, "in 0 to 2**31 - 1", 0 <= rows < 1 << 31)

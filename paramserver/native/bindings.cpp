@@ -188,6 +188,16 @@ nb::tuple export_rows(Table& table) {
     return to_tuple(std::move(rows), table.dim(), table.state_dim());
 }
 
+nb::object ids_of(Table& table) {
+    std::vector<int64_t> ids;
+    {
+        const nb::gil_scoped_release released;
+        ids = table.ids();
+    }
+    const size_t n = ids.size();
+    return to_numpy(std::move(ids), {n});
+}
+
 void restore(Table& table, nb::handle ids, nb::handle embeddings, nb::handle state, nb::handle last_seen_seconds,
              nb::handle counts, nb::handle expired, nb::handle default_embedding, nb::handle default_state) {
     check_trains(table, "restore");
@@ -282,6 +292,7 @@ NB_MODULE(_native, module) {
         .def("expire", &expire, nb::arg("now_ms"), nb::arg("budget"))
         .def("seal", &seal)
         .def("export", &export_rows)
+        .def("ids", &ids_of)
         .def("restore", &restore, nb::arg("ids"), nb::arg("embeddings"), nb::arg("state"), nb::arg("last_seen_seconds"),
              nb::arg("counts"), nb::arg("expired"), nb::arg("default_embedding"), nb::arg("default_state"))
         .def("reserve", &Table::reserve, nb::arg("rows"), nb::call_guard<nb::gil_scoped_release>())

@@ -64,11 +64,22 @@ Rows Table::seal() {
 Rows Table::export_rows() {
     const std::scoped_lock lock(writer_);
     Rows rows;
-    rows.ids.reserve(content_->index.size());
-    content_->index.each([&](const Slot* slot) { rows.ids.push_back(static_cast<int64_t>(slot->key)); });
-    std::sort(rows.ids.begin(), rows.ids.end());
+    rows.ids = all_ids();
     gather(rows);
     return rows;
+}
+
+std::vector<int64_t> Table::ids() {
+    const std::scoped_lock lock(writer_);
+    return all_ids();
+}
+
+std::vector<int64_t> Table::all_ids() {
+    std::vector<int64_t> ids;
+    ids.reserve(content_->index.size());
+    content_->index.each([&](const Slot* slot) { ids.push_back(static_cast<int64_t>(slot->key)); });
+    std::sort(ids.begin(), ids.end());
+    return ids;
 }
 
 void Table::gather(Rows& rows) {

@@ -89,6 +89,8 @@ class Table {
     // rows.cpp
     Rows seal();
     Rows export_rows();
+    // Of every row, ascending.
+    std::vector<int64_t> ids();
     void restore(const RowsView& rows);
     void reserve(uint64_t rows);
     void default_row(float* embedding, float* state);
@@ -138,6 +140,7 @@ class Table {
     void mark_changed(Slot* slot);
     void trim_changed();
     std::vector<int64_t> changed_ids();
+    std::vector<int64_t> all_ids();
     // Takes the row out of the table; its memory is reused at once where no reader is inside.
     void remove(Slot* slot, bool alone);
     void prefetch_row(uint32_t row) const;
