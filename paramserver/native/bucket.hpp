@@ -16,6 +16,13 @@
 #endif
 #endif
 
+// Without its VEX form beside AVX code, the move would cost a change of the processor's state.
+#if defined(__AVX__)
+#define MINUTELY_MOVE_16 "vmovdqa"
+#else
+#define MINUTELY_MOVE_16 "movdqa"
+#endif
+
 namespace minutely {
 
 // A row number whose top bit says that the row changed since the last seal. Row number 0 is an empty slot, so zeroed
@@ -48,16 +55,18 @@ struct alignas(64) Bucket {
 static_assert(sizeof(Bucket) == 64);
 
 // Aligned 16-byte moves are atomic on every x86 processor with AVX (Intel SDM 3A 9.1.1; AMD says the same), so a reader
-// sees key, row number and aux of one moment without a lock or a version. Where that does not hold, writers keep
-// readers out (Table::beside_readers), and under ThreadSanitizer the compiler's own 16-byte atomics tell it what is
-// meant.
+// sees key, row number and aux of one moment without a lock or a version. They are written in assembly, since a
+// compiler may take an intrinsic apart into several narrower loads, and did. Where processors do not promise this,
+// writers keep readers out (Table::beside_readers), and under ThreadSanitizer the compiler's own 16-byte atomics tell
+// it what is meant.
 inline Slot load_slot(const Slot* from) {
     Slot slot;
 #if defined(MINUTELY_TSAN)
     const auto bits = __atomic_load_n(reinterpret_cast<const unsigned __int128*>(from), __ATOMIC_ACQUIRE);
     std::memcpy(&slot, &bits, sizeof slot);
 #elif defined(__x86_64__)
-    const __m128i bits = _mm_load_si128(reinterpret_cast<const __m128i*>(from));
+    __m128i bits;
+    asm volatile(MINUTELY_MOVE_16 " %1, %0" : "=x"(bits) : "m"(*from));
     std::memcpy(&slot, &bits, sizeof slot);
 #else
     slot = *from;
@@ -76,7 +85,7 @@ inline void store_slot(Slot* to, const Slot& slot) {
 #if defined(__x86_64__)
     __m128i bits;
     std::memcpy(&bits, &slot, sizeof bits);
-    _mm_store_si128(reinterpret_cast<__m128i*>(to), bits);
+    asm volatile(MINUTELY_MOVE_16 " %1, %0" : "=m"(*to) : "x"(bits));
 #else
     *to = slot;
 #endif

@@ -1,4 +1,5 @@
-"""The table's C++ under sanitizers: random operations against a map, and readers beside a writer, a fixed number of steps each."""
+"""The table's C++ under sanitizers and as it is shipped: random operations against a map, and readers beside a writer, a fixed
+number of steps each."""
 
 from __future__ import annotations
 
@@ -36,6 +37,13 @@ def test_fuzz_and_stress(sanitizers: str, tmp_path: Path) -> None:
     assert "100% tests passed" in done.stdout
     for name in ("fuzz", "stress"):
         assert f"{name} ." in done.stdout, f"{name} did not run"
+
+
+def test_stress_of_what_is_shipped() -> None:
+    """The optimiser may take apart what must be one move, so the release build is run too, with every kernel set."""
+    done = execute('tests/paramserver/native/run.sh "" -R stress -V')
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert "plain: passed" in done.stdout
 
 
 @pytest.mark.parametrize(
