@@ -16,7 +16,7 @@ from paramserver.compaction import Fold, write_file, write_parts, write_shard
 from paramserver.delta import Delta, TableDelta
 from paramserver.files import Files
 from paramserver.form import check_form, fingerprint_of
-from paramserver.history import path_to
+from paramserver.history import named_files, path_to
 from paramserver.learned import Learned
 from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat
 from paramserver.marks import read_pin
@@ -66,6 +66,8 @@ class DeltaLog:
         self._precision = precision
         self._executor = executor
         self._folding: Future[Manifest] | None = None
+        self._folding_to = 0
+        self._forgotten = 0
         self._deltas: dict[int, Manifest] = {}
         self._bases: list[Manifest] = []
         self._states: dict[int, FileRef] = {}
@@ -168,10 +170,13 @@ class DeltaLog:
         `BadFile` where the version is not there, or training is to go on from it without a trainer's state.
         """
         newest = self.newest
+        if newest is not None and version < newest.forgets and version != read_pin(self._files):
+            raise BadFile(f"version {version}: is being deleted; versions from {newest.forgets} on stay")
         path = path_to(self._files, version)
         old = path[-1]
-        if training and version not in self._states:
-            have = ", ".join(map(str, self._states)) or "none"
+        trainable = [at for at in self._states if newest is None or at in newest.trainable]
+        if training and version not in trainable:
+            have = ", ".join(map(str, trainable)) or "none"
             raise BadFile(f"version {version}: no trainer's state to train from; versions that have one: {have}")
         following = self.version + 1
         whole = len(path) == 1
@@ -191,6 +196,8 @@ class DeltaLog:
             retrained=newest.retrained if newest else old.retrained,
             goes_back_to=version,
             trains_from=0 if training or newest is None else newest.trains_from or newest.version,
+            forgets=newest.forgets if newest else 0,
+            trainable=[*trainable, following] if training else trainable,
         )
         manifests.write_manifest(self._files, manifest)
         self._add(manifest)
@@ -239,6 +246,8 @@ class DeltaLog:
             lineage=lineage,
             retrained=retrained,
             learned=cut.learned,
+            forgets=self._forgets(version),
+            trainable=self._trainable(version, has_state=trainer is not None),
         )
         manifests.write_manifest(self._files, manifest)
         self._add(manifest)
@@ -267,18 +276,40 @@ class DeltaLog:
     def _compact(self) -> None:
         """Fold when enough deltas came together; what no disk has room for is tried again after the next version."""
         self._take_folded(wait=False)
-        base = self._bases[-1].version if self._bases else 0
-        if self._folding is None and self.version - base >= self._keep_deltas:
+        if self._is_to_be_folded(self.version):
             fold = self._next_fold()
             assert fold is not None, "there are deltas since the last base"
             if self._executor is not None:
-                self._folding = self._executor.submit(fold.run)
+                self._folding, self._folding_to = self._executor.submit(fold.run), self.version
             else:
                 try:
                     self._folded(fold.run())
                 except OSError as error:
                     _log.warning("no new base: %s; tried again after the next version", error)
         self._drop_trainer_states()
+
+    def _is_to_be_folded(self, version: int) -> bool:
+        """Whether the fold to ``version`` begins when it is published."""
+        base = self._bases[-1].version if self._bases else 0
+        return self._folding is None and version - base >= self._keep_deltas
+
+    def _forgets(self, version: int) -> int:
+        """Up to where versions may be deleted once ``version`` is published, and the fold that begins then is done."""
+        bases = [base.version for base in self._bases]
+        if self._folding is not None:
+            bases.append(self._folding_to)
+        elif self._is_to_be_folded(version):
+            bases.append(version)
+        return max(bases[-2] if len(bases) > 1 else 0, self.newest.forgets if self.newest else 0)
+
+    def _trainable(self, version: int, *, has_state: bool) -> list[int]:
+        """Whose trainer's states stay once ``version`` is published: the newest two, and those of bases made or begun."""
+        states = [*sorted(self._states), *([version] if has_state else [])]
+        bases = {base.version for base in self._bases}
+        if self._folding is not None:
+            bases.add(self._folding_to)
+        newest = states[-_KEPT_TRAINER_STATES:]
+        return [at for at in states if at in bases or at in newest]
 
     def _take_folded(self, *, wait: bool) -> None:
         if self._folding is None or not (wait or self._folding.done()):
@@ -316,40 +347,49 @@ class DeltaLog:
             if manifest.name in self._recent
             for shard in manifest.shards
         )
-        if len(self._bases) > 1:
-            self._forget_up_to(self._bases[-2].version)
+        self._forget()
         return base
 
     def _names_up_to(self, base: Manifest) -> set[str]:
         return {manifest.name for version, manifest in self._deltas.items() if version <= base.version}
 
-    def _forget_up_to(self, version: int) -> None:
+    def _forget(self) -> None:
         """Drop what neither of the newest two bases needs, so that who is reading has the time until the next one.
 
-        Manifests go first, so that no version is seen whose files are going; with them what failed publications left.
+        Only what a published version has announced, and nothing that any manifest names: others publish as well. Manifests go
+        first, so that no version is seen whose files are going; with them what failed publications left.
         """
+        newest = self.newest
+        if newest is None or len(self._bases) < 2:
+            return
+        until = min(newest.forgets, self._bases[-2].version)
+        if until <= self._forgotten:
+            return
         pin = read_pin(self._files)
-        forgotten = [item for item in self._deltas.values() if item.version <= version and item.version != pin]
-        for manifest in [*forgotten, *self._bases[:-2]]:
-            self._files.delete(manifest.name)
-        self._deltas = {at: item for at, item in self._deltas.items() if at > version or at == pin}
-        self._bases = self._bases[-2:]
-        manifests_left = [*self._deltas.values(), *self._bases]
-        self._states = {
-            at: ref for at, ref in self._states.items() if at > version or at in (pin, self._bases[0].version)
-        }
-        needed = {ref.name for manifest in manifests_left for ref in manifest.files()}
-        needed |= {manifest.name for manifest in manifests_left}
+        for base in (False, True):
+            for at in manifests.versions(self._files, base=base):
+                if (at < until or (at == until and not base)) and at != pin:
+                    self._files.delete(manifests.manifest_name(at, base=base))
+        self._deltas = {at: item for at, item in self._deltas.items() if at > until or at == pin}
+        self._bases = [item for item in self._bases if item.version >= until]
+        self._states = {at: ref for at, ref in self._states.items() if at >= until or at in newest.trainable}
+        try:
+            needed = named_files(self._files)
+        except BadFile as error:
+            _log.warning("%s; nothing is deleted until that is gone", error)
+            return
         for name in self._files.names():
             of = _OF_A_VERSION.match(name)
-            if of and int(of[1]) <= version and name not in needed:
+            if of and int(of[1]) <= until and name not in needed:
                 self._files.delete(name)
+        self._forgotten = until
 
     def _drop_trainer_states(self) -> None:
-        """Keep the newest two, those of the bases, and what a fold beside is about to make one of."""
-        if self._folding is not None:
-            return
-        of_bases = {base.trainer.name for base in self._bases if base.trainer}
-        for version in list(self._states)[:-_KEPT_TRAINER_STATES]:
-            if self._states[version].name not in of_bases:
-                self._files.delete(self._states.pop(version).name)
+        """Keep those that the newest version has announced."""
+        newest = self.newest
+        assert newest is not None, "a version was published"
+        kept = {ref.name for at, ref in self._states.items() if at in newest.trainable}
+        for version in [at for at in self._states if at not in newest.trainable]:
+            ref = self._states.pop(version)
+            if ref.name not in kept:
+                self._files.delete(ref.name)

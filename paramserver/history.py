@@ -73,6 +73,16 @@ def all_manifests(files: Files) -> Iterator[Manifest | BadFile]:
             continue
 
 
+def named_files(files: Files) -> set[str]:
+    """The names of all manifests and of everything that they name; `BadFile` where one of them cannot be read."""
+    found = set()
+    for item in all_manifests(files):
+        if isinstance(item, BadFile):
+            raise item
+        found |= {item.name, *(ref.name for ref in item.files())}
+    return found
+
+
 def damage_of(files: Files, manifest: Manifest) -> list[str]:
     """What is wrong with the files of a version, whose checksums are compared; a trainer's state that is gone is not, since only
     the newest are kept, nor is anything of a version that was compacted meanwhile."""

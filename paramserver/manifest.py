@@ -67,6 +67,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     read, by topic and partition. ``form`` describes what decides the form of rows and weights, ``fingerprint`` is the XXH3-64
     (hex) of that. ``goes_back_to`` is the version whose content a rollback repeats, and ``trains_from`` the one that training goes
     on from where that is not this one; 0 for neither. ``learned`` says how old the epoch's examples were.
+
+    Who publishes says first what may be deleted, so that of a rollback and a writer that deletes, whoever comes second knows:
+    what only versions before ``forgets`` name, and the trainer's states of versions that are not ``trainable``.
     """
 
     version: int
@@ -84,6 +87,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     goes_back_to: int = 0
     trains_from: int = 0
     learned: Learned | None = None
+    forgets: int = 0
+    trainable: list[int] = []
     format: int = FORMAT
 
     @property

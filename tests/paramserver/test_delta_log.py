@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -16,15 +17,17 @@ from hypothesis import strategies as st
 from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.delta_log import Cut, DeltaLog
+from paramserver.files import Files
 from paramserver.follower import Follower
-from paramserver.history import path_to, read_shard, read_version, restore
-from paramserver.manifest import TakenOverError
+from paramserver.history import all_manifests, damage_of, path_to, read_shard, read_version, restore
+from paramserver.manifest import Manifest, TakenOverError
 from paramserver.table import Rows, Table
 from tests.paramserver.published import (
     COLUMNS,
     DIMS,
     BreakableFiles,
     MemoryFiles,
+    State,
     Writer,
     calm,
     published,
@@ -378,3 +381,106 @@ def test_a_publication_that_failed_after_its_last_step_may_be_tried_again() -> N
     manifests.write_manifest(files, manifest)
     with pytest.raises(TakenOverError):
         manifests.write_manifest(files, msgspec.structs.replace(manifest, watermark=manifest.watermark + 1))
+
+
+class Stepping:
+    """Files that let somebody else do something ahead of one of their operations."""
+
+    def __init__(self, store: MemoryFiles, at: int, other: Callable[[], object]) -> None:
+        self.files = BreakableFiles(store)
+        self.left = at
+        self._other = other
+        self.files.before = self._before
+
+    def _before(self, operation: str, name: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self._other()
+
+
+def roll_back(files: Files, version: int, *, training: bool) -> Manifest | None:
+    """As `minutely rollback` does; None where it was refused."""
+    for _ in range(3):
+        try:
+            return DeltaLog.resume(files, "form", 1 << 30).go_back(version, 0, training=training)
+        except TakenOverError:
+            continue
+        except (BadFile, FileNotFoundError):
+            return None
+    raise AssertionError("taken over three times")
+
+
+def log_with_states(versions: int) -> tuple[MemoryFiles, Writer]:
+    store = MemoryFiles()
+    writer = Writer(store, 3, seed=4)
+    for _ in range(versions):
+        publish_with_state(writer)
+    return store, writer
+
+
+def publish_with_state(writer: Writer) -> None:
+    writer.learn()
+    epoch = writer.seal()
+    writer.history[writer.log.version + 1] = state_of(writer.tables)
+    state = b"trainer %d" % writer.log.version
+    writer.log.publish(epoch, Cut(writer.now_ms, writer.now_ms, {}, dense=state, trainer=state))
+
+
+def check_nothing_is_lost(store: MemoryFiles, rolled: Manifest | None, history: dict[int, State], back_to: int) -> None:
+    for item in all_manifests(store):
+        assert isinstance(item, Manifest)
+        assert damage_of(store, item) == []
+    if rolled is None:
+        return
+    tables = replica_tables()
+    Follower(store, tables).load(rolled.version)
+    assert state_of(tables) == history[back_to]
+    if rolled.trainer is not None:
+        rolled.trainer.read(store)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_rollback_beside_a_publication_that_folds_and_deletes_loses_nothing(training: bool) -> None:
+    """It comes ahead of every operation of the trainer's, to every version that is there."""
+    rolled_back = refused = 0
+    for back_to in (3, 5, 6, 7, 8):
+        for at in range(1, 60):
+            store, writer = log_with_states(8)
+            rolled: list[Manifest | None] = []
+
+            def other(store: MemoryFiles = store, rolled: list[Manifest | None] = rolled, to: int = back_to) -> None:
+                rolled.append(roll_back(store, to, training=training))
+
+            stepping = Stepping(store, at, other)
+            writer.log._files = stepping.files
+            for _ in range(2):  # the fold is at version 9
+                with suppress(TakenOverError):
+                    publish_with_state(writer)
+            check_nothing_is_lost(store, rolled[0] if rolled else None, writer.history, back_to)
+            rolled_back += bool(rolled and rolled[0])
+            refused += bool(rolled and not rolled[0])
+            if stepping.left > 0:
+                break
+    assert rolled_back > 50 and refused > 50
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_publication_that_folds_and_deletes_beside_a_rollback_loses_nothing(training: bool) -> None:
+    """The trainer publishes twice ahead of every operation of the rollback's."""
+    rolled_back = 0
+    for back_to in (3, 5, 6, 7, 8):
+        for at in range(1, 60):
+            store, writer = log_with_states(8)
+
+            def publish(writer: Writer = writer) -> None:
+                with suppress(TakenOverError):
+                    publish_with_state(writer)
+                    publish_with_state(writer)
+
+            stepping = Stepping(store, at, publish)
+            rolled = roll_back(stepping.files, back_to, training=training)
+            check_nothing_is_lost(store, rolled, writer.history, back_to)
+            rolled_back += rolled is not None
+            if stepping.left > 0:
+                break
+    assert rolled_back > 5
