@@ -55,7 +55,8 @@ class Pipeline(Section):
 
     def form(self) -> str:
         """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
-        form = self.model_dump(mode="json", include={"features", "labels", "model", "tables"})
+        parts = {"features", "labels", "model", "tables"}
+        form = self.model_dump(mode="json", include=parts, exclude={"labels": {"__all__": {"max_value"}}})
         return msgspec.json.encode(form).decode()
 
     @property

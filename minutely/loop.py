@@ -28,6 +28,7 @@ from streaming.archive import Archive
 from streaming.archive_worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.columns import slice_columns
+from streaming.events import encode
 from streaming.examples import ExampleFormat
 from streaming.join_worker import JoinWorker
 from streaming.joiner import Joiner
@@ -37,7 +38,7 @@ from streaming.pending import PendingStore
 from streaming.producer import Producer
 from streaming.source import LoggedEvents
 from streaming.timers import NEVER
-from trainer.worker import TrainWorker
+from trainer.worker import LEFT_OUT, TrainWorker
 
 _TRIM_EVERY = 256
 _PARTITION = 0
@@ -143,6 +144,7 @@ class EmbeddedLoop:
         before = self.trainer.examples
         while self._train.step():
             pass
+        self._log.append(DEAD_LETTERS, _PARTITION, [encode(letter) for letter in self._train.take_left_out()])
         while self._archiver is not None and self._archiver.step():
             pass
         expired = self.trainer.expire(end)
@@ -173,6 +175,7 @@ class EmbeddedLoop:
     def dead_letters_by_reason(self) -> dict[str, int]:
         """How many were refused for which reason."""
         found = Counter(reject.reason for reject in self.events.rejects)
+        found.update({LEFT_OUT: self.trainer.left_out} if self.trainer.left_out else {})
         found.update(
             {name.removeprefix("dead."): n for name, n in self.joiner.counts.items() if name.startswith("dead.")}
         )

@@ -116,6 +116,8 @@ class _CatchUp:
         for worker in self._workers:
             worker.step()
             worker.take_decided()
+            for letter in worker.take_left_out():  # who publishes meanwhile has made dead letters of them
+                _log.warning("%s/%d, offset %d, %s", letter.topic, letter.partition, letter.offset, letter.detail)
         self._trainer.expire(min(worker.watermark for worker in self._workers))
         with self._brokers.enduring():
             self._log.fill(_POLL_MS)

@@ -23,12 +23,14 @@ from minutely.service import Address, stop_on_signal
 from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
+from streaming.events import encode
 from streaming.examples import ExampleFormat
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.metrics import serve_metrics
+from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
-from streaming.log import EXAMPLES
+from streaming.log import DEAD_LETTERS, EXAMPLES
 from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
 from trainer.retrain import look
@@ -132,7 +134,9 @@ class TrainService:
         self._brokers = Patience(_log, "brokers")
         self._place = Patience(_log, "publication")
         self._status = status
-        self._trained_before = status.examples
+        self._trained_before, self._left_out_before = status.examples, status.left_out
+        self._kafka = pipeline.kafka
+        self._sender: PatientSender | None = None
         self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step
         status.prequential = Prequential(pipeline.labels, _MEASURED_EXAMPLES)
         self.online = OnlineTrainer(
@@ -163,8 +167,11 @@ class TrainService:
         try:
             while not stop():
                 self._step()
+                self._tell_left_out(stop)
                 if self.online.due():
                     self._publish_or_wait()
+            if self._sender is not None and self._sender.wait():
+                return True  # brokers are away: who goes on trains on it again, and tells of it then
             self._publish()
             self.online.deltas.close()
         except TakenOverError:
@@ -202,6 +209,25 @@ class TrainService:
         self._status.lag = self._log.lag
         self._status.watermarks = {worker.partition: worker.watermark for worker in self.online.workers}
         self._status.examples = self._trained_before + self.online.trainer.examples
+
+    def _tell_left_out(self, stop: Callable[[], bool]) -> None:
+        """Send the dead letters of what could not be trained on; brokers have them before a version passes those examples."""
+        letters = self.online.take_left_out()
+        if not letters:
+            return
+        self._status.left_out = self._left_out_before + self.online.trainer.left_out
+        _log.warning(
+            "%d examples cannot be trained on and are dead letters, such as %s/%d, offset %d, %s",
+            len(letters),
+            letters[0].topic,
+            letters[0].partition,
+            letters[0].offset,
+            letters[0].detail,
+        )
+        self._sender = self._sender or PatientSender(self._kafka, _log, stop)
+        for letter in letters:
+            self._sender.send(self._kafka.topic(DEAD_LETTERS), encode(letter), partition=letter.partition)
+        self._sender.wait()
 
     def _publish(self) -> None:
         manifest = self.online.publish()

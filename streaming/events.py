@@ -18,6 +18,8 @@ MAX_IMPRESSIONS = 10_000
 MAX_ID_LENGTH = 256
 MIN_TIME_MS = 0
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
+FLOAT32_MAX = 3.4028234663852886e38
+"""Numbers are trained on as float32, so what is larger is refused where it enters."""
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
@@ -116,6 +118,6 @@ def decode_engagement(payload: bytes, latest: int) -> Engagement:
     decoder = _json_engagement if is_json(payload) else _engagement
     engagement: Engagement = _checked(payload, decoder)
     _check_time("happened_at", engagement.happened_at, latest)
-    if not engagement.value - engagement.value == 0:  # the quickest test for NaN and infinities
-        raise BadRecord("malformed", f"value {engagement.value}; allowed: finite numbers")
+    if not -FLOAT32_MAX <= engagement.value <= FLOAT32_MAX:  # nor is NaN
+        raise BadRecord("malformed", f"value {engagement.value}; allowed: numbers that are finite in 32 bits")
     return engagement

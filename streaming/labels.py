@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 from pydantic import Field, model_validator
 
 from basis.settings import PositiveDurationMs, Section
+from streaming.events import FLOAT32_MAX
 from streaming.features import Name
 
 Action: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
@@ -37,6 +38,8 @@ class Label(Section):
     """``log`` trains on log(1 + value)."""
     scale: Annotated[float, Field(gt=0)] = 1.0
     """Values are divided by this first, such as 1000 for seconds out of milliseconds."""
+    max_value: Annotated[float, Field(gt=0, le=FLOAT32_MAX)] | None = None
+    """Larger values count as this much, so that no single one decides what is learned; in the log's unit, before ``scale``."""
 
     @model_validator(mode="after")
     def _fits(self) -> Label:
@@ -46,6 +49,8 @@ class Label(Section):
             raise ValueError("min_value is for classes (loss: log); a squared loss takes the value itself")
         if self.loss == "log" and (self.transform != "none" or self.scale != 1.0):
             raise ValueError("transform and scale are for values (loss: squared)")
+        if self.loss == "log" and self.max_value is not None:
+            raise ValueError("max_value is for values (loss: squared)")
         return self
 
     @property
@@ -80,12 +85,14 @@ class Rule(NamedTuple):
     decided_by: str | None
     window: int
     is_value: bool
+    max_value: float
 
     @classmethod
     def of(cls, label: Label) -> Rule:
         """The rule of a label."""
         least = -float("inf") if label.min_value is None else label.min_value
-        return cls(label.action, least, label.decided_by, label.window, label.is_value)
+        most = float("inf") if label.max_value is None else label.max_value
+        return cls(label.action, least, label.decided_by, label.window, label.is_value, most)
 
     def decide(self, served_at: int, events: Iterable[tuple[int, str, float]]) -> tuple[float, int, bool]:
         """Value, time of the decision (ms), and whether an event made it; events are (ms, action, value)."""
@@ -93,7 +100,7 @@ class Rule(NamedTuple):
         best: tuple[int, int, float] | None = None
         for at, action, value in events:
             if action == self.action and value >= self.min_value:
-                rank = (at, 0, -value if self.is_value else -1.0)
+                rank = (at, 0, -min(value, self.max_value) if self.is_value else -1.0)
             elif action == self.decided_by:
                 rank = (at, 1, 0.0)
             else:

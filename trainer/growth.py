@@ -52,6 +52,12 @@ def grow_state(state: bytes, form: str, model: RankingModel, plan: RowPlan) -> b
         ]
         out[f"optimizer.{part}"] = torch.cat([piece.detach().reshape(-1) for piece in new_parts])
     out["optimizer.steps"] = learned["optimizer.steps"]
+    for part in ("seen", "first"):
+        if f"norm.{part}" in learned:
+            places = (names["norm.count"] for names in (before, after))
+            out[f"norm.{part}"] = _rearrange(learned[f"norm.{part}"], *places).contiguous()
+    if "norm.at" in learned:
+        out["norm.at"] = learned["norm.at"]
     data: bytes = save(out)
     return data
 

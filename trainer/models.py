@@ -17,38 +17,9 @@ from torch.nn import functional
 
 from streaming.features import Feature
 from streaming.labels import Label
+from trainer.norm import RunningNorm
 from trainer.rows import RowPlan
 from trainer.settings import ModelSettings
-
-
-class RunningNorm(nn.Module):
-    """Standardises dense features by the mean and variance of all rows trained on so far (Welford, by batches)."""
-
-    count: Tensor
-    mean: Tensor
-    squares: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(width, dtype=torch.float64))  # a feature may have come later
-        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """float32 [n, width], clipped to ten standard deviations."""
-        if self.training and len(values):
-            self._learn(values.double())
-        deviation = (self.squares / self.count.clamp(min=1)).sqrt().clamp(min=1e-6)
-        return ((values - self.mean) / deviation).clamp(-10, 10).float()
-
-    def _learn(self, values: Tensor) -> None:
-        count = len(values)
-        mean = values.mean(0)
-        delta = mean - self.mean
-        total = self.count + count
-        self.squares += ((values - mean) ** 2).sum(0) + delta**2 * (self.count * count / total)
-        self.mean += delta * (count / total)
-        self.count += count
 
 
 class Layers(nn.ModuleList):

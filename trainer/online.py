@@ -15,6 +15,7 @@ from paramserver.manifest import Manifest
 from paramserver.marks import Hold, read_hold, write_hold
 from paramserver.table import Rows
 from streaming.clock import Clock
+from streaming.events import DeadLetter
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
 from trainer.epoch_times import EpochTimes
@@ -99,6 +100,10 @@ class OnlineTrainer:
             worker.step()
             self._times.add(*worker.take_times(), read_at, self._clock.now_ms())
         self.trainer.expire(min(worker.watermark for worker in self.workers))
+
+    def take_left_out(self) -> list[DeadLetter]:
+        """Dead letters of the examples that could not be trained on since the last call."""
+        return [letter for worker in self.workers for letter in worker.take_left_out()]
 
     def due(self) -> bool:
         """Whether it is time for the next version."""

@@ -7,8 +7,11 @@ publishes the next version, or the retrained one does, and the other one learns 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+
+import pyarrow as pa
 
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
@@ -20,7 +23,9 @@ from streaming.log import EXAMPLES, LogReader, check_no_gap
 from trainer.settings import TrainSettings
 from trainer.worker import Trainer, TrainWorker
 
+_log = logging.getLogger(__name__)
 _TRIES = 5
+_NAMED = 5
 
 
 def train_archive(
@@ -37,7 +42,10 @@ def train_archive(
     """
     for batch in archive.batches(since, until):
         for step in cut_per_step(batch, settings.step_every, settings.max_rows):
-            trainer.train(step)
+            left_out = trainer.train(step)
+            if len(left_out):
+                ids = step.column("example_id").take(pa.array(left_out[:_NAMED])).to_pylist()
+                _log.warning("%d examples cannot be trained on, such as %s", len(left_out), ", ".join(ids))
             last = int(step.column("decided_at")[step.num_rows - 1].as_py())
             trainer.expire((last // settings.step_every + 1) * settings.step_every)
         trainer.seal()

@@ -50,4 +50,6 @@ class TrainSettings(Section):
     """One training step per this much event time, whatever the cadence of the replicas."""
     max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """The most examples of one step."""
+    norm_half_life: PositiveDurationMs = 7 * 86_400_000
+    """After this much event time, a row weighs half in the mean and variance that dense features are standardised by."""
     guards: GuardSettings = GuardSettings()

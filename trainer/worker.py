@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load, save
 from torch.optim.adam import adam
 
+from basis.problems import GuardedError
 from paramserver.table import Rows, Table
-from streaming.columns import Columns
+from streaming.columns import Columns, Ids
+from streaming.events import DeadLetter
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.labels import Label
 from streaming.log import EXAMPLES, LogReader
@@ -21,11 +23,17 @@ from trainer.guards import Guard, check_finite
 from trainer.models import Loss, RankingModel, dump_weights
 from trainer.newcomers import DefaultRows, Unseen
 from trainer.prequential import Prequential
-from trainer.rows import RowPlan
+from trainer.rows import Lookup, RowPlan, TableIds
 from trainer.settings import TrainSettings
 
 _RECORDS_AT_ONCE = 64
 _EXPIRY_BUDGET = 8192
+_MAX_GRADIENT = 1e15
+"""A larger one tells of a wrong value: optimizers keep its square in 32 bits, and would hardly move for long after it."""
+_FEW_LEFT_OUT = 100
+LEFT_OUT = "not_finite"
+"""The reason of the dead letters of examples that were not trained on."""
+_PAYLOADS_AT_ONCE = 1000
 
 
 class FlatAdam:
@@ -70,6 +78,14 @@ class FlatAdam:
         )
         self._gradient.zero_()
 
+    def squared_gradient(self) -> torch.Tensor:
+        """The squared norm of the gradients that came together since the last step, one number."""
+        return torch.dot(self._gradient, self._gradient)
+
+    def forget_gradient(self) -> None:
+        """Begin the step anew."""
+        self._gradient.zero_()
+
     def state(self) -> dict[str, torch.Tensor]:
         """What a restart needs besides the weights."""
         return {"mean": self._mean, "variance": self._variance, "steps": self._steps}
@@ -81,13 +97,22 @@ class FlatAdam:
 
 
 class _Step(NamedTuple):
-    """What a step is about: the rows of its ids, float32 [ids, row_dim], and its examples' columns, targets, weights and rates."""
+    """A step's inputs and what came of them: ``rows`` float32 [ids, row_dim] of its ``ids``, ``outputs`` and ``targets``
+    [n, labels], ``weights`` and sampling ``rates`` [n] (None: all 1)."""
 
-    rows: torch.Tensor
+    ids: list[TableIds]
     columns: Columns
+    rows: torch.Tensor
+    outputs: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     rates: torch.Tensor | None
+    loss: torch.Tensor
+
+
+class _Counts(NamedTuple):
+    examples: int
+    left_out: int
 
 
 class Trainer:
@@ -115,57 +140,120 @@ class Trainer:
         self._settings = settings
         self.weights = FlatAdam(model, settings.dense_learning_rate)
         self.examples = 0
+        self.left_out = 0
+        """Examples that were not trained on, since no step could use their loss or gradient."""
         self.steps = 0
+        self._checked = _Counts(0, 0)
 
-    def train(self, batch: pa.RecordBatch) -> None:
-        """Train on a batch ordered by decision, one step per step of event time."""
+    def train(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        """Train on a batch ordered by decision, one step per step of event time.
+
+        Which of its examples were left out, ascending: those that make their step's loss or gradient no number that a step can use.
+        """
+        left_out, start = [], 0
         for step in cut_per_step(batch, self._settings.step_every, self._settings.max_rows):
-            self._step(step)
+            left_out.append(self._step(step) + start)
+            start += step.num_rows
+        return np.concatenate([np.empty(0, np.int64), *left_out])
 
-    def _step(self, batch: pa.RecordBatch) -> None:
-        count = batch.num_rows
-        columns = self._format.columns(batch)
-        now_ms = int(batch.column("decided_at")[count - 1].as_py())
+    def _step(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        now_ms = int(batch.column("decided_at")[batch.num_rows - 1].as_py())
+        if self.model.norm is not None:
+            dense = self.plan.dense(self._format.columns(batch), batch.num_rows)
+            self.model.norm.learn(dense, now_ms, self._settings.norm_half_life)
+        had_row = self._had_row(batch)
+        step = self._forward(batch, lambda table, ids, out: self.tables[table].lookup_or_insert(ids, now_ms, out))
+        causes = np.empty(0, np.int64)
+        if not self._backward(step):
+            causes = self._causes(batch, step)
+            self.left_out += len(causes)
+            of_causes = np.isin(self.plan.examples(step.columns, batch.num_rows), causes)
+            had_row = {p.table: had_row[p.table][~of_causes[p.start : p.stop]] for p in step.ids if p.table in had_row}
+            batch = batch.take(pa.array(np.setdiff1d(np.arange(batch.num_rows), causes)))
+            if not batch.num_rows:
+                self.weights.forget_gradient()
+                return causes
+            step = self._forward(batch, self._lookup)
+            self._backward(step)
+        if self.prequential is not None:
+            self.prequential.add(step.outputs.detach(), step.targets, step.rates)
+        if self._guard.is_on:
+            self._guard.add(step.loss.detach(), step.outputs.detach())
+        if self._default_rows is not None:
+            examples, served_at = self.plan.examples(step.columns, batch.num_rows), batch.column("served_at").to_numpy()
+            unseen = self._default_rows.find(step.ids, had_row, examples, served_at, now_ms)
+            if unseen is not None:
+                self._train_default_rows(step, unseen)
+        self.weights.step()
+        assert step.rows.grad is not None
+        gradients = step.rows.grad.numpy()
+        for part in step.ids:
+            self.tables[part.table].apply(part.ids, gradients[part.start : part.stop], now_ms)
+        self.examples += batch.num_rows
+        self.steps += 1
+        return causes
+
+    def _had_row(self, batch: pa.RecordBatch) -> dict[str, npt.NDArray[np.bool_]]:
+        if self._default_rows is None:
+            return {}
+        return self._default_rows.with_rows(self.plan.ids(self._format.columns(batch)))
+
+    def _forward(self, batch: pa.RecordBatch, lookup: Lookup) -> _Step:
+        """What the model says of a batch, and the loss of that."""
+        columns, count = self._format.columns(batch), batch.num_rows
         targets = torch.from_numpy(self._format.label_values(batch))
         weights = torch.tensor(batch.column("weight").to_numpy())
-        rates = batch.column("sampling_rate").to_numpy()
-        sampled = torch.tensor(rates) if (rates < 1).any() else None
+        sampling = batch.column("sampling_rate").to_numpy()
+        rates = torch.tensor(sampling) if (sampling < 1).any() else None
         ids = self.plan.ids(columns)
-        had_row = self._default_rows.with_rows(ids) if self._default_rows is not None else {}
-        rows = self.plan.fetch(
-            ids, self.model.row_dim, lambda table, keys, out: self.tables[table].lookup_or_insert(keys, now_ms, out)
-        ).requires_grad_()
+        rows = self.plan.fetch(ids, self.model.row_dim, lookup).requires_grad_()
         outputs = self.model(self.plan.stack(rows, columns, count), self.plan.dense(columns, count))
-        if self.prequential is not None:
-            self.prequential.add(outputs.detach(), targets, sampled)
-        loss = self._loss(outputs, targets, weights, sampled)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if self._guard.is_on:
-            self._guard.add(loss.detach(), outputs.detach())
-        if self._default_rows is not None:
-            served_at = batch.column("served_at").to_numpy()
-            unseen = self._default_rows.find(ids, had_row, self.plan.examples(columns, count), served_at, now_ms)
-            if unseen is not None:
-                self._train_default_rows(_Step(rows.detach(), columns, targets, weights, sampled), unseen)
-        self.weights.step()
-        assert rows.grad is not None
-        gradients = rows.grad.numpy()
-        for part in ids:
-            self.tables[part.table].apply(part.ids, gradients[part.start : part.stop], now_ms)
-        self.examples += count
-        self.steps += 1
+        loss = self._loss(outputs, targets, weights, rates)
+        return _Step(ids, columns, rows, outputs, targets, weights, rates, loss)
+
+    def _lookup(self, table: str, ids: Ids, out: npt.NDArray[np.float32]) -> None:
+        self.tables[table].lookup(ids, out)
+
+    def _backward(self, step: _Step) -> bool:
+        """Take the gradients of a step anew. Whether optimizers can use them: they are squared and added up there."""
+        self.weights.forget_gradient()
+        step.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        assert step.rows.grad is not None
+        of_rows = step.rows.grad.view(-1)
+        squared = self.weights.squared_gradient() + torch.dot(of_rows, of_rows)
+        return bool(step.loss.isfinite() & (squared < _MAX_GRADIENT**2))
+
+    def _causes(self, batch: pa.RecordBatch, step: _Step) -> npt.NDArray[np.int64]:
+        """The examples of an unusable step without which it is usable: by what their own loss says, else by halving.
+
+        None where the weights themselves are no numbers: then every example would be one, and `check` refuses to publish them.
+        """
+        if not self.weights.vector.isfinite().all():
+            return np.empty(0, np.int64)
+        outputs = step.outputs.detach().requires_grad_()
+        (own,) = torch.autograd.grad(self._loss(outputs, step.targets, step.weights, step.rates), [outputs])
+        fine = (outputs.isfinite() & (own.abs() < _MAX_GRADIENT)).all(1).numpy()
+        suspects = [np.flatnonzero(fine)]
+        causes = [np.flatnonzero(~fine)]
+        while suspects:
+            part = suspects.pop()
+            if not len(part) or self._backward(self._forward(batch.take(pa.array(part)), self._lookup)):
+                continue
+            if len(part) == 1:
+                causes.append(part)
+            else:
+                suspects += np.array_split(part, 2)
+        return np.sort(np.concatenate(causes))
 
     def _train_default_rows(self, step: _Step, unseen: Unseen) -> None:
         """Train what ids without a row read as on the examples that were served with it; nothing else learns from this."""
         assert self._default_rows is not None
         values = self._default_rows.values(unseen).requires_grad_()
-        rows = step.rows.index_copy(0, torch.from_numpy(unseen.places), values)
+        rows = step.rows.detach().index_copy(0, torch.from_numpy(unseen.places), values)
         count, at = len(step.targets), torch.from_numpy(np.unique(unseen.examples))
-        self.model.eval()
         outputs = self.model(
             self.plan.stack(rows, step.columns, count).index_select(1, at), self.plan.dense(step.columns, count)[at]
         )
-        self.model.train()
         loss = self._loss(outputs, step.targets[at], step.weights[at], None if step.rates is None else step.rates[at])
         (gradients,) = torch.autograd.grad(loss, [values])
         self._default_rows.apply(unseen, gradients)
@@ -176,6 +264,13 @@ class Trainer:
 
     def check(self) -> None:
         """Raise `GuardedError` where these weights are not fit to be published; rows are looked at when they are."""
+        examples, left_out = self.examples - self._checked.examples, self.left_out - self._checked.left_out
+        self._checked = _Counts(self.examples, self.left_out)
+        if left_out > max(examples, _FEW_LEFT_OUT):
+            raise GuardedError(
+                f"{left_out} of {left_out + examples} examples have a loss or gradient that is no number; "
+                "allowed: less than half, since then it is the model's fault"
+            )
         self._guard.check()
         check_finite(self.weights.vector, self.model)
 
@@ -193,12 +288,14 @@ class Trainer:
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.weights.state().items()}
         if self._default_rows is not None:
             tensors |= {f"newcomers.{name}": tensor for name, tensor in self._default_rows.state().items()}
+        if self.model.norm is not None:
+            tensors |= {f"norm.{name}": tensor for name, tensor in self.model.norm.learning().items()}
         data: bytes = save(tensors)
         return data
 
     def load_state(self, data: bytes) -> None:
         """Go on from what `state` gave; ``RuntimeError`` or ``KeyError`` where it is another model's."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "newcomers": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "newcomers": {}, "norm": {}}
         for name, tensor in load(data).items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -206,6 +303,8 @@ class Trainer:
         self.weights.load_state(parts["optimizer"])
         if self._default_rows is not None:
             self._default_rows.load_state(parts["newcomers"])
+        if self.model.norm is not None:
+            self.model.norm.go_on(parts["norm"])
 
 
 class Times(NamedTuple):
@@ -225,29 +324,61 @@ class TrainWorker:
         self.partition = partition
         self._decided: list[npt.NDArray[np.int64]] = []
         self._happened: list[npt.NDArray[np.int64]] = []
+        self._left_out: list[DeadLetter] = []
         self.offset = 0
         self.watermark = 0
 
     def step(self) -> bool:
         """Read and train once. Whether there was more to read."""
         records = self._log.read(EXAMPLES, self.partition, self.offset, _RECORDS_AT_ONCE)
-        batches = []
+        batches, offsets = [], []
         for record in records:
             batch, watermark = self._format.decode(record.value)
             if batch.num_rows:
                 batches.append(batch)
+                offsets.append(record.offset)
             self.watermark = max(self.watermark, watermark)
             self.offset = record.offset + 1
         if batches:  # as one, since the joiner's records may part what belongs to one step
             batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
             decided = batch.column("decided_at").to_numpy()
+            order = None
             if (decided[1:] < decided[:-1]).any():  # the joiner worked off a backlog in several batches
                 order = np.argsort(decided, kind="stable")
                 batch, decided = batch.take(pa.array(order)), decided[order]
-            self._trainer.train(batch)
+            left_out = self._trainer.train(batch)
+            if len(left_out):
+                places = left_out if order is None else order[left_out]
+                self._tell(batch.take(pa.array(left_out)), places, offsets, [each.num_rows for each in batches])
             self._decided.append(decided)
             self._happened.append(batch.column("happened_at").to_numpy())
         return len(records) == _RECORDS_AT_ONCE
+
+    def _tell(
+        self, left_out: pa.RecordBatch, places: npt.NDArray[np.int64], offsets: list[int], sizes: list[int]
+    ) -> None:
+        """Make dead letters of examples whose ``places`` are in the records at ``offsets``, taken as one."""
+        ends = np.cumsum(sizes)
+        for at, place in enumerate(places.tolist()):
+            record = int(np.searchsorted(ends, place, side="right"))
+            row = place - int(ends[record]) + sizes[record]
+            example = left_out.slice(at, 1)
+            self._left_out.append(
+                DeadLetter(
+                    topic=EXAMPLES,
+                    partition=self.partition,
+                    offset=offsets[record],
+                    reason=LEFT_OUT,
+                    detail=f"row {row}, example {example.column('example_id')[0].as_py()}: its loss or gradient is no number "
+                    "that a step of training can use",
+                    payload=self._format.encode(example, self.watermark) if at < _PAYLOADS_AT_ONCE else b"",
+                )
+            )
+
+    def take_left_out(self) -> list[DeadLetter]:
+        """Dead letters of the examples that were left out since the last call, each named by offset and row of its record."""
+        taken, self._left_out = self._left_out, []
+        return taken
 
     def take_decided(self) -> npt.NDArray[np.int64]:
         """When the labels of the examples trained since the last call were decided (ms)."""

@@ -22,7 +22,6 @@ from trainer.models import (
     DLRM,
     DeepFM,
     Loss,
-    RunningNorm,
     dump_weights,
     load_weights,
     make_model,
@@ -102,34 +101,6 @@ def test_dlrm_is_its_formula(dense_width: int) -> None:
         dots = torch.stack([left @ right for left, right in combinations(vectors, 2)])
         expected = perceptron(model.over, torch.cat((dots, *vectors)))
         torch.testing.assert_close(out[one], expected)
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(0, 2**32), st.sampled_from([0.01, 1.0, 1e4]))
-def test_running_norm_is_that_of_all_rows_so_far(sizes: list[int], seed: int, scale: float) -> None:
-    rng = np.random.default_rng(seed)
-    norm = RunningNorm(3).train()
-    seen = np.empty((0, 3))
-    for size in sizes:
-        batch = (rng.normal(size=(size, 3)) * scale + [0, 5 * scale, -1e3]).astype(np.float32)
-        seen = np.concatenate((seen, batch.astype(np.float64)))
-        out = norm(torch.from_numpy(batch))
-        assert (out.shape, out.dtype) == ((size, 3), torch.float32)
-        if not len(seen):
-            continue
-        deviation = np.maximum(seen.std(0), 1e-6)
-        expected = np.clip((batch - seen.mean(0)) / deviation, -10, 10)
-        np.testing.assert_allclose(out.numpy(), expected, atol=1e-4)
-    before = {name: value.clone() for name, value in norm.state_dict().items()}
-    values = torch.from_numpy(rng.normal(size=(4, 3)).astype(np.float32))
-    first = norm.eval()(values)
-    assert torch.equal(first, norm(values)), "nothing is learned from what is served"
-    assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
-
-
-def test_running_norm_cuts_what_is_far_out_and_survives_a_constant() -> None:
-    norm = RunningNorm(1).train()
-    norm(torch.zeros(1000, 1))
-    assert norm.eval()(torch.tensor([[1e6], [-1e6], [0.0]])).tolist() == [[10], [-10], [0]]
 
 
 @given(st.integers(1, 6), st.integers(0, 2**32))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from safetensors.torch import load
 from torch import nn
 
+from basis.problems import GuardedError
 from paramserver.settings import TablesSettings
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature, SparseFeature
@@ -57,12 +59,14 @@ def test_loading_weights_keeps_the_views() -> None:
     assert torch.equal(flat.vector.detach(), expected)
 
 
-def make(step_every: str = "60s", max_rows: int = 8192) -> tuple[Trainer, ExampleFormat]:
-    example_format = ExampleFormat(FEATURES, LABELS)
-    model, plan = make_model(ModelSettings(dim=2, hidden=[3]), FEATURES, LABELS, seed=1)
+def make(
+    step_every: str = "60s", max_rows: int = 8192, labels: dict[str, Label] = LABELS
+) -> tuple[Trainer, ExampleFormat]:
+    example_format = ExampleFormat(FEATURES, labels)
+    model, plan = make_model(ModelSettings(dim=2, hidden=[3]), FEATURES, labels, seed=1)
     tables = {name: TablesSettings(expire_after="1h").make(name, model.row_dim, 1) for name in plan.tables}
     settings = TrainSettings(step_every=step_every, max_rows=max_rows)
-    return Trainer(model, plan, tables, LABELS, example_format, settings), example_format
+    return Trainer(model, plan, tables, labels, example_format, settings), example_format
 
 
 def examples(example_format: ExampleFormat, decided_at: list[int], first: int = 0) -> pa.RecordBatch:
@@ -137,3 +141,83 @@ def test_its_state_is_whole() -> None:
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensors[f"model.{name}"], tensor)
     assert any(name.startswith("optimizer.") for name in tensors)
+
+
+SPENT = {"spent": Label(action="buy", window="1m", loss="squared")}
+
+
+def spending(example_format: ExampleFormat, values: list[float], decided_at: int, first: int = 0) -> pa.RecordBatch:
+    at, times = np.arange(first, first + len(values)), np.full(len(values), decided_at)
+    rest = ExampleColumns([f"e{n}" for n in at], np.array(values, np.float32)[:, None], times, times, times)
+    return example_format.build({"user": at % 3, "item": at}, rest)
+
+
+def same_rows(one: Trainer, other: Trainer) -> bool:
+    return all(
+        table.export().embeddings.tobytes() == other.tables[name].export().embeddings.tobytes()
+        for name, table in one.tables.items()
+    )
+
+
+@pytest.mark.parametrize("bad", [[3], [0], [1, 4, 7], [8, 9]])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38, -1e19])
+def test_only_the_examples_that_spoil_a_step_are_left_out(bad: list[int], value: float) -> None:
+    trainer, example_format = make(labels=SPENT)
+    values = [float(at) for at in range(10)]
+    left_out = trainer.train(spending(example_format, [value if at in bad else values[at] for at in range(10)], 1000))
+    assert left_out.tolist() == bad
+    assert (trainer.examples, trainer.left_out) == (10 - len(bad), len(bad))
+    clean, _ = make(labels=SPENT)
+    batch = spending(example_format, values, 1000)
+    clean.train(batch.take(pa.array([at for at in range(10) if at not in bad])))
+    assert trainer.dense_weights() == clean.dense_weights(), "as if they had not been there"
+    trainer.check()
+    trainer.train(spending(example_format, values, 61_000))
+    assert trainer.examples == 20 - len(bad), "the next step goes on"
+
+
+def test_what_spoils_the_gradient_by_the_row_it_reads_is_found_by_halving() -> None:
+    trainer, example_format = make()
+    row = np.full((1, trainer.model.row_dim), 3e19, np.float32)
+    trainer.train(examples(example_format, [0] * 6))
+    trainer.tables["item"].upsert(np.array([4]), row)
+    assert trainer.train(examples(example_format, [61_000] * 6)).tolist() == [4]
+    trainer.check()
+
+
+def test_a_step_of_nothing_else_changes_nothing() -> None:
+    trainer, example_format = make(labels=SPENT)
+    before = trainer.dense_weights()
+    assert trainer.train(spending(example_format, [float("inf")] * 3, 1000)).tolist() == [0, 1, 2]
+    assert trainer.dense_weights() == before
+    assert trainer.examples == 0
+
+
+def test_a_model_that_can_use_nothing_is_not_published() -> None:
+    trainer, example_format = make(labels=SPENT)
+    trainer.train(spending(example_format, [float("inf")] * 150 + [1.0] * 50, 1000))
+    with pytest.raises(GuardedError, match="150 of 200 examples"):
+        trainer.check()
+
+
+def test_what_is_left_out_is_named_by_offset_and_row(tmp_path: Path) -> None:
+    trainer, example_format = make(labels=SPENT)
+    log = EmbeddedLog(tmp_path / "log", durable=False)
+    worker = TrainWorker(log, trainer, example_format)
+    inf = float("inf")
+    batches = [
+        spending(example_format, [1.0, inf, 2.0], 61_000),
+        example_format.empty(),
+        spending(example_format, [3.0, 4.0, inf], 1000, first=10),  # a backlog: decided before what stands before it
+    ]
+    log.append(EXAMPLES, 0, [example_format.encode(batch, 1) for batch in batches])
+    worker.step()
+    letters = worker.take_left_out()
+    assert [(letter.topic, letter.partition, letter.offset, letter.reason) for letter in letters] == [
+        (EXAMPLES, 0, 2, "not_finite"),
+        (EXAMPLES, 0, 0, "not_finite"),
+    ]
+    assert [letter.detail.split(":")[0] for letter in letters] == ["row 2, example e12", "row 1, example e1"]
+    assert example_format.decode(letters[0].payload)[0].column("example_id").to_pylist() == ["e12"]
+    assert worker.take_left_out() == []
+    log.close()
