@@ -143,9 +143,9 @@ class Ran:
             self.loop = EmbeddedLoop(pipeline, events, log, pending, EventClock(), self.files, cadences, warmup)
             train = self.loop.trainer.train
 
-            def noted(batch: pa.RecordBatch) -> None:
+            def noted(batch: pa.RecordBatch) -> np.ndarray:
                 self.trained += batch.column("example_id").to_pylist()
-                train(batch)
+                return train(batch)
 
             self.loop.trainer.train = noted  # type: ignore[method-assign]
             while self.loop.tick():
