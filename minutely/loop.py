@@ -112,7 +112,7 @@ class EmbeddedLoop:
         self._request, self._engagement = 0, 0
         self._unsealed_since: int | None = None
         self._dense_at: int | None = None
-        self._dense_examples = 0
+        self._dense_unsent_since: int | None = None
         self._log.append(DEAD_LETTERS, _PARTITION, self._producer.rejects())
         self.truth = {name: events.truth(label) for name, label in pipeline.labels.items()}
 
@@ -148,8 +148,11 @@ class EmbeddedLoop:
         while self._archiver is not None and self._archiver.step():
             pass
         expired = self.trainer.expire(end)
-        if (self.trainer.examples > before or expired) and self._unsealed_since is None:
+        has_learned = self.trainer.examples > before
+        if (has_learned or expired) and self._unsealed_since is None:
             self._unsealed_since = end
+        if has_learned and self._dense_unsent_since is None:
+            self._dense_unsent_since = end
         return True
 
     def finish(self) -> None:
@@ -229,10 +232,12 @@ class EmbeddedLoop:
                 self._pull(puller, first)
 
     def _dense_due_at(self) -> int:
-        """When dense weights that were trained since the last ones are to be published, even where no row changed."""
-        if self._dense_at is None or self._seal_every is None or self.trainer.examples == self._dense_examples:
+        """When dense weights that were trained since the last ones are to be published, even where no row changed: at the first
+        seal from when they are due on, and never before what they were trained on."""
+        if self._dense_at is None or self._dense_unsent_since is None:
             return NEVER
-        return _end_of_cell(self._dense_at, self.pipeline.sync.dense_every)
+        due_at = _end_of_cell(self._dense_at, self.pipeline.sync.dense_every)
+        return _next_point(max(due_at, self._dense_unsent_since), self._seal_every)
 
     def _end_warm_up(self, now: int) -> None:
         self._warm_at = NEVER
@@ -263,7 +268,7 @@ class EmbeddedLoop:
         manifest = self.deltas.publish(epoch, cut)
         self.measures.published(now, manifest, measuring)
         if dense:
-            self._dense_at, self._dense_examples = now, self.trainer.examples
+            self._dense_at, self._dense_unsent_since = now, None
         self._unsealed_since = None
         decided = self._train.take_decided()
         for served in self.replicas:
