@@ -1,5 +1,5 @@
 # Everything sets itself up: make replay, make compare, make stack, make test, make simulate, make lint.
-.PHONY: replay compare stack test simulate simulate-mutants lint format clean
+.PHONY: replay compare stack test stress simulate simulate-mutants lint format clean
 .DELETE_ON_ERROR:
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -18,6 +18,11 @@ stack: .venv/ready
 
 test: .venv/ready
 	@scripts/test
+
+# Readers of a table beside its writer, on every instruction set of this machine: SECONDS=n in all.
+SECONDS := 600
+stress: .venv/ready
+	@STRESS_SECONDS=$(SECONDS) tests/paramserver/native/run.sh "" --verbose -R stress
 
 # SEEDS=n runs n seeds (FIRST=k the first), SEED=k one of them again with what happened in it.
 simulate: .venv/ready

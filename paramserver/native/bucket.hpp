@@ -16,11 +16,13 @@
 #endif
 #endif
 
-// Without its VEX form beside AVX code, the move would cost a change of the processor's state.
+// Not inlined, a function that depends on the instruction set would be merged with the others of its name.
+#define MINUTELY_INLINE __attribute__((always_inline))
+// Without its VEX form in AVX code, the move would cost a change of the processor's state.
 #if defined(__AVX__)
-#define MINUTELY_MOVE_16 "vmovdqa"
+#define MINUTELY_MOVE "vmovdqa"
 #else
-#define MINUTELY_MOVE_16 "movdqa"
+#define MINUTELY_MOVE "movdqa"
 #endif
 
 namespace minutely {
@@ -54,27 +56,44 @@ struct alignas(64) Bucket {
 };
 static_assert(sizeof(Bucket) == 64);
 
-// Aligned 16-byte moves are atomic on every x86 processor with AVX (Intel SDM 3A 9.1.1; AMD says the same), so a reader
-// sees key, row number and aux of one moment without a lock or a version. They are written in assembly, since a
-// compiler may take an intrinsic apart into several narrower loads, and did. Where processors do not promise this,
-// writers keep readers out (Table::beside_readers), and under ThreadSanitizer the compiler's own 16-byte atomics tell
-// it what is meant.
-inline Slot load_slot(const Slot* from) {
+// Whether load_slot and store_slot move all 16 bytes at once on this processor, so that a reader sees key, row number
+// and aux of one moment without a lock or a version. Where no manual promises it, writers keep readers out. (With AVX:
+// Intel SDM volume 3A, 9.1.1, and AMD APM volume 2, 7.3.2, of aligned moves. With LSE2: Arm ARM, B2.2.1, of aligned
+// pairs.)
+bool slots_are_atomic();
+
+// Written in assembly: a compiler takes an intrinsic or a copy apart into loads of the parts that it needs, and then a
+// reader has one id's key and another one's row. Under ThreadSanitizer the compiler's own 16-byte atomics tell it what
+// is meant.
+MINUTELY_INLINE inline Slot load_slot(const Slot* from) {
     Slot slot;
 #if defined(MINUTELY_TSAN)
     const auto bits = __atomic_load_n(reinterpret_cast<const unsigned __int128*>(from), __ATOMIC_ACQUIRE);
     std::memcpy(&slot, &bits, sizeof slot);
 #elif defined(__x86_64__)
     __m128i bits;
-    asm volatile(MINUTELY_MOVE_16 " %1, %0" : "=x"(bits) : "m"(*from));
+    asm volatile(MINUTELY_MOVE " %1, %0" : "=x"(bits) : "m"(*from));
     std::memcpy(&slot, &bits, sizeof slot);
+#elif defined(__aarch64__)
+    uint64_t halves[2];
+    asm volatile("ldp %0, %1, %2" : "=r"(halves[0]), "=r"(halves[1]) : "Q"(*from));
+    std::memcpy(&slot, halves, sizeof slot);
 #else
     slot = *from;
 #endif
     return slot;
 }
 
-inline void store_slot(Slot* to, const Slot& slot) {
+// The key alone: a hint, as the rest of the slot may be another's a moment later.
+MINUTELY_INLINE inline uint64_t key_of(const Slot* slot) {
+#if defined(MINUTELY_TSAN)
+    return load_slot(slot).key;
+#else
+    return __atomic_load_n(&slot->key, __ATOMIC_RELAXED);
+#endif
+}
+
+MINUTELY_INLINE inline void store_slot(Slot* to, const Slot& slot) {
 #if defined(MINUTELY_TSAN)
     unsigned __int128 bits;
     std::memcpy(&bits, &slot, sizeof bits);
@@ -85,7 +104,11 @@ inline void store_slot(Slot* to, const Slot& slot) {
 #if defined(__x86_64__)
     __m128i bits;
     std::memcpy(&bits, &slot, sizeof bits);
-    asm volatile(MINUTELY_MOVE_16 " %1, %0" : "=m"(*to) : "x"(bits));
+    asm volatile(MINUTELY_MOVE " %1, %0" : "=m"(*to) : "x"(bits));
+#elif defined(__aarch64__)
+    uint64_t halves[2];
+    std::memcpy(halves, &slot, sizeof halves);
+    asm volatile("stp %1, %2, %0" : "=Q"(*to) : "r"(halves[0]), "r"(halves[1]));
 #else
     *to = slot;
 #endif

@@ -1,5 +1,9 @@
 #include "kernels.hpp"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace minutely {
 
 namespace plain {
@@ -13,6 +17,19 @@ namespace avx512 {
 extern const Kernels kKernels;
 }
 #endif
+
+bool slots_are_atomic() {
+#if defined(MINUTELY_TSAN)
+    return true;
+#elif defined(__x86_64__)
+    return __builtin_cpu_supports("avx") && (__builtin_cpu_is("intel") || __builtin_cpu_is("amd"));
+#elif defined(__aarch64__) && defined(__linux__)
+    constexpr unsigned long kLse2 = 1ul << 25;  // HWCAP_USCAT
+    return (getauxval(AT_HWCAP) & kLse2) != 0;
+#else
+    return false;
+#endif
+}
 
 std::vector<const Kernels*> available_kernels() {
     std::vector<const Kernels*> sets = {&plain::kKernels};

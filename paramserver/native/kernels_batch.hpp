@@ -16,9 +16,6 @@ constexpr size_t kRowLead = 16;     // rows between their prefetch and their use
 constexpr size_t kSecondBlock = 8;  // the same as kBlock for second buckets
 // Into the second-level cache: the first would be full of lines in flight.
 constexpr int kLocality = 2;
-// Not inlined, the stages would pass the queues' lengths through memory, and each id would wait for the one before.
-#define MINUTELY_INLINE __attribute__((always_inline))
-
 constexpr size_t kRing = 64;
 constexpr size_t kQueue = 128;
 static_assert(kBucketLead % kBlock == 0 && kRing >= kBucketLead + kBlock && kRing >= 2 * kBlock + 2 * kSecondBlock);
@@ -35,7 +32,8 @@ struct Hit {
 //
 // Whether an id is in its first bucket is decided by memory that has just arrived, and a mispredicted branch on it
 // would stop everything behind it. So nothing branches on one id: each is appended to both queues, and the length of
-// one of them grows; the queues are worked off in blocks of constant size.
+// one of them grows; the queues are worked off in blocks of constant size. The stages are inlined: they would pass the
+// queues' lengths through memory, and each id would wait for the one before.
 template <bool kOrdered, class Work> void run(const Buckets buckets, const Batch batch, Work work, Found& found) {
     Bucket* ring[kRing];
     uint32_t second[kRing];
@@ -59,7 +57,7 @@ template <bool kOrdered, class Work> void run(const Buckets buckets, const Batch
     const auto probe = [&](uint32_t at, Bucket* bucket) MINUTELY_INLINE -> bool {
         const uint64_t id = static_cast<uint64_t>(ids[at]);
         auto* slot = reinterpret_cast<Slot*>(reinterpret_cast<std::byte*>(bucket) + match(bucket, id));
-        // Loaded once and whole: beside a writer, what was matched may be another id's by now.
+        // Beside a writer a match is a hint: what counts is the slot loaded whole.
         const Slot seen = load_slot(slot);
         const bool hit = (seen.key == id) & (seen.row != kNoRow);
         // Where it is not this id's slot, row 0: another id's row would be fetched for nothing.

@@ -15,14 +15,10 @@
 
 namespace minutely::MINUTELY_ISA {
 
-// Offset in bytes of the slot with this key, or of some slot where there is none: the caller compares the key again.
+// Offset in bytes of the slot with this key, or of some slot where there is none. Only a hint, since the bucket is not
+// read at one moment: the caller loads the slot whole and compares its key.
 inline size_t match(const Bucket* bucket, uint64_t key) {
-#if defined(MINUTELY_TSAN)
-    for (int i = 0; i < kSlotsPerBucket; ++i) {
-        if (load_slot(&bucket->slots[i]).key == key) return static_cast<size_t>(i) * sizeof(Slot);
-    }
-    return 0;
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
     const __m512i line = _mm512_load_si512(bucket);
     const unsigned equal = _mm512_mask_cmpeq_epi64_mask(0x55, line, _mm512_set1_epi64(static_cast<int64_t>(key)));
     return static_cast<size_t>(__builtin_ctz(equal | 0x100u) & 7) * 8;
@@ -35,9 +31,10 @@ inline size_t match(const Bucket* bucket, uint64_t key) {
     const unsigned at = static_cast<unsigned>(__builtin_ctz(bits | 0x10u));
     return ((at & 1u) << 5) | ((at & 2u) << 3);
 #else
+    const auto equal = [&](int i) MINUTELY_INLINE { return key_of(bucket->slots + i) == key; };
     size_t at = 0;
-    for (int i = kSlotsPerBucket - 1; i > 0; --i) at = bucket->slots[i].key == key ? static_cast<size_t>(i) : at;
-    return (bucket->slots[0].key == key ? 0 : at) * sizeof(Slot);
+    for (int i = kSlotsPerBucket - 1; i > 0; --i) at = equal(i) ? static_cast<size_t>(i) : at;
+    return (equal(0) ? 0 : at) * sizeof(Slot);
 #endif
 }
 

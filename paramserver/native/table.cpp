@@ -25,16 +25,6 @@ size_t parts_of(size_t count, uint32_t threads) {
     return threads == 1 ? 1 : std::clamp<size_t>(count / kFewestPerPart, 1, threads * kPartsPerThread);
 }
 
-bool slots_are_atomic() {
-#if defined(MINUTELY_TSAN)
-    return true;
-#elif defined(__x86_64__)
-    return __builtin_cpu_supports("avx");
-#else
-    return false;
-#endif
-}
-
 }  // namespace
 
 Table::Content::Content(const Options& options, uint64_t seed)
@@ -47,9 +37,9 @@ Table::Content::Content(const Options& options, uint64_t seed)
     }
 }
 
-Table::Table(const Options& options, const Kernels& kernels)
+Table::Table(const Options& options, const Kernels& kernels, bool beside_readers)
     : options_(options), kernels_(kernels), seed_(table_seed(options.seed, options.name)),
-      beside_readers_(slots_are_atomic()), content_(std::make_unique<Content>(options, seed_)) {}
+      beside_readers_(beside_readers), content_(std::make_unique<Content>(options, seed_)) {}
 
 std::vector<Table::Part> Table::parts(size_t count) {
     const size_t wanted = parts_of(count, options_.threads);

@@ -62,7 +62,8 @@ struct Stats {
 
 class Table {
   public:
-    Table(const Options& options, const Kernels& kernels);
+    // beside_readers: whether upsert and erase may run beside readers, who then rely on slots being read whole.
+    Table(const Options& options, const Kernels& kernels, bool beside_readers = slots_are_atomic());
 
     const Options& options() const { return options_; }
     uint32_t dim() const { return options_.dim; }
@@ -150,7 +151,6 @@ class Table {
     Options options_;
     const Kernels& kernels_;
     uint64_t seed_;
-    // Whether upsert and erase may run beside readers, see bucket.hpp.
     bool beside_readers_;
     Readers readers_;
     std::mutex writer_;

@@ -1,13 +1,16 @@
-"""The table's C++ under sanitizers and as it is shipped: random operations against a map, and readers beside a writer, a fixed
-number of steps each."""
+"""The table's C++ under sanitizers and as it is shipped: random operations against a map, and readers beside a writer, for a fixed
+number of steps or seconds."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 from pathlib import Path
 
 import pytest
 
+from paramserver import _native
 from tests.commands import execute, missing
 
 SANITIZERS = ["address,undefined", "thread"]
@@ -40,10 +43,13 @@ def test_fuzz_and_stress(sanitizers: str, tmp_path: Path) -> None:
 
 
 def test_stress_of_what_is_shipped() -> None:
-    """The optimiser may take apart what must be one move, so the release build is run too, with every kernel set."""
+    """The optimiser may take apart what must be one move, so the release build is run too, every kernel set in every row format."""
     done = execute('tests/paramserver/native/run.sh "" -R stress -V')
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    assert "plain: passed" in done.stdout
+    for kernels in _native.available_kernels():
+        for row_format in ("train", "float32", "float16", "int8"):
+            assert re.search(rf"{kernels} +{row_format} +beside a writer", done.stdout), done.stdout
+            assert re.search(rf"{kernels} +{row_format} +step by step", done.stdout) or platform.machine() != "x86_64"
 
 
 @pytest.mark.parametrize(

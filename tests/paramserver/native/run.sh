@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds the native tests with the given sanitizers and runs them: run.sh thread, run.sh address,undefined, or run.sh "".
-# What follows goes to ctest.
+# Builds the native tests with the given sanitizers, or with none as they are released, and runs them: run.sh thread,
+# run.sh address,undefined, or run.sh "". What follows goes to ctest.
 set -eu
 sanitizers="${1:-}"
 [ $# -eq 0 ] || shift

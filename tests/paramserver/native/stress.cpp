@@ -1,95 +1,342 @@
-// Readers beside a writer: no half rows, no id missed that was there all the time, also while the index grows.
+// Readers beside a writer, on every kernel set and in every row format: no row torn between two versions, none of
+// another id, none missed that was there all the time; while ids come, go, move, expire and leave their slots to
+// others.
 //
-// usage: stress TURNS. For ThreadSanitizer, and for the release build, where the compiler does what it may.
+// usage: stress [KERNELS], for STRESS_SECONDS (10) in all, shared out evenly. Made for release builds, in which the
+// compiler reorders and splits what it may; right under ThreadSanitizer too.
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "table.hpp"
 
+// The processor can stop after each instruction, and the program then runs on in a signal's handler.
+// Without sanitizers: code that they check takes minutes in steps.
+#if defined(__x86_64__) && defined(__linux__) && !defined(MINUTELY_TSAN) && !defined(__SANITIZE_ADDRESS__)
+#include <signal.h>
+#include <ucontext.h>
+#define STRESS_STEPS 1
+#endif
+
 using namespace minutely;
 
 namespace {
 
-std::atomic<bool> failed{false};
+using Clock = std::chrono::steady_clock;
 
-void check(bool ok, const char* what) {
-    if (ok || failed.exchange(true)) return;
-    std::fprintf(stderr, "stress: %s\n", what);
+// A version stands for all that are congruent to it.
+constexpr uint32_t kVersions = 16;
+constexpr float kDefault = -3000.0f;
+constexpr float kFresh = 2500.0f;        // rows that training makes
+constexpr size_t kFirst = 3;             // of the ids with one fate, read more often
+constexpr uint64_t kMostSteps = 30'000;  // with a write, of a lookup
+constexpr int kReaders = 2;
+constexpr int kRounds = 3000;  // of a table's life
+constexpr int kWide = 16;      // rounds from one with all ids to the next; the others are about the hot ones
+
+uint64_t mix(uint64_t a, uint64_t b) {
+    uint64_t state = a * 0x9e3779b97f4a7c15ull + b;
+    return splitmix64(state);
 }
 
-std::vector<int64_t> ids_of(uint64_t seed, size_t count) {
-    std::vector<int64_t> ids(count);
-    for (auto& id : ids) id = static_cast<int64_t>(splitmix64(seed));
-    return ids;
+// What a row holds: a function of id, version and element, exact in every format: a scale of 1 to 8 times levels of
+// -127 to 127, 127 among them.
+void write_row(int64_t id, uint32_t version, uint32_t dim, float* row) {
+    const uint64_t hash = mix(static_cast<uint64_t>(id), version);
+    const auto scale = static_cast<float>(1 + hash % 8);
+    for (uint32_t j = 0; j < dim; ++j) row[j] = scale * static_cast<float>(static_cast<int>(mix(hash, j) % 253) - 126);
+    row[(hash >> 32) % dim] = scale * 127.0f;
 }
 
-constexpr uint32_t kDim = 16;
-constexpr int kVersions = 100;
-
-// What a steady row holds in a version. The first element, the row's largest, names it, so that a row of two versions
-// shows, also where one gives the levels of an int8 row and another its scale; every value is exact in int8.
-float value_of(int version, uint32_t element) {
-    const int level = element == 0 ? 127 : (version + 7 * static_cast<int>(element)) % 127;
-    return static_cast<float>(level * (version + 1));
+bool all(const float* row, uint32_t dim, float value) {
+    return std::all_of(row, row + dim, [&](float one) { return one == value; });
 }
 
-void fill(std::vector<float>& rows, int version) {
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] = value_of(version, static_cast<uint32_t>(i % kDim));
-}
+// Ids with one fate, their rows in every version, and which versions a reader may see.
+struct Group {
+    explicit Group(bool always) : steady(always) {}
 
-void replica(RowFormat format, const Kernels& kernels, int turns) {
-    constexpr size_t kSteady = 500, kOthers = 1500;
-    Options options;
-    options.dim = kDim;
-    options.format = format;
-    options.candidates = 1;
-    Table table(options, kernels);
-    const auto steady = ids_of(1, kSteady);
-    std::vector<float> rows(kSteady * kDim);
-    fill(rows, 0);
-    table.upsert(steady.data(), rows.data(), kSteady);
-    std::vector<float> none(kDim, -1.0f);
-    table.set_default_row(none.data(), nullptr);
+    const bool steady;  // always there; otherwise they come and go, or never come
+    std::vector<int64_t> ids;
+    std::vector<float> rows;  // [version, id, dim]
+    std::atomic<uint32_t> started{0}, committed{0};
 
-    std::atomic<bool> stop{false};
-    std::atomic<uint64_t> reads{0};
-    const auto read = [&] {
-        std::vector<float> out(kSteady * kDim);
-        bool there[kSteady];
-        while (!stop) {
-            table.lookup(steady.data(), kSteady, out.data());
-            for (size_t i = 0; i < kSteady; ++i) {
-                check(out[i * kDim] >= 0, "an id was missed by lookup");
-                const int version = static_cast<int>(out[i * kDim]) / 127 - 1;
-                check(0 <= version && version < kVersions, "another id's row");
-                for (uint32_t j = 0; j < kDim; ++j) check(out[i * kDim + j] == value_of(version, j), "half a row");
-            }
-            table.contains(steady.data(), kSteady, there);
-            for (const bool one : there) check(one, "an id was missed by contains");
-            ++reads;
-        }
-    };
-    std::vector<std::thread> readers;
-    for (int i = 0; i < 2; ++i) readers.emplace_back(read);
-    for (int turn = 0; turn < turns && !failed; ++turn) {
-        fill(rows, turn % kVersions);
-        table.upsert(steady.data(), rows.data(), kSteady);
-        const auto others = ids_of(static_cast<uint64_t>(turn) + 2, kOthers);
-        const std::vector<float> other_rows(kOthers * kDim, 127.0f * (kVersions + 1));  // no steady row's
-        table.upsert(others.data(), other_rows.data(), kOthers);
-        if (turn % 8 == 5) table.reserve(static_cast<uint64_t>(turn) * kOthers);
-        if (turn % 4 == 3) check(table.erase(others.data(), kOthers) == kOthers, "erase lost rows");
+    const float* row(size_t i, uint32_t version, uint32_t dim) const {
+        return rows.data() + (version % kVersions * ids.size() + i) * dim;
     }
-    stop = true;
-    for (auto& reader : readers) reader.join();
-    check(reads > 0, "no reader got through");
-}
+    void fill(uint32_t dim) {
+        rows.resize(kVersions * ids.size() * dim);
+        for (uint32_t version = 0; version < kVersions; ++version) {
+            for (size_t i = 0; i < ids.size(); ++i)
+                write_row(ids[i], version, dim, rows.data() + (version * ids.size() + i) * dim);
+        }
+    }
+    bool holds(size_t i, uint32_t version, uint32_t dim, const float* row) const {
+        return std::equal(row, row + dim, this->row(i, version, dim));
+    }
+};
+
+struct Faults {
+    std::atomic<uint64_t> reads{0}, torn{0}, foreign{0}, missed{0}, old{0};
+    uint64_t steps = 0, idle = 0;
+    uint64_t sum() const { return torn + foreign + missed + old + idle; }
+};
+
+class Stress {
+  public:
+    // One table, from empty on; ids and dimension depend on the turn.
+    Stress(const Kernels& kernels, RowFormat format, bool beside_readers, uint64_t turn, Faults& faults)
+        : options_(options_of(format, turn)), table_(options_, kernels, beside_readers), dim_(options_.dim),
+          state_(turn), faults_(faults) {
+        const std::vector<float> none(dim_, kDefault);
+        table_.set_default_row(none.data(), nullptr);
+        const Hash hash(table_seed(options_.seed, options_.name));
+        const auto add = [&](Group& group, int count, int first_bits, int second_bits) {
+            for (int found = 0; found < count;) {
+                const auto id = static_cast<int64_t>(splitmix64(state_));
+                const Hashes hashes = hash.both(static_cast<uint64_t>(id));
+                if (first_bits > 0 && hashes.first >> (64 - first_bits) != 0) continue;
+                if (second_bits > 0 && hashes.second >> (64 - second_bits) != 0) continue;
+                group.ids.push_back(id);
+                ++found;
+            }
+        };
+        // The hot ones share few buckets and take each other's slots; a crowd displaces each other, and ids that share
+        // both buckets end in the overflow.
+        add(hot_, 10, 8, 0);
+        add(hot_coming_, 20, 8, 0);
+        add(steady_, 500, 0, 0);
+        add(steady_, 100, 4, 0);
+        add(coming_, 2000, 0, 0);
+        add(coming_, 600, 4, 0);
+        add(coming_, 20, 8, 8);
+        add(absent_, 50, 8, 0);
+        // Id 0 looks like an empty slot.
+        Group* const zero[] = {&hot_, &hot_coming_, &absent_};
+        zero[turn % 3]->ids.insert(zero[turn % 3]->ids.begin(), 0);
+        for (Group* group : groups()) group->fill(dim_);
+    }
+
+    void run(Clock::time_point until) {
+        for (Group* group : {&hot_, &steady_}) upsert(*group, 0, group->ids.size(), 1);
+        std::atomic<bool> stop{false};
+        std::vector<std::thread> readers;
+        for (uint64_t i = 0; i < kReaders; ++i) {
+            readers.emplace_back([&, i] {
+                uint64_t state = mix(options_.seed, i);
+                do read(state);
+                while (!stop);
+            });
+        }
+        for (uint32_t round = 2; round < kRounds && Clock::now() < until; ++round) {
+            if (round % kWide == 0) write_all(round);
+            write_hot(round);
+        }
+        stop = true;
+        for (auto& reader : readers) reader.join();
+    }
+
+#if defined(STRESS_STEPS)
+    // One thread is both: after each instruction of a lookup something is written. What two threads meet by luck, and
+    // hardly ever where one runs at a time, is met for certain.
+    void step(Clock::time_point until) {
+        for (Group* group : {&hot_, &steady_}) upsert(*group, 0, group->ids.size(), 1);
+        struct sigaction action{};
+        action.sa_flags = SA_SIGINFO;
+        action.sa_sigaction = [](int, siginfo_t*, void* context) {
+            constexpr greg_t kTrapFlag = 0x100;
+            greg_t& flags = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_EFL];
+            flags = stepping_ != nullptr ? flags | kTrapFlag : flags & ~kTrapFlag;
+            if (stepping_ != nullptr) stepping_->write_something();
+        };
+        sigaction(SIGTRAP, &action, nullptr);
+        uint64_t state = options_.seed;
+        for (uint32_t i = 0; i < kRounds / 100 && Clock::now() < until; ++i) read(state, true);
+    }
+#endif
+
+  private:
+    static Options options_of(RowFormat format, uint64_t turn) {
+        static constexpr uint32_t kDims[] = {16, 13, 64};
+        Options options;
+        options.dim = kDims[turn / 3 % 3];
+        options.format = format;
+        options.candidates = 1;
+        options.optimizer.kind = OptimizerKind::kSgd;
+        options.initializer = {InitializerKind::kConstant, kFresh, 0.0f};
+        options.expire_after_seconds = 2;
+        options.seed = turn;
+        return options;
+    }
+    std::vector<Group*> groups() { return {&hot_, &hot_coming_, &steady_, &coming_, &absent_}; }
+
+    void upsert(Group& group, size_t from, size_t to, uint32_t version) {
+        group.started = version;
+        table_.upsert(group.ids.data() + from, group.row(from, version, dim_), to - from);
+        if (to - from == group.ids.size()) group.committed = version;
+    }
+
+    void lookup(const std::vector<int64_t>& ids, std::vector<float>& out, [[maybe_unused]] bool in_steps) {
+#if defined(STRESS_STEPS)
+        if (in_steps) {
+            steps_before_ = faults_.steps;
+            stepping_ = this;
+            raise(SIGTRAP);
+            table_.lookup(ids.data(), ids.size(), out.data());
+            stepping_ = nullptr;
+            if (faults_.steps < steps_before_ + ids.size()) ++faults_.idle;
+            return;
+        }
+#endif
+        table_.lookup(ids.data(), ids.size(), out.data());
+    }
+
+#if defined(STRESS_STEPS)
+    // A new version, or one id in the place of another. Ids that come move others now and then only: a reader begins
+    // again after each move.
+    void write_something() {
+        // Rows taken out of use wait for the reader, which waits for this: there must never be too many.
+        if (++faults_.steps - steps_before_ > kMostSteps) return;
+        const uint64_t random = splitmix64(state_);
+        if (random % 2 == 0) {
+            const size_t i = (random >> 8) % hot_.ids.size();
+            upsert(hot_, i, i + 1, hot_.started + 1);
+        } else if (random % 256 == 1) {
+            const size_t i = (random >> 8) % coming_.ids.size();
+            upsert(coming_, i, i + 1, coming_.started + 1);
+        } else {
+            const size_t i = (random >> 8) % kFirst;
+            table_.erase(&hot_coming_.ids[last_], 1);
+            upsert(hot_coming_, i, i + 1, hot_coming_.started + 1);
+            last_ = i;
+        }
+    }
+#endif
+
+    // What some reader reads at this moment, in any order of coming and going.
+    void write_hot(uint32_t round) {
+        const size_t count = hot_coming_.ids.size();
+        for (size_t at = 0; at < count; ++at) {
+            const size_t i = splitmix64(state_) % count;
+            if (splitmix64(state_) % 2 == 0) {
+                upsert(hot_coming_, i, i + 1, round);
+            } else {
+                table_.erase(&hot_coming_.ids[i], 1);
+            }
+        }
+        upsert(hot_, 0, hot_.ids.size(), round);
+    }
+
+    void write_all(uint32_t round) {
+        const size_t count = coming_.ids.size();
+        const size_t from = splitmix64(state_) % count, to = std::min(count, from + splitmix64(state_) % count + 1);
+        if (options_.format == RowFormat::kTrain) {
+            const int64_t now_ms = int64_t{round / kWide} * 1000;
+            std::vector<float> out(std::max(steady_.ids.size(), count) * dim_);
+            for (const Group* group : {&hot_, &steady_})
+                table_.lookup_or_insert(group->ids.data(), group->ids.size(), now_ms, out.data());
+            table_.lookup_or_insert(coming_.ids.data() + from, to - from, now_ms, out.data());
+            table_.expire(now_ms, 1u << 16);
+            if (splitmix64(state_) % 4 == 0) table_.seal();
+        }
+        upsert(steady_, 0, steady_.ids.size(), round);
+        upsert(coming_, from, to, round);
+        // In small pieces: the slots that they leave are taken by others at once.
+        for (size_t at = from; at < to; at += 50) {
+            const size_t piece = std::min<size_t>(50, to - at);
+            if (splitmix64(state_) % 3 != 0) table_.erase(coming_.ids.data() + at, piece);
+            const size_t back = splitmix64(state_) % count;
+            upsert(coming_, back, std::min(count, back + piece), round);
+        }
+        if (splitmix64(state_) % 64 == 0) table_.reserve(round * 10);
+    }
+
+    void read(uint64_t& state, bool in_steps = false) {
+        struct Place {
+            const Group* group;
+            size_t i;
+            uint32_t committed;
+        };
+        const bool wide = !in_steps && splitmix64(state) % 8 == 0;
+        std::vector<Place> places;
+        std::vector<int64_t> ids;
+        for (const Group* group : groups()) {
+            const bool hot = group == &hot_ || group == &hot_coming_ || group == &absent_;
+            const uint32_t committed = group->committed;
+            for (size_t n = in_steps ? 10 * hot : hot ? 100 : wide ? 300 : 0; n > 0; --n) {
+                const size_t i = n % 3 == 0 ? n / 3 % kFirst : splitmix64(state) % group->ids.size();
+                places.push_back({group, i, committed});
+                ids.push_back(group->ids[i]);
+            }
+        }
+        std::vector<float> out(ids.size() * dim_);
+        lookup(ids, out, in_steps);
+        uint64_t missed = 0;
+        for (size_t at = 0; at < places.size(); ++at) {
+            const auto [group, i, committed] = places[at];
+            const float* row = out.data() + at * dim_;
+            const uint32_t started = group->started;
+            if (group->steady) {
+                uint32_t version = committed;
+                while (version < committed + kVersions && !group->holds(i, version, dim_, row)) ++version;
+                if (version == committed + kVersions) {
+                    all(row, dim_, kDefault) ? void(++missed) : fault(ids[at], row);
+                } else {
+                    faults_.old += version > started;
+                }
+            } else if (!all(row, dim_, kDefault)) {
+                uint32_t back = group == &absent_ ? kVersions : 0;  // most rows are new
+                while (back < kVersions && !group->holds(i, started + kVersions - back, dim_, row)) ++back;
+                const bool fresh = options_.format == RowFormat::kTrain && group == &coming_ && all(row, dim_, kFresh);
+                if (back == kVersions && !fresh) fault(ids[at], row);
+            }
+        }
+        faults_.missed += missed;
+        faults_.reads += ids.size();
+        if (in_steps || splitmix64(state) % 8 != 0) return;
+        bool there[1024];
+        table_.contains(ids.data(), ids.size(), there);
+        for (size_t at = 0; at < places.size(); ++at) {
+            faults_.missed += places[at].group->steady && !there[at];
+            faults_.foreign += places[at].group == &absent_ && there[at];
+        }
+    }
+
+    // Whose row is it?
+    void fault(int64_t id, const float* row) {
+        for (const Group* group : groups()) {
+            for (size_t i = 0; i < group->ids.size(); ++i) {
+                for (uint32_t version = 0; version < kVersions; ++version) {
+                    if (group->ids[i] == id || !group->holds(i, version, dim_, row)) continue;
+                    ++faults_.foreign;
+                    return;
+                }
+            }
+        }
+        ++faults_.torn;
+    }
+
+    const Options options_;
+    Table table_;
+    const uint32_t dim_;
+    uint64_t state_;
+    size_t last_ = 0;
+    Group hot_{true}, hot_coming_{false}, steady_{true}, coming_{false}, absent_{false};
+    Faults& faults_;
+#if defined(STRESS_STEPS)
+    static inline Stress* volatile stepping_ = nullptr;
+    uint64_t steps_before_ = 0;
+#endif
+};
 
 // Training on several threads, with a reader that must wait for whole batches.
-void training(const Kernels& kernels, int turns) {
+bool training(const Kernels& kernels, Clock::time_point until) {
+    constexpr uint32_t kDim = 8;
     constexpr size_t kBatch = 4096;
     Options options;
     options.dim = kDim;
@@ -99,8 +346,14 @@ void training(const Kernels& kernels, int turns) {
     options.optimizer.learning_rate = -1.0f;
     options.expire_after_seconds = 5;
     Table table(options, kernels);
-    std::atomic<bool> stop{false};
-    const auto ids = ids_of(1, kBatch);
+    std::atomic<bool> stop{false}, failed{false};
+    const auto check = [&](bool ok, const char* what) {
+        if (ok || failed.exchange(true)) return;
+        std::fprintf(stderr, "stress: %s\n", what);
+    };
+    std::vector<int64_t> ids(kBatch);
+    uint64_t state = 1;
+    for (auto& id : ids) id = static_cast<int64_t>(splitmix64(state));
     std::vector<float> out(kBatch * kDim);
     table.lookup_or_insert(ids.data(), kBatch, 0, out.data());
     std::thread reader([&] {
@@ -113,7 +366,7 @@ void training(const Kernels& kernels, int turns) {
         }
     });
     const std::vector<float> gradients(kBatch * kDim, 1.0f);
-    for (int turn = 0; turn < turns && !failed; ++turn) {
+    for (int turn = 0; (turn < 2 || Clock::now() < until) && !failed; ++turn) {
         table.apply(ids.data(), gradients.data(), kBatch, turn * 1000);
         table.lookup_or_insert(ids.data(), kBatch, turn * 1000, out.data());
         for (const float value : out) check(value == static_cast<float>(turn + 1), "a gradient was lost");
@@ -122,18 +375,70 @@ void training(const Kernels& kernels, int turns) {
     }
     stop = true;
     reader.join();
+    return !failed;
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-    const int turns = count > 1 ? std::atoi(arguments[1]) : 100;
-    for (const Kernels* kernels : available_kernels()) {
-        for (const RowFormat format : {RowFormat::kFloat32, RowFormat::kInt8, RowFormat::kTrain}) {
-            replica(format, *kernels, turns);
+    const char* given = std::getenv("STRESS_SECONDS");
+    const double seconds = given != nullptr ? std::atof(given) : 10.0;
+    const std::string only = count > 1 ? arguments[1] : "";
+    static constexpr struct {
+        RowFormat format;
+        const char* name;
+    } kFormats[] = {{RowFormat::kTrain, "train"},
+                    {RowFormat::kFloat32, "float32"},
+                    {RowFormat::kFloat16, "float16"},
+                    {RowFormat::kInt8, "int8"}};
+    std::vector<const Kernels*> sets;
+    for (const Kernels* set : available_kernels()) {
+        if (only.empty() || only == set->name) sets.push_back(set);
+    }
+    if (sets.empty()) {
+        std::fprintf(stderr, "stress: no kernels \"%s\" on this machine\n", only.c_str());
+        return 2;
+    }
+    // Every format of a set, each beside a writer, one also as where slots are not atomic, and training.
+    const auto share = std::chrono::duration<double>(seconds / static_cast<double>(sets.size() * 10));
+    const auto until = [&] { return Clock::now() + std::chrono::duration_cast<Clock::duration>(share); };
+    bool failed = false;
+    enum class Way { kThreads, kSteps, kWait };
+    const auto run = [&](const Kernels& kernels, RowFormat format, const char* name, Way way) {
+        Faults faults;
+        const auto end = until();
+        for (uint64_t turn = 0; turn < 3 || Clock::now() < end; ++turn) {
+            Stress stress(kernels, format, way != Way::kWait, turn, faults);
+#if defined(STRESS_STEPS)
+            if (way == Way::kSteps) {
+                stress.step(end);
+                continue;
+            }
+#endif
+            stress.run(end);
         }
-        training(*kernels, turns);
-        std::printf("%s: %s\n", kernels->name, failed ? "failed" : "passed");
+        failed |= faults.sum() > 0;
+        const auto number = [](uint64_t value) { return static_cast<unsigned long long>(value); };
+        std::printf("%-7s %-8s %-15s %9llu reads: %llu torn, %llu of other ids, %llu missed, %llu old\n", kernels.name,
+                    name,
+                    way == Way::kThreads ? "beside a writer"
+                    : way == Way::kSteps ? "step by step"
+                                         : "readers wait",
+                    number(faults.reads), number(faults.torn), number(faults.foreign), number(faults.missed),
+                    number(faults.old));
+        if (faults.idle > 0) std::puts("the processor did not stop after each instruction");
+        std::fflush(stdout);
+    };
+    for (const Kernels* set : sets) {
+        for (const auto& [format, name] : kFormats) {
+            if (!slots_are_atomic()) continue;
+            run(*set, format, name, Way::kThreads);
+#if defined(STRESS_STEPS)
+            run(*set, format, name, Way::kSteps);
+#endif
+        }
+        run(*set, RowFormat::kInt8, "int8", Way::kWait);
+        failed |= !training(*set, until());
     }
     std::puts(failed ? "failed" : "passed");
     return failed ? 1 : 0;
