@@ -1,6 +1,6 @@
 """What share of a training step goes to rows? DeepFM (Guo et al., IJCAI 2017) on rows of the table, and on torch's EmbeddingBag.
 
-    python benchmarks/step.py [--rows 10000000] [--batches 2048,8192] [--rounds 5]
+    python -m benchmarks.step [--rows 10000000] [--batches 2048,8192] [--rounds 5]
 
 20 sparse features share one table; dim 16; the same dense model, ids and labels on both sides, in turns, one thread.
 """
@@ -14,9 +14,9 @@ from statistics import median
 
 import numpy as np
 import torch
-from fbgemm import FbgemmTable, fbgemm_table
 from torch import Tensor, nn
 
+from benchmarks.fbgemm import FbgemmTable, fbgemm_table
 from paramserver.table import Adagrad, Table
 
 FEATURES, DIM, HIDDEN = 20, 16, (256, 128)

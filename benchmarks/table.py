@@ -1,6 +1,6 @@
 """How fast is the table? Side by side in one run: the table, the limits of the memory, libcuckoo, torch and what else installs.
 
-    python benchmarks/table.py [--rows 1000000,10000000] [--dims 16,64] [--rounds 7] [--out table.json]
+    python -m benchmarks.table [--rows 1000000,10000000] [--dims 16,64] [--rounds 7] [--out table.json]
 
 Contenders take turns batch group by batch group, so that noise meets them alike; every ratio is the median of paired ratios.
 """
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from table_alone import beside_a_writer, growth, large
-from table_contenders import speed, yardsticks
-from table_work import BATCH, ROOT
+from benchmarks.table_alone import beside_a_writer, growth, large
+from benchmarks.table_contenders import speed, yardsticks
+from benchmarks.table_work import BATCH, ROOT
 
 
 def main() -> None:

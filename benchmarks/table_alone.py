@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from table_work import BATCH, BATCHES, OPTIMIZER, Floats, Ids, distinct_ids, grow, insert, once, warm_memory
 
+from benchmarks.table_work import BATCH, BATCHES, OPTIMIZER, Floats, Ids, distinct_ids, grow, insert, once, warm_memory
 from paramserver.table import Table
 
 

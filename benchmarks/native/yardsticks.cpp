@@ -124,6 +124,7 @@ template <int kDim> class Cuckoo {
         const nb::gil_scoped_release released;
         for (size_t i = 0; i < ids.size(); ++i) map_.insert(ids.data()[i], CuckooRow<kDim>{});
     }
+    void reserve(size_t rows) { map_.reserve(rows); }
     // Keeps its memory.
     void clear() { map_.clear(); }
     void lookup(Numbers ids, Out out) {
@@ -155,6 +156,7 @@ template <int kDim> void bind_cuckoo(nb::module_& module, const char* name) {
     nb::class_<Map>(module, name)
         .def(nb::init<>())
         .def("insert", &Map::insert)
+        .def("reserve", &Map::reserve)
         .def("clear", &Map::clear)
         .def("lookup", &Map::lookup)
         .def("apply", &Map::apply);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -149,6 +150,22 @@ def test_first_values_depend_on_seed_table_and_id_only(initializer: Initializer)
     if not isinstance(initializer, Constant):
         assert not np.array_equal(rows, first(2, "users", slice(None)))
         assert not np.array_equal(rows, first(1, "items", slice(None)))
+
+
+def test_normal_first_values_are_normal_and_the_same_bits_on_every_processor() -> None:
+    table = Table(13, initializer=Normal(0, 1))
+    rows = np.asarray(table.lookup_or_insert(random_ids(100_000), 0)).astype(np.float64)
+    for bound in (-3, -2, -1, -0.1, 0, 0.5, 1, 2, 3):
+        wanted = (1 + math.erf(bound / math.sqrt(2))) / 2
+        error = math.sqrt(wanted * (1 - wanted) / rows.size)
+        assert abs((rows < bound).mean() - wanted) < 5 * error
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3)):
+        assert abs((rows**power).mean() - moment) < 0.02
+    between = np.corrcoef(np.concatenate([rows, np.abs(rows)], axis=1).T)
+    assert np.abs(between - np.eye(26)).max() < 0.02
+    few = Table(3, initializer=Normal(0, 1), seed=1, name="items").lookup_or_insert(np.array([0, -1]), 0)
+    bits = [[3199786943, 1026219053, 3217853957], [3190456822, 3207119267, 1065331283]]
+    assert np.asarray(few).view(np.uint32).tolist() == bits
 
 
 def test_wrong_buffers_are_refused_and_nothing_is_written() -> None:
