@@ -12,11 +12,12 @@ import numpy as np
 
 from basis.problems import BadFile
 from paramserver import manifest as manifests
+from paramserver.checksum import Checksums
 from paramserver.compaction import Fold, write_file, write_parts, write_shard
 from paramserver.delta import Delta, TableDelta
 from paramserver.files import Files
 from paramserver.form import check_form, fingerprint_of
-from paramserver.history import named_files, path_to
+from paramserver.history import named_files, path_to, read_shard
 from paramserver.learned import Learned
 from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat
 from paramserver.marks import read_pin
@@ -68,6 +69,8 @@ class DeltaLog:
         self._folding: Future[Manifest] | None = None
         self._folding_to = 0
         self._forgotten = 0
+        self._checksums = Checksums(precision)
+        self._checksums_of = 0
         self._deltas: dict[int, Manifest] = {}
         self._bases: list[Manifest] = []
         self._states: dict[int, FileRef] = {}
@@ -138,6 +141,16 @@ class DeltaLog:
         """Of the form."""
         return self._fingerprint
 
+    @property
+    def is_of_another_precision(self) -> bool:
+        """Whether the rows that are published have another precision than those to come."""
+        return self.newest is not None and self.newest.precision != self._precision
+
+    def begin_checksums(self, version: int) -> Checksums:
+        """New ones, to be given all that leads to ``version``: a writer that reads it anyway spares another reading."""
+        self._checksums, self._checksums_of = Checksums(self._precision), version
+        return self._checksums
+
     def trainable(self) -> list[int]:
         """The versions that have a trainer's state, the newest first."""
         return sorted(self._states, reverse=True)
@@ -196,6 +209,8 @@ class DeltaLog:
             retrained=newest.retrained if newest else old.retrained,
             goes_back_to=version,
             trains_from=0 if training or newest is None else newest.trains_from or newest.version,
+            checksums=old.checksums,
+            precision=old.precision,
             forgets=newest.forgets if newest else 0,
             trainable=[*trainable, following] if training else trainable,
         )
@@ -219,6 +234,7 @@ class DeltaLog:
         version = self.version + 1
         stem = f"{version:012d}"
         delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
+        checksums = self._checksums_after(delta, parent)
         if parent:
             shards = [write_shard(self._files, stem, delta, self._precision)]
         else:
@@ -246,14 +262,37 @@ class DeltaLog:
             lineage=lineage,
             retrained=retrained,
             learned=cut.learned,
+            checksums=checksums,
+            precision=self._precision,
             forgets=self._forgets(version),
             trainable=self._trainable(version, has_state=trainer is not None),
         )
         manifests.write_manifest(self._files, manifest)
         self._add(manifest)
+        if checksums:
+            self._checksums_of = version
         self._remember(manifest, delta)
         self._compact()
         return manifest
+
+    def _checksums_after(self, delta: Delta, parent: int) -> dict[str, str]:
+        """Of the next version's tables; none where only some of its rows have the precision that they are to have."""
+        if not parent:
+            self.begin_checksums(parent)
+        elif self.is_of_another_precision or not self._is_summed(parent):
+            return {}
+        self._checksums.take(delta)
+        return self._checksums.values()
+
+    def _is_summed(self, version: int) -> bool:
+        """Whether there are checksums of a version; who goes on from one that another wrote reads it."""
+        newest = self.newest
+        if self._checksums_of != version and newest is not None and newest.checksums:
+            checksums = self.begin_checksums(version)
+            for manifest in path_to(self._files, version):
+                for shard in manifest.shards:
+                    checksums.take(read_shard(self._files, shard))
+        return self._checksums_of == version
 
     def _written_form(self) -> FileRef:
         if self._form_file is None:

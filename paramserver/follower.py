@@ -11,6 +11,7 @@ import numpy as np
 
 from basis.problems import BadFile
 from paramserver import manifest as manifests
+from paramserver.checksum import checksum_of
 from paramserver.delta import Ids, RowsChange, decode_rows
 from paramserver.files import Files
 from paramserver.fold import find
@@ -86,6 +87,22 @@ class Follower:
         for manifest in later:
             self._take(manifest)
         return later[-1] if later else first
+
+    def drifted(self) -> list[str]:
+        """The tables whose rows are not those of the tables' version, by its checksums."""
+        manifest = self.manifest
+        if manifest is None:
+            return []
+        exact = {"train", "float32", manifest.precision}
+        return [
+            name
+            for name, table in self._tables.items()
+            if table.row_format in exact and manifest.checksums.get(name) not in (None, checksum_of(table))
+        ]
+
+    def forget(self) -> None:
+        """Say that the tables hold no version: the next pull loads all rows again."""
+        self.manifest = None
 
     def _pull(self, pin: int) -> None:
         if pin and self.version > pin:

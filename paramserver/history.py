@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, wait
 from datetime import UTC, datetime
 
@@ -127,9 +127,14 @@ def read_version(files: Files, manifest: Manifest) -> dict[str, TableDelta]:
 
 
 def restore(
-    files: Files, path: Sequence[Manifest], tables: Mapping[str, Table], executor: Executor | None = None
+    files: Files,
+    path: Sequence[Manifest],
+    tables: Mapping[str, Table],
+    executor: Executor | None = None,
+    taken: Callable[[Mapping[str, TableDelta]], None] = lambda deltas: None,
 ) -> None:
     """Put the rows of a version into empty tables, a shard at a time, while ``executor`` reads and checks the next one.
+    ``taken`` is told what each had.
 
     `BadFile` or ``FileNotFoundError`` where a file is damaged or gone; the tables then hold what came before it.
     """
@@ -144,6 +149,7 @@ def restore(
             if name not in tables:
                 raise BadFile(f"{shard.rows.name}: table {name}, which this trainer does not have")
             tables[name].restore(delta.rows)
+        taken(deltas)
 
 
 def _read_ahead(

@@ -10,8 +10,9 @@ import xxhash
 from basis.problems import BadFile
 from paramserver.files import Files
 from paramserver.learned import Learned
+from paramserver.precision import Precision
 
-FORMAT = 3
+FORMAT = 4
 
 
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     (hex) of that. ``goes_back_to`` is the version whose content a rollback repeats, and ``trains_from`` the one that training goes
     on from where that is not this one; 0 for neither. ``learned`` says how old the epoch's examples were.
 
+    ``checksums`` are by table those of all rows as replicas read them, see `paramserver.checksum`, whose embeddings have
+    ``precision``; a table without one is not checked.
+
     Who publishes says first what may be deleted, so that of a rollback and a writer that deletes, whoever comes second knows:
     what only versions before ``forgets`` name, and the trainer's states of versions that are not ``trainable``.
     """
@@ -87,6 +91,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     goes_back_to: int = 0
     trains_from: int = 0
     learned: Learned | None = None
+    checksums: dict[str, str] = {}
+    precision: Precision = "float32"
     forgets: int = 0
     trainable: list[int] = []
     format: int = FORMAT

@@ -167,6 +167,7 @@ class Table:
             kernels=kernels,
         )
         self._dim = dim
+        self.row_format = row_format
 
     @property
     def dim(self) -> int:

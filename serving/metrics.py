@@ -92,6 +92,12 @@ class ReplicaMetrics(Collector):
         for reason in sorted({"damaged", "unreadable", *service.puller.failures}):
             failures.add_metric([reason], service.puller.failures[reason])
         yield failures
+        drifted = CounterMetricFamily(
+            "minutely_rows_drifted", "Comparisons in which rows were not those of their version.", labels=["table"]
+        )
+        for table in service.replica.tables:
+            drifted.add_metric([table], service.puller.drifted[table])
+        yield drifted
         live = GaugeMetricFamily("minutely_rows_live", "Rows now.", labels=["table"])
         admitted = CounterMetricFamily("minutely_rows_admitted", "Rows that came.", labels=["table"])
         expired = CounterMetricFamily("minutely_rows_expired", "Rows that went.", labels=["table"])

@@ -22,6 +22,7 @@ _LOOKS = 50
 _LOOK_MS = (10, 1000)
 _LONGEST_BACKOFF_MS = 30_000
 _SHORTEST_BACKOFF_MS = 100
+_CHECK_EVERY_MS = 3_600_000
 
 
 class Pinned(NamedTuple):
@@ -39,6 +40,9 @@ class Puller:
     often (every 10 ms to 1 s) until it is there, each time with up to as much jitter, so that replicas neither wait for a whole
     interval nor all come at once. A failed pull leaves the version as it was; it is counted, and tried again after 100 ms, then
     twice as long each time, up to 30 s.
+
+    After the first pull and once an hour the rows are compared with the checksums of their version. Where they differ the replica
+    forgets them and loads all again; where those differ as well, it serves what the log holds until the next comparison.
     """
 
     def __init__(self, files: Files, replica: Replica, clock: Clock, random: Random, sparse_every: int) -> None:
@@ -53,6 +57,10 @@ class Puller:
         self._pin: int | None = None
         self.failures: Counter[str] = Counter()
         """Failed pulls by reason: ``damaged`` or ``unreadable``."""
+        self.drifted: Counter[str] = Counter()
+        """How often a table's rows were not those of their version, by table."""
+        self._checked_at: int | None = None
+        self._loads_again = False
         self.problem: str | None = None
         """Why the last pull failed; None where it did not."""
 
@@ -100,8 +108,29 @@ class Puller:
                 _log.warning("pulls again, at version %d", self._replica.sparse_version)
             self._failures_in_a_row, self.problem = 0, None
             self._next_at = self._next_look()
+            self._check(now_ms)
         if self._pin != pin:
             self._next_at = 0
+
+    def _check(self, now_ms: int) -> None:
+        """Compare rows with checksums, if it is time."""
+        last, loaded_again = self._checked_at, self._loads_again
+        if last is not None and 0 <= now_ms - last < _CHECK_EVERY_MS and not loaded_again:
+            return
+        if not self._replica.sparse_version:
+            return
+        self._checked_at, self._loads_again = now_ms, False
+        for table in (drifted := self._replica.drifted()):
+            self.drifted[table] += 1
+            _log.error(
+                "table %s: its rows are not those of version %d by its checksum; %s",
+                table,
+                self._replica.sparse_version,
+                "nor are those in the log" if loaded_again else "loads all again",
+            )
+        if drifted and not loaded_again:
+            self._replica.forget_rows()
+            self._loads_again, self._next_at = True, 0
 
     def _next_look(self) -> int:
         now_ms, manifest = self._clock.now_ms(), self._replica.manifest

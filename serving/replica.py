@@ -122,6 +122,14 @@ class Replica:
                 self._load_dense(manifest.dense, now_ms)
         self._lineage = manifest.lineage
 
+    def drifted(self) -> list[str]:
+        """The tables whose rows are not those of their version, by the checksums of its manifest."""
+        return self._follower.drifted()
+
+    def forget_rows(self) -> None:
+        """Have no version: the next pull loads all rows again."""
+        self._follower.forget()
+
     def load_as_of(self, at: int) -> Manifest:
         """Take the model as of event time ``at`` (ms), older or newer than what is there: the version whose watermark is the
         newest that is not after it. `BadFile` where there is none, with what there is."""

@@ -83,7 +83,11 @@ class OnlineTrainer:
                 worker.offset = log.begin(EXAMPLES, worker.partition)
             return
         # Replicas have something else than what training goes on from, or lack weights: the next version replaces all they have.
-        self._must_be_whole = found.version != self.deltas.version or not check_dense(self._files, found)
+        self._must_be_whole = (
+            found.version != self.deltas.version
+            or self.deltas.is_of_another_precision
+            or not check_dense(self._files, found)
+        )
         self._published = dict(found.offsets)
         self._times.newest_at = found.learned.newest_at if found.learned else 0
         is_grown = found.fingerprint != self.deltas.fingerprint

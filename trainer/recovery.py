@@ -35,7 +35,7 @@ def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest
                     break
                 try:
                     trainer.load_state(_state(files, path[-1], path[-1].trainer, deltas, trainer))
-                    restore(files, path, trainer.tables, deltas.executor)
+                    restore(files, path, trainer.tables, deltas.executor, deltas.begin_checksums(version).take)
                 except (BadFile, FileNotFoundError) as error:
                     clear(trainer.tables)
                     _note(problems, version, error)

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "buffers.hpp"
+#include "checksum.hpp"
 #include "table.hpp"
 
 namespace minutely {
@@ -267,6 +268,35 @@ nb::dict stats(Table& table) {
     return all;
 }
 
+nb::tuple halves(uint128 value) {
+    return nb::make_tuple(static_cast<uint64_t>(value), static_cast<uint64_t>(value >> 64));
+}
+
+void checksum_set(Checksum& checksum, nb::handle ids, nb::handle values) {
+    const Ids id_buffer(ids, "set: ids", "int64", {kAny});
+    const Floats rows(values, "set: values", "float32", {static_cast<int64_t>(id_buffer.size()), checksum.dim()});
+    const nb::gil_scoped_release released;
+    checksum.set(id_buffer.data(), rows.data(), id_buffer.size());
+}
+
+void checksum_remove(Checksum& checksum, nb::handle ids) {
+    const Ids id_buffer(ids, "remove: ids", "int64", {kAny});
+    const nb::gil_scoped_release released;
+    checksum.remove(id_buffer.data(), id_buffer.size());
+}
+
+nb::tuple checksum_of(nb::handle ids, nb::handle values) {
+    const Ids id_buffer(ids, "checksum_of: ids", "int64", {kAny});
+    const auto count = static_cast<int64_t>(id_buffer.size());
+    const Floats rows(values, "checksum_of: values", "float32", {count, kAny});
+    uint128 sum = 0;
+    if (count > 0) {
+        const nb::gil_scoped_release released;
+        sum = rows_sum(id_buffer.data(), rows.data(), id_buffer.size(), rows.size() / id_buffer.size());
+    }
+    return halves(sum);
+}
+
 }  // namespace
 
 }  // namespace minutely
@@ -303,6 +333,12 @@ NB_MODULE(_native, module) {
         .def_prop_ro("dim", &Table::dim)
         .def_prop_ro("state_dim", &Table::state_dim)
         .def_prop_ro("kernels", [](const Table& table) { return table.kernels_name(); });
+    nb::class_<Checksum>(module, "Checksum")
+        .def(nb::init<uint32_t>(), nb::arg("dim"))
+        .def("set", &checksum_set, nb::arg("ids"), nb::arg("values"))
+        .def("remove", &checksum_remove, nb::arg("ids"))
+        .def("value", [](const Checksum& checksum) { return halves(checksum.value()); });
+    module.def("checksum_of", &checksum_of, nb::arg("ids"), nb::arg("values"));
     module.def("available_kernels", [] {
         std::vector<std::string> names;
         for (const Kernels* set : available_kernels()) names.emplace_back(set->name);

@@ -25,7 +25,7 @@ def manifest(folder: Path, kind: str, version: int) -> dict[str, Any] | None:
     line, checksum, rest = path.read_bytes().split(b"\n")
     assert checksum.decode() == xxhash.xxh3_64_hexdigest(line) and not rest, path.name
     found: dict[str, Any] = json.loads(line)
-    assert found["format"] == 3
+    assert found["format"] == 4
     return found
 
 

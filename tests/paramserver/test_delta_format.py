@@ -53,6 +53,8 @@ def test_the_reader_reads_every_version_from_deltas_and_bases(tmp_path: Path, pr
             found = np.array([rows[name][key][0] for key in table.ids.tolist()], np.float32).reshape(-1, DIMS[name])
             assert found.tobytes() == rounded(table.embeddings, precision).tobytes()
             assert defaults[name] == table.default_embedding.tolist()
+            item = delta_reader.path_to(tmp_path, version)[-1]
+            assert (item["checksums"][name], item["precision"]) == (checksum_of(rows[name]), precision)
         check_exact(tmp_path, wanted[version], version)
         if version in (8, 11):
             check_versions(tmp_path, files, manifests.read_manifest(files, version, base=version == 8))
@@ -69,6 +71,27 @@ def check_exact(folder: Path, wanted: Mapping[str, Rows], version: int) -> None:
         assert [row[2][0] for row in found] == table.last_seen_seconds.tolist()
         assert [row[2][1] for row in found] == table.counts.tolist()
         assert defaults[name] == [*table.default_embedding.tolist(), *table.default_state.tolist()]
+
+
+def checksum_of(rows: Mapping[int, list[delta_reader.Row]]) -> str:
+    """As docs/delta-format.md has it, of a table as the reader gives it."""
+    most = (1 << 64) - 1
+
+    def mix(z: int) -> int:
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & most
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & most
+        return z ^ z >> 31
+
+    total = 0
+    for key, (embedding, *_) in rows.items():
+        data = np.array(embedding, "<f4").tobytes()
+        words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+        for constant, shift in ((0x9E3779B97F4A7C15, 0), (0xD1B54A32D192ED03, 64)):
+            half = mix(key + constant & most)
+            for word in words:
+                half = mix(half ^ word) + constant & most
+            total += half << shift
+    return f"{total & (1 << 128) - 1:032x}"
 
 
 def check_versions(folder: Path, files: LocalFiles, manifest: Manifest) -> None:

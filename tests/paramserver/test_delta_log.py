@@ -88,6 +88,7 @@ def test_a_follower_has_the_rows_of_its_version_whatever_happens(operations: lis
             failed = True
         calm(broken)
         assert state_of(tables) == writer.history[follower.version], "what is there is one version, whole"
+        assert follower.drifted() == []
         assert follower.version >= before
         if operation in ("pull", "repeat"):
             assert not failed
@@ -192,6 +193,56 @@ def test_an_empty_epoch_is_a_version_too() -> None:
     manifest = follower.pull()
     assert manifest is not None
     assert manifest.version == 3
+
+
+def test_rows_that_are_not_those_of_their_version_are_found() -> None:
+    files, writer = published(6)
+    follower = Follower(files, tables := replica_tables("float32"))
+    follower.pull()
+    assert follower.manifest is not None
+    assert set(follower.manifest.checksums) == set(DIMS)
+    ids = tables["user"].ids()
+    good = tables["user"].lookup(ids)
+    for at in range(len(ids)):
+        bad = np.array(good[at : at + 1])
+        bad[0, 1] = np.nextafter(bad[0, 1], np.float32(9))
+        tables["user"].upsert(ids[at : at + 1], bad)
+        assert follower.drifted() == ["user"], "a bit of a value"
+        tables["user"].erase(ids[at : at + 1])
+        assert follower.drifted() == ["user"], "a row that is missing"
+        tables["user"].upsert(ids[at : at + 1], good[at : at + 1])
+        assert follower.drifted() == []
+    tables["item"].upsert(np.array([1 << 40]), np.zeros((1, DIMS["item"]), np.float32))
+    assert follower.drifted() == ["item"], "a row too many"
+    follower.forget()
+    follower.pull()
+    assert state_of(tables) == state_of(writer.tables)
+    assert follower.drifted() == []
+
+
+@pytest.mark.parametrize("recover", [False, True])
+def test_checksums_go_on_after_a_restart_and_begin_anew_with_another_precision(recover: bool) -> None:
+    files, writer = published(5, keep=3)
+    writer.log = DeltaLog.resume(files, "form", 3)
+    if recover:  # as `recover_newest` does, without another reading
+        fresh = {name: trained_table(name, seed=8) for name in DIMS}
+        restore(files, path_to(files, 5), fresh, taken=writer.log.begin_checksums(5).take)
+    follower = Follower(files, replica_tables())
+    for _ in range(3):
+        writer.publish()
+        assert writer.log.newest is not None and writer.log.newest.checksums
+        follower.pull()
+        assert follower.drifted() == []
+    writer.log = DeltaLog.resume(files, "form", 3, precision="int8")
+    assert writer.log.is_of_another_precision
+    assert not writer.publish().checksums, "some rows are exact, and some are not"
+    writer.log.take_over({name: table.export() for name, table in writer.tables.items()}, Cut(0, 0, {}, b"dense"))
+    for _ in range(2):
+        follower.pull()
+        assert follower.manifest is not None
+        assert (set(follower.manifest.checksums), follower.manifest.precision) == (set(DIMS), "int8")
+        assert follower.drifted() == []
+        writer.publish()
 
 
 def test_nothing_published_is_nothing_to_pull() -> None:

@@ -227,3 +227,40 @@ def test_another_model_takes_over_whole(tmp_path: Path) -> None:
     assert seen and not any(seen)
     assert replica.whole and (replica.sparse_version, replica.dense_version) == (2, 2)
     assert world.scores() == other.scores(world.columns, COUNT).tobytes()
+
+
+def test_rows_that_drifted_are_told_of_and_loaded_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Within an hour; and what another start, or the log itself, has wrong is no endless loading."""
+    world = World(tmp_path)
+    for minute in range(1, 4):
+        world.publisher.next(world.clock.now_ms(), dense=minute == 1)
+        world.at(minute)
+    served = world.scores()
+    assert world.version == 3
+    name, table = next(iter(world.service.replica.tables.items()))
+    table.erase(table.ids()[:5])
+    world.at(55)
+    assert not world.puller.drifted
+    world.at(65)
+    assert world.puller.drifted == {name: 1}
+    assert f"table {name}: its rows are not those of version 3 by its checksum; loads all again" in caplog.text
+    assert world.service.ready()[0] and world.version == 3
+    assert world.scores() == served
+    world.at(130)
+    assert world.puller.drifted == {name: 1}, "and they stay so"
+
+    upsert, loads = table.upsert, 0
+
+    def wrong(ids: object, embeddings: object) -> None:
+        nonlocal loads
+        loads += 1
+        upsert(ids, embeddings)
+        upsert(np.array([1 << 50]), np.zeros((1, table.dim), np.float32))
+
+    table.upsert = wrong
+    table.erase(table.ids()[:5])
+    world.at(200)
+    assert world.puller.drifted == {name: 3}
+    assert "nor are those in the log" in caplog.text
+    assert loads == 3, "of three versions, once"
+    assert world.service.ready()[0], "what the log holds is served"

@@ -174,9 +174,13 @@ def test_where_nothing_is_whole_the_files_are_named_and_nothing_begins_anew(plac
 def test_a_manifest_of_a_newer_program_is_an_error_and_nothing_is_passed_over(place: Place) -> None:
     place.publish(place.start(), 2)
     path = place.folder / manifests.manifest_name(2, base=False)
-    newer = {**msgspec.json.decode(path.read_bytes().split(b"\n")[0]), "format": 4, "shards": "in another form"}
+    newer = {
+        **msgspec.json.decode(path.read_bytes().split(b"\n")[0]),
+        "format": manifests.FORMAT + 1,
+        "shards": "in another form",
+    }
     path.write_bytes(manifests.encode_checked(newer))
-    with pytest.raises(OtherFormat, match=r"manifest-000000000002.json: format 4, this program reads 3"):
+    with pytest.raises(OtherFormat, match="manifest-000000000002.json: format"):
         place.start()
 
 
