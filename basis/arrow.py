@@ -27,14 +27,20 @@ class BatchCodec:
         return b"".join((self._head, batch.serialize(), _END))
 
     def decode(self, data: bytes) -> pa.RecordBatch:
-        """The batch of a stream, over its memory; ``ValueError`` where it holds none, or one of another schema."""
+        """The batch of a stream, over its memory; ``ValueError`` where it holds none, one of another schema, or one whose offsets,
+        texts or lengths are not sound: whoever wrote it, to read it is safe."""
         try:
             if data.startswith(self._head):
-                return pa.ipc.read_record_batch(pa.py_buffer(data).slice(len(self._head)), self.schema)
-            with pa.ipc.open_stream(data) as reader:  # written by another Arrow
-                batch = reader.read_next_batch()
+                batch = pa.ipc.read_record_batch(pa.py_buffer(data).slice(len(self._head)), self.schema)
+            else:
+                with pa.ipc.open_stream(data) as reader:  # written by another Arrow
+                    batch = reader.read_next_batch()
         except (pa.ArrowException, StopIteration, EOFError, OSError) as error:
             raise ValueError(f"not an Arrow stream: {error}") from None
+        try:
+            batch.validate(full=True)
+        except pa.ArrowException as error:
+            raise ValueError(f"not a sound Arrow batch: {error}") from None
         if not batch.schema.equals(self.schema):
             raise ValueError(f"columns {batch.schema.names}, expected {self.schema.names}")
         return batch

@@ -61,6 +61,9 @@ _ROWS: dict[Precision, BatchCodec] = {
 _STATE = BatchCodec(pa.schema(_STATE_COLUMNS))
 _EXACT_STATE = BatchCodec(pa.schema([*_STATE_COLUMNS, ("embedding", _FLOAT)]))
 
+_MOST_VALUES = 4096
+"""Of a row, as tables have it."""
+
 Ids: TypeAlias = npt.NDArray[np.int64]
 
 
@@ -141,7 +144,14 @@ def decode_rows(name: str, data: bytes) -> dict[str, RowsChange]:
     for at, (table, dim) in enumerate(
         zip(batch.column("table").to_pylist(), batch.column("dim").to_pylist(), strict=True)
     ):
+        if table in changes:
+            raise BadFile(f"{name}: table {table} twice")
+        if not 1 <= dim <= _MOST_VALUES:
+            raise BadFile(f"{name}: table {table}: rows of {dim} values; allowed: 1 to {_MOST_VALUES}")
         scale = scales[at]
+        for part in (values[at], default[at], *([] if scale is None else [scale])):
+            if not np.isfinite(part).all():
+                raise BadFile(f"{name}: table {table}: a value that is no finite number")
         if len(values[at]) != dim * len(keys[at]) or (scale is not None and len(scale) != len(keys[at])):
             raise BadFile(f"{name}: table {table}: {len(values[at])} values for {len(keys[at])} rows of {dim}")
         if len(default[at]) != dim:
@@ -168,8 +178,11 @@ def decode(rows_name: str, rows_data: bytes, state_name: str, state_data: bytes)
             embeddings = exact[at].reshape(embeddings.shape)
         elif exact is not None:
             raise BadFile(f"{state_name}: table {table}: {len(exact[at])} values for {len(change.keys)} rows")
-        if len(seen[at]) != len(change.keys) or len(state[at]) != dim * len(change.keys):
-            raise BadFile(f"{state_name}: table {table}: {len(seen[at])} rows, its rows file has {len(change.keys)}")
+        for part in (seen[at], count[at], version[at]):
+            if len(part) != len(change.keys):
+                raise BadFile(f"{state_name}: table {table}: {len(part)} rows, its rows file has {len(change.keys)}")
+        if not 0 <= dim <= 4 * _MOST_VALUES or len(state[at]) != dim * len(change.keys):
+            raise BadFile(f"{state_name}: table {table}: {len(state[at])} values of state, {dim} a row")
         if len(default_state[at]) != dim:
             raise BadFile(f"{state_name}: table {table}: default state of {len(default_state[at])} values, not {dim}")
         rows = Rows(
@@ -216,6 +229,8 @@ def _lists(kind: pa.DataType, lengths: list[int], values: npt.NDArray[Any]) -> p
 
 def _split(column: pa.Array) -> list[npt.NDArray[Any]]:
     offsets, values = column.offsets.to_numpy().tolist(), column.values.to_numpy()
+    if not values.flags.aligned:  # no writer of ours would
+        values = values.copy()
     return [values[start:stop] for start, stop in pairwise(offsets)]
 
 
@@ -228,7 +243,12 @@ def _decode(codecs: Iterable[BatchCodec], name: str, data: bytes) -> tuple[Batch
     problem = ""
     for codec in sorted(codecs, key=lambda codec: not codec.begins(data)):
         try:
-            return codec, codec.decode(data)
+            batch = codec.decode(data)
         except ValueError as error:
             problem = problem or str(error)
+            continue
+        for column, what in zip(batch.columns, codec.schema.names, strict=True):
+            if column.null_count or (isinstance(column, pa.LargeListArray) and column.values.null_count):
+                raise BadFile(f"{name}: column {what} holds nulls")
+        return codec, batch
     raise BadFile(f"{name}: {problem}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 import numpy as np
@@ -16,8 +16,13 @@ _WIDTH = np.log(1.05)
 class Delays(msgspec.Struct, frozen=True, kw_only=True):
     """A distribution of delays: bucket b counts those from 1.05**b up to 1.05**(b + 1) ms, bucket 0 also the shorter ones."""
 
-    buckets: list[int] = []
-    counts: list[int] = []
+    buckets: list[Annotated[int, msgspec.Meta(ge=0, le=1000)]] = []
+    counts: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]] = []
+
+    def __post_init__(self) -> None:
+        """``ValueError`` where a bucket has no count; read from a file, it is one of the file's."""
+        if len(self.buckets) != len(self.counts):
+            raise ValueError(f"{len(self.counts)} counts for {len(self.buckets)} buckets")
 
     @classmethod
     def of(cls, milliseconds: Times, counts: Times | None = None) -> Delays:

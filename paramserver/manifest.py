@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated, TypeAlias
 
 import msgspec
 import xxhash
@@ -14,12 +15,17 @@ from paramserver.precision import Precision
 
 FORMAT = 4
 
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Version: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
+Millis: TypeAlias = Annotated[int, msgspec.Meta(gt=-(1 << 53), lt=1 << 53)]
+
 
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):
     """A published file, its length and the XXH3-64 of its bytes (hex)."""
 
-    name: str
-    size: int
+    name: Name
+    size: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
     xxh3: str
 
     @classmethod
@@ -45,16 +51,16 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 
     rows: FileRef
     state: FileRef
-    changed: int
-    expired: int
-    by_table: dict[str, int] = {}
+    changed: Count
+    expired: Count
+    by_table: dict[str, Count] = {}
 
 
 class Dense(msgspec.Struct, frozen=True, kw_only=True):
     """The served dense weights (safetensors): the version that brought them, and their watermark (ms)."""
 
-    version: int
-    watermark: int
+    version: Version
+    watermark: Millis
     file: FileRef
 
 
@@ -76,10 +82,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     what only versions before ``forgets`` name, and the trainer's states of versions that are not ``trainable``.
     """
 
-    version: int
-    parent: int
-    watermark: int
-    published_at: int
+    version: Version
+    parent: Annotated[int, msgspec.Meta(ge=-1, lt=10**12)]
+    watermark: Millis
+    published_at: Millis
     fingerprint: str
     shards: list[Shard]
     offsets: dict[str, int]
@@ -122,6 +128,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class _Format(msgspec.Struct):
     format: int
 
+
+NOT_JSON = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+"""What msgspec raises where bytes are not the JSON that is wanted."""
 
 _decoder = msgspec.json.Decoder(Manifest)
 _format = msgspec.json.Decoder(_Format)
@@ -178,7 +187,7 @@ def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
     try:
         manifest = _decoder.decode(data)
         written = manifest.format
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         written = _format_of(data)
         if written == FORMAT:
             raise BadFile(f"{name}: {error}") from None
@@ -186,6 +195,8 @@ def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
         raise OtherFormat(
             f"{name}: format {written}, this program reads {FORMAT}; allowed: the program that wrote it, or a new place"
         )
+    if manifest.parent >= version > 0:
+        raise BadFile(f"{name}: changes version {manifest.parent}, which is not before it")
     if manifest.version != version or manifest.is_base != base:
         raise BadFile(f"{name}: holds {manifest.name}")
     return manifest
@@ -194,7 +205,7 @@ def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
 def _format_of(data: bytes) -> int:
     try:
         return _format.decode(data).format
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return FORMAT
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from basis.problems import BadFile
 from paramserver.files import Files
-from paramserver.manifest import checked_line, encode_checked
+from paramserver.manifest import NOT_JSON, checked_line, encode_checked
 
 _PIN, _HOLD = "pin.json", "hold.json"
 _Mark = TypeVar("_Mark")
 
 
 class _Pin(msgspec.Struct):
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ def _read(files: Files, name: str, kind: type[_Mark]) -> _Mark | None:
         return msgspec.json.decode(checked_line(name, files.read(name)), type=kind)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise BadFile(f"{name}: {error}") from None
 
 

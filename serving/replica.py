@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 
 from basis.problems import BadFile
 from paramserver.files import Files
@@ -143,7 +144,7 @@ class Replica:
         model = copy.deepcopy(self._weights.model)
         try:
             load_weights(model, dense.file.read(self._files))
-        except RuntimeError as error:
+        except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
             raise BadFile(f"{dense.file.name}: weights of another config than this replica's: {error}") from None
         self._weights, self._dense_at = _Weights(model, dense), now_ms
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from safetensors import SafetensorError
+
 from basis.problems import BadFile
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
@@ -34,7 +36,7 @@ def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest
                 if path[-1].trainer is None:
                     break
                 try:
-                    trainer.load_state(_state(files, path[-1], path[-1].trainer, deltas, trainer))
+                    _load_state(files, path[-1], path[-1].trainer, deltas, trainer)
                     restore(files, path, trainer.tables, deltas.executor, deltas.begin_checksums(version).take)
                 except (BadFile, FileNotFoundError) as error:
                     clear(trainer.tables)
@@ -62,6 +64,15 @@ def check_dense(files: Files, manifest: Manifest) -> bool:
         _log.warning("version %d: %s; published again", manifest.version, _told(error))
         return False
     return True
+
+
+def _load_state(files: Files, manifest: Manifest, state: FileRef, deltas: DeltaLog, trainer: Trainer) -> None:
+    try:
+        trainer.load_state(_state(files, manifest, state, deltas, trainer))
+    except BadFile:
+        raise
+    except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
+        raise BadFile(f"{state.name}: no state of this trainer: {error}") from None
 
 
 def _state(files: Files, manifest: Manifest, state: FileRef, deltas: DeltaLog, trainer: Trainer) -> bytes:
