@@ -132,14 +132,10 @@ def train(
 
 @click.command()
 @config_argument
-@click.option(
-    "--deltas",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the published versions. [default: state/NAME/deltas]",
-)
+@click.option("--deltas", help="Folder or object store address of the published versions. [default: state/NAME/deltas]")
 @click.option("--listen", type=HostPort(), default="127.0.0.1:8080", show_default=True, help="Where to answer.")
 @click.option("--name", help="Name of this replica in metrics. [default: the host's name and the port]")
-def serve(config: Path, deltas: Path | None, listen: Address, name: str | None) -> None:
+def serve(config: Path, deltas: str | None, listen: Address, name: str | None) -> None:
     """Answer ranking requests over HTTP from a copy of the newest version, and log what was served to Kafka.
 
     Routes: /v1/rank, /v1/engagements, /v1/status, /v2 (Open Inference Protocol), /metrics, /openapi.json.
@@ -149,7 +145,7 @@ def serve(config: Path, deltas: Path | None, listen: Address, name: str | None) 
 
     log_to_stderr()
     pipeline = load(config, None, None)
-    run(pipeline, deltas or Path("state") / pipeline.name / "deltas", listen, name)
+    run(pipeline, deltas or f"state/{pipeline.name}/deltas", listen, name)
 
 
 @click.command()

@@ -34,5 +34,6 @@ def open_published(place: str) -> Files:
     """The files of a place where something is published; `Problems` where nothing can be, since there is no such folder."""
     folder = folder_of(place)
     if folder is not None and not folder.is_dir():
-        raise Problems([Problem(place, "--deltas", "no such folder", "allowed: one that a trainer publishes to")])
+        allowed = "allowed: one that a trainer publishes to, which makes it, or an address such as s3://bucket/prefix"
+        raise Problems([Problem(place, "--deltas", "no such folder", allowed)])
     return open_files(place, durable=True)

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from random import Random
 
 import torch
@@ -21,8 +20,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
+from minutely.place import open_published
 from minutely.service import Address, stop_on_signal
-from paramserver.files import Files, LocalFiles
+from paramserver.files import Files
 from paramserver.form import fingerprint_of
 from paramserver.manifest import Manifest
 from serving.access import Gate
@@ -55,11 +55,14 @@ _LOST_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 
 
-def serve(pipeline: Pipeline, folder: Path, address: Address, name: str | None) -> None:
-    """Answer until SIGINT or SIGTERM; what is being answered is finished first."""
+def serve(pipeline: Pipeline, place: str, address: Address, name: str | None) -> None:
+    """Answer until SIGINT or SIGTERM with what is published at ``place``; what is being answered is finished first.
+
+    `Problems` where there is no such folder: only who publishes makes one.
+    """
     torch.set_num_threads(1)
     service = make_replica_service(
-        pipeline, LocalFiles(folder, durable=False), WallClock(), name or f"{platform.node()}:{address.port}"
+        pipeline, open_published(place), WallClock(), name or f"{platform.node()}:{address.port}"
     )
     tls = pipeline.serve.tls
     if not _is_loopback(address.host) and "rank" not in pipeline.serve.tokens:

@@ -20,8 +20,11 @@ from paramserver.files import Files
 from paramserver.follower import Follower
 from paramserver.manifest import TakenOverError
 from paramserver.object_files import ObjectFiles
+from tests.kafka.services import write_config
 from tests.paramserver.published import Writer, replica_tables, state_of
 from tests.ports import free_ports
+from tests.serving.publishing import Publisher, make_pipeline
+from tests.serving.server import Server
 
 KEEP = 3
 _WAIT_SECONDS = 60
@@ -135,6 +138,29 @@ def test_the_command_line_takes_the_address(place: str) -> None:
     tables = replica_tables()
     Follower(open_files(place, durable=True), tables).pull()
     assert state_of(tables) == writer.history[2]
+
+
+def test_a_replica_serves_from_the_address(place: str, tmp_path: Path) -> None:
+    pipeline, local = make_pipeline(), tmp_path / "local"
+    Publisher(pipeline, local).next(0, dense=True)
+    files = open_files(place, durable=True)
+    for path in local.iterdir():
+        files.write(path.name, path.read_bytes())
+    server = Server(pipeline, place, tmp_path / "server").start()
+    try:
+        server.wait()
+        assert server.ask("GET", "/v1/status")[1]["sparse_version"] == 1
+    finally:
+        server.process.kill()
+    assert {path.name for path in tmp_path.iterdir()} == {"local", "server"}
+
+
+def test_a_replica_of_a_folder_that_is_not_there_says_so_and_makes_none(tmp_path: Path) -> None:
+    folder = tmp_path / "deltas"
+    done = CliRunner().invoke(cli, ["serve", str(write_config(make_pipeline(), tmp_path)), "--deltas", str(folder)])
+    assert done.exit_code == 1
+    assert f"{folder}: --deltas: no such folder; allowed: one that a trainer publishes to" in str(done.exception)
+    assert not folder.exists()
 
 
 def test_a_store_that_is_away_is_an_os_error(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

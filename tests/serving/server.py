@@ -23,7 +23,12 @@ class Server:
     """Serves from ``deltas``; ``folder`` takes its config and what it says."""
 
     def __init__(
-        self, pipeline: Pipeline, deltas: Path, folder: Path, name: str = "replica", tls: ssl.SSLContext | None = None
+        self,
+        pipeline: Pipeline,
+        deltas: Path | str,
+        folder: Path,
+        name: str = "replica",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._tls = tls

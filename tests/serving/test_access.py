@@ -83,7 +83,7 @@ def test_tokens_that_could_be_guessed_are_refused(tmp_path: Path, monkeypatch: p
 def test_mistakes_end_with_what_is_allowed(tmp_path: Path) -> None:
     tls = {"certificate": str(tmp_path / "no.pem"), "key": str(tmp_path / "no.key")}
     with pytest.raises(Problems, match=r"serve\.tls: files: .*no\.pem, .*allowed: PEM files"):
-        serve(make_pipeline(serve={"tls": tls}), tmp_path / "deltas", Address("127.0.0.1", 1), None)
+        serve(make_pipeline(serve={"tls": tls}), str(tmp_path), Address("127.0.0.1", 1), None)
     with pytest.raises(Problems, match=r"line \d+, serve\.score\.clicks: clicks; allowed: click, spent"):
         load_pipeline(write_config(make_pipeline(serve={"score": {"clicks": 1.0}}), tmp_path))
 

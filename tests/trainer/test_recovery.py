@@ -180,7 +180,7 @@ def test_a_manifest_of_a_newer_program_is_an_error_and_nothing_is_passed_over(pl
         "shards": "in another form",
     }
     path.write_bytes(manifests.encode_checked(newer))
-    with pytest.raises(OtherFormat, match="manifest-000000000002.json: format"):
+    with pytest.raises(OtherFormat, match=r"manifest-000000000002\.json: format"):
         place.start()
 
 
