@@ -37,7 +37,8 @@ from paramserver.table import Rows
 from streaming.clock import WallClock
 from streaming.columns import Column
 from tests.serving.server import Server
-from trainer.models import dump_weights, make_model, predictions
+from trainer.losses import predictions
+from trainer.models import dump_weights, make_model
 
 FEATURES, DIM, HIDDEN = 20, 16, [256, 128]
 DELTAS = 36

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minutely.config import Pipeline
 from minutely.service import Address, stop_on_signal
+from streaming.calibration import ServedCalibration
 from streaming.clock import Clock, WallClock
 from streaming.join_partition import JoinPartition
 from streaming.join_state import JoinState
@@ -47,16 +48,18 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
     settings = pipeline.join
     negatives = Negatives(pipeline.negatives.keep, pipeline.seed)
     window = max(label.window for label in pipeline.labels.values())
+    bounds = pipeline.train.guards.served_calibration
+    served = None if bounds is None else ServedCalibration(pipeline.labels, bounds, _log.warning, _log.info)
 
     def make(partition: int, outlet: KafkaOutlet, history: KafkaHistory) -> tuple[JoinState, JoinPartition]:
         state = JoinState(folder / str(partition), settings.memory_bytes // pipeline.kafka.partitions)
 
         def joiner(over: JoinState) -> Joiner:
-            return Joiner(pipeline.features, pipeline.labels, settings, over, clock, partition, negatives)
+            return Joiner(pipeline.features, pipeline.labels, settings, over, clock, partition, negatives, served)
 
         keep_ms = 2 * window + settings.lateness
         return state, JoinPartition(
             state, joiner, outlet, history, lambda: uuid.uuid4().hex, settings.lateness, keep_ms
         )
 
-    return JoinService(pipeline.kafka, make, clock, settings.max_wait)
+    return JoinService(pipeline.kafka, make, clock, settings.max_wait, served)

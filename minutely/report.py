@@ -37,6 +37,7 @@ _PAGE = """<!doctype html>
 <body>
 <h1>{title}</h1>
 <p>{facts}</p>
+{warnings}
 {table}
 {plots}
 </body>
@@ -92,6 +93,7 @@ def write_report(path: Path, loop: EmbeddedLoop, summary: dict[str, Any]) -> Non
             f"{summary['impressions']:,} impressions, {summary['examples']:,} examples, {summary['versions']:,} versions, "
             f"{summary['dead_letters']:,} dead letters, seed {summary['seed']}, {summary['wall_seconds']:.1f} s"
         ),
+        warnings="".join(f"<p><b>Miscalibrated:</b> {html.escape(line)}</p>" for line in summary["warnings"]),
         table=_table(summary),
         plots="\n".join(plots),
     )

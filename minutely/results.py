@@ -10,6 +10,7 @@ import numpy.typing as npt
 from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.loop import EmbeddedLoop, Served
+from streaming.calibration import Sums
 from streaming.source import LoggedEvents
 from trainer.metrics import class_metrics, value_metrics
 
@@ -40,6 +41,7 @@ def summarize(loop: EmbeddedLoop, warmup: float, wall_seconds: float, *, interru
         "sync_every": primary["sync_every"],
         "replica_equals_table": loop.replica_equals_table(loop.primary),
         "interrupted": interrupted,
+        "warnings": warnings_of(pipeline, loop, loop.primary),
         "diverged": not all(np.isfinite(served.scores[: served.scored_to]).all() for served in loop.replicas),
         "seed": pipeline.seed,
         "config": pipeline.model_dump(mode="json"),
@@ -54,6 +56,20 @@ def results_of(loop: EmbeddedLoop, served: Served) -> dict[str, Any]:
         "metrics": metrics_of(loop.pipeline, loop.events, served.scores[begin:end], begin),
         "freshness_seconds": _percentiles(served),
     }
+
+
+def warnings_of(pipeline: Pipeline, loop: EmbeddedLoop, served: Served) -> list[str]:
+    """What is wrong with the scores that a replica served after the warm-up, as lines for people."""
+    bounds = pipeline.train.guards.served_calibration
+    if bounds is None:
+        return []
+    begin, end = loop.scored_from, min(served.scored_to, loop.impressions)
+    found = []
+    for at, name in enumerate(pipeline.labels):
+        sums = Sums.of(served.scores[begin:end, at], loop.truth[name][begin:end])
+        if sums.stray(bounds):
+            found.append(sums.say(name, bounds))
+    return found
 
 
 def metrics_of(

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table as TextTable
+from rich.text import Text
 
 from minutely.replay import Replayed
 
@@ -33,6 +34,8 @@ def print_summary(console: Console, done: Replayed) -> None:
         f"{summary['dead_letters']:,} dead letters; {rows['live']:,} rows live, {rows['expired']:,} expired; "
         f"{summary['versions']:,} versions; {summary['wall_seconds']:.1f} s, {summary['examples_per_second']:,.0f} examples/s"
     )
+    for warning in summary["warnings"]:
+        console.print(Text(f"Miscalibrated: {warning}", "yellow"))
     if summary["diverged"]:
         console.print("[red]Diverged: some scores are not finite. Lower the learning rates.[/red]")
     if summary["interrupted"]:

@@ -19,7 +19,8 @@ from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
 from streaming.columns import Columns, slice_columns
 from streaming.labels import Label
-from trainer.models import RankingModel, load_weights, predictions
+from trainer.losses import predictions
+from trainer.models import RankingModel, load_weights
 from trainer.rows import RowPlan
 
 _ROWS_AT_ONCE = 8192

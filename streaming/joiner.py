@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from basis.settings import DurationMs, PositiveDurationMs, Section
+from streaming.calibration import ServedCalibration
 from streaming.clock import Clock
 from streaming.columns import all_finite, check_packed, packed_width
 from streaming.events import (
@@ -81,6 +82,7 @@ class Joiner:
         clock: Clock,
         partition: int = 0,
         negatives: Negatives = Negatives(),
+        served: ServedCalibration | None = None,
     ) -> None:
         self._features = dict(features)
         self._widths = [
@@ -94,6 +96,7 @@ class Joiner:
         self._clock = clock
         self._partition = partition
         self._negatives = negatives
+        self._served = served
         self._window = max(label.window for label in labels.values())
         self._negative = (0.0,) * len(labels)
         self.known_emitted: Callable[[list[str], int], bytearray] | None = None
@@ -336,12 +339,23 @@ class Joiner:
         elif not any(decision.values) and self._negatives.keep < 1:
             kept = [place for place in places if self._negatives.keeps(pending.impression_ids[place])]
             self.counts["dropped"] += len(places) - len(kept)
+        if self._served is not None and not self.reads_again:
+            self._judge(self._served, pending.request, places, decision.values)
         for place in places:
             pending.emitted[place] = DROPPED
         for place in kept:
             pending.emitted[place] = 1
         if kept and pending.request is not None:
             self._ready.append(Ready(request_id, pending.request, kept, decision))
+
+    def _judge(
+        self, served: ServedCalibration, request: Request | None, places: Sequence[int], values: tuple[float, ...]
+    ) -> None:
+        """Compare what a model said with what came of it, dropped negatives included."""
+        if request is None or not request.sparse_version:
+            return
+        if len(request.scores) == 4 * len(self._rules) * len(request.impression_ids):
+            served.add(request.scores, places, values)
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting = pending.waiting, []

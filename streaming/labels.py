@@ -21,7 +21,7 @@ MAX_WINDOW_MS = 90 * 86_400_000
 
 
 class Label(Section):
-    """One output of the model: a class (``log`` loss) or a value (``squared`` loss)."""
+    """What the model predicts: a class (``log`` loss) or a value (any other)."""
 
     action: Action
     """The action that makes the label positive, or gives its value."""
@@ -31,7 +31,8 @@ class Label(Section):
     """The action that ends the wait: without a positive action up to then, the label is negative."""
     window: PositiveDurationMs
     """At its close, counted from the serving, an undecided label is negative."""
-    loss: Literal["log", "squared"] = "log"
+    loss: Literal["log", "squared", "zero_inflated_log_normal", "tweedie"] = "log"
+    """Of a class ``log``. Of a value ``squared``, or for many zeros and a heavy tail one whose prediction is the mean."""
     weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """The weight of this label's loss in the sum over labels."""
     transform: Literal["none", "log"] = "none"
@@ -45,18 +46,20 @@ class Label(Section):
     def _fits(self) -> Label:
         if self.window > MAX_WINDOW_MS:
             raise ValueError("window: longer than 90d")
-        if self.loss == "squared" and self.min_value is not None:
-            raise ValueError("min_value is for classes (loss: log); a squared loss takes the value itself")
-        if self.loss == "log" and (self.transform != "none" or self.scale != 1.0):
-            raise ValueError("transform and scale are for values (loss: squared)")
-        if self.loss == "log" and self.max_value is not None:
-            raise ValueError("max_value is for values (loss: squared)")
+        if self.is_value and self.min_value is not None:
+            raise ValueError("min_value is for classes (loss: log); other losses take the value itself")
+        if not self.is_value and self.scale != 1.0:
+            raise ValueError("scale is for values (loss: squared, zero_inflated_log_normal or tweedie)")
+        if self.loss != "squared" and self.transform != "none":
+            raise ValueError("transform is for loss: squared")
+        if not self.is_value and self.max_value is not None:
+            raise ValueError("max_value is for values (loss: squared, zero_inflated_log_normal or tweedie)")
         return self
 
     @property
     def is_value(self) -> bool:
         """Whether the label is a number rather than a class."""
-        return self.loss == "squared"
+        return self.loss != "log"
 
 
 LabelSet: TypeAlias = Annotated[dict[Name, Label], Field(min_length=1, max_length=64)]

@@ -15,7 +15,15 @@ ALLOWED: dict[str, set[str]] = {
     "streaming": {"basis"},
     "paramserver": {"basis"},
     "trainer": {"basis", "streaming", "paramserver"},
-    "serving": {"basis", "streaming", "paramserver", "trainer.models", "trainer.rows", "trainer.metrics"},
+    "serving": {
+        "basis",
+        "streaming",
+        "paramserver",
+        "trainer.losses",
+        "trainer.models",
+        "trainer.rows",
+        "trainer.metrics",
+    },
     "minutely": {"basis", "streaming", "paramserver", "trainer", "serving"},
 }
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from basis.problems import GuardedError
 from streaming.labels import Label
-from trainer.models import RankingModel, predictions
+from trainer.losses import predictions
+from trainer.models import RankingModel
 from trainer.settings import Bounds, GuardSettings
 
 

@@ -1,7 +1,7 @@
-"""The dense part of the models. Rows come in as tensors and leave as gradients; there is one output per label.
+"""The dense part of the models. Rows come in as tensors and leave as gradients.
 
-Every model maps ``rows`` float32 [fields, n, row_dim] and ``dense`` float32 [n, dense_width] to float32 [n, labels]: logits of
-classes, plain numbers for values.
+Every model maps ``rows`` float32 [fields, n, row_dim] and ``dense`` float32 [n, dense_width] to float32 [n, outputs]: one of a
+class, its log odds, and as many of a value as its loss takes (`trainer.losses`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from streaming.features import Feature
 from streaming.labels import Label
+from trainer.losses import outputs_of
 from trainer.norm import RunningNorm
 from trainer.rows import RowPlan
 from trainer.settings import ModelSettings
@@ -64,24 +65,24 @@ class RankingModel(nn.Module, ABC):
 class DeepFM(RankingModel):
     """Factorization machine and deep network over the same embeddings (Guo et al., IJCAI 2017).
 
-    A row is an embedding followed by the id's first-order weight for each label. With several labels the pairwise interactions,
-    summed per dimension as in the paper's equation, are weighted per label; the weights start at 1, the plain machine.
+    A row is an embedding followed by the id's first-order weight for each output. With several of them the pairwise interactions,
+    summed per dimension as in the paper's equation, are weighted per output; the weights start at 1, the plain machine.
     """
 
-    def __init__(self, settings: ModelSettings, fields: int, dense_width: int, labels: int) -> None:
+    def __init__(self, settings: ModelSettings, fields: int, dense_width: int, outputs: int) -> None:
         super().__init__(dense_width)
         self.dim = settings.dim
-        self.row_dim = settings.dim + labels
-        self.interactions = nn.Parameter(torch.ones(settings.dim, labels))
-        self.linear = nn.Linear(dense_width, labels, bias=False) if dense_width else None
-        self.deep = Layers([fields * settings.dim + dense_width, *settings.hidden, labels])
+        self.row_dim = settings.dim + outputs
+        self.interactions = nn.Parameter(torch.ones(settings.dim, outputs))
+        self.linear = nn.Linear(dense_width, outputs, bias=False) if dense_width else None
+        self.deep = Layers([fields * settings.dim + dense_width, *settings.hidden, outputs])
 
     def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
         embeddings = [f"{field}/{at}" for field in fields for at in range(self.dim)]
         return {"deep.0.weight": embeddings + dense, **({"linear.weight": dense} if dense else {})}
 
     def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
-        """[fields, n, row_dim] and [n, dense_width] to [n, labels]."""
+        """[fields, n, row_dim] and [n, dense_width] to [n, outputs]."""
         dense = self.normed(dense)
         totals = rows.sum(0)
         embeddings = rows.narrow(2, 0, self.dim)
@@ -105,13 +106,13 @@ class DLRM(RankingModel):
 
     pairs: Tensor
 
-    def __init__(self, settings: ModelSettings, fields: int, dense_width: int, labels: int) -> None:
+    def __init__(self, settings: ModelSettings, fields: int, dense_width: int, outputs: int) -> None:
         super().__init__(dense_width)
         self.row_dim = settings.dim
         self.tower = Layers([dense_width, settings.hidden[0], settings.dim]) if dense_width else None
         vectors = fields + bool(dense_width)
         self.register_buffer("pairs", torch.triu_indices(vectors, vectors, offset=1), persistent=False)
-        self.over = Layers([vectors * settings.dim + self.pairs.shape[1], *settings.hidden, labels])
+        self.over = Layers([vectors * settings.dim + self.pairs.shape[1], *settings.hidden, outputs])
 
     def _columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
         vectors = [*fields, "/dense"] if dense else fields
@@ -120,7 +121,7 @@ class DLRM(RankingModel):
         return {"over.0.weight": pairs + embeddings, **({"tower.0.weight": dense} if dense else {})}
 
     def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
-        """[fields, n, row_dim] and [n, dense_width] to [n, labels]."""
+        """[fields, n, row_dim] and [n, dense_width] to [n, outputs]."""
         vectors = rows.transpose(0, 1)
         if self.tower is not None:
             vectors = torch.cat((vectors, self.tower.run(self.normed(dense)).unsqueeze(1)), 1)
@@ -139,68 +140,8 @@ def make_model(
     plan = RowPlan(features)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _KINDS[settings.kind](settings, plan.fields, plan.dense_width, len(labels))
+        model = _KINDS[settings.kind](settings, plan.fields, plan.dense_width, outputs_of(labels))
     return model, plan
-
-
-class Loss:
-    """The sum over examples and labels, each by its loss and weight. A sum, so that an example moves its rows by as much in
-    a small step as in a large one.
-
-    Where negatives were sampled, the model still learns the whole stream, so what it predicts needs no correction later. With one
-    class label, sampling adds -log(rate) to every log odds (He et al., ADKDD 2014), so the loss takes the output with that
-    added: exact, and no example weighs more than another. With several labels, or values, a label's log odds move by an amount that
-    depends on the others, so every kept negative weighs 1 / rate instead: right whatever the labels have to do with each other.
-    """
-
-    def __init__(self, labels: Mapping[str, Label]) -> None:
-        self._weights = torch.tensor([label.weight for label in labels.values()])
-        self._classes = [at for at, label in enumerate(labels.values()) if not label.is_value]
-        self._values = {at: label for at, label in enumerate(labels.values()) if label.is_value}
-
-    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor, rates: Tensor | None = None) -> Tensor:
-        """``outputs`` and ``targets`` [n, labels], ``weights`` and sampling ``rates`` [n] (None: all 1), to one number."""
-        if rates is not None:
-            if self._classes == [0] and not self._values:
-                outputs = outputs - rates.log().unsqueeze(1)
-            else:
-                weights = weights * left_out(targets, rates)
-        weights = weights.unsqueeze(1) * self._weights
-        if not self._values:
-            return _log_loss(outputs, targets, weights)
-        at = self._classes
-        total = _log_loss(outputs[:, at], targets[:, at], weights[:, at]) if at else outputs.new_zeros(())
-        for value, label in self._values.items():
-            error = outputs[:, value] - to_scale(label, targets[:, value])
-            total = total + (0.5 * error * error * weights[:, value]).sum()
-        return total
-
-
-def left_out(targets: Tensor, rates: Tensor) -> Tensor:
-    """How many examples of the whole stream each one stands for, [n]: a kept negative for 1 / rate of them."""
-    return torch.where(targets.any(1), 1.0, 1 / rates)
-
-
-def _log_loss(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    return functional.binary_cross_entropy_with_logits(outputs, targets, weights, reduction="sum")
-
-
-def to_scale(label: Label, values: Tensor) -> Tensor:
-    """A label's values as the model is trained on them."""
-    values = values / label.scale
-    return values.clamp(min=0).log1p() if label.transform == "log" else values
-
-
-def predictions(labels: Mapping[str, Label], outputs: Tensor) -> Tensor:
-    """Outputs as people read them, [n, labels]: probabilities of classes, values in the label's own unit."""
-    columns = []
-    for at, label in enumerate(labels.values()):
-        out = outputs[:, at]
-        if not label.is_value:
-            columns.append(out.sigmoid())
-        else:
-            columns.append((out.clamp(max=30).expm1() if label.transform == "log" else out) * label.scale)
-    return torch.stack(columns, dim=1)
 
 
 def dump_weights(model: RankingModel) -> bytes:

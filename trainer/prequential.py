@@ -10,8 +10,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from streaming.labels import Label
+from trainer.losses import left_out, predictions
 from trainer.metrics import class_metrics, value_metrics
-from trainer.models import left_out, predictions
 
 _EXAMPLES = 1 << 20
 

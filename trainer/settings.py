@@ -39,6 +39,8 @@ class GuardSettings(Section):
     """Of the running mean prediction, by label."""
     over: Annotated[int, Field(ge=1)] = 10_000
     """About how many examples a running mean is over; before there were so many, nothing is refused."""
+    served_calibration: Bounds | None = (0.8, 1.25)
+    """Of mean served score over mean label. Outside of it nothing is refused: replays and joiners say so. None: they do not."""
 
 
 class TrainSettings(Section):

@@ -20,7 +20,8 @@ from streaming.examples import ExampleFormat, cut_per_step
 from streaming.labels import Label
 from streaming.log import EXAMPLES, LogReader
 from trainer.guards import Guard, check_finite
-from trainer.models import Loss, RankingModel, dump_weights
+from trainer.losses import Loss
+from trainer.models import RankingModel, dump_weights
 from trainer.newcomers import DefaultRows, Unseen
 from trainer.prequential import Prequential
 from trainer.rows import Lookup, RowPlan, TableIds

@@ -14,6 +14,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from streaming.calibration import ServedCalibration
 from streaming.clock import Clock
 from streaming.join_partition import ForgottenError, JoinPartition
 from streaming.join_state import JoinState
@@ -83,7 +84,8 @@ class Member:
 
 
 class JoinService:
-    """`run` joins until told to stop. ``make_partition`` makes the joiner of one partition over its folder's state."""
+    """`run` joins until told to stop. ``make_partition`` makes the joiner of one partition over its folder's state;
+    ``served`` is what all of them compare scores and labels by."""
 
     def __init__(
         self,
@@ -91,10 +93,12 @@ class JoinService:
         make_partition: Callable[[int, KafkaOutlet, KafkaHistory], tuple[JoinState, JoinPartition]],
         clock: Clock,
         max_wait_ms: int,
+        served: ServedCalibration | None = None,
     ) -> None:
         self._settings = settings
         self._make_partition = make_partition
         self._clock = clock
+        self.served = served
         self._max_wait_seconds = max_wait_ms / 1000
         self._names = {settings.topic(topic): topic for topic in (IMPRESSIONS, ENGAGEMENTS)}
         self._reader = reader_of(settings, name_ends=True)

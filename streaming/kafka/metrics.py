@@ -9,6 +9,7 @@ from prometheus_client import start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from streaming.calibration import ServedCalibration
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
 if TYPE_CHECKING:
@@ -54,6 +55,23 @@ class JoinMetrics(Collector):
             for reason in sorted({*_ALWAYS_SHOWN, *refused}):
                 dead.add_metric([reason, partition], refused.get(reason, 0))
         yield from (lag, pending, watermark, records, examples, repeated, corrected, lost, dead)
+        if self._service.served is not None:
+            yield from self._calibration(self._service.served)
+
+    def _calibration(self, served: ServedCalibration) -> Iterator[Metric]:
+        ratio = GaugeMetricFamily(
+            "minutely_join_served_calibration",
+            "Mean served score over mean label, newest impressions.",
+            labels=["label"],
+        )
+        stray = GaugeMetricFamily(
+            "minutely_join_miscalibrated", "1 where that is out of train.guards.served_calibration.", labels=["label"]
+        )
+        for label, sums in served.sums.copy().items():
+            if sums.calibration is not None:
+                ratio.add_metric([label], sums.calibration)
+            stray.add_metric([label], float(served.stray[label]))
+        yield from (ratio, stray)
 
 
 def serve_metrics(collector: Collector, address: str, port: int) -> None:

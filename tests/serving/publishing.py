@@ -19,7 +19,8 @@ from paramserver.manifest import Manifest
 from streaming.columns import Column, Columns, Ragged
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.ids import cross
-from trainer.models import make_model, predictions
+from trainer.losses import predictions
+from trainer.models import make_model
 from trainer.worker import Trainer
 
 DAY = 86_400_000

@@ -18,6 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from minutely.metrics import Status, StatusMetrics
+from streaming.calibration import ServedCalibration
 from streaming.clock import EventClock
 from streaming.kafka.metrics import JoinMetrics
 from tests.commands import ROOT, missing
@@ -90,6 +91,7 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
         {"AnswersSlow"},
     ),
     "joiners behind": ({'minutely_join_lag{topic="impressions", partition="0"}': "9000+500x40"}, {"JoinerBehind"}),
+    "miscalibrated": ({'minutely_join_miscalibrated{label="like"}': "1x40"}, {"Miscalibrated"}),
     "dead letters": ({'minutely_join_dead_letters_total{reason="late", partition="0"}': "0+20x40"}, {"LateRecords"}),
     "retention": (
         {"minutely_log_retention_seconds": "7200x40", "minutely_log_needed_seconds": "3600x40"}, {"RetentionShort"},
@@ -146,6 +148,7 @@ def _names(text: str) -> set[str]:
 
 class _Nobody:
     members: dict[int, Any] = {}
+    served = ServedCalibration(make_pipeline().labels, (0.8, 1.25), print, print)
 
 
 @pytest.fixture(scope="module")

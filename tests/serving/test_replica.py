@@ -14,7 +14,8 @@ from paramserver.files import LocalFiles
 from serving.replica import Replica
 from streaming.columns import Ragged
 from streaming.examples import ExampleColumns, ExampleFormat
-from trainer.models import make_model, predictions
+from trainer.losses import predictions
+from trainer.models import make_model
 from trainer.worker import Trainer
 
 DAY = 86_400_000
@@ -30,7 +31,7 @@ PIPELINE = Pipeline.model_validate(
         },
         "labels": {
             "click": {"action": "click", "window": "1m"},
-            "spent": {"action": "click", "window": "1m", "loss": "squared", "transform": "log"},
+            "spent": {"action": "click", "window": "1m", "loss": "zero_inflated_log_normal"},
         },
     }
 )

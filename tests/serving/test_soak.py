@@ -24,7 +24,8 @@ from tests.commands import missing
 from tests.kafka.services import started
 from tests.serving.publishing import Publisher, draw, make_pipeline
 from tests.serving.server import Server
-from trainer.models import load_weights, make_model, predictions
+from trainer.losses import predictions
+from trainer.models import load_weights, make_model
 
 SECONDS = float(os.environ.get("MINUTELY_SOAK_SECONDS", "15"))
 PROBES, COUNT = 4, 12

@@ -17,7 +17,8 @@ from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature, SparseFeature
 from streaming.labels import Label
 from trainer import newcomers
-from trainer.models import Loss, make_model
+from trainer.losses import Loss
+from trainer.models import make_model
 from trainer.newcomers import DefaultRows, Newcomers
 from trainer.settings import ModelSettings, TrainSettings
 from trainer.worker import Trainer

@@ -1,0 +1,186 @@
+"""Losses: what each label's outputs are trained by, and what they come to as people read them.
+
+A model has as many outputs as its labels' losses take together, in the order of the labels; see `outputs_of`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from streaming.labels import Label
+
+_MOST_LOG = 30.0
+_LEAST_DEVIATION = 0.1
+
+
+class LabelLoss(ABC):
+    """One label's loss, over ``width`` outputs."""
+
+    width: ClassVar[int] = 1
+
+    def __init__(self, label: Label) -> None:
+        self.scale = label.scale
+
+    @abstractmethod
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each example, [n], of ``outputs`` [n, width] and ``targets`` [n], in the label's own unit."""
+
+    @abstractmethod
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Outputs [n, width] in the label's own unit, [n]."""
+
+
+class LogLoss(LabelLoss):
+    """Of a class, whose output is its log odds."""
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross entropy."""
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], targets, reduction="none")
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Probabilities."""
+        return outputs[:, 0].sigmoid()
+
+
+class SquaredLoss(LabelLoss):
+    """Half the squared error of the value, or of log(1 + value), whose mean is not the log of the mean."""
+
+    def __init__(self, label: Label) -> None:
+        super().__init__(label)
+        self._log = label.transform == "log"
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """As the class says."""
+        values = targets / self.scale
+        error = outputs[:, 0] - (values.clamp(min=0).log1p() if self._log else values)
+        return 0.5 * error * error
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The value; with ``transform: log`` its median rather than its mean where errors of the logarithm are symmetric."""
+        out = outputs[:, 0]
+        return (out.clamp(max=_MOST_LOG).expm1() if self._log else out) * self.scale
+
+
+class ZeroInflatedLogNormal(LabelLoss):
+    """Log odds that the value is above 0, and mean and deviation of its logarithm there (Wang, Liu, Miao, arXiv:1912.07753)."""
+
+    width = 3
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Negative log likelihood, in the unit of ``scale``."""
+        values = targets / self.scale
+        positive = (values > 0).to(outputs.dtype)
+        log_values = torch.where(values > 0, values, 1.0).log()
+        mean, deviation = outputs[:, 1], _deviation(outputs[:, 2])
+        distance = (log_values - mean) / deviation
+        likelihood = 0.5 * distance * distance + deviation.log() + log_values + 0.5 * math.log(2 * math.pi)
+        any_value = functional.binary_cross_entropy_with_logits(outputs[:, 0], positive, reduction="none")
+        return any_value + positive * likelihood
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The mean."""
+        deviation = _deviation(outputs[:, 2])
+        mean = (outputs[:, 1] + 0.5 * deviation * deviation).clamp(max=_MOST_LOG).exp()
+        return outputs[:, 0].sigmoid() * mean * self.scale
+
+
+def _deviation(outputs: Tensor) -> Tensor:
+    return functional.softplus(outputs).clamp(min=_LEAST_DEVIATION)
+
+
+class Tweedie(LabelLoss):
+    """The logarithm of a mean: of sums of a Poisson number of gamma values (Jørgensen, 1987), with a variance of mean ** 1.5."""
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The part of half the unit deviance that depends on the outputs: 2 y / sqrt(mean) + 2 sqrt(mean)."""
+        half = 0.5 * outputs[:, 0]
+        return 2 * ((targets / self.scale).clamp(min=0) * (-half).exp() + half.exp())
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The mean."""
+        return outputs[:, 0].clamp(max=_MOST_LOG).exp() * self.scale
+
+
+_KINDS: dict[str, type[LabelLoss]] = {
+    "log": LogLoss,
+    "squared": SquaredLoss,
+    "zero_inflated_log_normal": ZeroInflatedLogNormal,
+    "tweedie": Tweedie,
+}
+
+
+def outputs_of(labels: Mapping[str, Label]) -> int:
+    """How many outputs a model needs for these labels."""
+    return sum(_KINDS[label.loss].width for label in labels.values())
+
+
+class _Placed:
+    """A label's loss and the place of its outputs."""
+
+    def __init__(self, label: Label, start: int) -> None:
+        self.loss = _KINDS[label.loss](label)
+        self.outputs = slice(start, start + self.loss.width)
+
+
+def _placed(labels: Mapping[str, Label]) -> list[_Placed]:
+    placed: list[_Placed] = []
+    for label in labels.values():
+        placed.append(_Placed(label, placed[-1].outputs.stop if placed else 0))
+    return placed
+
+
+class Loss:
+    """The sum over examples and labels, each by its loss and weight. A sum, so that an example moves its rows by as much in
+    a small step as in a large one.
+
+    Where negatives were sampled, the model still learns the whole stream, so what it predicts needs no correction later. With one
+    class label, sampling adds -log(rate) to every log odds (He et al., ADKDD 2014), so the loss takes the output with that
+    added: exact, and no example weighs more than another. With several labels, or values, a label's log odds move by an amount that
+    depends on the others, so every kept negative weighs 1 / rate instead: right whatever the labels have to do with each other.
+    """
+
+    def __init__(self, labels: Mapping[str, Label]) -> None:
+        self._weights = torch.tensor([label.weight for label in labels.values()])
+        placed = _placed(labels)
+        self._classes = [at for at, item in enumerate(placed) if isinstance(item.loss, LogLoss)]
+        self._class_outputs = [placed[at].outputs.start for at in self._classes]
+        self._values = {at: item for at, item in enumerate(placed) if at not in self._classes}
+
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor, rates: Tensor | None = None) -> Tensor:
+        """``outputs`` [n, outputs], ``targets`` [n, labels], ``weights`` and ``rates`` of sampling [n] (None: 1), to one number."""
+        if rates is not None:
+            if self._classes == [0] and not self._values:
+                outputs = outputs - rates.log().unsqueeze(1)
+            else:
+                weights = weights * left_out(targets, rates)
+        weights = weights.unsqueeze(1) * self._weights
+        if not self._values:  # all at once, since in steps of a few examples every operation counts
+            return _log_loss(outputs, targets, weights)
+        at = self._classes
+        total = (
+            _log_loss(outputs[:, self._class_outputs], targets[:, at], weights[:, at]) if at else outputs.new_zeros(())
+        )
+        for value, item in self._values.items():
+            total = total + (item.loss.each(outputs[:, item.outputs], targets[:, value]) * weights[:, value]).sum()
+        return total
+
+
+def left_out(targets: Tensor, rates: Tensor) -> Tensor:
+    """How many examples of the whole stream each one stands for, [n]: a kept negative for 1 / rate of them."""
+    return torch.where(targets.any(1), 1.0, 1 / rates)
+
+
+def _log_loss(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(outputs, targets, weights, reduction="sum")
+
+
+def predictions(labels: Mapping[str, Label], outputs: Tensor) -> Tensor:
+    """Outputs [n, outputs] as people read them, [n, labels]: probabilities of classes, values in the label's own unit."""
+    return torch.stack([item.loss.predict(outputs[:, item.outputs]) for item in _placed(labels)], dim=1)
