@@ -57,8 +57,8 @@ class Sums(NamedTuple):
         ratio = "" if self.calibration is None else f" (calibration {self.calibration:.3g})"
         mean_score, mean_value = self.scores / self.impressions, self.values / self.impressions
         return (
-            f"{label}: served scores average {mean_score:.4g}, what came of them {mean_value:.4g}{ratio}, over {self.impressions:,} "
-            f"impressions; allowed by train.guards.served_calibration: {low:g} to {high:g}"
+            f"{label}: served scores average {mean_score:.4g}, what came of them {mean_value:.4g}{ratio}, over "
+            f"{self.impressions:,} impressions; allowed by train.guards.served_calibration: {low:g} to {high:g}"
         )
 
 
