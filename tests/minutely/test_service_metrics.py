@@ -22,7 +22,7 @@ def test_what_prometheus_is_told() -> None:
     assert "minutely_train_examples_total 0.0" in before
     assert "idle_seconds" not in before, "nobody knows"
     status.lag, status.watermarks = {0: 7, 1: 0}, {0: 9_500, 1: 8_000}
-    status.examples, status.commits, status.committed_at = 12, 3, 9_000
+    status.examples, status.left_out, status.commits, status.committed_at = 12, 2, 3, 9_000
     clock.move_to(11_500)
     said = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
     assert said == [
@@ -31,6 +31,7 @@ def test_what_prometheus_is_told() -> None:
         'minutely_train_watermark_seconds{partition="0"} 9.5',
         'minutely_train_watermark_seconds{partition="1"} 8.0',
         "minutely_train_examples_total 12.0",
+        "minutely_train_left_out_total 2.0",
         "minutely_train_versions_total 3.0",
         "minutely_train_refused_total 0.0",
         "minutely_train_idle_seconds 2.5",
