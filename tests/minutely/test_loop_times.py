@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 import torch
@@ -97,10 +98,10 @@ def replayed(case: Timed, folder: Path) -> Replayed:
         loop = EmbeddedLoop(pipeline, events, log, pending, EventClock(), MemoryFiles(), cadences, case.warmup)
         train, publish = loop.trainer.train, loop.deltas.publish
 
-        def trained(batch: pa.RecordBatch) -> None:
+        def trained(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
             nonlocal newest
             newest = max(newest, *batch.column("decided_at").to_pylist())
-            train(batch)
+            return train(batch)
 
         def published(epoch: Any, cut: Cut) -> Manifest:
             manifest = publish(epoch, cut)
