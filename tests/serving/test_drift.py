@@ -22,7 +22,7 @@ from tests.serving.server import Server
 from trainer.models import make_model
 from trainer.worker import Trainer
 
-SEEDS, ROUNDS, DRIFT_EVERY = 8, 6, 3
+SEEDS, ROUNDS, DRIFT_EVERY = 12, 6, 3
 GROUPS, ITEMS, REQUESTS, SHOWN = 4, 24, 20, 4
 TOKEN = "admin-0123456789abcdef"
 
