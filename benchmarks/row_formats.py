@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipeline = load_pipeline(options.config)
-    events = load(pipeline.data_folder(), pipeline.source, pipeline.features, 1 << 60)
+    events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
     report: dict[str, Any] = {}
     for dim in map(int, options.dims.split(",")):
         folder = ROOT / "build" / f"row_formats-{dim}"

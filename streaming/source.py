@@ -17,12 +17,12 @@ from streaming.columns import Columns, Ids, Ragged
 from streaming.events import MAX_ID_LENGTH, MAX_IMPRESSIONS
 from streaming.features import Feature, SparseFeature
 from streaming.labels import Label
-from streaming.mapping import FeatureMapper, SideTable, times, to_ms
+from streaming.mapping import FeatureMapper, SideTable, to_ms
 from streaming.source_settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
 from streaming.tabular import Reject, RowFile, as_problems, numbers, read
+from streaming.time_bounds import TimeBounds
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
-_DAY_MS = 86_400_000
 _MAX_KEY = MAX_ID_LENGTH - 16  # a place may be added
 
 
@@ -87,7 +87,7 @@ class LoggedEvents:
 
 
 def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:
-    """Read a pipeline's logs. ``now_ms`` is the wall clock's time: later events are refused.
+    """Read a pipeline's logs. ``now_ms`` is the wall clock's time, which bounds those of events.
 
     Raises:
         Problems: everything that is wrong with the files as a whole, and then also the rows that could not be used.
@@ -118,7 +118,7 @@ class _Loader:
         self._files = files
         self._rows = rows
         self._settings = settings
-        self._latest = now_ms + _DAY_MS
+        self._bounds = TimeBounds.of(settings, now_ms)
 
     def load(self, folder: Path, sides: Mapping[str, RowFile], features: Mapping[str, Feature]) -> LoggedEvents:
         rows = self._rows
@@ -145,14 +145,7 @@ class _Loader:
 
     def _usable(self, rows: RowFile, file: ImpressionFile | EngagementFile) -> tuple[Ids, pa.Array | None]:
         """Times and request keys of the rows that have both; the others are rejected."""
-        at = times(rows, file.time)
-        raw = rows.column(file.time.column)
-        rows.reject(pc.is_null(raw, nan_is_null=True), file.time.column, raw, "malformed", "no time")
-        future = pc.greater(at, self._latest).fill_null(False)
-        rows.reject(future, file.time.column, raw, "future", "in the far future")
-        early = pc.less(at, 0).fill_null(False)
-        rows.reject(early, file.time.column, raw, "malformed", "before 1970")
-        good = pc.and_(pc.is_valid(at), pc.invert(pc.or_(future, early)))
+        at, good = self._bounds.usable(rows, file.time)
         keys = None
         if file.request is not None:
             keys = _key(rows, file.request)
@@ -173,7 +166,7 @@ class _Loader:
             )
             good = pa.array(kept)
         if not pc.any(good).as_py():
-            allowed = "allowed: at least one row with a time that is not in the future, and a request"
+            allowed = "allowed: at least one row with a time and a request"
             raise Problems([Problem(rows.name, "rows", "none is usable", allowed)])
         if not pc.all(good).as_py():
             at, keys = at.filter(good), None if keys is None else keys.filter(good)
@@ -258,10 +251,10 @@ class _Loader:
             delays = np.asarray(found.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
         else:
             delays[:] = action.delay
-        late = happened & (delays > self._latest - served_at)
+        late = happened & (delays > self._bounds.latest - served_at)
         if late.any():
             times_ = pa.array(delays)
-            self._rows.reject(pa.array(late), "delay of an action", times_, "future", "in the far future")
+            self._rows.reject(pa.array(late), "delay of an action", times_, "future", self._bounds.allowed)
             happened &= ~late
         return happened, delays, values
 

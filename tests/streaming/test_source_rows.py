@@ -55,6 +55,7 @@ PRICED = features(item={"column": "item"}, price={"kind": "dense", "column": "pr
         ("t", NOW + 2 * DAY, "future"),
         ("t", 10**300, "future"),
         ("t", -1, "malformed"),
+        ("t", T // 1000, "malformed"),
         ("t", None, "malformed"),
         ("t", "noon", "malformed"),
         ("t", "2023-13-45", "malformed"),
@@ -239,9 +240,10 @@ def test_huge_numbers_stay_finite(tmp_path: Path) -> None:
 
 
 def test_no_row_at_all_can_be_used(tmp_path: Path) -> None:
-    write(tmp_path / "log.csv", [{**row, "t": NOW + 2 * DAY} for row in ROWS])
-    (file, place, value, allowed), *rows = problems_of(tmp_path, source("csv"))
+    write(tmp_path / "log.csv", [{**row, "user": ""} for row in ROWS])
+    log = {"file": "log.csv", "time": {"column": "t"}, "request": ["user"]}
+    (file, place, value, allowed), *rows = problems_of(tmp_path, source("csv", impressions=log))
     assert (Path(file).name, place) == ("log.csv", "rows")
-    assert [place for _, place, _, _ in rows] in ([], [f"line {at}, column t" for at in range(2, 7)])
-    assert "none" in value
-    assert "future" in allowed
+    assert [place for _, place, _, _ in rows] == [f"line {at}, column user" for at in range(2, 7)]
+    assert value == "none is usable"
+    assert allowed == "allowed: at least one row with a time and a request"
