@@ -1,4 +1,4 @@
-"""What a log holds, for `minutely check`: rows, time, ids, labels, and what their windows would cut."""
+"""What a log holds, for `minutely check`: rows, time, ids, labels, what their windows would cut, and what deserves a look."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ from datetime import UTC, datetime
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as TextTable
 
-from basis.problems import Problem
 from basis.settings import format_duration
+from minutely.advice import LabelDelays, advice
 from minutely.config import Pipeline
 from streaming.columns import Ragged
 from streaming.labels import Label
 from streaming.source import LoggedEvents
 
 
-def silent_labels(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
-    """Labels whose action the log does not know."""
-    allowed = f"never happens in the log; allowed: {', '.join(events.engagements.actions[:20])}"
-    return [
-        Problem(pipeline.name, f"labels.{name}.action", repr(label.action), allowed)
-        for name, label in pipeline.labels.items()
-        if label.action not in events.engagements.actions
-    ]
-
-
 def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None:
     """Print what was found in a log without mistakes."""
     first, last = (datetime.fromtimestamp(int(at) / 1000, UTC) for at in events.served_at[[0, -1]])
+    unmatched = int((events.engagements.row < 0).sum())
     console.print(
         f"[bold]{pipeline.name}[/bold]: {events.impressions:,} impressions in {events.requests:,} requests, "
-        f"{len(events.engagements):,} engagements, {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
+        f"{len(events.engagements):,} engagements"
+        + (f" ({unmatched:,} of them without an impression)" if unmatched else "")
+        + f", {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
     )
     console.print(_features(pipeline, events), _labels(pipeline, events))
+    for problem in advice(pipeline, events):
+        console.print(f"[yellow]look at[/yellow] {escape(str(problem))}", soft_wrap=True, highlight=False)
 
 
 def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
@@ -61,28 +57,17 @@ def _labels(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
 
 
 def _label(label: Label, events: LoggedEvents) -> list[str]:
-    log = events.engagements
-    code = {action: at for at, action in enumerate(log.actions)}
-    served_at = events.served_at[events.request_of_row[np.maximum(log.row, 0)]]
-    delay = log.happened_at - served_at
-    known = log.row >= 0
-    positive = known & (log.action == code.get(label.action, -1))
-    if label.min_value is not None:
-        positive &= log.value >= label.min_value
-    deciding = known & ((log.action == code.get(label.decided_by or "", -1)) | positive) & (delay <= label.window)
-    rows = np.unique(log.row[positive])
-    kept = np.unique(log.row[positive & (delay <= label.window)])
+    delays = LabelDelays.of(label, events)
+    deciding = events.positive(label) | events.of_action(label.decided_by)
+    deciding &= events.delays() <= label.window
+    decided = len(np.unique(events.engagements.row[deciding])) / events.impressions
     if label.is_value:
-        share = f"mean {events.truth(label).mean():,.0f}"
+        mean = events.truth(label).mean(dtype=np.float64)
+        share = f"mean {mean:,.0f}" if mean >= 100 else f"mean {mean:.3g}"
     else:
-        share = f"{len(rows):,} {len(rows) / events.impressions:.1%}"
-    if len(rows):
-        quantiles = [
-            format_duration(round(value / 1000) * 1000 if value >= 1000 else round(value))
-            for value in np.percentile(delay[positive], (50, 90, 99))
-        ]
-        cut = f"{1 - len(kept) / len(rows):.2%}"
+        share = f"{len(delays.rows):,} {len(delays.rows) / events.impressions:.1%}"
+    if len(delays.rows):
+        quantiles, cut = [delays.percentile(percent) for percent in (50, 90, 99)], f"{delays.cut:.2%}"
     else:
         quantiles, cut = ["-"] * 3, "-"
-    decided = len(np.unique(log.row[deciding])) / events.impressions
     return [share, *quantiles, format_duration(label.window), cut, f"{decided:.2%}"]

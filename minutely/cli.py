@@ -111,8 +111,12 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
 @config_argument
 @data_option
 def check(config: Path, data: Path | None) -> None:
-    """Check a config and the logs that it names: every mistake at once, or else what was found in them."""
-    from minutely.check import describe, silent_labels
+    """Check a config and the logs that it names: every mistake at once, or else what was found in them.
+
+    Beside what was found stands what deserves a look, such as a window that cuts most positives, or a feature that knows the label.
+    """
+    from minutely.advice import mistakes
+    from minutely.check import describe
     from minutely.config import load_what_is_right
     from streaming.source import load
     from streaming.tabular import as_problems
@@ -123,7 +127,7 @@ def check(config: Path, data: Path | None) -> None:
         try:
             events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
             problems += as_problems(events.rejects)
-            problems += [] if problems else silent_labels(pipeline, events)
+            problems += [] if problems else mistakes(pipeline, events)
         except Problems as found:
             problems += found.problems
     if problems or pipeline is None or events is None:

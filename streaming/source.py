@@ -69,15 +69,25 @@ class LoggedEvents:
         """The number of requests."""
         return len(self.served_at)
 
+    def delays(self) -> Ids:
+        """How long after the serving each engagement happened, int64 [m] ms; without an impression, a number that says nothing."""
+        return self.engagements.happened_at - self.served_at[self.request_of_row[np.maximum(self.engagements.row, 0)]]
+
+    def of_action(self, action: str | None) -> Bools:
+        """Which engagements are an action on an impression, not before it was served; bool [m]."""
+        events = self.engagements
+        code = events.actions.index(action) if action in events.actions else -1
+        found: Bools = (events.row >= 0) & (events.action == code) & (self.delays() >= 0)
+        return found
+
+    def positive(self, label: Label) -> Bools:
+        """Which engagements make a label positive, or give its value, at whatever time; bool [m]."""
+        least = -np.inf if label.min_value is None else label.min_value
+        return self.of_action(label.action) & (self.engagements.value >= least)
+
     def truth(self, label: Label) -> npt.NDArray[np.float32]:
         """What the log says of a label, whatever its window and whatever decided it: float32 [n]."""
-        events = self.engagements
-        served_at = self.served_at[self.request_of_row[np.maximum(events.row, 0)]]
-        known = (events.row >= 0) & (events.happened_at >= served_at)
-        action = events.actions.index(label.action) if label.action in events.actions else -1
-        wanted = known & (events.action == action)
-        if label.min_value is not None:
-            wanted &= events.value >= label.min_value
+        events, wanted = self.engagements, self.positive(label)
         out = np.zeros(self.impressions, np.float32)
         # Backwards, so that what counts is written last: the first event, of several at once the one of the largest value.
         order = np.lexsort((-events.value[wanted], events.happened_at[wanted]))[::-1]

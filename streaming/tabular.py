@@ -80,7 +80,7 @@ class RowFile:
     ) -> None:
         """Note the rows where ``broken`` is true as refused for the value that they have in ``column``."""
         at = pc.indices_nonzero(broken)
-        for line, value in zip(pc.take(self.lines, at).to_pylist(), pc.take(values, at).to_pylist(), strict=True):
+        for line, value in zip(pc.take(self.lines, at).to_pylist(), as_shown(pc.take(values, at)), strict=True):
             found = Reject(self.name, f"line {line}, column {column}", _show(value), reason, detail)
             if found not in self._told:
                 self._told.add(found)
@@ -133,6 +133,12 @@ def numbers(rows: RowFile, column: str) -> pa.Array:
         rows.reject(broken, column, values, "malformed", "not a number")
         values = pc.if_else(broken, None, values)
     return pc.utf8_trim_whitespace(values).cast(pa.float64())
+
+
+def as_shown(values: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Values to show in messages; times as texts, since Python's cannot hold all of Arrow's."""
+    found: list[Any] = (values.cast(pa.string()) if pa.types.is_temporal(values.type) else values).to_pylist()
+    return found
 
 
 def _show(value: Any) -> str:

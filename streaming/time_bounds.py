@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from basis.problems import Problem, Problems
 from streaming.mapping import times, to_ms
 from streaming.source_settings import SourceSettings, TimeColumn, Unit
-from streaming.tabular import RowFile
+from streaming.tabular import RowFile, as_shown
 
 _DAY = timedelta(days=1)
 _UNITS: tuple[Unit, ...] = ("s", "ms", "us")
@@ -45,8 +45,9 @@ class TimeBounds(NamedTuple):
         good = pc.and_not(pc.is_valid(at), pc.or_(future, early))
         if at.null_count < len(at) and not pc.any(good).as_py():
             first = at.is_valid().index(True).as_py()
-            value = f"{raw[first].as_py()!r}, which is {_text(at[first].as_py())}"
-            place, advice = f"column {column.column}", self._advice(column, raw[first].as_py())
+            (shown,) = as_shown(raw.slice(first, 1))
+            value = f"{shown!r}, which is {_text(at[first].as_py())}"
+            place, advice = f"column {column.column}", self._advice(column, shown)
             raise Problems(
                 [Problem(rows.name, place, value, f"no time of the file is in range; {self.allowed}{advice}")]
             )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from streaming.source import load
 from tests.streaming.own_logs import (
     DAY,
     ENGAGED,
@@ -18,6 +21,7 @@ from tests.streaming.own_logs import (
     Row,
     T,
     engagement_file,
+    features,
     line,
     load_rows,
     problems_of,
@@ -71,6 +75,27 @@ def test_texts_have_no_unit_to_blame(tmp_path: Path, text: str, means: str) -> N
     write(tmp_path / "log.csv", [{**row, "t": text} for row in ROWS])
     ((_, _, value, allowed),) = problems_of(tmp_path, source("csv"))
     assert (value, allowed) == (f"{text!r}, which is {means}", f"no time of the file is in range; {ALLOWED}")
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor", "far", "shown"),
+    [
+        ("ns", 1_000_000, 4_102_444_800_000_000_123, "2100-01-01 00:00:00.000000123"),
+        ("us", 1_000, 2**62, "<value out of range: 4611686018427387904>"),
+    ],
+)
+def test_a_time_that_python_cannot_hold_costs_its_row(
+    tmp_path: Path, unit: str, factor: int, far: int, shown: str
+) -> None:
+    times = pa.array([*(row["t"] * factor for row in ROWS[:4]), far], pa.timestamp(unit))
+    rows = pa.Table.from_pylist(ROWS)
+    pa.parquet.write_table(rows.set_column(rows.schema.get_field_index("t"), "t", times), tmp_path / "log.parquet")
+    events = load(tmp_path, source("parquet"), features(), NOW)
+    assert rejects_of(events) == [("line 5, column t", repr(shown), "future")]
+    assert events.impressions == 4
+    pa.parquet.write_table(rows.set_column(0, "t", pa.array([far] * 5, pa.timestamp(unit))), tmp_path / "log.parquet")
+    ((_, place, value, _),) = problems_of(tmp_path, source("parquet"))
+    assert (place, value.startswith(repr(shown))) == ("column t", True)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -1,0 +1,215 @@
+"""What in a log can be used, and is likely to be a mistake: from the features and labels that a replay takes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from basis.problems import Problem
+from basis.settings import format_duration
+from minutely.config import Pipeline
+from streaming.columns import Column, Ids, Ragged
+from streaming.features import Feature, SparseFeature, VectorFeature
+from streaming.labels import Label
+from streaming.source import LoggedEvents
+from streaming.source_settings import DelayColumn
+from trainer.metrics import auc
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
+_RARE_NUMBER = 0.01
+"""The share, at either end, of numbers that are not usual: less than that cannot carry the scale of a feature away."""
+_FAR = 100.0
+"""How many times the range of the usual numbers an extreme is away from them."""
+_ALONE = 0.98
+_ENOUGH = 30
+"""Examples of each class, below which an AUC says nothing."""
+_MOST_ROWS = 500_000
+_MOST = 0.5
+_RARE = 0.999
+"""The share of the values of a label that are usual."""
+
+
+class LabelDelays(NamedTuple):
+    """When what makes a label positive came: ``delay`` int64 [m] ms from the serving, ``rows`` the impressions that have any,
+    and ``kept`` those of them that have any within the window."""
+
+    delay: Ids
+    rows: Ids
+    kept: Ids
+
+    @classmethod
+    def of(cls, label: Label, events: LoggedEvents) -> LabelDelays:
+        """Those of one label."""
+        positive = events.positive(label)
+        delay, row = events.delays()[positive], events.engagements.row[positive]
+        return cls(delay, np.unique(row), np.unique(row[delay <= label.window]))
+
+    @property
+    def cut(self) -> float:
+        """The share of positive impressions whose window closes before."""
+        return 1 - len(self.kept) / len(self.rows) if len(self.rows) else 0.0
+
+    def percentile(self, percent: float) -> str:
+        """A percentile of the delays; beyond a second, in whole seconds."""
+        value = float(np.percentile(self.delay, percent))
+        return format_duration(round(value / 1000) * 1000 if value >= 1000 else round(value))
+
+
+def mistakes(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Labels whose action the log does not know, and engagements that a replay refuses."""
+    log = events.engagements
+    allowed = f"never happens in the log; allowed: {', '.join(log.actions[:20])}"
+    found = [
+        Problem(pipeline.name, f"labels.{name}.action", repr(label.action), allowed)
+        for name, label in pipeline.labels.items()
+        if label.action not in log.actions
+    ]
+    if len(log) and (log.row < 0).all():
+        value = f"request {log.request_id[0].as_py()!r}, impression {log.impression_id[0].as_py()!r}"
+        allowed = f"none of the {len(log):,} engagements has an impression; allowed: the keys of the impressions' file"
+        found.append(Problem(pipeline.name, "source.engagements", value, allowed))
+    delays = events.delays()
+    for code, action in enumerate(log.actions):
+        of_action = (log.row >= 0) & (log.action == code)
+        early = np.flatnonzero(of_action & (delays < 0))
+        if early.size:
+            value = f"{early.size:,} of {of_action.sum():,} before their impression was served"
+            first = f"{log.impression_id[int(early[0])].as_py()!r}, {format_duration(-int(delays[early[0]]))} before"
+            allowed = f"such as that of {first}; allowed: at its serving or later"
+            found.append(Problem(pipeline.name, f"action {action}", value, allowed))
+    return found
+
+
+def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """What deserves a look, each with what could be done."""
+    return [
+        *_short_windows(pipeline, events),
+        *_unbounded_values(pipeline, events),
+        *_outliers(pipeline, events),
+        *_leaks(pipeline, events),
+    ]
+
+
+def _short_windows(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    found = []
+    for name, label in pipeline.labels.items():
+        delays = LabelDelays.of(label, events)
+        if delays.cut > _MOST:
+            half, most = delays.percentile(50), delays.percentile(90)
+            what = f"{100 * delays.cut:.0f} % of the positives come later, and are trained on as negatives; "
+            what += f"half come within {half}, 90 % within {most}"
+            found.append(Problem(pipeline.name, f"labels.{name}.window", format_duration(label.window), what))
+    return found
+
+
+def _unbounded_values(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Value labels without ``max_value``. Ten times what all but a thousandth have cuts nothing of an ordinary log."""
+    found = []
+    for name, label in pipeline.labels.items():
+        values = events.truth(label) if label.is_value and label.max_value is None else np.empty(0)
+        values = values[values > 0]
+        if len(values):
+            usual = float(np.quantile(values, _RARE, method="lower"))
+            what = f"{100 * _RARE:g} % of the values above 0 are at most {usual:.4g}; "
+            what += f"{_upwards(10 * usual)} keeps any one from deciding what is learned"
+            found.append(Problem(pipeline.name, f"labels.{name}.max_value", f"none, largest {values.max():.4g}", what))
+    return found
+
+
+def _outliers(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Numbers whose extremes are far from nearly all others: most often a stand-in for what is missing, such as 999999."""
+    found = []
+    for name, feature in pipeline.features.items():
+        column = events.features[name]
+        if isinstance(feature, SparseFeature) or not isinstance(column, np.ndarray):
+            continue
+        columns = column.reshape(len(column), -1)
+        sample = columns[:: -(-len(columns) // _MOST_ROWS)]
+        low = np.quantile(sample, _RARE_NUMBER, axis=0, method="higher").astype(np.float64)
+        high = np.quantile(sample, 1 - _RARE_NUMBER, axis=0, method="lower").astype(np.float64)
+        least, most = columns.min(0).astype(np.float64), columns.max(0).astype(np.float64)
+        away = np.maximum(low - least, most - high)
+        at = int(np.argmax(np.where(high > low, away / np.maximum(high - low, 1e-300), 0)))
+        if high[at] > low[at] and away[at] > _FAR * (high[at] - low[at]):
+            value = f"a value of {(least if low[at] - least[at] == away[at] else most)[at]:.6g}"
+            what = f"98 % of its values are {low[at]:.4g} to {high[at]:.4g}; "
+            what += "leave the field empty where this stands for a missing value, or take transform: log"
+            place = f"features.{name}" + (f", number {at} of the vector" if isinstance(feature, VectorFeature) else "")
+            found.append(Problem(pipeline.name, place, value, what))
+    return found
+
+
+def _leaks(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Features that know what came of the impression."""
+    rows = np.arange(0, events.impressions, -(-events.impressions // _MOST_ROWS) or 1)
+    columns = {
+        name: column.take(rows) if isinstance(column, Ragged) else column[rows]
+        for name, column in events.features.items()
+    }
+    found = []
+    for name, label in pipeline.labels.items():
+        truth = events.truth(label)[rows]
+        positive = truth > (np.median(truth) if label.is_value else 0)
+        own = _label_columns(pipeline, label)
+        for feature_name, feature in pipeline.features.items():
+            place = f"features.{feature_name}"
+            if feature.side is None and feature.column in own:
+                what = f"the column that label {name} comes from, which is not known when an impression is served"
+                found.append(Problem(pipeline.name, place, str(feature.column), what))
+                continue
+            alone = _auc_alone(feature, columns[feature_name], positive)
+            if alone is not None and alone > _ALONE:
+                what = f"it predicts label {name} almost alone; was it known when the impression was served?"
+                found.append(Problem(pipeline.name, place, f"AUC {alone:.3f}", what))
+    return found
+
+
+def _label_columns(pipeline: Pipeline, label: Label) -> set[str]:
+    """The impressions' columns that tell of a label's actions."""
+    actions = [pipeline.source.actions.get(action or "") for action in (label.action, label.decided_by)]
+    found = {column for action in actions if action is not None for column in (action.when, action.value)}
+    delays = [action.delay.column for action in actions if action and isinstance(action.delay, DelayColumn)]
+    return {column for column in (*found, *delays) if column is not None}
+
+
+def _auc_alone(feature: Feature, column: Column, positive: Bools) -> float | None:
+    """How well one feature orders the later half of the log: a number by its size, ids by their rates in the earlier half.
+
+    None for vectors, and where a class is rare.
+    """
+    half = len(positive) // 2
+    classes = np.bincount(positive[half:], minlength=2)
+    if isinstance(feature, VectorFeature) or classes.min() < _ENOUGH:
+        return None
+    if isinstance(feature, SparseFeature):
+        return auc(_by_rates(column, positive, half)[half:], positive[half:])
+    assert isinstance(column, np.ndarray)
+    found = auc(column[half:], positive[half:])
+    return None if found is None else max(found, 1 - found)
+
+
+def _by_rates(column: Column, positive: Bools, half: int) -> npt.NDArray[np.float64]:
+    """For each impression the mean share of positives that its ids have among the first ``half``, float64 [n]; an id that is
+    not among them has the share of all."""
+    if isinstance(column, Ragged):
+        owner, values = np.repeat(np.arange(len(positive)), np.diff(column.offsets)), column.values
+    else:
+        owner, values = np.arange(len(positive)), column.view(np.int64)
+    _, ids = np.unique(values, return_inverse=True)
+    early = owner < half
+    base = float(positive[:half].mean()) if half else 0.0
+    count = np.bincount(ids[early], minlength=ids.max(initial=0) + 1)
+    ones = np.bincount(ids[early], positive[owner[early]], minlength=len(count))
+    rates = (ones + base) / (count + 1)
+    lengths = np.bincount(owner, minlength=len(positive))
+    sums = np.bincount(owner, rates[ids] if len(ids) else None, minlength=len(positive))
+    means: npt.NDArray[np.float64] = np.where(lengths > 0, sums / np.maximum(lengths, 1), base)
+    return means
+
+
+def _upwards(value: float) -> str:
+    """A number that is at least as large, of one digit."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return f"{np.ceil(value / power - 1e-9) * power:g}"
