@@ -52,6 +52,8 @@ def test_check_tells_what_it_found(logs: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for part in ("3,000 impressions", "600 requests", "categories", "click", "10m"):
         assert part in done.stdout
+    assert "look at" not in done.stdout, "the example is one to follow"
+    assert "position" not in done.stdout, "a ranking cannot know the position that it decides"
 
 
 @pytest.mark.parametrize(
