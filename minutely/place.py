@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from basis.problems import Problem, Problems
 from paramserver.files import Files, LocalFiles
+from paramserver.signed_files import KEY_VARIABLE, LEAST_KEY_BYTES, SignedFiles
 
 
 def folder_of(place: str) -> Path | None:
@@ -16,8 +18,18 @@ def folder_of(place: str) -> Path | None:
 def open_files(place: str, *, durable: bool) -> Files:
     """The files of a place. ``durable`` syncs a local folder on every write; an object store always keeps what it took.
 
-    `Problems` where the address is none that can be opened.
+    Signed where the environment has a key. `Problems` where the address is none that can be opened, or the key is too short.
     """
+    files, key = _plain_files(place, durable=durable), os.environ.get(KEY_VARIABLE, "").strip().encode()
+    if not key:
+        return files
+    if len(key) < LEAST_KEY_BYTES:
+        allowed = f"allowed: at least {LEAST_KEY_BYTES} bytes, such as `openssl rand -hex 32` prints"
+        raise Problems([Problem("environment", KEY_VARIABLE, f"{len(key)} bytes", allowed)])
+    return SignedFiles(files, key)
+
+
+def _plain_files(place: str, *, durable: bool) -> Files:
     folder = folder_of(place)
     if folder is not None:
         return LocalFiles(folder, durable=durable)

@@ -160,7 +160,9 @@ def checked_line(name: str, data: bytes) -> bytes:
     """The JSON of `encode_checked`; `BadFile` where it is not what was written."""
     line, _, checksum = data.partition(b"\n")
     if checksum != xxhash.xxh3_64_hexdigest(line).encode() + b"\n":
-        raise BadFile(f"{name}: not whole, or changed since it was published")
+        raise BadFile(
+            f"{name}: not whole, changed since it was published, or signed (set MINUTELY_DELTAS_KEY to its key)"
+        )
     return line
 
 
