@@ -134,8 +134,11 @@ def train(
 @config_argument
 @click.option("--deltas", help="Folder or object store address of the published versions. [default: state/NAME/deltas]")
 @click.option("--listen", type=HostPort(), default="127.0.0.1:8080", show_default=True, help="Where to answer.")
+@click.option(
+    "--health", type=HostPort(), help="Answer about health and metrics here too, without TLS, apart from who else connects."
+)
 @click.option("--name", help="Name of this replica in metrics. [default: the host's name and the port]")
-def serve(config: Path, deltas: str | None, listen: Address, name: str | None) -> None:
+def serve(config: Path, deltas: str | None, listen: Address, health: Address | None, name: str | None) -> None:
     """Answer ranking requests over HTTP from a copy of the newest version, and log what was served to Kafka.
 
     Routes: /v1/rank, /v1/engagements, /v1/status, /v2 (Open Inference Protocol), /metrics, /openapi.json.
@@ -145,7 +148,7 @@ def serve(config: Path, deltas: str | None, listen: Address, name: str | None) -
 
     log_to_stderr()
     pipeline = load(config, None, None)
-    run(pipeline, deltas or f"state/{pipeline.name}/deltas", listen, name)
+    run(pipeline, deltas or f"state/{pipeline.name}/deltas", listen, health, name)
 
 
 @click.command()

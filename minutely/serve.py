@@ -6,10 +6,13 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import math
 import platform
+import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from random import Random
 
@@ -17,18 +20,21 @@ import torch
 import uvicorn
 import uvloop
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from starlette.types import ASGIApp
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.place import open_published
-from minutely.service import Address, stop_on_signal
+from minutely.service import BACKLOG, Address, bind, stop_on_signal
 from paramserver.files import Files
 from paramserver.form import fingerprint_of
 from paramserver.manifest import Manifest
 from serving.access import Gate
 from serving.comparison import Comparison
+from serving.connections import Connections, Limits
 from serving.freshness import Freshness
 from serving.http import Service
+from serving.listening import HealthOnly, Listener, files_for
 from serving.outbox import Outbox, Outgoing
 from serving.pulling import Puller
 from serving.ranking import Ranker
@@ -36,6 +42,7 @@ from serving.replica import Replica
 from serving.requests import RequestReader
 from serving.scoring import Scoring
 from serving.service import ReplicaService, pull_step, send_step
+from serving.settings import Role, ServeTlsSettings, TokenSettings
 from serving.shadow import Shadow, Shadowing
 from serving.worker import Worker
 from streaming.clock import Clock, WallClock
@@ -47,60 +54,75 @@ from trainer.models import make_model
 
 _log = logging.getLogger("minutely.serve")
 
-_CONNECTIONS = 1024
+_HEALTH_CONNECTIONS = 128
 _KEEP_ALIVE_SECONDS = 30
+_LOOK_SECONDS = 0.05
+_QUIET_SECONDS = 1.0
 _CLOSE_SECONDS = 5
+_CLOSE_HEALTH_SECONDS = 1
 _DELIVERY_MS = 60_000
 _LOST_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 
 
-def serve(pipeline: Pipeline, place: str, address: Address, name: str | None) -> None:
-    """Answer until SIGINT or SIGTERM with what is published at ``place``; what is being answered is finished first.
+def serve(pipeline: Pipeline, place: str, address: Address, health: Address | None, name: str | None) -> None:
+    """Answer until SIGINT or SIGTERM with what is published at ``place``. Then it says that it is not ready, answers what still
+    comes for as long as balancers take to notice, finishes what is being answered, and ends, all within ``serve.timeout``.
 
     `Problems` where there is no such folder: only who publishes makes one.
     """
     torch.set_num_threads(1)
+    with ExitStack() as sockets:
+        bound = sockets.enter_context(bind(address, "--listen"))
+        bound_health = sockets.enter_context(bind(health, "--health")) if health else None
+        _serve(pipeline, place, address, bound, health, bound_health, name)
+
+
+def _serve(
+    pipeline: Pipeline,
+    place: str,
+    address: Address,
+    bound: socket.socket,
+    health: Address | None,
+    bound_health: socket.socket | None,
+    name: str | None,
+) -> None:
     service = make_replica_service(
         pipeline, open_published(place), WallClock(), name or f"{platform.node()}:{address.port}"
     )
-    tls = pipeline.serve.tls
-    if not _is_loopback(address.host) and "rank" not in pipeline.serve.tokens:
-        _log.warning("listens at %s, and answers whoever can reach it: serve.tokens is not set", address.host)
-    puller = Worker("pull", partial(pull_step, service.puller))
-    config = uvicorn.Config(
-        Service(service, puller.wake),
-        host=address.host,
-        port=address.port,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        proxy_headers=False,
-        access_log=False,
-        log_config=None,
-        limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_CLOSE_SECONDS,
-        server_header=False,
-        ssl_certfile=tls.certificate if tls else None,
-        ssl_keyfile=tls.key if tls else None,
+    puller = Worker("pull", Announcing(service))
+    app = Service(service, puller.wake)
+    settings = pipeline.serve
+    places = files_for(settings.max_connections + _HEALTH_CONNECTIONS) - _HEALTH_CONNECTIONS
+    if places < settings.max_connections:
+        _log.warning("takes %d connections, not %d: the system's limit of open files", places, settings.max_connections)
+    seconds = settings.header_timeout / 1000, settings.timeout / 1000
+    limits = Limits(places, settings.max_connections_by_peer, *seconds)
+    main = Listener(_config(app, settings.tls), bound, Connections(limits, app.connections.of("main")))
+    listeners = [main]
+    if bound_health is not None:
+        of_health = Limits(_HEALTH_CONNECTIONS, _HEALTH_CONNECTIONS // 2, *seconds)
+        connections = Connections(of_health, app.connections.of("health"))
+        listeners.append(Listener(_config(HealthOnly(app), None), bound_health, connections))
+    _warn_who_may(address, settings.tokens)
+    _log.info(
+        "listens at %s://%s%s, versions come from %s",
+        "https" if settings.tls else "http",
+        address,
+        f", for health at http://{health}" if health else "",
+        place,
     )
-    try:
-        config.load()
-    except OSError as error:  # an SSLError is one
-        named = f"{tls.certificate}, {tls.key}" if tls else ""
-        raise Problems([Problem("serve.tls", "files", named, f"{error}; allowed: PEM files")]) from None
     sink = KafkaSink(pipeline.kafka, service.outbox)
     sender = Worker("log", partial(send_step, service.outbox, sink))
     workers = [puller, sender] if pipeline.serve.log else [puller]
-    with stop_on_signal():
+    with stop_on_signal() as stopping:
         service.scoring.start()
         for worker in workers:
             worker.start()
         gc.freeze()  # what is there now stays; collections look at requests alone
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_run(uvicorn.Server(config)))
+                runner.run(_run(service, listeners, stopping))
         finally:
             service.scoring.stop()
             service.shadowing.end(_CLOSE_SECONDS)
@@ -114,8 +136,79 @@ def serve(pipeline: Pipeline, place: str, address: Address, name: str | None) ->
     _log.info("ended; %d records were not logged", sum(service.outbox.dropped.values()) + len(service.outbox))
 
 
-async def _run(server: uvicorn.Server) -> None:
-    await server.serve()
+def _config(app: ASGIApp, tls: ServeTlsSettings | None) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        access_log=False,
+        log_config=None,
+        backlog=BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        server_header=False,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+    try:
+        config.load()
+    except OSError as error:  # an SSLError is one
+        named = f"{tls.certificate}, {tls.key}" if tls else ""
+        raise Problems([Problem("serve.tls", "files", named, f"{error}; allowed: PEM files")]) from None
+    return config
+
+
+class Announcing:
+    """A step of pulling that says which version is served first."""
+
+    def __init__(self, service: ReplicaService) -> None:
+        self._service = service
+        self._said = False
+
+    def __call__(self) -> float:
+        """Pull if it is time; how long to sleep."""
+        seconds = pull_step(self._service.puller)
+        replica = self._service.replica
+        if not self._said and replica.whole:
+            self._said = True
+            _log.info("serves version %d, with the dense weights of %d", replica.sparse_version, replica.dense_version)
+        return seconds
+
+
+async def _run(service: ReplicaService, listeners: Sequence[Listener], stopping: Callable[[], bool]) -> None:
+    """Answer until ``stopping``, then drain: the first listener ends before those that answer about health."""
+    running = [asyncio.create_task(listener.serve()) for listener in listeners]
+    try:
+        while not stopping() and not any(task.done() for task in running):
+            await asyncio.sleep(_LOOK_SECONDS)
+        main, *health = listeners
+        within, begun = service.settings.timeout / 1000, time.monotonic()
+        service.draining.set()
+        main.drain()
+        answered, quiet_since = main.server_state.total_requests, begun
+        while (now := time.monotonic()) < begun + within / 2 and now < quiet_since + _QUIET_SECONDS:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if answered != main.server_state.total_requests:
+                answered, quiet_since = main.server_state.total_requests, now
+        main.config.timeout_graceful_shutdown = math.ceil(begun + within - now)
+        main.should_exit = True
+        await running[0]
+        for listener in health:
+            listener.config.timeout_graceful_shutdown = _CLOSE_HEALTH_SECONDS
+            listener.should_exit = True
+        await asyncio.gather(*running)
+    finally:
+        for task in running:
+            task.cancel()
+
+
+def _warn_who_may(address: Address, tokens: Mapping[Role, TokenSettings]) -> None:
+    """Name what anybody may do who can connect from elsewhere."""
+    opened = [role for role in ("rank", "engage") if role not in tokens]
+    if opened and not _is_loopback(address.host):
+        named = ", ".join(f"serve.tokens.{role}" for role in opened)
+        _log.warning("whoever can reach %s may %s: %s not set", address, " and ".join(opened), named)
 
 
 def _is_loopback(host: str) -> bool:

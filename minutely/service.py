@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
+
+
+BACKLOG = 2048
 
 
 class Address(NamedTuple):
@@ -14,6 +19,43 @@ class Address(NamedTuple):
 
     host: str
     port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class CannotListen(OSError):
+    """Nobody can listen at an address: another program does, or it is none of this machine's."""
+
+
+@contextmanager
+def listening(address: Address, option: str) -> Iterator[None]:
+    """Name the address and the ``option`` that it came from where it cannot be listened at, as `CannotListen`."""
+    try:
+        yield
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        said = "another program listens there" if taken else error.strerror or str(error)
+        allowed = "a free port" if taken else "an address of this machine, and a port that this user may take"
+        raise CannotListen(f"{option} {address}: {said}; allowed: {allowed}") from None
+
+
+def bind(address: Address, option: str) -> socket.socket:
+    """A TCP socket that has the address, for a server to listen at; `CannotListen` where it cannot be had."""
+    with listening(address, option):
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, place = min(found, key=lambda each: each[0] != socket.AF_INET)
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and not address.host.strip(":"):
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            bound.bind(place)
+            bound.listen(BACKLOG)  # in use is said here, not at the first connection
+        except OSError:
+            bound.close()
+            raise
+        return bound
 
 
 def log_to_stderr() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version as package_version
@@ -18,7 +19,7 @@ from serving import answers
 from serving import open_inference as v2
 from serving.access import Denied, Rate
 from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Ready, Score, Shadowed, rank_answer
-from serving.metrics import ReplicaMetrics, RequestMetrics
+from serving.metrics import ConnectionMetrics, ReplicaMetrics, RequestMetrics
 from serving.openapi import complete, operation
 from serving.ranking import order_of
 from serving.requests import (
@@ -36,6 +37,8 @@ from serving.service import ReplicaService
 from serving.settings import Role
 from serving.status import Status
 
+_log = logging.getLogger("minutely.serve")
+
 Answered: TypeAlias = tuple[int, msgspec.Struct]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 Handler: TypeAlias = Callable[[bytes, bool], Awaitable[Answered]]
@@ -44,6 +47,8 @@ _RETRY = {"Retry-After": "1"}
 _BAD = (400, 408, 413, 415, 422)
 _WHO = (401, 403, 429)
 _CLOSED_REQUEST = 499
+_BODIES = 64
+_OTHER = "other"
 
 
 class Service:
@@ -56,6 +61,8 @@ class Service:
         self._rates: dict[Role, Rate] = {role: Rate(rate) for role in ("rank", "engage", "admin")} if rate else {}
         self._registry = CollectorRegistry()
         self._metrics = RequestMetrics(self._registry)
+        self.connections = ConnectionMetrics(self._registry)
+        self._body_bytes = 0
         self._registry.register(ReplicaMetrics(replica))
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
         self.app = self._make_app()
@@ -74,9 +81,9 @@ class Service:
         app = FastAPI(
             title=f"Minutely: {self._replica.model}", version=package_version("minutely"), docs_url=None, redoc_url=None
         )
-        app.add_exception_handler(HTTPException, _http_problem)
-        app.add_exception_handler(404, _http_problem)
-        app.add_exception_handler(405, _http_problem)
+        app.add_exception_handler(HTTPException, self._no_route)
+        app.add_exception_handler(404, self._no_route)
+        app.add_exception_handler(405, self._no_route)
         add, name = self._add, ("name",)
         add(
             app,
@@ -266,6 +273,9 @@ class Service:
             status, answer = 408, Problem(f"took longer than {self._replica.settings.timeout / 1000:g} s")
         except ClientDisconnect:
             return Response(status_code=_CLOSED_REQUEST)
+        except Exception:  # ours, and counted as such
+            _log.exception("could not answer %s %s", request.method, request.url.path)
+            status, answer = 500, Problem("a fault of the service; its log says more")
         if status in (429, 503):
             headers = _RETRY
         content = answers.encode(answer, msgpack=packed)
@@ -285,13 +295,19 @@ class Service:
         length = request.headers.get("content-length", "0")
         parts, size = [], 0
         if not length.isdigit() or int(length) <= limit:
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    break
-                parts.append(part)
-            else:
-                return b"".join(parts), _is_msgpack(kind)
+            try:
+                async for part in request.stream():
+                    size += len(part)
+                    self._body_bytes += len(part)
+                    if size > limit:
+                        break
+                    if self._body_bytes > _BODIES * limit:
+                        raise Busy(f"{self._body_bytes} bytes of bodies are being read")
+                    parts.append(part)
+                else:
+                    return b"".join(parts), _is_msgpack(kind)
+            finally:
+                self._body_bytes -= size
         raise BadRequest(f"a body of more than {limit} bytes; allowed: {limit}", 413)
 
     async def _rank(self, payload: bytes, packed: bool) -> Answered:
@@ -382,13 +398,14 @@ class Service:
     async def _scrape(self) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
+    async def _no_route(self, _request: Request, error: Exception) -> Response:
+        """What the router refuses: no such path, no such method."""
+        assert isinstance(error, HTTPException) or hasattr(error, "status_code")
+        status, headers = getattr(error, "status_code", 500), getattr(error, "headers", None)
+        self._metrics.requests.labels(_OTHER, str(status)).inc()
+        content = answers.encode(Problem(str(getattr(error, "detail", error))), msgpack=False)
+        return Response(content, status, headers, JSON)
+
 
 def _is_msgpack(kind: str) -> bool:
     return "msgpack" in kind
-
-
-async def _http_problem(_request: Request, error: Exception) -> Response:
-    """What the router refuses: no such path, no such method."""
-    assert isinstance(error, HTTPException) or hasattr(error, "status_code")
-    status, headers = getattr(error, "status_code", 500), getattr(error, "headers", None)
-    return Response(answers.encode(Problem(str(getattr(error, "detail", error))), msgpack=False), status, headers, JSON)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, get_args
 
@@ -10,6 +10,7 @@ from prometheus_client import Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from serving.connections import REASONS, Reason
 from serving.freshness import BOUNDS_SECONDS
 from serving.freshness import Histogram as Delays
 from serving.status import STATES, PinnedBy
@@ -32,6 +33,23 @@ class RequestMetrics:
         self.seconds = Histogram(
             "minutely_serve_seconds", "From request to answer.", ["route"], buckets=_ANSWER_SECONDS, registry=registry
         )
+
+
+class ConnectionMetrics:
+    """What is counted of connections that are turned away or ended, by listener."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refused = Counter(
+            "minutely_serve_refused",
+            "Connections turned away or ended by us.",
+            ["listener", "reason"],
+            registry=registry,
+        )
+
+    def of(self, listener: str) -> Callable[[Reason], None]:
+        """What counts for one listener."""
+        counts = {reason: self._refused.labels(listener, reason) for reason in REASONS}
+        return lambda reason: counts[reason].inc()
 
 
 class ReplicaMetrics(Collector):

@@ -55,6 +55,7 @@ class Puller:
         self._failures_in_a_row = 0
         self._next_at = 0
         self._pin: int | None = None
+        self._held: Pinned | None = None
         self.failures: Counter[str] = Counter()
         """Failed pulls by reason: ``damaged`` or ``unreadable``."""
         self.drifted: Counter[str] = Counter()
@@ -71,6 +72,13 @@ class Puller:
         if pin is not None:
             return Pinned(pin, "replica")
         return Pinned(held_at, "rollback") if held_at else None
+
+    @property
+    def held(self) -> Pinned | None:
+        """What keeps the replica at the version that it has, on purpose, however old that is; None where nothing does, or where it
+        is not there yet. Once nothing does, it is held until the next pull has brought, or failed to bring, what is newer."""
+        pinned = self.pinned
+        return pinned if pinned is not None and pinned.version == self._replica.sparse_version else self._held
 
     def pin(self, version: int | None) -> int:
         """Stay at a version, the one that is served where it is None; which one that is. ``LookupError`` where it is not there."""
@@ -109,6 +117,7 @@ class Puller:
             self._failures_in_a_row, self.problem = 0, None
             self._next_at = self._next_look()
             self._check(now_ms)
+        pinned = self.pinned
         if self._pin != pin:
             self._next_at = 0
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -54,12 +55,19 @@ class ReplicaService:
     max_future_ms: int
     log_retention_ms: int
     log_needed_ms: int
+    draining: threading.Event = field(default_factory=threading.Event)
+    """Set when it is about to end: it answers what comes, and says that nothing more should."""
 
     def ready(self) -> tuple[bool, str]:
         """Whether it should get requests, and why it should not or what to know."""
+        if self.draining.is_set():
+            return False, "ending"
         if not self.replica.whole:
             return False, self.puller.problem or "no whole version yet"
         state = self.freshness.state()
+        held = self.puller.held
+        if held is not None:
+            return True, f"held at version {held.version} by {held.by}: {state}"
         if state == "stale" and self.settings.stale_is_unready:
             return False, f"stale: {self.freshness.age_seconds():.0f} s old"
         return True, state

@@ -73,6 +73,13 @@ class ServeSettings(Section):
     max_candidates: Annotated[int, Field(ge=1, le=MAX_IMPRESSIONS)] = 2_000
     """The most candidates of one request."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=MAX_RECORD_BYTES)] = 1 << 20
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
+    """The most connections at once, as far as the system's limit of open files allows. For one more, the one that is idle the
+    longest makes room; where all are busy it is refused (503)."""
+    max_connections_by_peer: Annotated[int, Field(ge=1, le=1_000_000)] = 1_024
+    """The same for those from one address, or from one network of 64 bits in IPv6."""
+    header_timeout: PositiveDurationMs = 5_000
+    """The longest that a request's header, or a TLS handshake, may take."""
     rate: Annotated[float, Field(gt=0)] | None = None
     """The most requests a second for each role; more are refused (429)."""
     log: bool = True

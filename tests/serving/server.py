@@ -29,13 +29,17 @@ class Server:
         folder: Path,
         name: str = "replica",
         tls: ssl.SSLContext | None = None,
+        health_port: int | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._tls = tls
+        self._health_port = health_port
         self.port = free_ports(1)[0]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         arguments = ["serve", str(write_config(pipeline, folder)), "--deltas", str(deltas)]
         arguments += ["--listen", f"127.0.0.1:{self.port}", "--name", name]
+        if health_port is not None:
+            arguments += ["--health", f"127.0.0.1:{health_port}"]
         self.process = Service(name, arguments, folder, folder / f"{name}.log")
 
     def start(self) -> Server:
@@ -66,16 +70,18 @@ class Server:
         raw: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         msgpack: bool = False,
+        health: bool = False,
     ) -> tuple[int, Any]:
-        """Status and decoded answer."""
+        """Status and decoded answer, of the listener for ``health`` where that is asked."""
         kind = "application/msgpack" if msgpack else "application/json"
         sent = {"Content-Type": kind, **({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
         if raw is None and body is not None:
             raw = msgspec.msgpack.encode(body) if msgpack else json.dumps(body).encode()
+        port = self._health_port if health else self.port
         connection = (
-            http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=self._tls)
-            if self._tls
-            else http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+            http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=self._tls)
+            if self._tls and not health
+            else http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         )
         try:
             connection.request(method, path, raw, sent)

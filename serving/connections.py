@@ -1,0 +1,248 @@
+"""Connections: how many there are, from whom, and how long they may say nothing. Uvicorn bounds none of it by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import ipaddress
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from serving.answers import JSON, Problem, encode
+
+Reason: TypeAlias = Literal[
+    "connections", "connections_by_peer", "displaced", "header_slow", "header_large", "not_http", "reader_slow"
+]
+"""Why a connection was refused or ended by us. ``displaced``: it was idle the longest when others needed its place."""
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+_HEADER_BYTES = 64 << 10
+
+
+class Limits(NamedTuple):
+    """How many connections there may be, and from one peer; for how many seconds a request's header may be on its way, and
+    an answer may wait for a client that does not read it."""
+
+    connections: int
+    by_peer: int
+    header_seconds: float
+    reader_seconds: float
+
+
+class Connections:
+    """Who is connected. Where there is no room for a new connection, the one that is idle the longest makes room: of the same
+    peer where that has as many as one may, else of the peer that has most. Where all are busy, the new one is refused.
+
+    A connection is idle while none of its requests is being answered. A peer is an address, or a network of 64 bits in IPv6.
+    ``refused`` is told of every connection that is turned away or ended.
+    """
+
+    def __init__(self, limits: Limits, refused: Callable[[Reason], None]) -> None:
+        self.limits = limits
+        self.refused = refused
+        self._counts: Counter[str] = Counter()
+        self._idle: dict[str, dict[Connection, None]] = {}
+
+    def admit(self, connection: Connection) -> bool:
+        """Whether a new connection, idle for now, has a place."""
+        peer, full = connection.peer, self._counts.total() >= self.limits.connections
+        crowd: str | None = peer
+        if self._counts[peer] < self.limits.by_peer:
+            crowd = max(self._idle, key=self._counts.__getitem__, default=None) if full else None
+        if crowd is not None or full:
+            if crowd is None or crowd not in self._idle:
+                self.refused("connections_by_peer" if crowd == peer else "connections")
+                return False
+            next(iter(self._idle[crowd])).end("displaced")
+        self._counts[peer] += 1
+        self._idle.setdefault(peer, {})[connection] = None
+        return True
+
+    def idle(self, connection: Connection) -> None:
+        """Nothing is being answered on it any more."""
+        self._idle.setdefault(connection.peer, {})[connection] = None
+
+    def busy(self, connection: Connection) -> None:
+        """A request came on it."""
+        of_peer = self._idle.get(connection.peer, {})
+        of_peer.pop(connection, None)
+        if not of_peer:
+            self._idle.pop(connection.peer, None)
+
+    def remove(self, connection: Connection) -> None:
+        """It has ended; its place is free."""
+        self.busy(connection)
+        self._counts[connection.peer] -= 1
+        if not self._counts[connection.peer]:
+            del self._counts[connection.peer]
+
+
+class Connection(HttpToolsProtocol):
+    """One connection: uvicorn's, ended where a header or the reading of an answer takes too long, or a header is too large."""
+
+    def __init__(self, connections: Connections, config: Config, state: ServerState) -> None:
+        super().__init__(config, state, {})
+        self.peer = ""
+        self._all = connections
+        self._has_place = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._in_header = True
+        self._headers_seen = 0
+        self._header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Take a place, or be refused."""
+        super().connection_made(transport)
+        self.peer = _peer(self.client)
+        self._has_place = self._all.admit(self)
+        if self._has_place:
+            self._wait()
+        else:
+            self._answer_and_close(503, "too many connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give the place back."""
+        self._leave()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; what is no HTTP is refused."""
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        if not self._is_busy:
+            self._wait()
+        seen = self._headers_seen
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # the request is answered as if it had not asked for another protocol
+        except httptools.HttpParserError:
+            self._refuse("not_http", 400, "not HTTP")
+            return
+        if self._in_header and self._headers_seen == seen:
+            self._header_bytes += len(data)
+            if self._header_bytes > _HEADER_BYTES:
+                self._refuse("header_large", 431, f"a header of more than {_HEADER_BYTES} bytes")
+
+    def on_headers_complete(self) -> None:
+        """A request has come."""
+        self._in_header, self._header_bytes = False, 0
+        self._headers_seen += 1
+        self._all.busy(self)
+        self._waited()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Its body is here; a header may follow."""
+        self._in_header = True
+        if not self._is_busy:  # the rest of a body that was refused
+            self._waited()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """It is answered."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._wait()  # for what is on its way to be read
+        elif self.pipeline:
+            self.flow.pause_reading()  # else each answer would let a bufferful of further requests in
+        elif not self._is_busy:
+            self._all.idle(self)
+
+    def pause_writing(self) -> None:
+        """The client does not read: it has a while."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._all.limits.reader_seconds, self.end, "reader_slow")
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._unstall()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came for long: closing would wait for a client that does not read."""
+        self.transport.abort()
+
+    def end(self, reason: Reason) -> None:
+        """End it now, and free its place."""
+        self._all.refused(reason)
+        self._leave()
+        if self._is_busy:
+            self.cycle.disconnected = True  # else its answer would be written to a transport that is gone
+        self.transport.abort()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self) -> None:
+        """Give it so long to send a header, the rest of a body that nobody wants, or to be closed."""
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._all.limits.header_seconds, self._too_slow)
+
+    def _waited(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _unstall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            self.transport.abort()
+        elif self._header_bytes:
+            self._refuse("header_slow", 408, f"a header took longer than {self._all.limits.header_seconds:g} s")
+        else:
+            self.end("header_slow")
+
+    def _leave(self) -> None:
+        self._waited()
+        self._unstall()
+        if self._has_place:
+            self._has_place = False
+            self._all.remove(self)
+
+    def _refuse(self, reason: Reason, status: int, error: str) -> None:
+        """Answer what cannot be read, once what came before is answered, and close."""
+        self._all.refused(reason)
+        if self._is_busy:
+            self.cycle.keep_alive = False
+            self.transport.pause_reading()
+        else:
+            self._answer_and_close(status, error)
+
+    def _answer_and_close(self, status: int, error: str) -> None:
+        content = encode(Problem(error), msgpack=False)
+        head = (
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
+            f"content-type: {JSON}\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + content)
+        self.transport.close()
+        self._wait()
+
+
+def _peer(client: tuple[str, int] | None) -> str:
+    if client is None:
+        return ""
+    try:
+        address = ipaddress.ip_address(client[0].split("%")[0])
+    except ValueError:
+        return client[0]
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)

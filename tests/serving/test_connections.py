@@ -1,0 +1,197 @@
+"""Whoever connects and says nothing, or too slowly, or does not listen: others are answered, and it is counted."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.ports import free_ports
+from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
+from tests.serving.server import Server
+
+IDLE = 1_023
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("connections")
+    pipeline = make_pipeline(
+        serve={"header_timeout": "2s", "timeout": "3s", "max_connections": 1_500, "max_connections_by_peer": 1_000}
+    )
+    publisher = Publisher(pipeline, folder / "deltas")
+    publisher.next(time.time_ns() // 1_000_000)
+    made = Server(pipeline, folder / "deltas", folder / "server", health_port=free_ports(1)[0]).start()
+    try:
+        made.wait()
+        yield made
+        assert made.process.end() == 0, made.process.output
+        assert "Traceback" not in made.process.output, made.process.output
+        assert made.process.output.count("\n") < 20, "who connects cannot fill a log"
+    finally:
+        made.process.kill()
+
+
+def connect(server: Server, host: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20, source_address=(host, 0))
+
+
+def refused(server: Server, reason: str, listener: str = "main") -> float:
+    said = server.ask("GET", "/metrics", health=True)[1]
+    found = re.search(rf'minutely_serve_refused_total{{listener="{listener}",reason="{reason}"}} (\S+)', said)
+    assert found is not None, said
+    return float(found[1])
+
+
+def test_idle_connections_keep_nobody_out(server: Server) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, IDLE + 500)), hard))
+    body = rank_body(draw(np.random.default_rng(1), 3), [1, 2, 3])
+    before = refused(server, "displaced")
+    with ExitStack() as open_:
+        for _ in range(IDLE):
+            open_.enter_context(connect(server))
+        assert server.ask("POST", "/v1/rank", body)[0] == 200
+        assert server.ask("GET", "/v2/health/ready")[0] == 200
+        assert server.ask("GET", "/v2/health/live", health=True)[0] == 200
+        assert refused(server, "displaced") - before >= IDLE - 1_000
+        for _ in range(600):  # those of another peer have places of their own
+            open_.enter_context(connect(server, "127.0.0.2"))
+        assert server.ask("POST", "/v1/rank", body)[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nX-A"], ids=["silent", "half a header"])
+def test_a_slow_header_is_ended(server: Server, sent: bytes) -> None:
+    before, begun = refused(server, "header_slow"), time.monotonic()
+    with connect(server) as slow:
+        slow.sendall(sent)
+        answer = b""
+        try:
+            for _ in range(100):  # a byte now and then is not enough
+                if sent:
+                    slow.sendall(b"x")
+                slow.settimeout(0.1)
+                try:
+                    answer = slow.recv(1000)
+                    break
+                except TimeoutError:
+                    continue
+        except OSError:
+            pass  # ended while we were sending
+    assert 1.5 < time.monotonic() - begun < 6
+    assert not answer or b" 408 " in answer
+    assert refused(server, "header_slow") == before + 1
+
+
+def test_a_header_without_end_is_refused(server: Server) -> None:
+    before = refused(server, "header_large")
+    with connect(server) as endless:
+        try:
+            endless.sendall(b"GET / HTTP/1.1\r\n")
+            for at in range(100_000):
+                endless.sendall(b"X-%d: %s\r\n" % (at, b"a" * 1000))
+        except OSError:
+            pass
+    assert refused(server, "header_large") == before + 1
+
+
+def test_who_does_not_read_is_ended(server: Server) -> None:
+    before = refused(server, "reader_slow")
+    ask = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        deaf.sendall(ask * 600)  # whose answers are more than what the system keeps for a client
+        until = time.monotonic() + 20
+        while refused(server, "reader_slow") == before and time.monotonic() < until:
+            time.sleep(0.2)
+    assert refused(server, "reader_slow") == before + 1
+
+
+def test_the_rest_of_a_refused_body_is_not_awaited_for_ever(server: Server) -> None:
+    with connect(server) as slow:
+        slow.sendall(b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: text/html\r\nContent-Length: 99999999\r\n\r\n")
+        assert slow.recv(1000).split()[1] == b"415"
+        begun = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() < begun + 15:
+                slow.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() - begun < 6
+
+
+def test_what_is_no_request_is_counted(server: Server) -> None:
+    before = refused(server, "not_http")
+    with connect(server) as garbage:
+        garbage.sendall(b"\x00\x01\r\n\r\n")
+        answer = garbage.recv(1000)
+        assert answer.split()[1] == b"400" and b'{"error":' in answer
+    assert refused(server, "not_http") == before + 1
+    assert server.ask("GET", "/v1/nothing")[0] == 404
+    assert 'minutely_serve_requests_total{route="other",status="404"}' in server.ask("GET", "/metrics", health=True)[1]
+
+
+def test_what_comes_after_an_answer_that_is_on_its_way_does_not_harm_it(server: Server) -> None:
+    with connect(server) as mixed:
+        mixed.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n\x00\x01\r\n\r\n")
+        answer = b""
+        while part := mixed.recv(10_000):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1, "and then it closes"
+
+
+def test_an_upgrade_that_is_not_offered(server: Server) -> None:
+    ask = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
+    with connect(server) as asked:
+        for _ in range(2):
+            asked.sendall(ask)
+            assert asked.recv(1000).startswith(b"HTTP/1.1 200"), "as without it"
+
+
+def test_health_has_its_own_listener(server: Server) -> None:
+    for path in ("/v2/health/live", "/v2/health/ready", "/v1/status", "/metrics"):
+        assert server.ask("GET", path, health=True)[0] == 200
+    status, answer = server.ask("POST", "/v1/rank", {}, health=True)
+    assert status == 404 and "/v2/health/live" in answer["error"]
+
+
+def test_ends_within_its_timeout_unready_first(tmp_path: Path) -> None:
+    pipeline = make_pipeline(serve={"timeout": "4s"})
+    Publisher(pipeline, tmp_path / "deltas").next(time.time_ns() // 1_000_000)
+    made = Server(pipeline, tmp_path / "deltas", tmp_path / "server", health_port=free_ports(1)[0]).start()
+    body = rank_body(draw(np.random.default_rng(1), 3), [1, 2, 3])
+    try:
+        made.wait()
+        with connect(made) as slow:  # a request that came before the end, whose body comes after it
+            head = b"POST /v1/engagements HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+            slow.sendall(head)
+            time.sleep(0.3)
+            os.kill(made.process.pid, signal.SIGTERM)
+            begun = time.monotonic()
+            assert made.wait("/v2/health/ready", 503) < 1
+            assert made.ask("GET", "/v2/health/ready")[1] == {"ready": False, "state": "ending"}
+            assert made.ask("POST", "/v1/rank", body)[0] == 200, "who has not noticed is answered"
+            while True:
+                try:
+                    made.ask("GET", "/v2/health/live")
+                except OSError:
+                    break
+                assert time.monotonic() < begun + 10
+            assert made.ask("GET", "/v2/health/ready", health=True)[0] == 503, "health is the last to end"
+            slow.sendall(b"{}")
+            assert slow.recv(1000).split()[1] == b"422", "what came is answered"
+        assert made.process.wait() == 0, made.process.output
+        assert time.monotonic() - begun < 4 + 3
+        assert f"listens at http://127.0.0.1:{made.port}" in made.process.output
+        assert "serves version 1, with the dense weights of 1" in made.process.output
+    finally:
+        made.process.kill()
