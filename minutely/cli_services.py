@@ -135,7 +135,9 @@ def train(
 @click.option("--deltas", help="Folder or object store address of the published versions. [default: state/NAME/deltas]")
 @click.option("--listen", type=HostPort(), default="127.0.0.1:8080", show_default=True, help="Where to answer.")
 @click.option(
-    "--health", type=HostPort(), help="Answer about health and metrics here too, without TLS, apart from who else connects."
+    "--health",
+    type=HostPort(),
+    help="Answer about health and metrics here too, without TLS, apart from who else connects.",
 )
 @click.option("--name", help="Name of this replica in metrics. [default: the host's name and the port]")
 def serve(config: Path, deltas: str | None, listen: Address, health: Address | None, name: str | None) -> None:

@@ -119,7 +119,9 @@ def test_who_does_not_read_is_ended(server: Server) -> None:
 
 def test_the_rest_of_a_refused_body_is_not_awaited_for_ever(server: Server) -> None:
     with connect(server) as slow:
-        slow.sendall(b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: text/html\r\nContent-Length: 99999999\r\n\r\n")
+        slow.sendall(
+            b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: text/html\r\nContent-Length: 99999999\r\n\r\n"
+        )
         assert slow.recv(1000).split()[1] == b"415"
         begun = time.monotonic()
         with pytest.raises(OSError):
