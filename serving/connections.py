@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from serving.answers import JSON, Problem, encode
@@ -91,6 +92,8 @@ class Connection(HttpToolsProtocol):
         self.peer = ""
         self._all = connections
         self._has_place = False
+        self._answering: RequestResponseCycle | None = None
+        self._refused = False
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._in_header = True
@@ -110,11 +113,12 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back."""
         self._leave()
+        self._disconnect()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read on; what is no HTTP is refused."""
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
         if not self._is_busy:
@@ -175,9 +179,19 @@ class Connection(HttpToolsProtocol):
         """End it now, and free its place."""
         self._all.refused(reason)
         self._leave()
-        if self._is_busy:
-            self.cycle.disconnected = True  # else its answer would be written to a transport that is gone
+        self._disconnect()
         self.transport.abort()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _disconnect(self) -> None:
+        """Tell the request that is being answered: else it would write to a transport that is gone. Uvicorn tells the last one
+        that was read, which waits behind it where requests are pipelined."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     @property
     def _is_busy(self) -> bool:
@@ -217,9 +231,9 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, reason: Reason, status: int, error: str) -> None:
         """Answer what cannot be read, once what came before is answered, and close."""
         self._all.refused(reason)
+        self._refused = True
         if self._is_busy:
             self.cycle.keep_alive = False
-            self.transport.pause_reading()
         else:
             self._answer_and_close(status, error)
 

@@ -118,6 +118,7 @@ class Puller:
             self._next_at = self._next_look()
             self._check(now_ms)
         pinned = self.pinned
+        self._held = pinned if pinned is not None and pinned.version == self._replica.sparse_version else None
         if self._pin != pin:
             self._next_at = 0
 
