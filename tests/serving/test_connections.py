@@ -197,7 +197,7 @@ def test_ends_within_its_timeout_unready_first(tmp_path: Path) -> None:
             slow.sendall(b"{}")
             assert slow.recv(1000).split()[1] == b"422", "what came is answered"
         assert made.process.wait() == 0, made.process.output
-        assert time.monotonic() - begun < 4 + 3
+        assert time.monotonic() - begun < 4 + 15, "and a process that ends unloads what it had loaded"
         assert f"listens at http://127.0.0.1:{made.port}" in made.process.output
         assert "serves version 1, with the dense weights of 1" in made.process.output
     finally:
