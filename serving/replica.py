@@ -17,7 +17,7 @@ from paramserver.follower import Follower
 from paramserver.history import as_of
 from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
-from streaming.columns import Columns, slice_columns
+from streaming.columns import ServedColumns, slice_columns
 from streaming.labels import Label
 from trainer.losses import predictions
 from trainer.models import RankingModel, load_weights
@@ -149,11 +149,11 @@ class Replica:
             raise BadFile(f"{dense.file.name}: weights of another config than this replica's: {error}") from None
         self._weights, self._dense_at = _Weights(model, dense), now_ms
 
-    def score(self, columns: Columns, impressions: int) -> npt.NDArray[np.float32]:
+    def score(self, columns: ServedColumns, impressions: int) -> npt.NDArray[np.float32]:
         """Predictions for each label, float32 [impressions, labels]."""
         return self.score_with_versions(columns, impressions).scores
 
-    def score_with_versions(self, columns: Columns, impressions: int) -> Scored:
+    def score_with_versions(self, columns: ServedColumns, impressions: int) -> Scored:
         """Predictions, and the versions of all rows and weights that went into them."""
         weights = self._weights
         first = self.sparse_version
@@ -173,7 +173,7 @@ class Replica:
             return Scored(np.empty((0, len(self._labels)), np.float32), versions)
         return Scored(parts[0] if len(parts) == 1 else np.concatenate(parts), versions)
 
-    def _score(self, model: RankingModel, columns: Columns, impressions: int) -> npt.NDArray[np.float32]:
+    def _score(self, model: RankingModel, columns: ServedColumns, impressions: int) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
             rows = self._plan.fetch(
                 self._plan.ids(columns),

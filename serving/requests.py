@@ -34,9 +34,8 @@ from streaming.events import (
     encode,
 )
 from streaming.features import Feature, SparseFeature
-from streaming.ids import cross
 from streaming.json_records import column_of_values
-from streaming.mapping import time_ids
+from streaming.transforms import derived, is_derived
 
 _MAX_ENGAGEMENTS = 1000
 _MAX_REQUEST_ID = MAX_ID_LENGTH - 8  # an impression's id is its request's, and its place
@@ -145,13 +144,12 @@ class RequestReader:
     def __init__(self, features: Mapping[str, Feature], max_candidates: int) -> None:
         self.features = dict(features)
         self._max_candidates = max_candidates
-        derived = {name for name, item in features.items() if isinstance(item, SparseFeature) and item.column is None}
-        self._derived = {name: features[name] for name in features if name in derived}
+        self._derived = {name: item for name, item in features.items() if is_derived(item)}
         self.of_request = {
-            name: item for name, item in features.items() if item.scope == "request" and name not in derived
+            name: item for name, item in features.items() if item.scope == "request" and name not in self._derived
         }
         self.of_candidates = {
-            name: item for name, item in features.items() if item.scope == "impression" and name not in derived
+            name: item for name, item in features.items() if item.scope == "impression" and name not in self._derived
         }
 
     def rank(self, payload: bytes, *, msgpack: bool, now_ms: int) -> RankAsked:
@@ -181,14 +179,10 @@ class RequestReader:
     def complete(self, given: Mapping[str, Column], count: int, now_ms: int) -> dict[str, Column]:
         """All features in the order of the configuration: those given, the time's, and crosses."""
         columns: dict[str, Column] = dict(given)
+        served_at = np.full(count, now_ms)
         for name, feature in self._derived.items():
             assert isinstance(feature, SparseFeature)
-            if feature.time is not None:
-                columns[name] = time_ids(np.full(count, now_ms), feature.time)
-            elif feature.cross is not None:
-                left, right = (columns[part] for part in feature.cross)
-                assert isinstance(left, np.ndarray) and isinstance(right, np.ndarray)
-                columns[name] = cross(left.view(np.int64), right.view(np.int64))
+            columns[name] = derived(feature, columns, served_at)
         return {name: columns[name] for name in self.features}
 
 

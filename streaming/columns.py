@@ -41,14 +41,32 @@ class Ragged(NamedTuple):
 Column: TypeAlias = Ids | Floats | Ragged
 Columns: TypeAlias = Mapping[str, Column]
 
+
+class Repeated(NamedTuple):
+    """Lists of requests, for their impressions: list i stands for ``counts[i]`` impressions; ``counts`` is int64 [requests]."""
+
+    lists: Ragged
+    counts: Ids
+
+    def rows(self, start: int, stop: int) -> Repeated:
+        """Those of impressions ``start`` to ``stop``."""
+        ends = np.cumsum(self.counts)
+        counts = np.minimum(ends, stop) - np.maximum(ends - self.counts, start)
+        kept = np.flatnonzero(counts > 0)
+        return Repeated(self.lists.take(kept), counts[kept])
+
+
+ServedColumns: TypeAlias = Mapping[str, Column | Repeated]
+"""Columns as they are scored: what a request has once need not be there for each of its impressions."""
+
 Packed: TypeAlias = bytes | tuple[bytes, bytes]
 """A column in a record: little-endian values; for lists, int32 lengths and then the values of all lists."""
 
 
-def slice_columns(columns: Columns, start: int, stop: int) -> dict[str, Column]:
+def slice_columns(columns: ServedColumns, start: int, stop: int) -> dict[str, Column | Repeated]:
     """Impressions ``start`` to ``stop`` of every column, as views."""
     return {
-        name: column.rows(start, stop) if isinstance(column, Ragged) else column[start:stop]
+        name: column.rows(start, stop) if isinstance(column, Ragged | Repeated) else column[start:stop]
         for name, column in columns.items()
     }
 

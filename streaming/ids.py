@@ -1,4 +1,8 @@
-"""Ids of values: integers as they are, texts hashed to 64 bits, the same in every file format and on the command line."""
+"""Ids of values: integers as they are, texts hashed to 64 bits, the same in every file format, record, request and command.
+
+One rule: a value's id is that of its text, and a text that spells an integer of 64 bits is that integer. So neither the format
+nor what stands beside a value changes its id.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,41 @@ import pyarrow.compute as pc
 import xxhash
 
 _INT64 = range(-(2**63), 2**63)
+_TRUTH = {"true": 1, "false": 0}
 
 
 def text_id(text: str) -> int:
-    """The id of a text: the integer that it spells in the usual way, else its XXH3-64, as a signed number."""
-    if len(text) <= 20 and (text.isdecimal() or text[:1] == "-"):
-        try:
-            number = int(text)
-        except ValueError:
-            number = 0
-        if str(number) == text and number in _INT64:
-            return number
+    """The id of a text: the integer that it spells in the usual way, else its XXH3-64, as a signed number.
+
+    Whole numbers as programs write floats (``17.0``) are the integers that they are, since what has gaps in a column of
+    integers often makes floats of them; ``true`` and ``false`` are 1 and 0, as in formats that know them.
+    """
+    if text[:1] in _FIRST and len(text) <= _LONGEST:
+        number = _spelled(text)
+        if number is not None:
+            if number in _INT64:
+                return number
+            text = str(number)
+    elif len(text) <= 5 and (truth := _TRUTH.get(text.lower())) is not None:
+        return truth
     hashed = xxhash.xxh3_64_intdigest(text.encode())
     return hashed - 2**64 if hashed >= 2**63 else hashed
+
+
+_FIRST = frozenset("-0123456789")
+_LONGEST = 24  # the longest text of a float
+
+
+def _spelled(text: str) -> int | None:
+    """The integer that a text spells as `str` of an int or of a float would."""
+    try:
+        if text[-1:].isdecimal() and "e" not in text and "." not in text:
+            number = int(text)
+            return number if str(number) == text else None
+        value = float(text)
+        return int(value) if value.is_integer() and str(value) == text else None
+    except ValueError:
+        return None
 
 
 MISSING = text_id("")
@@ -33,6 +59,8 @@ MISSING = text_id("")
 def ids_of(values: pa.Array) -> npt.NDArray[np.int64]:
     """The ids of an Arrow array of integers, texts, booleans or whole numbers, int64 [n]; ``TypeError`` for others."""
     kind = values.type
+    if pa.types.is_null(kind):
+        return np.full(len(values), MISSING)
     if pa.types.is_dictionary(kind):
         table = ids_of(values.dictionary)
         return (
@@ -40,14 +68,14 @@ def ids_of(values: pa.Array) -> npt.NDArray[np.int64]:
             if not values.null_count
             else ids_of(values.dictionary_decode())
         )
+    if pa.types.is_uint64(kind):
+        large = pc.greater(values, pa.scalar(_INT64[-1], pa.uint64()))
+        if pc.any(large).as_py():
+            return _text_ids(values.cast(pa.string()).dictionary_encode())
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return np.asarray(values.cast(pa.int64(), safe=False).fill_null(MISSING).to_numpy(zero_copy_only=False))
     if pa.types.is_floating(kind):
-        values = pc.if_else(pc.is_nan(values), None, values)
-        whole = pc.equal(pc.floor(values), values)
-        if not pc.all(whole, skip_nulls=True).as_py():
-            raise TypeError("numbers with fractions")
-        return np.asarray(values.cast(pa.int64()).fill_null(MISSING).to_numpy(zero_copy_only=False))
+        return _whole_ids(values)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _text_ids(values.dictionary_encode())
     raise TypeError(f"type {kind}")
@@ -56,6 +84,20 @@ def ids_of(values: pa.Array) -> npt.NDArray[np.int64]:
 def cross(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The ids of pairs of ids, mixed by the finalizer of SplitMix64 so that no pair meets another but by chance."""
     return _mix(_mix(left.view(np.uint64)) + right.view(np.uint64)).view(np.int64)
+
+
+def _whole_ids(values: pa.Array) -> npt.NDArray[np.int64]:
+    """The ids of whole numbers in floats; what is NaN is missing."""
+    numbers = np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))  # null becomes NaN
+    known = ~np.isnan(numbers)
+    if not (np.isfinite(numbers) & (np.floor(numbers) == numbers) | ~known).all():
+        raise TypeError("numbers with fractions")
+    ids = np.full(len(numbers), MISSING)
+    small = known & (numbers >= -(2.0**63)) & (numbers < 2.0**63)
+    ids[small] = numbers[small].astype(np.int64)
+    for place in np.flatnonzero(known & ~small).tolist():
+        ids[place] = text_id(str(int(numbers[place])))
+    return ids
 
 
 def _text_ids(encoded: Any) -> npt.NDArray[np.int64]:

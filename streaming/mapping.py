@@ -11,56 +11,63 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
-from streaming.columns import Column, Floats, Ids, Ragged
+from streaming.columns import Column, Ids, Ragged
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.ids import cross, ids_of
+from streaming.ids import MISSING, ids_of
 from streaming.source_settings import TimeColumn, Unit
-from streaming.tabular import RowFile, numbers
+from streaming.tabular import RowFile, as_numbers, numbers
+from streaming.transforms import Raw, derived, from_raw, is_derived, take
 
 _UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
-_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 
 
 class SideTable:
-    """A side table and where the impressions' keys stand in it; -1 where a key does not."""
+    """What a side table says of each key: the raw columns of the features in ``features`` that come from it.
 
-    def __init__(self, rows: RowFile, key: str, wanted: pa.Array) -> None:
-        keys = rows.column(key)
-        same = pa.types.is_integer(keys.type) and pa.types.is_integer(wanted.type)
-        try:
-            keys, wanted = (values.cast(pa.int64() if same else pa.string()) for values in (keys, wanted))
-        except pa.ArrowException as error:
-            raise Problems([Problem(rows.name, f"column {key}", str(error), "allowed: integers or texts")]) from None
-        counts = pc.value_counts(keys)
-        repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.is_valid(counts.field("values"))))
-        if len(repeated):
-            value = repr(repeated.field("values")[0].as_py())
+    Keys are told apart by their ids, so that 17 is the same key as a number, as a text, and as a float that gaps made of it.
+    """
+
+    def __init__(self, rows: RowFile, key: str, features: Mapping[str, Feature]) -> None:
+        ids = key_ids(rows, key)
+        self._order = np.argsort(ids, kind="stable")
+        self._keys = ids[self._order]
+        again = np.flatnonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != MISSING))
+        if again.size:
+            value = repr(rows.column(key)[int(self._order[again[0]])].as_py())
             raise Problems([Problem(rows.name, f"column {key}", value, "stands there twice; allowed: one row a key")])
-        self.rows = rows
-        self._at = pc.index_in(wanted, value_set=keys, skip_nulls=True)
-        if self._at.null_count == len(self._at):
-            allowed = "none of the impressions' keys is in it; allowed: keys of the same form"
-            raise Problems([Problem(rows.name, f"column {key}", repr(keys[0].as_py()), allowed)])
+        self.name = rows.name
+        self.problems: list[Problem] = []
+        self._raw: dict[str, Raw] = {}
+        problems = ProblemList()
+        for name, feature in features.items():
+            with problems.collect():
+                self._raw[name] = raw_of(rows, feature)
+        self.problems = problems.found
 
-    def take(self, values: pa.Array) -> pa.Array:
-        """The values of a side column for each impression, null where its key is unknown."""
-        return pc.take(values, self._at)
+    def find(self, keys: Ids) -> Ids:
+        """Where the rows of keys are, by their ids; -1 where a key is not there or is missing. int64 [n]."""
+        places = np.searchsorted(self._keys, keys)
+        places[places == len(self._keys)] = 0
+        found: Ids = np.where((self._keys[places] == keys) & (keys != MISSING), self._order[places], -1)
+        return found
 
-
-def time_ids(served_at: Ids, part: str) -> Ids:
-    """The hour or the weekday (Monday is 0) of times in ms, UTC."""
-    if part == "hour":
-        return served_at // _HOUR_MS % 24
-    return (served_at // _DAY_MS + 3) % 7  # 1970 began on a Thursday
+    def take(self, name: str, at: Ids) -> Raw:
+        """The raw column of a feature for impressions whose rows are at ``at``."""
+        if name not in self._raw:
+            raise Problems([])  # told when the table was read
+        return take(self._raw[name], at)
 
 
 class FeatureMapper:
-    """Makes feature columns out of the impressions' file and its side tables."""
+    """Makes feature columns out of the impressions' file and its side tables; ``places`` say where the impressions' rows are."""
 
-    def __init__(self, impressions: RowFile, served_at: Ids, sides: Mapping[str, SideTable]) -> None:
+    def __init__(
+        self, impressions: RowFile, served_at: Ids, sides: Mapping[str, SideTable], places: Mapping[str, Ids]
+    ) -> None:
         self._impressions = impressions
         self._served_at = served_at
         self._sides = sides
+        self._places = places
 
     def columns(self, features: Mapping[str, Feature]) -> dict[str, Column]:
         """All features; `Problems` with every column that does not fit."""
@@ -74,118 +81,129 @@ class FeatureMapper:
         return made
 
     def _column(self, name: str, feature: Feature, made: Mapping[str, Column]) -> Column:
-        match feature:
-            case SparseFeature(cross=(left, right)):
-                first, second = made.get(left), made.get(right)
-                pair = [part for part in (first, second) if isinstance(part, np.ndarray) and part.dtype == np.int64]
-                if len(pair) != 2:
-                    raise Problems([Problem("features", f"{name}: cross", f"{left}, {right}", _CROSS)])
-                return cross(pair[0].view(np.int64), pair[1].view(np.int64))
-            case SparseFeature(time=time) if time is not None:
-                return time_ids(self._served_at, time)
-            case SparseFeature(bucket="log2"):
-                values = self._numbers(feature.side, feature.column or "")
-                powers = np.floor(np.log2(1 + np.maximum(_filled(values), 0)))
-                buckets: Ids = powers.astype(np.int64)
-                return buckets
-            case SparseFeature():
-                return self._ids(feature)
-            case DenseFeature():
-                return self._dense(feature)
-            case VectorFeature():
-                return self._vector(feature)
-
-    def _file(self, side: str | None) -> RowFile:
-        if side is None:
-            return self._impressions
-        if side not in self._sides:
+        if isinstance(feature, SparseFeature) and is_derived(feature):
+            if feature.cross is not None:
+                pair = [made.get(part) for part in feature.cross]
+                if not all(isinstance(part, np.ndarray) and part.dtype == np.int64 for part in pair):
+                    raise Problems([Problem("features", f"{name}: cross", ", ".join(feature.cross), _CROSS)])
+            return derived(feature, made, self._served_at)
+        if feature.side is None:
+            return from_raw(feature, raw_of(self._impressions, feature), self._served_at)
+        if feature.side not in self._places:
             raise Problems([])  # told when the side table could not be joined
-        return self._sides[side].rows
-
-    def _raw(self, side: str | None, column: str) -> pa.Array:
-        values = self._file(side).column(column)
-        return values if side is None else self._sides[side].take(values)
-
-    def _numbers(self, side: str | None, column: str) -> pa.Array:
-        values = numbers(self._file(side), column)
-        return values if side is None else self._sides[side].take(values)
-
-    def _ids(self, feature: SparseFeature) -> Column:
-        assert feature.column is not None
-        values = self._raw(feature.side, feature.column)
-        try:
-            if feature.split is not None:
-                values = pc.split_pattern(values.cast(pa.string()), feature.split)
-            elif feature.pool is None:
-                return ids_of(values)
-            if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
-                raise TypeError(f"type {values.type}, one value an impression")
-            if feature.pool == "first":
-                filled = pc.if_else(pc.equal(pc.list_value_length(values), 0), None, values)
-                return ids_of(pc.list_element(filled, 0))
-            lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-            return Ragged(np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))), ids_of(values.flatten()))
-        except (TypeError, pa.ArrowException) as error:
-            place = f"column {feature.column}"
-            raise Problems([Problem(self._file(feature.side).name, place, str(error), _IDS)]) from None
-
-    def _dense(self, feature: DenseFeature) -> Floats:
-        if feature.transform == "age":
-            time = TimeColumn(column=feature.column, unit=feature.unit)
-            values = times(self._file(feature.side), time)
-            milliseconds = values if feature.side is None else self._sides[feature.side].take(values)
-            age = pc.divide(pc.subtract(pa.array(self._served_at), milliseconds).cast(pa.float64()), 1000.0)
-            return np.maximum(_filled(age), 0).astype(np.float32)
-        found = _filled(self._numbers(feature.side, feature.column))
-        match feature.transform:
-            case "log":
-                found = np.log1p(np.maximum(found, 0))
-            case "sqrt":
-                found = np.sqrt(np.maximum(found, 0))
-            case "square":
-                found = np.clip(found, -1e19, 1e19) ** 2
-        return np.clip(found, -3e38, 3e38).astype(np.float32)
-
-    def _vector(self, feature: VectorFeature) -> Floats:
-        values = self._raw(feature.side, feature.column)
-        place, file = f"column {feature.column}", self._file(feature.side).name
-        allowed = f"allowed: lists of {feature.size} numbers"
-        if not (
-            pa.types.is_list(values.type)
-            or pa.types.is_large_list(values.type)
-            or pa.types.is_fixed_size_list(values.type)
-        ):
-            raise Problems([Problem(file, place, f"type {values.type}", allowed)])
-        lengths = pc.list_value_length(values).fill_null(feature.size)
-        wrong = pc.unique(lengths.filter(pc.not_equal(lengths, feature.size))).to_pylist()
-        if wrong:
-            raise Problems([Problem(file, place, f"a list of {wrong[0]} numbers", allowed)])
-        valid = np.asarray(values.is_valid().to_numpy(zero_copy_only=False))
-        out = np.zeros((len(values), feature.size), np.float32)
-        try:
-            numbers_ = values.drop_null().flatten().cast(pa.float64()).fill_null(0)
-        except pa.ArrowException as error:
-            raise Problems([Problem(file, place, str(error), allowed)]) from None
-        flat = np.clip(np.nan_to_num(numbers_.to_numpy(zero_copy_only=False)), -3e38, 3e38).astype(np.float32)
-        out[valid] = flat.reshape(-1, feature.size)
-        return out
+        return from_raw(feature, self._sides[feature.side].take(name, self._places[feature.side]), self._served_at)
 
 
 _IDS = "allowed: integers or texts, or lists of them with pool: first, mean or sum"
 _CROSS = "allowed: two sparse features of one id that stand before it"
 
 
+def key_ids(rows: RowFile, column: str) -> Ids:
+    """The ids of a column of keys; `Problems` where they are neither integers nor texts."""
+    values = rows.column(column)
+    if pa.types.is_temporal(values.type):
+        values = values.cast(pa.string())
+    try:
+        return ids_of(values)
+    except (TypeError, pa.ArrowException) as error:
+        raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: integers or texts")]) from None
+
+
+def raw_of(rows: RowFile, feature: Feature) -> Raw:
+    """The raw column of a feature that has one; rows that cannot be read are rejected, `Problems` where the column does not fit."""
+    column = feature.column
+    assert column is not None
+    if isinstance(feature, DenseFeature) and feature.transform == "age":
+        return plain(times(rows, TimeColumn(column=column, unit=feature.unit)))
+    if isinstance(feature, DenseFeature) or (isinstance(feature, SparseFeature) and feature.bucket):
+        return plain(numbers(rows, column))
+    values = rows.column(column)
+    try:
+        return vectors_of(values, feature.size) if isinstance(feature, VectorFeature) else sparse_of(values, feature)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        allowed = f"allowed: lists of {feature.size} numbers" if isinstance(feature, VectorFeature) else _IDS
+        raise Problems([Problem(rows.name, f"column {column}", str(error), allowed)]) from None
+
+
+def sparse_of(values: pa.Array, feature: SparseFeature) -> Ids | Ragged:
+    """The ids of a column for a sparse feature; ``TypeError`` or an Arrow exception where it has none."""
+    if feature.split is not None:
+        values = pc.split_pattern(values.cast(pa.string()), feature.split)
+    elif feature.pool is None:
+        return ids_of(values)
+    if feature.pool == "first":
+        filled = pc.if_else(pc.equal(pc.list_value_length(_lists(values)), 0), None, _lists(values))
+        return ids_of(pc.list_element(filled, 0))
+    return lists_of(values)
+
+
+def lists_of(values: pa.Array) -> Ragged:
+    """The ids of lists, none for null; ``TypeError`` or an Arrow exception where there are no lists of ids."""
+    values = _lists(values)
+    lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return Ragged(np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))), ids_of(values.flatten()))
+
+
+def _lists(values: pa.Array) -> pa.Array:
+    kind = values.type
+    if pa.types.is_null(kind):
+        return values.cast(pa.list_(pa.int64()))
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise TypeError(f"type {kind}: one value an impression, lists of ids are expected")
+    return values
+
+
+def vectors_of(values: pa.Array, size: int) -> npt.NDArray[np.float64]:
+    """A column of lists of numbers, float64 [n, size], NaN where missing; ``TypeError`` or ``ValueError`` where they are none."""
+    kind = values.type
+    out = np.full((len(values), size), np.nan)
+    if pa.types.is_null(kind):
+        return out
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise TypeError(f"type {kind}")
+    lengths = pc.list_value_length(values).fill_null(size)
+    wrong = pc.unique(lengths.filter(pc.not_equal(lengths, size))).to_pylist()
+    if wrong:
+        raise ValueError(f"a list of {wrong[0]} numbers")
+    valid = np.asarray(values.is_valid().to_numpy(zero_copy_only=False))
+    flat = values.drop_null().flatten().cast(pa.float64())
+    out[valid] = flat.to_numpy(zero_copy_only=False).reshape(-1, size)
+    return out
+
+
 def times(rows: RowFile, column: TimeColumn) -> pa.Array:
     """A column of times as int64 ms since 1970; rows without a readable one become null and are rejected."""
     values = rows.column(column.column)
+    try:
+        found, broken = as_times(values, column.unit)
+    except TypeError as error:
+        raise Problems([Problem(rows.name, f"column {column.column}", str(error), _TIMES)]) from None
+    rows.reject_broken(broken, column.column, values, "not a time", _TIMES)
+    return found
+
+
+_TIMES = "allowed: times as numbers, timestamps or ISO 8601 texts"
+
+
+def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
+    """Times as int64 ms since 1970, and which of the values are none (None: all are times); ``TypeError`` for other types."""
     kind = values.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        looks_iso = pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}").fill_null(False)
-        if 2 * pc.sum(looks_iso).as_py() > len(values):
-            return _iso(rows, column.column, values, looks_iso)
-    return to_ms(numbers(rows, column.column), column.unit)
+        return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), None
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        found, broken = as_numbers(values)
+        return to_ms(found, unit), broken
+    looks_iso = pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}").fill_null(False)
+    found, _ = as_numbers(pc.if_else(looks_iso, None, values))
+    found = to_ms(found, unit)
+    if pc.any(looks_iso).as_py():
+        found = pc.coalesce(_iso(values, looks_iso), found)
+    return found, pc.and_(pc.is_valid(values), pc.is_null(found))
+
+
+def plain(values: pa.Array) -> npt.NDArray[np.float64]:
+    """Numbers, or times in ms, as a raw column: float64 [n], NaN for what is missing."""
+    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
 def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
@@ -197,19 +215,16 @@ def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
     )
 
 
-def _iso(rows: RowFile, column: str, values: pa.Array, looks_iso: pa.Array) -> pa.Array:
-    """Texts as in ISO 8601 as int64 ms; without an offset they are UTC."""
+def _iso(values: pa.Array, looks_iso: pa.Array) -> pa.Array:
+    """Texts as in ISO 8601 as int64 ms, null where they are none; without an offset they are UTC."""
     has_zone = pc.match_substring_regex(values, r"(Z|[+-]\d{2}:?\d{2})$").fill_null(False)
     try:
-        plain = pc.if_else(pc.and_(looks_iso, pc.invert(has_zone)), values, None).cast(pa.timestamp("ms"))
+        plain_ = pc.if_else(pc.and_(looks_iso, pc.invert(has_zone)), values, None).cast(pa.timestamp("ms"))
         zoned = pc.if_else(pc.and_(looks_iso, has_zone), values, None).cast(pa.timestamp("ms", "UTC"))
-        found = pc.coalesce(plain.cast(pa.int64()), zoned.cast(pa.int64()))
+        return pc.coalesce(plain_.cast(pa.int64()), zoned.cast(pa.int64()))
     except pa.ArrowInvalid:  # one text that is no date spoils the cast of all
-        found = pa.array([None if text is None else _iso_ms(text) for text in values.to_pylist()], pa.int64())
-    broken = pc.and_(pc.is_valid(values), pc.is_null(found))
-    if pc.any(broken).as_py():
-        rows.reject(broken, column, values, "malformed", "not a time")
-    return found
+        wanted = pc.if_else(looks_iso, values, None).to_pylist()
+        return pa.array([None if text is None else _iso_ms(text) for text in wanted], pa.int64())
 
 
 def _iso_ms(text: str) -> int | None:
@@ -218,8 +233,3 @@ def _iso_ms(text: str) -> int | None:
     except ValueError:
         return None
     return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-def _filled(values: pa.Array) -> npt.NDArray[np.float64]:
-    """Numbers with 0 for what is missing or not finite."""
-    return np.nan_to_num(np.asarray(values.fill_null(0).to_numpy(zero_copy_only=False), np.float64), posinf=0, neginf=0)

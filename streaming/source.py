@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 from basis.problems import Problem, ProblemList, Problems
 from streaming.columns import Columns, Ids, Ragged
 from streaming.events import MAX_ID_LENGTH, MAX_IMPRESSIONS
-from streaming.features import Feature, SparseFeature
+from streaming.features import Feature
 from streaming.labels import Label
-from streaming.mapping import FeatureMapper, SideTable, to_ms
+from streaming.mapping import FeatureMapper, SideTable, key_ids, to_ms
 from streaming.source_settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
 from streaming.tabular import Reject, RowFile, as_problems, numbers, read
 from streaming.time_bounds import TimeBounds
+from streaming.transforms import is_derived
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 _MAX_KEY = MAX_ID_LENGTH - 16  # a place may be added
@@ -104,18 +105,34 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
     """
     problems = ProblemList()
     files: list[RowFile] = []
-    sides: dict[str, RowFile] = {}
-    for name, side in settings.sides.items():
+    sides: dict[str, SideTable] = {}
+    for name in settings.sides:
         with problems.collect():
-            sides[name] = read(folder, side, [side.key, *_feature_columns(features, name)])
-            problems.found += sides[name].missing
-            files.append(sides[name])
+            sides[name] = read_side(folder, settings, name, features, files)
+            problems.found += sides[name].problems
     with problems.collect():
         rows = read(folder, settings.impressions, _impression_columns(settings, features))
         problems.found += rows.missing
         files.append(rows)
         return _Loader(rows, settings, now_ms, problems, files).load(folder, sides, features)
     raise Problems(problems.found + as_problems([reject for file in files for reject in file.rejects]))
+
+
+def read_side(
+    folder: Path, settings: SourceSettings, name: str, features: Mapping[str, Feature], files: list[RowFile]
+) -> SideTable:
+    """A side table; ``files`` is given its file, with the rows that could not be used. `Problems` where it cannot be read;
+    ``problems`` of it are columns that do not fit."""
+    side = settings.sides[name]
+    rows = read(folder, side, [side.key, *feature_columns(features, name)])
+    files.append(rows)
+    wanted = {each: item for each, item in features.items() if not is_derived(item) and item.side == name}
+    try:
+        table = SideTable(rows, side.key, wanted)
+    except Problems as problems:
+        raise Problems([*rows.missing, *problems.problems]) from None
+    table.problems += rows.missing
+    return table
 
 
 class _Loader:
@@ -130,19 +147,19 @@ class _Loader:
         self._settings = settings
         self._bounds = TimeBounds.of(settings, now_ms)
 
-    def load(self, folder: Path, sides: Mapping[str, RowFile], features: Mapping[str, Feature]) -> LoggedEvents:
+    def load(self, folder: Path, sides: Mapping[str, SideTable], features: Mapping[str, Feature]) -> LoggedEvents:
         rows = self._rows
         served_at, request_keys = self._usable(rows, self._settings.impressions)
         order, starts, request_served_at, request_of_row, request_ids = _group(served_at, request_keys)
         rows.table, rows.lines = rows.table.take(order), rows.lines.take(order)
         served_at_of_row = request_served_at[request_of_row]
-        joined: dict[str, SideTable] = {}
+        places: dict[str, Ids] = {}
         for name, side in self._settings.sides.items():
             if name in sides:
                 with self._problems.collect():
-                    joined[name] = SideTable(sides[name], side.key, rows.column(side.on or side.key))
+                    places[name] = self._joined(sides[name], side.on or side.key)
         with self._problems.collect():
-            columns = FeatureMapper(rows, served_at_of_row, joined).columns(features)
+            columns = FeatureMapper(rows, served_at_of_row, sides, places).columns(features)
             _check_shared(rows, features, columns, starts, request_of_row)
         with self._problems.collect():
             impression_ids = self._impression_ids(request_ids, request_of_row, starts)
@@ -152,6 +169,18 @@ class _Loader:
         return LoggedEvents(
             starts, request_served_at, request_of_row, request_ids, impression_ids, columns, engagements, rejects
         )
+
+    def _joined(self, side: SideTable, on: str) -> Ids:
+        """Where the impressions' rows are in a side table."""
+        keys = key_ids(self._rows, on)
+        places = side.find(keys)
+        if (places < 0).all():
+            value, allowed = (
+                repr(self._rows.column(on)[0].as_py()),
+                f"none is a key of {side.name}; allowed: keys of the same form",
+            )
+            raise Problems([Problem(self._rows.name, f"column {on}", value, allowed)])
+        return places
 
     def _usable(self, rows: RowFile, file: ImpressionFile | EngagementFile) -> tuple[Ids, pa.Array | None]:
         """Times and request keys of the rows that have both; the others are rejected."""
@@ -362,19 +391,14 @@ def _check_shared(
         raise Problems(problems)
 
 
-def _feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:
-    return [
-        feature.column
-        for feature in features.values()
-        if feature.side == side
-        and feature.column is not None
-        and not (isinstance(feature, SparseFeature) and feature.cross)
-    ]
+def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:
+    """The columns of the impressions, or of a side table, that features are made of."""
+    return [item.column for item in features.values() if not is_derived(item) and item.side == side and item.column]
 
 
 def _impression_columns(settings: SourceSettings, features: Mapping[str, Feature]) -> list[str]:
     file = settings.impressions
-    wanted = [file.time.column, *(file.request or []), *(file.impression or []), *_feature_columns(features, None)]
+    wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
     wanted += [side.on or side.key for side in settings.sides.values()]
     for action in settings.actions.values():
         delay = action.delay.column if isinstance(action.delay, DelayColumn) else None

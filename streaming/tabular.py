@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from basis.problems import Problem, Problems
+from basis.problems import Problem, ProblemList, Problems
 from streaming.source_settings import File
+from streaming.values import as_arrow
 
 _FORMATS = {
     ".parquet": "parquet",
@@ -86,6 +87,15 @@ class RowFile:
                 self._told.add(found)
                 self.rejects.append(found)
 
+    def reject_broken(self, broken: pa.Array | None, column: str, values: pa.Array, detail: str, allowed: str) -> None:
+        """Refuse the rows where ``broken`` is true; `Problems` where all that have a value are."""
+        if broken is None or not pc.any(broken).as_py():
+            return
+        if pc.sum(broken).as_py() == len(values) - values.null_count:
+            text = f"text such as {_show(values.drop_null()[0].as_py())}"
+            raise Problems([Problem(self.name, f"column {column}", text, allowed)])
+        self.reject(broken, column, values, "malformed", detail)
+
     def keep(self, mask: pa.Array) -> None:
         """Keep only the rows where ``mask`` is true."""
         self.table, self.lines = self.table.filter(mask), self.lines.filter(mask)
@@ -111,6 +121,16 @@ def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
 def numbers(rows: RowFile, column: str) -> pa.Array:
     """A column as float64; rows whose value is no number become null and are rejected. `Problems` if none is one."""
     values = rows.column(column)
+    try:
+        found, broken = as_numbers(values)
+    except TypeError as error:
+        raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: numbers")]) from None
+    rows.reject_broken(broken, column, values, "not a number", "allowed: numbers")
+    return found
+
+
+def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """Values as float64, and which of them are no numbers (None: all are); ``TypeError`` for other types than numbers and texts."""
     kind = values.type
     if pa.types.is_dictionary(kind):
         values, kind = values.dictionary_decode(), kind.value_type
@@ -119,20 +139,16 @@ def numbers(rows: RowFile, column: str) -> pa.Array:
         or pa.types.is_floating(kind)
         or pa.types.is_boolean(kind)
         or pa.types.is_decimal(kind)
+        or pa.types.is_null(kind)
     ):
-        return values.cast(pa.float64(), safe=False)
+        return values.cast(pa.float64(), safe=False), None
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise Problems([Problem(rows.name, f"column {column}", f"type {kind}", "allowed: numbers")])
+        raise TypeError(f"type {kind}")
     lower = pc.utf8_lower(values)
     values = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", values))
     broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
-    if pc.sum(broken).as_py() == len(values) - values.null_count:
-        first = values.drop_null()[0].as_py() if len(values) > values.null_count else "nothing but nulls"
-        raise Problems([Problem(rows.name, f"column {column}", f"text such as {_show(first)}", "allowed: numbers")])
-    if pc.any(broken).as_py():
-        rows.reject(broken, column, values, "malformed", "not a number")
-        values = pc.if_else(broken, None, values)
-    return pc.utf8_trim_whitespace(values).cast(pa.float64())
+    whole = pc.if_else(broken, None, values) if pc.any(broken).as_py() else values
+    return pc.utf8_trim_whitespace(whole).cast(pa.float64()), broken
 
 
 def as_shown(values: pa.Array | pa.ChunkedArray) -> list[Any]:
@@ -225,14 +241,16 @@ def _json_lines(path: Path, _file: File, columns: list[str]) -> RowFile:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 rejects.append(Reject(str(path), f"line {line}", _show(text[:_SHOWN]), "malformed", str(error)))
     present = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: _as_column([row.get(name) for row in rows]) for name in columns if name in present})
     if not rows:
         raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows"), *as_problems(rejects)])
-    return RowFile(str(path), table, pa.array(lines, pa.int64()), rejects, _missing(path, present, columns))
-
-
-def _as_column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # of several types, or beyond 64 bits: as text
-        return pa.array([value if value is None or isinstance(value, str) else str(value) for value in values])
+    found, problems = {}, ProblemList()
+    for name in columns:
+        if name in present:
+            with problems.collect():
+                try:
+                    found[name] = as_arrow([row.get(name) for row in rows])
+                except (TypeError, ValueError) as error:
+                    allowed = "allowed: numbers, texts, or lists of them"
+                    raise Problems([Problem(str(path), f"column {name}", str(error), allowed)]) from None
+    problems.raise_any()
+    return RowFile(str(path), pa.table(found), pa.array(lines, pa.int64()), rejects, _missing(path, present, columns))

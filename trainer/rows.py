@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streaming.columns import Columns, Floats, Ids, Ragged
+from streaming.columns import Column, Columns, Floats, Ids, Ragged, Repeated, ServedColumns
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 
 Lookup: TypeAlias = Callable[[str, Ids, npt.NDArray[np.float32]], object]
@@ -53,7 +53,7 @@ class RowPlan:
         self.fields = sum(map(len, slots.values()))
         self.dense_width = sum(_width(feature) for feature in features.values())
 
-    def ids(self, columns: Columns) -> list[TableIds]:
+    def ids(self, columns: ServedColumns) -> list[TableIds]:
         """The ids of a batch by table."""
         found, start = [], 0
         for table, slots in self._slots.items():
@@ -80,29 +80,33 @@ class RowPlan:
             lookup(part.table, part.ids, rows[part.start : part.stop])
         return torch.from_numpy(rows)
 
-    def stack(self, rows: Tensor, columns: Columns, impressions: int) -> Tensor:
+    def stack(self, rows: Tensor, columns: ServedColumns, impressions: int) -> Tensor:
         """The rows as embeddings of impressions, float32 [fields, impressions, row_dim], lists pooled."""
         if not self._pooled:
             return rows.view(self.fields, impressions, rows.shape[1])
         return torch.stack(list(self._pool(rows, columns, impressions)))
 
-    def _pool(self, rows: Tensor, columns: Columns, impressions: int) -> Iterator[Tensor]:
+    def _pool(self, rows: Tensor, columns: ServedColumns, impressions: int) -> Iterator[Tensor]:
         start = 0
         for slots in self._slots.values():
             for slot in slots:
                 column = columns[slot.name]
-                if not isinstance(column, Ragged):
+                if not isinstance(column, Ragged | Repeated):
                     yield rows[start : start + impressions]
                     start += impressions
                     continue
-                stop = start + len(column.values)
-                offsets = torch.from_numpy(column.offsets[:-1].copy())
+                lists = column.lists if isinstance(column, Repeated) else column
+                stop = start + len(lists.values)
+                offsets = torch.from_numpy(lists.offsets[:-1].copy())
                 everyone = torch.arange(stop - start)
                 assert slot.pool is not None
-                yield functional.embedding_bag(everyone, rows[start:stop], offsets, mode=slot.pool)
+                pooled = functional.embedding_bag(everyone, rows[start:stop], offsets, mode=slot.pool)
+                if isinstance(column, Repeated):
+                    pooled = pooled.repeat_interleave(torch.from_numpy(column.counts), 0, output_size=impressions)
+                yield pooled
                 start = stop
 
-    def dense(self, columns: Columns, impressions: int) -> Tensor:
+    def dense(self, columns: ServedColumns, impressions: int) -> Tensor:
         """Dense and vector features, float32 [impressions, dense_width]."""
         if not self._dense:
             return torch.empty(impressions, 0)
@@ -120,10 +124,12 @@ def _width(feature: Feature) -> int:
             return 0
 
 
-def _values(column: Ids | Floats | Ragged) -> Ids:
+def _values(column: Column | Repeated) -> Ids:
+    if isinstance(column, Repeated):
+        return column.lists.values
     return column.values if isinstance(column, Ragged) else column.astype(np.int64, copy=False)
 
 
-def _floats(column: Ids | Floats | Ragged) -> Floats:
-    assert not isinstance(column, Ragged)
+def _floats(column: Column | Repeated) -> Floats:
+    assert not isinstance(column, Ragged | Repeated)
     return column.astype(np.float32, copy=False)

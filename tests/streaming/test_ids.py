@@ -35,8 +35,14 @@ def test_an_integer_as_text_is_the_integer(number: int) -> None:
         "--1",
         "-",
         "1_000",
-        "5.0",
+        "5.00",
+        "5.",
+        "5.5",
         "1e3",
+        "1e+400",
+        "inf",
+        "nan",
+        "truth",
         "٣",
         "²",
         str(2**63),
@@ -98,6 +104,24 @@ def test_dictionaries_with_missing_values_on_either_side() -> None:
 
 def test_truth_values_are_one_and_zero() -> None:
     assert ids_of(pa.array([True, False, None])).tolist() == [1, 0, MISSING]
+    assert ids_of(pa.array(["true", "False", "TRUE", None])).tolist() == [1, 0, 1, MISSING]
+
+
+@pytest.mark.parametrize("number", [2**63, 2**63 + 5, 2**64 - 1])
+def test_integers_of_64_bits_without_sign_are_as_their_texts(number: int) -> None:
+    """So that no two of them share a row: 2^64 - 1 is not -1."""
+    found = ids_of(pa.array([number, 7, None], pa.uint64())).tolist()
+    assert found == [hashed(str(number)), 7, MISSING] == ids_of(pa.array([str(number), "7", None])).tolist()
+
+
+@pytest.mark.parametrize("number", [17.0, -3.0, 0.0, 2.0**52, 1e16, 2.0**63, -(2.0**63), 1e19, -1e300])
+def test_whole_floats_are_as_their_texts_and_as_integers(number: float) -> None:
+    whole = ids_of(pa.array([str(int(number))])).tolist()
+    assert ids_of(pa.array([number])).tolist() == ids_of(pa.array([str(number)])).tolist() == whole
+
+
+def test_nothing_but_nulls_is_missing() -> None:
+    assert ids_of(pa.array([None, None])).tolist() == [MISSING, MISSING]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +132,7 @@ def test_truth_values_are_one_and_zero() -> None:
         pa.array([{"a": 1}]),
         pa.array([b"bytes"]),
         pa.array([1], pa.timestamp("s")),
-        pa.array([None, None]),
+        pa.array([1.5, None]),
     ],
 )
 def test_what_is_no_id_is_a_type_error(values: pa.Array) -> None:

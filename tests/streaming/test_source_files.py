@@ -75,7 +75,6 @@ def test_a_column_of_the_wrong_type(tmp_path: Path, kind: str, column: str) -> N
         ("item", [0.5, 1.5], {"column": "item"}),
         ("item", ["a", "b"], {"column": "item", "pool": "mean"}),
         ("item", [[[1]], [[2]]], {"column": "item", "pool": "mean"}),
-        ("item", [None, None], {"column": "item", "pool": "mean"}),
         ("item", [[1.0], [2.0]], {"kind": "dense", "column": "item"}),
         ("item", [1.0, 2.0], {"kind": "vector", "column": "item", "size": 2}),
         ("item", [[1.0, 2.0], [1.0]], {"kind": "vector", "column": "item", "size": 2}),

@@ -1,0 +1,89 @@
+"""Plain values, as JSON and msgpack have them, one an impression, as Arrow arrays and as raw columns.
+
+What a column of a JSON file, a feature of a JSON record and a column of a ranking request are is decided here. Most are ints or
+floats alone, which become raw columns directly; all else takes the way of files.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from streaming.columns import Ids, Ragged
+
+_NUMBERS = {int, float, bool, type(None)}
+
+
+def as_arrow(values: Sequence[Any]) -> pa.Array:
+    """Values of any one kind as an array; integers beyond 64 bits, and values of several kinds, as their texts.
+
+    ``TypeError`` where lists or objects stand beside other values.
+    """
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        if not any(isinstance(value, list) for value in values):
+            return pa.array([_text(value) for value in values], pa.string())
+    if not all(value is None or isinstance(value, list) for value in values):
+        raise TypeError("lists beside single values")
+    lengths = [0 if value is None else len(value) for value in values]
+    offsets = [
+        None if value is None else end - length
+        for value, length, end in zip(values, lengths, np.cumsum(lengths).tolist(), strict=True)
+    ]
+    flat = as_arrow(list(chain.from_iterable(value for value in values if value is not None)))
+    return pa.ListArray.from_arrays(pa.array([*offsets, sum(lengths)], pa.int32()), flat)
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, int | float):
+        return str(value)
+    raise TypeError(f"a value that is a {type(value).__name__}")
+
+
+def plain_ids(values: Sequence[Any]) -> Ids | None:
+    """The ids of ints alone, None where there is anything else."""
+    if values and type(values[0]) is int:
+        try:  # half the time of numpy's way, a twentieth of Arrow's
+            return np.frombuffer(struct.pack(f"<{len(values)}q", *values), "<i8")
+        except struct.error:
+            pass
+    return None
+
+
+def plain_lists(values: Sequence[Any]) -> Ragged | None:
+    """The ids of lists of ints alone, None where there is anything else."""
+    if not all(type(each) is list for each in values):
+        return None
+    flat = list(chain.from_iterable(values))
+    ids = plain_ids(flat) if flat else np.empty(0, np.int64)
+    return None if ids is None else Ragged(np.cumsum([0, *map(len, values)]), ids)
+
+
+def plain_numbers(values: Sequence[Any]) -> npt.NDArray[np.float64] | None:
+    """Numbers and nulls (NaN) alone as float64 [n], None where there is anything else."""
+    if not set(map(type, values)) <= _NUMBERS:
+        return None
+    try:
+        return np.array(values, np.float64)
+    except OverflowError:
+        return None
+
+
+def plain_vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64] | None:
+    """Lists of ``size`` numbers and nulls alone as float64 [n, size], None where there is anything else."""
+    if not all(type(each) is list and len(each) == size for each in values):
+        return None
+    flat = plain_numbers(list(chain.from_iterable(values)))
+    return None if flat is None else flat.reshape(-1, size)
