@@ -12,10 +12,14 @@ from trainer.prequential import Prequential
 from trainer.worker import Trainer
 
 
-def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None) -> Trainer:
-    """A trainer that has learned nothing yet, with the pipeline's seed."""
+def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None, secret: int = 0) -> Trainer:
+    """A trainer that has learned nothing yet, with the pipeline's seed.
+
+    Services draw a ``secret`` for the hash of ids, since their ids come from strangers; without one it follows from the seed, as
+    replays need that are to give the same numbers again.
+    """
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
-    tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
+    tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed, secret) for name in plan.tables}
     examples = ExampleFormat(pipeline.features, pipeline.labels)
     learned = {name: table for name, table in tables.items() if pipeline.tables.of(name).default_row == "learned"}
     keep_ms = max(label.window for label in pipeline.labels.values()) + pipeline.join.lateness
@@ -23,9 +27,9 @@ def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None) -> 
     return Trainer(model, plan, tables, pipeline.labels, examples, pipeline.train, prequential, default_rows)
 
 
-def make_replica(pipeline: Pipeline, files: Files) -> Replica:
-    """A replica that has pulled nothing yet."""
+def make_replica(pipeline: Pipeline, files: Files, secret: int = 0) -> Replica:
+    """A replica that has pulled nothing yet; ``secret`` as for a trainer."""
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
     rows, seed = pipeline.sync.rows, pipeline.seed
-    tables = {name: pipeline.tables.make_replica(name, model.row_dim, seed, rows) for name in plan.tables}
+    tables = {name: pipeline.tables.make_replica(name, model.row_dim, seed, rows, secret) for name in plan.tables}
     return Replica(files, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)

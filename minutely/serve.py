@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import math
 import platform
+import secrets
 import socket
 import threading
 import time
@@ -223,7 +224,9 @@ def _make_replica(
 ) -> Replica:
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
     tables = {
-        table: pipeline.tables.make_replica(table, model.row_dim, pipeline.seed, pipeline.sync.rows)
+        table: pipeline.tables.make_replica(
+            table, model.row_dim, pipeline.seed, pipeline.sync.rows, secrets.randbits(64)
+        )
         for table in plan.tables
     }
     fingerprint, dense_every = fingerprint_of(pipeline.form()), pipeline.sync.dense_every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -140,7 +141,7 @@ class TrainService:
         self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step
         status.prequential = Prequential(pipeline.labels, _MEASURED_EXAMPLES)
         self.online = OnlineTrainer(
-            make_trainer(pipeline, status.prequential),
+            make_trainer(pipeline, status.prequential, secrets.randbits(64)),
             self._log,
             range(pipeline.kafka.partitions),
             ExampleFormat(pipeline.features, pipeline.labels),

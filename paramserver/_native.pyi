@@ -8,6 +8,7 @@ class _Stats(TypedDict):
     inserted: int
     admitted: int
     expired: int
+    evicted: int
     erased: int
     rejected_gradients: int
     rejected_ids: tuple[int, ...]
@@ -42,6 +43,8 @@ class NativeTable:
         expire_after_seconds: int,
         admit_after: int,
         candidates: int,
+        secret: int,
+        max_rows: int,
         row_format: str,
         threads: int,
         kernels: str,
@@ -88,4 +91,4 @@ class Checksum:
 
 def checksum_of(ids: Any, values: Any) -> tuple[int, int]: ...
 def available_kernels() -> list[str]: ...
-def bucket_hashes(seed: int, name: str, id: int) -> tuple[int, int]: ...
+def bucket_hashes(seed: int, name: str, secret: int, id: int) -> tuple[int, int]: ...

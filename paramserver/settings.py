@@ -195,6 +195,8 @@ class TableSettings(Section):
     """An id gets a row at this many of its examples."""
     candidates: Annotated[int, Field(ge=1, le=1 << 30)] = 1 << 20
     """How many ids may be counted on their way to a row; when it is full those seen longest ago go."""
+    max_rows: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    """Rows the table holds at most; past it those go that no example touched for longest."""
     default_row: DefaultRow = "fixed"
     """What an id without a row reads as: zeros, or a row that is trained on the impressions of ids that had none when served."""
 
@@ -216,11 +218,11 @@ class TablesSettings(TableSettings):
         only = {name: own.model_copy(update=change) for name, own in self.only.items()}
         return self.model_copy(update={**change, "only": only})
 
-    def make_replica(self, name: str, dim: int, seed: int, rows: Precision = "float32") -> Table:
+    def make_replica(self, name: str, dim: int, seed: int, rows: Precision = "float32", secret: int = 0) -> Table:
         """A replica's table: embeddings only, and no list of what changed, since a replica seals nothing."""
-        return Table(dim, seed=seed, name=name, row_format=rows)
+        return Table(dim, seed=seed, name=name, row_format=rows, secret=secret)
 
-    def make(self, name: str, dim: int, seed: int) -> Table:
+    def make(self, name: str, dim: int, seed: int, secret: int = 0) -> Table:
         """A new table of rows of ``dim`` values."""
         own = self.of(name)
         return Table(
@@ -232,6 +234,8 @@ class TablesSettings(TableSettings):
             expire_after_seconds=None if own.expire_after is None else -(-own.expire_after // 1000),
             admit_after=own.admit_after,
             candidates=own.candidates,
+            max_rows=own.max_rows,
+            secret=secret,
         )
 
 

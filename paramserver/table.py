@@ -76,16 +76,18 @@ class Rows:
 class Stats:
     """Counts since the table was made, unless said otherwise.
 
-    live: rows now. inserted: rows made, by whatever operation. admitted: of them by lookup_or_insert. expired, erased: rows
-    gone. rejected_gradients: gradients not finite; rejected_ids: the ids of the last 16. rowless_gradients: summed gradients
-    of ids without a row. candidates: ids being counted now; candidates_dropped: forgotten because the budget was full.
-    overflow: ids now outside the buckets because too many share theirs. index_bytes, row_bytes: memory now.
+    live: rows now. inserted: rows made, by whatever operation. admitted: of them by lookup_or_insert. expired, evicted, erased:
+    rows gone, evicted for max_rows. rejected_gradients: gradients not finite; rejected_ids: the ids of the last 16.
+    rowless_gradients: summed gradients of ids without a row. candidates: ids being counted now; candidates_dropped: forgotten
+    because the budget was full. overflow: ids now outside the buckets because too many share theirs. index_bytes, row_bytes:
+    memory now.
     """
 
     live: int
     inserted: int
     admitted: int
     expired: int
+    evicted: int
     erased: int
     rejected_gradients: int
     rejected_ids: tuple[int, ...]
@@ -111,9 +113,11 @@ class Table:
 
     expire_after_seconds: a row not seen for so long may be expired; None: never. admit_after: occurrences (1 to 65,535) in
     lookup_or_insert until an id gets a row. candidates: how many ids may be counted on their way there; past it the one seen
-    longest ago goes. row_format: `train`, or how a replica keeps embeddings (lookup, contains, upsert and erase only; int8 has
-    one scale a row). threads: for large batches; results do not depend on it. kernels: an instruction set by name, for tests;
-    the best one otherwise.
+    longest ago goes. max_rows: past it those go that were not seen for longest, of several the lowest id, and the next seal says
+    so; None: past what the machine can hold. secret: mixed into the hash, so that nobody who does not know it can choose ids that
+    collide; it decides in which order `expire` finds rows, and no value. row_format: `train`, or how a replica keeps embeddings
+    (lookup, contains, upsert and erase only; int8 has one scale a row). threads: for large batches; results do not depend on it.
+    kernels: an instruction set by name, for tests; the best one otherwise.
 
     >>> table = Table(2, optimizer=SGD(learning_rate=1.0))
     >>> table.lookup_or_insert(np.array([7, 8]), now_ms=0)
@@ -136,6 +140,8 @@ class Table:
         expire_after_seconds: int | None = None,
         admit_after: int = 1,
         candidates: int = 1 << 20,
+        max_rows: int | None = None,
+        secret: int = 0,
         row_format: RowFormat = "train",
         threads: int = 1,
         kernels: str = "",
@@ -144,6 +150,9 @@ class Table:
         check("seed", seed, "in 0 to 2**64 - 1", 0 <= seed < 1 << 64)
         check("admit_after", admit_after, "in 1 to 65535", 1 <= admit_after <= 65535)
         check("candidates", candidates, "in 1 to 2**30", 1 <= candidates <= 1 << 30)
+        check("secret", secret, "in 0 to 2**64 - 1", 0 <= secret < 1 << 64)
+        if max_rows is not None:
+            check("max_rows", max_rows, "in 1 to 2**31 - 1, or None", 1 <= max_rows < 1 << 31)
         check("threads", threads, "in 1 to 256", 1 <= threads <= 256)
         if expire_after_seconds is not None:
             allowed = 1 <= expire_after_seconds < 1 << 32
@@ -162,6 +171,8 @@ class Table:
             expire_after_seconds=expire_after_seconds or 0,
             admit_after=admit_after,
             candidates=candidates,
+            secret=secret,
+            max_rows=max_rows or 0,
             row_format=row_format,
             threads=threads,
             kernels=kernels,

@@ -66,8 +66,8 @@ E choose(const std::string& what, const std::string& value, std::initializer_lis
 std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer,
                                   const std::vector<float>& optimizer_values, const std::string& initializer, float a,
                                   float b, uint64_t seed, const std::string& name, uint32_t expire_after_seconds,
-                                  uint32_t admit_after, uint32_t candidates, const std::string& row_format,
-                                  uint32_t threads, const std::string& kernels_name) {
+                                  uint32_t admit_after, uint32_t candidates, uint64_t secret, uint64_t max_rows,
+                                  const std::string& row_format, uint32_t threads, const std::string& kernels_name) {
     Options options;
     options.dim = dim;
     options.optimizer.kind = choose<OptimizerKind>("optimizer", optimizer,
@@ -95,6 +95,8 @@ std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer,
                                                     {"normal", InitializerKind::kNormal}}),
                            a, b};
     options.seed = seed;
+    options.secret = secret;
+    options.max_rows = max_rows;
     options.name = name;
     options.expire_after_seconds = expire_after_seconds;
     options.admit_after = admit_after;
@@ -256,6 +258,7 @@ nb::dict stats(Table& table) {
     all["inserted"] = now.inserted;
     all["admitted"] = now.admitted;
     all["expired"] = now.expired;
+    all["evicted"] = now.evicted;
     all["erased"] = now.erased;
     all["rejected_gradients"] = now.rejected_gradients;
     all["rejected_ids"] = nb::tuple(nb::cast(now.rejected_ids));
@@ -310,8 +313,8 @@ NB_MODULE(_native, module) {
     nb::class_<Table>(module, "NativeTable")
         .def(nb::new_(&make_table), nb::kw_only(), nb::arg("dim"), nb::arg("optimizer"), nb::arg("optimizer_values"),
              nb::arg("initializer"), nb::arg("a"), nb::arg("b"), nb::arg("seed"), nb::arg("name"),
-             nb::arg("expire_after_seconds"), nb::arg("admit_after"), nb::arg("candidates"), nb::arg("row_format"),
-             nb::arg("threads"), nb::arg("kernels"))
+             nb::arg("expire_after_seconds"), nb::arg("admit_after"), nb::arg("candidates"), nb::arg("secret"),
+             nb::arg("max_rows"), nb::arg("row_format"), nb::arg("threads"), nb::arg("kernels"))
         .def("lookup", &lookup, nb::arg("ids"), nb::arg("out"))
         .def("lookup_or_insert", &lookup_or_insert, nb::arg("ids"), nb::arg("now_ms"), nb::arg("out"))
         .def("apply", &apply, nb::arg("ids"), nb::arg("gradients"), nb::arg("now_ms"))
@@ -347,9 +350,9 @@ NB_MODULE(_native, module) {
     // Where the index looks for ids: for tests that craft collisions.
     module.def(
         "bucket_hashes",
-        [](uint64_t seed, const std::string& name, int64_t id) {
-            const Hashes hashes = Hash(table_seed(seed, name)).both(static_cast<uint64_t>(id));
+        [](uint64_t seed, const std::string& name, uint64_t secret, int64_t id) {
+            const Hashes hashes = Hash(hash_seed(table_seed(seed, name), secret)).both(static_cast<uint64_t>(id));
             return nb::make_tuple(hashes.first, hashes.second);
         },
-        nb::arg("seed"), nb::arg("name"), nb::arg("id"));
+        nb::arg("seed"), nb::arg("name"), nb::arg("secret"), nb::arg("id"));
 }

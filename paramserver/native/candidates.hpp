@@ -11,7 +11,7 @@ namespace minutely {
 // At most `limit` ids; when it is full the one that was seen longest ago goes. Writer only.
 class Candidates {
   public:
-    Candidates(uint64_t seed, uint32_t limit) : limit_(limit), index_(seed), records_(1) {}
+    Candidates(uint64_t seed, uint32_t limit) : limit_(limit), index_(seed, limit), records_(1) {}
 
     // One more occurrence of an id without a row; true when that makes `admit_after`, and the id is forgotten here.
     bool admit(uint64_t id, uint32_t now_seconds, uint32_t admit_after);

@@ -31,6 +31,12 @@ inline uint64_t table_seed(uint64_t seed, std::string_view name) {
     return mixed;
 }
 
+// What an index hashes with: first values of rows depend on the table's seed alone, places on the secret too.
+inline uint64_t hash_seed(uint64_t table_seed, uint64_t secret) {
+    uint64_t state = secret;
+    return table_seed ^ splitmix64(state);
+}
+
 // Two hashes of one id. An index is the high half of hash * buckets, so it is monotone in the hash: growing the index
 // keeps the order of the buckets, which is what lets one sweep move them while both arrays are in use.
 struct Hashes {

@@ -18,6 +18,10 @@ constexpr uint64_t kSmallestCount = 16;
 constexpr uint64_t kMostBuckets = uint64_t{1} << 30;
 // Below this many buckets growth is one step and by a factor of two.
 constexpr uint64_t kIncrementalCount = 1024;
+// It shrinks when less than three tenths of its slots are used, to where half of them are.
+constexpr uint64_t kSparseNumerator = 3, kSparseDenominator = 10;
+// Ids that prepare() may be asked to make room for although they are there already.
+constexpr uint64_t kMostAtOnce = 16384;
 // Old buckets moved per inserted id: a growth is over after about half of the inserts that lead to the next one.
 constexpr uint64_t kMigratePerInsert = 2;
 // Old buckets moved together.
@@ -51,8 +55,9 @@ Slot* slot_of(Bucket* bucket, uint64_t id) {
 
 }  // namespace
 
-Index::Index(uint64_t seed)
-    : hash_(seed), memory_(kMostBuckets * sizeof(Bucket)), old_count_(buckets_for(0)), count_(old_count_.load()),
+Index::Index(uint64_t seed, uint64_t capacity)
+    : hash_(seed), most_buckets_(std::min(kMostBuckets, 2 * buckets_for(capacity + kMostAtOnce))),
+      memory_(most_buckets_ * sizeof(Bucket)), old_count_(buckets_for(0)), count_(old_count_.load()),
       overflow_(0, OverflowHash{hash_.mask}) {
     memory_.commit(count_.load() * sizeof(Bucket));
 }
@@ -98,11 +103,13 @@ Slot* Index::locate(uint64_t id, Home home) {
 }
 
 void Index::prepare(uint64_t count) {
-    const auto full = [&] {
-        const uint64_t slots = count_.load(std::memory_order_relaxed) * kSlotsPerBucket;
+    const auto full = [&](const std::atomic<uint64_t>& buckets) {
+        const uint64_t slots = buckets.load(std::memory_order_relaxed) * kSlotsPerBucket;
         return (size_ + count) * kLoadDenominator > slots * kLoadNumerator;
     };
-    while (full()) {
+    // Ids came after all: what has moved goes back the way it came.
+    if (shrinking_ && full(old_count_)) shrinking_ = false;
+    while (full(count_)) {
         // Only where more ids come at once than a growth makes room for.
         migrate(old_count_.load(std::memory_order_relaxed));
         start_growth();
@@ -117,6 +124,7 @@ void Index::prepare(uint64_t count) {
 
 void Index::reserve(uint64_t capacity) {
     const uint64_t count = buckets_for(capacity);
+    if (shrinking_ && count > old_count_.load(std::memory_order_relaxed)) shrinking_ = false;
     if (count <= count_.load(std::memory_order_relaxed)) return;
     migrate(old_count_.load(std::memory_order_relaxed));
     grow_to(count);
@@ -169,9 +177,9 @@ std::vector<uint64_t> Index::overflow_ids() const {
 void Index::place(const Slot& slot, Home home) {
     while (!settle_in(slot, home)) {
         const uint64_t slots = count_.load(std::memory_order_relaxed) * kSlotsPerBucket;
-        if (growing() || size_ * kCrowdedDenominator < slots * kCrowdedNumerator) return put_overflow(slot);
+        if (changing() || size_ * kCrowdedDenominator < slots * kCrowdedNumerator) return put_overflow(slot);
         start_growth();
-        if (growing()) return put_overflow(slot);
+        if (changing()) return put_overflow(slot);
         home = this->home(slot.key);
     }
 }
@@ -230,33 +238,63 @@ bool Index::displace(const Slot& slot, Home home) {
 
 void Index::start_growth() {
     const uint64_t before = count_.load(std::memory_order_relaxed);
-    grow_to(before < kIncrementalCount ? before * 2 : before + before * kGrowthNumerator / kGrowthDenominator);
+    const uint64_t after =
+        before < kIncrementalCount ? before * 2 : before + before * kGrowthNumerator / kGrowthDenominator;
+    grow_to(std::max(before + 1, std::min(after, most_buckets_)));
 }
 
 void Index::grow_to(uint64_t count) {
-    if (count > kMostBuckets)
-        throw std::length_error("an index holds at most " + std::to_string(kMostBuckets) + " buckets");
+    if (count > most_buckets_) {
+        throw std::length_error("a table of this width has room for at most " +
+                                std::to_string(most_buckets_ * kSlotsPerBucket * kLoadNumerator / kLoadDenominator) +
+                                " rows on this machine");
+    }
     const uint64_t before = count_.load(std::memory_order_relaxed);
     memory_.commit(count * sizeof(Bucket));
     set_shape(before, count, before);
     if (before < kIncrementalCount) migrate(before);
 }
 
+void Index::shrink(uint64_t buckets) {
+    const uint64_t count = count_.load(std::memory_order_relaxed);
+    if (!changing()) {
+        if (size_ * kSparseDenominator >= count * kSlotsPerBucket * kSparseNumerator) return;
+        const uint64_t target = std::max(kIncrementalCount, buckets_for(size_ + size_ / 2));
+        if (target >= count) return;
+        shrinking_ = true;
+        set_shape(target, count, 0);
+    }
+    migrate(buckets);
+}
+
 void Index::migrate(uint64_t buckets) {
     const uint64_t old_count = old_count_.load(std::memory_order_relaxed);
     const uint64_t count = count_.load(std::memory_order_relaxed);
-    for (uint64_t moved = 0; moved < buckets && growing();) {
+    if (!changing()) return;
+    const uint64_t end = shrinking_ ? old_count : 0;
+    for (uint64_t moved = 0; moved < buckets && frontier_.load(std::memory_order_relaxed) != end;) {
         const uint64_t frontier = frontier_.load(std::memory_order_relaxed);
+        if (shrinking_) {
+            moved += fold_bucket(frontier);
+            continue;
+        }
         // The new places of a block must not be its own old ones, which is not so near the start.
         uint64_t low = frontier - std::min(frontier, kMoveBlock);
         if (static_cast<uint64_t>(static_cast<uint128>(low) * count / old_count) < frontier) low = frontier - 1;
         move_buckets(low);
         moved += frontier - low;
     }
-    if (!growing() && old_count != count) {
-        set_shape(count, count, 0);
-        if (!overflow_.empty()) settle(overflow_ids());
-    }
+    if (frontier_.load(std::memory_order_relaxed) == end) finish_change();
+}
+
+void Index::finish_change() {
+    const uint64_t before = count_.load(std::memory_order_relaxed);
+    const uint64_t count = shrinking_ ? old_count_.load(std::memory_order_relaxed) : before;
+    set_shape(count, count, 0);
+    shrinking_ = false;
+    // Readers who still look there find it empty, as it is, and look again: the last move was counted before.
+    if (count < before) memory_.release(count * sizeof(Bucket), before * sizeof(Bucket));
+    if (!overflow_.empty()) settle(overflow_ids());
 }
 
 // Moves the ids of the old buckets from `low` to the frontier, which then is `low`. An id in its second bucket goes to
@@ -323,6 +361,50 @@ void Index::move_buckets(uint64_t low) {
     moved();
     for (size_t i = 0; i < left_count; ++i) store_slot(left[i], Slot{0, kNoRow, 0});
     if (!crowded.empty()) settle(crowded);
+}
+
+// Moves the ids that belong to bucket `to` of the smaller count there, which then is one more below the frontier;
+// returns how many buckets were looked at.
+uint64_t Index::fold_bucket(uint64_t to) {
+    const Buckets before = buckets();
+    Buckets now = before;
+    now.frontier = to + 1;
+    const auto start_of = [&](uint64_t index) {
+        return static_cast<uint64_t>(static_cast<uint128>(index) * before.count / before.old_count);
+    };
+    const uint64_t first = start_of(to);
+    const uint64_t last = std::min(start_of(to + 1), before.count - 1);
+    for (uint64_t i = 1; i <= kMoveBlock; ++i) __builtin_prefetch(before.data + last + i);
+    const auto holds = [](const Bucket* bucket, const Slot* slot) {
+        return slot >= bucket->slots && slot < bucket->slots + kSlotsPerBucket;
+    };
+    std::vector<Slot*> left;
+    std::vector<uint64_t> crowded;
+    for (uint64_t index = first; index <= last; ++index) {
+        for (Slot& slot : before.data[index].slots) {
+            if (!slot.used()) continue;
+            // Where it stands after this step; by which of its hashes it is here does not matter.
+            const Hashes hashes = hash_.both(slot.key);
+            Bucket* const homes[] = {now.bucket(hashes.first), now.bucket(hashes.second)};
+            if (holds(homes[0], &slot) || holds(homes[1], &slot)) continue;
+            Slot* place = free_slot(homes[0]);
+            if (place == nullptr) place = free_slot(homes[1]);
+            if (place != nullptr) {
+                store_slot(place, slot);
+            } else {
+                // It waits in the overflow, visible, until the displacement that makes room is done.
+                put_overflow(slot);
+                crowded.push_back(slot.key);
+            }
+            left.push_back(&slot);
+        }
+    }
+    frontier_.store(to + 1, std::memory_order_release);
+    // From here on a reader that missed looks again, with the new frontier; only then do the old places empty.
+    moved();
+    for (Slot* slot : left) store_slot(slot, Slot{0, kNoRow, 0});
+    if (!crowded.empty()) settle(crowded);
+    return last - first + 1;
 }
 
 void Index::settle(const std::vector<uint64_t>& ids) {

@@ -21,7 +21,7 @@ namespace minutely {
 
 // What a reader needs to find a bucket. Growing happens in place, from the last bucket down: the ids of old bucket i
 // belong to buckets from i on in the larger count, which were emptied before. Old buckets from `frontier` on have
-// moved.
+// moved. Shrinking is the same backwards: `old_count` is the smaller count always, and the frontier rises.
 struct Buckets {
     Bucket* data;
     uint64_t old_count;
@@ -46,7 +46,8 @@ struct Home {
 
 class Index {
   public:
-    explicit Index(uint64_t seed);
+    // Room in address space for `capacity` ids, and for no more.
+    Index(uint64_t seed, uint64_t capacity);
     Index(const Index&) = delete;
     Index& operator=(const Index&) = delete;
 
@@ -66,7 +67,10 @@ class Index {
     uint64_t bytes() const { return count_.load(std::memory_order_relaxed) * sizeof(Bucket); }
     uint64_t overflow_size() const { return overflow_size_.load(std::memory_order_acquire); }
     bool has_overflow() const { return overflow_size() > 0; }
-    bool growing() const { return frontier_.load(std::memory_order_relaxed) > 0; }
+    // Whether ids are on their way to another number of buckets.
+    bool changing() const {
+        return old_count_.load(std::memory_order_relaxed) != count_.load(std::memory_order_relaxed);
+    }
     Home home(uint64_t id) const {
         const Hashes hashes = hash_.both(id);
         const Buckets now = buckets();
@@ -82,6 +86,9 @@ class Index {
     void prepare(uint64_t count);
     // Writer only: grows once for `capacity` ids in all, where it would otherwise do so in steps.
     void reserve(uint64_t capacity);
+    // Writer only: where far fewer ids are left than there is room for, does some of the way to fewer buckets, looking
+    // at about `buckets` of them, and gives the memory back at its end.
+    void shrink(uint64_t buckets);
     // Writer only: adds an id that is not there. Never fails for lack of a place.
     void insert(const Slot& slot) {
         prepare(1);
@@ -151,9 +158,11 @@ class Index {
     void start_growth();
     void grow_to(uint64_t count);
     void set_shape(uint64_t old_count, uint64_t count, uint64_t frontier);
-    // Does some of the growth that is due: `buckets` old buckets, rounded up to a block.
+    // Does some of the change that is due: `buckets` buckets, rounded up to a block.
     void migrate(uint64_t buckets);
     void move_buckets(uint64_t low);
+    uint64_t fold_bucket(uint64_t to);
+    void finish_change();
     void settle(const std::vector<uint64_t>& ids);
     void moved() { moves_.fetch_add(1, std::memory_order_release); }
     std::vector<uint64_t> overflow_ids() const;
@@ -163,6 +172,7 @@ class Index {
     Bucket* data() const { return reinterpret_cast<Bucket*>(memory_.data()); }
 
     Hash hash_;
+    uint64_t most_buckets_;
     VirtualArray memory_;
     // The three are read together: shape_ is odd while they change, and counts their changes.
     std::atomic<uint64_t> shape_{0};
@@ -170,6 +180,7 @@ class Index {
     std::atomic<uint64_t> count_;
     std::atomic<uint64_t> frontier_{0};
     std::atomic<uint64_t> moves_{0};
+    bool shrinking_ = false;
     uint64_t size_ = 0;
     uint64_t due_ = 0;  // old buckets to move for the inserts since the last move
 

@@ -4,6 +4,8 @@
 #include <new>
 
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
 
 namespace minutely {
 
@@ -46,9 +48,16 @@ void VirtualArray::commit(size_t bytes) {
 }
 
 void VirtualArray::release(size_t from, size_t to) {
-    const size_t first = round_up(from);
-    const size_t last = std::min(to, committed_) / kHugePageBytes * kHugePageBytes;
+    static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t first = (from + page - 1) / page * page;
+    const size_t last = std::min(to, committed_) / page * page;
     if (last > first) madvise(data_ + first, last - first, MADV_DONTNEED);
+}
+
+size_t machine_bytes() {
+    struct sysinfo info;
+    if (sysinfo(&info) != 0) throw std::bad_alloc();
+    return (static_cast<size_t>(info.totalram) + info.totalswap) * info.mem_unit;
 }
 
 }  // namespace minutely

@@ -26,7 +26,7 @@ class VirtualArray {
     // Makes the first `bytes` usable (zeroed; memory comes with the first touch). Throws std::bad_alloc past the
     // reservation.
     void commit(size_t bytes);
-    // Gives the memory of [from, to) back, in whole huge pages; it reads as zeros afterwards.
+    // Gives the memory of [from, to) back, in whole pages; it stays usable and reads as zeros.
     void release(size_t from, size_t to);
 
     std::byte* data() const { return data_; }
@@ -38,5 +38,8 @@ class VirtualArray {
     size_t reserved_ = 0;
     size_t committed_ = 0;
 };
+
+// Bytes of memory and swap that this machine has: more than that no table can hold, so no more is ever reserved.
+size_t machine_bytes();
 
 }  // namespace minutely

@@ -53,6 +53,8 @@ struct Options {
     Optimizer optimizer;
     Initializer initializer;
     uint64_t seed = 0;
+    uint64_t secret = 0;    // of the hash, so that nobody outside can choose ids that collide
+    uint64_t max_rows = 0;  // 0: as many as the machine can hold
     std::string name;
     uint32_t expire_after_seconds = 0;  // 0: never
     uint32_t admit_after = 1;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "table.hpp"
 
@@ -12,6 +13,8 @@ namespace {
 constexpr size_t kChunk = 4096;
 // Rows on their way to the cache while the ones before are written.
 constexpr size_t kRowsAhead = 8;
+// Lists of so many ids take memory that is worth giving back.
+constexpr size_t kManyLeft = size_t{1} << 16;
 constexpr size_t kSpareChanged = size_t{1} << 16;
 
 void sort_unique(std::vector<int64_t>& ids) {
@@ -56,8 +59,10 @@ Rows Table::seal() {
         slot.row = slot.number();
         content.index.replace(place, slot);
     }
-    content.changed = {};
-    content.expired = {};
+    // Not `= {}`, which keeps a vector's memory.
+    std::exchange(content.changed, {});
+    std::exchange(content.expired, {});
+    content.many_left |= rows.expired.size() >= kManyLeft;
     return rows;
 }
 
@@ -117,6 +122,7 @@ void Table::restore(const RowsView& rows) {
     const std::scoped_lock lock(writer_);
     const Readers::Exclusive alone(readers_);
     Content& content = *content_;
+    content.unused.clear();
     for (size_t i = 0; i < rows.expired_count; ++i) {
         Slot* slot = content.index.locate(static_cast<uint64_t>(rows.expired[i]));
         if (slot == nullptr) continue;

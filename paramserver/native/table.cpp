@@ -28,7 +28,7 @@ size_t parts_of(size_t count, uint32_t threads) {
 }  // namespace
 
 Table::Content::Content(const Options& options, uint64_t seed)
-    : index(seed), slab(options), candidates(seed + 1, options.candidates),
+    : slab(options), index(seed, slab.limit()), candidates(seed + 1, options.candidates),
       default_values(options.dim + options.optimizer.row_state(options.dim), 0.0f) {
     if (options.optimizer.kind == OptimizerKind::kRowAdagrad)
         default_slot.set_aux(options.optimizer.initial_accumulator);
@@ -39,7 +39,7 @@ Table::Content::Content(const Options& options, uint64_t seed)
 
 Table::Table(const Options& options, const Kernels& kernels, bool beside_readers)
     : options_(options), kernels_(kernels), seed_(table_seed(options.seed, options.name)),
-      beside_readers_(beside_readers), content_(std::make_unique<Content>(options, seed_)) {}
+      beside_readers_(beside_readers), content_(std::make_unique<Content>(options, hash_seed(seed_, options.secret))) {}
 
 std::vector<Table::Part> Table::parts(size_t count) {
     const size_t wanted = parts_of(count, options_.threads);
@@ -162,6 +162,7 @@ uint64_t Table::erase(const int64_t* ids, size_t count) {
             remove(slot, false);
             ++erased;
         });
+        tidy(kWriteChunk, false);
         content_->slab.reclaim(readers_);
     }
     content_->erased += erased;
@@ -173,6 +174,29 @@ void Table::remove(Slot* slot, bool alone) {
     if (tracks()) content_->expired.push_back(static_cast<int64_t>(slot->key));
     content_->index.erase(slot);
     alone ? content_->slab.free(row) : content_->slab.retire(row);
+}
+
+void Table::tidy(uint64_t buckets, bool alone) {
+    Content& content = *content_;
+    if (content.slab.sparse()) {
+        const auto visit = [&](Slot* slot) { move_forward(slot, alone); };
+        content.tidy_position = content.index.sweep(content.tidy_position, buckets, visit);
+    }
+    content.index.shrink(buckets);
+}
+
+void Table::move_forward(Slot* place, bool alone) {
+    Slab& slab = content_->slab;
+    const uint32_t before = place->number();
+    if (!slab.far(before)) return;
+    Slot slot = *place;
+    const uint32_t row = slab.allocate();
+    slot.row = row | (slot.row & kChanged);
+    const RowArea& area = slab.area();
+    if (tracks()) area.sights[row] = area.sights[before];
+    std::memcpy(area.row(row), area.row(before), area.stride_bytes);
+    content_->index.replace(place, slot);
+    alone ? slab.free(before) : slab.retire(before);
 }
 
 Slot Table::new_row(uint64_t id, uint32_t now, uint32_t count) {
@@ -188,6 +212,7 @@ Slot Table::new_row(uint64_t id, uint32_t now, uint32_t count) {
     std::fill_n(values + dim(), with.row_state(dim()), state);
     if (with.kind == OptimizerKind::kRowAdagrad) slot.set_aux(with.initial_accumulator);
     area.sights[slot.row] = {now, count};
+    content.unused.add(id, now);
     mark_changed(&slot);
     return slot;
 }
@@ -216,6 +241,7 @@ Stats Table::stats() {
             content.inserted,
             content.admitted,
             content.expired_total,
+            content.evicted,
             content.erased,
             content.rejected_gradients,
             content.rowless_gradients,

@@ -17,6 +17,7 @@
 #include "duplicates.hpp"
 #include "index.hpp"
 #include "kernels.hpp"
+#include "longest_unused.hpp"
 #include "options.hpp"
 #include "readers.hpp"
 #include "slab.hpp"
@@ -49,6 +50,7 @@ struct Stats {
     uint64_t inserted = 0;
     uint64_t admitted = 0;
     uint64_t expired = 0;
+    uint64_t evicted = 0;
     uint64_t erased = 0;
     uint64_t rejected_gradients = 0;
     uint64_t rowless_gradients = 0;
@@ -101,8 +103,8 @@ class Table {
     // Readers reach it through the table, and only inside a Readers::Guard.
     struct Content {
         Content(const Options& options, uint64_t seed);
-        Index index;
         Slab slab;
+        Index index;
         Candidates candidates;
         std::vector<float> default_values;  // embedding, then the optimizer's state
         Slot default_slot{};
@@ -110,10 +112,14 @@ class Table {
         std::deque<int64_t> changed;
         std::vector<int64_t> expired;
         uint64_t sweep_position = 0;
+        uint64_t tidy_position = 0;
+        LongestUnused unused;
+        bool many_left = false;      // so the heap may hold memory that was theirs
         uint32_t clock_seconds = 0;  // the newest event time seen
         uint64_t inserted = 0;
         uint64_t admitted = 0;
         uint64_t expired_total = 0;
+        uint64_t evicted = 0;
         uint64_t erased = 0;
         uint64_t rejected_gradients = 0;
         uint64_t rowless_gradients = 0;
@@ -144,6 +150,11 @@ class Table {
     std::vector<int64_t> all_ids();
     // Takes the row out of the table; its memory is reused at once where no reader is inside.
     void remove(Slot* slot, bool alone);
+    // Some of the way to less memory, where rows have gone: rows move to the front and the index shrinks.
+    void tidy(uint64_t buckets, bool alone);
+    void move_forward(Slot* place, bool alone);
+    // Removes the longest unused rows beyond what the table may hold.
+    void evict();
     void prefetch_row(uint32_t row) const;
     void restore_one(const RowsView& rows, size_t i, Home home);
     void gather(Rows& rows);

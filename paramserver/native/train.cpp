@@ -4,6 +4,10 @@
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "pool.hpp"
 #include "table.hpp"
@@ -14,6 +18,8 @@ namespace {
 
 // Both buckets of this many ids stay in the second-level cache from the search to the insert.
 constexpr size_t kTouchChunk = 2048;
+// One look at every row lists this share of them for eviction.
+constexpr uint64_t kListedShare = 16;
 constexpr size_t kRejectedIdsKept = 16;
 // Erased and expired ids wait for the next seal; a table that is never sealed must not collect them for ever.
 constexpr size_t kMostUnsealed = size_t{1} << 26;
@@ -32,6 +38,7 @@ void Table::lookup_or_insert(const int64_t* ids, size_t count, int64_t now_ms, f
         kernels_.touch(content_->index.buckets(), content_->slab.area(), {ids + from, nullptr, n}, now, to, found);
         for (size_t k = 0; k < found.changed_count; ++k) content_->changed.push_back(ids[from + found.changed[k]]);
         insert_missing(ids + from, found, now, to);
+        evict();
     }
     trim_changed();
 }
@@ -151,11 +158,37 @@ void Table::reject(int64_t id) {
     kept.push_back(id);
 }
 
+void Table::evict() {
+    Content& content = *content_;
+    const uint64_t most = options_.max_rows != 0 ? options_.max_rows : content.slab.limit() - kTouchChunk;
+    // What left the table without being taken from the list must not fill it.
+    if (content.unused.size() > content.index.size()) content.unused.clear();
+    const RowArea& area = content.slab.area();
+    while (content.index.size() > most) {
+        if (content.unused.empty()) {
+            const uint64_t excess = content.index.size() - most;
+            content.unused.list(std::max(excess, content.index.size() / kListedShare), [&](auto take) {
+                content.index.each(
+                    [&](const Slot* slot) { take({area.sights[slot->number()].last_seen_seconds, slot->key}); });
+            });
+        }
+        const auto [last_seen, id] = content.unused.take();
+        Slot* slot = content.index.locate(id);
+        if (slot == nullptr || area.sights[slot->number()].last_seen_seconds != last_seen) continue;
+        remove(slot, true);
+        ++content.evicted;
+    }
+}
+
 uint64_t Table::expire(int64_t now_ms, uint64_t budget) {
     const std::scoped_lock lock(writer_);
     const Readers::Exclusive alone(readers_);
     Content& content = *content_;
     const uint32_t now = advance(now_ms);
+#if defined(__GLIBC__)
+    // The last seal's lists are the caller's until it has written them; by now they are gone.
+    if (std::exchange(content.many_left, false)) malloc_trim(0);
+#endif
     if (options_.expire_after_seconds == 0 || now < options_.expire_after_seconds) return 0;
     if (content.expired.size() >= kMostUnsealed) {
         throw std::runtime_error("table \"" + options_.name + "\" holds " + std::to_string(content.expired.size()) +
@@ -173,6 +206,7 @@ uint64_t Table::expire(int64_t now_ms, uint64_t budget) {
     content.sweep_position = content.index.sweep(content.sweep_position, buckets, visit);
     content.expired_total += expired;
     content.candidates.expire(until, budget);
+    tidy(buckets, true);
     trim_changed();
     return expired;
 }

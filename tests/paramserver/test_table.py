@@ -245,7 +245,7 @@ def shared_bucket_ids(count: int, buckets: int) -> NDArray[np.int64]:
     """Ids that share both buckets in any index of up to `buckets` buckets."""
     found: dict[tuple[int, int], list[int]] = {}
     for i in range(10_000_000):
-        first, second = _native.bucket_hashes(0, "", i)
+        first, second = _native.bucket_hashes(0, "", 0, i)
         ids = found.setdefault((first * buckets >> 64, second * buckets >> 64), [])
         ids.append(i)
         if len(ids) == count:

@@ -95,7 +95,7 @@ class Stress {
           state_(turn), faults_(faults) {
         const std::vector<float> none(dim_, kDefault);
         table_.set_default_row(none.data(), nullptr);
-        const Hash hash(table_seed(options_.seed, options_.name));
+        const Hash hash(hash_seed(table_seed(options_.seed, options_.name), options_.secret));
         const auto add = [&](Group& group, int count, int first_bits, int second_bits) {
             for (int found = 0; found < count;) {
                 const auto id = static_cast<int64_t>(splitmix64(state_));
