@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,20 @@ class PerSecond(Number):
     """How many a second."""
 
     name, suffix = "500/s", "/s"
+
+
+class Offsets(click.ParamType[tuple[int, range]]):
+    """Offsets of one partition, as its number and their range."""
+
+    name = "PARTITION:FIRST-LAST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, range]:
+        """Read what was typed."""
+        found = re.fullmatch(r"(\d{1,9}):(\d{1,18})(?:-(\d{1,18}))?", str(value), re.ASCII)
+        first, last = (int(found[2]), int(found[3] or found[2])) if found else (1, 0)
+        if found is None or last < first:
+            self.fail(f"{value!r}; allowed: a partition and offsets, as in 0:120 or 0:120-140", param, ctx)
+        return int(found[1]), range(first, last + 1)
 
 
 class EventTime(click.ParamType[int]):

@@ -12,6 +12,7 @@ from rich.console import Console
 from minutely.cli_options import (
     EventTime,
     HostPort,
+    Offsets,
     PerSecond,
     Times,
     archive_option,
@@ -78,6 +79,9 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="With --from: the new run's folder.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="With --from: seed, instead of the configured one.")
 @click.option("--resume", is_flag=True, help="Go on where a guard has held training.")
+@click.option(
+    "--pass-over", type=Offsets(), multiple=True, help="With --resume: offsets of examples that are not trained on."
+)
 def train(
     config: Path,
     deltas: str | None,
@@ -90,11 +94,13 @@ def train(
     out: Path | None,
     seed: int | None,
     resume: bool,
+    pass_over: tuple[tuple[int, range], ...],
 ) -> None:
     """Train on what the joiners write to Kafka, and publish a version every sync.sparse_every.
 
     Started again, it goes on after exactly what its newest version contains. Where a guard has held training, it says why and
-    ends with status 3, until it is started with --resume: then it goes on from the last version that was published.
+    ends with status 3, until it is started with --resume: then it goes on from the last version that was published. With
+    --pass-over 0:120-140 it leaves out what is at these offsets of partition 0.
 
     With --from archive it trains in batch, in the order in which online training saw its examples. The archive is archive.dir of
     the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with the model as version 1.
@@ -113,6 +119,8 @@ def train(
         raise click.UsageError("--metrics: not without --deltas, where training ends with the archive")
     if since is not None and until is not None and until <= since:
         raise click.BadParameter("--until is not after --since; allowed: a later time")
+    if pass_over and not resume:
+        raise click.UsageError("--pass-over: only with --resume")
     pipeline = load(config, None, seed)
     if live:
         from minutely.archive import live_archive
@@ -122,7 +130,10 @@ def train(
 
         log_to_stderr()
         retraining = None if origin is None else Retraining(live_archive(pipeline, place), since)
-        serve(pipeline, deltas or f"state/{pipeline.name}/deltas", metrics, retraining, resume=resume)
+        left: dict[int, list[range]] = {}
+        for partition, offsets in pass_over:
+            left.setdefault(partition, []).append(offsets)
+        serve(pipeline, deltas or f"state/{pipeline.name}/deltas", metrics, retraining, resume=resume, pass_over=left)
     else:
         from minutely.batch import archive_place, train_from_archive
 

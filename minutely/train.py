@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from basis.problems import BadFile
+from basis.problems import BadFile, Problem, Problems
 from minutely.batch import Retraining
 from minutely.config import Pipeline
 from minutely.lock import RETRAINER, WRITER, FileLock
@@ -50,10 +50,18 @@ def train(
     retraining: Retraining | None = None,
     *,
     resume: bool = False,
+    pass_over: Mapping[int, Sequence[range]] | None = None,
 ) -> None:
     """Train until SIGINT or SIGTERM, publishing to ``place``; then publish what is left. With a ``retraining``, first take over
     from whoever publishes there by a model from the archive, unless that was done before. ``resume`` goes on where
-    a guard has held training."""
+    a guard has held training; offsets to ``pass_over``, by partition, are not trained on.
+
+    Raises:
+        Problems: another process publishes there, or a partition to pass over does not exist.
+    """
+    if odd := [partition for partition in pass_over or {} if partition >= pipeline.kafka.partitions]:
+        allowed = f"allowed: partitions 0 to {pipeline.kafka.partitions - 1}"
+        raise Problems([Problem(pipeline.name, "--pass-over", str(odd[0]), allowed)])
     torch.set_num_threads(1)
     files, clock, status = open_files(place, durable=True), WallClock(), Status()
     folder = folder_of(place)
@@ -71,7 +79,7 @@ def train(
                 locks.retrainer.close()
         if folder is not None:
             remove_half_written(folder)
-        _run(pipeline, files, clock, stop, status, resume=resume)
+        _run(pipeline, files, clock, stop, status, resume=resume, pass_over=pass_over)
 
 
 class _Locks(NamedTuple):
@@ -106,7 +114,14 @@ def _follow(writer: FileLock, seconds: float, stop: Callable[[], bool]) -> bool:
 
 
 def _run(
-    pipeline: Pipeline, files: Files, clock: Clock, stop: Callable[[], bool], status: Status, *, resume: bool
+    pipeline: Pipeline,
+    files: Files,
+    clock: Clock,
+    stop: Callable[[], bool],
+    status: Status,
+    *,
+    resume: bool,
+    pass_over: Mapping[int, Sequence[range]] | None,
 ) -> None:
     """Train online from the newest version on; after a rollback, from what that says."""
 
@@ -114,7 +129,7 @@ def _run(
         ensure_topics(pipeline.kafka)
         with ExitStack() as on_error:
             log = on_error.enter_context(closing(KafkaLog(pipeline.kafka, EXAMPLES)))
-            service = TrainService(pipeline, log, files, clock, status, resume=resume)
+            service = TrainService(pipeline, log, files, clock, status, resume=resume, pass_over=pass_over)
             on_error.pop_all()
         return service
 
@@ -128,7 +143,15 @@ class TrainService:
     """The online trainer on Kafka: reads ahead, waits for brokers that are away, publishes when it is time."""
 
     def __init__(
-        self, pipeline: Pipeline, log: KafkaLog, files: Files, clock: Clock, status: Status, *, resume: bool
+        self,
+        pipeline: Pipeline,
+        log: KafkaLog,
+        files: Files,
+        clock: Clock,
+        status: Status,
+        *,
+        resume: bool,
+        pass_over: Mapping[int, Sequence[range]] | None = None,
     ) -> None:
         self._log = log
         self._files = files
@@ -151,6 +174,7 @@ class TrainService:
             sparse_every=pipeline.sync.sparse_every,
             dense_every=pipeline.sync.dense_every,
             resume=resume,
+            pass_over=pass_over,
         )
         newest = self.online.deltas.newest
         if newest is not None:

@@ -39,6 +39,7 @@ class OnlineTrainer:
     the log in ``files``. A version is due ``sparse_every`` ms after the last one; the first one of every ``dense_every`` ms of
     the clock brings new dense weights to replicas. `GapError` where the log no longer reaches back to the version's offsets.
     `GuardedError` where a guard has held training, unless ``resume`` says to go on from the last version that was published.
+    ``pass_over`` are offsets, by partition, that are not trained on.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class OnlineTrainer:
         sparse_every: int,
         dense_every: int,
         resume: bool = False,
+        pass_over: Mapping[int, Sequence[range]] | None = None,
     ) -> None:
         self.trainer = trainer
         self.deltas = deltas
@@ -69,12 +71,16 @@ class OnlineTrainer:
         self._must_be_whole = False
         self._times = EpochTimes()
         self._recover(log, resume=resume)
+        for worker in self.workers:
+            for offsets in (pass_over or {}).get(worker.partition, ()):
+                worker.pass_over(offsets)
 
     def _recover(self, log: LogReader, *, resume: bool) -> None:
         hold = read_hold(self._files)
         if hold is not None and hold.after == self.deltas.version and not resume:
             raise GuardedError(
-                f"training is held after version {hold.after}: {hold.reason}; `minutely train --resume` goes on"
+                f"training is held after version {hold.after}: {hold.reason}; "
+                "`minutely train --resume` goes on, and --pass-over leaves offsets out"
             )
         found = recover_newest(self._files, self.deltas, self.trainer)
         write_hold(self._files, None)
@@ -129,8 +135,15 @@ class OnlineTrainer:
                 manifest = self._publish_waiting(self._waiting)
             return self._publish_new(now_ms) or manifest
         except (GuardedError, NotFiniteError) as error:
-            write_hold(self._files, Hold(str(error), self.deltas.version, now_ms))
-            raise GuardedError(f"{error}; version {self.deltas.version} stays") from None
+            since = f"trained on since: {self._since()}"
+            write_hold(self._files, Hold(f"{error}; {since}", self.deltas.version, now_ms))
+            raise GuardedError(f"{error}; version {self.deltas.version} stays; {since}") from None
+
+    def _since(self) -> str:
+        """The offsets that were trained on after the last version, as --pass-over takes them."""
+        begins = [self._published.get(f"{EXAMPLES}/{worker.partition}", 0) for worker in self.workers]
+        parts = zip(self.workers, begins, strict=True)
+        return ", ".join(f"{w.partition}:{begin}-{w.offset - 1}" for w, begin in parts if begin < w.offset) or "nothing"
 
     def _publish_new(self, now_ms: int) -> Manifest | None:
         offsets = {f"{EXAMPLES}/{worker.partition}": worker.offset for worker in self.workers}

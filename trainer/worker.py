@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from trainer.prequential import Prequential
 from trainer.rows import Lookup, RowPlan, TableIds
 from trainer.settings import TrainSettings
 
+_log = logging.getLogger(__name__)
 _RECORDS_AT_ONCE = 64
 _EXPIRY_BUDGET = 8192
 _MAX_GRADIENT = 1e15
@@ -326,6 +328,7 @@ class TrainWorker:
         self._decided: list[npt.NDArray[np.int64]] = []
         self._happened: list[npt.NDArray[np.int64]] = []
         self._left_out: list[DeadLetter] = []
+        self._passed_over: list[range] = []
         self.offset = 0
         self.watermark = 0
 
@@ -334,6 +337,9 @@ class TrainWorker:
         records = self._log.read(EXAMPLES, self.partition, self.offset, _RECORDS_AT_ONCE)
         batches, offsets = [], []
         for record in records:
+            if any(record.offset in part for part in self._passed_over):
+                self.offset = record.offset + 1
+                continue
             batch, watermark = self._format.decode(record.value)
             if batch.num_rows:
                 batches.append(batch)
@@ -354,6 +360,15 @@ class TrainWorker:
             self._decided.append(decided)
             self._happened.append(batch.column("happened_at").to_numpy())
         return len(records) == _RECORDS_AT_ONCE
+
+    def pass_over(self, offsets: range) -> None:
+        """Never read the records at these offsets. What the rows contain already stays in them."""
+        place = f"{EXAMPLES}/{self.partition}, offsets {offsets[0]} to {offsets[-1]}"
+        if offsets[-1] < self.offset:
+            _log.warning("%s: trained on already, in what offset %d goes on from", place, self.offset)
+        else:
+            _log.warning("%s: passed over", place)
+        self._passed_over.append(offsets)
 
     def _tell(
         self, left_out: pa.RecordBatch, places: npt.NDArray[np.int64], offsets: list[int], sizes: list[int]

@@ -14,12 +14,12 @@ from rich.console import Console
 from minutely.dead_letters import dead_letters, show
 from minutely.join import make_join_service
 from streaming.clock import WallClock
-from streaming.events import DeadLetter
+from streaming.events import DeadLetter, encode
 from streaming.examples import ExampleFormat
 from streaming.kafka import partition_io
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import DEAD_LETTERS, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS
 from tests.commands import execute, missing
 from tests.kafka.broker import BrokerUnavailable, Cluster
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
@@ -34,6 +34,7 @@ from tests.kafka.traffic import (
     read_examples,
     send,
 )
+from trainer.worker import LEFT_OUT
 
 
 def run(command: str) -> str:
@@ -45,15 +46,18 @@ def run(command: str) -> str:
 def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A product whose clock is ahead by more than the config allows; broken bytes stay refused, whatever is fixed."""
+    """A product whose clock is ahead by more than the config allows; broken bytes stay refused, whatever is fixed,
+    and an example that training left out is no input to send again."""
     right = make_pipeline(kafka)
     wrong = right.model_copy(update={"join": right.join.model_copy(update={"max_future": MINUTE})})
     ensure_topics(kafka)
     there = make_traffic(7, 40, 2, now_ms() - 5 * MINUTE, 100)
     ahead = make_traffic(8, 40, 2, now_ms() + 30 * MINUTE, 100, first=40)
     broken = Event(0, IMPRESSIONS, "broken", b"\xc1\xff [bold]")
+    letter = DeadLetter(topic=EXAMPLES, partition=0, offset=7, reason=LEFT_OUT, detail="row 3", payload=b"an example")
     with producer_of(kafka) as producer:
         send(producer, kafka, [*there.events, *ahead.events, broken])
+        producer.send(kafka.topic(DEAD_LETTERS), encode(letter), partition=1)
     refused = len(ahead.events)
     run_until(
         make_join_service(wrong, tmp_path / "a", WallClock()),
@@ -65,7 +69,8 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     monkeypatch.setenv("COLUMNS", "300")
     config = str(write_config(right, tmp_path))
     listed = run(f"{config} --limit 1000")
-    assert f"{refused + 1} dead letters" in listed
+    assert f"{refused + 2} dead letters" in listed
+    assert listed.count(LEFT_OUT) == 1
     assert listed.count("future") == refused
     assert r"b'\xc1\xff [bold]'" in listed, "bytes are shown as they are"
     console = Console(file=io.StringIO())
@@ -74,7 +79,11 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     assert f"sent {refused + 1} again" in run(f"{config} --again")
     run_until(make_join_service(right, tmp_path / "a", Tomorrow()), joined_through(now_ms() + 60 * MINUTE, 3))
     check_examples(read_examples(kafka, ExampleFormat(right.features, right.labels)), there.labels | ahead.labels)
-    assert Counter(letter.reason for letter in read_dead_letters(kafka)) == {"future": refused, "malformed": 2}
+    assert Counter(letter.reason for letter in read_dead_letters(kafka)) == {
+        "future": refused,
+        "malformed": 2,
+        LEFT_OUT: 1,
+    }
 
 
 def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,7 @@ def test_help_needs_no_torch() -> None:
     [
         ("--since 2026-01-01 --metrics 127.0.0.1:9464", "--since: only with --from archive"),
         ("--archive a --run b", "--archive, --run: only with --from archive"),
+        ("--pass-over 0:1-2", "--pass-over: only with --resume"),
         ("--from archive --deltas d --run r --until 2026-01-01", "--until, --run: not with --deltas"),
         ("--from archive --metrics 127.0.0.1:9464", "--metrics: not without --deltas"),
         ("--from archive --since 2026-01-02 --until 2026-01-01", "--until is not after --since"),
@@ -205,6 +206,20 @@ def test_options_of_train_that_do_not_go_together(options: str, said: str, tmp_p
     done = CliRunner().invoke(cli, ["train", str(_config(tmp_path)), *options.split()])
     assert done.exit_code == 2
     assert said in " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("offsets", ["0:9-5", "0", "0:", "0:1-", "x:1-2", "0:-1-2", "0:1-2-3", "0:1e3"])
+def test_offsets_to_pass_over_are_a_partition_and_a_range(tmp_path: Path, offsets: str) -> None:
+    done = CliRunner().invoke(cli, ["train", str(_config(tmp_path)), "--resume", "--pass-over", offsets])
+    assert done.exit_code == 2
+    said = " ".join(done.output.replace("│", " ").split())
+    assert f"{offsets!r}; allowed: a partition and offsets, as in 0:120 or 0:120-140" in said
+
+
+def test_only_partitions_that_there_are_are_passed_over(tmp_path: Path) -> None:
+    command = ["train", str(_config(tmp_path)), "--resume", "--pass-over", "0:5", "--pass-over", "12:120-140"]
+    done = CliRunner().invoke(cli, command)
+    assert str(done.exception) == "shop: --pass-over: 12; allowed: partitions 0 to 5"
 
 
 def test_an_archive_that_is_nowhere_is_named(tmp_path: Path) -> None:

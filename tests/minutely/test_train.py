@@ -237,17 +237,18 @@ def test_resume_and_status_3_on_the_command_line(
 ) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(PIPELINE.model_dump(mode="json", exclude_defaults=True)))
-    told: list[bool] = []
+    told: list[tuple[bool, dict[int, list[range]]]] = []
 
-    def guarded(*_: object, resume: bool) -> None:
-        told.append(resume)
+    def guarded(*_: object, resume: bool, pass_over: dict[int, list[range]]) -> None:
+        told.append((resume, pass_over))
         raise GuardedError("a weight is no number; version 2 stays")
 
     monkeypatch.setattr(service, "train", guarded)
-    for options in ([], ["--resume"]):
-        monkeypatch.setattr(sys, "argv", ["minutely", "train", str(config), *options])
+    for options in ("", "--resume", "--resume --pass-over 0:3-5 --pass-over 1:2 --pass-over 0:9"):
+        monkeypatch.setattr(sys, "argv", ["minutely", "train", str(config), *options.split()])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 3
         assert "not published a weight is no number; version 2 stays" in capsys.readouterr().err
-    assert told == [False, True]
+    left = {0: [range(3, 6), range(9, 10)], 1: [range(2, 3)]}
+    assert told == [(False, {}), (True, {}), (True, left)]

@@ -42,13 +42,18 @@ class Place:
         self.appended = 0
 
     def start(
-        self, *, resume: bool = False, settings: TrainSettings = SETTINGS, files: LocalFiles | None = None
+        self,
+        *,
+        resume: bool = False,
+        pass_over: dict[int, list[range]] | None = None,
+        settings: TrainSettings = SETTINGS,
+        files: LocalFiles | None = None,
     ) -> OnlineTrainer:
         files = files or self.files
         deltas = DeltaLog.resume(files, "form", KEEP)
         return OnlineTrainer(
             make_trainer(settings=settings), self.log, [0], FORMAT, files, deltas, self.clock,
-            sparse_every=1, dense_every=1 << 40, resume=resume,
+            sparse_every=1, dense_every=1 << 40, resume=resume, pass_over=pass_over,
         )  # fmt: skip
 
     def learn(self, online: OnlineTrainer) -> None:
@@ -296,6 +301,40 @@ def test_a_weight_that_is_no_number_holds_training_until_somebody_says_so(place:
     manifest = resumed.publish()
     assert manifest is not None and manifest.version == 3
     assert place.check().version == 3
+
+
+def test_what_resuming_passes_over_is_not_trained_on(tmp_path: Path) -> None:
+    """Not even read: the weights and rows are those of a log without it."""
+    held, clean = (Place(tmp_path / name) for name in ("held", "clean"))
+    try:
+        online = held.start()
+        held.publish(online, 2)
+        for number in (2, 3):
+            held.log.append(EXAMPLES, 0, records(1, number))
+        online.step()
+        online.trainer.weights.vector[0] = float("nan")
+        with pytest.raises(GuardedError, match=r"; version 2 stays; trained on since: 0:2-3$"):
+            online.publish()
+        held.log.append(EXAMPLES, 0, [b"no batch of examples", *records(1, 4)])
+        with pytest.raises(GuardedError, match=r"trained on since: 0:2-3; .* --pass-over leaves offsets out"):
+            held.start()
+        left = {0: [range(2, 4), range(4, 5), range(9, 12)], 1: [range(5, 6)]}
+        resumed = held.start(resume=True, pass_over=left)
+        resumed.step()
+        manifest = resumed.publish()
+        assert manifest is not None and manifest.offsets == {"examples/0": 6}
+        online = clean.start()
+        clean.publish(online, 2)
+        clean.log.append(EXAMPLES, 0, records(1, 4))
+        online.step()
+        assert torch.equal(resumed.trainer.weights.vector, online.trainer.weights.vector)
+        found, wanted = (each.trainer.tables["example"].export() for each in (resumed, online))
+        assert found.ids.tolist() == wanted.ids.tolist()
+        assert found.embeddings.tobytes() == wanted.embeddings.tobytes()
+        assert resumed.trainer.examples > 0
+    finally:
+        held.log.close()
+        clean.log.close()
 
 
 def test_a_row_that_is_no_number_is_named(place: Place) -> None:
