@@ -6,9 +6,11 @@ one record of a few kilobytes that decodes in microseconds.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, overload
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from streaming.columns import Packed
 
@@ -20,6 +22,7 @@ MIN_TIME_MS = 0
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
 FLOAT32_MAX = 3.4028234663852886e38
 """Numbers are trained on as float32, so what is larger is refused where it enters."""
+NUMBERS_ALLOWED = "allowed: numbers that are finite in 32 bits"
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
@@ -97,6 +100,15 @@ def is_json(payload: bytes) -> bool:
     return payload[:1] == b"{"
 
 
+@overload
+def fits_float32(values: float) -> bool: ...
+@overload
+def fits_float32(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]: ...
+def fits_float32(values: Any) -> Any:
+    """Whether values of engagements, wherever they come from, can be used as float32."""
+    return abs(values) <= FLOAT32_MAX  # of NaN this is false
+
+
 def _check_time(name: str, milliseconds: int, latest: int) -> None:
     if not MIN_TIME_MS <= milliseconds <= min(latest, MAX_TIME_MS):
         reason = "future" if milliseconds > latest else "malformed"
@@ -118,6 +130,6 @@ def decode_engagement(payload: bytes, latest: int) -> Engagement:
     decoder = _json_engagement if is_json(payload) else _engagement
     engagement: Engagement = _checked(payload, decoder)
     _check_time("happened_at", engagement.happened_at, latest)
-    if not -FLOAT32_MAX <= engagement.value <= FLOAT32_MAX:  # nor is NaN
-        raise BadRecord("malformed", f"value {engagement.value}; allowed: numbers that are finite in 32 bits")
+    if not fits_float32(engagement.value):
+        raise BadRecord("malformed", f"value {engagement.value}; {NUMBERS_ALLOWED}")
     return engagement

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streaming.columns import Ids, Ragged
+from streaming.events import NUMBERS_ALLOWED
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.ids import ids_of
 from streaming.mapping import as_times, lists_of, plain, sparse_of, vectors_of
 from streaming.tabular import as_numbers
-from streaming.transforms import Raw
+from streaming.transforms import Raw, beyond
 from streaming.values import as_arrow, plain_ids, plain_lists, plain_numbers, plain_vectors
 
 WRONG = (TypeError, ValueError, OverflowError, pa.ArrowException)
@@ -51,6 +52,15 @@ def vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64]:
 
 def raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
     """The raw column of what a product has, one value an impression; one of `WRONG` where it does not fit the feature."""
+    raw = _raw_of_values(feature, values)
+    wrong = beyond(feature, raw)
+    if wrong is not None and wrong.any():
+        place = int(wrong.reshape(len(wrong), -1).any(1).argmax())
+        raise ValueError(f"{values[place]!r:.60}; {NUMBERS_ALLOWED}")
+    return raw
+
+
+def _raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
     match feature:
         case VectorFeature():
             return vectors(values, feature.size)

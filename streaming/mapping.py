@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
 from streaming.columns import Column, Ids, Ragged
+from streaming.events import NUMBERS_ALLOWED
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.ids import MISSING, ids_of
 from streaming.source_settings import TimeColumn, Unit
 from streaming.tabular import RowFile, as_numbers, numbers
-from streaming.transforms import Raw, derived, from_raw, is_derived, take
+from streaming.transforms import Raw, beyond, derived, from_raw, is_derived, take
 
 _UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 
@@ -111,8 +112,19 @@ def key_ids(rows: RowFile, column: str) -> Ids:
 
 def raw_of(rows: RowFile, feature: Feature) -> Raw:
     """The raw column of a feature that has one; rows that cannot be read are rejected, `Problems` where the column does not fit."""
-    column = feature.column
-    assert column is not None
+    assert feature.column is not None
+    raw = _raw_of(rows, feature, feature.column)
+    wrong = beyond(feature, raw)
+    if wrong is not None and wrong.any():
+        values = rows.column(feature.column)
+        rows.reject(
+            pa.array(wrong.reshape(len(wrong), -1).any(1)), feature.column, values, "malformed", NUMBERS_ALLOWED
+        )
+        raw = np.where(wrong, np.nan, raw)
+    return raw
+
+
+def _raw_of(rows: RowFile, feature: Feature, column: str) -> Raw:
     if isinstance(feature, DenseFeature) and feature.transform == "age":
         return plain(times(rows, TimeColumn(column=column, unit=feature.unit)))
     if isinstance(feature, DenseFeature) or (isinstance(feature, SparseFeature) and feature.bucket):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
 from streaming.columns import Columns, Ids, Ragged
-from streaming.events import MAX_ID_LENGTH, MAX_IMPRESSIONS
+from streaming.events import MAX_ID_LENGTH, MAX_IMPRESSIONS, NUMBERS_ALLOWED, fits_float32
 from streaming.features import Feature
 from streaming.labels import Label
 from streaming.mapping import FeatureMapper, SideTable, key_ids, to_ms
@@ -277,8 +277,9 @@ class _Loader:
             happened &= _plain(numbers(self._rows, action.when)) != 0
         if action.value is not None:
             found = numbers(self._rows, action.value)
-            happened &= np.asarray(pc.is_finite(found).fill_null(False).to_numpy(zero_copy_only=False))
+            happened &= np.asarray(found.is_valid().to_numpy(zero_copy_only=False))
             values = _plain(found)
+            happened = _usable_values(self._rows, action.value, values, happened)
         if isinstance(action.delay, DelayColumn):
             column = action.delay.column
             found = to_ms(numbers(self._rows, column), action.delay.unit)
@@ -305,10 +306,12 @@ class _Loader:
         self._files.append(rows)
         values = pa.array(np.ones(rows.table.num_rows))
         if file.value:
-            values = numbers(rows, file.value)
-            whole = pc.or_(pc.is_finite(values).fill_null(False), pc.is_null(rows.column(file.value)))
-            values = values.fill_null(1.0).filter(whole)
-            rows.keep(whole)
+            raw, values = rows.column(file.value), numbers(rows, file.value)
+            given = pc.or_(values.is_valid(), raw.is_null(nan_is_null=True))  # what is no number is rejected already
+            values = values.fill_null(1.0)
+            mask = _usable_values(rows, file.value, _plain(values), np.asarray(given.to_numpy(zero_copy_only=False)))
+            values = values.filter(pa.array(mask))
+            rows.keep(pa.array(mask))
         rows.table = rows.table.append_column("minutely.value", values)
         at, requests = self._usable(rows, file)
         assert requests is not None
@@ -327,6 +330,13 @@ class _Loader:
             requests,
             impressions,
         )
+
+
+def _usable_values(rows: RowFile, column: str, values: npt.NDArray[np.float64], given: Bools) -> Bools:
+    """Which of the ``given`` values an engagement may have; the others are rejected."""
+    usable = given & fits_float32(values)
+    rows.reject(pa.array(given & ~usable), column, rows.column(column), "malformed", NUMBERS_ALLOWED)
+    return usable
 
 
 def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, Ids, pa.Array]:

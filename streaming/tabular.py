@@ -119,7 +119,7 @@ def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
 
 
 def numbers(rows: RowFile, column: str) -> pa.Array:
-    """A column as float64; rows whose value is no number become null and are rejected. `Problems` if none is one."""
+    """A column as float64, null where a number is missing; rows whose value is none are rejected. `Problems` if none is one."""
     values = rows.column(column)
     try:
         found, broken = as_numbers(values)
@@ -130,7 +130,10 @@ def numbers(rows: RowFile, column: str) -> pa.Array:
 
 
 def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """Values as float64, and which of them are no numbers (None: all are); ``TypeError`` for other types than numbers and texts."""
+    """Values as float64, null where missing (null or NaN), and which of them are no numbers (None: all are).
+
+    ``TypeError`` for other types than numbers and texts.
+    """
     kind = values.type
     if pa.types.is_dictionary(kind):
         values, kind = values.dictionary_decode(), kind.value_type
@@ -141,7 +144,8 @@ def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
         or pa.types.is_decimal(kind)
         or pa.types.is_null(kind)
     ):
-        return values.cast(pa.float64(), safe=False), None
+        found = values.cast(pa.float64(), safe=False)
+        return (pc.if_else(pc.is_nan(found), None, found) if pa.types.is_floating(kind) else found), None
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise TypeError(f"type {kind}")
     lower = pc.utf8_lower(values)

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from streaming.columns import Column, Floats, Ids, Ragged
+from streaming.events import FLOAT32_MAX
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.ids import MISSING, cross
 
 Raw: TypeAlias = Ids | Ragged | npt.NDArray[np.float64]
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
-_LARGEST, _LARGEST_32 = float(np.finfo(np.float64).max), 3e38
-_LIMITS = {"none": _LARGEST_32, "log": _LARGEST, "sqrt": 9e76, "square": 1e19, "age": _LARGEST}
+_LARGEST = float(np.finfo(np.float64).max)
+_LIMITS = {"none": FLOAT32_MAX, "log": _LARGEST, "sqrt": FLOAT32_MAX**2, "square": 1.8e19, "age": _LARGEST}
 
 
 def is_derived(feature: Feature) -> bool:
@@ -29,10 +30,7 @@ def is_derived(feature: Feature) -> bool:
 
 
 def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
-    """The feature's column of a raw one; ``served_at`` int64 [n] in ms.
-
-    Numbers beyond `limit_of` are as large as that.
-    """
+    """The feature's column of a raw one without numbers `beyond` 32 bits; ``served_at`` int64 [n] in ms."""
     if isinstance(raw, Ragged) or (isinstance(feature, SparseFeature) and feature.bucket is None):
         return raw.astype(np.int64, copy=False) if isinstance(raw, np.ndarray) else raw
     found = _transformed(feature, raw, served_at)
@@ -42,21 +40,29 @@ def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
     return floats
 
 
-def limit_of(feature: Feature) -> float:
-    """The largest number, of either sign, that a feature is made of as it is."""
-    if isinstance(feature, VectorFeature):
-        return _LARGEST_32
-    return _LARGEST if isinstance(feature, SparseFeature) else _LIMITS[feature.transform]
+def beyond(feature: Feature, raw: Raw) -> npt.NDArray[np.bool_] | None:
+    """Where numbers of a raw column make none that is finite in 32 bits; bool in its shape, None where there are no numbers.
+
+    They are refused, wherever they come from.
+    """
+    if isinstance(raw, Ragged) or raw.dtype == np.int64:
+        return None
+    match feature:
+        case SparseFeature():
+            limit = _LARGEST
+        case VectorFeature():
+            limit = FLOAT32_MAX
+        case DenseFeature():
+            limit = _LIMITS[feature.transform]
+    found: npt.NDArray[np.bool_] = np.abs(raw) > limit
+    return found
 
 
 def _transformed(feature: Feature, raw: npt.NDArray[np.float64] | Ids, served_at: Ids) -> npt.NDArray[np.float64]:
-    """What a feature makes of numbers, float64 in their shape; 0 for what is missing or not finite."""
+    """What a feature makes of numbers, float64 in their shape; 0 for what is missing."""
     if isinstance(feature, DenseFeature) and feature.transform == "age":
         return np.maximum(_filled((served_at - raw) / 1000.0), 0)
-    limit = limit_of(feature)
     found = _filled(raw)
-    if limit < _LARGEST:
-        found = np.clip(found, -limit, limit)
     if isinstance(feature, SparseFeature):
         powers: npt.NDArray[np.float64] = np.floor(np.log2(1 + np.maximum(found, 0)))
         return powers
@@ -103,5 +109,4 @@ def take(raw: Raw, at: Ids) -> Raw:
 
 
 def _filled(values: npt.NDArray[np.float64] | Ids) -> npt.NDArray[np.float64]:
-    """Numbers with 0 for what is missing or not finite."""
-    return np.where(np.isfinite(values), values, 0.0)
+    return np.where(np.isnan(values), 0.0, values)

@@ -117,6 +117,10 @@ BAD_ENGAGEMENTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "from the far future": ("future", lambda: encode({**DONE, "happened_at": FAR})),
     "value not a number": ("malformed", lambda: encode({**DONE, "value": float("nan")})),
     "value infinite": ("malformed", lambda: encode({**DONE, "value": float("inf")})),
+    "value beyond 32 bits": ("malformed", lambda: encode({**DONE, "value": 1e300})),
+    "value below 32 bits": ("malformed", lambda: encode({**DONE, "value": -3.5e38})),
+    "value beyond 32 bits in JSON": ("malformed", lambda: msgspec.json.encode({**DONE, "value": 1e300})),
+    "value not a number in JSON": ("malformed", lambda: msgspec.json.encode({**DONE, "value": float("nan")})),
     "value a text": ("malformed", lambda: encode({**DONE, "value": "4"})),
 }
 BAD = [
