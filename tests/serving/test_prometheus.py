@@ -93,6 +93,7 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
     "joiners behind": ({'minutely_join_lag{topic="impressions", partition="0"}': "9000+500x40"}, {"JoinerBehind"}),
     "miscalibrated": ({'minutely_join_miscalibrated{label="like"}': "1x40"}, {"Miscalibrated"}),
     "dead letters": ({'minutely_join_dead_letters_total{reason="late", partition="0"}': "0+20x40"}, {"LateRecords"}),
+    "left out": ({'minutely_train_left_out_total{instance="train"}': "0+1x40"}, {"ExamplesLeftOut"}),
     "retention": (
         {"minutely_log_retention_seconds": "7200x40", "minutely_log_needed_seconds": "3600x40"}, {"RetentionShort"},
     ),
