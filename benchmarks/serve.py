@@ -113,7 +113,7 @@ def bare(pipeline: Pipeline, folder: Path, options: argparse.Namespace) -> tuple
     """Calls a second of `Replica.score`, and of the same model on `EmbeddingBag`, in turns."""
     torch.set_num_threads(1)
     service = make_replica_service(pipeline, LocalFiles(folder, durable=False), WallClock(), "bare")
-    service.replica.pull(0)
+    service.replica.pull()
     random = np.random.default_rng(4)
     count = options.candidates
     batches: list[dict[str, Column]] = [

@@ -38,6 +38,7 @@ from streaming.pending import PendingStore
 from streaming.producer import Producer
 from streaming.source import LoggedEvents
 from streaming.timers import NEVER
+from trainer.dense_cadence import DenseCadence
 from trainer.worker import LEFT_OUT, TrainWorker
 
 _TRIM_EVERY = 256
@@ -111,7 +112,7 @@ class EmbeddedLoop:
         self._warm_at = self._warm_up_ends()
         self._request, self._engagement = 0, 0
         self._unsealed_since: int | None = None
-        self._dense_at: int | None = None
+        self._dense = DenseCadence(self.trainer, pipeline.sync.dense_every, pipeline.sync.dense_change)
         self._dense_unsent_since: int | None = None
         self._log.append(DEAD_LETTERS, _PARTITION, self._producer.rejects())
         self.truth = {name: events.truth(label) for name, label in pipeline.labels.items()}
@@ -165,7 +166,7 @@ class EmbeddedLoop:
         self._publish(now, dense=True, state=True)
         for served in self.replicas:
             if served.every is not None:
-                served.replica.pull(now, everything=True)
+                served.replica.pull()
         self.deltas.fold()
         if self._archiver is not None:
             self._archiver.commit()
@@ -234,10 +235,9 @@ class EmbeddedLoop:
     def _dense_due_at(self) -> int:
         """When dense weights that were trained since the last ones are to be published, even where no row changed: at the first
         seal from when they are due on, and never before what they were trained on."""
-        if self._dense_at is None or self._dense_unsent_since is None:
+        if self._dense_unsent_since is None:
             return NEVER
-        due_at = _end_of_cell(self._dense_at, self.pipeline.sync.dense_every)
-        return _next_point(max(due_at, self._dense_unsent_since), self._seal_every)
+        return _next_point(max(self._dense.due_at(), self._dense_unsent_since), self._seal_every)
 
     def _end_warm_up(self, now: int) -> None:
         self._warm_at = NEVER
@@ -245,14 +245,13 @@ class EmbeddedLoop:
         for served in self.replicas:
             if not served.active:
                 served.active, served.scored_to = True, self.primary.scored_to
-            self._pull(served, now, everything=True)
+            self._pull(served, now)
             served.latencies.clear()
             served.pulled_at.clear()
 
     def _publish(self, now: int, *, dense: bool = False, state: bool = False) -> None:
         """Seal and publish a version at event time ``now``."""
-        every = self.pipeline.sync.dense_every
-        dense = dense or self._dense_at is None or now // every > self._dense_at // every
+        dense = dense or self._dense.is_due(now)
         self.trainer.check()
         epoch = self.trainer.seal()
         measuring = self.measures.before(epoch)
@@ -268,7 +267,8 @@ class EmbeddedLoop:
         manifest = self.deltas.publish(epoch, cut)
         self.measures.published(now, manifest, measuring)
         if dense:
-            self._dense_at, self._dense_unsent_since = now, None
+            self._dense.sent(now)
+            self._dense_unsent_since = None
         self._unsealed_since = None
         decided = self._train.take_decided()
         for served in self.replicas:
@@ -280,8 +280,8 @@ class EmbeddedLoop:
             for topic, offset in self._join.offsets.items():
                 self._log.trim(topic, _PARTITION, offset)
 
-    def _pull(self, served: Served, now: int, *, everything: bool = False) -> None:
-        served.replica.pull(now, everything=everything)
+    def _pull(self, served: Served, now: int) -> None:
+        served.replica.pull()
         served.unpulled_since = None
         if any(map(len, served.waiting)):
             served.latencies.append(now - np.concatenate(served.waiting))

@@ -32,4 +32,4 @@ def make_replica(pipeline: Pipeline, files: Files, secret: int = 0) -> Replica:
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
     rows, seed = pipeline.sync.rows, pipeline.seed
     tables = {name: pipeline.tables.make_replica(name, model.row_dim, seed, rows, secret) for name in plan.tables}
-    return Replica(files, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
+    return Replica(files, model, plan, tables, pipeline.labels)

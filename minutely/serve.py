@@ -229,8 +229,7 @@ def _make_replica(
         )
         for table in plan.tables
     }
-    fingerprint, dense_every = fingerprint_of(pipeline.form()), pipeline.sync.dense_every
-    return Replica(files, model, plan, tables, pipeline.labels, dense_every, applied, fingerprint)
+    return Replica(files, model, plan, tables, pipeline.labels, applied, fingerprint_of(pipeline.form()))
 
 
 def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: str) -> ReplicaService:

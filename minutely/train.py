@@ -173,6 +173,7 @@ class TrainService:
             clock,
             sparse_every=pipeline.sync.sparse_every,
             dense_every=pipeline.sync.dense_every,
+            dense_change=pipeline.sync.dense_change,
             resume=resume,
             pass_over=pass_over,
         )

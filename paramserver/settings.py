@@ -244,6 +244,9 @@ class SyncSettings(Section):
 
     sparse_every: PositiveDurationMs = 60_000
     dense_every: PositiveDurationMs = 86_400_000
+    """Of a settled model; a young one's dense weights go out at growing intervals up to this."""
+    dense_change: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Dense weights also go out when they moved by this share of their norm since the last ones."""
     rows: Precision = "float32"
     """How exactly replicas get and keep embeddings; recovery is exact whatever this is."""
     keep_deltas: Annotated[int, Field(ge=1, le=1_000_000)] = 1024

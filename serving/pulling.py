@@ -18,6 +18,7 @@ from streaming.clock import Clock
 
 _log = logging.getLogger("minutely.serve")
 
+_NOW = -(1 << 62)
 _LOOKS = 50
 _LOOK_MS = (10, 1000)
 _LONGEST_BACKOFF_MS = 30_000
@@ -53,7 +54,7 @@ class Puller:
         self._every = sparse_every
         self._look_every = min(max(sparse_every // _LOOKS, _LOOK_MS[0]), _LOOK_MS[1])
         self._failures_in_a_row = 0
-        self._next_at = 0
+        self._next_at = _NOW
         self._pin: int | None = None
         self._held: Pinned | None = None
         self.failures: Counter[str] = Counter()
@@ -87,26 +88,25 @@ class Puller:
         if not wanted or wanted not in {*there, self._replica.sparse_version}:
             oldest = f"{min(there)} to {max(there)}" if there else "none is published"
             raise LookupError(f"version {wanted} is not there; allowed: {oldest}")
-        self._pin, self._next_at = wanted, 0
+        self._pin, self._next_at = wanted, _NOW
         return wanted
 
     def unpin(self) -> None:
         """Follow the newest version again, or that at which a rollback holds all replicas."""
-        self._pin, self._next_at = None, 0
+        self._pin, self._next_at = None, _NOW
 
     def wait_ms(self) -> int:
         """How long until `step` has something to do; 0 where it is due."""
-        return max(0, self._next_at - self._clock.now_ms())
+        return max(0, self._next_at - self._clock.elapsed_ms())
 
     def step(self) -> None:
         """Pull, if it is time."""
-        now_ms = self._clock.now_ms()
-        if now_ms < self._next_at:
+        if self._clock.elapsed_ms() < self._next_at:
             return
         pin = self._pin
         try:
             if pin is None or pin != self._replica.sparse_version:
-                self._replica.pull(now_ms, until=pin)
+                self._replica.pull(until=pin)
         except (BadFile, SafetensorError, RuntimeError, KeyError) as error:
             self._failed("damaged", error)
         except OSError as error:
@@ -116,20 +116,20 @@ class Puller:
                 _log.warning("pulls again, at version %d", self._replica.sparse_version)
             self._failures_in_a_row, self.problem = 0, None
             self._next_at = self._next_look()
-            self._check(now_ms)
+            self._check(self._clock.elapsed_ms())
         pinned = self.pinned
         self._held = pinned if pinned is not None and pinned.version == self._replica.sparse_version else None
         if self._pin != pin:
-            self._next_at = 0
+            self._next_at = _NOW
 
-    def _check(self, now_ms: int) -> None:
+    def _check(self, elapsed_ms: int) -> None:
         """Compare rows with checksums, if it is time."""
         last, loaded_again = self._checked_at, self._loads_again
-        if last is not None and 0 <= now_ms - last < _CHECK_EVERY_MS and not loaded_again:
+        if last is not None and elapsed_ms - last < _CHECK_EVERY_MS and not loaded_again:
             return
         if not self._replica.sparse_version:
             return
-        self._checked_at, self._loads_again = now_ms, False
+        self._checked_at, self._loads_again = elapsed_ms, False
         for table in (drifted := self._replica.drifted()):
             self.drifted[table] += 1
             _log.error(
@@ -140,14 +140,14 @@ class Puller:
             )
         if drifted and not loaded_again:
             self._replica.forget_rows()
-            self._loads_again, self._next_at = True, 0
+            self._loads_again, self._next_at = True, _NOW
 
     def _next_look(self) -> int:
-        now_ms, manifest = self._clock.now_ms(), self._replica.manifest
+        manifest = self._replica.manifest
         jitter = self._random.randrange(self._look_every)
-        # A trainer whose clock is ahead must not keep us from looking.
-        due = min(manifest.published_at, now_ms) + self._every if manifest else now_ms
-        return max(due, now_ms + self._look_every) + jitter
+        # Clocks that were set, or differ from the trainer's, must keep us neither from looking nor from waiting.
+        age = min(max(0, self._clock.now_ms() - manifest.published_at), self._every) if manifest else self._every
+        return self._clock.elapsed_ms() + max(self._every - age, self._look_every) + jitter
 
     def _failed(self, reason: str, error: Exception) -> None:
         self.failures[reason] += 1
@@ -156,4 +156,4 @@ class Puller:
             _log.error("stays at version %d: %s", self._replica.sparse_version, self.problem)
         wait_ms = min(_SHORTEST_BACKOFF_MS << min(self._failures_in_a_row, 12), _LONGEST_BACKOFF_MS)
         self._failures_in_a_row += 1
-        self._next_at = self._clock.now_ms() + wait_ms + self._random.randrange(wait_ms)
+        self._next_at = self._clock.elapsed_ms() + wait_ms + self._random.randrange(wait_ms)

@@ -48,7 +48,7 @@ class _Weights(NamedTuple):
 
 
 class Replica:
-    """Scores impressions with the version it has. ``dense_every`` is in ms of the time that `pull` is told.
+    """Scores impressions with the version it has. When dense weights go out is the trainer's to say; a replica takes the newest.
 
     Before the first dense version it scores with the weights that the model came with. One thread may `pull` while another
     scores. ``applied`` is told of every version as soon as the rows are of it.
@@ -61,7 +61,6 @@ class Replica:
         plan: RowPlan,
         tables: Mapping[str, Table],
         labels: Mapping[str, Label],
-        dense_every: int,
         applied: Callable[[Manifest], None] = lambda manifest: None,
         fingerprint: str | None = None,
     ) -> None:
@@ -69,8 +68,6 @@ class Replica:
         self._weights = _Weights(model.eval(), None)
         self._plan = plan
         self._labels = labels
-        self._dense_every = dense_every
-        self._dense_at: int | None = None
         self._lineage = 0
         self._follower = Follower(files, tables, applied, fingerprint)
         self.tables = tables
@@ -101,27 +98,24 @@ class Replica:
         now, coming = self._follower.manifest, self._follower.applying
         return now is not None and now.lineage == self._lineage and (coming is None or coming.lineage == self._lineage)
 
-    def pull(self, now_ms: int, *, everything: bool = False, until: int | None = None) -> None:
-        """Take newer rows, and newer dense weights where theirs are due, where the rows are of another lineage, whose weights
-        they need, or where ``everything`` is asked for. With ``until``, become that version, rows and dense weights.
+    def pull(self, *, until: int | None = None) -> None:
+        """Take newer rows and the dense weights that their version serves. With ``until``, become that version.
 
         `BadFile` where a file is damaged: the versions up to there, each whole, are what is served.
         """
         for attempt in range(_TRIES):
             try:
-                self._take_dense(self._follower.pull(until), now_ms, always=everything or until is not None)
+                self._take_dense(self._follower.pull(until))
                 return
             except FileNotFoundError:  # newer versions replaced the weights meanwhile: look again
                 if attempt == _TRIES - 1:
                     raise
 
-    def _take_dense(self, manifest: Manifest | None, now_ms: int, *, always: bool) -> None:
+    def _take_dense(self, manifest: Manifest | None) -> None:
         if manifest is None:
             return
         if manifest.dense is not None and manifest.dense != self._weights.dense:
-            due = self._dense_at is None or now_ms // self._dense_every > self._dense_at // self._dense_every
-            if due or always or manifest.lineage != self._lineage:
-                self._load_dense(manifest.dense, now_ms)
+            self._load_dense(manifest.dense)
         self._lineage = manifest.lineage
 
     def drifted(self) -> list[str]:
@@ -137,17 +131,17 @@ class Replica:
         newest that is not after it. `BadFile` where there is none, with what there is."""
         manifest = self._follower.load(as_of(self._files, at).version)
         if manifest.dense is not None:
-            self._load_dense(manifest.dense, at)
+            self._load_dense(manifest.dense)
         self._lineage = manifest.lineage
         return manifest
 
-    def _load_dense(self, dense: Dense, now_ms: int) -> None:
+    def _load_dense(self, dense: Dense) -> None:
         model = copy.deepcopy(self._weights.model)
         try:
             load_weights(model, dense.file.read(self._files))
         except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
             raise BadFile(f"{dense.file.name}: weights of another config than this replica's: {error}") from None
-        self._weights, self._dense_at = _Weights(model, dense), now_ms
+        self._weights = _Weights(model, dense)
 
     def score(self, columns: ServedColumns, impressions: int) -> npt.NDArray[np.float32]:
         """Predictions for each label, float32 [impressions, labels]."""

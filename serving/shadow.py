@@ -53,7 +53,7 @@ class Shadow:
         self._waiting: deque[_Answered | Engagement] = deque()
         self._dropped = 0
         self._compared = comparison.compared()
-        self._compare_at = 0
+        self._compared_at = clock.elapsed_ms()
 
     def takes(self, request_id: str) -> bool:
         """Whether a request is one of the share."""
@@ -89,10 +89,10 @@ class Shadow:
                 self._score(*item)
             else:
                 self._comparison.engaged(item)
-        now_ms = self._clock.now_ms()
-        self._comparison.close(now_ms)
-        if now_ms >= self._compare_at:
-            self._compared, self._compare_at = self._comparison.compared(), now_ms + _COMPARE_EVERY_MS
+        self._comparison.close(self._clock.now_ms())
+        elapsed_ms = self._clock.elapsed_ms()
+        if elapsed_ms - self._compared_at >= _COMPARE_EVERY_MS:
+            self._compared, self._compared_at = self._comparison.compared(), elapsed_ms
         return 0.0 if len(taken) == _AT_ONCE else _EVERY_SECONDS
 
     def _score(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:

@@ -40,7 +40,7 @@ class ArchiveWorker:
         self._commit_every_ms = commit_every_ms
         self._partitions = list(partitions)
         self._tidied_at = 0
-        self._vacuumed_at = 0
+        self._vacuumed_at: int | None = None
         self.examples = 0
         """Archived by this worker."""
         self.commits = 0
@@ -61,10 +61,10 @@ class ArchiveWorker:
             for record in records:
                 self._take(partition, record.offset, record.value)
             more |= len(records) == _RECORDS_AT_ONCE
-        now_ms, patience = self._clock.now_ms(), self._commit_every_ms
-        waited = bool(self._rows) and now_ms - self._waiting_since >= patience
+        elapsed_ms, patience = self._clock.elapsed_ms(), self._commit_every_ms
+        waited = bool(self._rows) and elapsed_ms - self._waiting_since >= patience
         idle = max(patience, min(_IDLE * patience, _IDLE_MS))
-        moved = bool(self._moved) and now_ms - self._moving_since >= idle
+        moved = bool(self._moved) and elapsed_ms - self._moving_since >= idle
         if waited or moved or self._rows >= _ROWS_A_COMMIT or self._bytes >= _BYTES_A_COMMIT:
             self.commit()
         return more
@@ -107,12 +107,12 @@ class ArchiveWorker:
     def _take(self, partition: int, offset: int, payload: bytes) -> None:
         batch, watermark = self._format.decode(payload)
         if not self._moved:
-            self._moving_since = self._clock.now_ms()
+            self._moving_since = self._clock.elapsed_ms()
         self._moved.add(partition)
         self.positions[partition] = Position(offset + 1, max(watermark, self.positions[partition].watermark))
         if batch.num_rows:
             if not self._waiting:
-                self._waiting_since = self._clock.now_ms()
+                self._waiting_since = self._clock.elapsed_ms()
             self._waiting.append(Archived(partition, offset, batch))
             self._rows += batch.num_rows
             self._bytes += len(payload)
@@ -123,7 +123,7 @@ class ArchiveWorker:
         if watermark // _HOUR_MS > self._tidied_at // _HOUR_MS:
             self._archive.compact(watermark)
             self._tidied_at = watermark
-        now_ms = self._clock.now_ms()
-        if now_ms - self._vacuumed_at >= _DAY_MS:
+        elapsed_ms = self._clock.elapsed_ms()
+        if self._vacuumed_at is None or elapsed_ms - self._vacuumed_at >= _DAY_MS:
             self._archive.vacuum()
-            self._vacuumed_at = now_ms
+            self._vacuumed_at = elapsed_ms

@@ -10,11 +10,18 @@ class Clock(Protocol):
     """The time that a component goes by."""
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970, UTC."""
+        """Milliseconds since 1970, UTC. It may be set, also back: how long something took, or is to wait, is not its to say."""
+
+    def elapsed_ms(self) -> int:
+        """Milliseconds since some moment; never goes back. Only differences within one process mean anything."""
 
 
 class WallClock:
     """The machine's time."""
+
+    def elapsed_ms(self) -> int:
+        """Milliseconds since some moment, whatever people set the machine's time to."""
+        return time.monotonic_ns() // 1_000_000
 
     def now_ms(self) -> int:
         """Milliseconds since 1970, UTC."""
@@ -29,6 +36,10 @@ class EventClock:
 
     def now_ms(self) -> int:
         """Milliseconds since 1970, UTC, in event time."""
+        return self._now_ms
+
+    def elapsed_ms(self) -> int:
+        """The event time: it never goes back."""
         return self._now_ms
 
     def move_to(self, now_ms: int) -> None:

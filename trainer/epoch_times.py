@@ -21,8 +21,9 @@ class EpochTimes:
         self._happened, self._decided = _Counted(), _Counted()
         self._join, self._train, self._trained = _Counted(), _Counted(), _Counted()
 
-    def add(self, happened: Times, decided: Times, read_at: int, trained_at: int) -> None:
-        """Examples that were read at ``read_at`` and trained on by ``trained_at``; their event times int64 [n]."""
+    def add(self, happened: Times, decided: Times, read_at: int, begun_at: int, trained_at: int) -> None:
+        """Examples that were read at ``read_at``, a time of day as their own event times (int64 [n]) are, and trained on from
+        ``begun_at`` to ``trained_at``, which are elapsed times."""
         count = len(decided)
         if not count:
             return
@@ -31,11 +32,11 @@ class EpochTimes:
         self._happened.add(happened)
         self._decided.add(decided)
         self._join.add(read_at - decided)
-        self._train.add(np.array([trained_at - read_at]), count)
+        self._train.add(np.array([trained_at - begun_at]), count)
         self._trained.add(np.array([trained_at]), count)
 
-    def take(self, now_ms: int) -> Learned:
-        """What came together since the last call, as published now."""
+    def take(self, now_ms: int, elapsed_ms: int) -> Learned:
+        """What came together since the last call, as published now, by the time of day and by elapsed time."""
         learned = Learned(
             newest_at=self.newest_at,
             examples=self._examples,
@@ -43,7 +44,7 @@ class EpochTimes:
             decided=self._decided.until(now_ms),
             join=Delays.of(*self._join.counted()),
             train=Delays.of(*self._train.counted()),
-            publish=self._trained.until(now_ms),
+            publish=self._trained.until(elapsed_ms),
         )
         self._clear()
         return learned

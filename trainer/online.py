@@ -18,8 +18,9 @@ from streaming.clock import Clock
 from streaming.events import DeadLetter
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
+from trainer.dense_cadence import DenseCadence
 from trainer.epoch_times import EpochTimes
-from trainer.recovery import check_dense, recover_newest
+from trainer.recovery import read_dense, recover_newest
 from trainer.retrain import check_at_work
 from trainer.worker import Trainer, TrainWorker
 
@@ -36,8 +37,9 @@ class OnlineTrainer:
     """One trainer over all ``partitions`` of `examples`, its tables in its own process.
 
     Begins at the newest version in ``files``, exactly after what its rows contain, or else where the log begins. ``deltas`` is
-    the log in ``files``. A version is due ``sparse_every`` ms after the last one; the first one of every ``dense_every`` ms of
-    the clock brings new dense weights to replicas. `GapError` where the log no longer reaches back to the version's offsets.
+    the log in ``files``. A version is due ``sparse_every`` ms after the last one, that of the trainer before included, and brings
+    dense weights where `DenseCadence` says so, by the watermark of the partition that is furthest. `GapError` where the log no
+    longer reaches back to the version's offsets.
     `GuardedError` where a guard has held training, unless ``resume`` says to go on from the last version that was published.
     ``pass_over`` are offsets, by partition, that are not trained on.
     """
@@ -54,6 +56,7 @@ class OnlineTrainer:
         *,
         sparse_every: int,
         dense_every: int,
+        dense_change: float | None = None,
         resume: bool = False,
         pass_over: Mapping[int, Sequence[range]] | None = None,
     ) -> None:
@@ -62,10 +65,9 @@ class OnlineTrainer:
         self.workers = [TrainWorker(log, trainer, example_format, partition) for partition in partitions]
         self._clock = clock
         self._sparse_every = sparse_every
-        self._dense_every = dense_every
+        self._dense = DenseCadence(trainer, dense_every, dense_change)
         self._published: dict[str, int] = {}
-        self._published_at = clock.now_ms()
-        self._dense_at: int | None = None
+        self._published_at = clock.elapsed_ms()
         self._files = files
         self._waiting: _Waiting | None = None
         self._must_be_whole = False
@@ -89,15 +91,18 @@ class OnlineTrainer:
                 worker.offset = log.begin(EXAMPLES, worker.partition)
             return
         # Replicas have something else than what training goes on from, or lack weights: the next version replaces all they have.
+        dense = read_dense(self._files, found)
         self._must_be_whole = (
             found.version != self.deltas.version
             or self.deltas.is_of_another_precision
-            or not check_dense(self._files, found)
+            or (found.dense is not None and dense is None)
         )
         self._published = dict(found.offsets)
         self._times.newest_at = found.learned.newest_at if found.learned else 0
+        self._published_at -= min(max(0, self._clock.now_ms() - found.published_at), self._sparse_every)
         is_grown = found.fingerprint != self.deltas.fingerprint
-        self._dense_at = found.published_at if found.dense and not is_grown else None
+        if found.dense is not None and dense is not None and not is_grown:
+            self._dense.restore(found.dense.watermark, dense)
         for worker in self.workers:
             worker.offset = found.offsets.get(f"{EXAMPLES}/{worker.partition}", 0)
             worker.watermark = found.watermark
@@ -106,9 +111,9 @@ class OnlineTrainer:
     def step(self) -> None:
         """Train on what can be read, bounded in time and memory, and forget rows whose time is over."""
         for worker in self.workers:
-            read_at = self._clock.now_ms()
+            read_at, begun_at = self._clock.now_ms(), self._clock.elapsed_ms()
             worker.step()
-            self._times.add(*worker.take_times(), read_at, self._clock.now_ms())
+            self._times.add(*worker.take_times(), read_at, begun_at, self._clock.elapsed_ms())
         self.trainer.expire(min(worker.watermark for worker in self.workers))
 
     def take_left_out(self) -> list[DeadLetter]:
@@ -117,7 +122,7 @@ class OnlineTrainer:
 
     def due(self) -> bool:
         """Whether it is time for the next version."""
-        return self._clock.now_ms() - self._published_at >= self._sparse_every
+        return self._clock.elapsed_ms() - self._published_at >= self._sparse_every
 
     def publish(self) -> Manifest | None:
         """Publish a version of what was trained since the last one; None where that is nothing.
@@ -128,7 +133,7 @@ class OnlineTrainer:
             TakenOverError: another trainer has published in its place.
         """
         now_ms = self._clock.now_ms()
-        self._published_at = now_ms
+        self._published_at = self._clock.elapsed_ms()
         manifest = None
         try:
             if self._waiting is not None:
@@ -150,11 +155,9 @@ class OnlineTrainer:
         if offsets == self._published and not self._must_be_whole:
             check_at_work(self._files, self.deltas.version)
             return None
-        dense = (
-            self._must_be_whole
-            or self._dense_at is None
-            or now_ms // self._dense_every > self._dense_at // self._dense_every
-        )
+        # One partition that stands still must not keep the dense weights of the others back.
+        reached = max(worker.watermark for worker in self.workers)
+        dense = self._must_be_whole or self._dense.is_due(reached)
         self.trainer.check()
         cut = Cut(
             watermark=min(worker.watermark for worker in self.workers),
@@ -162,8 +165,10 @@ class OnlineTrainer:
             offsets=offsets,
             dense=self.trainer.dense_weights() if dense else None,
             trainer=self.trainer.state(),
-            learned=self._times.take(now_ms),
+            learned=self._times.take(now_ms, self._clock.elapsed_ms()),
         )
+        if dense:
+            self._dense.sent(reached)
         rows = self.trainer.seal()
         if self._must_be_whole:
             rows = {name: table.export() for name, table in self.trainer.tables.items()}
@@ -176,6 +181,4 @@ class OnlineTrainer:
         self._waiting = None
         self._must_be_whole = False
         self._published = dict(cut.offsets)
-        if cut.dense is not None:
-            self._dense_at = cut.now_ms
         return manifest

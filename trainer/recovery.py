@@ -52,18 +52,18 @@ def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest
     return None
 
 
-def check_dense(files: Files, manifest: Manifest) -> bool:
-    """Whether replicas can read the dense weights that a version names; if not, the log names the file.
+def read_dense(files: Files, manifest: Manifest) -> bytes | None:
+    """The dense weights that a version names, which replicas serve; None, and the log names the file, where nobody can read it.
 
-    The trainer's state has the same weights, so they are not lost, only to be published again.
+    The trainer's state has its own weights, so nothing is lost: they are to be published again.
     """
+    if manifest.dense is None:
+        return None
     try:
-        if manifest.dense is not None:
-            manifest.dense.file.read(files)
+        return manifest.dense.file.read(files)
     except (BadFile, FileNotFoundError) as error:
         _log.warning("version %d: %s; published again", manifest.version, _told(error))
-        return False
-    return True
+        return None
 
 
 def _load_state(files: Files, manifest: Manifest, state: FileRef, deltas: DeltaLog, trainer: Trainer) -> None:

@@ -147,6 +147,8 @@ class Trainer:
         """Examples that were not trained on, since no step could use their loss or gradient."""
         self.steps = 0
         self._checked = _Counts(0, 0)
+        self.first_at: int | None = None
+        """Event time (ms) of the first example that this model learned from; of a model with new features, from then on."""
 
     def train(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
         """Train on a batch ordered by decision, one step per step of event time.
@@ -192,6 +194,8 @@ class Trainer:
         gradients = step.rows.grad.numpy()
         for part in step.ids:
             self.tables[part.table].apply(part.ids, gradients[part.start : part.stop], now_ms)
+        if self.first_at is None:
+            self.first_at = int(batch.column("decided_at")[0].as_py())
         self.examples += batch.num_rows
         self.steps += 1
         return causes
@@ -286,9 +290,11 @@ class Trainer:
         return dump_weights(self.model)
 
     def state(self) -> bytes:
-        """Dense weights and optimizer, as safetensors: what recovery needs besides the rows."""
+        """Dense weights, optimizer and `first_at`, as safetensors: what recovery needs besides the rows."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.weights.state().items()}
+        if self.first_at is not None:
+            tensors["since.first_at"] = torch.tensor(self.first_at)
         if self._default_rows is not None:
             tensors |= {f"newcomers.{name}": tensor for name, tensor in self._default_rows.state().items()}
         if self.model.norm is not None:
@@ -298,12 +304,15 @@ class Trainer:
 
     def load_state(self, data: bytes) -> None:
         """Go on from what `state` gave; ``RuntimeError`` or ``KeyError`` where it is another model's."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "newcomers": {}, "norm": {}}
+        names = ("model", "optimizer", "newcomers", "norm", "since")
+        parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
         for name, tensor in load(data).items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         self.model.load_state_dict(parts["model"])
         self.weights.load_state(parts["optimizer"])
+        first_at = parts["since"].get("first_at")  # not there before anything was learned
+        self.first_at = None if first_at is None else int(first_at)
         if self._default_rows is not None:
             self._default_rows.load_state(parts["newcomers"])
         if self.model.norm is not None:

@@ -34,7 +34,7 @@ def make_replica(pipeline: Pipeline, deltas: Path) -> Replica:
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
     tables = {name: pipeline.tables.make_replica(name, model.row_dim, pipeline.seed) for name in plan.tables}
     files = LocalFiles(deltas, durable=True)
-    return Replica(files, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
+    return Replica(files, model, plan, tables, pipeline.labels)
 
 
 def follow(config: str, deltas: str, lines: str) -> None:
@@ -47,7 +47,7 @@ def follow(config: str, deltas: str, lines: str) -> None:
             going = not stop()
             before = replica.sparse_version
             try:
-                replica.pull(time.time_ns() // 1_000_000)
+                replica.pull()
             except BadFile as error:
                 output.write(json.dumps({"error": str(error)}) + "\n")
             manifest = replica.manifest

@@ -84,7 +84,7 @@ class Watching(threading.Thread):
         self._files = LocalFiles(folder, durable=False)
         model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
         tables = {name: pipeline.tables.make_replica(name, model.row_dim, pipeline.seed) for name in plan.tables}
-        self.replica = Replica(self._files, model, plan, tables, pipeline.labels, dense_every=2**62)
+        self.replica = Replica(self._files, model, plan, tables, pipeline.labels)
         self._ending = threading.Event()
         self.lineages: list[int] = []
         self.checked = 0
@@ -95,7 +95,7 @@ class Watching(threading.Thread):
         try:
             while not self._ending.wait(0.02):
                 before = self.replica.sparse_version
-                self.replica.pull(0)
+                self.replica.pull()
                 assert np.isfinite(self.replica.score({"user": ids % 7, "key": ids}, len(ids))).all()
                 manifest = self.replica.manifest
                 if manifest is not None and manifest.version != before:

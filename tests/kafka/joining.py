@@ -40,3 +40,6 @@ class Tomorrow:
 
     def now_ms(self) -> int:
         return now_ms() + 24 * 60 * MINUTE
+
+    def elapsed_ms(self) -> int:
+        return self.now_ms()

@@ -274,8 +274,8 @@ def test_scores_are_of_the_version_that_was_there_when_they_were_served(
         model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
         tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed) for name in plan.tables}
         view = up_to(plain.files, requests[at].sparse_version)
-        replica = Replica(view, model, plan, tables, pipeline.labels, pipeline.sync.dense_every)
-        replica.pull(requests[at].served_at, everything=True)
+        replica = Replica(view, model, plan, tables, pipeline.labels)
+        replica.pull()
         assert replica.sparse_version == requests[at].sparse_version
         again = replica.score(slice_columns(events.features, int(start), int(stop)), int(stop - start))
         np.testing.assert_allclose(again, plain.loop.primary.scores[start:stop], rtol=1e-4, atol=1e-6)

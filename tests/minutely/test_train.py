@@ -195,13 +195,13 @@ def test_a_rollback_beside_a_trainer_at_work(world: World, training: bool, caplo
     with caplog.at_level(logging.INFO):
         assert not world.run(trainer, 8, go_back), "it is to begin again"
     assert f"goes back to version {went_back_to[0]}: begins again" in caplog.text
-    replica.pull(0)
+    replica.pull()
     assert replica.sparse_version == 6
     for name, table in replica.tables.items():
         assert table.export().embeddings.tobytes() == old.tables[name].export().embeddings.tobytes()
         assert table.export().ids.tobytes() == old.tables[name].export().ids.tobytes()
     assert world.run(world.start(), 2)
-    replica.pull(0)
+    replica.pull()
     assert replica.sparse_version == (8 if training else 6), "held until it is released"
     assert world.trained() == (list(range(3 * world.minute)), {1})
 

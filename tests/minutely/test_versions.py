@@ -92,7 +92,7 @@ def test_rollback_and_replicas_follow_byte_for_byte(run: Path, tmp_path: Path, t
     files = LocalFiles(deltas, durable=False)
     pipeline = load_pipeline(run.parent / "shop.yaml")
     replica, old = make_replica(pipeline, files), make_replica(pipeline, files)
-    replica.pull(0)
+    replica.pull()
     there = versions("--deltas", deltas)["versions"]
     newest = there[0]["version"]
     trainable = [item["version"] for item in there if "trainer's state" in item["held_by"]]
@@ -102,7 +102,7 @@ def test_rollback_and_replicas_follow_byte_for_byte(run: Path, tmp_path: Path, t
     done = invoke("rollback", target, "--deltas", deltas, "--train-from", train_from)
     assert done.exit_code == 0, done.output + str(done.exception)
     assert f"version {newest + 1} holds what version {target} held" in done.output
-    replica.pull(0)
+    replica.pull()
     assert replica.sparse_version == newest + 1
     assert replica.dense_version == old.dense_version
     for name, table in replica.tables.items():

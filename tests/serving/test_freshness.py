@@ -34,8 +34,8 @@ def test_times_of_an_epoch() -> None:
     for at in range(0, 60_000, 100):
         decided.append(at - random.integers(0, 50, 300))
         happened.append(decided[-1] - random.integers(0, 10_000, 300))
-        times.add(happened[-1], decided[-1], at + 20, at + 30)
-    learned = times.take(60_000)
+        times.add(happened[-1], decided[-1], at + 20, at - 1_000_000, at - 999_990)
+    learned = times.take(60_000, 60_000 - 1_000_020)
     assert learned.examples == 180_000 and learned.newest_at == max(each.max() for each in happened)
     for delays, wanted in (
         (learned.event, 60_000 - np.concatenate(happened)),
@@ -47,7 +47,7 @@ def test_times_of_an_epoch() -> None:
         assert len(found) == 180_000
         for share in (0.5, 0.99):
             assert np.quantile(found, share) == pytest.approx(np.quantile(wanted, share), rel=0.06, abs=1)
-    assert times.take(120_000) == Learned(newest_at=learned.newest_at), "newest stays, the rest begins anew"
+    assert times.take(120_000, 0) == Learned(newest_at=learned.newest_at), "newest stays, the rest begins anew"
 
 
 def test_a_histogram_is_what_was_put_in() -> None:
@@ -70,7 +70,7 @@ def test_fresh_idle_and_stale(tmp_path: Path) -> None:
     service = make_replica_service(publisher.pipeline, publisher.files, clock, "replica")
 
     def pull() -> None:
-        service.replica.pull(clock.now_ms())
+        service.replica.pull()
 
     def publish(newest_at: int, examples: int) -> None:
         delays = Delays.of(np.full(examples, clock.now_ms() - newest_at)) if examples else Delays()
@@ -111,5 +111,5 @@ def test_a_stale_replica_is_ready_unless_told_otherwise(tmp_path: Path) -> None:
     service = make_replica_service(publisher.pipeline, publisher.files, clock, "replica")
     publisher.next(DAY)
     clock.move_to(2 * DAY)
-    service.replica.pull(clock.now_ms())
+    service.replica.pull()
     assert service.ready() == (True, "stale")

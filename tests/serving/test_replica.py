@@ -60,7 +60,7 @@ def test_scores_and_cadences(kind: str, tmp_path: Path) -> None:
 
     replica_model, _ = make_model(pipeline.model, pipeline.features, pipeline.labels, seed=2)
     copies = {name: pipeline.tables.make_replica(name, model.row_dim, 1) for name in plan.tables}
-    replica = Replica(files, replica_model, plan, copies, pipeline.labels, dense_every=DAY)
+    replica = Replica(files, replica_model, plan, copies, pipeline.labels)
 
     def train(at: int) -> None:
         count = 64
@@ -84,15 +84,15 @@ def test_scores_and_cadences(kind: str, tmp_path: Path) -> None:
 
     train(60_000)
     publish(60_000, dense=True)
-    replica.pull(60_000)
+    replica.pull()
     assert (replica.sparse_version, replica.dense_version) == (1, 1)
     assert difference() < 1e-6
 
-    for minute in range(2, 8):  # rows every minute, dense weights not before the next day
+    for minute in range(2, 8):  # rows every minute, dense weights with every third version
         train(minute * 60_000)
-        publish(minute * 60_000, dense=True)
-        replica.pull(minute * 60_000)
-    assert (replica.sparse_version, replica.dense_version) == (7, 1)
+        publish(minute * 60_000, dense=minute % 3 == 0)
+        replica.pull()
+        assert (replica.sparse_version, replica.dense_version) == (minute, max(1, minute // 3 * 3))
     assert difference() > 1e-6
     assert all(
         copies[name].export().embeddings.tobytes() == tables[name].export().embeddings.tobytes() for name in tables
@@ -100,6 +100,6 @@ def test_scores_and_cadences(kind: str, tmp_path: Path) -> None:
 
     train(DAY)
     publish(DAY, dense=True)
-    replica.pull(DAY)
+    replica.pull()
     assert (replica.sparse_version, replica.dense_version) == (8, 8)
     assert difference() < 1e-6

@@ -97,7 +97,7 @@ class Checks:
     def pull(self, service: ReplicaService) -> None:
         replica = service.replica
         try:
-            replica.pull(service.clock.now_ms())
+            replica.pull()
         except (OSError, BadFile) as error:
             if not service.disk.failed:
                 raise AssertionError(f"{service.name} cannot pull: {type(error).__name__}: {error}") from error

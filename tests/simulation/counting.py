@@ -9,7 +9,7 @@ from paramserver.files import Files
 from paramserver.table import SGD, Table
 from serving.replica import Replica
 from streaming.examples import ExampleFormat
-from tests.simulation.traffic import DAY, FEATURES, LABELS
+from tests.simulation.traffic import FEATURES, LABELS
 from trainer.models import RankingModel
 from trainer.rows import RowPlan
 from trainer.settings import TrainSettings
@@ -47,4 +47,4 @@ def make_trainer() -> Trainer:
 
 def make_replica(files: Files) -> Replica:
     tables = {name: Table(1, row_format="float32") for name in ("user", "example")}
-    return Replica(files, Sum(), _PLAN, tables, LABELS, dense_every=DAY)
+    return Replica(files, Sum(), _PLAN, tables, LABELS)

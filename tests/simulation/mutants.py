@@ -24,6 +24,7 @@ from paramserver.follower import Follower
 from paramserver.manifest import FileRef, Manifest
 from tests.simulation import mutants_join
 from tests.simulation.mutants_join import wrap
+from tests.simulation.services import Clock
 from tests.simulation.simulate import begin, failure
 from trainer import online
 from trainer.online import OnlineTrainer
@@ -111,6 +112,10 @@ def tombstones_left_out() -> Any:
 
 def watermark_from_the_wall_clock() -> Any:
     return patch.object(online, "Cut", lambda **fields: Cut(**{**fields, "watermark": fields["now_ms"]}))
+
+
+def waits_go_by_the_time_of_day() -> Any:
+    return patch.object(Clock, "elapsed_ms", Clock.now_ms)
 
 
 def follower_skips_a_version() -> Any:
@@ -203,6 +208,7 @@ MUTANTS: list[Callable[[], Any]] = [
     mutants_join.offsets_committed_before_the_outbox,
     tombstones_left_out,
     watermark_from_the_wall_clock,
+    waits_go_by_the_time_of_day,
     follower_skips_a_version,
     follower_applies_an_older_delta_again,
     rows_stay_where_a_follower_starts_over,

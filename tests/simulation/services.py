@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,17 +29,23 @@ if TYPE_CHECKING:
 FOLDER = Path("deltas")
 SPARSE_EVERY, DENSE_EVERY, KEEP_DELTAS = 60_000, 600_000, 4
 _TELL_EVERY = 40_000
+_OFF = 1.05
 
 
 class Clock:
     """The time as one machine believes it to be."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, seed: str) -> None:
         self._world = world
         self.ahead = 0
+        self.pace = random.Random(seed).uniform(1 / _OFF, _OFF)
 
     def now_ms(self) -> int:
         return self._world.now + self.ahead
+
+    def elapsed_ms(self) -> int:
+        """By an oscillator that is a little off."""
+        return int(self._world.now * self.pace)
 
 
 class _Member:
@@ -173,6 +180,7 @@ class TrainService:
         self.process = process
         files = LocalFiles(FOLDER, durable=True, system=DiskOf(world.disk, process))
         deltas = DeltaLog.resume(files, '{"form": 1}', KEEP_DELTAS)
+        self._waits_since = world.now
         self.online = OnlineTrainer(
             make_trainer(),
             LogOf(world.brokers, process),
@@ -191,7 +199,11 @@ class TrainService:
             return
         self.online.step()
         if self.online.due():
+            self._waits_since = self.world.now
             self.publish()
+            return
+        waits = self.world.now - self._waits_since
+        assert waits <= _OFF * SPARSE_EVERY + 1, f"nothing was published for {waits} ms, whatever the clock was set to"
 
     def publish(self) -> None:
         self.world.checks.before_publication(self.online)

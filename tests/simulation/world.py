@@ -36,7 +36,7 @@ class Actor:
 
     def __init__(self, name: str, world: World, begin: Callable[[Process, Clock], Service]) -> None:
         self.name = name
-        self.clock = Clock(world)
+        self.clock = Clock(world, f"{world.seed} {name}")
         self.folders: dict[int, StoreFolder] = {}
         self.service: Service | None = None
         self.process: Process | None = None
@@ -49,6 +49,7 @@ class World:
     """``trace`` holds what happened last."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.rng = rng = random.Random(seed)
         self.now = START
         self.trace: deque[tuple[int, str, str]] = deque(maxlen=_TRACE)
@@ -230,7 +231,8 @@ class World:
                 self.disk.full = True
                 self.note("disk", "full")
             case "clock":
-                self._move_clock(rng.choice(self._order))
+                for actor in rng.sample(self._order, rng.randint(1, len(self._order))):  # as a wrong time server does
+                    self._move_clock(actor)
             case "retention":
                 self._retain()
             case "flaky reads":
@@ -256,7 +258,7 @@ class World:
     def _move_clock(self, actor: Actor) -> None:
         """A joiner's may go ahead by what lateness leaves; a trainer's or a replica's may say anything."""
         latest = LATENESS - LONGEST_DELAY if isinstance(actor.service, JoinerService) or actor.name in "ab" else HOUR
-        actor.clock.ahead = self.rng.choice([0, self.rng.randint(-HOUR // 2, latest)])
+        actor.clock.ahead = self.rng.choice([0, self.rng.randint(-HOUR, latest)])
         self.note(actor.name, f"clock {actor.clock.ahead} ms ahead")
 
     def _retain(self) -> None:

@@ -56,7 +56,7 @@ class Config:
     def replica(self, files: LocalFiles) -> Replica:
         model, plan = make_model(self.model, self.features, LABELS, 1)
         tables = {name: TablesSettings().make_replica(name, model.row_dim, 1) for name in plan.tables}
-        return Replica(files, model, plan, tables, LABELS, NEVER)
+        return Replica(files, model, plan, tables, LABELS)
 
     def record(self, at: int) -> bytes:
         """Three examples of one moment."""
@@ -134,7 +134,7 @@ def test_an_added_feature_starts_empty_and_training_goes_on(place: Place, model:
     again = place.start(after)
     assert again.trainer.state() == grown.trainer.state(), "the next start is of the same config"
     replica = after.replica(place.files)
-    replica.pull(0)
+    replica.pull()
     for name, table in grown.trainer.tables.items():
         assert replica.tables[name].export().embeddings.tobytes() == table.export().embeddings.tobytes()
     newest = grown.deltas.newest

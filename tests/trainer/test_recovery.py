@@ -78,7 +78,7 @@ class Place:
         assert rows.ids.tolist() == list(range(3 * self.appended))
         assert set(rows.counts.tolist()) == {1}
         replica = make_replica(self.files)
-        replica.pull(0)
+        replica.pull()
         assert replica.tables["example"].export().embeddings.tobytes() == rows.embeddings.tobytes()
         assert replica.manifest is not None
         return replica.manifest
@@ -113,7 +113,7 @@ def test_a_damaged_version_is_left_out_and_its_examples_are_trained_again(
     """Versions 1 to 11 with bases 4 and 8: whatever is damaged after the base, there is a way back."""
     place.publish(place.start(), 11)
     replica = make_replica(place.files)
-    replica.pull(0)
+    replica.pull()
     manifest = manifests.read_manifest(place.files, version, base=False)
     shard, trainer = manifest.shards[0], manifest.trainer
     assert trainer is not None
@@ -129,10 +129,10 @@ def test_a_damaged_version_is_left_out_and_its_examples_are_trained_again(
         assert name in caplog.text or (kind, how, version) == ("manifest", "missing", 11)
     if (kind, how, version) != ("manifest", "missing", 11) and not (kind == "trainer" and version < 11):
         assert newest.version == 12 and newest.lineage == 12, "all that replicas have is replaced"
-    replica.pull(0)
+    replica.pull()
     if newest.version == 12:
         late = make_replica(place.files)
-        late.pull(0)
+        late.pull()
         for table in late.tables:
             assert (
                 replica.tables[table].export().embeddings.tobytes() == late.tables[table].export().embeddings.tobytes()
@@ -160,7 +160,7 @@ def test_damaged_dense_weights_are_named_and_published_again(
     assert dense is not None and dense.version == 1
     damage(place.folder / dense.file.name, how)
     with pytest.raises((BadFile, FileNotFoundError), match=dense.file.name):
-        make_replica(place.files).pull(0)
+        make_replica(place.files).pull()
     newest = place.check()
     assert dense.file.name in caplog.text
     assert newest.dense is not None
@@ -210,7 +210,7 @@ def test_a_full_disk_publishes_nothing_and_the_next_try_works(place: Place) -> N
         with full_disk(most), pytest.raises(OSError) as error:
             online.publish()
         assert error.value.errno == errno.EFBIG
-        replica.pull(0)
+        replica.pull()
         assert replica.sparse_version == 2
         assert not [name for name in place.entries() if name.endswith(".tmp")], "what is half written goes"
         assert manifests.versions(place.files, base=False) == [1, 2]
@@ -269,7 +269,7 @@ def test_a_disk_may_be_full_at_any_moment(place: Place) -> None:
         assert not [name for name in place.entries() if name.endswith(".tmp")]
         newest = manifests.versions(place.files, base=False)[-1:]
         assert newest in ([before] if before else [], [before + 1]), "one version is there whole, or none"
-        replica.pull(0)
+        replica.pull()
         if newest == [before + 1]:
             rows = online.trainer.tables["example"].export()
             assert replica.tables["example"].export().embeddings.tobytes() == rows.embeddings.tobytes()
@@ -346,7 +346,7 @@ def test_a_row_that_is_no_number_is_named(place: Place) -> None:
     with pytest.raises(GuardedError, match="table example: id 7: embedding holds inf; version 2 stays"):
         online.publish()
     replica = make_replica(place.files)
-    replica.pull(0)
+    replica.pull()
     assert replica.sparse_version == 2
     with pytest.raises(GuardedError, match="table example: id 7"):
         place.start()
@@ -399,19 +399,19 @@ def test_training_goes_back_with_a_rollback_or_on_from_the_newest(place: Place) 
         if not training:
             write_pin(place.files, back.version)
             assert (back.watermark, back.parent, back.trains_from) == (old.watermark, 0, 6)
-        replica.pull(0)
+        replica.pull()
         assert replica.sparse_version == back.version
         online = place.start()
         place.learn(online)
         following = online.publish()
         assert following is not None and following.version == back.version + 1
-        replica.pull(0)
+        replica.pull()
         fresh = make_replica(place.files)
-        fresh.pull(0)
+        fresh.pull()
         expected = following.version if training else back.version
         assert replica.sparse_version == fresh.sparse_version == expected
         write_pin(place.files, 0)
-        replica.pull(0)
+        replica.pull()
         assert replica.sparse_version == following.version
     place.check()
 

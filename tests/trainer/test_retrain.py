@@ -63,7 +63,7 @@ def make_trainer(seed: int = 1, expire_after: str = "30d", settings: TrainSettin
 def make_replica(files: LocalFiles) -> Replica:
     model, plan = make_model(ModelSettings(dim=2, hidden=[3]), FEATURES, LABELS, 1)
     tables = {name: TablesSettings().make_replica(name, model.row_dim, 1) for name in plan.tables}
-    return Replica(files, model, plan, tables, LABELS, dense_every=NEVER)
+    return Replica(files, model, plan, tables, LABELS)
 
 
 def everything(trainer: Trainer) -> Everything:
@@ -198,9 +198,9 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
         log.append(EXAMPLES, 0, records(5, first=100 + 5 * at))
         run(at_work)
         deltas.publish(online.seal(), cut_of(online, [at_work], at))
-        replica.pull(at)
+        replica.pull()
         if at == 0:
-            asleep.pull(at)
+            asleep.pull()
     before = scores(replica.score)
     log.append(EXAMPLES, 0, records(5, first=115))
     run(at_work)
@@ -221,7 +221,7 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
 
     assert scores(replica.score) == before, "it serves what it had until it pulls"
     for follower in (replica, asleep, late := make_replica(files)):
-        follower.pull(5)  # long before its next dense weights are due
+        follower.pull()  # long before its next dense weights are due
         assert (follower.sparse_version, follower.dense_version) == (4, 4)
         assert scores(follower.score) == scores(replica.score) != before
         for name, table in retrained.tables.items():
@@ -236,7 +236,7 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
         taken.publish(retrained.seal(), cut_of(retrained, workers, at))
     late = make_replica(files)
     for follower in (replica, late):
-        follower.pull(16)
+        follower.pull()
         assert follower.sparse_version == 14
         assert follower.manifest is not None
         assert follower.manifest.retrained == ["again"], "in bases and deltas that follow as well"
