@@ -95,7 +95,7 @@ class ArchiveService:
         status, worker = self._status, self.worker
         if worker.commits > before:
             _log.info("commit %d: %d examples so far", worker.commits, worker.examples)
-            status.committed_at = self._clock.now_ms()
+            status.committed_at = self._clock.elapsed_ms()
         status.lag = self._log.lag
         status.watermarks = {at: position.watermark for at, position in worker.positions.items()}
         status.examples, status.commits = worker.examples, worker.commits

@@ -36,7 +36,7 @@ class Status:
     refused: int = 0
     """How often the place of the versions, such as a full disk, refused one."""
     committed_at: int | None = None
-    """When that was last done (ms), by this process or the one before it; None where nobody knows."""
+    """When that was last done (ms, elapsed time), by this process or the one before it; None where nobody knows."""
     prequential: Prequential | None = None
     """How well a trainer predicted its newest examples before it trained on them."""
 
@@ -71,7 +71,7 @@ class StatusMetrics(Collector):
             f"{prefix}refused", f"How often {self._commits} could not be made.", value=status.refused
         )
         if status.committed_at is not None:
-            age = max(0, self._clock.now_ms() - status.committed_at) / _MS
+            age = (self._clock.elapsed_ms() - status.committed_at) / _MS
             yield GaugeMetricFamily(f"{prefix}idle_seconds", f"Time since the last of its {self._commits}.", value=age)
         if status.prequential is not None:
             yield from self._quality(status.prequential.metrics())

@@ -68,11 +68,13 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, clock.now_ms())
         if not events.requests:
             return
-        send(pipeline, stamped(events, clock.now_ms(), speed, rate), clock, stop)
+        start_ms = clock.now_ms()
+        send(pipeline, stamped(events, start_ms, speed, rate), start_ms, clock, stop)
 
 
-def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[[], bool]) -> None:
-    """Send every event when its time has come."""
+def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, stop: Callable[[], bool]) -> None:
+    """Send every event when its time has come, where it is ``start_ms`` now; a clock that is set changes no pace."""
+    begun_at = clock.elapsed_ms()
     maker = Producer(events, pipeline.features)
     happened_at = events.engagements.happened_at
     scores = np.zeros((events.impressions, 0), np.float32)
@@ -80,7 +82,7 @@ def send(pipeline: Pipeline, events: LoggedEvents, clock: Clock, stop: Callable[
     sender = PatientSender(pipeline.kafka, _log, stop)
     names = [pipeline.kafka.topic(name) for name in (IMPRESSIONS, ENGAGEMENTS)]
     while (request < events.requests or engagement < len(happened_at)) and not stop():
-        now = clock.now_ms()
+        now = start_ms + clock.elapsed_ms() - begun_at
         until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)
         ids = events.request_ids.slice(request, until - request).to_pylist()
         records = zip(ids, maker.requests(request, until, scores, 0, 0), strict=True)

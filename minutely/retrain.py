@@ -102,7 +102,7 @@ class _CatchUp:
                     files, form, sync.keep_deltas, self._trainer, self._workers, clock.now_ms, self._name, sync.rows
                 )
                 if taken is not None and taken.newest is not None:
-                    status.commits, status.committed_at = 1, taken.newest.published_at
+                    status.commits, status.committed_at = 1, clock.elapsed_ms()
                     _log.info("version %d: %s has taken over", taken.version, self._name)
                     return True
                 newest = look(files, form, sync.keep_deltas).newest

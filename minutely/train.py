@@ -155,6 +155,7 @@ class TrainService:
     ) -> None:
         self._log = log
         self._files = files
+        self._clock = clock
         self._brokers = Patience(_log, "brokers")
         self._place = Patience(_log, "publication")
         self._status = status
@@ -179,7 +180,7 @@ class TrainService:
         )
         newest = self.online.deltas.newest
         if newest is not None:
-            status.committed_at = newest.published_at
+            status.committed_at = clock.elapsed_ms() - max(0, clock.now_ms() - newest.published_at)
             _log.info("goes on after version %d", newest.version)
 
     def run(self, stop: Callable[[], bool]) -> bool:
@@ -259,7 +260,7 @@ class TrainService:
         manifest = self.online.publish()
         if manifest is not None:
             self._status.commits += 1
-            self._status.committed_at = manifest.published_at
+            self._status.committed_at = self._clock.elapsed_ms()
             changed = sum(shard.changed for shard in manifest.shards)
             _log.info(
                 "version %d: %d rows, %d examples so far", manifest.version, changed, self.online.trainer.examples

@@ -84,6 +84,7 @@ class Freshness:
         self._clock = clock
         self._fresh_within = fresh_within
         self._manifest: Manifest | None = None
+        self._applied_at = 0
         self.event_to_servable = Histogram()
         self.decided_to_servable = Histogram()
         self.stages = {stage: Histogram() for stage in STAGES}
@@ -91,7 +92,7 @@ class Freshness:
 
     def applied(self, manifest: Manifest) -> None:
         """The rows are of this version now. Bases, which bring no new epoch, are not counted."""
-        self._manifest = manifest
+        self._manifest, self._applied_at = manifest, self._clock.elapsed_ms()
         if manifest.is_base:
             return
         self.deltas += 1
@@ -118,7 +119,8 @@ class Freshness:
         return self._since(learned.newest_at) if learned and learned.newest_at else None
 
     def _since(self, at_ms: int) -> float:
-        return max(0, self._clock.now_ms() - at_ms) / 1000
+        """At least what passed since the version came: a clock that was set back hides nothing."""
+        return max(self._clock.elapsed_ms() - self._applied_at, self._clock.now_ms() - at_ms) / 1000
 
     def state(self) -> State:
         """Whether it is fresh, idle or stale."""

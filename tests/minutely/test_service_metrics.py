@@ -11,8 +11,11 @@ from prometheus_client.registry import CollectorRegistry
 from minutely.metrics import Status, StatusMetrics
 from streaming.clock import EventClock
 from streaming.labels import Label
+from tests.clocks import SetClock
 from trainer.metrics import class_metrics, value_metrics
 from trainer.prequential import Prequential
+
+DAY = 86_400_000
 
 
 def test_what_prometheus_is_told() -> None:
@@ -36,6 +39,14 @@ def test_what_prometheus_is_told() -> None:
         "minutely_train_refused_total 0.0",
         "minutely_train_idle_seconds 2.5",
     ]
+
+
+def test_a_clock_that_is_set_back_does_not_hide_that_nothing_is_committed() -> None:
+    clock, status, registry = SetClock(10_000, DAY), Status(), CollectorRegistry()
+    registry.register(StatusMetrics("train", "versions", status, clock))
+    status.committed_at = clock.elapsed_ms()
+    clock.elapsed, clock.ahead = clock.elapsed + 600_000, DAY - 3_600_000
+    assert "minutely_train_idle_seconds 600.0" in generate_latest(registry).decode()
 
 
 def test_how_well_a_trainer_predicts_its_newest_examples() -> None:

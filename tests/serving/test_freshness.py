@@ -11,6 +11,7 @@ from minutely.serve import make_replica_service
 from paramserver.learned import Delays, Learned
 from serving.freshness import BOUNDS_SECONDS, Histogram
 from streaming.clock import EventClock
+from tests.clocks import SetClock
 from tests.serving.publishing import DAY, Publisher, make_pipeline
 from trainer.epoch_times import EpochTimes
 
@@ -113,3 +114,14 @@ def test_a_stale_replica_is_ready_unless_told_otherwise(tmp_path: Path) -> None:
     clock.move_to(2 * DAY)
     service.replica.pull()
     assert service.ready() == (True, "stale")
+
+
+def test_a_clock_that_is_set_back_does_not_make_a_stale_model_fresh(tmp_path: Path) -> None:
+    clock = SetClock(1000, DAY)
+    publisher = Publisher(make_pipeline(), tmp_path)
+    service = make_replica_service(publisher.pipeline, publisher.files, clock, "replica")
+    publisher.next(clock.now_ms())
+    service.replica.pull()
+    assert service.status().state == "fresh"
+    clock.elapsed, clock.ahead = clock.elapsed + 2 * LIMIT, DAY - 12 * LIMIT
+    assert (service.status().state, service.status().freshness_seconds) == ("stale", 2 * LIMIT / 1000)

@@ -10,6 +10,7 @@ import pytest
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from streaming.log import EXAMPLES, EmbeddedLog
+from tests.clocks import SetClock
 from tests.trainer.test_retrain import FORMAT, MINUTE, START, make_replica, make_trainer, records
 from trainer.dense_cadence import DenseCadence
 from trainer.online import OnlineTrainer
@@ -17,24 +18,11 @@ from trainer.online import OnlineTrainer
 DAY = 86_400_000
 
 
-class SetClock:
-    """A machine's clocks: people set the time of day."""
-
-    def __init__(self) -> None:
-        self.elapsed, self.ahead = 5_000, START
-
-    def now_ms(self) -> int:
-        return self.elapsed + self.ahead
-
-    def elapsed_ms(self) -> int:
-        return self.elapsed
-
-
 class Place:
     def __init__(self, folder: Path) -> None:
         self.log = EmbeddedLog(folder / "log", durable=False)
         self.files = LocalFiles(folder / "deltas", durable=False)
-        self.clock = SetClock()
+        self.clock = SetClock(5_000, START)
 
     def start(self, dense_every: int = DAY) -> OnlineTrainer:
         deltas = DeltaLog.resume(self.files, "form", 1000)
