@@ -52,6 +52,10 @@ class GapError(RuntimeError):
     """A log does not have the records that are to be read next; the message names where it begins or ends."""
 
 
+class NoAnswerError(RuntimeError):
+    """Who was asked, such as the brokers, does not answer; the message names the address."""
+
+
 class NotFiniteError(ValueError):
     """A weight that is to be published is no finite number; the message names it."""
 

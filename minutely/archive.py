@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from deltalake.exceptions import DeltaError
 
 from basis.problems import Problem, Problems
+from minutely.batch import unreachable
 from minutely.config import Pipeline
 from minutely.metrics import Status, StatusMetrics
 from minutely.service import Address, stop_on_signal
@@ -56,9 +57,7 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
             if service is not None:
                 service.run(stop)
     except DeltaError as error:
-        raise Problems(
-            [Problem(place, "archive", str(error), "allowed: a place that can be read and written")]
-        ) from None
+        raise unreachable(place, error) from None
 
 
 class ArchiveService:

@@ -16,7 +16,7 @@ from rich.table import Table as TextTable
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.parts import make_replica
-from minutely.place import open_published
+from minutely.place import open_versions, require_writable
 from minutely.results import metrics_of
 from streaming.columns import slice_columns
 from streaming.source import load
@@ -33,9 +33,11 @@ def replay_as_of(pipeline: Pipeline, place: str, at: int, out: Path | None, cons
     """
     if out is not None and (out / _SUMMARY).exists():
         raise Problems([Problem(str(out), "--out", f"has a {_SUMMARY}", "allowed: a new or empty folder")])
+    if out is not None:
+        require_writable(out, "--out")
     torch.set_num_threads(1)
     started = time.monotonic()
-    replica = make_replica(pipeline, open_published(place))
+    replica = make_replica(pipeline, open_versions(place))
     manifest = replica.load_as_of(at)
     with console.status("Reading logs"):
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import msgspec
 import torch
 import xxhash
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from rich.console import Console
 
 from basis.problems import Problem, Problems
@@ -25,6 +27,8 @@ from trainer.prequential import Prequential
 from trainer.retrain import train_archive
 
 EVER = 2**62
+_COLOURED = re.compile(r"\x1b\[[0-9;]*m")
+"""What the library of the archive colours its messages with, terminal or not."""
 
 
 class Retraining(NamedTuple):
@@ -48,10 +52,20 @@ def archive_place(pipeline: Pipeline, run: Path | None) -> str:
 
 def open_archive(place: str, examples: ExampleFormat) -> Archive:
     """The archive that is there; `Problems` where none is."""
-    if not DeltaTable.is_deltatable(place):
+    try:
+        there = DeltaTable.is_deltatable(place)
+    except (OSError, DeltaError) as error:
+        raise unreachable(place, error) from None
+    if not there:
         allowed = "allowed: what minutely archive writes, or the run of a replay whose config has an archive section"
-        raise Problems([Problem(place, "archive", "none there", allowed)])
+        raise Problems([Problem(place, "--archive", "no archive there", allowed)])
     return Archive(place, examples)
+
+
+def unreachable(place: str, error: Exception) -> Problems:
+    """The error of a place that cannot be read or written as an archive."""
+    reason = " ".join(_COLOURED.sub("", str(error)).split())
+    return Problems([Problem(place, "--archive", reason, "allowed: a place that can be read and written")])
 
 
 def nothing_in_between(archive: Archive, place: str) -> Problems:
@@ -67,6 +81,7 @@ def train_from_archive(
     Without ``until`` the version's offsets are those at which the archive ends, where live training goes on.
     """
     started = time.monotonic()
+    Run.check_free(out)
     torch.set_num_threads(1)  # as online, where steps are too small to share
     now_ms = time.time_ns() // 1_000_000
     archive = open_archive(place, ExampleFormat(pipeline.features, pipeline.labels))

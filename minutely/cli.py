@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.markup import escape
 
-from basis.problems import BadFile, GapError, GuardedError, NotFiniteError, Problems
+from basis.problems import Problems
 from basis.settings import format_duration
 from minutely.cli_options import (
     Cadence,
     EventTime,
+    NegativeNumbers,
     config_argument,
     data_option,
     deltas_option,
@@ -27,15 +26,23 @@ from minutely.cli_options import (
     warmup_option,
 )
 from minutely.cli_services import COMMANDS
+from minutely.ends import Ending, told
+from minutely.terminal import Terminal
 
 if TYPE_CHECKING:
     from minutely.config import Pipeline
 
-_INTERRUPTED = 130
-_GUARDED = 3
+
+class _Minutely(click.RichGroup):
+    """The commands, each of which ends with a status that says how."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was typed."""
+        with told():
+            return super().invoke(ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Minutely, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="minutely")
 def cli() -> None:
     """Minutely trains ranking models on what users did a minute ago, and serves from them at once.
@@ -50,8 +57,16 @@ def cli() -> None:
 @out_option
 @seed_option
 @warmup_option
-@click.option("--sync-every", type=Cadence(), help="How often the replica pulls. [default: sync.sparse_every, 60s]")
-@click.option("--as-of", type=EventTime(), help="Only score, with the published model as of this event time.")
+@click.option(
+    "--sync-every",
+    type=Cadence(),
+    help="How often the replica pulls: 60s, 1h, 24h or never. [default: sync.sparse_every]",
+)
+@click.option(
+    "--as-of",
+    type=EventTime(),
+    help="Only score, with the published model as of this event time, such as 2024-01-31 or 2024-01-31T05:00 (UTC).",
+)
 @deltas_option
 @run_option
 @click.pass_context
@@ -83,7 +98,7 @@ def replay(
     if as_of is not None:
         from minutely.as_of import print_as_of, replay_as_of
 
-        print_as_of(Console(), replay_as_of(pipeline, _deltas_place(deltas, run), as_of, out, Console()))
+        print_as_of(Terminal(), replay_as_of(pipeline, _deltas_place(deltas, run), as_of, out, Terminal()))
         return
     every = pipeline.sync.sparse_every if sync_every is None else sync_every
     name = "never" if isinstance(every, str) else format_duration(every)
@@ -132,21 +147,18 @@ def check(config: Path, data: Path | None) -> None:
             problems += found.problems
     if problems or pipeline is None or events is None:
         raise Problems(problems)
-    describe(Console(), pipeline, events)
+    describe(Terminal(), pipeline, events)
 
 
-@cli.command()
-@click.argument("table")
-@click.argument("id")
+@cli.command(cls=NegativeNumbers)
+@click.argument("table", help="A table of the config.")
+@click.argument("id", help="An integer or a text, as it stands in the logs.")
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run. [default: the latest]")
 def rows(table: str, id: str, folder: Path | None) -> None:
-    """Show one row of a run: embedding norm, count, last seen, and the version that last changed it.
-
-    ID is an integer or a text, as it stands in the logs.
-    """
+    """Show one row of a run: embedding norm, count, last seen, and the version that last changed it."""
     from minutely.rows import show_row
 
-    show_row(Console(), folder, table, id)
+    show_row(Terminal(), folder, table, id)
 
 
 @cli.command()
@@ -157,11 +169,11 @@ def versions(deltas: str | None, run: Path | None, as_json: bool) -> None:
     """List the published versions: size, rows, watermark, and what holds them."""
     from minutely.versions import show_versions
 
-    show_versions(Console(), _deltas_place(deltas, run), as_json=as_json)
+    show_versions(Terminal(), _deltas_place(deltas, run), as_json=as_json)
 
 
-@cli.command()
-@click.argument("version", type=click.IntRange(1), required=False)
+@cli.command(cls=NegativeNumbers)
+@click.argument("version", type=click.IntRange(1), required=False, help="One that minutely versions lists.")
 @deltas_option
 @run_option
 @click.option(
@@ -184,9 +196,9 @@ def rollback(version: int | None, deltas: str | None, run: Path | None, train_fr
         raise click.UsageError("give either a VERSION or --release")
     place = _deltas_place(deltas, run)
     if version is None:
-        published.release(Console(), place)
+        published.release(Terminal(), place)
     else:
-        published.roll_back(Console(), place, version, training=train_from == "old")
+        published.roll_back(Terminal(), place, version, training=train_from == "old")
 
 
 def _deltas_place(deltas: str | None, run: Path | None) -> str:
@@ -201,33 +213,15 @@ def _replay(pipeline: Pipeline, cadences: dict[str, int | None], warmup: float, 
     from minutely.replay import replay
     from minutely.summary_table import print_summary
 
-    console = Console()
+    console = Terminal()
     done = replay(pipeline, cadences, warmup, out, console)
     print_summary(console, done)
     if done.summary["interrupted"]:
-        sys.exit(_INTERRUPTED)
+        sys.exit(Ending.INTERRUPTED)
 
 
 for command in COMMANDS:
     cli.add_command(command)
 
-
-def main() -> None:
-    """Entry point: mistakes of the user end with what, where and what is allowed, on standard error, and exit status 1."""
-    try:
-        cli()
-    except Problems as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        for problem in error.problems:
-            console.print(f"[red]error[/red] {escape(str(problem))}")
-        sys.exit(1)
-    except (NotFiniteError, GuardedError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]not published[/red] {escape(str(error))}")
-        sys.exit(_GUARDED)
-    except (
-        OSError,
-        BadFile,
-        GapError,
-    ) as error:  # a folder that cannot be written, a run that was damaged, lost records
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error[/red] {escape(str(error))}")
-        sys.exit(1)
+main = cli
+"""The program."""

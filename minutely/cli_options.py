@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import rich_click as click
 
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
     from minutely.config import Pipeline
     from minutely.service import Address
 
-config_argument = click.argument("config", type=click.Path(path_type=Path))
+_NEGATIVE = re.compile(r"-[0-9]+")
+_HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[^]]*)\]|(?P<host>[^:\[\]\s]*)):(?P<port>[0-9]{1,5})")
+
+config_argument = click.argument(
+    "config", type=click.Path(path_type=Path), help="The pipeline's YAML file, such as configs/movielens.yaml."
+)
 data_option = click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
@@ -41,22 +48,43 @@ def _no_number(value: float) -> float:
     raise click.BadParameter(f"{value} is no share; allowed: 0 to 1")
 
 
-class Cadence(click.ParamType[int | str]):
-    """A duration in ms, or the word ``never``."""
+class NegativeNumbers(click.RichCommand):
+    """A command whose arguments may be negative numbers, where click would look for an option ``-5``."""
 
-    name = "60s|1h|24h|never"
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take options, then arguments."""
+        if "--" not in args:
+            negative = [each for each in args if _NEGATIVE.fullmatch(each)]
+            args = [each for each in args if each not in negative] + (["--", *negative] if negative else [])
+        return super().parse_args(ctx, args)
+
+
+class Duration(click.ParamType[int]):
+    """A duration in ms, longer than nothing."""
+
+    name = "duration"
+    or_else = ""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read what was typed."""
-        if value == "never":
-            return value
         try:
             every = parse_duration(value)
             if every == 0:
                 raise ValueError("must be longer than 0s")
             return every
         except ValueError as error:
-            self.fail(f"{value!r}: {error}, or never", param, ctx)
+            self.fail(f"{value!r}: {error}{self.or_else}", param, ctx)
+
+
+class Cadence(Duration):
+    """A duration in ms, or the word ``never``."""
+
+    name = "duration|never"
+    or_else = ", or never"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read what was typed."""
+        return value if value == "never" else super().convert(value, param, ctx)
 
 
 class Number(click.ParamType[float]):
@@ -77,18 +105,47 @@ class Number(click.ParamType[float]):
 
 
 class HostPort(click.ParamType[Any]):
-    """Where to listen."""
+    """Where to listen; an IPv6 address stands in brackets, as in URLs."""
 
-    name = "HOST:PORT"
+    name = "host:port"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
         """Read what was typed."""
         from minutely.service import Address
 
-        host, _, port = str(value).rpartition(":")
-        if not port.isdigit() or not 0 < int(port) < 65_536:
-            self.fail(f"{value!r}; allowed: HOST:PORT, as in 127.0.0.1:9464", param, ctx)
-        return Address(host or "127.0.0.1", int(port))
+        match = _HOST_PORT.fullmatch(str(value))
+        if match is None or not 0 < int(match["port"]) < 65_536 or not _is_ipv6(match["ipv6"]):
+            self.fail(f"{value!r}; allowed: HOST:PORT, as in 127.0.0.1:9464 or [::1]:9464", param, ctx)
+        return Address(match["ipv6"] or match["host"] or "127.0.0.1", int(match["port"]))
+
+
+def _is_ipv6(text: str | None) -> bool:
+    try:
+        return text is None or ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
+class ReplicaAddress(click.ParamType[str]):
+    """Where a replica answers: what `minutely serve` has as --listen, or a URL."""
+
+    name = "host:port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read what was typed."""
+        text = str(value)
+        try:
+            parts = urlsplit(text if "://" in text else f"http://{text}")
+            right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            right = False
+        if not right:
+            self.fail(
+                f"{text!r}; allowed: HOST:PORT, as in 127.0.0.1:8081 or [::1]:8081, or a URL with http or https",
+                param,
+                ctx,
+            )
+        return text
 
 
 metrics_option = click.option("--metrics", type=HostPort(), help="Answer Prometheus at this address. [default: not]")
@@ -97,13 +154,13 @@ metrics_option = click.option("--metrics", type=HostPort(), help="Answer Prometh
 class Times(Number):
     """How many times faster."""
 
-    name, suffix = "60x", "x"
+    name, suffix = "speed", "x"
 
 
 class PerSecond(Number):
     """How many a second."""
 
-    name, suffix = "500/s", "/s"
+    name, suffix = "rate", "/s"
 
 
 class Offsets(click.ParamType[tuple[int, range]]):
@@ -123,14 +180,16 @@ class Offsets(click.ParamType[tuple[int, range]]):
 class EventTime(click.ParamType[int]):
     """An ISO 8601 date or time, as ms since 1970; UTC where it names no zone."""
 
-    name = "2024-01-31|2024-01-31T05:00"
+    name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read what was typed."""
         try:
             at = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r}: allowed: a date or a time in ISO 8601, such as {self.name}", param, ctx)
+            self.fail(
+                f"{value!r}: allowed: a date or a time in ISO 8601, such as 2024-01-31 or 2024-01-31T05:00", param, ctx
+            )
         return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 

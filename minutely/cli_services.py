@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
-from rich.console import Console
 
 from minutely.cli_options import (
+    Duration,
     EventTime,
     HostPort,
     Offsets,
     PerSecond,
+    ReplicaAddress,
     Times,
     archive_option,
     config_argument,
@@ -21,6 +22,8 @@ from minutely.cli_options import (
     load,
     metrics_option,
 )
+from minutely.ends import Ending
+from minutely.terminal import Terminal
 
 if TYPE_CHECKING:
     from minutely.service import Address
@@ -138,7 +141,7 @@ def train(
         from minutely.batch import archive_place, train_from_archive
 
         found = place or archive_place(pipeline, run)
-        train_from_archive(pipeline, found, since, until, out, Console())
+        train_from_archive(pipeline, found, since, until, out, Terminal())
 
 
 @click.command()
@@ -165,16 +168,24 @@ def serve(config: Path, deltas: str | None, listen: Address, health: Address | N
 
 
 @click.command()
-@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.argument(
+    "replicas", nargs=-1, type=ReplicaAddress(), help="Where replicas answer. [default: those of docker-compose.yml]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Ask once, and print one line of JSON for each replica.")
-@click.option("--every", type=float, default=1.0, show_default=True, help="Seconds between two looks.")
-def freshness(urls: tuple[str, ...], as_json: bool, every: float) -> None:
-    """Show how fresh replicas are: a live table of their versions and ages, until Ctrl-C."""
-    from minutely.freshness import print_json, show
+@click.option("--every", type=Duration(), default="1s", show_default=True, help="Time between two looks.")
+def freshness(replicas: tuple[str, ...], as_json: bool, every: int) -> None:
+    """Show how fresh replicas are: a live table of their versions and ages, until Ctrl-C.
 
-    if as_json:
-        sys.exit(print_json(urls))
-    show(Console(), urls, every)
+    Where the output is no terminal, it asks once and prints one line for each replica. Having asked once, it ends with status 1
+    where a replica did not answer, and with status 5 where none did.
+    """
+    from minutely.freshness import COMPOSE, follow, print_once
+
+    console, asked = Terminal(), replicas or COMPOSE
+    if console.is_terminal and not as_json:
+        follow(console, asked, every / 1000)
+    elif not print_once(console, asked, as_json=as_json):
+        sys.exit(Ending.FAULT)
 
 
 @click.command()
@@ -203,7 +214,7 @@ def dead_letters(config: Path, reason: str | None, limit: int, again: bool) -> N
     from minutely.dead_letters import send_again, show
 
     pipeline = load(config, None, None)
-    console = Console(soft_wrap=True)
+    console = Terminal()
     if again:
         console.print(f"sent {send_again(pipeline, reason)} again")
     else:

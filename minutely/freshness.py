@@ -1,25 +1,26 @@
-"""`minutely freshness`: how fresh replicas are, as a live table or as JSON."""
+"""`minutely freshness`: how fresh replicas are, as a live table, as lines, or as JSON."""
 
 from __future__ import annotations
 
-import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 
 import msgspec
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
+from basis.problems import NoAnswerError
 from serving.freshness import STAGES
 from serving.status import Status
 
+COMPOSE = ("127.0.0.1:8081", "127.0.0.1:8082")
+"""Where the replicas of `docker-compose.yml` answer."""
 _TIMEOUT_SECONDS = 5.0
-_WIDTH = 160
-"""Where nobody says how wide the terminal is."""
 _COLORS = {"fresh": "green", "idle": "cyan", "stale": "red", "empty": "yellow"}
 
 
@@ -42,24 +43,31 @@ def _ask(url: str) -> Looked:
     try:
         with urllib.request.urlopen(f"{place.rstrip('/')}/v1/status", timeout=_TIMEOUT_SECONDS) as answer:
             return Looked(url, msgspec.json.decode(answer.read(), type=Status))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        return Looked(url, error=str(reason))
+        return Looked(url, error=" ".join(str(reason).split()) or type(error).__name__)
 
 
-def print_json(urls: Sequence[str]) -> int:
-    """A line of JSON for each replica; 1 where any did not answer."""
+def print_once(console: Console, urls: Sequence[str], *, as_json: bool) -> bool:
+    """Print a line for each replica, after one of headings where it is no JSON; whether all answered.
+
+    `NoAnswerError` where none did.
+    """
     found = look(urls)
-    for each in found:
-        sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
-    return int(any(each.error for each in found))
+    if as_json:
+        for each in found:
+            console.print(msgspec.json.encode(each).decode(), soft_wrap=True, highlight=False, markup=False)
+    else:
+        console.print(table(found))
+    if all(each.error for each in found):
+        raise NoAnswerError(
+            f"{', '.join(urls)}: is a replica running there? Allowed: the addresses of minutely serve --listen"
+        )
+    return not any(each.error for each in found)
 
 
-def show(console: Console, urls: Sequence[str], every_seconds: float) -> None:
-    """A table that follows the replicas until Ctrl-C; once where nobody watches."""
-    if not console.is_terminal:
-        console.print(table(look(urls)), width=_WIDTH)
-        return
+def follow(console: Console, urls: Sequence[str], every_seconds: float) -> None:
+    """A table that follows the replicas until Ctrl-C."""
     try:
         with Live(table(look(urls)), console=console, refresh_per_second=4) as live:
             while True:
@@ -87,7 +95,7 @@ def table(found: Sequence[Looked]) -> Table:
     for each in found:
         status = each.status
         if status is None:
-            made.add_row(each.url, f"[red]{each.error}[/red]")
+            made.add_row(each.url, f"[red]{escape(each.error or '')}[/red]")
             continue
         delays = status.decided_to_servable_seconds
         state = f"[{_COLORS[status.state]}]{status.state}[/]" + (
@@ -95,7 +103,7 @@ def table(found: Sequence[Looked]) -> Table:
         )
         made.add_row(
             status.replica,
-            state + (f" [red]{status.problem}[/red]" if status.problem else ""),
+            state + (f" [red]{escape(' '.join(status.problem.split()))}[/red]" if status.problem else ""),
             str(status.sparse_version),
             str(status.dense_version),
             seconds(status.freshness_seconds),

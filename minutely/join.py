@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 from minutely.config import Pipeline
+from minutely.place import require_writable
 from minutely.service import Address, stop_on_signal
 from streaming.calibration import ServedCalibration
 from streaming.clock import Clock, WallClock
@@ -33,6 +34,7 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
         ensure_topics(pipeline.kafka)
         return make_join_service(pipeline, folder, WallClock())
 
+    require_writable(folder, "--state")
     gc.set_threshold(GARBAGE_AFTER)
     with stop_on_signal() as stop:
         service = patiently(_log, stop, begin)

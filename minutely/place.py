@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from basis.problems import Problem, Problems
+from paramserver import manifest as manifests
 from paramserver.files import Files, LocalFiles
 from paramserver.signed_files import KEY_VARIABLE, LEAST_KEY_BYTES, SignedFiles
 
@@ -49,3 +51,23 @@ def open_published(place: str) -> Files:
         allowed = "allowed: one that a trainer publishes to, which makes it, or an address such as s3://bucket/prefix"
         raise Problems([Problem(place, "--deltas", "no such folder", allowed)])
     return open_files(place, durable=True)
+
+
+def open_versions(place: str) -> Files:
+    """The files of a place where at least one version is published; `Problems` where none is."""
+    files = open_published(place)
+    if not any(manifests.versions(files, base=base) for base in (False, True)):
+        allowed = "allowed: the folder or address that minutely train publishes to, or a run's deltas"
+        raise Problems([Problem(place, "--deltas", "no version is there", allowed)])
+    return files
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """`Problems` that name the ``option`` where a folder cannot be made or written into. Leaves nothing there."""
+    there = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), Path())
+    try:
+        with TemporaryDirectory(prefix=".minutely-", dir=there):
+            return
+    except OSError as error:
+        allowed = f"{error.strerror}; allowed: a folder that this user may write in, or make"
+        raise Problems([Problem(str(folder), option, "cannot be written", allowed)]) from None

@@ -49,11 +49,8 @@ def replay(
 
     Ctrl-C ends it between two steps, with everything that was learned by then published and summarised.
     """
-    step = pipeline.train.step_every
-    odd = [name for name, every in cadences.items() if every is not None and every % step]
-    if odd:
-        allowed = f"allowed: multiples of train.step_every ({format_duration(step)})"
-        raise Problems([Problem(pipeline.name, "cadence", name, allowed) for name in odd])
+    _check_cadences(pipeline, cadences)
+    Run.check_free(out)
     torch.set_num_threads(1)  # at steps of a few examples a second thread costs more than it brings
     now_ms = time.time_ns() // 1_000_000
     with console.status("Reading logs"):
@@ -61,6 +58,18 @@ def replay(
     run = Run.create(pipeline, out, now_ms)
     with _stop_on_interrupt() as stop:
         return _replay(pipeline, events, run, dict(cadences), warmup, console, stop)
+
+
+def _check_cadences(pipeline: Pipeline, cadences: Mapping[str, int | None]) -> None:
+    """Whether steps end where replicas pull; the config's own cadence was checked with the config."""
+    step = pipeline.train.step_every
+    odd = [name for name, every in cadences.items() if every is not None and every % step]
+    if odd and len(cadences) > 1:
+        allowed = f"{', '.join(odd)} are compared; allowed: a time that divides them, such as 60s"
+        raise Problems([Problem(pipeline.name, "train.step_every", format_duration(step), allowed)])
+    if odd:
+        allowed = f"allowed: multiples of train.step_every ({format_duration(step)}), or never"
+        raise Problems([Problem(pipeline.name, "--sync-every", odd[0], allowed)])
 
 
 def _replay(

@@ -10,6 +10,7 @@ import yaml
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
+from minutely.place import require_writable
 
 RUNS = Path("runs")
 _LATEST = "latest"
@@ -31,8 +32,7 @@ class Run:
         if out is None:
             stamp = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
             out = RUNS / f"{pipeline.name}-{stamp}"
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise Problems([Problem(str(out), "--out", "is not empty", "allowed: a new or empty folder")])
+        cls.check_free(out)
         run = cls(out)
         run.deltas.mkdir(parents=True, exist_ok=True)
         dumped = pipeline.model_dump(mode="json", exclude_defaults=True)
@@ -41,12 +41,20 @@ class Run:
             _point_to(RUNS / _LATEST, out.name)
         return run
 
+    @staticmethod
+    def check_free(out: Path | None) -> None:
+        """`Problems` where no run can be left in ``out``, or in `RUNS` without one. Whoever works for long looks here first."""
+        require_writable(out or RUNS, "--out")
+        if out is not None and out.exists() and any(out.iterdir()):
+            raise Problems([Problem(str(out), "--out", "is not empty", "allowed: a new or empty folder")])
+
     @classmethod
     def find(cls, folder: Path | None) -> Run:
         """The run in ``folder``, or the latest."""
         found = folder or RUNS / _LATEST
         if not (found / "config.yaml").is_file():
-            raise Problems([Problem(str(found), "run", "none there", "allowed: --run with the folder of a run")])
+            allowed = "allowed: the folder of one, such as minutely replay leaves in runs/"
+            raise Problems([Problem(str(found), "--run", "no run there", allowed)])
         return cls(found)
 
 

@@ -18,7 +18,7 @@ from minutely.config import Pipeline
 from minutely.lock import RETRAINER, WRITER, FileLock
 from minutely.metrics import Status, StatusMetrics
 from minutely.parts import make_trainer
-from minutely.place import folder_of, open_files
+from minutely.place import folder_of, open_files, require_writable
 from minutely.retrain import retrain
 from minutely.service import Address, stop_on_signal
 from paramserver.files import Files, remove_half_written
@@ -63,8 +63,10 @@ def train(
         allowed = f"allowed: partitions 0 to {pipeline.kafka.partitions - 1}"
         raise Problems([Problem(pipeline.name, "--pass-over", str(odd[0]), allowed)])
     torch.set_num_threads(1)
-    files, clock, status = open_files(place, durable=True), WallClock(), Status()
     folder = folder_of(place)
+    if folder is not None:
+        require_writable(folder, "--deltas")
+    files, clock, status = open_files(place, durable=True), WallClock(), Status()
     with ExitStack() as held, stop_on_signal() as stop:
         locks = None if folder is None else _take_locks(held, folder, retrains=retraining is not None)
         if metrics is not None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as TextTable
 
 from basis.problems import BadFile
-from minutely.place import open_published
+from minutely.place import open_published, open_versions
 from paramserver import history
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
@@ -87,7 +87,7 @@ def roll_back(console: Console, place: str, version: int, *, training: bool) -> 
 
     `BadFile` where the version is not there or cannot be trained from.
     """
-    files = open_published(place)
+    files = open_versions(place)
     for attempt in range(_TRIES):
         deltas = _resume(files)
         try:
@@ -112,7 +112,7 @@ def roll_back(console: Console, place: str, version: int, *, training: bool) -> 
 
 def release(console: Console, place: str) -> None:
     """Let replicas take the newest version again."""
-    files = open_published(place)
+    files = open_versions(place)
     pin = read_pin(files)
     write_pin(files, 0)
     console.print(f"replicas were held at version {pin}, and take the newest again" if pin else "nothing was held")

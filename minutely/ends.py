@@ -1,0 +1,50 @@
+"""How commands end: an exit status for each kind of end, and on standard error what, where and what is allowed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+from rich.markup import escape
+
+from basis.problems import BadFile, GapError, GuardedError, NoAnswerError, NotFiniteError, Problems
+from minutely.terminal import Terminal
+
+
+class Ending(IntEnum):
+    """Exit statuses. 2, a command line that is wrong, is click's; the last two are what shells make of SIGINT and SIGPIPE."""
+
+    FAULT = 1
+    HELD = 3
+    NO_ANSWER = 5
+    INTERRUPTED = 130
+    CUT_OFF = 141
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Run a command: what it raises becomes lines on standard error and a status."""
+    Terminal.cut_off = False
+    try:
+        yield
+    except Problems as error:
+        _end(Ending.FAULT, "error", *map(str, error.problems))
+    except NoAnswerError as error:
+        _end(Ending.NO_ANSWER, "no answer", str(error))
+    except (NotFiniteError, GuardedError) as error:
+        _end(Ending.HELD, "not published", str(error))
+    except (OSError, BadFile, GapError) as error:  # such as a full disk, a run that was damaged, lost records
+        _end(Ending.FAULT, "error", str(error))
+    except KeyboardInterrupt:
+        sys.exit(Ending.INTERRUPTED)
+    if Terminal.cut_off:
+        sys.exit(Ending.CUT_OFF)
+
+
+def _end(status: Ending, kind: str, *lines: str) -> None:
+    console = Terminal(stderr=True)
+    for line in lines:
+        console.print(f"[red]{kind}[/red] {escape(line)}")
+    sys.exit(status)

@@ -1,0 +1,230 @@
+"""What people type: mistakes are told by the option that was typed, and every kind of end has a status of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from minutely.cli import cli
+from minutely.freshness import COMPOSE
+from tests.commands import ROOT, execute
+from tests.ports import free_ports
+
+SHOP = ROOT / "examples/shop/shop.yaml"
+NOBODY = "http://127.0.0.1:9/ranking/of/the/shop/on/the/front/page/in/the/second/region/of/three"
+
+
+def typed(command: str) -> Result:
+    """A command, in this process."""
+    return CliRunner().invoke(cli, command.split())
+
+
+def said(done: Result) -> str:
+    """What it said, whatever box it stands in."""
+    return " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to type in: a config, a file, an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SHOP, "shop.yaml")
+    Path("odd.yaml").write_text(
+        SHOP.read_text().replace("sync: {sparse_every: 60s", "train: {step_every: 7s}\nsync: {sparse_every: 7s")
+    )
+    Path("file").write_text("")
+    Path("empty").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            "replay shop.yaml --sync-every 90s",
+            "shop: --sync-every: 90s; allowed: multiples of train.step_every (1m), or never",
+        ),
+        (
+            "compare odd.yaml",
+            "shop: train.step_every: 7s; 60s, 5m, 1h, 24h are compared; allowed: a time that divides them",
+        ),
+        ("replay shop.yaml --out file/run", "file/run: --out: cannot be written; Not a directory"),
+        ("replay shop.yaml --out /proc/run", "/proc/run: --out: cannot be written"),
+        ("compare shop.yaml --out .", ".: --out: is not empty"),
+        ("replay shop.yaml --as-of 2026-01-01 --deltas empty --out file/run", "file/run: --out: cannot be written"),
+        ("train shop.yaml --from archive --archive a --out file/run", "file/run: --out: cannot be written"),
+        ("train shop.yaml --from archive --archive file", "file: --archive: Generic LocalFileSystem error"),
+        ("train shop.yaml --from archive --archive none", "none: --archive: no archive there"),
+        ("train shop.yaml --from archive --run none", "none: --run: no run there"),
+        ("train shop.yaml --deltas file/deltas", "file/deltas: --deltas: cannot be written"),
+        ("train shop.yaml --deltas file", "file: --deltas: cannot be written"),
+        ("join shop.yaml --state file/state", "file/state: --state: cannot be written"),
+        ("versions --deltas none", "none: --deltas: no such folder"),
+        ("rollback 3 --deltas none", "none: --deltas: no such folder"),
+        ("rollback --release --deltas none", "none: --deltas: no such folder"),
+        ("replay shop.yaml --as-of 2026-01-01 --deltas none", "none: --deltas: no such folder"),
+        ("serve shop.yaml", "state/shop/deltas: --deltas: no such folder"),
+        ("rollback 3 --deltas empty", "empty: --deltas: no version is there"),
+        ("rollback --release --deltas empty", "empty: --deltas: no version is there"),
+        ("replay shop.yaml --as-of 2026-01-01 --deltas empty", "empty: --deltas: no version is there"),
+        ("versions", "runs/latest: --run: no run there"),
+        ("rows item -5", "runs/latest: --run: no run there"),
+        ("rows item -5 --run none", "none: --run: no run there"),
+    ],
+)
+def test_what_cannot_be_used_is_named_by_its_option(command: str, told: str, here: Path) -> None:
+    before = sorted(here.rglob("*"))
+    done = typed(command)
+    assert done.exit_code == 1, done.output
+    assert f"error {told}" in said(done)
+    assert "\x1b" not in done.output
+    assert sorted(here.rglob("*")) == before, "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            "serve shop.yaml --listen [::1]",
+            "'--listen': '[::1]'; allowed: HOST:PORT, as in 127.0.0.1:9464 or [::1]:9464",
+        ),
+        ("serve shop.yaml --listen ::1:8080", "'--listen': '::1:8080'; allowed"),
+        ("serve shop.yaml --listen [::1::]:8080", "'--listen': '[::1::]:8080'; allowed"),
+        ("serve shop.yaml --listen [127.0.0.1]:8080", "'--listen': '[127.0.0.1]:8080'; allowed"),
+        ("serve shop.yaml --listen [::1]:65536", "'--listen': '[::1]:65536'; allowed"),
+        ("join shop.yaml --metrics here", "'--metrics': 'here'; allowed"),
+        ("archive shop.yaml --metrics [::1]8080", "'--metrics': '[::1]8080'; allowed"),
+        ("freshness ::1:8081", "'::1:8081'; allowed: HOST:PORT, as in 127.0.0.1:8081 or [::1]:8081"),
+        ("freshness ftp://127.0.0.1:8081", "'ftp://127.0.0.1:8081'; allowed"),
+        ("freshness --every 0s", "'--every': '0s': must be longer than 0s"),
+        ("freshness --every -1", "'--every': '-1': not a duration; allowed: a number with its unit"),
+        ("replay shop.yaml --sync-every 90", "'--sync-every': '90': not a duration"),
+        ("replay shop.yaml --as-of soon", "'--as-of': 'soon': allowed: a date or a time in ISO 8601"),
+        ("train shop.yaml --from archive --since soon", "'--since': 'soon': allowed"),
+        ("produce shop.yaml --speed 60", "'--speed': '60'; allowed: a positive number with x, as in 60x"),
+        ("produce shop.yaml --rate -5/s", "'--rate': '-5/s'; allowed"),
+        ("rollback -3", "-3 is not in the range x>=1"),
+        ("rows item 5 --rnu x", "No such option '--rnu'"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(command: str, told: str, here: Path) -> None:
+    done = typed(command)
+    assert done.exit_code == 2, done.output
+    assert told in said(done)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A replay of a log whose items are -5 and 7."""
+    folder = tmp_path_factory.mktemp("negative")
+    lines = ["time,request,item,clicked"]
+    lines += [f"{1_700_000_000_000 + 1000 * at},r{at},{-5 if at % 2 else 7},{at % 3 // 2}" for at in range(60)]
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+    config = {
+        "name": "negative",
+        "source": {
+            "dir": str(folder),
+            "impressions": {
+                "file": "log.csv",
+                "time": {"column": "time"},
+                "request": ["request"],
+                "impression": ["item"],
+            },
+            "actions": {"click": {"when": "clicked", "delay": "1s"}},
+        },
+        "features": {"item": {"column": "item"}},
+        "labels": {"click": {"action": "click", "window": "10s"}},
+        "model": {"dim": 4, "hidden": [8]},
+    }
+    (folder / "negative.yaml").write_text(yaml.safe_dump(config))
+    assert typed(f"replay {folder}/negative.yaml --out {folder}/run").exit_code == 0
+    return folder / "run"
+
+
+def test_rows_of_negative_ids(run: Path) -> None:
+    for command in ("rows item -5 --run {run}", "rows --run {run} item -5", "rows --run {run} -- item -5"):
+        done = typed(command.format(run=run))
+        assert done.exit_code == 0, done.output
+        assert "item -5, version" in done.output
+    done = typed(f"rows item -6 --run {run}")
+    assert done.exit_code == 1 and "table item: -6; not among the 2 rows" in done.output
+
+
+def test_freshness_where_nobody_answers() -> None:
+    """As a script reads it: a line for each replica, however long, and status 5."""
+    port = free_ports(1)[0]
+    done = execute(f"minutely freshness {NOBODY} [::1]:{port}")
+    assert done.returncode == 5, done.stderr
+    heading, first, second = done.stdout.splitlines()
+    assert heading.split()[:2] == ["replica", "state"] and heading.split()[-1] == "rows"
+    assert first.startswith(NOBODY) and "refused" in first
+    assert second.startswith(f"[::1]:{port}")
+    assert done.stderr.startswith(f"no answer {NOBODY}, [::1]:{port}: ")
+
+
+def test_freshness_of_what_is_no_replica() -> None:
+    """Something else answers at the port, and not by HTTP."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail\nready\n")
+
+        thread = Thread(target=answer)
+        thread.start()
+        done = typed(f"freshness --json 127.0.0.1:{other.getsockname()[1]}")
+        thread.join()
+    assert done.exit_code == 5, repr(done.exception)
+    assert '"error":"220 mail"' in done.output
+
+
+def test_freshness_asks_the_replicas_of_the_compose_file() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    ports = [each["ports"][0] for name, each in services.items() if name.startswith("serve-")]
+    assert ports == [f"{address}:8080" for address in COMPOSE]
+    done = typed("freshness --json")
+    assert [f'"url":"{address}"' in line for address, line in zip(COMPOSE, done.output.splitlines(), strict=False)] == [
+        True,
+        True,
+    ]
+
+
+def test_ctrl_c_ends_quietly() -> None:
+    """Whatever the command is at: here it waits for a replica that takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = [Path(sys.executable).parent / "minutely", "freshness", address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            silent.settimeout(30)
+            connection, _ = silent.accept()
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate(timeout=30)
+            connection.close()
+    assert process.returncode == 130
+    assert (printed, errors) == ("", "")
+
+
+def test_a_reader_that_leaves_ends_it_quietly(run: Path) -> None:
+    """As `head` does. What was to be done is done; only the status says that not all of it was read."""
+    program = Path(sys.executable).parent / "minutely"
+    read, write = os.pipe()
+    os.close(read)
+    for arguments, status in ((["versions", "--run", run], 141), (["freshness", "--json", "127.0.0.1:9"], 5)):
+        done = subprocess.run([program, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == status
+        assert "BrokenPipe" not in done.stderr and len(done.stderr.splitlines()) == (status == 5)
+    os.close(write)
