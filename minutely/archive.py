@@ -12,7 +12,7 @@ from basis.problems import Problem, Problems
 from minutely.batch import unreachable
 from minutely.config import Pipeline
 from minutely.metrics import Status, StatusMetrics
-from minutely.service import Address, stop_on_signal
+from minutely.service import Address, listening, stop_on_signal
 from streaming.archive import Archive, ArchiveSettings
 from streaming.archive_worker import ArchiveWorker
 from streaming.clock import Clock, WallClock
@@ -41,7 +41,8 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
     """Archive until SIGINT or SIGTERM; then commit what was read."""
     status, clock = Status(), WallClock()
     if metrics is not None:
-        serve_metrics(StatusMetrics("archive", "commits", status, clock), *metrics)
+        with listening(metrics, "--metrics"):
+            serve_metrics(StatusMetrics("archive", "commits", status, clock), *metrics)
 
     def begin() -> ArchiveService:
         ensure_topics(pipeline.kafka)
@@ -53,7 +54,7 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
 
     try:
         with stop_on_signal() as stop:
-            service = patiently(_log, stop, begin)
+            service = patiently(_log, stop, begin, pipeline.kafka.asked)
             if service is not None:
                 service.run(stop)
     except DeltaError as error:
@@ -67,7 +68,7 @@ class ArchiveService:
         examples = ExampleFormat(pipeline.features, pipeline.labels)
         archive = Archive(place, examples)
         self._log = log
-        self._brokers = Patience(_log, "brokers")
+        self._brokers = Patience(_log, "brokers", pipeline.kafka.asked)
         self._clock = clock
         self._status = status
         settings = pipeline.archive or ArchiveSettings()

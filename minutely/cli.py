@@ -42,7 +42,11 @@ class _Minutely(click.RichGroup):
             return super().invoke(ctx)
 
 
-@click.group(cls=_Minutely, context_settings={"help_option_names": ["-h", "--help"]})
+_STATUSES = """Exit statuses: 0 done, 1 something that was named is wrong or broken, 2 the command line is wrong, 3 a guard keeps
+the model back, 4 nobody can listen at that address, 5 who was asked does not answer, 130 Ctrl-C, 141 the output's reader left."""
+
+
+@click.group(cls=_Minutely, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_STATUSES)
 @click.version_option(package_name="minutely")
 def cli() -> None:
     """Minutely trains ranking models on what users did a minute ago, and serves from them at once.

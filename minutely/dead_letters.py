@@ -14,6 +14,7 @@ from rich.table import Table
 from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.events import DeadLetter
+from streaming.kafka import waiting
 from streaming.kafka.partition_io import KafkaHistory
 from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
@@ -27,18 +28,19 @@ _decoder = msgspec.msgpack.Decoder(DeadLetter)
 
 
 def dead_letters(pipeline: Pipeline, reason: str | None, stop: Callable[[], bool]) -> Iterator[DeadLetter]:
-    """Those kept by now, partition by partition; of one ``reason`` where given. While brokers are away it waits, until ``stop``."""
-    patiently(_log, stop, partial(ensure_topics, pipeline.kafka))
+    """Those kept by now, partition by partition; of one ``reason`` where given. While brokers are away it waits,
+    until ``stop``; at the start for a minute at most, then it raises `NoAnswerError`."""
+    patiently(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
     for partition in range(pipeline.kafka.partitions):
-        for value in _kept(KafkaHistory(pipeline.kafka, partition), stop):
+        for value in _kept(KafkaHistory(pipeline.kafka, partition), pipeline.kafka.asked, stop):
             letter = _decoder.decode(value)
             if reason in (None, letter.reason):
                 yield letter
 
 
-def _kept(history: KafkaHistory, stop: Callable[[], bool]) -> Iterator[bytes]:
+def _kept(history: KafkaHistory, asked: str, stop: Callable[[], bool]) -> Iterator[bytes]:
     """Each record of a partition once, though reading may have to begin again."""
-    brokers = Patience(_log, "brokers")
+    brokers = Patience(_log, "brokers", asked)
     end, position = None, 0
     while not stop():
         with brokers.enduring():
@@ -71,7 +73,7 @@ def show(console: Console, pipeline: Pipeline, reason: str | None, limit: int) -
                     escape(f"{len(letter.payload)}: {begin!r}"),
                 )
         if stop():
-            return
+            raise KeyboardInterrupt
     console.print(table)
     console.print(f"{count} dead letters" + (f", the first {limit} shown" if count > limit else ""))
 

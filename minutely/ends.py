@@ -10,6 +10,7 @@ from enum import IntEnum
 from rich.markup import escape
 
 from basis.problems import BadFile, GapError, GuardedError, NoAnswerError, NotFiniteError, Problems
+from minutely.service import CannotListen
 from minutely.terminal import Terminal
 
 
@@ -18,6 +19,7 @@ class Ending(IntEnum):
 
     FAULT = 1
     HELD = 3
+    CANNOT_LISTEN = 4
     NO_ANSWER = 5
     INTERRUPTED = 130
     CUT_OFF = 141
@@ -35,6 +37,8 @@ def told() -> Iterator[None]:
         _end(Ending.NO_ANSWER, "no answer", str(error))
     except (NotFiniteError, GuardedError) as error:
         _end(Ending.HELD, "not published", str(error))
+    except CannotListen as error:
+        _end(Ending.CANNOT_LISTEN, "cannot listen", str(error))
     except (OSError, BadFile, GapError) as error:  # such as a full disk, a run that was damaged, lost records
         _end(Ending.FAULT, "error", str(error))
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minutely.config import Pipeline
 from minutely.place import require_writable
-from minutely.service import Address, stop_on_signal
+from minutely.service import Address, bind, listening, stop_on_signal
 from streaming.calibration import ServedCalibration
 from streaming.clock import Clock, WallClock
 from streaming.join_partition import JoinPartition
@@ -35,13 +35,16 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
         return make_join_service(pipeline, folder, WallClock())
 
     require_writable(folder, "--state")
+    if metrics is not None:
+        bind(metrics, "--metrics").close()  # said now, not when brokers are there
     gc.set_threshold(GARBAGE_AFTER)
     with stop_on_signal() as stop:
-        service = patiently(_log, stop, begin)
+        service = patiently(_log, stop, begin, pipeline.kafka.asked)
         if service is None:
             return
         if metrics is not None:
-            serve_metrics(JoinMetrics(service), *metrics)
+            with listening(metrics, "--metrics"):
+                serve_metrics(JoinMetrics(service), *metrics)
         service.run(stop)
 
 

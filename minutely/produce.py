@@ -14,6 +14,7 @@ from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.columns import Ids
+from streaming.kafka import waiting
 from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import patiently
@@ -59,10 +60,10 @@ def _last_before(events: LoggedEvents, happened_at: Ids) -> Ids:
 
 
 def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None:
-    """Send everything that the pipeline's source holds; Ctrl-C ends it."""
+    """Send everything that the pipeline's source holds; Ctrl-C ends it. `NoAnswerError` where no broker is there in a minute."""
     clock = WallClock()
     with stop_on_signal() as stop:
-        patiently(_log, stop, partial(ensure_topics, pipeline.kafka))
+        patiently(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
         if stop():
             return
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, clock.now_ms())

@@ -70,7 +70,7 @@ def retrain(
             on_error.pop_all()
         return _CatchUp(pipeline, name, trainer, workers, log)
 
-    catching_up = patiently(_log, stop, begin)
+    catching_up = patiently(_log, stop, begin, pipeline.kafka.asked)
     if catching_up is None:
         return False
     with closing(catching_up):
@@ -88,7 +88,7 @@ class _CatchUp:
         self._trainer = trainer
         self._workers = workers
         self._log = log
-        self._brokers = Patience(_log, "brokers")
+        self._brokers = Patience(_log, "brokers", pipeline.kafka.asked)
         offsets = {worker.partition: worker.offset for worker in workers}
         _log.info("%s: %d examples trained; live from offsets %s", name, trainer.examples, offsets)
 

@@ -273,7 +273,7 @@ class KafkaSink:
         self._outbox = outbox
         self._producer: Producer | None = None
         self._stopping = threading.Event()
-        self._patience = Patience(_log, "brokers")
+        self._patience = Patience(_log, "brokers", settings.asked)
 
     def send(self, records: Sequence[Outgoing]) -> None:
         """Send records; what the brokers do not take in a minute is counted as dropped."""

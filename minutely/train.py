@@ -20,7 +20,7 @@ from minutely.metrics import Status, StatusMetrics
 from minutely.parts import make_trainer
 from minutely.place import folder_of, open_files, require_writable
 from minutely.retrain import retrain
-from minutely.service import Address, stop_on_signal
+from minutely.service import Address, listening, stop_on_signal
 from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
@@ -70,7 +70,8 @@ def train(
     with ExitStack() as held, stop_on_signal() as stop:
         locks = None if folder is None else _take_locks(held, folder, retrains=retraining is not None)
         if metrics is not None:
-            serve_metrics(StatusMetrics("train", "versions", status, clock), *metrics)
+            with listening(metrics, "--metrics"):
+                serve_metrics(StatusMetrics("train", "versions", status, clock), *metrics)
         if retraining is not None:
             seconds = pipeline.sync.sparse_every / 1000 + _LEAVING_SECONDS
             if not retrain(pipeline, retraining, files, clock, stop, status):
@@ -135,7 +136,7 @@ def _run(
             on_error.pop_all()
         return service
 
-    while (service := patiently(_log, stop, begin)) is not None:
+    while (service := patiently(_log, stop, begin, pipeline.kafka.asked)) is not None:
         with closing(service):
             if service.run(stop):
                 return
@@ -158,7 +159,7 @@ class TrainService:
         self._log = log
         self._files = files
         self._clock = clock
-        self._brokers = Patience(_log, "brokers")
+        self._brokers = Patience(_log, "brokers", pipeline.kafka.asked)
         self._place = Patience(_log, "publication")
         self._status = status
         self._trained_before, self._left_out_before = status.examples, status.left_out

@@ -106,7 +106,7 @@ class JoinService:
         """Partitions that `_reader` goes on with where their joiners are."""
         self._asker = reader_of(settings)  # the reader's own connection is taken while it waits for records
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
-        self._broker = Patience(_log, "brokers")
+        self._broker = Patience(_log, "brokers", settings.asked)
         self.members: dict[int, Member] = {}
         """Our partitions by number."""
 

@@ -23,7 +23,7 @@ class Membership:
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
         self._topic = settings.topic(topic)
-        self._patience = Patience(_log, "group")
+        self._patience = Patience(_log, "group", settings.asked)
         self._consumer = Consumer(
             settings.client()
             | {

@@ -104,7 +104,7 @@ class PatientSender(_Sending):
     def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
         super().__init__(settings, _FOR_EVER, 5)
         self._stop = stop
-        self._brokers = Patience(log, "brokers")
+        self._brokers = Patience(log, "brokers", settings.asked)
         self._before = 0
         self._moved_at = time.monotonic()
 

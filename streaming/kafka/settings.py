@@ -94,6 +94,11 @@ class KafkaSettings(Section):
         """The brokers to ask first."""
         return [part.strip() for part in (os.environ.get(BOOTSTRAP) or self.bootstrap).split(",") if part.strip()]
 
+    @property
+    def asked(self) -> str:
+        """The brokers to ask first, and where that is set, for messages."""
+        return f"{', '.join(self.brokers)} ({'$' + BOOTSTRAP if os.environ.get(BOOTSTRAP) else 'kafka.bootstrap'})"
+
     def client(self) -> dict[str, Any]:
         """What every Kafka client of this process is made with; it may hold a password, so nobody prints it."""
         options: dict[str, Any] = {

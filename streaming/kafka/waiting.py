@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,12 @@ from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
+from basis.problems import NoAnswerError
+
 T = TypeVar("T")
 
+PERSON_SECONDS = 60.0
+"""How long commands that a person begins wait for brokers at their start."""
 _LONGEST_SECONDS = 2.0
 _REFUSALS = tuple(f"{what}_AUTHORIZATION_FAILED" for what in ("TOPIC", "GROUP", "TRANSACTIONAL_ID", "CLUSTER"))
 _PAUSE_SECONDS = 0.1
@@ -26,11 +31,15 @@ def reason(error: Exception) -> str:
 
 
 class Patience:
-    """Counts failures of one thing in a row, says each kind of them once, and how long to wait before the next try."""
+    """Counts failures of one thing in a row, says each kind of them once, and how long to wait before the next try.
 
-    def __init__(self, log: logging.Logger, what: str) -> None:
+    ``asked`` is who does not answer where it fails.
+    """
+
+    def __init__(self, log: logging.Logger, what: str, asked: str | None = None) -> None:
         self._log = log
         self._what = what
+        self._asked = f"; asked {asked}" if asked else ""
         self._failures = 0
         self._said = set[tuple[type[Exception], str]]()
         self.not_before = 0.0
@@ -47,7 +56,7 @@ class Patience:
         kind = (type(error), what if what.startswith(_REFUSALS) else "")
         if kind not in self._said:  # of another kind is what only people can end, after brokers that were away
             self._said.add(kind)
-            self._log.warning("%s: waiting, since %s", self._what, what)
+            self._log.warning("%s: waiting, since %s%s", self._what, what, self._asked)
         self._failures += 1
         self.not_before = time.monotonic() + min(0.1 * 2 ** min(self._failures, 8), _LONGEST_SECONDS)
 
@@ -71,9 +80,14 @@ class Patience:
             self.worked()
 
 
-def patiently(log: logging.Logger, stop: Callable[[], bool], begin: Callable[[], T]) -> T | None:
-    """What ``begin`` gives, tried again while brokers are away; None where ``stop`` came first."""
-    patience = Patience(log, "start")
+def patiently(
+    log: logging.Logger, stop: Callable[[], bool], begin: Callable[[], T], asked: str, within_seconds: float = math.inf
+) -> T | None:
+    """What ``begin`` gives, tried again while the brokers that are ``asked`` are away; None where ``stop`` came first.
+
+    `NoAnswerError` where they still are ``within_seconds``.
+    """
+    patience, until = Patience(log, "start", asked), time.monotonic() + within_seconds
     while not stop():
         if not patience.ready:
             time.sleep(0.05)
@@ -81,6 +95,8 @@ def patiently(log: logging.Logger, stop: Callable[[], bool], begin: Callable[[],
         try:
             begun = begin()
         except KafkaException as error:
+            if time.monotonic() >= until:
+                raise NoAnswerError(f"brokers at {asked}: {reason(error)}") from None
             patience.failed(error)
         else:
             patience.worked()

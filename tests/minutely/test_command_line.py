@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
 from minutely.cli import cli
+from minutely.ends import Ending
 from minutely.freshness import COMPOSE
+from streaming.kafka import topics, waiting
+from streaming.kafka.settings import BOOTSTRAP
 from tests.commands import ROOT, execute
 from tests.ports import free_ports
 
@@ -172,6 +176,67 @@ def test_freshness_where_nobody_answers() -> None:
     assert done.stderr.startswith(f"no answer {NOBODY}, [::1]:{port}: ")
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("serve shop.yaml --deltas empty --listen", "--listen"),
+        ("serve shop.yaml --deltas empty --listen 127.0.0.1:{free} --health", "--health"),
+        ("train shop.yaml --metrics", "--metrics"),
+        ("archive shop.yaml --archive archive --metrics", "--metrics"),
+        ("join shop.yaml --metrics", "--metrics"),
+    ],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_named_with_its_host(command: str, option: str, host: str, here: Path) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as other:
+        address = f"{f'[{host}]' if ':' in host else host}:{other.getsockname()[1]}"
+        done = typed(f"{command.format(free=free_ports(1)[0])} {address}")
+    assert done.exit_code == 4, repr(done.exception)
+    assert f"cannot listen {option} {address}: another program listens there; allowed: a free port\n" in done.output
+
+
+def test_an_address_that_is_not_this_machines(here: Path) -> None:
+    done = typed("serve shop.yaml --deltas empty --listen 192.0.2.1:8080")
+    assert done.exit_code == 4, repr(done.exception)
+    assert "cannot listen --listen 192.0.2.1:8080: Cannot assign requested address" in done.output
+
+
+@pytest.mark.parametrize("variable", [True, False])
+@pytest.mark.parametrize("command", ["dead-letters shop.yaml", "dead-letters shop.yaml --again", "produce shop.yaml"])
+def test_brokers_that_are_not_there_are_named(
+    command: str, variable: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "PERSON_SECONDS", 0.0)
+    monkeypatch.setattr(topics, "_ASK_SECONDS", 0.5)
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    monkeypatch.delenv(BOOTSTRAP, raising=False)
+    if variable:
+        monkeypatch.setenv(BOOTSTRAP, address)
+    else:
+        Path("shop.yaml").write_text(SHOP.read_text() + f"\nkafka: {{bootstrap: '{address}'}}\n")
+    done = typed(command)
+    assert done.exit_code == 5, repr(done.exception)
+    assert f"no answer brokers at {address} ({'$KAFKA_BOOTSTRAP' if variable else 'kafka.bootstrap'}): " in done.output
+
+
+def test_a_service_that_waits_for_brokers_names_them(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waits until it is asked to end, and then ends as usual."""
+    monkeypatch.setattr(topics, "_ASK_SECONDS", 0.5)
+    monkeypatch.setenv(BOOTSTRAP, address := f"127.0.0.1:{free_ports(1)[0]}")
+    timer = Timer(3.0, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    done = typed("join shop.yaml")
+    timer.join()
+    assert done.exit_code == 0, done.output
+    assert [record.message for record in caplog.records if "waiting" in record.message] == [
+        f"start: waiting, since TRANSPORT: Failed to get metadata: Local: Broker transport failure; asked {address} "
+        "($KAFKA_BOOTSTRAP)"
+    ]
+
+
 def test_freshness_of_what_is_no_replica() -> None:
     """Something else answers at the port, and not by HTTP."""
     import socket
@@ -228,3 +293,17 @@ def test_a_reader_that_leaves_ends_it_quietly(run: Path) -> None:
         assert done.returncode == status
         assert "BrokenPipe" not in done.stderr and len(done.stderr.splitlines()) == (status == 5)
     os.close(write)
+
+
+def test_every_status_is_in_the_help_and_on_the_page() -> None:
+    statuses = {*map(int, Ending), 0, 2}
+    page = (ROOT / "docs/command-line.md").read_text().split("## Exit statuses")[1]
+    assert {int(line.split("|")[1]) for line in page.splitlines() if line[:3].strip("| ").isdigit()} == statuses
+    text = said(typed("--help")).split("Exit statuses:")[1]
+    assert set(map(int, re.findall(r"\b[0-9]+\b", text))) == statuses
+
+
+def test_every_command_is_on_the_page() -> None:
+    page = (ROOT / "docs/command-line.md").read_text()
+    missing = [name for name in cli.commands if not re.search(rf"`{name}[` ]", page)]
+    assert not missing
