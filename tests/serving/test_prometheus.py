@@ -43,6 +43,7 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
             'minutely_model_state{replica="a", state="stale"}': "0x40",
             'minutely_model_state{replica="a", state="idle"}': "0x40",
             'minutely_pull_failures_total{instance="a", reason="damaged"}': "1x40",
+            'minutely_rows_drifted_total{instance="a", table="item"}': "1x40",
             'minutely_sparse_version{replica="a"}': "1+1x40",
             'minutely_sparse_version{replica="b"}': "1+1x40",
             'minutely_log_dropped_total{instance="a", topic="impressions"}': "7x40",
@@ -64,6 +65,7 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
         {'minutely_sparse_version{replica="a"}': "1+1x40", 'minutely_sparse_version{replica="b"}': "1x40"},
         {"ReplicasDiffer"},
     ),
+    "drifted": ({'minutely_rows_drifted_total{instance="a", table="item"}': "0x20 1x20"}, {"RowsDrifted"}),
     "late": (
         {
             'minutely_decided_to_servable_seconds_bucket{le="90.0"}': "0+90x40",
