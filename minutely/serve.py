@@ -205,11 +205,15 @@ async def _run(service: ReplicaService, listeners: Sequence[Listener], stopping:
 
 
 def _warn_who_may(address: Address, tokens: Mapping[Role, TokenSettings]) -> None:
-    """Name what anybody may do who can connect from elsewhere."""
-    opened = [role for role in ("rank", "engage") if role not in tokens]
-    if opened and not _is_loopback(address.host):
-        named = ", ".join(f"serve.tokens.{role}" for role in opened)
-        _log.warning("whoever can reach %s may %s: %s not set", address, " and ".join(opened), named)
+    """Name the roles without tokens: those that anybody has who can connect from elsewhere, and admin's, which nobody has."""
+    opened = [f"serve.tokens.{role}" for role in ("rank", "engage") if role not in tokens]
+    said = (
+        [f"{' and '.join(opened)} not set, so whoever can reach {address} may do what they are for"] if opened else []
+    )
+    if "admin" not in tokens:
+        said.append("serve.tokens.admin not set, so nobody may pin, shadow or change weights")
+    if said:
+        _log.log(logging.INFO if _is_loopback(address.host) else logging.WARNING, "%s", "; ".join(said))
 
 
 def _is_loopback(host: str) -> bool:
@@ -242,7 +246,7 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
     def make_shadow(version: int, share: float) -> Shadow:
         beside = _make_replica(pipeline, files)
         puller = Puller(files, beside, clock, Random(), pipeline.sync.sparse_every)
-        puller.pin(version)
+        puller.pin(puller.find(version))
         return Shadow(share, beside, puller, ranker, Comparison(pipeline.labels, pipeline.join.lateness), clock)
 
     return ReplicaService(

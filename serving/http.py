@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.metadata import version as package_version
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -36,9 +37,11 @@ from serving.scoring import Busy
 from serving.service import ReplicaService
 from serving.settings import Role
 from serving.status import Status
+from serving.worker import aside
 
 _log = logging.getLogger("minutely.serve")
 
+T = TypeVar("T")
 Answered: TypeAlias = tuple[int, msgspec.Struct]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 Handler: TypeAlias = Callable[[bytes, bool], Awaitable[Answered]]
@@ -63,6 +66,7 @@ class Service:
         self._metrics = RequestMetrics(self._registry)
         self.connections = ConnectionMetrics(self._registry)
         self._body_bytes = 0
+        self._finding = asyncio.Lock()
         self._registry.register(ReplicaMetrics(replica))
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
         self.app = self._make_app()
@@ -133,7 +137,7 @@ class Service:
             "/v1/pin",
             self._put_pin,
             "admin",
-            operation("pin", "Stay at a version.", Pinned, *_BAD, *_WHO, 404, body=PinBody),
+            operation("pin", "Stay at a version.", Pinned, *_BAD, *_WHO, 404, 503, body=PinBody),
         )
         add(
             app,
@@ -150,7 +154,14 @@ class Service:
             self._put_shadow,
             "admin",
             operation(
-                "shadow", "Score a share with a second version, beside.", Shadowed, *_BAD, *_WHO, 404, body=ShadowBody
+                "shadow",
+                "Score a share with a second version, beside.",
+                Shadowed,
+                *_BAD,
+                *_WHO,
+                404,
+                503,
+                body=ShadowBody,
             ),
         )
         add(
@@ -353,12 +364,20 @@ class Service:
             raise BadRequest(str(error)) from None
         return 200, Score(self._replica.ranker.weights)
 
+    async def _found(self, find: Callable[[], T]) -> T:
+        """What ``find`` finds among the published versions, whose store may be slow or away; one search at a time."""
+        async with self._finding:
+            try:
+                return await aside(find)
+            except LookupError as error:
+                raise BadRequest(str(error), 404) from None
+            except OSError as error:
+                raise Busy(f"what is published cannot be listed: {error}") from None
+
     async def _put_pin(self, payload: bytes, packed: bool) -> Answered:
         body = decode(PinBody, payload, msgpack=packed)
-        try:
-            version = self._replica.puller.pin(body.version)
-        except LookupError as error:
-            raise BadRequest(str(error), 404) from None
+        version = await self._found(partial(self._replica.puller.find, body.version))
+        self._replica.puller.pin(version)
         self._pin_changed()
         return 200, Pinned(version)
 
@@ -369,10 +388,8 @@ class Service:
 
     async def _put_shadow(self, payload: bytes, packed: bool) -> Answered:
         body = decode(ShadowBody, payload, msgpack=packed)
-        try:
-            self._replica.shadowing.begin(body.version, body.share)
-        except LookupError as error:
-            raise BadRequest(str(error), 404) from None
+        shadowing = self._replica.shadowing
+        shadowing.begin(await self._found(partial(shadowing.make, body.version, body.share)))
         return 200, Shadowed(body.version, body.share)
 
     async def _delete_shadow(self, _payload: bytes, _packed: bool) -> Answered:

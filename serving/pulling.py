@@ -81,15 +81,21 @@ class Puller:
         pinned = self.pinned
         return pinned if pinned is not None and pinned.version == self._replica.sparse_version else self._held
 
-    def pin(self, version: int | None) -> int:
-        """Stay at a version, the one that is served where it is None; which one that is. ``LookupError`` where it is not there."""
+    def find(self, version: int | None) -> int:
+        """The version to `pin` to, the one that is served where it is None. Lists what is published, which may take a while.
+
+        ``LookupError`` where it is not there, ``OSError`` where nobody can know.
+        """
         wanted = self._replica.sparse_version if version is None else version
         there = {at for base in (False, True) for at in manifests.versions(self._files, base=base)}
         if not wanted or wanted not in {*there, self._replica.sparse_version}:
             oldest = f"{min(there)} to {max(there)}" if there else "none is published"
             raise LookupError(f"version {wanted} is not there; allowed: {oldest}")
-        self._pin, self._next_at = wanted, _NOW
         return wanted
+
+    def pin(self, version: int) -> None:
+        """Stay at a version that was found."""
+        self._pin, self._next_at = version, _NOW
 
     def unpin(self) -> None:
         """Follow the newest version again, or that at which a rollback holds all replicas."""

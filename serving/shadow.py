@@ -115,16 +115,16 @@ MakeShadow: TypeAlias = Callable[[int, float], Shadow]
 
 
 class Shadowing:
-    """The shadow of a replica, while it has one. ``make`` gives a shadow of a version for a share of the requests."""
+    """The shadow of a replica, while it has one. ``make`` gives a shadow of a version for a share of the requests; it lists what is
+    published, which may take a while. ``LookupError`` where the version is not there, ``OSError`` where nobody can know."""
 
     def __init__(self, make: MakeShadow) -> None:
-        self._make = make
+        self.make = make
         self._worker: Worker | None = None
         self.current: Shadow | None = None
 
-    def begin(self, version: int, share: float) -> None:
-        """Shadow with a version, instead of the one before; ``LookupError`` where it is not there."""
-        shadow = self._make(version, share)
+    def begin(self, shadow: Shadow) -> None:
+        """Shadow with this one, instead of the one before."""
         self.end()
         self.current, self._worker = shadow, Worker("shadow", shadow.step)
         self._worker.start()

@@ -1,12 +1,32 @@
-"""A thread that does one thing again and again."""
+"""Threads: one that does one thing again and again, and one that does a thing once while the event loop goes on."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 _log = logging.getLogger("minutely.serve")
+
+T = TypeVar("T")
+
+
+async def aside(call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises, from a thread of its own: one that never returns holds up neither the loop nor the end."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(call())
+        except Exception as error:  # told to who waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 class Worker:

@@ -30,6 +30,7 @@ class Server:
         name: str = "replica",
         tls: ssl.SSLContext | None = None,
         health_port: int | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._tls = tls
@@ -37,7 +38,7 @@ class Server:
         self.port = free_ports(1)[0]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         arguments = ["serve", str(write_config(pipeline, folder)), "--deltas", str(deltas)]
-        arguments += ["--listen", f"127.0.0.1:{self.port}", "--name", name]
+        arguments += ["--listen", f"{host}:{self.port}", "--name", name]
         if health_port is not None:
             arguments += ["--health", f"127.0.0.1:{health_port}"]
         self.process = Service(name, arguments, folder, folder / f"{name}.log")

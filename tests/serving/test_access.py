@@ -12,12 +12,13 @@ import pytest
 from basis.problems import Problems
 from minutely.config import load_pipeline
 from minutely.serve import serve
-from minutely.service import Address
+from minutely.service import Address, CannotListen, bind
 from serving.access import Denied, Gate, Rate
 from serving.client import Client, RefusedError
 from serving.settings import Role, TokenSettings
 from tests.kafka.services import started, write_config
 from tests.kafka.test_security import certificate
+from tests.ports import free_ports
 from tests.serving.publishing import Publisher, draw, make_pipeline
 from tests.serving.server import Server
 
@@ -83,7 +84,13 @@ def test_tokens_that_could_be_guessed_are_refused(tmp_path: Path, monkeypatch: p
 def test_mistakes_end_with_what_is_allowed(tmp_path: Path) -> None:
     tls = {"certificate": str(tmp_path / "no.pem"), "key": str(tmp_path / "no.key")}
     with pytest.raises(Problems, match=r"serve\.tls: files: .*no\.pem, .*allowed: PEM files"):
-        serve(make_pipeline(serve={"tls": tls}), str(tmp_path), Address("127.0.0.1", 1), None)
+        serve(make_pipeline(serve={"tls": tls}), str(tmp_path), Address("127.0.0.1", free_ports(1)[0]), None, None)
+    taken = Address("127.0.0.1", free_ports(1)[0])
+    with (
+        bind(taken, "--listen"),
+        pytest.raises(CannotListen, match=rf"^--health {taken}: another program listens there; allowed: a free port$"),
+    ):
+        bind(taken, "--health")
     with pytest.raises(Problems, match=r"line \d+, serve\.score\.clicks: clicks; allowed: click, spent"):
         load_pipeline(write_config(make_pipeline(serve={"score": {"clicks": 1.0}}), tmp_path))
 

@@ -174,7 +174,9 @@ def test_health_has_its_own_listener(server: Server) -> None:
 def test_ends_within_its_timeout_unready_first(tmp_path: Path) -> None:
     pipeline = make_pipeline(serve={"timeout": "4s"})
     Publisher(pipeline, tmp_path / "deltas").next(time.time_ns() // 1_000_000)
-    made = Server(pipeline, tmp_path / "deltas", tmp_path / "server", health_port=free_ports(1)[0]).start()
+    made = Server(
+        pipeline, tmp_path / "deltas", tmp_path / "server", health_port=free_ports(1)[0], host="0.0.0.0"
+    ).start()
     body = rank_body(draw(np.random.default_rng(1), 3), [1, 2, 3])
     try:
         made.wait()
@@ -198,7 +200,10 @@ def test_ends_within_its_timeout_unready_first(tmp_path: Path) -> None:
             assert slow.recv(1000).split()[1] == b"422", "what came is answered"
         assert made.process.wait() == 0, made.process.output
         assert time.monotonic() - begun < 4 + 15, "and a process that ends unloads what it had loaded"
-        assert f"listens at http://127.0.0.1:{made.port}" in made.process.output
-        assert "serves version 1, with the dense weights of 1" in made.process.output
+        said = made.process.output
+        assert f"listens at http://0.0.0.0:{made.port}, for health at http://127.0.0.1:" in said
+        open_to_all = "serve.tokens.rank and serve.tokens.engage not set, so whoever can reach 0.0.0.0:"
+        assert f"WARNING {open_to_all}{made.port}" in said and "serve.tokens.admin not set, so nobody may" in said
+        assert "serves version 1, with the dense weights of 1" in said
     finally:
         made.process.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import StringIO
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ COUNT = 50
 class World:
     """A trainer, and a replica whose clock we set."""
 
-    def __init__(self, folder: Path, keep_deltas: int = 100) -> None:
+    def __init__(self, folder: Path, keep_deltas: int = 100, **sections: Any) -> None:
         self.folder = folder
         self.clock = EventClock(DAY)
-        self.publisher = Publisher(make_pipeline(), folder, keep_deltas=keep_deltas)
+        self.publisher = Publisher(make_pipeline(**sections), folder, keep_deltas=keep_deltas)
         self.service: ReplicaService = make_replica_service(
             self.publisher.pipeline, self.publisher.files, self.clock, "replica"
         )
@@ -153,7 +154,7 @@ def test_pins_lead_anywhere_and_back(tmp_path: Path, keep_deltas: int) -> None:
         world.puller.unpin()
     rows = sum(map(len, world.service.replica.tables.values()))
     for wanted in (6, 8, 5, 7):
-        assert world.puller.pin(wanted) == wanted
+        world.puller.pin(world.puller.find(wanted))
         world.puller.step()
         assert (world.version, world.puller.pinned) == (wanted, (wanted, "replica"))
         assert world.scores() == scores[wanted], wanted
@@ -167,7 +168,7 @@ def test_pins_lead_anywhere_and_back(tmp_path: Path, keep_deltas: int) -> None:
     world.puller.step()
     assert world.version == 9
     with pytest.raises(LookupError, match=r"version 77 is not there; allowed: \d to 9"):
-        world.puller.pin(77)
+        world.puller.find(77)
 
 
 def test_a_replicas_own_pin_wins_over_a_rollbacks(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_replicas_own_pin_wins_over_a_rollbacks(tmp_path: Path) -> None:
 
 def test_a_pin_before_the_first_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="none is published"):
-        World(tmp_path).puller.pin(None)
+        World(tmp_path).puller.find(None)
 
 
 def test_another_model_takes_over_whole(tmp_path: Path) -> None:
@@ -264,3 +265,35 @@ def test_rows_that_drifted_are_told_of_and_loaded_again(tmp_path: Path, caplog: 
     assert "nor are those in the log" in caplog.text
     assert loads == 3, "of three versions, once"
     assert world.service.ready()[0], "what the log holds is served"
+
+
+@pytest.mark.parametrize("by", ["rollback", "replica"])
+def test_a_replica_that_is_held_on_purpose_is_ready_and_says_so(tmp_path: Path, by: str) -> None:
+    """However old its version becomes; when it is let go, it is again ready only once it has what is new."""
+    world = World(tmp_path, serve={"stale_is_unready": True})
+    for version in (1, 2):
+        world.publisher.next(world.clock.now_ms())
+        world.at(version)
+    assert world.service.ready() == (True, "fresh")
+    if by == "rollback":
+        roll_back(Console(file=StringIO()), str(tmp_path), 1, training=False)
+    else:
+        world.puller.pin(1)
+    world.at(3)
+    version = world.version
+    assert world.service.ready() == (True, f"held at version {version} by {by}: fresh")
+    world.at(60)
+    assert world.version == version
+    assert world.service.ready() == (True, f"held at version {version} by {by}: stale")
+    world.publisher.log = DeltaLog.resume(world.publisher.files, world.publisher.pipeline.form(), 100)
+    world.publisher.next(world.clock.now_ms())
+    if by == "rollback":
+        release(Console(file=StringIO()), str(tmp_path))
+    else:
+        world.puller.unpin()
+    assert world.service.ready()[0], "until the next pull"
+    world.at(61)
+    assert world.version == version + 1 if by == "rollback" else 3
+    assert world.service.ready() == (True, "fresh")
+    world.at(120)
+    assert world.service.ready()[0] is False, "nothing holds it any more, and nothing new comes"

@@ -186,7 +186,7 @@ class _Inside:
 
 def test_what_does_not_fit_is_dropped_and_counted(tmp_path: Path) -> None:
     inside = _Inside(tmp_path)
-    shadow = inside.service.shadowing._make(2, 1.0)
+    shadow = inside.service.shadowing.make(2, 1.0)
     inside.serve(shadow, "before it has its version")
     shadow.step()
     assert shadow.ready
@@ -204,7 +204,7 @@ def test_a_damaged_version_is_said_and_harms_nobody(tmp_path: Path) -> None:
     inside = _Inside(tmp_path)
     (path,) = tmp_path.glob("000000000002.*rows.arrow")
     path.write_bytes(path.read_bytes()[:-1])
-    shadow = inside.service.shadowing._make(2, 1.0)
+    shadow = inside.service.shadowing.make(2, 1.0)
     shadow.step()
     inside.serve(shadow, "r")
     status = shadow.status()
