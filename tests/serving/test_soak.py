@@ -1,27 +1,37 @@
-"""Under load, with deltas, dense versions and clients that misbehave, every answer is right: that of an offline scorer for the
-versions that it names. 15 s, or as many as $MINUTELY_SOAK_SECONDS says."""
+"""Under load, with deltas, dense versions, a rollback in the middle, 2,000 connections that are held open, slow headers and raw
+requests that are none, every answer is right: that of an offline scorer for the versions that it names; health is answered
+throughout. 15 s, or as many as $MINUTELY_SOAK_SECONDS says: 1200 is the long one."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
-import random
-import socket
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.console import Console
 
+from minutely.versions import release, roll_back
+from paramserver.delta_log import Cut, DeltaLog
 from paramserver.table import Table
 from serving.answers import RankAnswer
 from serving.client import Client, RefusedError
 from streaming.columns import Columns, Ragged
 from tests.commands import missing
 from tests.kafka.services import started
+from tests.ports import free_ports
+from tests.serving.crowd import Crowd, RawRequests, send_raw
 from tests.serving.publishing import Publisher, draw, make_pipeline
 from tests.serving.server import Server
 from trainer.losses import predictions
@@ -29,6 +39,8 @@ from trainer.models import load_weights, make_model
 
 SECONDS = float(os.environ.get("MINUTELY_SOAK_SECONDS", "15"))
 PROBES, COUNT = 4, 12
+KEEP = 20
+HELD, HELD_SECONDS = 2_000, 3.0
 GROWTH = 1.05
 
 
@@ -67,6 +79,10 @@ class Offline:
         for old in [at for at in self._rows if at < version - 200]:
             del self._rows[old]
 
+    def went_back(self, version: int, to: int) -> None:
+        """``version`` holds what an older one held."""
+        self._rows[version] = self._rows[to]
+
     def scores(self, columns: Columns, by_table: dict[str, int], dense: int) -> npt.NDArray[np.float32]:
         """Predictions with the rows of each table as of the version named for it."""
         if self._dense != dense:
@@ -104,38 +120,15 @@ def _rss(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
-def _misbehave(port: int, stop: threading.Event) -> None:
-    """Cut connections, garbage, huge bodies, wrong types."""
-    chosen = random.Random(1)
-    head = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/%s\r\nContent-Length: %d\r\n\r\n"
-    while not stop.wait(0.005):
-        body = chosen.choice(
-            [
-                b"{",
-                b"\xff" * 100,
-                b"[[[[",
-                b'{"candidates": 7}',
-                chosen.randbytes(300),
-                b'{"candidates": {"ids": ["a"]}}',
-            ]
-        )
-        sent = head % (chosen.choice([b"json", b"msgpack"]), chosen.choice([len(body), len(body) + 50, 1 << 40])) + body
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-                connection.sendall(chosen.choice([sent, body, sent[: len(sent) // 2]]))
-                if chosen.random() < 0.3:
-                    connection.settimeout(0.2)
-                    answer = connection.recv(200)
-                    assert not answer or answer.split()[1][:1] == b"4", answer
-        except OSError:
-            continue
-
-
 def test_every_answer_is_right(tmp_path: Path) -> None:
-    pipeline = make_pipeline(sync={"sparse_every": "250ms", "dense_every": "3s"}, train={"step_every": "250ms"})
-    publisher = Publisher(pipeline, tmp_path / "deltas", keep_deltas=20)
+    pipeline = make_pipeline(
+        sync={"sparse_every": "250ms", "dense_every": "3s"},
+        train={"step_every": "250ms"},
+        serve={"stale_is_unready": True, "fresh_within": "2s", "header_timeout": "3s"},
+    )
+    publisher = Publisher(pipeline, tmp_path / "deltas", keep_deltas=KEEP)
     offline = Offline(publisher)
-    server = Server(pipeline, tmp_path / "deltas", tmp_path / "server")
+    server = Server(pipeline, tmp_path / "deltas", tmp_path / "server", health_port=free_ports(1)[0])
     drawn = np.random.default_rng(1)
     probes = []
     for _ in range(PROBES):
@@ -144,6 +137,10 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
         probes.append(columns)
     answers: list[tuple[int, RankAnswer]] = []
     refused: list[int] = []
+    raw_statuses: Counter[int] = Counter()
+    wrong: list[Any] = []
+    waits: list[float] = []
+    judged: list[tuple[int, RankAnswer]] = []
     stop = threading.Event()
     lock = threading.Lock()
 
@@ -171,43 +168,118 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
                 refused.append(error.status)
         client.close()
 
+    def fuzz() -> None:
+        body = {name: probes[0][name].tolist() for name in ("item", "price", "picture")} | {"tags": [[]] * COUNT}
+        rank = {"features": {"user": 1}, "candidates": {"ids": list(range(COUNT)), "features": body}}
+        engaged = {"engagements": [{"request_id": "r", "impression_id": "i", "action": "click"}]}
+        bodies = [
+            ("/v1/rank", "application/json", json.dumps(rank).encode()),
+            ("/v1/rank", "application/msgpack", msgspec.msgpack.encode(rank)),
+            ("/v1/engagements", "application/json", json.dumps(engaged).encode()),
+            ("/v2/models/test/infer", "application/json", b"{}"),
+        ]
+        requests = RawRequests(bodies, seed=1)
+        while not stop.wait(0.005):
+            sent = requests.next()
+            statuses = send_raw(server.port, sent)
+            raw_statuses.update(statuses)
+            if any(status >= 500 and status != 503 for status in statuses):
+                wrong.append(("raw request", sent, statuses))
+
+    def watch() -> None:
+        while not stop.wait(0.1):
+            begun = time.monotonic()
+            for path in ("/v2/health/live", "/v2/health/ready"):
+                status, said = server.ask("GET", path, health=True)
+                if status != 200:
+                    wrong.append((path, status, said))
+            waits.append(time.monotonic() - begun)
+
+    def look(fresh: list[tuple[int, RankAnswer]]) -> int:
+        some = fresh[:: max(1, len(fresh) // 10)]
+        some += [each for each in fresh if each[1].sparse_version != each[1].sparse_version_until]
+        for probe, answer in some:
+            assert offline.is_right(probes[probe], answer), answer
+        judged[:] = some[-1:] or judged
+        return len(some)
+
+    def watched(work: Callable[[], None]) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # else nobody would hear of it
+                wrong.append(error)
+
+        return threading.Thread(target=run)
+
+    def roll_back_and_on() -> int:
+        """Go back, stay there until that is old, and go on from the newest; how many answers were looked at."""
+        went_to = publisher.log.version - 3
+        roll_back(Console(file=StringIO()), str(tmp_path / "deltas"), went_to, training=False)
+        publisher.log = DeltaLog.resume(publisher.files, publisher.pipeline.form(), KEEP)
+        held = publisher.log.version
+        offline.went_back(held, went_to)
+        begun, looked, said = time.monotonic(), 0, ""
+        while time.monotonic() < begun + HELD_SECONDS or "stale" not in said:
+            assert time.monotonic() < begun + 60, said
+            time.sleep(0.1)
+            looked += look(answers[:])
+            said = server.ask("GET", "/v2/health/ready", health=True)[1]["state"]
+        assert said == f"held at version {held} by rollback: stale"
+        publisher.trainer.seal()  # what was learned goes out with all the rest
+        offline.note(held + 1, dense=True)
+        now_ms = time.time_ns() // 1_000_000
+        cut = Cut(now_ms, now_ms, {}, publisher.trainer.dense_weights())
+        publisher.log.take_over({name: table.export() for name, table in publisher.tables.items()}, cut)
+        release(Console(file=StringIO()), str(tmp_path / "deltas"))
+        while server.ask("GET", "/v1/status", health=True)[1]["sparse_version"] == held:
+            assert time.monotonic() < begun + 90, "it was let go"
+            time.sleep(0.05)
+        return looked
+
     publish()
+    crowd = Crowd(server.port, HELD)
     with started(server.process):
         server.wait()
-        threads = [threading.Thread(target=ask, args=(at,)) for at in range(2)]
-        threads.append(threading.Thread(target=_misbehave, args=(server.port, stop)))
+        works = [partial(ask, 0), partial(ask, 1), fuzz, watch, partial(crowd.run, stop)]
+        threads = [watched(work) for work in works]
         for thread in threads:
             thread.start()
-        begun, asked, checked, early = time.monotonic(), 0, 0, 0
+        begun, asked, checked, early, went_back = time.monotonic(), 0, 0, 0, False
         try:
-            while time.monotonic() - begun < SECONDS:
+            while time.monotonic() - begun < SECONDS or not went_back:
+                assert not wrong, wrong
                 publish()
                 time.sleep(0.2)
                 fresh, answers[:] = answers[:], []
                 asked += len(fresh)
-                for probe, answer in fresh[:: max(1, len(fresh) // 10)] + [
-                    each for each in fresh if each[1].sparse_version != each[1].sparse_version_until
-                ]:
-                    assert offline.is_right(probes[probe], answer), answer
-                    checked += 1
-                    judged = (probe, answer)
-                if not early and time.monotonic() - begun > SECONDS / 2:
-                    early = _rss(server.process.pid)
+                checked += look(fresh)
+                if not went_back and time.monotonic() - begun > SECONDS / 2:
+                    early, went_back = _rss(server.process.pid), True
+                    checked += roll_back_and_on()
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
         last = publisher.log.version
         late = _rss(server.process.pid)
-        metrics = server.ask("GET", "/metrics")[1]
+        metrics = server.ask("GET", "/metrics", health=True)[1]
         assert server.process.end() == 0
-    print(f"{asked} answers, {checked} checked, {len(refused)} refused, {last} versions, {early} to {late} KiB")
+    print(
+        f"{asked} answers, {checked} checked, {len(refused)} refused, {last} versions, {early} to {late} KiB; "
+        f"{crowd.most_held} connections held of {crowd.opened} opened; raw requests {dict(raw_statuses)}; "
+        f"health {len(waits)} times, at most {max(waits):.2f} s"
+    )
+    assert not wrong, wrong
     assert checked > 5 * SECONDS
-    probe, answer = judged
+    ((probe, answer),) = judged
     answer.sparse_version = answer.sparse_version_until = answer.sparse_version - 3
     assert not offline.is_right(probes[probe], answer), "the scorer would take anything"
     assert set(refused) <= {503}, refused
     assert last > SECONDS, "versions were published"
     assert late < GROWTH * early, f"from {early} to {late} KiB"
+    assert crowd.most_held > HELD * 0.9, "they were there"
+    assert raw_statuses[200] and raw_statuses[400] and raw_statuses[422], raw_statuses
     assert 'status="5' not in metrics.replace('status="503"', ""), metrics
     assert "Traceback" not in server.process.output, server.process.output
+    assert server.process.output.count("\n") < 30, "who connects cannot fill a log"
