@@ -16,7 +16,7 @@ from minutely.config import Pipeline
 from tests.kafka.services import Service, write_config
 from tests.ports import free_ports
 
-_START_SECONDS = 60
+_START_SECONDS = 120
 
 
 class Server:
