@@ -8,7 +8,9 @@ import pytest
 from deltalake import DeltaTable
 
 from streaming.archive import Archive, Position
+from streaming.archive_worker import ArchiveWorker
 from streaming.log import EXAMPLES, EmbeddedLog
+from tests.clocks import SetClock
 from tests.streaming.test_archive import FORMAT, START, fill, make, names
 
 EVERY = 10
@@ -64,6 +66,16 @@ def test_an_example_does_not_wait_for_that_nor_goes_before_its_time(log: Embedde
     worker.step()
     assert (worker.commits, worker.examples) == (1, 2)
     assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e1"]
+
+
+def test_a_clock_that_is_set_back_does_not_delay_a_commit(log: EmbeddedLog, tmp_path: Path) -> None:
+    clock = SetClock(0, START)
+    worker = ArchiveWorker(log, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, clock, EVERY, [0])
+    fill(log, 0, [10, 20])
+    worker.step()
+    clock.elapsed, clock.ahead = EVERY, START - 60 * MINUTE
+    worker.step()
+    assert (worker.commits, worker.examples) == (1, 2)
 
 
 def test_an_archiver_that_ends_commits_what_it_read_without_examples(log: EmbeddedLog, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from minutely.versions import release, roll_back
 from paramserver.delta_log import DeltaLog
 from serving.service import ReplicaService
 from streaming.clock import EventClock
+from tests.clocks import SetClock
 from tests.serving.publishing import DAY, Publisher, draw, make_pipeline
 
 MINUTE = 60_000
@@ -81,6 +82,18 @@ def test_it_does_not_ask_without_end(tmp_path: Path) -> None:
         world.puller.step()
         looks += 1
     assert looks < 620, "once a second from when the next version was due"
+
+
+def test_a_clock_that_is_set_back_does_not_keep_it_from_looking(tmp_path: Path) -> None:
+    clock, publisher = SetClock(1000, DAY), Publisher(make_pipeline(), tmp_path)
+    service = make_replica_service(publisher.pipeline, publisher.files, clock, "replica")
+    for version in (1, 2):
+        publisher.next(clock.now_ms())
+        for _ in range(70):
+            clock.elapsed += 1000
+            service.puller.step()
+        assert service.replica.sparse_version == version
+        clock.ahead -= 60 * MINUTE
 
 
 def _damage(world: World, pattern: str) -> tuple[Path, bytes]:
