@@ -35,7 +35,7 @@ def grow_state(state: bytes, form: str, model: RankingModel, plan: RowPlan) -> b
     def grown(name: str, old: Tensor) -> Tensor:
         return _rearrange(old, before[name], after[name]) if name in after else old
 
-    out = {}
+    out = dict(learned)  # what is not by feature stays as it is
     for name, fresh in model.state_dict().items():
         old = learned.get(f"model.{name}")
         if old is not None:
@@ -51,13 +51,10 @@ def grow_state(state: bytes, form: str, model: RankingModel, plan: RowPlan) -> b
             for name, weight in model.named_parameters()
         ]
         out[f"optimizer.{part}"] = torch.cat([piece.detach().reshape(-1) for piece in new_parts])
-    out["optimizer.steps"] = learned["optimizer.steps"]
     for part in ("seen", "first"):
         if f"norm.{part}" in learned:
             places = (names["norm.count"] for names in (before, after))
             out[f"norm.{part}"] = _rearrange(learned[f"norm.{part}"], *places).contiguous()
-    if "norm.at" in learned:
-        out["norm.at"] = learned["norm.at"]
     data: bytes = save(out)
     return data
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from basis.problems import BadFile
 from paramserver.delta_log import DeltaLog
@@ -19,7 +20,9 @@ from streaming.columns import Columns
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.labels import Label
+from trainer.growth import grow_state
 from trainer.models import make_model
+from trainer.newcomers import DefaultRows
 from trainer.recovery import recover_newest
 from trainer.retrain import cut_of
 from trainer.settings import ModelSettings, TrainSettings
@@ -110,6 +113,29 @@ def test_new_features_start_empty_and_what_was_learned_stays(
     again = make(NEW, settings)
     assert recover_newest(files, DeltaLog.resume(files, form_of(NEW, settings), 4), again) is not None
     assert np.array_equal(outputs(after, given), outputs(again, given))
+
+
+def test_newcomers_stay_newcomers() -> None:
+    """Impressions that were served with the default row go on training it: a restart with another feature forgot them all."""
+
+    def with_default_rows(features: Mapping[str, Feature]) -> Trainer:
+        settings = TablesSettings(admit_after=2, default_row="learned")
+        model, plan = make_model(ModelSettings(dim=4, hidden=[8]), features, LABELS, seed=3)
+        tables = {name: settings.make(name, model.row_dim, 3) for name in plan.tables}
+        form, train_settings = ExampleFormat(features, LABELS), TrainSettings()
+        return Trainer(model, plan, tables, LABELS, form, train_settings, default_rows=DefaultRows(tables, 60_000))
+
+    before = with_default_rows(OLD)
+    for seed in (1, 2):
+        train(before, OLD, seed)
+    after = with_default_rows(NEW)
+    after.load_state(
+        grow_state(before.state(), form_of(OLD, ModelSettings(dim=4, hidden=[8])), after.model, after.plan)
+    )
+    then, now = load(before.state()), load(after.state())
+    assert then["newcomers.user"].shape == (2, 9)
+    for table in ("user", "item"):
+        assert torch.equal(then[f"newcomers.{table}"], now[f"newcomers.{table}"])
 
 
 def cut_of_nothing(trainer: Trainer):  # type: ignore[no-untyped-def]
