@@ -35,6 +35,7 @@ from serving.comparison import Comparison
 from serving.connections import Connections, Limits
 from serving.freshness import Freshness
 from serving.http import Service
+from serving.inputs import Inputs
 from serving.listening import HealthOnly, Listener, files_for
 from serving.outbox import Outbox, Outgoing
 from serving.pulling import Puller
@@ -45,6 +46,7 @@ from serving.scoring import Scoring
 from serving.service import ReplicaService, pull_step, send_step
 from serving.settings import Role, ServeTlsSettings, TokenSettings
 from serving.shadow import Shadow, Shadowing
+from serving.sides import Sides
 from serving.worker import Worker
 from streaming.clock import Clock, WallClock
 from streaming.kafka.sending import producer_of
@@ -115,7 +117,7 @@ def _serve(
     )
     sink = KafkaSink(pipeline.kafka, service.outbox)
     sender = Worker("log", partial(send_step, service.outbox, sink))
-    workers = [puller, sender] if pipeline.serve.log else [puller]
+    workers = [puller, Worker("sides", service.sides.step)] + ([sender] if pipeline.serve.log else [])
     with stop_on_signal() as stopping:
         service.scoring.start()
         for worker in workers:
@@ -242,6 +244,8 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
     freshness = Freshness(clock, settings.fresh_within)
     replica = _make_replica(pipeline, files, freshness.applied)
     ranker = Ranker(replica, pipeline.labels, settings.score)
+    inputs = Inputs(pipeline.features, pipeline.source.sides)
+    sides = Sides(pipeline.source, pipeline.features, pipeline.data_folder)
 
     def make_shadow(version: int, share: float) -> Shadow:
         beside = _make_replica(pipeline, files)
@@ -256,7 +260,8 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         clock=clock,
         replica=replica,
         ranker=ranker,
-        reader=RequestReader(pipeline.features, settings.max_candidates),
+        reader=RequestReader(pipeline.features, inputs, lambda: sides.tables, settings.max_candidates),
+        sides=sides,
         scoring=Scoring(ranker, settings.latency_budget / 1000),
         puller=Puller(files, replica, clock, Random(), pipeline.sync.sparse_every),
         shadowing=Shadowing(make_shadow),

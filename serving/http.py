@@ -20,11 +20,11 @@ from serving import answers
 from serving import open_inference as v2
 from serving.access import Denied, Rate
 from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Ready, Score, Shadowed, rank_answer
+from serving.inputs import BadRequest
 from serving.metrics import ConnectionMetrics, ReplicaMetrics, RequestMetrics
 from serving.openapi import complete, operation
 from serving.ranking import order_of
 from serving.requests import (
-    BadRequest,
     EngagementsBody,
     PinBody,
     RankRequest,
@@ -235,7 +235,7 @@ class Service:
 
         def openapi() -> dict[str, Any]:
             if app.openapi_schema is None:
-                app.openapi_schema = complete(made(), self._replica.reader, self._replica.ranker.labels)
+                app.openapi_schema = complete(made(), self._replica.reader.inputs, self._replica.ranker.labels)
             return app.openapi_schema
 
         app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI has it done
@@ -410,7 +410,7 @@ class Service:
         replica = self._replica
         outputs = [v2.TensorMetadata(name, "FP32", [-1]) for name in (*replica.ranker.labels, "score")]
         version = str(replica.replica.sparse_version)
-        return 200, v2.ModelMetadata(replica.model, [version], "minutely", v2.inputs_of(replica.reader), outputs)
+        return 200, v2.ModelMetadata(replica.model, [version], "minutely", v2.inputs_of(replica.reader.inputs), outputs)
 
     async def _scrape(self) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,7 +1,8 @@
 """The Open Inference Protocol, version 2: feature tensors in, a tensor for each label and the combined score out.
 
-One input for each feature, of n rows: INT64 or BYTES ``[n]`` for ids, FP32 ``[n]`` for numbers, FP32 ``[n, size]`` for vectors. A
-list of ids has two: its ids end to end ``[total]``, and ``NAME.lengths``, INT64 ``[n]``. What is scored this way is not logged.
+One input for each that a ranking request has, of n rows: INT64 or BYTES ``[n]`` for ids, FP32 ``[n]`` for numbers, FP32
+``[n, size]`` for vectors. A list of ids has two: its ids end to end ``[total]``, and ``NAME.lengths``, INT64 ``[n]``. What is
+scored this way is not logged.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from serving.inputs import BadRequest, Inputs, raw_column, takes_lists
 from serving.ranking import Answer
-from serving.requests import Asked, BadRequest, RequestReader, column_of
-from streaming.features import Feature, SparseFeature, VectorFeature
+from serving.requests import Asked, RequestReader
+from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 
 LENGTHS = ".lengths"
 DataType: TypeAlias = Literal[
@@ -96,14 +98,18 @@ class ServerMetadata(msgspec.Struct):
     extensions: list[str] = []
 
 
-def inputs_of(reader: RequestReader) -> list[TensorMetadata]:
-    """The inputs of a pipeline's model."""
+def inputs_of(inputs: Inputs) -> list[TensorMetadata]:
+    """The inputs of a pipeline's model, with the types that suit them; ids may be BYTES too, and times texts."""
     found = []
-    for name, feature in {**reader.of_request, **reader.of_candidates}.items():
+    for name, feature in {**inputs.of_request, **inputs.of_candidates}.items():
         match feature:
+            case SparseFeature(split=str()):
+                found.append(TensorMetadata(name, "BYTES", [-1]))
+            case SparseFeature(bucket="log2") | DenseFeature(transform="age"):
+                found.append(TensorMetadata(name, "FP64", [-1]))
             case SparseFeature():
                 found.append(TensorMetadata(name, "INT64", [-1]))
-                if feature.is_list:
+                if takes_lists(feature):
                     found.append(TensorMetadata(name + LENGTHS, "INT64", [-1]))
             case VectorFeature():
                 found.append(TensorMetadata(name, "FP32", [-1, feature.size]))
@@ -115,25 +121,23 @@ def inputs_of(reader: RequestReader) -> list[TensorMetadata]:
 def asked_of(request: InferRequest, reader: RequestReader, now_ms: int) -> Asked:
     """The rows to score; `BadRequest` where the inputs are not the model's."""
     given = {item.name: item for item in request.inputs}
-    features: dict[str, Feature] = {**reader.of_request, **reader.of_candidates}
-    wanted = {item.name for item in inputs_of(reader)}
+    inputs: dict[str, Feature] = {**reader.inputs.of_request, **reader.inputs.of_candidates}
+    wanted = {item.name for item in inputs_of(reader.inputs)}
     if given.keys() != wanted or len(given) != len(request.inputs):
         raise BadRequest(f"inputs: {', '.join(sorted(given))[:200]}; allowed: each once of {', '.join(sorted(wanted))}")
-    first = next(iter(features))
-    counts = given.get(first + LENGTHS, given[first]).shape[0]
-    if not counts:
+    first = next(iter(inputs))
+    count = given.get(first + LENGTHS, given[first]).shape[0]
+    if not count:
         raise BadRequest("inputs of 0 rows; allowed: 1 and more")
-    reader.check_count(counts)
-    columns = {
-        name: column_of(name, item, _values(name, item, given, counts), counts) for name, item in features.items()
-    }
-    return Asked(reader.complete(columns, counts, now_ms), counts)
+    reader.check_count(count)
+    raw = {name: raw_column(name, item, _values(name, item, given, count), count) for name, item in inputs.items()}
+    return Asked(reader.columns(raw, raw, count, now_ms), count)
 
 
 def _values(name: str, feature: Feature, given: Mapping[str, TensorInput], count: int) -> list[Any]:
     """One value for each row."""
     flat = _flat(given[name])
-    if isinstance(feature, SparseFeature) and feature.is_list:
+    if takes_lists(feature):
         lengths = _flat(given[name + LENGTHS])
         if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != len(flat):
             raise BadRequest(f"{name}{LENGTHS}: do not add up to the {len(flat)} ids of {name}")

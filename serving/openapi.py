@@ -10,9 +10,10 @@ import msgspec
 from serving import answers
 from serving import open_inference as v2
 from serving.answers import JSON, MSGPACK
-from serving.requests import EngagementsBody, PinBody, RankRequest, RequestReader, ScoreBody, ShadowBody
+from serving.inputs import Inputs, allowed_of, takes_lists
+from serving.requests import EngagementsBody, PinBody, RankRequest, ScoreBody, ShadowBody
 from serving.status import Status
-from streaming.features import Feature, SparseFeature, VectorFeature
+from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 
 _REF = "#/components/schemas/{name}"
 _TYPES = (
@@ -81,12 +82,12 @@ def _content(kind: type[Any]) -> dict[str, Any]:
     return {JSON: schema, MSGPACK: schema}
 
 
-def complete(document: dict[str, Any], reader: RequestReader, labels: list[str]) -> dict[str, Any]:
+def complete(document: dict[str, Any], inputs: Inputs, labels: list[str]) -> dict[str, Any]:
     """FastAPI's document with the schemas of bodies and answers, and the pipeline's features in them."""
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
-    schemas["RankRequest"]["properties"]["features"] = _features(reader.of_request, column=False)
-    schemas["Candidates"]["properties"]["features"] = _features(reader.of_candidates, column=True)
-    for name, features in (("RankRequest", reader.of_request), ("Candidates", reader.of_candidates)):
+    schemas["RankRequest"]["properties"]["features"] = _features(inputs.of_request, column=False)
+    schemas["Candidates"]["properties"]["features"] = _features(inputs.of_candidates, column=True)
+    for name, features in (("RankRequest", inputs.of_request), ("Candidates", inputs.of_candidates)):
         if features:
             schemas[name]["required"] = [*schemas[name].get("required", []), "features"]
     schemas["ScoreBody"]["properties"]["score"]["propertyNames"] = {"enum": labels}
@@ -111,12 +112,20 @@ def _features(features: Mapping[str, Feature], *, column: bool) -> dict[str, Any
 
 
 def _value(feature: Feature) -> dict[str, Any]:
-    id_schema = {"anyOf": [{"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, {"type": "string"}]}
-    number = {"type": "number", "minimum": -3e38, "maximum": 3e38}
+    return {**_type_of(feature), "description": f"{allowed_of(feature).capitalize()}; null where it is missing."}
+
+
+def _type_of(feature: Feature) -> dict[str, Any]:
+    ids = [{"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, {"type": "string"}, {"type": "null"}]
+    number = {"type": ["number", "null"], "minimum": -3e38, "maximum": 3e38}
     match feature:
-        case SparseFeature():
-            return {"type": "array", "items": id_schema} if feature.is_list else id_schema
         case VectorFeature():
-            return {"type": "array", "items": number, "minItems": feature.size, "maxItems": feature.size}
-        case _:
+            return {"type": ["array", "null"], "items": number, "minItems": feature.size, "maxItems": feature.size}
+        case DenseFeature(transform="age"):
+            return {"anyOf": [{"type": ["number", "null"]}, {"type": "string", "format": "date-time"}]}
+        case DenseFeature() | SparseFeature(bucket="log2"):
             return number
+        case SparseFeature(split=str()):
+            return {"type": ["string", "null"]}
+        case _:
+            return {"type": ["array", "null"], "items": {"anyOf": ids}} if takes_lists(feature) else {"anyOf": ids}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from serving.replica import Replica, Versions
 from serving.requests import Asked, RankAsked
-from streaming.columns import Column, Columns, Ragged, pack
+from streaming.columns import Column, Ragged, Repeated, ServedColumns, pack
 from streaming.events import SCHEMA_VERSION, Request, encode
 from streaming.features import Feature
 from streaming.labels import Label
@@ -86,9 +86,10 @@ def impressions_record(
     for name, feature in features.items():
         column = asked.columns[name]
         if feature.scope == "request":
-            shared[name] = pack(column, 0, 1)
+            shared[name] = pack(column.lists if isinstance(column, Repeated) else column, 0, 1)
         else:
-            own[name] = pack(column.take(order) if isinstance(column, Ragged) else column[order], 0, len(order))
+            taken = column.take(order) if isinstance(column, Ragged | Repeated) else column[order]
+            own[name] = pack(taken, 0, len(order))
     return encode(
         Request(
             version=SCHEMA_VERSION,
@@ -105,16 +106,28 @@ def impressions_record(
     )
 
 
-def _together(parts: Sequence[Columns]) -> dict[str, Column]:
+def _together(parts: Sequence[ServedColumns]) -> ServedColumns:
     """The columns of several requests end to end."""
     return {name: _end_to_end([part[name] for part in parts]) for name in parts[0]}
 
 
-def _end_to_end(columns: Sequence[Column]) -> Column:
+def _end_to_end(columns: Sequence[Column | Repeated]) -> Column | Repeated:
+    if any(isinstance(column, Repeated) for column in columns):
+        each = [column if isinstance(column, Repeated) else _once(column) for column in columns]
+        return Repeated(_lists_end_to_end([one.lists for one in each]), np.concatenate([one.counts for one in each]))
     ragged = [column for column in columns if isinstance(column, Ragged)]
-    if not ragged:
-        joined: Column = np.concatenate([column for column in columns if not isinstance(column, Ragged)])
-        return joined
-    lengths = np.concatenate([np.diff(column.offsets) for column in ragged])
+    if ragged:
+        return _lists_end_to_end(ragged)
+    joined: Column = np.concatenate([column for column in columns if not isinstance(column, Ragged | Repeated)])
+    return joined
+
+
+def _once(column: Column) -> Repeated:
+    assert isinstance(column, Ragged), "lists stay lists"
+    return Repeated(column, np.ones(len(column.offsets) - 1, np.int64))
+
+
+def _lists_end_to_end(lists: Sequence[Ragged]) -> Ragged:
+    lengths = np.concatenate([np.diff(each.offsets) for each in lists])
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
-    return Ragged(offsets, np.concatenate([column.values for column in ragged]))
+    return Ragged(offsets, np.concatenate([each.values for each in lists]))

@@ -1,27 +1,26 @@
 """What is asked of a replica, as JSON or msgpack, and how it becomes columns.
 
-A ranking request has its own features (user, context) once, and a column for each feature of its candidates, as records of
-`impressions` have them::
+A ranking request has its own features (user, context) once, and a column for each feature of its candidates, with the values that
+the product has and logs::
 
     {"features": {"user": "u7"}, "candidates": {"ids": ["a", "b"], "features": {"item": [12, 15], "price": [0.5, 2]}}}
 
-In msgpack a column may also be packed (`streaming.columns`): little-endian bytes, which need no conversion.
-
-Features that come from the time of the event, and crosses of others, are made here, as they are made of logs.
+In msgpack a column may also be packed: little-endian bytes, which need no conversion.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 
-from streaming.columns import Column, Columns, Ragged, check_packed, unpack
+from serving.inputs import BadRequest, Inputs, is_packed, raw_column
+from streaming.columns import Column, ServedColumns, repeated
 from streaming.events import (
     MAX_ID_LENGTH,
     MAX_TIME_MS,
@@ -34,25 +33,18 @@ from streaming.events import (
     encode,
 )
 from streaming.features import Feature, SparseFeature
-from streaming.json_records import column_of_values
-from streaming.transforms import derived, is_derived
+from streaming.mapping import SideTable
+from streaming.transforms import Raw, derived, from_raw, is_derived
 
+ItemNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _MAX_ENGAGEMENTS = 1000
 _MAX_REQUEST_ID = MAX_ID_LENGTH - 8  # an impression's id is its request's, and its place
-
-
-class BadRequest(ValueError):
-    """A request breaks the contract; ``status`` is HTTP's word for it."""
-
-    def __init__(self, detail: str, status: int = 422) -> None:
-        super().__init__(detail)
-        self.status = status
 
 
 class Candidates(msgspec.Struct, forbid_unknown_fields=True):
     """What is to be ranked: an id for each, unique in the request, and a column for each feature of scope ``impression``."""
 
-    ids: Annotated[list[str | int], msgspec.Meta(min_length=1)]
+    ids: Annotated[list[str | ItemNumber], msgspec.Meta(min_length=1)]
     features: dict[str, Any] = {}
 
 
@@ -122,9 +114,9 @@ def decode(body: type[T], payload: bytes, *, msgpack: bool) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Candidates to score: their feature columns, request features repeated for each."""
+    """Candidates to score, with the columns of their features."""
 
-    columns: Columns
+    columns: ServedColumns
     count: int
 
 
@@ -139,35 +131,40 @@ class RankAsked(Asked):
 
 
 class RequestReader:
-    """Makes columns of what was asked, by a pipeline's features."""
+    """Makes columns of what was asked, by a pipeline's features, as they are made of logs: ``sides`` gives the side tables."""
 
-    def __init__(self, features: Mapping[str, Feature], max_candidates: int) -> None:
+    def __init__(
+        self,
+        features: Mapping[str, Feature],
+        inputs: Inputs,
+        sides: Callable[[], Mapping[str, SideTable]],
+        max_candidates: int,
+    ) -> None:
         self.features = dict(features)
+        self.inputs = inputs
+        self._sides = sides
         self._max_candidates = max_candidates
-        self._derived = {name: item for name, item in features.items() if is_derived(item)}
-        self.of_request = {
-            name: item for name, item in features.items() if item.scope == "request" and name not in self._derived
-        }
-        self.of_candidates = {
-            name: item for name, item in features.items() if item.scope == "impression" and name not in self._derived
-        }
 
     def rank(self, payload: bytes, *, msgpack: bool, now_ms: int) -> RankAsked:
         """The ranking request in ``payload``; `BadRequest` where it breaks the contract."""
         body = decode(RankRequest, payload, msgpack=msgpack)
         ids = body.candidates.ids
-        self.check_count(len(ids))
-        if len(set(ids) if len(set(map(type, ids))) == 1 else set(map(str, ids))) != len(ids):
+        count = len(ids)
+        self.check_count(count)
+        if len(set(ids) if len(set(map(type, ids))) == 1 else set(map(str, ids))) != count:
             raise BadRequest("candidates.ids: an id stands there twice")
-        columns = _columns(self.of_request, body.features, 1, "features")
-        repeated = {name: repeat(column, len(ids)) for name, column in columns.items()}
-        repeated |= _columns(self.of_candidates, body.candidates.features, len(ids), "candidates.features")
+        once = {name: value if is_packed(value) else [value] for name, value in body.features.items()}
         return RankAsked(
-            columns=self.complete(repeated, len(ids), now_ms),
-            count=len(ids),
+            columns=self.columns(
+                _raw_columns(self.inputs.of_request, once, 1, "features"),
+                _raw_columns(self.inputs.of_candidates, body.candidates.features, count, "candidates.features"),
+                count,
+                now_ms,
+            ),
+            count=count,
             request_id=uuid.uuid4().hex if body.request_id is None else body.request_id,
             ids=ids,
-            limit=len(ids) if body.limit is None else min(body.limit, len(ids)),
+            limit=count if body.limit is None else min(body.limit, count),
             asked_at=now_ms,
         )
 
@@ -176,64 +173,36 @@ class RequestReader:
         if count > self._max_candidates:
             raise BadRequest(f"{count} candidates; allowed: {self._max_candidates}", 413)
 
-    def complete(self, given: Mapping[str, Column], count: int, now_ms: int) -> dict[str, Column]:
-        """All features in the order of the configuration: those given, the time's, and crosses."""
-        columns: dict[str, Column] = dict(given)
-        served_at = np.full(count, now_ms)
-        for name, feature in self._derived.items():
-            assert isinstance(feature, SparseFeature)
-            columns[name] = derived(feature, columns, served_at)
-        return {name: columns[name] for name in self.features}
+    def columns(
+        self, of_request: Mapping[str, Raw], of_candidates: Mapping[str, Raw], count: int, now_ms: int
+    ) -> ServedColumns:
+        """All features of ``count`` candidates, in the order of the configuration. What the request says is there once, whatever
+        the number of candidates."""
+        sides, served_at = self._sides(), np.array([now_ms])
+        places = {
+            side: sides[side].find(np.asarray((of_request if key.of_request else of_candidates)[key.name]))
+            for side, key in self.inputs.keys.items()
+        }
+        made: dict[str, Column] = {}
+        for name, feature in self.features.items():
+            if isinstance(feature, SparseFeature) and is_derived(feature):
+                made[name] = derived(feature, made, served_at)
+                continue
+            if feature.side is not None:
+                raw = sides[feature.side].take(name, places[feature.side])
+            else:
+                raw = (of_request if feature.scope == "request" else of_candidates)[name]
+            made[name] = from_raw(feature, raw, served_at)
+        return {name: repeated(column, count) for name, column in made.items()}
 
 
-def _columns(features: Mapping[str, Feature], given: Mapping[str, Any], count: int, place: str) -> dict[str, Column]:
-    if given.keys() != features.keys():
-        missing, unknown = sorted(features.keys() - given.keys()), sorted(given.keys() - features.keys())
+def _raw_columns(inputs: Mapping[str, Feature], given: Mapping[str, Any], count: int, place: str) -> dict[str, Raw]:
+    if given.keys() != inputs.keys():
+        missing, unknown = sorted(inputs.keys() - given.keys()), sorted(given.keys() - inputs.keys())
         said = [f"missing {', '.join(missing)}"] if missing else []
         said += [f"unknown {', '.join(unknown)[:200]}"] if unknown else []
-        raise BadRequest(f"{place}: {'; '.join(said)}; allowed: {', '.join(features) or 'none'}")
-    made = {}
-    for name, feature in features.items():
-        value = given[name] if place != "features" or isinstance(given[name], bytes) else [given[name]]
-        made[name] = column_of(f"{place}.{name}", feature, value, count)
-    return made
-
-
-def column_of(place: str, feature: Feature, value: Any, count: int) -> Column:
-    """A list of ``count`` values, or their packed bytes, as a column; `BadRequest` where they do not fit the feature."""
-    try:
-        if isinstance(value, bytes) or _is_packed_list(feature, value):
-            packed = tuple(value) if isinstance(value, list) else value
-            problem = check_packed(place, feature, packed, count)
-            if problem is not None:
-                raise BadRequest(problem)
-            return unpack(feature, [packed])
-        if not isinstance(value, list) or len(value) != count:
-            length = f"{len(value)} values" if isinstance(value, list) else "no list"
-            raise BadRequest(f"{place}: {length}; allowed: {count}, one for each candidate")
-        if isinstance(feature, SparseFeature):
-            return column_of_values(place, feature, value)
-        with np.errstate(over="ignore"):
-            column = column_of_values(place, feature, value)
-    except BadRecord as error:
-        raise BadRequest(str(error)) from None
-    assert not isinstance(column, Ragged), "only ids come in lists of any length"
-    if not np.isfinite(column).all():
-        raise BadRequest(f"{place}: a value is not finite in 32 bits")
-    return column
-
-
-def _is_packed_list(feature: Feature, value: Any) -> bool:
-    """Whether lists of ids came as lengths and values, both in bytes."""
-    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, bytes) for part in value)
-    return is_pair and isinstance(feature, SparseFeature) and feature.is_list
-
-
-def repeat(column: Column, count: int) -> Column:
-    """A column of one value, for ``count`` candidates."""
-    if isinstance(column, Ragged):
-        return Ragged(np.arange(count + 1) * len(column.values), np.tile(column.values, count))
-    return column[np.zeros(count, np.int64)]
+        raise BadRequest(f"{place}: {'; '.join(said)}; allowed: {', '.join(inputs) or 'none'}")
+    return {name: raw_column(f"{place}.{name}", feature, given[name], count) for name, feature in inputs.items()}
 
 
 def engagement_of(body: EngagementBody, now_ms: int, max_future_ms: int) -> Engagement:

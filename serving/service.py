@@ -22,6 +22,7 @@ from serving.requests import RankAsked, RequestReader
 from serving.scoring import Scoring
 from serving.settings import ServeSettings
 from serving.shadow import Shadowing
+from serving.sides import Sides
 from serving.status import Status
 from streaming.clock import Clock
 from streaming.events import Engagement, encode
@@ -46,6 +47,7 @@ class ReplicaService:
     replica: Replica
     ranker: Ranker
     reader: RequestReader
+    sides: Sides
     scoring: Scoring
     puller: Puller
     shadowing: Shadowing
@@ -91,7 +93,7 @@ class ReplicaService:
                 stage: found["p50"] for stage in STAGES if (found := fresh.stages[stage].quantiles(shares[:1]))
             },
             rows=sum(map(len, self.replica.tables.values())),
-            problem=self.puller.problem,
+            problem=self.puller.problem or self.sides.problem,
             shadow=shadow.status() if shadow else None,
         )
 

@@ -7,7 +7,7 @@ list of ids, ``float32 [n]`` for a dense feature, ``float32 [n, size]`` for a ve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,11 @@ class Ragged(NamedTuple):
         return Ragged(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
 
     def take(self, index: Ids) -> Ragged:
-        """The lists of the impressions in ``index``, in that order."""
-        lengths = np.diff(self.offsets)[index]
+        """The lists of the impressions in ``index``, in that order; an empty one where it is -1."""
+        starts = self.offsets[index]
+        lengths = np.where(index < 0, 0, self.offsets[index + 1] - starts)
         offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
-        source = np.repeat(self.offsets[index] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        source = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(offsets, self.values[source])
 
 
@@ -55,9 +56,24 @@ class Repeated(NamedTuple):
         kept = np.flatnonzero(counts > 0)
         return Repeated(self.lists.take(kept), counts[kept])
 
+    def take(self, index: Ids) -> Ragged:
+        """The lists of the impressions in ``index``, in that order."""
+        return self.lists.take(np.searchsorted(np.cumsum(self.counts), index, side="right"))
+
 
 ServedColumns: TypeAlias = Mapping[str, Column | Repeated]
 """Columns as they are scored: what a request has once need not be there for each of its impressions."""
+
+
+def repeated(column: Column, count: int) -> Column | Repeated:
+    """A column of one impression for ``count``, without a copy for each; one of ``count`` as it is."""
+    if isinstance(column, Ragged):
+        return column if len(column.offsets) == count + 1 else Repeated(column, np.array([count]))
+    if len(column) == count:
+        return column
+    spread: Any = np.broadcast_to(column, (count, *column.shape[1:]))
+    return cast(Ids | Floats, spread)
+
 
 Packed: TypeAlias = bytes | tuple[bytes, bytes]
 """A column in a record: little-endian values; for lists, int32 lengths and then the values of all lists."""

@@ -27,15 +27,17 @@ def ids(values: Sequence[Any]) -> Ids:
     found = plain_ids(values)
     if found is not None:
         return found
-    if any(isinstance(value, float) and not (value.is_integer() or value != value) for value in values):
-        raise TypeError("numbers with fractions")
+    _check_whole(values)
     return ids_of(as_arrow(values))
 
 
 def lists(values: Sequence[Any]) -> Ragged:
     """The ids of lists; null is an empty one."""
     found = plain_lists(values)
-    return lists_of(as_arrow(values)) if found is None else found
+    if found is not None:
+        return found
+    _check_lists(values)
+    return lists_of(as_arrow(values))
 
 
 def numbers(values: Sequence[Any]) -> npt.NDArray[np.float64]:
@@ -73,7 +75,20 @@ def _raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
         case SparseFeature(split=None, pool="mean" | "sum"):
             return lists(values)
         case SparseFeature():
+            _check_lists(values)
             return sparse_of(as_arrow(values), feature)
+
+
+def _check_whole(values: Sequence[Any]) -> None:
+    """``TypeError`` for numbers with fractions, which beside texts would pass for some."""
+    if any(isinstance(value, float) and not (value.is_integer() or value != value) for value in values):
+        raise TypeError("numbers with fractions")
+
+
+def _check_lists(values: Sequence[Any]) -> None:
+    for value in values:
+        if isinstance(value, list):
+            _check_whole(value)
 
 
 def _whole(kind: str, values: Sequence[Any], found: pa.Array, broken: pa.Array | None) -> pa.Array:

@@ -97,8 +97,7 @@ def time_ids(served_at: Ids, part: str) -> Ids:
 def take(raw: Raw, at: Ids) -> Raw:
     """The rows ``at`` int64 [n] of a raw column of any length; what is missing where it is -1."""
     if isinstance(raw, Ragged):
-        bounds = np.concatenate((raw.offsets, raw.offsets[-1:]))  # the last list, at -1, is empty
-        return Ragged(bounds, raw.values).take(np.where(at < 0, len(bounds) - 2, at))
+        return raw.take(at)
     known = at >= 0
     missing = MISSING if raw.dtype == np.int64 else np.nan
     if not len(raw):

@@ -15,10 +15,12 @@ from streaming.columns import (
     Column,
     Packed,
     Ragged,
+    Repeated,
     arrow_type,
     check_packed,
     from_arrow,
     pack,
+    repeated,
     slice_columns,
     to_arrow,
     unpack,
@@ -149,3 +151,26 @@ def test_bytes_that_pass_the_check_can_be_unpacked(feature: Feature, packed: Pac
 def test_lengths_that_only_add_up_by_accident_are_refused(lengths: list[int]) -> None:
     packed = np.array(lengths, "<i4").tobytes(), b"\0" * 8
     assert check_packed("x", LIST, packed, len(lengths)) is not None
+
+
+def test_what_a_request_has_once_is_as_if_each_impression_had_it() -> None:
+    lists, counts = [[1, 2], [], [3]], [2, 3, 1]
+    tiled = [each for each, count in zip(lists, counts, strict=True) for _ in range(count)]
+    column = Repeated(_ragged(lists), np.array(counts))
+    for start in range(7):
+        for stop in range(start, 7):
+            part = column.rows(start, stop)
+            assert part.counts.sum() == stop - start
+            assert _lists(part.take(np.arange(stop - start))) == tiled[start:stop]
+    assert _lists(column.take(np.array([5, 0, 4]))) == [[3], [1, 2], []]
+    assert _lists(_ragged(lists).take(np.array([-1, 2, -1, 0]))) == [[], [3], [], [1, 2]]
+    once = repeated(np.array([7]), 1000)
+    assert isinstance(once, np.ndarray) and once.tolist() == [7] * 1000 and once.strides == (0,)
+
+
+def _ragged(lists: list[list[int]]) -> Ragged:
+    return Ragged(np.cumsum([0, *map(len, lists)]), np.array([each for one in lists for each in one], np.int64))
+
+
+def _lists(column: Ragged) -> list[list[int]]:
+    return [column.values[start:stop].tolist() for start, stop in pairwise(column.offsets.tolist())]

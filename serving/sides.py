@@ -1,0 +1,92 @@
+"""Side tables for serving: read from the files that the config names, and again when those change."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from basis.problems import Problems
+from streaming.features import Feature
+from streaming.mapping import SideTable
+from streaming.source import read_side
+from streaming.source_settings import SourceSettings
+from streaming.tabular import RowFile
+from streaming.transforms import is_derived
+
+_log = logging.getLogger("minutely.serve")
+
+_LOOK_SECONDS = 1.0
+
+
+class _Stamp(NamedTuple):
+    changed_ns: int
+    size_bytes: int
+    file: int
+
+
+class Sides:
+    """The side tables that features come from; `Problems` where one cannot be read at first.
+
+    One thread calls `step`, which reads a file that changed once it has looked the same twice, so that one that is being
+    written is left alone. ``tables`` is replaced as a whole: who takes it once sees each table at one moment. A file that cannot
+    be read any more changes nothing but ``problem``.
+    """
+
+    def __init__(self, settings: SourceSettings, features: Mapping[str, Feature], folder: Callable[[], Path]) -> None:
+        wanted = {item.side for item in features.values() if not is_derived(item) and item.side is not None}
+        self._settings = settings
+        self._features = features
+        self._names = [name for name in settings.sides if name in wanted]
+        self._folder = folder() if self._names else Path()
+        self._problems: dict[str, str] = {}
+        self._seen = {name: self._stamp(name) for name in self._names}
+        self._read = dict(self._seen)
+        self.tables: Mapping[str, SideTable] = {name: self._load(name) for name in self._names}
+
+    @property
+    def problem(self) -> str | None:
+        """Why a table is older than its file."""
+        return next(iter(self._problems.values()), None)
+
+    def step(self) -> float:
+        """Look at the files; how long to sleep."""
+        for name in self._names:
+            stamp = self._stamp(name)
+            settled, self._seen[name] = stamp == self._seen[name], stamp
+            if settled and stamp != self._read[name]:
+                self._reload(name, stamp)
+        return _LOOK_SECONDS
+
+    def _reload(self, name: str, stamp: _Stamp | None) -> None:
+        self._read[name] = stamp
+        try:
+            table = self._load(name)
+        except Problems as problems:
+            self._problems[name] = f"side table {name}: {'; '.join(map(str, problems.problems[:3]))}"
+            _log.error("%s; what was read before is served", self._problems[name])
+            return
+        if self._stamp(name) != stamp:  # it changed while it was read
+            self._read[name] = None
+            return
+        self._problems.pop(name, None)
+        self.tables = {**self.tables, name: table}
+        _log.info("side table %s: read again", name)
+
+    def _load(self, name: str) -> SideTable:
+        files: list[RowFile] = []
+        table = read_side(self._folder, self._settings, name, self._features, files)
+        if table.problems:
+            raise Problems(table.problems)
+        rejects = sum(len(file.rejects) for file in files)
+        if rejects:
+            _log.warning("side table %s: %d values cannot be read, and are taken for missing", name, rejects)
+        return table
+
+    def _stamp(self, name: str) -> _Stamp | None:
+        try:
+            found = (self._folder / self._settings.sides[name].file).stat()
+        except OSError:
+            return None
+        return _Stamp(found.st_mtime_ns, found.st_size, found.st_ino)

@@ -1,0 +1,47 @@
+"""Asking a service in this process, without sockets: whose clock a test sets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from serving.answers import JSON, MSGPACK
+from serving.http import Service
+
+
+def ask(
+    service: Service, method: str, path: str, body: Any = None, *, msgpack: bool = False, raw: bytes | None = None
+) -> tuple[int, Any]:
+    """The status and the decoded body of an answer."""
+    kind, codec = (MSGPACK, msgspec.msgpack) if msgpack else (JSON, msgspec.json)
+    payload = raw if raw is not None else b"" if body is None else codec.encode(body)
+    sent: list[Any] = []
+    came = [{"type": "http.request", "body": payload, "more_body": False}]
+
+    async def receive() -> Any:
+        return came.pop() if came else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "headers": [(b"content-type", kind.encode()), (b"accept", kind.encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    asyncio.run(service(scope, receive, send))
+    content = b"".join(message.get("body", b"") for message in sent[1:])
+    headers = dict(sent[0]["headers"])
+    answered = msgspec.msgpack if headers[b"content-type"] == MSGPACK.encode() else msgspec.json
+    return sent[0]["status"], answered.decode(content)
