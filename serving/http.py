@@ -11,8 +11,10 @@ from importlib.metadata import version as package_version
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -54,6 +56,19 @@ _BODIES = 64
 _OTHER = "other"
 
 
+class _Route(APIRoute):
+    """A route whose endpoint takes the request and gives the response, with nothing of FastAPI's in between."""
+
+    def __init__(self, path: str, endpoint: Endpoint, **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
+
+        self.app = answer
+
+
 class Service:
     """Routes over one replica. ``pin_changed`` is called when the puller has something to do at once."""
 
@@ -68,26 +83,22 @@ class Service:
         self._body_bytes = 0
         self._finding = asyncio.Lock()
         self._registry.register(ReplicaMetrics(replica))
-        self._endpoints: dict[tuple[str, str], Endpoint] = {}
-        self.app = self._make_app()
+        self._app = self._make_app()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers as ``app`` does. FastAPI's way to an endpoint takes longer than reading a ranking request, so paths without
-        parameters are looked up here."""
-        endpoint = self._endpoints.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        if endpoint is None:
-            await self.app(scope, receive, send)
-        else:
-            response = await endpoint(Request(scope, receive))
-            await response(scope, receive, send)
+        """Answers by FastAPI's router alone: the way through its middleware and dependencies, of which there are none here, would
+        take as long as reading a ranking request."""
+        scope["app"] = self._app
+        try:
+            await self._app.router(scope, receive, send)
+        except HTTPException as error:
+            await self._no_route(error)(scope, receive, send)
 
     def _make_app(self) -> FastAPI:
         app = FastAPI(
             title=f"Minutely: {self._replica.model}", version=package_version("minutely"), docs_url=None, redoc_url=None
         )
-        app.add_exception_handler(HTTPException, self._no_route)
-        app.add_exception_handler(404, self._no_route)
-        app.add_exception_handler(405, self._no_route)
+        app.router.route_class = _Route
         add, name = self._add, ("name",)
         add(
             app,
@@ -230,7 +241,7 @@ class Service:
                 parameters=name,
             ),
         )
-        app.add_api_route("/metrics", self._scrape, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/metrics", self._scrape, methods=["GET"], include_in_schema=False, response_model=None)
         made = app.openapi
 
         def openapi() -> dict[str, Any]:
@@ -253,7 +264,6 @@ class Service:
             self._metrics.seconds.labels(path).observe(time.perf_counter() - started)
             return response
 
-        self._endpoints[method, path] = endpoint
         app.add_api_route(
             path, endpoint, methods=[method], openapi_extra=document, response_class=Response, response_model=None,
             status_code=int(next(iter(document["responses"]))), operation_id=document["operationId"], summary=document["summary"],
@@ -412,16 +422,14 @@ class Service:
         version = str(replica.replica.sparse_version)
         return 200, v2.ModelMetadata(replica.model, [version], "minutely", v2.inputs_of(replica.reader.inputs), outputs)
 
-    async def _scrape(self) -> Response:
+    async def _scrape(self, _request: Request) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def _no_route(self, _request: Request, error: Exception) -> Response:
+    def _no_route(self, error: HTTPException) -> Response:
         """What the router refuses: no such path, no such method."""
-        assert isinstance(error, HTTPException) or hasattr(error, "status_code")
-        status, headers = getattr(error, "status_code", 500), getattr(error, "headers", None)
-        self._metrics.requests.labels(_OTHER, str(status)).inc()
-        content = answers.encode(Problem(str(getattr(error, "detail", error))), msgpack=False)
-        return Response(content, status, headers, JSON)
+        self._metrics.requests.labels(_OTHER, str(error.status_code)).inc()
+        content = answers.encode(Problem(error.detail), msgpack=False)
+        return Response(content, error.status_code, error.headers, JSON)
 
 
 def _is_msgpack(kind: str) -> bool:

@@ -12,9 +12,17 @@ from serving.http import Service
 
 
 def ask(
-    service: Service, method: str, path: str, body: Any = None, *, msgpack: bool = False, raw: bytes | None = None
+    service: Service,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    msgpack: bool = False,
+    raw: bytes | None = None,
+    accept_msgpack: bool = False,
 ) -> tuple[int, Any]:
     """The status and the decoded body of an answer."""
+    wanted = MSGPACK if msgpack or accept_msgpack else JSON
     kind, codec = (MSGPACK, msgspec.msgpack) if msgpack else (JSON, msgspec.json)
     payload = raw if raw is not None else b"" if body is None else codec.encode(body)
     sent: list[Any] = []
@@ -36,7 +44,7 @@ def ask(
         "query_string": b"",
         "root_path": "",
         "scheme": "http",
-        "headers": [(b"content-type", kind.encode()), (b"accept", kind.encode())],
+        "headers": [(b"content-type", kind.encode()), (b"accept", wanted.encode())],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }
