@@ -140,6 +140,7 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
     raw_statuses: Counter[int] = Counter()
     wrong: list[Any] = []
     waits: list[float] = []
+    unready: list[float] = []
     judged: list[tuple[int, RankAnswer]] = []
     stop = threading.Event()
     lock = threading.Lock()
@@ -191,7 +192,9 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
             begun = time.monotonic()
             for path in ("/v2/health/live", "/v2/health/ready"):
                 status, said = server.ask("GET", path, health=True)
-                if status != 200:
+                if path.endswith("ready") and said.get("state") == "no whole version yet":
+                    unready.append(time.monotonic())  # another model's rows are there, and its weights not yet
+                elif status != 200:
                     wrong.append((path, status, said))
             waits.append(time.monotonic() - begun)
 
@@ -271,9 +274,10 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
     print(
         f"{asked} answers, {checked} checked, {len(refused)} refused, {last} versions, {early} to {late} KiB; "
         f"{crowd.most_held} connections held of {crowd.opened} opened; raw requests {dict(raw_statuses)}; "
-        f"health {len(waits)} times, at most {max(waits):.2f} s"
+        f"health {len(waits)} times, at most {max(waits):.2f} s, {len(unready)} times unready"
     )
     assert not wrong, wrong
+    assert len(unready) <= 0.05 * len(waits), "only for moments"
     assert checked > 5 * SECONDS
     ((probe, answer),) = judged
     answer.sparse_version = answer.sparse_version_until = answer.sparse_version - 3
