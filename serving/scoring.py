@@ -6,20 +6,19 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
+from serving.batches import Batch, Batches
 from serving.ranking import Answer, Ranker
 from serving.requests import Asked
+from streaming.columns import columns_bytes
 
 _log = logging.getLogger("minutely.serve")
 
-_TOGETHER = 512
-_WAITING = 4096
 _AGAIN_SECONDS = 0.002
-_FIRST_GUESS_SECONDS = 1e-5
-_MEMORY = 0.1
+_REQUEST_BYTES = 4096
 
 
 class Busy(RuntimeError):
@@ -33,20 +32,14 @@ class _Waiting(NamedTuple):
 
 
 class Scoring:
-    """Scores requests that wait together in one batch of up to 512 candidates, or of one larger request.
-
-    Nothing waits for others to come. A request is refused where those before it would keep it waiting longer than
-    ``budget_seconds``, by the time that a candidate took lately.
-    """
+    """Scores requests that wait together (`Batches`); nothing waits for others to come."""
 
     def __init__(self, ranker: Ranker, budget_seconds: float) -> None:
         self._ranker = ranker
         self._budget = budget_seconds
-        self._queue: deque[_Waiting] = deque()
-        self._candidates = 0
+        self._batches: Batches[_Waiting] = Batches(budget_seconds)
         self._changed = threading.Condition()
         self._stopping = False
-        self._each_seconds = _FIRST_GUESS_SECONDS
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self.batches = self.scored = 0
 
@@ -64,58 +57,53 @@ class Scoring:
     @property
     def waiting(self) -> int:
         """Candidates that wait or are being scored."""
-        return self._candidates
+        return self._batches.candidates
 
     async def score(self, asked: Asked) -> Answer:
         """The answer to a request; `Busy` where that would take too long."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        size_bytes = _REQUEST_BYTES + columns_bytes(asked.columns)
         with self._changed:
-            wait = self._candidates * self._each_seconds
-            if self._stopping or len(self._queue) >= _WAITING or wait > self._budget:
-                raise Busy(f"{self._candidates} candidates are waiting")
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[Answer] = loop.create_future()
-            self._queue.append(_Waiting(asked, future, loop))
-            self._candidates += asked.count
+            waiting = _Waiting(asked, future, loop)
+            if self._stopping or not self._batches.admit(waiting, asked.count, size_bytes):
+                raise Busy(f"{self.waiting} candidates are waiting")
             self._changed.notify()
         return await future
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._queue and not self._stopping:
+                while not self._batches and not self._stopping:
                     self._changed.wait()
-                if not self._queue:
+                if not self._batches:
                     return
-                batch = [self._queue.popleft()]
-                total = batch[0].asked.count
-                while self._queue and total + self._queue[0].asked.count <= _TOGETHER:
-                    batch.append(self._queue.popleft())
-                    total += batch[-1].asked.count
-            self._score(batch, total)
+                batch = self._batches.take()
+            typical = self._score(batch)
             with self._changed:
-                self._candidates -= total
+                self._batches.done(typical=typical)
 
-    def _score(self, batch: list[_Waiting], total: int) -> None:
+    def _score(self, batch: Batch[_Waiting]) -> bool:
+        """Score a batch; whether that took no longer than scoring takes."""
         started = time.perf_counter()
         answers: Sequence[Answer] | None = None
         failed: Exception = Busy("another model takes over")
+        typical = True
         try:
             # What is waited for is a takeover: rows of one model never meet weights of another.
             while answers is None and time.perf_counter() - started < self._budget:
-                answers = self._ranker.answer([each.asked for each in batch])
+                answers = self._ranker.answer([each.asked for each in batch.items])
                 if answers is None:
+                    typical = False
                     time.sleep(_AGAIN_SECONDS)
         except Exception as error:
-            _log.exception("could not score %d candidates", total)
-            failed = error
-        took = (time.perf_counter() - started) / total
-        self._each_seconds += _MEMORY * (took - self._each_seconds)
+            _log.exception("could not score %d candidates", batch.candidates)
+            failed, typical = error, False
         self.batches += 1
-        self.scored += total
-        try:
-            batch[0].loop.call_soon_threadsafe(_deliver, batch, answers, failed)
-        except RuntimeError:  # the loop has ended, and with it those who asked
-            return
+        self.scored += batch.candidates
+        with suppress(RuntimeError):  # the loop has ended, and with it those who asked
+            batch.items[0].loop.call_soon_threadsafe(_deliver, batch.items, answers, failed)
+        return typical
 
 
 def _deliver(batch: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:

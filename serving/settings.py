@@ -67,7 +67,7 @@ class ServeSettings(Section):
     stale_is_unready: bool = False
     """Whether a stale replica says that it is not ready, so that it gets no more requests."""
     latency_budget: PositiveDurationMs = 100
-    """A request that would wait longer than this for its scores is refused at once (503)."""
+    """A request whose scores would take longer than this, by what batches cost lately, is refused at once (503)."""
     timeout: PositiveDurationMs = 5_000
     """The longest that a request may take, its body's arrival included."""
     max_candidates: Annotated[int, Field(ge=1, le=MAX_IMPRESSIONS)] = 2_000

@@ -79,6 +79,15 @@ Packed: TypeAlias = bytes | tuple[bytes, bytes]
 """A column in a record: little-endian values; for lists, int32 lengths and then the values of all lists."""
 
 
+def columns_bytes(columns: ServedColumns) -> int:
+    """The bytes of the arrays of all columns."""
+    return sum(map(_column_bytes, columns.values()))
+
+
+def _column_bytes(column: Any) -> int:
+    return sum(map(_column_bytes, column)) if isinstance(column, tuple) else column.nbytes
+
+
 def slice_columns(columns: ServedColumns, start: int, stop: int) -> dict[str, Column | Repeated]:
     """Impressions ``start`` to ``stop`` of every column, as views."""
     return {

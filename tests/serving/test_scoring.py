@@ -1,0 +1,46 @@
+"""The thread that scores, with a replica's own model."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+
+from minutely.serve import make_replica_service
+from serving.requests import Asked
+from serving.scoring import Busy
+from streaming.clock import EventClock
+from tests.serving.publishing import DAY, Publisher, draw, make_pipeline
+
+
+def test_what_was_asked_before_keeps_nobody_out(tmp_path: Path) -> None:
+    """Large requests after small ones, small after large: all are answered, though by the cost of those before they seemed to take
+    seconds. One after the other, none is refused."""
+    publisher = Publisher(make_pipeline(serve={"latency_budget": "1s"}), tmp_path)
+    publisher.next(DAY)
+    service = make_replica_service(publisher.pipeline, publisher.files, EventClock(DAY), "replica")
+    service.puller.step()
+    random = np.random.default_rng(1)
+
+    async def ask(size: int, count: int) -> int:
+        """How many of ``count`` requests at once were refused."""
+        asked = [Asked(draw(random, size), size) for _ in range(count)]
+        answers = await asyncio.gather(*map(service.scoring.score, asked), return_exceptions=True)
+        assert all(isinstance(answer, Busy) or len(answer.scores) == size for answer in answers)  # type: ignore[union-attr]
+        return sum(isinstance(answer, Busy) for answer in answers)
+
+    async def refused() -> list[int]:
+        for _ in range(60):
+            assert await ask(1, 1) == 0
+        large = await ask(100, 50)
+        for _ in range(60):
+            assert await ask(500, 1) == 0
+        return [large, await ask(1, 1000)]
+
+    service.scoring.start()
+    try:
+        assert asyncio.run(refused()) == [0, 0]
+    finally:
+        service.scoring.stop()
+    assert service.scoring.waiting == 0
