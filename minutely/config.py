@@ -30,6 +30,7 @@ _UNION_TAGS = (
     *("sparse", "dense", "vector", "constant", "column"),
     *("row_adagrad", "adagrad", "sgd", "momentum", "adam", "ftrl", "normal", "uniform", "zeros"),
 )
+_RENAMED = {("serve", "log_buffer"): "is now log_buffer_bytes, the memory of waiting records and not their number"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -216,7 +217,9 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
 def _problem(path: Path, tree: yaml.Node | None, error: Any) -> Problem:
     kind, loc = error["type"], error["loc"]
     value = "" if kind == "missing" else repr(error["input"])
-    if kind == "extra_forbidden":
+    if loc in _RENAMED:
+        value, allowed = repr(error["input"]), _RENAMED[loc]
+    elif kind == "extra_forbidden":
         value, allowed = repr(loc[-1]), f"unknown key; allowed: {', '.join(_known_keys(loc[:-1]))}"
     elif kind == "missing":
         allowed = "missing; this key is needed"

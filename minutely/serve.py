@@ -266,7 +266,7 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         puller=Puller(files, replica, clock, Random(), pipeline.sync.sparse_every),
         shadowing=Shadowing(make_shadow),
         freshness=freshness,
-        outbox=Outbox(settings.log_buffer),
+        outbox=Outbox(settings.log_buffer_bytes),
         gate=Gate({role: tokens.read(role) for role, tokens in settings.tokens.items()}),
         max_future_ms=pipeline.join.max_future,
         log_retention_ms=pipeline.kafka.retention,
@@ -306,7 +306,7 @@ class KafkaSink:
         topic, key = self._settings.topic(record.topic), record.key.encode(errors="surrogatepass")
         told = partial(self._delivered, record.topic)
         try:
-            self._producer.produce(topic, record.make(), key, on_delivery=told)
+            self._producer.produce(topic, record.value, key, on_delivery=told)
         except BufferError:
             self._listen()
             return False

@@ -357,10 +357,8 @@ class Service:
         engagements = [engagement_of(item, now_ms, replica.max_future_ms) for item in body.engagements]
         if not replica.settings.log:
             raise BadRequest("serve.log is off: there is no log to take engagements", 404)
-        if not replica.outbox.room(len(engagements)):
+        if not replica.engaged(engagements):
             raise Busy("the log takes no more at the moment")
-        for engagement in engagements:
-            replica.engaged(engagement)
         return 202, Accepted(len(engagements))
 
     async def _status(self, _payload: bytes, _packed: bool) -> Answered:

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +29,7 @@ from streaming.log import ENGAGEMENTS, IMPRESSIONS
 
 _log = logging.getLogger("minutely.serve")
 
-_SEND_AT_ONCE = 500
+_SEND_BYTES = 1 << 20
 _SEND_EVERY_SECONDS = 0.05
 _LONGEST_WAIT_SECONDS = 0.25
 
@@ -100,18 +99,23 @@ class ReplicaService:
     def served(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
         """Note what was answered, for the log and for a shadow; never waits."""
         if self.settings.log:
-            make = partial(impressions_record, self.reader.features, asked, answer, order)
-            self.outbox.offer(Outgoing(IMPRESSIONS, asked.request_id, make))
+            record = impressions_record(self.reader.features, asked, answer, order)
+            # A copy: the encoder's own bytes keep the room that they grew into.
+            self.outbox.offer(Outgoing(IMPRESSIONS, asked.request_id, bytes(memoryview(record))))
         shadow = self.shadowing.current
         if shadow is not None:
             shadow.served(asked, answer, order)
 
-    def engaged(self, engagement: Engagement) -> None:
-        """Note what a user did, for the log and for a shadow; never waits."""
-        self.outbox.offer(Outgoing(ENGAGEMENTS, engagement.request_id, partial(encode, engagement)))
+    def engaged(self, engagements: Sequence[Engagement]) -> bool:
+        """Note what users did, for the log and for a shadow; never waits. False where the log has no room for all: then none is
+        noted."""
+        if not self.outbox.offer_all([Outgoing(ENGAGEMENTS, each.request_id, encode(each)) for each in engagements]):
+            return False
         shadow = self.shadowing.current
         if shadow is not None:
-            shadow.engaged(engagement)
+            for engagement in engagements:
+                shadow.engaged(engagement)
+        return True
 
 
 class Sink(Protocol):
@@ -135,6 +139,5 @@ def pull_step(puller: Puller) -> float:
 
 def send_step(outbox: Outbox, sink: Sink) -> float:
     """Send what is waiting; how long to sleep."""
-    records = outbox.take(_SEND_AT_ONCE)
-    sink.send(records)
-    return 0.0 if len(records) == _SEND_AT_ONCE else _SEND_EVERY_SECONDS
+    sink.send(outbox.take(_SEND_BYTES))
+    return 0.0 if len(outbox) else _SEND_EVERY_SECONDS

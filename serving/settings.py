@@ -84,9 +84,9 @@ class ServeSettings(Section):
     """The most requests a second for each role; more are refused (429)."""
     log: bool = True
     """Whether what was served goes to Kafka's ``impressions``."""
-    log_buffer: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """How many requests and engagements wait for Kafka at most. Requests beyond are not logged, and counted; engagements
-    beyond are refused (503)."""
+    log_buffer_bytes: Annotated[int, Field(ge=MAX_RECORD_BYTES, le=1 << 36)] = 64 << 20
+    """The memory of records that wait for Kafka at most. Requests beyond are not logged, and counted; engagements beyond are
+    refused (503)."""
     tokens: dict[Role, TokenSettings] = {}
     """Who may do what. Without tokens for ``rank`` or ``engage`` everybody may who can connect; without any for ``admin``
     nobody may."""

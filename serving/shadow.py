@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from serving.buffer import Buffer
 from serving.comparison import Comparison
 from serving.pulling import Puller
 from serving.ranking import Answer, Ranker
@@ -18,18 +19,35 @@ from serving.requests import RankAsked
 from serving.status import ShadowStatus
 from serving.worker import Worker
 from streaming.clock import Clock
+from streaming.columns import columns_bytes
 from streaming.events import Engagement
 
-_WAITING = 1000
-_AT_ONCE = 16
+_WAITING_BYTES = 64 << 20
+_ENGAGEMENT_BYTES = 1024
+_REQUEST_BYTES = 2048
+_STEP_BYTES = 1 << 20
 _EVERY_SECONDS = 0.05
 _COMPARE_EVERY_MS = 1000
 
 
 class _Answered(NamedTuple):
+    """What was answered, without what the shadow does not need; ``scores`` float32 [candidates, labels]."""
+
     asked: RankAsked
-    answer: Answer
+    scores: npt.NDArray[np.float32]
     order: npt.NDArray[np.int64]
+
+    @property
+    def size_bytes(self) -> int:
+        return _REQUEST_BYTES + columns_bytes(self.asked.columns) + self.scores.nbytes + self.order.nbytes
+
+
+class _Engaged(NamedTuple):
+    engagement: Engagement
+
+    @property
+    def size_bytes(self) -> int:
+        return _ENGAGEMENT_BYTES
 
 
 class Shadow:
@@ -50,7 +68,7 @@ class Shadow:
         self._ranker = ranker
         self._comparison = comparison
         self._clock = clock
-        self._waiting: deque[_Answered | Engagement] = deque()
+        self._waiting: Buffer[_Answered | _Engaged] = Buffer("requests for the shadow", _WAITING_BYTES)
         self._dropped = 0
         self._compared = comparison.compared()
         self._compared_at = clock.elapsed_ms()
@@ -67,36 +85,34 @@ class Shadow:
     def served(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
         """Note what was answered; never waits."""
         if self.ready and self.takes(asked.request_id):
-            self._offer(_Answered(asked, answer, order))
+            # A copy of the scores: they are a part of those of a batch.
+            self._offer(_Answered(replace(asked, ids=()), answer.scores.copy(), order.copy()))
 
     def engaged(self, engagement: Engagement) -> None:
         """Note what a user did; never waits."""
         if self.takes(engagement.request_id):
-            self._offer(engagement)
+            self._offer(_Engaged(engagement))
 
-    def _offer(self, item: _Answered | Engagement) -> None:
-        if len(self._waiting) >= _WAITING:
+    def _offer(self, item: _Answered | _Engaged) -> None:
+        if not self._waiting.offer(item):
             self._dropped += 1
-        else:
-            self._waiting.append(item)
 
     def step(self) -> float:
         """Pull, score and compare what is waiting; how long to sleep."""
         self._puller.step()
-        taken = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
-        for item in taken:
+        for item in self._waiting.take(_STEP_BYTES):
             if isinstance(item, _Answered):
                 self._score(*item)
             else:
-                self._comparison.engaged(item)
+                self._comparison.engaged(item.engagement)
         self._comparison.close(self._clock.now_ms())
         elapsed_ms = self._clock.elapsed_ms()
         if elapsed_ms - self._compared_at >= _COMPARE_EVERY_MS:
             self._compared, self._compared_at = self._comparison.compared(), elapsed_ms
-        return 0.0 if len(taken) == _AT_ONCE else _EVERY_SECONDS
+        return 0.0 if len(self._waiting) else _EVERY_SECONDS
 
-    def _score(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
-        scores = np.stack((answer.scores, self._replica.score(asked.columns, asked.count)))
+    def _score(self, asked: RankAsked, served: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> None:
+        scores = np.stack((served, self._replica.score(asked.columns, asked.count)))
         self._comparison.served(asked, order, scores, self._ranker.combine(scores))
 
     def status(self) -> ShadowStatus:

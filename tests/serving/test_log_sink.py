@@ -6,7 +6,6 @@ import shutil
 import signal
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,14 +29,14 @@ class Log:
     def __init__(self, bootstrap: str, count: int) -> None:
         self.count = count
         self.kafka = KafkaSettings(bootstrap=bootstrap, partitions=1, prefix=f"{count}-")
-        self.outbox = Outbox(1000)
+        self.outbox = Outbox(64 << 20)
         self.sink = KafkaSink(self.kafka, self.outbox)
         self.pushed = 0
 
     def push(self, count: int) -> None:
         """Send, and wait until it is known what became of each."""
         numbers = range(self.pushed, self.pushed + count)
-        self.sink.send([Outgoing(IMPRESSIONS, f"r{number}", partial(record, number)) for number in numbers])
+        self.sink.send([Outgoing(IMPRESSIONS, f"r{number}", record(number)) for number in numbers])
         self.pushed = numbers.stop
         until = time.monotonic() + WITHIN_SECONDS
         sent, dropped = self.outbox.sent, self.outbox.dropped

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from streaming.columns import check_packed, unpack
-from streaming.events import MAX_TIME_MS, decode_request
+from streaming.events import MAX_RECORD_BYTES, MAX_TIME_MS, decode_request
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import IMPRESSIONS
 from tests.kafka.conftest import bootstrap, kafka  # noqa: F401 - fixtures
@@ -144,26 +144,26 @@ def test_brokers_that_are_away_do_not_keep_answers(tmp_path: Path) -> None:
     from tests.serving.publishing import Publisher
 
     nobody = {"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}
-    pipeline = make_pipeline(kafka=nobody, serve={"log": True, "log_buffer": 5})
+    pipeline = make_pipeline(kafka=nobody, serve={"log": True, "log_buffer_bytes": MAX_RECORD_BYTES})
     publisher = Publisher(pipeline, tmp_path / "deltas")
     publisher.next(time.time_ns() // 1_000_000)
     server = Server(pipeline, tmp_path / "deltas", tmp_path / "server")
     with started(server.process):
         server.wait()
-        body = rank_body(draw(np.random.default_rng(1), COUNT), list(range(COUNT)))
+        body = rank_body(draw(np.random.default_rng(1), 2000), list(range(2000)))  # records of about 200 KB
         slowest = 0.0
-        for _ in range(30):
+        for _ in range(50):
             begun = time.monotonic()
             assert server.ask("POST", "/v1/rank", body)[0] == 200
             slowest = max(slowest, time.monotonic() - begun)
         assert slowest < 2
         engagement = {"request_id": "r", "impression_id": "i", "action": "click"}
-        assert server.ask("POST", "/v1/engagements", {"engagements": [engagement] * 6})[0] == 503
-        line = next(
-            line
-            for line in server.ask("GET", "/metrics")[1].splitlines()
-            if 'dropped_total{topic="impressions"' in line
-        )
+        assert server.ask("POST", "/v1/engagements", {"engagements": [engagement] * 1000})[0] == 503
+        said = server.ask("GET", "/metrics")[1]
+        line = next(line for line in said.splitlines() if 'dropped_total{topic="impressions"' in line)
         assert float(line.split()[-1]) >= 15
+        waiting = next(line for line in said.splitlines() if line.startswith("minutely_log_waiting_bytes "))
+        assert 0 < float(waiting.split()[-1]) <= MAX_RECORD_BYTES
         assert server.process.end() == 0
         assert "records were not logged" in server.process.output
+        assert server.process.output.count("what does not fit is dropped") == 1, "said once"

@@ -40,7 +40,7 @@ def replica(tmp_path: Path) -> ReplicaService:
     (tmp_path / "token").write_text(TOKEN)
     publisher = Publisher(
         make_pipeline(
-            serve={"log": True, "log_buffer": 1_000_000, "tokens": {"admin": {"file": str(tmp_path / "token")}}}
+            serve={"log": True, "log_buffer_bytes": 1 << 30, "tokens": {"admin": {"file": str(tmp_path / "token")}}}
         ),
         tmp_path,
     )
