@@ -35,7 +35,8 @@ def grow_state(state: bytes, form: str, model: RankingModel, plan: RowPlan) -> b
     def grown(name: str, old: Tensor) -> Tensor:
         return _rearrange(old, before[name], after[name]) if name in after else old
 
-    out = dict(learned)  # what is not by feature stays as it is
+    out = dict(learned)  # what is not by feature stays as it is,
+    out.pop("since.first_at", None)  # but the model is young again: what it learns of new features goes out soon
     for name, fresh in model.state_dict().items():
         old = learned.get(f"model.{name}")
         if old is not None:

@@ -84,6 +84,7 @@ def test_what_users_do_is_served(kafka: KafkaSettings, tmp_path: Path) -> None: 
             assert time.monotonic() < until, said(services, f"{what}: {found}")
             time.sleep(0.1)
 
+    (tmp_path / "deltas").mkdir()  # a replica that starts first makes none
     with started(*services):
         server.wait()  # the trainer publishes a first version of nothing
         serve_and_click(6)

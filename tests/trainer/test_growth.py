@@ -136,6 +136,7 @@ def test_newcomers_stay_newcomers() -> None:
     assert then["newcomers.user"].shape == (2, 9)
     for table in ("user", "item"):
         assert torch.equal(then[f"newcomers.{table}"], now[f"newcomers.{table}"])
+    assert before.first_at is not None and after.first_at is None, "and its dense weights go out often again"
 
 
 def cut_of_nothing(trainer: Trainer):  # type: ignore[no-untyped-def]
