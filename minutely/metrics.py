@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from paramserver.table import Table
 from streaming.clock import Clock
 from trainer.prequential import Prequential
 
@@ -37,6 +38,8 @@ class Status:
     """How often the place of the versions, such as a full disk, refused one."""
     committed_at: int | None = None
     """When that was last done (ms, elapsed time), by this process or the one before it; None where nobody knows."""
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    """Of a trainer, whose rows are counted."""
     prequential: Prequential | None = None
     """How well a trainer predicted its newest examples before it trained on them."""
 
@@ -73,8 +76,24 @@ class StatusMetrics(Collector):
         if status.committed_at is not None:
             age = (self._clock.elapsed_ms() - status.committed_at) / _MS
             yield GaugeMetricFamily(f"{prefix}idle_seconds", f"Time since the last of its {self._commits}.", value=age)
+        if status.tables:
+            yield from self._rows(status.tables)
         if status.prequential is not None:
             yield from self._quality(status.prequential.metrics())
+
+    def _rows(self, tables: Mapping[str, Table]) -> Iterator[Metric]:
+        prefix = f"{self._prefix}rows_"
+        live = GaugeMetricFamily(f"{prefix}live", "Rows now.", labels=["table"])
+        admitted = CounterMetricFamily(f"{prefix}admitted", "Rows of ids that came.", labels=["table"])
+        expired = CounterMetricFamily(f"{prefix}expired", "Rows whose time was over.", labels=["table"])
+        evicted = CounterMetricFamily(f"{prefix}evicted", "Rows that went because of max_rows.", labels=["table"])
+        for name, table in tables.items():
+            stats = table.stats
+            live.add_metric([name], stats.live)
+            admitted.add_metric([name], stats.admitted)
+            expired.add_metric([name], stats.expired)
+            evicted.add_metric([name], stats.evicted)
+        yield from (live, admitted, expired, evicted)
 
     def _quality(self, by_label: Mapping[str, Mapping[str, float | None]]) -> Iterator[Metric]:
         """A gauge for each metric; labels for which it is not defined, such as AUC before the first positive, have none."""

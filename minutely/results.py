@@ -34,6 +34,7 @@ def summarize(loop: EmbeddedLoop, warmup: float, wall_seconds: float, *, interru
             "live": sum(item.live for item in stats),
             "admitted": sum(item.admitted for item in stats),
             "expired": sum(item.expired for item in stats),
+            "evicted": sum(item.evicted for item in stats),
         },
         "wall_seconds": round(wall_seconds, 3),
         "examples_per_second": round(loop.trainer.examples / wall_seconds, 1) if wall_seconds else 0.0,

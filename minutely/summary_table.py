@@ -29,9 +29,10 @@ def print_summary(console: Console, done: Replayed) -> None:
     if summary.get("cold_start"):
         console.print(_cold_start(summary["cold_start"]))
     rows = summary["rows"]
+    evicted = f", {rows['evicted']:,} evicted" if rows.get("evicted") else ""
     console.print(
         f"{summary['impressions']:,} impressions, {summary['engagements']:,} engagements, {summary['examples']:,} examples, "
-        f"{summary['dead_letters']:,} dead letters; {rows['live']:,} rows live, {rows['expired']:,} expired; "
+        f"{summary['dead_letters']:,} dead letters; {rows['live']:,} rows live, {rows['expired']:,} expired{evicted}; "
         f"{summary['versions']:,} versions; {summary['wall_seconds']:.1f} s, {summary['examples_per_second']:,.0f} examples/s"
     )
     for warning in summary["warnings"]:

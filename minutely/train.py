@@ -181,6 +181,7 @@ class TrainService:
             resume=resume,
             pass_over=pass_over,
         )
+        status.tables = self.online.trainer.tables
         newest = self.online.deltas.newest
         if newest is not None:
             status.committed_at = clock.elapsed_ms() - max(0, clock.now_ms() - newest.published_at)

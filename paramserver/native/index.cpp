@@ -58,7 +58,7 @@ Slot* slot_of(Bucket* bucket, uint64_t id) {
 Index::Index(uint64_t seed, uint64_t capacity)
     : hash_(seed), most_buckets_(std::min(kMostBuckets, 2 * buckets_for(capacity + kMostAtOnce))),
       memory_(most_buckets_ * sizeof(Bucket)), old_count_(buckets_for(0)), count_(old_count_.load()),
-      overflow_(0, OverflowHash{hash_.mask}) {
+      overflow_(hash_.mask) {
     memory_.commit(count_.load() * sizeof(Bucket));
 }
 
@@ -81,10 +81,9 @@ Slot Index::find(uint64_t id) const {
                 if (slot.key == id && slot.used()) return slot;
             }
         }
-        if (overflow_size_.load(std::memory_order_acquire) > 0) {
-            const std::scoped_lock lock(overflow_mutex_);
-            const auto found = overflow_.find(id);
-            if (found != overflow_.end()) return found->second;
+        if (has_overflow()) {
+            const Slot slot = overflow_.find(id);
+            if (slot.used()) return slot;
         }
         // The loads above come before the second look at the count, as in a sequence lock.
         std::atomic_thread_fence(std::memory_order_acquire);
@@ -95,11 +94,7 @@ Slot Index::find(uint64_t id) const {
 Slot* Index::locate(uint64_t id, Home home) {
     if (Slot* slot = slot_of(home.first, id)) return slot;
     if (Slot* slot = slot_of(home.second, id)) return slot;
-    if (!overflow_.empty()) {
-        const auto found = overflow_.find(id);
-        if (found != overflow_.end()) return &found->second;
-    }
-    return nullptr;
+    return overflow_.locate(id);
 }
 
 void Index::prepare(uint64_t count) {
@@ -135,41 +130,17 @@ void Index::insert(const Slot& slot, Home home) {
     ++size_;
 }
 
-void Index::replace(Slot* slot, const Slot& content) {
-    if (in_overflow(slot)) {
-        const std::scoped_lock lock(overflow_mutex_);
-        *slot = content;
-    } else {
-        store_slot(slot, content);
-    }
-}
-
 void Index::erase(Slot* slot) {
     --size_;
-    if (in_overflow(slot)) {
-        const std::scoped_lock lock(overflow_mutex_);
-        overflow_.erase(slot->key);
-        overflow_size_.store(overflow_.size(), std::memory_order_release);
+    if (overflow_.holds(slot)) {
+        overflow_.erase(slot, [this] { moved(); });
     } else {
         store_slot(slot, Slot{0, kNoRow, 0});
     }
 }
 
-bool Index::in_overflow(const Slot* slot) const {
-    if (overflow_.empty()) return false;
-    const auto found = overflow_.find(slot->key);
-    return found != overflow_.end() && &found->second == slot;
-}
-
-void Index::put_overflow(const Slot& slot) {
-    const std::scoped_lock lock(overflow_mutex_);
-    overflow_.emplace(slot.key, slot);
-    overflow_size_.store(overflow_.size(), std::memory_order_release);
-}
-
 std::vector<uint64_t> Index::overflow_ids() const {
-    std::vector<uint64_t> ids;
-    for (const auto& [id, slot] : overflow_) ids.push_back(id);
+    std::vector<uint64_t> ids = overflow_.ids();
     std::sort(ids.begin(), ids.end());
     return ids;
 }
@@ -177,9 +148,9 @@ std::vector<uint64_t> Index::overflow_ids() const {
 void Index::place(const Slot& slot, Home home) {
     while (!settle_in(slot, home)) {
         const uint64_t slots = count_.load(std::memory_order_relaxed) * kSlotsPerBucket;
-        if (changing() || size_ * kCrowdedDenominator < slots * kCrowdedNumerator) return put_overflow(slot);
+        if (changing() || size_ * kCrowdedDenominator < slots * kCrowdedNumerator) return overflow_.put(slot);
         start_growth();
-        if (changing()) return put_overflow(slot);
+        if (changing()) return overflow_.put(slot);
         home = this->home(slot.key);
     }
 }
@@ -294,7 +265,7 @@ void Index::finish_change() {
     shrinking_ = false;
     // Readers who still look there find it empty, as it is, and look again: the last move was counted before.
     if (count < before) memory_.release(count * sizeof(Bucket), before * sizeof(Bucket));
-    if (!overflow_.empty()) settle(overflow_ids());
+    if (has_overflow()) settle(overflow_ids());
 }
 
 // Moves the ids of the old buckets from `low` to the frontier, which then is `low`. An id in its second bucket goes to
@@ -335,7 +306,7 @@ void Index::move_buckets(uint64_t low) {
             store_slot(place, *slot);
         } else {
             // It waits in the overflow, visible, until the displacement that makes room is done.
-            put_overflow(*slot);
+            overflow_.put(*slot);
             crowded.push_back(slot->key);
         }
         left[left_count++] = slot;
@@ -393,7 +364,7 @@ uint64_t Index::fold_bucket(uint64_t to) {
                 store_slot(place, slot);
             } else {
                 // It waits in the overflow, visible, until the displacement that makes room is done.
-                put_overflow(slot);
+                overflow_.put(slot);
                 crowded.push_back(slot.key);
             }
             left.push_back(&slot);
@@ -409,11 +380,10 @@ uint64_t Index::fold_bucket(uint64_t to) {
 
 void Index::settle(const std::vector<uint64_t>& ids) {
     for (const uint64_t id : ids) {
-        if (!settle_in(overflow_.at(id), home(id))) continue;
+        Slot* slot = overflow_.locate(id);
+        if (!settle_in(*slot, home(id))) continue;
         moved();
-        const std::scoped_lock lock(overflow_mutex_);
-        overflow_.erase(id);
-        overflow_size_.store(overflow_.size(), std::memory_order_release);
+        overflow_.erase(slot, [this] { moved(); });
     }
 }
 

@@ -9,13 +9,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <mutex>
-#include <unordered_map>
 #include <vector>
 
 #include "bucket.hpp"
 #include "hash.hpp"
 #include "memory.hpp"
+#include "overflow.hpp"
 
 namespace minutely {
 
@@ -65,7 +64,7 @@ class Index {
     uint64_t moves() const { return moves_.load(std::memory_order_acquire); }
     uint64_t size() const { return size_; }
     uint64_t bytes() const { return count_.load(std::memory_order_relaxed) * sizeof(Bucket); }
-    uint64_t overflow_size() const { return overflow_size_.load(std::memory_order_acquire); }
+    uint64_t overflow_size() const { return overflow_.size(); }
     bool has_overflow() const { return overflow_size() > 0; }
     // Whether ids are on their way to another number of buckets.
     bool changing() const {
@@ -97,7 +96,7 @@ class Index {
     // The same where prepare() counted it.
     void insert(const Slot& slot, Home home);
     // Writer only: `slot` is what locate() returned; readers see the old content or the new one.
-    void replace(Slot* slot, const Slot& content);
+    void replace(Slot* slot, const Slot& content) { store_slot(slot, content); }
     void erase(Slot* slot);
 
     // Writer only: calls visit(i, home) for i in [0, count), where the id is id(i), once its buckets had time to come
@@ -127,7 +126,7 @@ class Index {
     // sweep starts.
     template <class Visit> uint64_t sweep(uint64_t position, uint64_t buckets, Visit visit) {
         if (position == 0) {
-            for (uint64_t id : overflow_ids()) visit(&overflow_[id]);
+            for (uint64_t id : overflow_ids()) visit(overflow_.locate(id));
         }
         for (; buckets > 0; --buckets) {
             const Buckets now = this->buckets();
@@ -166,8 +165,6 @@ class Index {
     void settle(const std::vector<uint64_t>& ids);
     void moved() { moves_.fetch_add(1, std::memory_order_release); }
     std::vector<uint64_t> overflow_ids() const;
-    void put_overflow(const Slot& slot);
-    bool in_overflow(const Slot* slot) const;
 
     Bucket* data() const { return reinterpret_cast<Bucket*>(memory_.data()); }
 
@@ -184,19 +181,8 @@ class Index {
     uint64_t size_ = 0;
     uint64_t due_ = 0;  // old buckets to move for the inserts since the last move
 
-    // Ids that found no place although the index is not full: more than eight share both buckets, by craft or by
-    // chance. They live in an ordinary chained map, so that they cost their own lookups and neither memory nor the
-    // other ids' time.
-    mutable std::mutex overflow_mutex_;
-    std::atomic<uint64_t> overflow_size_{0};
-    struct OverflowHash {
-        uint64_t seed;
-        size_t operator()(uint64_t id) const {
-            uint64_t state = id ^ seed;
-            return splitmix64(state);
-        }
-    };
-    std::unordered_map<uint64_t, Slot, OverflowHash> overflow_;
+    // Costs its own ids' lookups, and neither memory nor the other ids' time.
+    Overflow overflow_;
 };
 
 }  // namespace minutely

@@ -20,7 +20,8 @@ namespace minutely {
 
 class Slab {
   public:
-    Slab(const Options& options) {
+    // In so much memory as a table may take, which bounds the address space that is reserved.
+    Slab(const Options& options, size_t memory_bytes) {
         const uint32_t dim = options.dim;
         size_t bytes = 0;
         switch (options.format) {
@@ -39,7 +40,8 @@ class Slab {
         }
         // A row starts on a cache line or lies within one.
         const size_t stride = bytes >= 64 ? (bytes + 63) / 64 * 64 : std::bit_ceil(bytes);
-        limit_ = most_rows(stride);
+        // A row takes a slot of the index as well. Row 0 is none.
+        limit_ = std::min<uint64_t>(kMostRows, memory_bytes / (stride + sizeof(Slot)) + 1);
         while ((stride << block_shift_) < kHugePageBytes) ++block_shift_;
         rows_ = VirtualArray(limit_ * stride);
         area_ = {rows_.data(), stride, dim, options.format, nullptr};
@@ -130,11 +132,11 @@ class Slab {
         uint64_t epoch;
         std::vector<uint32_t> rows;
     };
-    static constexpr uint64_t kMostRows = uint64_t{1} << 31;
+    static constexpr uint64_t kMostRows = uint64_t{1} << 31;  // row numbers are below kChanged
+    static_assert(kMostRows <= kChanged);
     static constexpr size_t kNoBlock = SIZE_MAX;
     static constexpr size_t kMostWaiting = size_t{1} << 16;
 
-    static uint64_t most_rows(size_t stride) { return std::min<uint64_t>(kMostRows, machine_bytes() / stride + 2); }
     uint64_t allowance() const { return live_ + live_ / 4 + (uint64_t{2} << block_shift_); }
     void give_back(size_t block) {
         const size_t from = block << block_shift_, to = (block + 1) << block_shift_;

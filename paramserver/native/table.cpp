@@ -27,8 +27,8 @@ size_t parts_of(size_t count, uint32_t threads) {
 
 }  // namespace
 
-Table::Content::Content(const Options& options, uint64_t seed)
-    : slab(options), index(seed, slab.limit()), candidates(seed + 1, options.candidates),
+Table::Content::Content(const Options& options, uint64_t seed, size_t memory_bytes)
+    : slab(options, memory_bytes), index(seed, slab.limit()), candidates(seed + 1, options.candidates),
       default_values(options.dim + options.optimizer.row_state(options.dim), 0.0f) {
     if (options.optimizer.kind == OptimizerKind::kRowAdagrad)
         default_slot.set_aux(options.optimizer.initial_accumulator);
@@ -37,9 +37,10 @@ Table::Content::Content(const Options& options, uint64_t seed)
     }
 }
 
-Table::Table(const Options& options, const Kernels& kernels, bool beside_readers)
+Table::Table(const Options& options, const Kernels& kernels, bool beside_readers, size_t memory_bytes)
     : options_(options), kernels_(kernels), seed_(table_seed(options.seed, options.name)),
-      beside_readers_(beside_readers), content_(std::make_unique<Content>(options, hash_seed(seed_, options.secret))) {}
+      beside_readers_(beside_readers),
+      content_(std::make_unique<Content>(options, hash_seed(seed_, options.secret), memory_bytes)) {}
 
 std::vector<Table::Part> Table::parts(size_t count) {
     const size_t wanted = parts_of(count, options_.threads);

@@ -65,7 +65,9 @@ struct Stats {
 class Table {
   public:
     // beside_readers: whether upsert and erase may run beside readers, who then rely on slots being read whole.
-    Table(const Options& options, const Kernels& kernels, bool beside_readers = slots_are_atomic());
+    // memory_bytes: what rows and index may take together; no more than that is ever reserved.
+    Table(const Options& options, const Kernels& kernels, bool beside_readers = slots_are_atomic(),
+          size_t memory_bytes = machine_bytes());
 
     const Options& options() const { return options_; }
     uint32_t dim() const { return options_.dim; }
@@ -102,7 +104,7 @@ class Table {
   private:
     // Readers reach it through the table, and only inside a Readers::Guard.
     struct Content {
-        Content(const Options& options, uint64_t seed);
+        Content(const Options& options, uint64_t seed, size_t memory_bytes);
         Slab slab;
         Index index;
         Candidates candidates;

@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from minutely.metrics import Status, StatusMetrics
+from paramserver.table import Table
 from streaming.clock import EventClock
 from streaming.labels import Label
 from tests.clocks import SetClock
@@ -47,6 +48,27 @@ def test_a_clock_that_is_set_back_does_not_hide_that_nothing_is_committed() -> N
     status.committed_at = clock.elapsed_ms()
     clock.elapsed, clock.ahead = clock.elapsed + 600_000, DAY - 3_600_000
     assert "minutely_train_idle_seconds 600.0" in generate_latest(registry).decode()
+
+
+def test_how_many_rows_came_and_went() -> None:
+    status, registry = Status(), CollectorRegistry()
+    registry.register(StatusMetrics("train", "versions", status, EventClock(0)))
+    assert "rows" not in generate_latest(registry).decode(), "an archiver has none"
+    status.tables = {"item": Table(2, max_rows=10, expire_after_seconds=5), "user": Table(2)}
+    status.tables["item"].lookup_or_insert(np.arange(14), now_ms=1_000)
+    status.tables["item"].lookup_or_insert(np.arange(10, 12), now_ms=9_000)
+    status.tables["item"].expire(9_000, budget=1_000)
+    said = [line for line in generate_latest(registry).decode().splitlines() if "_rows_" in line and line[0] != "#"]
+    assert said == [
+        'minutely_train_rows_live{table="item"} 2.0',
+        'minutely_train_rows_live{table="user"} 0.0',
+        'minutely_train_rows_admitted_total{table="item"} 14.0',
+        'minutely_train_rows_admitted_total{table="user"} 0.0',
+        'minutely_train_rows_expired_total{table="item"} 8.0',
+        'minutely_train_rows_expired_total{table="user"} 0.0',
+        'minutely_train_rows_evicted_total{table="item"} 4.0',
+        'minutely_train_rows_evicted_total{table="user"} 0.0',
+    ]
 
 
 def test_how_well_a_trainer_predicts_its_newest_examples() -> None:

@@ -7,6 +7,8 @@ import numpy as np
 from hypothesis import given, settings
 
 from paramserver import _native
+from paramserver.checksum import Checksums, checksum_of
+from paramserver.delta import TableDelta
 from paramserver.settings import TablesSettings
 from paramserver.table import Table
 
@@ -25,6 +27,7 @@ steps = st.lists(
 def test_who_goes(steps: list[tuple[list[int], int, str]], max_rows: int, secret: int) -> None:
     table, replica = Table(2, max_rows=max_rows, expire_after_seconds=20, secret=secret), Table(2, row_format="float32")
     seen: dict[int, int] = {}
+    published = Checksums("float32")
     now, evicted = 100, 0
     for ids, seconds, what in steps:
         now += seconds
@@ -44,9 +47,11 @@ def test_who_goes(steps: list[tuple[list[int], int, str]], max_rows: int, secret
             seen = {i: at for i, at in seen.items() if i not in ids}
         else:
             rows = table.seal()
+            published.take({"item": TableDelta(rows, np.zeros(len(rows.ids), np.int64))})
             replica.erase(rows.expired)
             replica.upsert(rows.ids, rows.embeddings)
             assert replica.export().ids.tolist() == sorted(seen)
+            assert checksum_of(replica) == published.values()["item"]
         rows = table.export()
         assert dict(zip(rows.ids.tolist(), rows.last_seen_seconds.tolist(), strict=True)) == seen
         assert table.stats.evicted == evicted

@@ -38,7 +38,7 @@ def test_fuzz_and_stress(sanitizers: str, tmp_path: Path) -> None:
     done = execute(f"tests/paramserver/native/run.sh {sanitizers}")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert "100% tests passed" in done.stdout
-    for name in ("fuzz", "shrink", "stress"):
+    for name in ("fuzz", "limits", "shrink", "stress"):
         assert f"{name} ." in done.stdout, f"{name} did not run"
 
 

@@ -18,6 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from minutely.metrics import Status, StatusMetrics
+from paramserver.table import Table
 from streaming.calibration import ServedCalibration
 from streaming.clock import EventClock
 from streaming.kafka.metrics import JoinMetrics
@@ -158,7 +159,7 @@ class _Nobody:
 def others_names() -> set[str]:
     """What joiners and trainers export: the families of their collectors."""
     families = list(JoinMetrics(_Nobody()).collect())  # type: ignore[arg-type]
-    status = Status(prequential=Prequential(make_pipeline().labels))
+    status = Status(prequential=Prequential(make_pipeline().labels), tables={"item": Table(2)})
     families += StatusMetrics("train", "versions", status, EventClock(0)).collect()
     return {name for family in families for name in (family.name, f"{family.name}_total")}
 
