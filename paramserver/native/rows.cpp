@@ -29,36 +29,69 @@ void sort_unique(std::vector<int64_t>& ids) {
 void Table::trim_changed() {
     Content& content = *content_;
     if (content.changed.size() <= 2 * content.index.size() + kSpareChanged) return;
-    const std::vector<int64_t> ids = changed_ids();
+    const std::vector<int64_t> ids = changed().ids;
     content.changed.assign(ids.begin(), ids.end());
 }
 
-std::vector<int64_t> Table::changed_ids() {
-    Content& content = *content_;
-    std::vector<int64_t> ids(content.changed.begin(), content.changed.end());
-    sort_unique(ids);
-    std::erase_if(ids, [&](int64_t id) {
-        const Slot* slot = content.index.locate(static_cast<uint64_t>(id));
-        return slot == nullptr || (slot->row & kChanged) == 0;
+// Of `ids`, which are sorted, those that have a row, or a changed one, and where.
+Table::Placed Table::placed(std::vector<int64_t> ids, bool changed) {
+    Placed found{std::move(ids), {}};
+    Index& index = content_->index;
+    found.places.reserve(found.ids.size());
+    const auto id_of = [&](size_t i) { return static_cast<uint64_t>(found.ids[i]); };
+    index.each_home(found.ids.size(), id_of, [&](size_t i, Home home) {
+        Slot* place = index.locate(id_of(i), home);
+        if (place == nullptr || (changed && (place->row & kChanged) == 0)) return;
+        // Never past i, so what is still to come stays.
+        found.ids[found.places.size()] = found.ids[i];
+        found.places.push_back(place);
     });
-    return ids;
+    found.ids.resize(found.places.size());
+    return found;
+}
+
+Table::Placed Table::changed() {
+    std::vector<int64_t> ids(content_->changed.begin(), content_->changed.end());
+    sort_unique(ids);
+    return placed(std::move(ids), true);
+}
+
+template <class Then> void Table::gather(Rows& rows, Placed from, Then then) {
+    const RowArea& area = content_->slab.area();
+    const size_t count = from.ids.size();
+    const uint32_t row_state = tracks() ? options_.optimizer.row_state(dim()) : 0;
+    rows.ids = std::move(from.ids);
+    rows.embeddings.resize(count * dim());
+    rows.state.resize(count * state_dim());
+    rows.last_seen_seconds.resize(count);
+    rows.counts.resize(count);
+    for (size_t i = 0; i < count; ++i) {
+        if (i + 2 * kRowsAhead < count) __builtin_prefetch(from.places[i + 2 * kRowsAhead], 1);
+        if (i + kRowsAhead < count) prefetch_row(from.places[i + kRowsAhead]->number());
+        const Slot slot = *from.places[i];
+        then(from.places[i], slot);
+        kernels_.decode(area, slot, rows.embeddings.data() + i * dim());
+        if (!tracks()) continue;
+        const auto* values = reinterpret_cast<const float*>(area.row(slot.number()));
+        float* state = rows.state.data() + i * state_dim();
+        std::copy_n(values + dim(), row_state, state);
+        if (options_.optimizer.slot_state()) state[row_state] = slot.aux_float();
+        rows.last_seen_seconds[i] = area.sights[slot.number()].last_seen_seconds;
+        rows.counts[i] = area.sights[slot.number()].count;
+    }
 }
 
 Rows Table::seal() {
     const std::scoped_lock lock(writer_);
     Content& content = *content_;
     Rows rows;
-    rows.ids = changed_ids();
     rows.expired = content.expired;
     sort_unique(rows.expired);
-    gather(rows);
-    // Everything is in hand; only now is anything forgotten.
-    for (const int64_t id : rows.ids) {
-        Slot* place = content.index.locate(static_cast<uint64_t>(id));
-        Slot slot = *place;
+    // Once there is memory for all of it nothing fails, so each mark goes as its row is taken.
+    gather(rows, changed(), [](Slot* place, Slot slot) {
         slot.row = slot.number();
-        content.index.replace(place, slot);
-    }
+        store_slot(place, slot);
+    });
     // Not `= {}`, which keeps a vector's memory.
     std::exchange(content.changed, {});
     std::exchange(content.expired, {});
@@ -69,8 +102,7 @@ Rows Table::seal() {
 Rows Table::export_rows() {
     const std::scoped_lock lock(writer_);
     Rows rows;
-    rows.ids = all_ids();
-    gather(rows);
+    gather(rows, placed(all_ids(), false), [](Slot*, Slot) {});
     return rows;
 }
 
@@ -85,29 +117,6 @@ std::vector<int64_t> Table::all_ids() {
     content_->index.each([&](const Slot* slot) { ids.push_back(static_cast<int64_t>(slot->key)); });
     std::sort(ids.begin(), ids.end());
     return ids;
-}
-
-void Table::gather(Rows& rows) {
-    const Content& content = *content_;
-    const RowArea& area = content.slab.area();
-    const size_t count = rows.ids.size();
-    const uint32_t row_state = tracks() ? options_.optimizer.row_state(dim()) : 0;
-    rows.embeddings.resize(count * dim());
-    rows.state.resize(count * state_dim());
-    rows.last_seen_seconds.resize(count);
-    rows.counts.resize(count);
-    const auto id_of = [&](size_t i) { return rows.ids[i]; };
-    content.index.each_home(count, id_of, [&](size_t i, Home home) {
-        const Slot slot = *content_->index.locate(static_cast<uint64_t>(id_of(i)), home);
-        kernels_.decode(area, slot, rows.embeddings.data() + i * dim());
-        if (!tracks()) return;
-        const auto* values = reinterpret_cast<const float*>(area.row(slot.number()));
-        float* state = rows.state.data() + i * state_dim();
-        std::copy_n(values + dim(), row_state, state);
-        if (options_.optimizer.slot_state()) state[row_state] = slot.aux_float();
-        rows.last_seen_seconds[i] = area.sights[slot.number()].last_seen_seconds;
-        rows.counts[i] = area.sights[slot.number()].count;
-    });
 }
 
 void Table::reserve(uint64_t rows) {
@@ -146,7 +155,7 @@ void Table::restore(const RowsView& rows) {
 void Table::prefetch_row(uint32_t row) const {
     const RowArea& area = content_->slab.area();
     for (size_t at = 0; at < area.stride_bytes; at += 64) __builtin_prefetch(area.row(row) + at, 1);
-    __builtin_prefetch(area.sights + row, 1);
+    if (tracks()) __builtin_prefetch(area.sights + row, 1);
 }
 
 void Table::restore_one(const RowsView& rows, size_t i, Home home) {

@@ -134,6 +134,12 @@ class Table {
         Found found;
     };
 
+    // Ids and their slots, valid until the next insert.
+    struct Placed {
+        std::vector<int64_t> ids;
+        std::vector<Slot*> places;
+    };
+
     bool tracks() const { return options_.format == RowFormat::kTrain; }
     uint32_t advance(int64_t now_ms);
     // Splits [0, count) for the threads, with room for what each part finds.
@@ -148,7 +154,9 @@ class Table {
     void reject(int64_t id);
     void mark_changed(Slot* slot);
     void trim_changed();
-    std::vector<int64_t> changed_ids();
+    Placed placed(std::vector<int64_t> ids, bool changed);
+    // The rows changed since the last seal, ascending.
+    Placed changed();
     std::vector<int64_t> all_ids();
     // Takes the row out of the table; its memory is reused at once where no reader is inside.
     void remove(Slot* slot, bool alone);
@@ -159,7 +167,8 @@ class Table {
     void evict();
     void prefetch_row(uint32_t row) const;
     void restore_one(const RowsView& rows, size_t i, Home home);
-    void gather(Rows& rows);
+    // Copies rows, and calls then(place, slot) for each.
+    template <class Then> void gather(Rows& rows, Placed from, Then then);
 
     Options options_;
     const Kernels& kernels_;
