@@ -333,7 +333,7 @@ class Service:
 
     async def _rank(self, payload: bytes, packed: bool) -> Answered:
         replica = self._replica
-        if not replica.replica.whole:
+        if not replica.answers:
             raise Busy("no whole version yet")
         asked = replica.reader.rank(payload, msgpack=packed, now_ms=replica.clock.now_ms())
         answer = await replica.scoring.score(asked)
@@ -343,7 +343,7 @@ class Service:
 
     async def _infer(self, payload: bytes, packed: bool) -> Answered:
         replica = self._replica
-        if not replica.replica.whole:
+        if not replica.answers:
             raise Busy("no whole version yet")
         request = decode(v2.InferRequest, payload, msgpack=packed)
         asked = v2.asked_of(request, replica.reader, replica.clock.now_ms())

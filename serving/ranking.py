@@ -34,6 +34,11 @@ class Ranker:
         self.weights = dict(weights) or {self.labels[0]: 1.0}
 
     @property
+    def loaded(self) -> bool:
+        """Whether there is a model, or one that takes over is worth waiting for."""
+        return self._replica.loaded
+
+    @property
     def weights(self) -> dict[str, float]:
         """The weight of each label in the combined score; labels without one do not count."""
         return dict(zip(self.labels, self._weights.tolist(), strict=True))

@@ -93,6 +93,11 @@ class Replica:
         return self._follower.held_at
 
     @property
+    def loaded(self) -> bool:
+        """Whether it has a model, or goes from one to another: not before the first version, nor after a change that failed."""
+        return self._follower.manifest is not None and self._lineage != 0
+
+    @property
     def whole(self) -> bool:
         """Whether rows and dense weights are of one model: not before the first version, nor while another model takes over."""
         now, coming = self._follower.manifest, self._follower.applying

@@ -36,7 +36,6 @@ class Scoring:
 
     def __init__(self, ranker: Ranker, budget_seconds: float) -> None:
         self._ranker = ranker
-        self._budget = budget_seconds
         self._batches: Batches[_Waiting] = Batches(budget_seconds)
         self._changed = threading.Condition()
         self._stopping = False
@@ -85,17 +84,16 @@ class Scoring:
 
     def _score(self, batch: Batch[_Waiting]) -> bool:
         """Score a batch; whether that took no longer than scoring takes."""
-        started = time.perf_counter()
         answers: Sequence[Answer] | None = None
-        failed: Exception = Busy("another model takes over")
+        failed: Exception = Busy("no whole version yet")
         typical = True
         try:
-            # What is waited for is a takeover: rows of one model never meet weights of another.
-            while answers is None and time.perf_counter() - started < self._budget:
-                answers = self._ranker.answer([each.asked for each in batch.items])
-                if answers is None:
-                    typical = False
-                    time.sleep(_AGAIN_SECONDS)
+            # What is waited for is a takeover: rows of one model never meet weights of another. All replicas take it at once, so
+            # nobody is sent to another one, and who asked waits up to the request's own timeout.
+            asked = [each.asked for each in batch.items]
+            while (answers := self._ranker.answer(asked)) is None and self._is_worth_waiting(batch):
+                typical = False
+                time.sleep(_AGAIN_SECONDS)
         except Exception as error:
             _log.exception("could not score %d candidates", batch.candidates)
             failed, typical = error, False
@@ -104,6 +102,9 @@ class Scoring:
         with suppress(RuntimeError):  # the loop has ended, and with it those who asked
             batch.items[0].loop.call_soon_threadsafe(_deliver, batch.items, answers, failed)
         return typical
+
+    def _is_worth_waiting(self, batch: Batch[_Waiting]) -> bool:
+        return self._ranker.loaded and not self._stopping and not all(each.future.done() for each in batch.items)
 
 
 def _deliver(batch: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:

@@ -59,12 +59,19 @@ class ReplicaService:
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when it is about to end: it answers what comes, and says that nothing more should."""
 
+    @property
+    def answers(self) -> bool:
+        """Whether requests are answered, though they may have to wait for another model, whose files are sound as far as known."""
+        return self.replica.whole or (self.replica.loaded and not self.puller.problem)
+
     def ready(self) -> tuple[bool, str]:
         """Whether it should get requests, and why it should not or what to know."""
         if self.draining.is_set():
             return False, "ending"
-        if not self.replica.whole:
+        if not self.answers:
             return False, self.puller.problem or "no whole version yet"
+        if not self.replica.whole:
+            return True, "another model takes over: requests wait for it"
         state = self.freshness.state()
         held = self.puller.held
         if held is not None:

@@ -233,6 +233,7 @@ def test_another_model_takes_over_whole(tmp_path: Path) -> None:
 
     def watching(table: object, ids: object, rows: object) -> None:
         seen.append(replica.whole)
+        assert world.service.ready() == (True, "another model takes over: requests wait for it")
         upsert(table, ids, rows)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
