@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from minutely.config import Pipeline
 from paramserver.files import Files
+from paramserver.form import fingerprint_of
+from paramserver.manifest import Manifest
 from serving.replica import Replica
 from streaming.examples import ExampleFormat
 from trainer.models import make_model
@@ -27,9 +31,11 @@ def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None, sec
     return Trainer(model, plan, tables, pipeline.labels, examples, pipeline.train, prequential, default_rows)
 
 
-def make_replica(pipeline: Pipeline, files: Files, secret: int = 0) -> Replica:
-    """A replica that has pulled nothing yet; ``secret`` as for a trainer."""
+def make_replica(
+    pipeline: Pipeline, files: Files, applied: Callable[[Manifest], None] = lambda manifest: None, secret: int = 0
+) -> Replica:
+    """A replica that has pulled nothing yet, and refuses versions of another config; ``secret`` as for a trainer."""
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
     rows, seed = pipeline.sync.rows, pipeline.seed
     tables = {name: pipeline.tables.make_replica(name, model.row_dim, seed, rows, secret) for name in plan.tables}
-    return Replica(files, model, plan, tables, pipeline.labels)
+    return Replica(files, model, plan, tables, pipeline.labels, applied, fingerprint_of(pipeline.form()))

@@ -10,7 +10,6 @@ import math
 import platform
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,27 +19,25 @@ from random import Random
 import torch
 import uvicorn
 import uvloop
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from starlette.types import ASGIApp
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
+from minutely.kafka_sink import KafkaSink
+from minutely.parts import make_replica
 from minutely.place import open_published
 from minutely.service import BACKLOG, Address, bind, stop_on_signal
 from paramserver.files import Files
-from paramserver.form import fingerprint_of
-from paramserver.manifest import Manifest
 from serving.access import Gate
 from serving.comparison import Comparison
 from serving.connections import Connections, Limits
 from serving.freshness import Freshness
 from serving.http import Service
 from serving.inputs import Inputs
-from serving.listening import HealthOnly, Listener, files_for
-from serving.outbox import Outbox, Outgoing
+from serving.listening import HealthOnly, Listener, room_for_files
+from serving.outbox import Outbox
 from serving.pulling import Puller
 from serving.ranking import Ranker
-from serving.replica import Replica
 from serving.requests import RequestReader
 from serving.scoring import Scoring
 from serving.service import ReplicaService, pull_step, send_step
@@ -49,11 +46,6 @@ from serving.shadow import Shadow, Shadowing
 from serving.sides import Sides
 from serving.worker import Worker
 from streaming.clock import Clock, WallClock
-from streaming.kafka.sending import producer_of
-from streaming.kafka.settings import KafkaSettings
-from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import Patience
-from trainer.models import make_model
 
 _log = logging.getLogger("minutely.serve")
 
@@ -63,9 +55,6 @@ _LOOK_SECONDS = 0.05
 _QUIET_SECONDS = 1.0
 _CLOSE_SECONDS = 5
 _CLOSE_HEALTH_SECONDS = 1
-_DELIVERY_MS = 60_000
-_LOST_SECONDS = 1.0
-_POLL_SECONDS = 0.1
 
 
 def serve(pipeline: Pipeline, place: str, address: Address, health: Address | None, name: str | None) -> None:
@@ -96,7 +85,10 @@ def _serve(
     puller = Worker("pull", Announcing(service))
     app = Service(service, puller.wake)
     settings = pipeline.serve
-    places = files_for(settings.max_connections + _HEALTH_CONNECTIONS) - _HEALTH_CONNECTIONS
+    places = room_for_files(settings.max_connections + _HEALTH_CONNECTIONS) - _HEALTH_CONNECTIONS
+    if places < 1:
+        allowed = f"allowed: room for {1 - places} more (ulimit -n)"
+        raise Problems([Problem("system", "limit of open files", "", allowed)])
     if places < settings.max_connections:
         _log.warning("takes %d connections, not %d: the system's limit of open files", places, settings.max_connections)
     seconds = settings.header_timeout / 1000, settings.timeout / 1000
@@ -225,30 +217,17 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _make_replica(
-    pipeline: Pipeline, files: Files, applied: Callable[[Manifest], None] = lambda manifest: None
-) -> Replica:
-    model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
-    tables = {
-        table: pipeline.tables.make_replica(
-            table, model.row_dim, pipeline.seed, pipeline.sync.rows, secrets.randbits(64)
-        )
-        for table in plan.tables
-    }
-    return Replica(files, model, plan, tables, pipeline.labels, applied, fingerprint_of(pipeline.form()))
-
-
 def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: str) -> ReplicaService:
     """A replica with nothing pulled yet."""
     settings = pipeline.serve
     freshness = Freshness(clock, settings.fresh_within)
-    replica = _make_replica(pipeline, files, freshness.applied)
+    replica = make_replica(pipeline, files, freshness.applied, secrets.randbits(64))
     ranker = Ranker(replica, pipeline.labels, settings.score)
     inputs = Inputs(pipeline.features, pipeline.source.sides)
     sides = Sides(pipeline.source, pipeline.features, pipeline.data_folder)
 
     def make_shadow(version: int, share: float) -> Shadow:
-        beside = _make_replica(pipeline, files)
+        beside = make_replica(pipeline, files, secret=secrets.randbits(64))
         puller = Puller(files, beside, clock, Random(), pipeline.sync.sparse_every)
         puller.pin(puller.find(version))
         return Shadow(share, beside, puller, ranker, Comparison(pipeline.labels, pipeline.join.lateness), clock)
@@ -272,91 +251,3 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         log_retention_ms=pipeline.kafka.retention,
         log_needed_ms=2 * max(label.window for label in pipeline.labels.values()) + pipeline.join.lateness,
     )
-
-
-class KafkaSink:
-    """Sends to the pipeline's topics. While brokers are away it waits, and what comes meanwhile fills the outbox."""
-
-    def __init__(self, settings: KafkaSettings, outbox: Outbox) -> None:
-        self._settings = settings
-        self._outbox = outbox
-        self._producer: Producer | None = None
-        self._stopping = threading.Event()
-        self._patience = Patience(_log, "brokers", settings.asked)
-
-    def send(self, records: Sequence[Outgoing]) -> None:
-        """Send records; what the brokers do not take in a minute is counted as dropped."""
-        for record in records:
-            while not self._try(record):
-                if self._stopping.wait(0.1):
-                    self._outbox.dropped[record.topic] += 1
-                    break
-        self._listen()
-
-    def _try(self, record: Outgoing) -> bool:
-        if not self._patience.ready:
-            return False
-        try:
-            if self._producer is None:
-                ensure_topics(self._settings)
-                self._producer = producer_of(self._settings, _DELIVERY_MS, linger_ms=20)
-        except (KafkaException, Problems) as error:
-            self._patience.failed(error)
-            return False
-        topic, key = self._settings.topic(record.topic), record.key.encode(errors="surrogatepass")
-        told = partial(self._delivered, record.topic)
-        try:
-            self._producer.produce(topic, record.value, key, on_delivery=told)
-        except BufferError:
-            self._listen()
-            return False
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError._FATAL:
-                self._let_go(_LOST_SECONDS)
-                return False
-            self._outbox.dropped[record.topic] += 1  # a record that no broker would take
-        return True
-
-    def _listen(self) -> None:
-        """Hear what became of records."""
-        if self._producer is None:
-            return
-        try:
-            self._producer.poll(0)
-        except KafkaException as error:  # the producer is lost: the client raises nothing else here
-            self._patience.failed(error)
-            self._let_go(_LOST_SECONDS)
-
-    def _let_go(self, seconds: float) -> None:
-        """Forget the producer; what is on its way has so long to arrive. All of it is counted; the next try makes a new one."""
-        producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        self._hear_all(producer, seconds)
-        producer.purge()
-        self._hear_all(producer, seconds)
-
-    def _hear_all(self, producer: Producer, seconds: float) -> None:
-        """Hear what became of records until none is on its way, or for so long. The client's `flush` would end at an error."""
-        until = time.monotonic() + seconds
-        while len(producer) and time.monotonic() < until:
-            try:
-                producer.poll(_POLL_SECONDS)
-            except KafkaException as error:
-                self._patience.failed(error)
-
-    def _delivered(self, topic: str, error: KafkaError | None, _message: Message | None) -> None:
-        if error is None:
-            self._outbox.sent[topic] += 1
-            self._patience.worked()
-        else:
-            self._outbox.dropped[topic] += 1
-            self._patience.failed(KafkaException(error))
-
-    def stop(self) -> None:
-        """Do not wait for brokers any longer."""
-        self._stopping.set()
-
-    def close(self) -> None:
-        """Send what is on its way, in bounded time."""
-        self._let_go(_CLOSE_SECONDS)

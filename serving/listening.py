@@ -67,11 +67,14 @@ class HealthOnly:
         await send({"type": "http.response.body", "body": content})
 
 
-def files_for(connections: int) -> int:
-    """How many of so many connections the system lets this process have beside its other files; raises the soft limit to it."""
+def room_for_files(wanted: int) -> int:
+    """For how many of so many open files the system leaves room beside the process's others; raises the soft limit to fit them.
+
+    None or less where even the others hardly fit.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    total = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < total:
+        soft = total if hard == resource.RLIM_INFINITY else min(total, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return connections if soft == resource.RLIM_INFINITY else max(1, min(connections, soft - _OTHER_FILES))
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - _OTHER_FILES)

@@ -237,6 +237,16 @@ def test_a_service_that_waits_for_brokers_names_them(
     ]
 
 
+def test_a_limit_of_open_files_that_leaves_no_room(here: Path) -> None:
+    """It took no connection, and said only that it takes -84."""
+    subprocess.run([sys.executable, ROOT / "examples/shop/make_logs.py", "shop-logs"], check=True)
+    (port,) = free_ports(1)
+    serve = f"minutely serve shop.yaml --deltas empty --listen 127.0.0.1:{port}"
+    done = execute(f"sh -c 'ulimit -n 300; exec {serve}'", here)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "system: limit of open files; allowed: room for 85 more (ulimit -n)" in done.stderr
+
+
 def test_freshness_of_what_is_no_replica() -> None:
     """Something else answers at the port, and not by HTTP."""
     import socket

@@ -172,6 +172,16 @@ def test_times_that_cannot_be_replayed(run: Path, options: tuple[str, ...], said
     assert said in " ".join((done.output.replace("│", " ") + str(done.exception)).split())
 
 
+def test_another_config_is_refused(run: Path, tmp_path: Path) -> None:
+    """Of some changes rows and weights would still fit, and score wrong without a word."""
+    config = yaml.safe_load((run.parent / "shop.yaml").read_text())
+    config["labels"]["spent"] = {"action": "buy", "window": "20m", "loss": "tweedie", "weight": 0.1}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    done = invoke("replay", tmp_path / "other.yaml", "--as-of", "2026-01-06", "--run", run, "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "made by another config" in done.output
+
+
 def test_a_run_to_replay_from_needs_a_time(run: Path) -> None:
     done = invoke("replay", run.parent / "shop.yaml", "--run", run)
     assert done.exit_code == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minutely.serve import KafkaSink
+from minutely.kafka_sink import KafkaSink
 from serving.outbox import Outbox, Outgoing
 from streaming.kafka import sending
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
