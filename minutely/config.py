@@ -106,14 +106,26 @@ def load_what_is_right(path: Path, data: Path | None) -> tuple[Pipeline | None, 
     return pipeline, problems
 
 
+class _Loader(yaml.SafeLoader):
+    """Knows `true` and `false` alone, as YAML 1.2 does: else the key `on` and a feature called `no` are truth values."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
 def _read(path: Path) -> tuple[Any, yaml.Node | None]:
     name = str(path)
     try:
         data = path.read_bytes()
         if len(data) > _MAX_CONFIG_BYTES:
             raise Problems([Problem(name, "file", f"{len(data)} bytes", f"allowed: {_MAX_CONFIG_BYTES}")])
-        tree = yaml.compose(data, Loader=yaml.SafeLoader)
-        loaded = yaml.safe_load(data)
+        tree = yaml.compose(data, Loader=_Loader)
+        loaded = yaml.load(data, Loader=_Loader)
         repeated = _repeated_keys(name, tree) if tree is not None else []
     except RecursionError:
         raise Problems([Problem(name, "file", "nested too deeply", "allowed: YAML without loops")]) from None

@@ -178,7 +178,11 @@ def write_manifest(files: Files, manifest: Manifest) -> None:
     try:
         files.create(name, data)
     except FileExistsError:
-        if files.read(name) != data:  # else a retry of what had succeeded
+        try:
+            there = files.read(name)
+        except FileNotFoundError:  # what S3 says of two writes at once, of which neither may have been done
+            raise OSError(f"{name}: the store refused it because of another write at the same time") from None
+        if there != data:  # else a retry of what had succeeded
             raise TakenOverError(f"{name}: published by another writer, which has taken over") from None
 
 

@@ -92,7 +92,9 @@ class ZeroInflatedLogNormal(LabelLoss):
 
 
 def _deviation(outputs: Tensor) -> Tensor:
-    return functional.softplus(outputs).clamp(min=_LEAST_DEVIATION)
+    return (
+        functional.softplus(outputs) + _LEAST_DEVIATION
+    )  # a clamp would have no slope, so alike values would end it for good
 
 
 class Tweedie(LabelLoss):

@@ -92,3 +92,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(Problems) as caught:
             load_pipeline(path, None)
         assert caught.value.problems[0].file == str(path)
+
+
+def test_words_that_older_yaml_takes_for_truth_values(tmp_path: Path) -> None:
+    """`sides: {items: {on: item}}` is in the docs, and was refused for its key `True`."""
+    features = "features:\n  no: {column: y}\n"
+    pipeline = load_text(tmp_path, BASE.replace("features:\n", features) + "serve: {log: off, stale_is_unready: yes}\n")
+    assert pipeline.features["no"].column == "y"
+    assert (pipeline.serve.log, pipeline.serve.stale_is_unready) == (False, True)

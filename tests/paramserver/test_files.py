@@ -190,3 +190,20 @@ def test_of_two_writers_in_containers_one_publishes_whenever_the_other_comes(tmp
 
 def manifest_with(watermark: int) -> Manifest:
     return Manifest(version=1, parent=0, watermark=watermark, published_at=0, fingerprint="form", shards=[], offsets={})
+
+
+def test_a_store_that_refuses_two_writes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers 409 then, which its client takes for a file that is there: published the next time, and said why not before."""
+    files = MemoryFiles()
+    writer = Writer(files, keep_deltas=3)
+    writer.learn()
+    epoch, cut = writer.seal(), writer.cut()
+
+    def refuse(name: str, data: bytes) -> None:
+        raise FileExistsError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "create", refuse)
+        with pytest.raises(OSError, match=r"manifest-0+1\.json: the store refused it because of another write"):
+            writer.log.publish(epoch, cut)
+    assert writer.log.publish(epoch, cut).version == 1
