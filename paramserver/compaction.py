@@ -22,11 +22,11 @@ _PART_BYTES = 32 << 20
 
 
 class Fold(NamedTuple):
-    """A base to be made. ``path`` leads to its version, see `history.path_to`; ``recent`` has deltas in memory."""
+    """A base to be made. ``path`` leads to its version, see `history.path_to`, whose manifest it repeats, so its rows have that
+    version's precision; ``recent`` has deltas in memory."""
 
     files: Files
     path: Sequence[Manifest]
-    precision: Precision
     recent: Mapping[str, Delta]
 
     def run(self) -> Manifest:
@@ -44,7 +44,7 @@ class Fold(NamedTuple):
         """Write the version's rows as parts of a base."""
         first, *later = self.path
         changes = combine_bounded(map(self._read, later), _DELTAS_AT_ONCE_BYTES)
-        return write_parts(self.files, stem, self._parts(first), changes, self.precision)
+        return write_parts(self.files, stem, self._parts(first), changes, self.path[-1].precision)
 
     def _parts(self, whole: Manifest) -> Iterator[Delta]:
         if whole.name in self.recent:

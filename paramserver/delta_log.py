@@ -193,7 +193,7 @@ class DeltaLog:
             raise BadFile(f"version {version}: no trainer's state to train from; versions that have one: {have}")
         following = self.version + 1
         whole = len(path) == 1
-        fold = Fold(self._files, path, self._precision, {})
+        fold = Fold(self._files, path, {})
         manifest = Manifest(
             version=following,
             parent=0,
@@ -374,7 +374,7 @@ class DeltaLog:
             if path[0].is_whole:
                 break
             version = path[0].parent
-        return Fold(self._files, path, self._precision, dict(self._recent))
+        return Fold(self._files, path, dict(self._recent))
 
     def _folded(self, base: Manifest) -> Manifest:
         self._bases.append(base)

@@ -21,6 +21,7 @@ from paramserver.files import Files
 from paramserver.follower import Follower
 from paramserver.history import all_manifests, damage_of, path_to, read_shard, read_version, restore
 from paramserver.manifest import Manifest, TakenOverError
+from paramserver.precision import Precision
 from paramserver.table import Rows, Table
 from tests.paramserver.published import (
     COLUMNS,
@@ -243,6 +244,25 @@ def test_checksums_go_on_after_a_restart_and_begin_anew_with_another_precision(r
         assert (set(follower.manifest.checksums), follower.manifest.precision) == (set(DIMS), "int8")
         assert follower.drifted() == []
         writer.publish()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("other", ["float32", "int8"])
+@pytest.mark.parametrize("what", ["go back", "fold"])
+def test_who_repeats_a_version_keeps_its_precision(what: str, precision: Precision, other: Precision) -> None:
+    """Whatever precision its own log has: an exact replica's rows have the checksums that the manifest repeats."""
+    files = MemoryFiles()
+    writer = Writer(files, 1000, seed=9)
+    writer.log = DeltaLog(files, "form", 1000, precision=precision)
+    for _ in range(4):
+        writer.publish()
+    log = DeltaLog.resume(files, "form", 1000, precision=other)
+    manifest = log.go_back(3, 0, training=False) if what == "go back" else log.fold()
+    assert manifest is not None and manifest.checksums and manifest.precision == precision
+    follower = Follower(files, tables := replica_tables("float32"))
+    follower.load(manifest.version)
+    assert follower.drifted() == []
+    assert sum(map(len, tables.values()))
 
 
 def test_nothing_published_is_nothing_to_pull() -> None:
