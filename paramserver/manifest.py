@@ -70,10 +70,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ``parent`` is the version that its deltas change; a base has none (-1) and holds all rows. A version whose parent is 0, that
     is nothing, holds all rows as well and begins a lineage: the first one of all, one by which a retrained model takes over, and
     one that goes back. ``lineage`` is the version that began its own, ``retrained`` names the retrainings that began lineages so
-    far, oldest first. ``trainer`` is the trainer's state (dense weights, optimizer, random state). ``offsets`` are the next to
-    read, by topic and partition. ``form`` describes what decides the form of rows and weights, ``fingerprint`` is the XXH3-64
-    (hex) of that. ``goes_back_to`` is the version whose content a rollback repeats, and ``trains_from`` the one that training goes
-    on from where that is not this one; 0 for neither. ``learned`` says how old the epoch's examples were.
+    far, oldest first. ``trainer`` is the trainer's state (dense weights, optimizer, scale of dense features, newcomers).
+    ``offsets`` are the next to read, by topic and partition. ``form`` describes what decides the form of rows and weights,
+    ``fingerprint`` is the XXH3-64 (hex) of that. ``goes_back_to`` is the version whose content a rollback repeats, and
+    ``trains_from`` the one that training goes on from where that is not this one; 0 for neither. ``learned`` says how old the
+    epoch's examples were.
 
     ``checksums`` are by table those of all rows as replicas read them, see `paramserver.checksum`, whose embeddings have
     ``precision``; a table without one is not checked.

@@ -33,7 +33,7 @@ class Guard:
         return self._settings.loss is not None or bool(self._settings.prediction)
 
     def add(self, loss: Tensor, outputs: Tensor) -> None:
-        """Take a step's summed loss and its outputs [n, labels]."""
+        """Take a step's summed loss and its outputs [n, outputs]."""
         count = len(outputs)
         self._examples += count
         share = min(1.0, count / min(self._examples, self._settings.over))
