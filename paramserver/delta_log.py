@@ -91,9 +91,13 @@ class DeltaLog:
         """The log that is in a place, to go on with after its newest version.
 
         Damaged manifests are left out: `newest` is then older than ``version``, and only a whole version may follow. `BadFile`
-        where rows of a form are in it that ``form`` does not continue, `OtherFormat` where another program wrote it.
+        where rows of a form are in it that ``form`` does not continue, or there is no number for another version;
+        `OtherFormat` where another program wrote it.
         """
         log = cls(files, form, keep_deltas, precision=precision, executor=executor)
+        for version, base in manifests.strays(files):
+            name = manifests.manifest_name(version, base=base)
+            _log.warning("%s: cannot be read, and far above all that can: no version, passed over; delete it", name)
         for base in (True, False):
             for version in manifests.versions(files, base=base):
                 log.version = max(log.version, version)
@@ -112,6 +116,7 @@ class DeltaLog:
         states = {item.version: item.trainer for item in (*log._bases, *log._deltas.values()) if item.trainer}
         must = sorted(states)[-_KEPT_TRAINER_STATES:]  # where one of these is missing, somebody is to be told
         log._states = {at: ref for at, ref in sorted(states.items()) if ref.name in there or at in must}
+        log._following()
         newest = log.newest
         if newest is not None and newest.fingerprint != log._fingerprint:
             check_form(files, newest, form)
@@ -191,7 +196,7 @@ class DeltaLog:
         if training and version not in trainable:
             have = ", ".join(map(str, trainable)) or "none"
             raise BadFile(f"version {version}: no trainer's state to train from; versions that have one: {have}")
-        following = self.version + 1
+        following = self._following()
         whole = len(path) == 1
         fold = Fold(self._files, path, {})
         manifest = Manifest(
@@ -231,7 +236,7 @@ class DeltaLog:
     def _publish(
         self, epoch: Mapping[str, Rows], cut: Cut, *, parent: int, lineage: int, retraining: str | None = None
     ) -> Manifest:
-        version = self.version + 1
+        version = self._following()
         stem = f"{version:012d}"
         delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
         checksums = self._checksums_after(delta, parent)
@@ -274,6 +279,16 @@ class DeltaLog:
         self._remember(manifest, delta)
         self._compact()
         return manifest
+
+    def _following(self) -> int:
+        """The next version's number; `BadFile` where there is none."""
+        if self.version + 1 == manifests.VERSIONS:
+            base = self.version not in manifests.versions(self._files, base=False)
+            raise BadFile(
+                f"{manifests.manifest_name(self.version, base=base)}: the last version that there can be; delete it if it "
+                "is none, or publish to a new place"
+            )
+        return self.version + 1
 
     def _checksums_after(self, delta: Delta, parent: int) -> dict[str, str]:
         """Of the next version's tables; none where only some of its rows have the precision that they are to have."""

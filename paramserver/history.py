@@ -63,8 +63,7 @@ def newest(files: Files) -> Manifest:
 
 def all_manifests(files: Files) -> Iterator[Manifest | BadFile]:
     """Every manifest by version, a base after the delta of the same version; what is damaged as the error that names it."""
-    found = [(version, base) for base in (False, True) for version in manifests.versions(files, base=base)]
-    for version, base in sorted(found):
+    for version, base in manifests.named(files):
         try:
             yield manifests.read_manifest(files, version, base=base)
         except BadFile as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -14,10 +15,12 @@ from paramserver.learned import Learned
 from paramserver.precision import Precision
 
 FORMAT = 4
+VERSIONS = 10**12
+"""All are below: names have twelve digits."""
 
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
-Version: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
+Version: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=VERSIONS)]
 Millis: TypeAlias = Annotated[int, msgspec.Meta(gt=-(1 << 53), lt=1 << 53)]
 
 
@@ -84,7 +87,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     version: Version
-    parent: Annotated[int, msgspec.Meta(ge=-1, lt=10**12)]
+    parent: Annotated[int, msgspec.Meta(ge=-1, lt=VERSIONS)]
     watermark: Millis
     published_at: Millis
     fingerprint: str
@@ -135,6 +138,7 @@ NOT_JSON = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 _decoder = msgspec.json.Decoder(Manifest)
 _format = msgspec.json.Decoder(_Format)
+_FAR = 1_000_000
 _NAME = re.compile(r"^(manifest|base)-(\d{12})\.json$")
 
 
@@ -217,7 +221,45 @@ def _format_of(data: bytes) -> int:
 
 
 def versions(files: Files, *, base: bool) -> list[int]:
-    """The versions whose manifest is there, ascending."""
-    kind = "base" if base else "manifest"
+    """The versions whose manifest is there, ascending, without `strays`."""
+    found = named(files)
+    end = _end(files, found)
+    return [version for version, is_base in found if is_base == base and version < end]
+
+
+def named(files: Files) -> list[tuple[int, bool]]:
+    """The versions that names of manifests say, and whether they are bases; ascending, a base after the delta of its version."""
     found = (_NAME.match(name) for name in files.names())
-    return sorted(int(match[2]) for match in found if match and match[1] == kind)
+    return sorted((int(match[2]), match[1] == "base") for match in found if match)
+
+
+def strays(files: Files) -> list[tuple[int, bool]]:
+    """Those of `named` that are of no version.
+
+    Versions follow each other, so where a million numbers are left out, and nothing above them can be read, no version was
+    damaged: something else has such a name. Nobody takes that for the newest version, or goes on after it.
+    """
+    found = named(files)
+    end = _end(files, found)
+    return [item for item in found if item[0] >= end]
+
+
+def _end(files: Files, found: Sequence[tuple[int, bool]]) -> int:
+    """From which number on names are of no version. Only a gap costs a look at what is above it."""
+    end = VERSIONS
+    gaps = [at for at in range(1, len(found)) if found[at][0] - found[at - 1][0] > _FAR]
+    for at in reversed(gaps):
+        if any(_is_readable(files, *item) for item in found[at:] if item[0] < end):
+            break
+        end = found[at][0]
+    return end
+
+
+def _is_readable(files: Files, version: int, base: bool) -> bool:
+    try:
+        read_manifest(files, version, base=base)
+    except (OtherFormat, FileNotFoundError):  # what was deleted meanwhile was one
+        return True
+    except BadFile:
+        return False
+    return True

@@ -8,14 +8,14 @@ import msgspec
 
 from basis.problems import BadFile
 from paramserver.files import Files
-from paramserver.manifest import NOT_JSON, checked_line, encode_checked
+from paramserver.manifest import NOT_JSON, VERSIONS, checked_line, encode_checked
 
 _PIN, _HOLD = "pin.json", "hold.json"
 _Mark = TypeVar("_Mark")
 
 
 class _Pin(msgspec.Struct):
-    version: Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
+    version: Annotated[int, msgspec.Meta(ge=0, lt=VERSIONS)]
 
 
 class Hold(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from paramserver import manifest as manifests
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
 from paramserver.follower import Follower
-from paramserver.history import all_manifests, damage_of, path_to, read_shard, read_version, restore
+from paramserver.history import all_manifests, damage_of, newest, path_to, read_shard, read_version, restore
 from paramserver.manifest import Manifest, TakenOverError
 from paramserver.precision import Precision
 from paramserver.table import Rows, Table
@@ -555,3 +555,56 @@ def test_a_publication_that_folds_and_deletes_beside_a_rollback_loses_nothing(tr
             if stepping.left > 0:
                 break
     assert rolled_back > 5
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_a_stray_name_far_above_the_versions_is_none(base: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither writer nor replica goes by it: one would publish what nobody finds, the other begin anew at each pull."""
+    files, writer = published(5, keep=3)
+    follower = Follower(files, tables := replica_tables())
+    follower.pull()
+    name = manifests.manifest_name(manifests.VERSIONS - 1, base=base)
+    files.content[name] = b"x"
+    writer.log = DeltaLog.resume(files, "form", 3)
+    assert f"{name}: cannot be read" in caplog.text
+    applied: list[int] = []
+    follower._applied = lambda manifest: applied.append(manifest.version)
+    follower.pull()
+    assert applied == [] and newest(files).version == 5
+    assert writer.publish().version == 6
+    follower.pull()
+    assert applied == [6]
+    fresh = Follower(files, fresh_tables := replica_tables())
+    fresh.pull()
+    assert fresh.version == 6
+    assert state_of(fresh_tables) == state_of(tables) == writer.history[6]
+    assert [str(item).partition(":")[0] for item in all_manifests(files) if isinstance(item, BadFile)] == [name]
+
+
+def test_after_damaged_manifests_of_the_newest_versions_come_the_next_numbers() -> None:
+    """Also where an old version is pinned, far below them."""
+    files, writer = published(2)
+    writer.log.version = 5_000_000
+    writer.log.take_over({name: table.export() for name, table in writer.tables.items()}, Cut(0, 0, {}, b"dense"))
+    writer.publish()
+    name = manifests.manifest_name(5_000_002, base=False)
+    files.content[name] = files.content[name][:-1]
+    log = DeltaLog.resume(files, "form", 1000)
+    assert log.newest is not None and (log.newest.version, log.version) == (5_000_001, 5_000_002)
+
+
+def test_there_is_no_version_after_the_last() -> None:
+    """Thirteen digits are no version's."""
+    files, writer = published(1)
+    writer.log.version = manifests.VERSIONS - 2
+    rows = {name: table.export() for name, table in writer.tables.items()}
+    last = writer.log.take_over(rows, Cut(0, 0, {}, b"dense"))
+    before = set(files.content)
+    refused = f"{last.name}: the last version that there can be"
+    with pytest.raises(BadFile, match=refused):
+        writer.log.take_over(rows, Cut(0, 0, {}, b"dense"))
+    with pytest.raises(BadFile, match=refused):
+        writer.log.go_back(1, 0, training=False)
+    with pytest.raises(BadFile, match=refused):
+        DeltaLog.resume(files, "form", 4)
+    assert set(files.content) == before
