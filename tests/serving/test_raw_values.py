@@ -193,7 +193,7 @@ def test_raw_values_are_scored_and_logged_as_the_replays_features(world: World) 
             assert status == 200, answer
             order = np.array(answer["ids"])
             assert np.array_equal(np.array(answer["score"], np.float32), wanted[order])
-            record = msgspec.msgpack.decode(world.replica.outbox.take(1)[0].make(), type=Request)
+            record = msgspec.msgpack.decode(world.replica.outbox.take(1)[0].value, type=Request)
             for name, feature in features.items():
                 column = slice_columns(events.features, begin, end)[name]
                 assert not isinstance(column, Repeated)
