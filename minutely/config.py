@@ -11,6 +11,7 @@ import msgspec
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from basis.decoding import UNDECODABLE, why
 from basis.problems import Problem, Problems
 from basis.settings import Section, format_duration
 from paramserver.settings import SyncSettings, TablesSettings
@@ -31,6 +32,8 @@ _UNION_TAGS = (
     *("row_adagrad", "adagrad", "sgd", "momentum", "adam", "ftrl", "normal", "uniform", "zeros"),
 )
 _RENAMED = {("serve", "log_buffer"): "is now log_buffer_bytes, the memory of waiting records and not their number"}
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError)
+"""What PyYAML raises; at a value that its tag does not fit, that is whatever its own code ran into."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -127,15 +130,13 @@ def _read(path: Path) -> tuple[Any, yaml.Node | None]:
         tree = yaml.compose(data, Loader=_Loader)
         loaded = yaml.load(data, Loader=_Loader)
         repeated = _repeated_keys(name, tree) if tree is not None else []
-    except RecursionError:
-        raise Problems([Problem(name, "file", "nested too deeply", "allowed: YAML without loops")]) from None
     except OSError as error:
         raise Problems([Problem(name, "file", error.strerror or "", "allowed: a configuration file")]) from None
     except yaml.MarkedYAMLError as error:
         place = f"line {error.problem_mark.line + 1}" if error.problem_mark else "file"
         raise Problems([Problem(name, place, error.problem or "", "allowed: YAML")]) from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise Problems([Problem(name, "file", str(error).splitlines()[0], "allowed: YAML in UTF-8")]) from None
+    except (*UNDECODABLE, *_NOT_YAML) as error:
+        raise Problems([Problem(name, "file", why(error), "allowed: YAML in UTF-8, without loops")]) from None
     if repeated:
         raise Problems(repeated)
     return loaded, tree

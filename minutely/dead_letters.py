@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from basis.decoding import UNDECODABLE, why
 from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.events import DeadLetter
@@ -33,7 +34,13 @@ def dead_letters(pipeline: Pipeline, reason: str | None, stop: Callable[[], bool
     patiently(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
     for partition in range(pipeline.kafka.partitions):
         for value in _kept(KafkaHistory(pipeline.kafka, partition), pipeline.kafka.asked, stop):
-            letter = _decoder.decode(value)
+            try:
+                letter = _decoder.decode(value)
+            except UNDECODABLE as error:
+                _log.warning(
+                    "partition %d holds a record that is no dead letter, passed over: %s", partition, why(error)
+                )
+                continue
             if reason in (None, letter.reason):
                 yield letter
 

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from basis.decoding import UNDECODABLE
 from basis.problems import NoAnswerError
 from serving.freshness import STAGES
 from serving.status import Status
@@ -43,7 +44,7 @@ def _ask(url: str) -> Looked:
     try:
         with urllib.request.urlopen(f"{place.rstrip('/')}/v1/status", timeout=_TIMEOUT_SECONDS) as answer:
             return Looked(url, msgspec.json.decode(answer.read(), type=Status))
-    except (OSError, ValueError, HTTPException) as error:
+    except (*UNDECODABLE, OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         return Looked(url, error=" ".join(str(reason).split()) or type(error).__name__)
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import xxhash
 
+from basis.decoding import UNDECODABLE
 from basis.problems import BadFile
 from paramserver.files import Files
 from paramserver.manifest import Manifest
@@ -43,7 +44,7 @@ def differences(earlier: str, later: str) -> dict[str, str]:
     """What keeps ``later`` from continuing ``earlier``, place by place; nothing where it only adds features or their tables."""
     try:
         whole = [msgspec.json.decode(form) for form in (earlier, later)]
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return {} if earlier == later else {"form": f"{earlier} before, {later} now"}
     before, after = map(_flat, whole)
     known = {place[1] for place in before if place[0] == "features"}

@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 import xxhash
 
+from basis.decoding import UNDECODABLE, why
 from basis.problems import BadFile
 from paramserver.files import Files
 from paramserver.learned import Learned
@@ -133,9 +134,6 @@ class _Format(msgspec.Struct):
     format: int
 
 
-NOT_JSON = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
-"""What msgspec raises where bytes are not the JSON that is wanted."""
-
 _decoder = msgspec.json.Decoder(Manifest)
 _format = msgspec.json.Decoder(_Format)
 _FAR = 1_000_000
@@ -198,10 +196,10 @@ def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
     try:
         manifest = _decoder.decode(data)
         written = manifest.format
-    except NOT_JSON as error:
+    except UNDECODABLE as error:
         written = _format_of(data)
         if written == FORMAT:
-            raise BadFile(f"{name}: {error}") from None
+            raise BadFile(f"{name}: {why(error)}") from None
     if written != FORMAT:
         raise OtherFormat(
             f"{name}: format {written}, this program reads {FORMAT}; allowed: the program that wrote it, or a new place"
@@ -216,7 +214,7 @@ def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
 def _format_of(data: bytes) -> int:
     try:
         return _format.decode(data).format
-    except NOT_JSON:
+    except UNDECODABLE:
         return FORMAT
 
 

@@ -6,9 +6,10 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from basis.decoding import UNDECODABLE, why
 from basis.problems import BadFile
 from paramserver.files import Files
-from paramserver.manifest import NOT_JSON, VERSIONS, checked_line, encode_checked
+from paramserver.manifest import VERSIONS, checked_line, encode_checked
 
 _PIN, _HOLD = "pin.json", "hold.json"
 _Mark = TypeVar("_Mark")
@@ -52,8 +53,8 @@ def _read(files: Files, name: str, kind: type[_Mark]) -> _Mark | None:
         return msgspec.json.decode(checked_line(name, files.read(name)), type=kind)
     except FileNotFoundError:
         return None
-    except NOT_JSON as error:
-        raise BadFile(f"{name}: {error}") from None
+    except UNDECODABLE as error:
+        raise BadFile(f"{name}: {why(error)}") from None
 
 
 def _write(files: Files, name: str, mark: object | None) -> None:

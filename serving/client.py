@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from basis.decoding import UNDECODABLE
 from serving.answers import MSGPACK, Accepted, Pinned, Problem, RankAnswer, Ready, Score, Shadowed
 from serving.status import Status
 
@@ -124,7 +125,7 @@ class Client:
         if status >= 400:
             try:
                 error = msgspec.msgpack.decode(data, type=Problem).error
-            except msgspec.DecodeError:
+            except UNDECODABLE:
                 error = data[:200].decode(errors="replace")
             raise RefusedError(status, error, retry)
         return msgspec.msgpack.decode(data, type=kind)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import msgspec
 import numpy as np
 
+from basis.decoding import UNDECODABLE, why
 from serving.inputs import BadRequest, Inputs, is_packed, raw_column
 from streaming.columns import Column, ServedColumns, repeated
 from streaming.events import (
@@ -108,8 +109,8 @@ def decode(body: type[T], payload: bytes, *, msgpack: bool) -> T:
         return decoded
     except msgspec.ValidationError as error:
         raise BadRequest(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"not {'msgpack' if msgpack else 'JSON'}: {error}", 400) from None
+    except UNDECODABLE as error:
+        raise BadRequest(f"not {'msgpack' if msgpack else 'JSON'}: {why(error)}", 400) from None
 
 
 @dataclass(frozen=True, slots=True)

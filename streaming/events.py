@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from basis.decoding import UNDECODABLE, why
 from streaming.columns import Packed
 
 SCHEMA_VERSION = 1
@@ -88,8 +89,8 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
         raise BadRecord("too_large", f"{len(payload)} bytes; allowed: {MAX_RECORD_BYTES}")
     try:
         record = decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
-        raise BadRecord("malformed", str(error)) from None
+    except UNDECODABLE as error:
+        raise BadRecord("malformed", why(error)) from None
     if record.version != SCHEMA_VERSION:
         raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
     return record

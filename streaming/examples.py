@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from basis.arrow import BatchCodec
+from basis.decoding import UNDECODABLE, why
 from streaming.columns import Column, Columns, arrow_type, from_arrow, to_arrow
 from streaming.events import SCHEMA_VERSION, BadRecord, encode
 from streaming.features import Feature
@@ -111,8 +112,8 @@ class ExampleFormat:
                 if column.null_count:
                     raise BadRecord("malformed", f"column {name}: a value is missing")
             return batch, record.watermark
-        except (msgspec.DecodeError, ValueError) as error:
-            raise error if isinstance(error, BadRecord) else BadRecord("malformed", str(error)) from None
+        except (*UNDECODABLE, ValueError) as error:
+            raise error if isinstance(error, BadRecord) else BadRecord("malformed", why(error)) from None
 
     def columns(self, batch: pa.RecordBatch) -> dict[str, Column]:
         """The features of a batch, as views where their layout allows."""

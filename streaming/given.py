@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from basis.decoding import UNDECODABLE
 from streaming.columns import Ids, Ragged
 from streaming.events import NUMBERS_ALLOWED
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
@@ -18,7 +19,7 @@ from streaming.tabular import as_numbers
 from streaming.transforms import Raw, beyond
 from streaming.values import as_arrow, plain_ids, plain_lists, plain_numbers, plain_vectors
 
-WRONG = (TypeError, ValueError, OverflowError, pa.ArrowException)
+WRONG = (*UNDECODABLE, TypeError, ValueError, OverflowError, pa.ArrowException)
 """What these functions raise where values do not fit."""
 
 

@@ -360,13 +360,15 @@ class Joiner:
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting = pending.waiting, []
         for offset, payload in waiting:
-            engagement = decode_engagement(payload, MAX_TIME_MS)
-            wait_until = engagement.happened_at + self._window + self._settings.lateness
-            if wait_until < self.watermark:
-                bad = BadRecord("unmatched", f"no impression {engagement.impression_id} of request {request_id}")
+            try:
+                engagement = decode_engagement(payload, MAX_TIME_MS)
+                wait_until = engagement.happened_at + self._window + self._settings.lateness
+                if wait_until < self.watermark:
+                    raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {request_id}")
+            except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, offset, payload, bad)
-            else:
-                pending.waiting.append((offset, payload))
-                self._store.wake(request_id, pending, wait_until)
+                continue
+            pending.waiting.append((offset, payload))
+            self._store.wake(request_id, pending, wait_until)
         if not pending.waiting:
             self._store.drop(request_id)

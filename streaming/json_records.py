@@ -7,29 +7,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from basis.decoding import UNDECODABLE, why
 from streaming import given
 from streaming.columns import Column, Floats, Packed, pack
 from streaming.events import BadRecord, Request, encode
 from streaming.features import Feature, SparseFeature, VectorFeature
 
+_Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""JSON has integers that msgpack cannot hold."""
+
 
 class _JsonRequest(msgspec.Struct, kw_only=True):
-    version: int
+    version: _Int64
     request_id: str
-    served_at: int
+    served_at: _Int64
     impression_ids: list[str]
     shared: dict[str, Any] = {}
     features: dict[str, list[Any]] = {}
     positions: list[int] = []
     scores: list[list[float]] = []
-    sparse_version: int = 0
-    dense_version: int = 0
+    sparse_version: _Int64 = 0
+    dense_version: _Int64 = 0
 
 
 _decoder = msgspec.json.Decoder(_JsonRequest)
@@ -39,8 +43,8 @@ def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
     """A request of JSON as msgpack with packed columns; `BadRecord` where its values do not fit its features."""
     try:
         read = _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRecord("malformed", str(error)) from None
+    except UNDECODABLE as error:
+        raise BadRecord("malformed", why(error)) from None
     try:
         positions, scores = np.array(read.positions, "<i4").tobytes(), np.array(read.scores, "<f4").tobytes()
     except (ValueError, OverflowError) as error:
@@ -85,7 +89,7 @@ def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Colu
             case _:
                 return _floats(given.numbers(values))
     except given.WRONG as error:
-        raise BadRecord("malformed", f"feature {name}: {error}") from None
+        raise BadRecord("malformed", f"feature {name}: {why(error)}") from None
 
 
 def _floats(values: npt.NDArray[np.float64]) -> Floats:

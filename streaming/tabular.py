@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from basis.decoding import UNDECODABLE, why
 from basis.problems import Problem, ProblemList, Problems
 from streaming.source_settings import File
 from streaming.values import as_arrow
@@ -217,7 +218,7 @@ def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
             null_values=[""],
         )
         table = pa.csv.read_csv(path, read_options=options, parse_options=parse, convert_options=convert)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (*UNDECODABLE, pa.ArrowException, OSError) as error:
         raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: CSV with a header line")]) from None
     lines = pa.array(
         [line for line in range(2, table.num_rows + len(left_out) + 2) if line not in left_out], pa.int64()
@@ -242,8 +243,8 @@ def _json_lines(path: Path, _file: File, columns: list[str]) -> RowFile:
             try:
                 rows.append(decoder.decode(text))
                 lines.append(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                rejects.append(Reject(str(path), f"line {line}", _show(text[:_SHOWN]), "malformed", str(error)))
+            except UNDECODABLE as error:
+                rejects.append(Reject(str(path), f"line {line}", _show(text[:_SHOWN]), "malformed", why(error)))
     present = list(dict.fromkeys(name for row in rows for name in row))
     if not rows:
         raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows"), *as_problems(rejects)])
@@ -253,8 +254,8 @@ def _json_lines(path: Path, _file: File, columns: list[str]) -> RowFile:
             with problems.collect():
                 try:
                     found[name] = as_arrow([row.get(name) for row in rows])
-                except (TypeError, ValueError) as error:
+                except (*UNDECODABLE, TypeError, ValueError) as error:
                     allowed = "allowed: numbers, texts, or lists of them"
-                    raise Problems([Problem(str(path), f"column {name}", str(error), allowed)]) from None
+                    raise Problems([Problem(str(path), f"column {name}", why(error), allowed)]) from None
     problems.raise_any()
     return RowFile(str(path), pa.table(found), pa.array(lines, pa.int64()), rejects, _missing(path, present, columns))

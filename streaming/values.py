@@ -24,8 +24,14 @@ _NUMBERS = {int, float, bool, type(None)}
 def as_arrow(values: Sequence[Any]) -> pa.Array:
     """Values of any one kind as an array; integers beyond 64 bits, and values of several kinds, as their texts.
 
-    ``TypeError`` where lists or objects stand beside other values.
+    ``TypeError`` where lists stand beside other values, and where there are objects, or lists within lists: of those Arrow makes
+    types as deep as they are, in seconds where that is deep.
     """
+    for value in values:
+        if isinstance(value, dict):
+            raise TypeError("an object")
+        if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
+            raise TypeError("a list or an object within a list")
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):

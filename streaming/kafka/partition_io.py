@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from streaming.join_partition import Committed
+from basis.decoding import UNDECODABLE, why
+from streaming.join_partition import Committed, ForgottenError
 from streaming.join_state import Cut, Outgoing
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
@@ -174,7 +175,13 @@ class KafkaOutlet:
             found = dict(zip(self._inputs, _committed(consumer, list(self._inputs.values())), strict=True))
         if any(at.offset < 0 for at in found.values()):
             return None
-        metadata = _decoder.decode(found[IMPRESSIONS].metadata or "")
+        try:
+            metadata = _decoder.decode(found[IMPRESSIONS].metadata or "")
+        except UNDECODABLE as error:
+            raise ForgottenError(
+                f"group {self._group}: what is committed with the offsets of {self._inputs[IMPRESSIONS]} is no joiner's: "
+                f"{why(error)}; allowed: offsets that only joiners commit, or another kafka.prefix"
+            ) from None
         return Committed(
             metadata.id,
             metadata.sequence,
