@@ -28,6 +28,10 @@ class Problems(ValueError):
         self.problems = list(problems)
 
 
+class Unreadable(Problems):
+    """A file cannot be read for now, such as for want of rights; what is in it may be right."""
+
+
 class ProblemList:
     """Collects mistakes over several steps, so that all are told at once."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from basis.problems import Problems
+from basis.problems import Problems, Unreadable
 from streaming.features import Feature
 from streaming.mapping import SideTable
 from streaming.source import read_side
@@ -31,7 +31,7 @@ class Sides:
 
     One thread calls `step`, which reads a file that changed once it has looked the same twice, so that one that is being
     written is left alone. ``tables`` is replaced as a whole: who takes it once sees each table at one moment. A file that cannot
-    be read any more changes nothing but ``problem``.
+    be used any more changes nothing but ``problem``; one that may not be read is tried again at each look.
     """
 
     def __init__(self, settings: SourceSettings, features: Mapping[str, Feature], folder: Callable[[], Path]) -> None:
@@ -63,9 +63,11 @@ class Sides:
         self._read[name] = stamp
         try:
             table = self._load(name)
-        except Problems as problems:
-            self._problems[name] = f"side table {name}: {'; '.join(map(str, problems.problems[:3]))}"
-            _log.error("%s; what was read before is served", self._problems[name])
+        except Exception as error:  # whatever it is: what was read before is served, and that is told
+            if isinstance(error, Unreadable):
+                self._read[name] = None  # to be tried again, since rights may come back without a change
+            why = error.problems[:3] if isinstance(error, Problems) else [f"{type(error).__name__}: {error}"]
+            self._tell(name, f"side table {name}: {'; '.join(map(str, why))}")
             return
         if self._stamp(name) != stamp:  # it changed while it was read
             self._read[name] = None
@@ -73,6 +75,11 @@ class Sides:
         self._problems.pop(name, None)
         self.tables = {**self.tables, name: table}
         _log.info("side table %s: read again", name)
+
+    def _tell(self, name: str, problem: str) -> None:
+        if self._problems.get(name) != problem:
+            self._problems[name] = problem
+            _log.error("%s; what was read before is served", problem)
 
     def _load(self, name: str) -> SideTable:
         files: list[RowFile] = []

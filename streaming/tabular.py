@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from basis.decoding import UNDECODABLE, why
-from basis.problems import Problem, ProblemList, Problems
+from basis.problems import Problem, ProblemList, Problems, Unreadable
 from streaming.source_settings import File
 from streaming.values import as_arrow
 
@@ -103,12 +103,22 @@ class RowFile:
 
 
 def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
-    """The rows of a file with those of ``columns`` that it has; `Problems` where the file as a whole cannot be read."""
+    """The rows of a file with those of ``columns`` that it has; `Problems` where the file as a whole cannot be used, `Unreadable`
+    where that is the system's doing."""
     path = folder / file.file
+    try:
+        return _read(path, file, columns)
+    except OSError as error:
+        allowed = "allowed: a file that can be read"
+        raise Unreadable([Problem(str(path), "file", error.strerror or str(error), allowed)]) from None
+
+
+def _read(path: Path, file: File, columns: Sequence[str]) -> RowFile:
     if not path.is_file():
         raise Problems([Problem(str(path), "file", "", "not there; allowed: a file of the source's folder")])
     if path.stat().st_size == 0:
         raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
+    path.open("rb").close()  # Arrow's errors do not tell a file that may not be read from one that is broken
     kind = file.format or _FORMATS.get(path.suffix)
     if kind is None:
         raise Problems([Problem(str(path), "ending", path.suffix, "allowed: format: parquet, csv or jsonl")])
@@ -183,6 +193,7 @@ def _parquet(path: Path, _file: File, columns: list[str]) -> RowFile:
         with pa.parquet.ParquetFile(path) as file:
             present = file.schema_arrow.names
             table = file.read(columns=[column for column in columns if present.count(column) == 1])
+        table.validate(full=True)  # among others that texts are UTF-8, which the format does not promise
     except (pa.ArrowException, OSError) as error:
         raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: a whole Parquet file")]) from None
     lines = pa.array(range(1, table.num_rows + 1), pa.int64())
