@@ -16,7 +16,7 @@ from paramserver import history
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import Manifest, TakenOverError
-from paramserver.marks import read_hold, read_pin, write_pin
+from paramserver.marks import read_hold, read_pin, unpin
 
 _TRIES = 5
 _WIDTH = 150
@@ -96,7 +96,6 @@ def roll_back(console: Console, place: str, version: int, *, training: bool) -> 
         except TakenOverError:  # the trainer at work was faster
             if attempt == _TRIES - 1:
                 raise BadFile("a trainer publishes faster than this; stop it first") from None
-    write_pin(files, 0 if training else manifest.version)
     after = (
         f"training goes on from it, at offsets {manifest.offsets}"
         if training
@@ -113,8 +112,13 @@ def roll_back(console: Console, place: str, version: int, *, training: bool) -> 
 def release(console: Console, place: str) -> None:
     """Let replicas take the newest version again."""
     files = open_versions(place)
-    pin = read_pin(files)
-    write_pin(files, 0)
+    try:
+        pin = read_pin(files)
+    except BadFile as error:  # nobody can go back either as long as it is there
+        unpin(files)
+        console.print(f"{error}; removed: replicas take the newest again", soft_wrap=True)
+        return
+    unpin(files)
     console.print(f"replicas were held at version {pin}, and take the newest again" if pin else "nothing was held")
 
 

@@ -20,7 +20,7 @@ from paramserver.form import check_form, fingerprint_of
 from paramserver.history import named_files, path_to, read_shard
 from paramserver.learned import Learned
 from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat
-from paramserver.marks import read_pin
+from paramserver.marks import needed_by_pin, pin_next, read_pin
 from paramserver.precision import Precision
 from paramserver.table import Rows
 
@@ -182,13 +182,15 @@ class DeltaLog:
         return self._publish(rows, cut, parent=0, lineage=self.version + 1, retraining=retraining)
 
     def go_back(self, version: int, now_ms: int, *, training: bool) -> Manifest:
-        """Publish what an older version holds as the next one, which begins a lineage. Whether ``training`` goes back too, or on
-        from the newest version.
+        """Publish what an older version holds as the next one, which begins a lineage. With ``training`` training goes back too,
+        and no replica is held; otherwise it goes on from the newest version, and replicas stay at this one.
+
+        The manifest, which comes last, does all of that: whenever it is killed before, nothing has changed.
 
         `BadFile` where the version is not there, or training is to go on from it without a trainer's state.
         """
         newest = self.newest
-        if newest is not None and version < newest.forgets and version != read_pin(self._files):
+        if newest is not None and version < newest.forgets and version not in needed_by_pin(self._files):
             raise BadFile(f"version {version}: is being deleted; versions from {newest.forgets} on stay")
         path = path_to(self._files, version)
         old = path[-1]
@@ -219,6 +221,8 @@ class DeltaLog:
             forgets=newest.forgets if newest else 0,
             trainable=[*trainable, following] if training else trainable,
         )
+        if not training or read_pin(self._files):
+            pin_next(self._files, following)
         manifests.write_manifest(self._files, manifest)
         self._add(manifest)
         return manifest
@@ -419,12 +423,12 @@ class DeltaLog:
         until = min(newest.forgets, self._bases[-2].version)
         if until <= self._forgotten:
             return
-        pin = read_pin(self._files)
+        pinned = needed_by_pin(self._files)
         for base in (False, True):
             for at in manifests.versions(self._files, base=base):
-                if (at < until or (at == until and not base)) and at != pin:
+                if (at < until or (at == until and not base)) and at not in pinned:
                     self._files.delete(manifests.manifest_name(at, base=base))
-        self._deltas = {at: item for at, item in self._deltas.items() if at > until or at == pin}
+        self._deltas = {at: item for at, item in self._deltas.items() if at > until or at in pinned}
         self._bases = [item for item in self._bases if item.version >= until]
         self._states = {at: ref for at, ref in self._states.items() if at >= until or at in newest.trainable}
         try:

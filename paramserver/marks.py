@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from basis.decoding import UNDECODABLE, why
 from basis.problems import BadFile
 from paramserver.files import Files
-from paramserver.manifest import VERSIONS, checked_line, encode_checked
+from paramserver.manifest import Manifest, Version, checked_line, encode_checked, read_manifest
 
 _PIN, _HOLD = "pin.json", "hold.json"
 _Mark = TypeVar("_Mark")
 
 
 class _Pin(msgspec.Struct):
-    version: Annotated[int, msgspec.Meta(ge=0, lt=VERSIONS)]
+    """Written before the rollback that is to hold replicas, so it says nothing until that is published as ``version``: until
+    then, and where another version has that number, replicas stay at ``before``."""
+
+    version: Version
+    before: Version = 0
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -28,14 +32,53 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 def read_pin(files: Files) -> int:
-    """The version that replicas stay at; 0 where they take the newest. `BadFile` where the pin is damaged."""
+    """The version that replicas stay at; 0 where they take the newest. `BadFile` where the pin, or what it holds at, is damaged."""
     pin = _read(files, _PIN, _Pin)
-    return pin.version if pin else 0
+    if pin is None:
+        return 0
+    rollback = _rollback(files, pin.version)
+    if rollback is None:
+        return pin.before
+    return rollback.version if rollback.trains_from else 0
 
 
-def write_pin(files: Files, version: int) -> None:
-    """Keep replicas at a version; 0 lets them go."""
-    _write(files, _PIN, _Pin(version) if version else None)
+def pin_next(files: Files, version: int) -> None:
+    """Say that a rollback decides where replicas stay as soon as it is published as ``version``, which is the next step: at it,
+    or, where training goes back as well, at none."""
+    _write(files, _PIN, _Pin(version, read_pin(files)))
+
+
+def unpin(files: Files) -> None:
+    """Let replicas take the newest."""
+    _write(files, _PIN, None)
+
+
+def needed_by_pin(files: Files) -> set[int]:
+    """The versions without which `read_pin` would say something else, or replicas could not go where it says."""
+    pin = _read(files, _PIN, _Pin)
+    if pin is None:
+        return set()
+    try:
+        return {pin.before if _rollback(files, pin.version) is None else pin.version}
+    except BadFile:
+        return {pin.before, pin.version}
+
+
+def _rollback(files: Files, version: int) -> Manifest | None:
+    """The rollback that is published as a version; None where nothing is, or something else."""
+    problem: BadFile | None = None
+    for base in (False, True):
+        try:
+            manifest = read_manifest(files, version, base=base)
+        except FileNotFoundError:
+            continue
+        except BadFile as error:
+            problem = error
+            continue
+        return manifest if manifest.goes_back_to else None
+    if problem is not None:
+        raise problem
+    return None
 
 
 def read_hold(files: Files) -> Hold | None:

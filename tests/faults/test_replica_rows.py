@@ -14,6 +14,7 @@ import pytest
 from minutely.serve import make_replica_service
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
+from paramserver.marks import unpin
 from paramserver.table import Table
 from streaming.clock import EventClock
 from tests.commands import ROOT
@@ -78,6 +79,7 @@ def test_a_living_replica_has_a_version_whole_or_none(seed: int, tmp_path: Path)
                 .go_back(version, 0, training=False)
                 .version
             )
+            unpin(publisher.files)
             publisher.log = DeltaLog.resume(publisher.files, publisher.pipeline.form(), 1000)
         raised = faults.raised
         faults.left = rng.randint(1, 20)

@@ -13,7 +13,7 @@ from paramserver import manifest as manifests
 from paramserver.delta import decode, decode_rows
 from paramserver.follower import Follower
 from paramserver.manifest import FileRef, Manifest
-from paramserver.marks import read_pin, write_pin
+from paramserver.marks import pin_next, read_pin
 from paramserver.precision import Precision
 from tests.paramserver.published import MemoryFiles, Writer, replica_tables
 
@@ -67,7 +67,7 @@ def fuzz(seed: int, times: int) -> Counter[str]:
         writer.log._precision = precision
         for _ in range(5):
             writer.publish()
-        write_pin(files, 5)
+        pin_next(files, 5)
         good = dict(files.content)
         newest = writer.log.newest
         assert newest is not None

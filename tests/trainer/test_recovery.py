@@ -20,7 +20,7 @@ from paramserver import manifest as manifests
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.manifest import Manifest, OtherFormat
-from paramserver.marks import read_hold, write_pin
+from paramserver.marks import read_hold, unpin
 from streaming.clock import EventClock
 from streaming.log import EXAMPLES, EmbeddedLog
 from tests.trainer.test_retrain import FORMAT, LABELS, SETTINGS, make_replica, make_trainer, records
@@ -397,7 +397,6 @@ def test_training_goes_back_with_a_rollback_or_on_from_the_newest(place: Place) 
         deltas = DeltaLog.resume(place.files, "form", KEEP)
         back = deltas.go_back(5 if training is False else deltas.trainable()[0], 1, training=training)
         if not training:
-            write_pin(place.files, back.version)
             assert (back.watermark, back.parent, back.trains_from) == (old.watermark, 0, 6)
         replica.pull()
         assert replica.sparse_version == back.version
@@ -410,7 +409,7 @@ def test_training_goes_back_with_a_rollback_or_on_from_the_newest(place: Place) 
         fresh.pull()
         expected = following.version if training else back.version
         assert replica.sparse_version == fresh.sparse_version == expected
-        write_pin(place.files, 0)
+        unpin(place.files)
         replica.pull()
         assert replica.sparse_version == following.version
     place.check()
