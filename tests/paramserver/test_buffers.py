@@ -56,6 +56,8 @@ def make_table() -> _native.NativeTable:
         expire_after_seconds=0,
         admit_after=1,
         candidates=1,
+        secret=0,
+        max_rows=0,
         row_format="train",
         threads=1,
         kernels="",
