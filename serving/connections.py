@@ -125,9 +125,7 @@ class Connection(HttpToolsProtocol):
             self._wait()
         seen = self._headers_seen
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # the request is answered as if it had not asked for another protocol
+            self._read(memoryview(data))
         except httptools.HttpParserError:
             self._refuse("not_http", 400, "not HTTP")
             return
@@ -138,6 +136,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request has come."""
+        if self.parser.should_upgrade():
+            return  # it comes again
         self._in_header, self._header_bytes = False, 0
         self._headers_seen += 1
         self._all.busy(self)
@@ -146,6 +146,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Its body is here; a header may follow."""
+        if self.parser.should_upgrade():
+            return
         self._in_header = True
         if not self._is_busy:  # the rest of a body that was refused
             self._waited()
@@ -192,6 +194,23 @@ class Connection(HttpToolsProtocol):
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True
             self._answering.message_event.set()
+
+    def _read(self, data: memoryview) -> None:
+        """Where a request offers another protocol, the parser takes its header for the whole of it. We have no other, so it is
+        parsed again without the offer: then its body is its body, and not the next request."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offered:
+                if self.parser.get_method() == b"CONNECT":  # which is an offer by itself
+                    raise httptools.HttpParserError("CONNECT") from None
+                data = data[offered.args[0] :]
+                head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode()]
+                for name, value in self.headers:
+                    if name != b"upgrade":
+                        head += [b"\r\n", name, b": ", value]
+                self.parser.feed_data(b"".join([*head, b"\r\n\r\n"]))
 
     @property
     def _is_busy(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -151,17 +152,64 @@ def test_what_comes_after_an_answer_that_is_on_its_way_does_not_harm_it(server: 
     assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1, "and then it closes"
 
 
-def test_an_upgrade_that_is_not_offered(server: Server) -> None:
-    ask = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
+@pytest.mark.parametrize("offered", ["h2c", "websocket"])
+@pytest.mark.parametrize("cut", ["nowhere", "after the header", "everywhere"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_offer_of_another_protocol_changes_nothing(server: Server, offered: str, cut: str, chunked: bool) -> None:
+    body = json.dumps(rank_body(draw(np.random.default_rng(1), 3), [1, 2, 3])).encode()
+    live = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    head = (
+        b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: %s\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n%s\r\n\r\n"
+    ) % (offered.encode(), length)
+    sent = head + (b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body) + live
+    pieces = {
+        "nowhere": [sent],
+        "after the header": [sent[: len(head)], sent[len(head) :]],
+        "everywhere": [sent[at : at + 7] for at in range(0, len(sent), 7)],
+    }
     with connect(server) as asked:
+        asked.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(2):
-            asked.sendall(ask)
+            for piece in pieces[cut]:
+                asked.sendall(piece)
+                time.sleep(0.2 if cut == "after the header" else 0.0005)
             answer = b""
             while not answer.endswith(b'{"live":true}'):
-                part = asked.recv(1000)
-                assert part, "ended"
+                part = asked.recv(10_000)
+                assert part, answer
                 answer += part
-            assert answer.startswith(b"HTTP/1.1 200"), "as without it"
+            assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"200"], answer
+            assert b'"request_id"' in answer, "as without it"
+
+
+def test_a_body_is_no_request(server: Server) -> None:
+    inner = b"GET /v2/models/hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(server) as asked:
+        asked.sendall(
+            b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+            b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n" % len(inner)
+        )
+        time.sleep(0.3)
+        asked.sendall(inner)
+        asked.settimeout(1)
+        answer = b""
+        with pytest.raises(TimeoutError):
+            while part := asked.recv(10_000):
+                answer += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400"] and b"hidden" not in answer
+
+
+def test_a_tunnel_is_refused(server: Server) -> None:
+    before = refused(server, "not_http")
+    with connect(server) as asked:
+        asked.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nGET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while part := asked.recv(10_000):
+            answer += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400"]
+    assert refused(server, "not_http") == before + 1
 
 
 def test_health_has_its_own_listener(server: Server) -> None:
