@@ -96,8 +96,8 @@ class Connection(HttpToolsProtocol):
         self._refused = False
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
-        self._in_header = True
-        self._headers_seen = 0
+        self._in_header = False
+        self._taken = False  # whether the parser took what came last, and did not only keep it
         self._header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -123,32 +123,40 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if not self._is_busy:
             self._wait()
-        seen = self._headers_seen
+        self._taken = False
         try:
             self._read(memoryview(data))
         except httptools.HttpParserError:
             self._refuse("not_http", 400, "not HTTP")
             return
-        if self._in_header and self._headers_seen == seen:
-            self._header_bytes += len(data)
-            if self._header_bytes > _HEADER_BYTES:
-                self._refuse("header_large", 431, f"a header of more than {_HEADER_BYTES} bytes")
+        self._header_bytes = 0 if self._taken else self._header_bytes + len(data)
+        if self._header_bytes > _HEADER_BYTES:
+            self._refuse("header_large", 431, f"a header of more than {_HEADER_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        """A header begins."""
+        self._in_header = self._taken = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """A request has come."""
         if self.parser.should_upgrade():
             return  # it comes again
-        self._in_header, self._header_bytes = False, 0
-        self._headers_seen += 1
+        self._in_header, self._taken = False, True
         self._all.busy(self)
         self._waited()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of its body."""
+        self._taken = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Its body is here; a header may follow."""
         if self.parser.should_upgrade():
             return
-        self._in_header = True
+        self._taken = True
         if not self._is_busy:  # the rest of a body that was refused
             self._waited()
         super().on_message_complete()
@@ -235,7 +243,7 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             self.transport.abort()
-        elif self._header_bytes:
+        elif self._in_header:
             self._refuse("header_slow", 408, f"a header took longer than {self._all.limits.header_seconds:g} s")
         else:
             self.end("header_slow")

@@ -105,6 +105,43 @@ def test_a_header_without_end_is_refused(server: Server) -> None:
     assert refused(server, "header_large") == before + 1
 
 
+def test_a_large_body_is_no_header(server: Server) -> None:
+    body = json.dumps(rank_body(draw(np.random.default_rng(1), 2_000), list(range(2_000)))).encode()
+    live = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+    head = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    assert len(body) > 150_000
+    before = refused(server, "header_large")
+    with connect(server) as large:
+        large.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(3):
+            large.sendall(head)
+            time.sleep(0.1)
+            large.sendall(body + live)  # and half of the next
+            time.sleep(0.3)
+            large.sendall(b"\r\n")
+            answer = b""
+            while not answer.endswith(b'{"live":true}'):
+                part = large.recv(1_000_000)
+                assert part, answer[:1000]
+                answer += part
+            assert answer.count(b"HTTP/1.1 200") == 2 and b"connection: close" not in answer, answer[:1000]
+    assert refused(server, "header_large") == before
+
+
+def test_trailers_without_end_are_refused(server: Server) -> None:
+    before = refused(server, "header_large")
+    with connect(server) as endless:
+        try:
+            endless.sendall(b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+            for at in range(100_000):
+                endless.sendall(b"X-%d: %s\r\n" % (at, b"a" * 1000))
+        except OSError:
+            pass
+    assert refused(server, "header_large") == before + 1
+
+
 def test_who_does_not_read_is_ended(server: Server) -> None:
     before = refused(server, "reader_slow")
     ask = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
