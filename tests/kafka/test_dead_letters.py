@@ -86,6 +86,16 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     }
 
 
+def test_a_record_that_is_no_dead_letter_is_passed_over(kafka: KafkaSettings) -> None:
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    letter = DeadLetter(topic=IMPRESSIONS, partition=0, offset=3, reason="malformed", detail="", payload=b"\xc1")
+    with producer_of(kafka) as producer:
+        for value in (b"\xc1", b"\x81\xa1x" + b"\x91" * 2000 + b"\xc0", encode(letter)):
+            producer.send(kafka.topic(DEAD_LETTERS), value, partition=0)
+    assert list(dead_letters(pipeline, None, lambda: False)) == [letter]
+
+
 def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, and while it reads: each letter comes once."""
     monkeypatch.delenv(BOOTSTRAP, raising=False)
