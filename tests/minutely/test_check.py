@@ -233,7 +233,8 @@ def test_the_command_shows_both(tmp_path: Path, columns: Columns) -> None:
     assert "look at shop: features.price: a value of 1e+06; 98 % of its values are" in done.output
     config.write_text(yaml.safe_dump(fields(tmp_path, **engaged(tmp_path, -6000))))
     done = CliRunner().invoke(cli, ["check", str(config)])
-    assert [str(problem) for problem in done.exception.problems] == [  # type: ignore[union-attr]
-        "shop: action click: 50 of 100 before their impression was served; such as that of "
-        f"'{START}/0', 1s before; allowed: at its serving or later"
-    ]
+    assert (done.exit_code, " ".join(done.output.splitlines()[-1].split())) == (
+        1,
+        "error shop: action click: 50 of 100 before their impression was served; such as that of "
+        f"'{START}/0', 1s before; allowed: at its serving or later",
+    )
