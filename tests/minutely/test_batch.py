@@ -60,5 +60,5 @@ def test_the_archive_of_a_replay_gives_the_replay_s_model(tmp_path: Path) -> Non
             train_from_archive(pipeline, place, NOW, None, tmp_path / "none", QUIET)
     assert not (tmp_path / "none").exists()
     assert archive_place(make_pipeline(tmp_path, archive={"dir": place}), None) == place
-    with pytest.raises(Problems, match="nowhere: archive: none there; allowed: what minutely archive writes"):
+    with pytest.raises(Problems, match="nowhere: --archive: no archive there; allowed: what minutely archive writes"):
         train_from_archive(pipeline, str(tmp_path / "nowhere"), None, None, tmp_path / "none", QUIET)

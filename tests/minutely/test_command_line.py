@@ -283,7 +283,14 @@ def test_ctrl_c_ends_quietly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         command = [Path(sys.executable).parent / "minutely", "freshness", address]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # What a shell runs in the background ignores Ctrl-C, and so would what it begins.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
             silent.settimeout(30)
             connection, _ = silent.accept()
             process.send_signal(signal.SIGINT)
