@@ -77,10 +77,10 @@ class Stats:
     """Counts since the table was made, unless said otherwise.
 
     live: rows now. inserted: rows made, by whatever operation. admitted: of them by lookup_or_insert. expired, evicted, erased:
-    rows gone, evicted for max_rows. rejected_gradients: gradients not finite; rejected_ids: the ids of the last 16.
-    rowless_gradients: summed gradients of ids without a row. candidates: ids being counted now; candidates_dropped: forgotten
-    because the budget was full. overflow: ids now outside the buckets because too many share theirs. index_bytes, row_bytes:
-    memory now.
+    rows gone, evicted for max_rows, erased also by restore. rejected_gradients: gradients not finite; rejected_ids: the ids of the
+    last 16. rowless_gradients: summed gradients of ids without a row. candidates: ids being counted now; candidates_dropped:
+    forgotten because the budget was full. overflow: ids now outside the buckets because too many share theirs. index_bytes,
+    row_bytes: memory now.
     """
 
     live: int

@@ -6,6 +6,8 @@
 // first has no match.
 #pragma once
 
+#include <cfloat>
+
 #include "kernels_step.hpp"
 
 namespace minutely::MINUTELY_ISA {
@@ -163,7 +165,8 @@ inline void encode(const RowArea& rows, Slot* slot, const float* __restrict embe
     } else if (rows.format == RowFormat::kInt8) {
         float largest = 0.0f;
         for (uint32_t j = 0; j < rows.dim; ++j) largest = std::fmax(largest, std::fabs(embedding[j]));
-        const float scale = largest / 127.0f;
+        float scale = largest / 127.0f;
+        if (scale < FLT_MIN) scale = 0.0f;  // a subnormal one is too coarse: encoded again, the row would change
         auto* levels = reinterpret_cast<int8_t*>(row);
         for (uint32_t j = 0; j < rows.dim; ++j) {
             const float level = scale > 0.0f ? std::nearbyint(embedding[j] / scale) : 0.0f;

@@ -14,7 +14,7 @@ namespace minutely {
 
 class LongestUnused {
   public:
-    using Key = std::pair<uint32_t, uint64_t>;  // last seen, id
+    using Key = std::pair<uint32_t, int64_t>;  // last seen, id
 
     bool empty() const { return heap_.empty(); }
     size_t size() const { return heap_.size(); }
@@ -39,7 +39,7 @@ class LongestUnused {
     }
 
     // A row that was just made.
-    void add(uint64_t id, uint32_t last_seen_seconds) {
+    void add(int64_t id, uint32_t last_seen_seconds) {
         const Key key{last_seen_seconds, id};
         if (heap_.empty() || youngest_ < key) return;
         heap_.push_back(key);

@@ -138,6 +138,7 @@ void Table::restore(const RowsView& rows) {
         const uint32_t row = slot->number();
         content.index.erase(slot);
         content.slab.free(row);
+        ++content.erased;
     }
     for (size_t from = 0; from < rows.count; from += kChunk) {
         const size_t chunk = std::min(kChunk, rows.count - from);

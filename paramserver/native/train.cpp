@@ -168,12 +168,13 @@ void Table::evict() {
         if (content.unused.empty()) {
             const uint64_t excess = content.index.size() - most;
             content.unused.list(std::max(excess, content.index.size() / kListedShare), [&](auto take) {
-                content.index.each(
-                    [&](const Slot* slot) { take({area.sights[slot->number()].last_seen_seconds, slot->key}); });
+                content.index.each([&](const Slot* slot) {
+                    take({area.sights[slot->number()].last_seen_seconds, static_cast<int64_t>(slot->key)});
+                });
             });
         }
         const auto [last_seen, id] = content.unused.take();
-        Slot* slot = content.index.locate(id);
+        Slot* slot = content.index.locate(static_cast<uint64_t>(id));
         if (slot == nullptr || area.sights[slot->number()].last_seen_seconds != last_seen) continue;
         remove(slot, true);
         ++content.evicted;

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from paramserver import _native
 from paramserver.checksum import Checksums, checksum_of
 from paramserver.delta import TableDelta
+from paramserver.precision import rounded
 from paramserver.settings import TablesSettings
 from paramserver.table import Table
 
@@ -35,7 +36,7 @@ def test_who_goes(steps: list[tuple[list[int], int, str]], max_rows: int, secret
             for i in ids:
                 seen[i] = max(seen.get(i, 0), now)
             table.lookup_or_insert(np.array(ids, np.int64), now * 1000)
-            for i in sorted(seen, key=lambda i: (seen[i], i - (i < 0) * -(2**64)))[: max(0, len(seen) - max_rows)]:
+            for i in sorted(seen, key=lambda i: (seen[i], i))[: max(0, len(seen) - max_rows)]:
                 del seen[i]
                 evicted += 1
         elif what == "expire":
@@ -93,3 +94,33 @@ def test_the_secret_moves_ids_and_no_value() -> None:
     one, two = (TablesSettings().make("user", 4, 1, secret) for secret in (1, 2))
     np.testing.assert_array_equal(one.lookup_or_insert(ids, 0), two.lookup_or_insert(ids, 0))
     assert _native.bucket_hashes(1, "user", 1, 5) != _native.bucket_hashes(1, "user", 2, 5)
+
+
+def test_of_equally_unused_rows_the_lowest_id_goes() -> None:
+    """Ids are int64, so those below 0 first."""
+    table = Table(1, max_rows=1)
+    table.lookup_or_insert(np.array([-5, 3]), 1_000)
+    assert table.ids().tolist() == [3]
+
+
+def test_what_a_restore_removes_is_counted() -> None:
+    table, other = Table(1), Table(1)
+    for each in (table, other):
+        each.lookup_or_insert(np.arange(10), 1_000)
+    other.seal()
+    other.erase(np.array([1, 2, 77]))
+    table.restore(other.seal())
+    stats = table.stats
+    assert (stats.live, stats.erased) == (8, 2)
+    assert stats.live == stats.inserted - stats.expired - stats.evicted - stats.erased
+
+
+def test_rows_narrowed_to_int8_stay_as_they_are_when_narrowed_again() -> None:
+    """However small: a subnormal scale would not."""
+    random = np.random.default_rng(0)
+    rows = (random.normal(size=(2_000, 3)) * 10.0 ** random.integers(-44, -34, (2_000, 1))).astype(np.float32)
+    once, table, ids = rounded(rows, "int8"), Table(3, row_format="int8"), np.arange(2_000)
+    for values in (rows, once):
+        table.upsert(ids, values)
+        assert np.array_equal(table.lookup(ids), once)
+    assert np.array_equal(rounded(once, "int8"), once)
