@@ -3,6 +3,7 @@
     python -m benchmarks.table [--rows 1000000,10000000] [--dims 16,64] [--rounds 7] [--out table.json]
 
 Contenders take turns batch group by batch group, so that noise meets them alike; every ratio is the median of paired ratios.
+At the end it prints the goals beside what was measured, the worst of the sizes and laws for each, and writes all as JSON.
 """
 
 from __future__ import annotations
@@ -11,11 +12,44 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.table_alone import beside_a_writer, growth, large
+from benchmarks.table_alone import beside_a_writer, growth, large, seal
 from benchmarks.table_contenders import speed, yardsticks
 from benchmarks.table_work import BATCH, ROOT
+
+
+class Goal(NamedTuple):
+    """A figure of the report: `at_least` or, where it is false, at most `bound`."""
+
+    part: str
+    figure: str
+    bound: float
+    at_least: bool = True
+
+
+GOALS = (
+    Goal("speed", "insert / libcuckoo presized", 3),
+    Goal("speed", "apply / libcuckoo", 8),
+    Goal("speed", "lookup + apply / torch", 12),
+    Goal("speed", "lookup / gather", 0.45),
+    Goal("growth", "slowest batch / median", 10, at_least=False),
+)
+
+
+def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each goal with the figures for it, one a size and law, and whether the worst of them meets it; none where not measured."""
+    found = []
+    for goal in GOALS:
+        part = report.get(goal.part)
+        if part is None:
+            continue
+        figures = [one["ratios"][goal.figure] for one in part] if goal.part == "speed" else [part[goal.figure]]
+        worst = min(figures) if goal.at_least else max(figures)
+        # A contender that is missing leaves NaN, which meets none.
+        met = all(one >= goal.bound if goal.at_least else one <= goal.bound for one in figures)
+        found.append(goal._asdict() | {"figures": figures, "worst": worst, "met": met})
+    return found
 
 
 def main() -> None:
@@ -24,7 +58,7 @@ def main() -> None:
     parser.add_argument("--dims", default="16,64")
     parser.add_argument("--laws", default="uniform,zipf")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="speed,beside,growth,large")
+    parser.add_argument("--only", default="speed,beside,growth,seal,large")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "table.json")
     options = parser.parse_args()
     native = yardsticks()
@@ -46,12 +80,19 @@ def main() -> None:
     tasks: dict[str, Callable[[], dict[str, float]]] = {
         "beside": lambda: beside_a_writer(10_000_000, 16, options.rounds),
         "growth": lambda: growth(20_000_000),
+        "seal": lambda: seal(4_000_000, 16, options.rounds),
         "large": lambda: large(50_000_000),
     }
     for name, task in tasks.items():
         if name in wanted:
             report[name] = task()
             print(f"\n{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in report[name].items()), flush=True)
+    report["goals"] = measured(report)
+    if report["goals"]:
+        print(f"\n{'goal':36} {'':>9} {'measured':>9}")
+    for goal in report["goals"]:
+        bound = ("≥ " if goal["at_least"] else "≤ ") + f"{goal['bound']:g}"
+        print(f"{goal['figure']:36} {bound:>9} {goal['worst']:9.2f}  {'met' if goal['met'] else 'not met'}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1))
 

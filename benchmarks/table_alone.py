@@ -71,6 +71,28 @@ def growth(rows: int) -> dict[str, float]:
     }
 
 
+def seal(rows: int, dim: int, rounds: int) -> dict[str, float]:
+    """What `seal` costs a row: a tenth of the table changed, chosen at random, as after a minute of training; and all of it."""
+    table = Table(dim, optimizer=OPTIMIZER)
+    ids = distinct_ids(rows)
+    warm_memory(2 * rows * (4 * dim + 48) / 1e9)
+    grow(partial(insert, table, np.empty((BATCH, dim), np.float32)), ids)
+    whole = _seal_ns(table)
+    random = np.random.default_rng(0)
+    out = np.empty((BATCH, dim), np.float32)
+    some = []
+    for _ in range(rounds):
+        grow(partial(insert, table, out), ids[random.choice(rows, rows // 10, replace=False)])
+        some.append(_seal_ns(table))
+    return {"ns a row, a tenth of the rows": median(some), "ns a row, all of them": whole}
+
+
+def _seal_ns(table: Table) -> float:
+    start = time.perf_counter()
+    sealed = table.seal()
+    return (time.perf_counter() - start) / len(sealed.ids) * 1e9
+
+
 def large(rows: int) -> dict[str, float]:
     """Memory of a large table, and what an id costs there over what it costs among a million."""
     cost: dict[int, dict[str, list[float]]] = {}
