@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import zip_longest
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,19 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+_LONG = ("tests/real", "tests/simulation", "tests/paramserver/test_native")
+_WAITING = ("tests/faults", "tests/kafka", "tests/serving", "tests/stack")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Replays of real data come first: they take longest, and the rest fits beside them."""
-    items.sort(key=lambda item: "tests/real" not in item.nodeid)
+    """Files that compute, the longest first, alternate with those that mostly wait for brokers and other processes, so that
+    one uses the core that the other leaves, and short ones are left for the end."""
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.split("::")[0], []).append(item)
+    computing = sorted(
+        (name for name in files if not name.startswith(_WAITING)), key=lambda it: not it.startswith(_LONG)
+    )
+    waiting = [name for name in files if name.startswith(_WAITING)]
+    order = [name for pair in zip_longest(computing, waiting) for name in pair if name is not None]
+    items[:] = [item for name in order for item in files[name]]
