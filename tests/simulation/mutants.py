@@ -185,19 +185,21 @@ def fold_keeps_expired_rows() -> Any:
 
 def files_go_before_their_manifests() -> Any:
     def make(forget: Any) -> Any:
-        def changed(self: DeltaLog, version: int) -> None:
-            kept = [item for item in (*self._deltas.values(), *self._bases[-2:]) if item.version > version]
-            kept += [base for base in self._bases[-2:] if base.version <= version]
-            needed = {ref.name for manifest in kept for ref in manifest.files()}
-            for manifest in self._deltas.values():
-                for ref in manifest.files():
-                    if manifest.version <= version and ref.name not in needed:
-                        self._files.delete(ref.name)
-            forget(self, version)
+        def changed(self: DeltaLog) -> None:
+            newest = self.newest
+            if newest is not None and len(self._bases) > 1:
+                until = min(newest.forgets, self._bases[-2].version)
+                kept = [item for item in self._deltas.values() if item.version > until] + self._bases[-2:]
+                needed = {ref.name for manifest in kept for ref in manifest.files()}
+                for manifest in self._deltas.values():
+                    for ref in manifest.files():
+                        if manifest.version <= until and ref.name not in needed:
+                            self._files.delete(ref.name)
+            forget(self)
 
         return changed
 
-    return wrap(DeltaLog, "_forget_up_to", make)
+    return wrap(DeltaLog, "_forget", make)
 
 
 MUTANTS: list[Callable[[], Any]] = [
