@@ -51,7 +51,7 @@ class RankingModel(nn.Module, ABC):
 
     def columns(self, fields: list[str], dense: list[str]) -> dict[str, list[str]]:
         """What the last dimension of each weight stands for whose size depends on the features, named ``fields`` and ``dense``."""
-        names = {"norm.count": dense, "norm.mean": dense, "norm.squares": dense} if dense else {}
+        names = {f"norm.{name}": dense for name, _ in self.norm.named_buffers()} if self.norm is not None else {}
         return {**names, **self._columns(fields, dense)}
 
     @abstractmethod

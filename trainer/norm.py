@@ -10,7 +10,8 @@ from torch import Tensor, nn
 START_ROWS = 128
 _FEW_ROWS = 32
 _FAR = 10.0
-"""In standard deviations. What is farther out counts as this far, so less than one row in a hundred cannot carry the scale away."""
+"""How many times as far as others, of the rows that are apart, one may count: less than one in a hundred of them cannot carry the
+scale away."""
 _LEAST = 1e-6
 _MAD_TO_DEVIATION = 1.4826
 
@@ -20,28 +21,38 @@ _Columns = slice | Tensor
 class RunningNorm(nn.Module):
     """Standardises dense features by the mean and variance of the rows trained on (Welford, by batches), with three bounds.
 
-    A row farther out than ten standard deviations is learned from as if it were that far (Winsorization). The first 128 rows have
-    no such scale, so they are kept, and cut at ten deviations by their median and median absolute deviation. And old rows weigh
-    less, by a half-life of event time, though never less than those 128 did: a feature may change its range for good.
+    A row counts at most as ten times as far from the mean as those are that are apart from it, by more than half a standard
+    deviation (Winsorization). Of most features more than half of the rows are, which makes that about twelve deviations. Of one
+    that nearly always has one value only the others are, so that they are measured by each other: what keeps coming moves the
+    bound geometrically, however rare it is. The first 128 rows have no such scale, so they are kept, and cut at ten deviations by
+    their median and median absolute deviation. And old rows weigh less, by a half-life of event time, though never less than
+    those 128 did: a feature may change its range for good.
     """
 
     count: Tensor
     mean: Tensor
     squares: Tensor
+    apart: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros(width, dtype=torch.float64))  # a feature may have come later
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("apart", torch.zeros(width, dtype=torch.float64))
         self._seen = torch.zeros(width, dtype=torch.int64)
         self._first = torch.zeros(0, width)
         self._starting = True
         self._learned_at = 0
 
     def forward(self, values: Tensor) -> Tensor:
-        """float32 [n, width], clipped to ten standard deviations."""
-        return ((values - self.mean) / self._deviation(slice(None))).clamp(-_FAR, _FAR).float()
+        """float32 [n, width]: in standard deviations, or in tenths of how far apart rows usually are, where those are more; cut at
+        ten times that distance."""
+        distance = self._distance(slice(None))
+        bound = _FAR * distance
+        return (
+            (values - self.mean).clamp(-bound, bound) / torch.maximum(self._deviation(slice(None)), distance / _FAR)
+        ).float()
 
     def learn(self, values: Tensor, now_ms: int, half_life_ms: int) -> None:
         """Take float32 [n, width] of event time ``now_ms``; rows with a value that is not finite are passed over."""
@@ -85,6 +96,11 @@ class RunningNorm(nn.Module):
     def _deviation(self, columns: _Columns) -> Tensor:
         return (self.squares[columns] / self.count[columns].clamp(min=1)).sqrt().clamp(min=_LEAST)
 
+    def _distance(self, columns: _Columns) -> Tensor:
+        """How far the rows that are apart are from the mean (root mean square; the others add at most a quarter to it)."""
+        squared = self.squares[columns] / self.apart[columns]
+        return squared.nan_to_num(0, 0).sqrt().clamp(min=_LEAST)
+
     def _forget(self, now_ms: int, half_life_ms: int) -> None:
         passed = now_ms - self._learned_at
         if passed <= 0:
@@ -94,6 +110,7 @@ class RunningNorm(nn.Module):
             left = least.clamp(min=2 ** (-passed / half_life_ms))
             self.count *= left
             self.squares *= left
+            self.apart *= left
         self._learned_at = now_ms
 
     def _begin(self, columns: Tensor, values: Tensor) -> None:
@@ -111,13 +128,18 @@ class RunningNorm(nn.Module):
             self.count[columns] = torch.full_like(self.count[columns], total)
             self.mean[columns] = rows.mean(0)
             self.squares[columns] = ((rows - self.mean[columns]) ** 2).sum(0)
+            self.apart[columns] = self._are_apart(columns, rows - self.mean[columns])
+
+    def _are_apart(self, columns: _Columns, distances: Tensor) -> Tensor:
+        return (distances.abs() > self._deviation(columns) / 2).double().sum(0)
 
     def _learn(self, columns: _Columns, values: Tensor) -> None:
         count = len(values)
         if not count:
             return
-        before, bound = self.mean[columns], _FAR * self._deviation(columns)
+        before, bound = self.mean[columns], _FAR * self._distance(columns)
         values = values.clamp(before - bound, before + bound)
+        self.apart[columns] += self._are_apart(columns, values - before)
         mean = values.mean(0)
         delta = mean - before
         total = self.count[columns] + count

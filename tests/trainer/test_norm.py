@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.metrics import auc
 from trainer.norm import START_ROWS, RunningNorm
 
 WEEK, MINUTE = 7 * 86_400_000, 60_000
@@ -65,6 +66,39 @@ def test_a_feature_that_is_rare_keeps_its_scale() -> None:
     rows = np.where(rng.random((5000, 1)) < 0.05, rng.uniform(1, 3, (5000, 1)), 0)
     found = scale_of(learned([rows[at : at + 20] for at in range(0, 5000, 20)]))
     assert 0.8 * rows.std() < found < 1.1 * rows.std()
+
+
+@pytest.mark.parametrize("usual", [0.0, -1.0])
+@pytest.mark.parametrize("share", [0.005, 0.0005])
+@pytest.mark.parametrize("kind", ["near 100", "log-normal"])
+def test_a_number_that_is_nearly_always_the_same_is_told_apart_where_it_is_another(
+    usual: float, share: float, kind: str
+) -> None:
+    """What decides a click by being above its median is still there in what the model gets, and on its scale."""
+    rng = np.random.default_rng(6)
+    rows = np.full((100_000, 1), usual)
+    rare = np.flatnonzero(rng.random(len(rows)) < share)
+    values = rng.normal(100, 10, len(rare)) if kind == "near 100" else rng.lognormal(0, 1, len(rare))
+    rows[rare, 0] += values
+    norm = learned([rows[at : at + 1000] for at in range(0, len(rows), 1000)], every_ms=MINUTE)
+    out = norm(torch.from_numpy(rows[rare])).numpy()[:, 0]
+    assert auc(out, (values > np.median(values)).astype(np.float64)) == 1
+    assert 0.5 < np.median(out) < 16
+    assert abs(float(norm(torch.tensor([[usual]])))) < 0.5
+
+
+def test_numbers_that_are_never_usual_mute_nothing_and_a_feature_may_become_rare() -> None:
+    rng = np.random.default_rng(7)
+    rows = rng.uniform(0, 10, (20_000, 1))
+    rows[rng.random(len(rows)) < 0.004] = 1e6
+    assert scale_of(learned([rows[at : at + 500] for at in range(0, len(rows), 500)])) < 6
+    rows = np.concatenate((rng.normal(5, 2, (5000, 1)), np.zeros((45_000, 1))))
+    rare = 5000 + np.flatnonzero(rng.random(45_000) < 0.005)
+    rows[rare, 0] = rng.normal(100, 10, len(rare))
+    norm = learned([rows[at : at + 500] for at in range(0, len(rows), 500)], every_ms=600 * MINUTE)
+    out = norm(torch.from_numpy(rows[rare])).numpy()[:, 0]
+    assert auc(out, (rows[rare, 0] > 100).astype(np.float64)) == 1
+    assert 1 < np.median(out) < 20
 
 
 def test_a_feature_without_variance_comes_to_life() -> None:
