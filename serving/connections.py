@@ -93,6 +93,7 @@ class Connection(HttpToolsProtocol):
         self._all = connections
         self._has_place = False
         self._answering: RequestResponseCycle | None = None
+        self._opening: asyncio.Task[object] | None = None
         self._refused = False
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
@@ -100,12 +101,29 @@ class Connection(HttpToolsProtocol):
         self._taken = False  # whether the parser took what came last, and did not only keep it
         self._header_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Take a place, or be refused."""
-        super().connection_made(transport)
-        self.peer = _peer(self.client)
+    def accept(self, client: tuple[str, int]) -> bool:
+        """Take a place, or be refused: before TLS, which costs more than that."""
+        self.peer = _peer(client)
         self._has_place = self._all.admit(self)
         if self._has_place:
+            self._wait()
+        return self._has_place
+
+    def open(self, opening: asyncio.Task[object]) -> None:
+        """It is open when the task is done, or gives its place back."""
+        self._opening = opening
+        opening.add_done_callback(self._opened)
+
+    def _opened(self, opening: asyncio.Task[object]) -> None:
+        self._opening = None
+        if opening.cancelled() or opening.exception() is not None:
+            self._leave()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Await a request, or say that there is no place."""
+        super().connection_made(transport)
+        if self._has_place:
+            self._waited()
             self._wait()
         else:
             self._answer_and_close(503, "too many connections")
@@ -190,7 +208,10 @@ class Connection(HttpToolsProtocol):
         self._all.refused(reason)
         self._leave()
         self._disconnect()
-        self.transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
+        elif self._opening is not None:
+            self._opening.cancel()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
@@ -241,7 +262,9 @@ class Connection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self.transport.is_closing():
+        if self.transport is None:
+            self.end("header_slow")
+        elif self.transport.is_closing():
             self.transport.abort()
         elif self._in_header:
             self._refuse("header_slow", 408, f"a header took longer than {self._all.limits.header_seconds:g} s")

@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,6 +16,7 @@ from serving.answers import JSON, Problem, encode
 from serving.connections import Connection, Connections
 
 _OTHER_FILES = 256
+_AGAIN_SECONDS = 0.05
 _CLOSE: tuple[bytes, bytes] = (b"connection", b"close")
 HEALTH_PATHS = ("/v2/health/live", "/v2/health/ready", "/v1/status", "/metrics")
 
@@ -26,18 +28,44 @@ class Listener(uvicorn.Server):
         super().__init__(config)
         self._bound = bound
         self._connections = connections
+        self._opening: set[asyncio.Task[object]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._connections, self.config, self.server_state),
-            sock=self._bound,
-            ssl=self.config.ssl,
-            backlog=self.config.backlog,
-            ssl_handshake_timeout=self._connections.limits.header_seconds if self.config.ssl else None,
-        )
-        self.servers = [server]
+        """Listen. The loop's own server would tell us of a connection after its TLS handshake, and end where files run out."""
+        self._bound.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept())
+        self.servers = []
         self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more, and finish what came."""
+        self._accepting.cancel()
+        await asyncio.gather(self._accepting, return_exceptions=True)
+        self._bound.close()
+        for opening in self._opening:
+            opening.cancel()
+        await super().shutdown(sockets)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, client = await loop.sock_accept(self._bound)
+            except OSError:  # it has gone again, or there are no files for now
+                await asyncio.sleep(_AGAIN_SECONDS)
+                continue
+            connection = Connection(self._connections, self.config, self.server_state)
+            if not connection.accept(client) and self.config.ssl:
+                accepted.close()  # saying why would take a handshake
+                continue
+            opening: asyncio.Task[object] = loop.create_task(self._open(connection, accepted))
+            connection.open(opening)
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+            opening.add_done_callback(partial(_close_unless_open, accepted))
+
+    async def _open(self, connection: Connection, accepted: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted, ssl=self.config.ssl)
 
     def drain(self) -> None:
         """Go on answering, and close each connection with its next answer, so that clients go elsewhere."""
@@ -65,6 +93,11 @@ class HealthOnly:
         headers = [(b"content-type", JSON.encode()), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": 404, "headers": headers})
         await send({"type": "http.response.body", "body": content})
+
+
+def _close_unless_open(accepted: socket.socket, opening: asyncio.Task[object]) -> None:
+    if opening.cancelled() or opening.exception() is not None:
+        accepted.close()
 
 
 def room_for_files(wanted: int) -> int:

@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.kafka.test_security import certificate
 from tests.ports import free_ports
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
@@ -254,6 +256,36 @@ def test_health_has_its_own_listener(server: Server) -> None:
         assert server.ask("GET", path, health=True)[0] == 200
     status, answer = server.ask("POST", "/v1/rank", {}, health=True)
     assert status == 404 and "/v2/health/live" in answer["error"]
+
+
+def test_tls_handshakes_have_places(tmp_path: Path) -> None:
+    ca = certificate(tmp_path)
+    tls = {"certificate": str(ca), "key": str(tmp_path / "key.pem")}
+    pipeline = make_pipeline(
+        serve={"tls": tls, "header_timeout": "3s", "max_connections": 100, "max_connections_by_peer": 50}
+    )
+    Publisher(pipeline, tmp_path / "deltas").next(time.time_ns() // 1_000_000)
+    trusted = ssl.create_default_context(cafile=str(ca))
+    made = Server(pipeline, tmp_path / "deltas", tmp_path / "server", tls=trusted, health_port=free_ports(1)[0]).start()
+    try:
+        made.wait()
+        files = Path(f"/proc/{made.process.pid}/fd")
+        before = len(list(files.iterdir()))
+        with ExitStack() as open_:
+            for _ in range(300):
+                open_.enter_context(connect(made, "127.0.0.5"))
+            assert made.ask("GET", "/v2/health/live")[0] == 200
+            assert len(list(files.iterdir())) <= before + 60
+            assert refused(made, "displaced") >= 250
+            until = time.monotonic() + 10
+            while len(list(files.iterdir())) > before + 5 and time.monotonic() < until:
+                time.sleep(0.1)
+            assert len(list(files.iterdir())) <= before + 5, "a handshake has a time"
+            assert refused(made, "header_slow") == 50
+        assert made.process.end() == 0, made.process.output
+        assert "Traceback" not in made.process.output, made.process.output
+    finally:
+        made.process.kill()
 
 
 def test_ends_within_its_timeout_unready_first(tmp_path: Path) -> None:
