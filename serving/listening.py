@@ -7,7 +7,6 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -62,7 +61,8 @@ class Listener(uvicorn.Server):
             connection.open(opening)
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-            opening.add_done_callback(partial(_close_unless_open, accepted))
+            # It begins to open here, and from then on its transport closes the socket. And a crowd does not get all of the loop.
+            await asyncio.sleep(0)
 
     async def _open(self, connection: Connection, accepted: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted, ssl=self.config.ssl)
@@ -93,11 +93,6 @@ class HealthOnly:
         headers = [(b"content-type", JSON.encode()), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": 404, "headers": headers})
         await send({"type": "http.response.body", "body": content})
-
-
-def _close_unless_open(accepted: socket.socket, opening: asyncio.Task[object]) -> None:
-    if opening.cancelled() or opening.exception() is not None:
-        accepted.close()
 
 
 def room_for_files(wanted: int) -> int:
