@@ -18,11 +18,12 @@ from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.parts import make_trainer
 from minutely.run import Run
-from paramserver.delta_log import Cut, DeltaLog
+from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES
+from trainer.cut import cut_of
 from trainer.prequential import Prequential
 from trainer.retrain import train_archive
 
@@ -78,7 +79,8 @@ def train_from_archive(
 ) -> dict[str, Any]:
     """Train on the examples decided from ``since`` to before ``until`` (ms), publish the model in a new run; its summary.
 
-    Without ``until`` the version's offsets are those at which the archive ends, where live training goes on.
+    Without ``until`` the version's offsets are those at which the archive ends, where live training goes on. `GuardedError` where
+    the weights are not fit to be published: nothing is written.
     """
     started = time.monotonic()
     Run.check_free(out)
@@ -99,13 +101,9 @@ def train_from_archive(
     if not trainer.examples:
         raise nothing_in_between(archive, place)
     positions = archive.positions() if until is None else {}
-    cut = Cut(
-        watermark=min(position.watermark for position in positions.values()) if until is None else until,
-        now_ms=now_ms,
-        offsets={f"{EXAMPLES}/{partition}": position.offset for partition, position in positions.items()},
-        dense=trainer.dense_weights(),
-        trainer=trainer.state(),
-    )
+    watermark = min(position.watermark for position in positions.values()) if until is None else until
+    offsets = {f"{EXAMPLES}/{partition}": position.offset for partition, position in positions.items()}
+    cut = cut_of(trainer, watermark, now_ms, offsets)
     run = Run.create(pipeline, out, now_ms)
     files, sync = LocalFiles(run.deltas, durable=True), pipeline.sync
     deltas = DeltaLog(files, pipeline.form(), sync.keep_deltas, precision=sync.rows)
@@ -119,7 +117,7 @@ def train_from_archive(
         "until": until,
         "examples": trainer.examples,
         "metrics": prequential.metrics(),
-        "offsets": cut.offsets,
+        "offsets": offsets,
         "rows": {"live": sum(map(len, trainer.tables.values()))},
         "wall_seconds": round(seconds, 3),
         "examples_per_second": round(trainer.examples / seconds, 1),

@@ -20,7 +20,7 @@ from rocksdict import Options, Rdict
 from minutely.config import Pipeline
 from minutely.measure import Measures
 from minutely.parts import make_replica, make_trainer
-from paramserver.delta_log import Cut, DeltaLog
+from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.precision import rounded
 from serving.replica import Replica
@@ -38,6 +38,7 @@ from streaming.pending import PendingStore
 from streaming.producer import Producer
 from streaming.source import LoggedEvents
 from streaming.timers import NEVER
+from trainer.cut import cut_of, offsets_of
 from trainer.dense_cadence import DenseCadence
 from trainer.worker import LEFT_OUT, TrainWorker
 
@@ -252,18 +253,11 @@ class EmbeddedLoop:
     def _publish(self, now: int, *, dense: bool = False, state: bool = False) -> None:
         """Seal and publish a version at event time ``now``."""
         dense = dense or self._dense.is_due(now)
-        self.trainer.check()
+        offsets = offsets_of([self._train])
+        offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.offsets.items()}
+        cut = cut_of(self.trainer, min(self._train.watermark, now), now, offsets, dense=dense, state=state)
         epoch = self.trainer.seal()
         measuring = self.measures.before(epoch)
-        offsets = {f"{EXAMPLES}/{_PARTITION}": self._train.offset}
-        offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.offsets.items()}
-        cut = Cut(
-            watermark=min(self._train.watermark, now),
-            now_ms=now,
-            offsets=offsets,
-            dense=self.trainer.dense_weights() if dense else None,
-            trainer=self.trainer.state() if state else None,
-        )
         manifest = self.deltas.publish(epoch, cut)
         self.measures.published(now, manifest, measuring)
         if dense:

@@ -18,6 +18,7 @@ from streaming.clock import Clock
 from streaming.events import DeadLetter
 from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
+from trainer.cut import cut_of, offsets_of
 from trainer.dense_cadence import DenseCadence
 from trainer.epoch_times import EpochTimes
 from trainer.recovery import read_dense, recover_newest
@@ -151,22 +152,16 @@ class OnlineTrainer:
         return ", ".join(f"{w.partition}:{begin}-{w.offset - 1}" for w, begin in parts if begin < w.offset) or "nothing"
 
     def _publish_new(self, now_ms: int) -> Manifest | None:
-        offsets = {f"{EXAMPLES}/{worker.partition}": worker.offset for worker in self.workers}
+        offsets = offsets_of(self.workers)
         if offsets == self._published and not self._must_be_whole:
             check_at_work(self._files, self.deltas.version)
             return None
         # One partition that stands still must not keep the dense weights of the others back.
         reached = max(worker.watermark for worker in self.workers)
         dense = self._must_be_whole or self._dense.is_due(reached)
-        self.trainer.check()
-        cut = Cut(
-            watermark=min(worker.watermark for worker in self.workers),
-            now_ms=now_ms,
-            offsets=offsets,
-            dense=self.trainer.dense_weights() if dense else None,
-            trainer=self.trainer.state(),
-            learned=self._times.take(now_ms, self._clock.elapsed_ms()),
-        )
+        watermark = min(worker.watermark for worker in self.workers)
+        learned = self._times.take(now_ms, self._clock.elapsed_ms())
+        cut = cut_of(self.trainer, watermark, now_ms, offsets, dense=dense, learned=learned)
         if dense:
             self._dense.sent(reached)
         rows = self.trainer.seal()

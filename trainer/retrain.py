@@ -13,13 +13,14 @@ from concurrent.futures import Executor
 
 import pyarrow as pa
 
-from paramserver.delta_log import Cut, DeltaLog
+from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import TakenOverError, read_manifest
 from paramserver.precision import Precision
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat, cut_per_step
 from streaming.log import EXAMPLES, LogReader, check_no_gap
+from trainer.cut import cut_of, offsets_of
 from trainer.settings import TrainSettings
 from trainer.worker import Trainer, TrainWorker
 
@@ -73,17 +74,6 @@ def hand_over(
     return workers
 
 
-def cut_of(trainer: Trainer, workers: Sequence[TrainWorker], now_ms: int) -> Cut:
-    """What a version stands for that holds everything the workers trained through."""
-    return Cut(
-        watermark=min(worker.watermark for worker in workers),
-        now_ms=now_ms,
-        offsets={f"{EXAMPLES}/{worker.partition}": worker.offset for worker in workers},
-        dense=trainer.dense_weights(),
-        trainer=trainer.state(),
-    )
-
-
 def take_over(
     files: Files,
     form: str,
@@ -98,15 +88,15 @@ def take_over(
 
     None, and nothing has changed, where the newest version contains examples that this model does not, or where the trainer at
     work was faster: let the workers catch up and try again. The trainer whose place was taken gets `TakenOverError` at
-    its next publication; a replica moves at its next pull.
+    its next publication; a replica moves at its next pull. `GuardedError` where the retrained weights are not fit to be published.
     """
     deltas = look(files, form, keep_deltas, precision)
-    newest = deltas.newest
-    cut = cut_of(trainer, workers, now_ms())
+    newest, offsets = deltas.newest, offsets_of(workers)
+    cut = cut_of(trainer, min(worker.watermark for worker in workers), now_ms(), offsets)
     if newest is not None:
-        if any(newest.offsets.get(name, 0) > offset for name, offset in cut.offsets.items()):
+        if any(newest.offsets.get(name, 0) > offset for name, offset in offsets.items()):
             return None
-        cut = cut._replace(offsets={**newest.offsets, **cut.offsets})
+        cut = cut._replace(offsets={**newest.offsets, **offsets})
     try:
         deltas.take_over({name: table.export() for name, table in trainer.tables.items()}, cut, retraining)
     except TakenOverError:

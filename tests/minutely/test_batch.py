@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from basis.problems import Problems
+from basis.problems import GuardedError, Problems
 from minutely.batch import archive_place, train_from_archive
 from minutely.loop import open_loop
 from minutely.parts import make_trainer
@@ -21,6 +21,22 @@ from tests.minutely.test_loop import HOUR, MINUTE, NOW, START, make_pipeline, wr
 from trainer.recovery import recover_newest
 
 QUIET = Console(file=io.StringIO())
+
+
+def test_a_model_that_went_astray_is_not_published_from_the_archive_either(tmp_path: Path) -> None:
+    write_log(tmp_path / "log.parquet", requests=200, hours=3)
+    pipeline = make_pipeline(tmp_path, archive={})
+    events = load(tmp_path, pipeline.source, pipeline.features, NOW)
+    with open_loop(
+        pipeline, events, tmp_path, LocalFiles(tmp_path / "deltas", durable=False), {"60s": MINUTE}, 0.5
+    ) as loop:
+        while loop.tick():
+            pass
+        loop.finish()
+    guarded = make_pipeline(tmp_path, archive={}, train={"guards": {"prediction": {"like": [0.99, 1]}, "over": 100}})
+    with pytest.raises(GuardedError, match="the running mean prediction of like"):
+        train_from_archive(guarded, str(tmp_path / "archive"), None, None, tmp_path / "batch", QUIET)
+    assert not (tmp_path / "batch").exists()
 
 
 def test_the_archive_of_a_replay_gives_the_replay_s_model(tmp_path: Path) -> None:

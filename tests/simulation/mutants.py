@@ -27,7 +27,9 @@ from tests.simulation.mutants_join import wrap
 from tests.simulation.services import Clock
 from tests.simulation.simulate import begin, failure
 from trainer import online
+from trainer.cut import cut_of
 from trainer.online import OnlineTrainer
+from trainer.worker import Trainer
 
 SEEDS = 1000
 _none = np.empty(0, np.int64)
@@ -111,7 +113,10 @@ def tombstones_left_out() -> Any:
 
 
 def watermark_from_the_wall_clock() -> Any:
-    return patch.object(online, "Cut", lambda **fields: Cut(**{**fields, "watermark": fields["now_ms"]}))
+    def wrong(trainer: Trainer, watermark: int, now_ms: int, *rest: Any, **more: Any) -> Cut:
+        return cut_of(trainer, now_ms, now_ms, *rest, **more)
+
+    return patch.object(online, "cut_of", wrong)
 
 
 def waits_go_by_the_time_of_day() -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from basis.problems import GapError
-from paramserver.delta_log import DeltaLog
+from basis.problems import GapError, GuardedError
+from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.manifest import TakenOverError
 from paramserver.settings import TablesSettings
@@ -24,12 +24,13 @@ from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature, SparseFeature
 from streaming.labels import Label
 from streaming.log import EXAMPLES, EmbeddedLog
+from trainer.cut import cut_of, offsets_of
 from trainer.models import make_model
 from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
 from trainer.recovery import recover_newest
-from trainer.retrain import cut_of, hand_over, take_over, train_archive
-from trainer.settings import ModelSettings, TrainSettings
+from trainer.retrain import hand_over, take_over, train_archive
+from trainer.settings import GuardSettings, ModelSettings, TrainSettings
 from trainer.worker import Trainer, TrainWorker
 
 MINUTE, HOUR = 60_000, 3_600_000
@@ -84,6 +85,10 @@ def archive_of(log: EmbeddedLog, folder: Path, partitions: int = 1) -> Archive:
 def run(worker: TrainWorker) -> None:
     while worker.step():
         pass
+
+
+def cut_at(trainer: Trainer, workers: list[TrainWorker], now_ms: int) -> Cut:
+    return cut_of(trainer, min(worker.watermark for worker in workers), now_ms, offsets_of(workers))
 
 
 def scores(score: Callable[..., np.ndarray]) -> bytes:
@@ -170,7 +175,7 @@ def test_a_recovered_trainer_goes_on_as_if_nothing_had_happened(log: EmbeddedLog
     for at in range(5):
         trainer.train(FORMAT.decode(log.read(EXAMPLES, 0, worker.offset, 1)[0].value)[0])
         worker.offset += 1
-        deltas.publish(trainer.seal(), cut_of(trainer, [worker], at))
+        deltas.publish(trainer.seal(), cut_at(trainer, [worker], at))
     resumed = DeltaLog.resume(files, "form", keep_deltas=2)
     again = make_trainer(seed=1)
     found = recover_newest(files, resumed, again)
@@ -197,7 +202,7 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
     for at in range(3):
         log.append(EXAMPLES, 0, records(5, first=100 + 5 * at))
         run(at_work)
-        deltas.publish(online.seal(), cut_of(online, [at_work], at))
+        deltas.publish(online.seal(), cut_at(online, [at_work], at))
         replica.pull()
         if at == 0:
             asleep.pull()
@@ -215,7 +220,7 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
     assert manifest.offsets == {"examples/0": 120}
     assert manifest.retrained == ["again"]
     with pytest.raises(TakenOverError):
-        deltas.publish(online.seal(), cut_of(online, [at_work], 5))
+        deltas.publish(online.seal(), cut_at(online, [at_work], 5))
     assert retrained.tables["example"].export().ids.tolist() == list(range(90, 360))
     assert set(retrained.tables["example"].export().counts.tolist()) == {1}
 
@@ -233,7 +238,7 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
     for at in range(6, 16):  # it is the one at work now; old files of both lineages go
         log.append(EXAMPLES, 0, records(1, first=120 + at - 6))
         run(workers[0])
-        taken.publish(retrained.seal(), cut_of(retrained, workers, at))
+        taken.publish(retrained.seal(), cut_at(retrained, workers, at))
     late = make_replica(files)
     for follower in (replica, late):
         follower.pull()
@@ -242,6 +247,25 @@ def test_a_retrained_model_takes_over_while_another_is_at_work(log: EmbeddedLog,
         assert follower.manifest.retrained == ["again"], "in bases and deltas that follow as well"
         assert follower.tables["example"].export().ids.tolist() == list(range(90, 390))
     assert not [name for name in files.names() if name.startswith(f"{1:012d}")]
+
+
+def test_a_retrained_model_that_went_astray_does_not_take_over(log: EmbeddedLog, tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path / "deltas", durable=False)
+    log.append(EXAMPLES, 0, records(10))
+    online = make_trainer()
+    at_work = TrainWorker(log, online, FORMAT)
+    run(at_work)
+    DeltaLog(files, "form", keep_deltas=4).publish(online.seal(), cut_at(online, [at_work], 1))
+    archive, before = archive_of(log, tmp_path / "archive"), files.names()
+    astray = make_trainer(settings=TrainSettings(guards=GuardSettings(prediction={"like": (0.99, 1)}, over=10)))
+    train_archive(archive, astray, SETTINGS, 0, NEVER)
+    infinite = make_trainer()
+    infinite.weights.vector.data.fill_(np.inf)
+    for trainer, reason in ((astray, "running mean prediction of like"), (infinite, "dense weights")):
+        workers = hand_over(archive, log, trainer, FORMAT, [0])
+        with pytest.raises(GuardedError, match=reason):
+            take_over(files, "form", 4, trainer, workers, lambda: 77, "again")
+        assert files.names() == before
 
 
 def test_a_trainer_with_nothing_to_publish_notices_as_well(log: EmbeddedLog, tmp_path: Path) -> None:
@@ -275,7 +299,7 @@ def test_taking_over_waits_until_nothing_is_lost_by_it(log: EmbeddedLog, tmp_pat
         if len(published) < 2:
             log.append(EXAMPLES, 0, records(10, first=10 + 10 * len(published)))
             run(at_work)
-            published.append(deltas.publish(online.seal(), cut_of(online, [at_work], 1)).version)
+            published.append(deltas.publish(online.seal(), cut_at(online, [at_work], 1)).version)
         return 9
 
     for at in range(2):
