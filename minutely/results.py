@@ -66,10 +66,10 @@ def warnings_of(pipeline: Pipeline, loop: EmbeddedLoop, served: Served) -> list[
         return []
     begin, end = loop.scored_from, min(served.scored_to, loop.impressions)
     found = []
-    for at, name in enumerate(pipeline.labels):
+    for at, (name, label) in enumerate(pipeline.labels.items()):
         sums = Sums.of(served.scores[begin:end, at], loop.truth[name][begin:end])
         if sums.stray(bounds):
-            found.append(sums.say(name, bounds))
+            found.append(sums.say(name, label, bounds))
     return found
 
 

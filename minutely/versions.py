@@ -13,6 +13,7 @@ from rich.table import Table as TextTable
 from basis.problems import BadFile
 from minutely.place import open_published, open_versions
 from paramserver import history
+from paramserver import manifest as manifests
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import Manifest, TakenOverError
@@ -88,6 +89,9 @@ def roll_back(console: Console, place: str, version: int, *, training: bool) -> 
     `BadFile` where the version is not there or cannot be trained from.
     """
     files = open_versions(place)
+    there = sorted({at for at, _ in manifests.named(files)})
+    if there and version not in there:
+        raise BadFile(f"{place}: version {version} is not there; allowed: {there[0]} to {there[-1]}")
     for attempt in range(_TRIES):
         deltas = _resume(files)
         try:
@@ -119,7 +123,13 @@ def release(console: Console, place: str) -> None:
         console.print(f"{error}; removed: replicas take the newest again", soft_wrap=True)
         return
     unpin(files)
-    console.print(f"replicas were held at version {pin}, and take the newest again" if pin else "nothing was held")
+    newest = f"the newest version, {history.newest(files).version},"
+    console.print(
+        f"replicas stayed at version {pin} by a rollback; from their next pull on they take {newest} again"
+        if pin
+        else f"no rollback holds replicas: nothing was changed, and they take {newest} as before",
+        soft_wrap=True,
+    )
 
 
 def _resume(files: Files) -> DeltaLog:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 
 from basis.problems import BadFile
 from paramserver.files import Files
@@ -20,7 +19,7 @@ from paramserver.table import Table
 from streaming.columns import ServedColumns, slice_columns
 from streaming.labels import Label
 from trainer.losses import predictions
-from trainer.models import RankingModel, load_weights
+from trainer.models import UNREADABLE, RankingModel, load_weights
 from trainer.rows import RowPlan
 
 _ROWS_AT_ONCE = 8192
@@ -144,8 +143,8 @@ class Replica:
         model = copy.deepcopy(self._weights.model)
         try:
             load_weights(model, dense.file.read(self._files))
-        except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
-            raise BadFile(f"{dense.file.name}: weights of another config than this replica's: {error}") from None
+        except UNREADABLE as error:
+            raise BadFile(f"{dense.file.name}: no weights for this replica's config: {error}") from None
         self._weights = _Weights(model, dense)
 
     def score(self, columns: ServedColumns, impressions: int) -> npt.NDArray[np.float32]:

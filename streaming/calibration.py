@@ -51,14 +51,20 @@ class Sums(NamedTuple):
         by_chance = abs(self.scores - self.values) <= _DEVIATIONS * self.squares**0.5
         return not by_chance and not low * self.values <= self.scores <= high * self.values
 
-    def say(self, label: str, bounds: Bounds) -> str:
-        """A line for people about a label that is out of bounds."""
+    def say(self, name: str, label: Label, bounds: Bounds) -> str:
+        """A line for people about a label that is out of bounds, with what can be done where its loss is the cause."""
         low, high = bounds
         ratio = "" if self.calibration is None else f" (calibration {self.calibration:.3g})"
         mean_score, mean_value = self.scores / self.impressions, self.values / self.impressions
+        remedy = (
+            ""
+            if label.predicts_mean
+            else f"; labels.{name}.transform: log predicts about a median; set labels.{name}.loss: tweedie or "
+            "zero_inflated_log_normal, without transform, for the mean"
+        )
         return (
-            f"{label}: served scores average {mean_score:.4g}, what came of them {mean_value:.4g}{ratio}, over "
-            f"{self.impressions:,} impressions; allowed by train.guards.served_calibration: {low:g} to {high:g}"
+            f"{name}: served scores average {mean_score:.4g}, what came of them {mean_value:.4g}{ratio}, over "
+            f"{self.impressions:,} impressions; allowed by train.guards.served_calibration: {low:g} to {high:g}{remedy}"
         )
 
 
@@ -76,6 +82,7 @@ class ServedCalibration:
         warn: Callable[[str], object],
         inform: Callable[[str], object],
     ) -> None:
+        self._labels = labels
         self._is_value = [label.is_value for label in labels.values()]
         self._bounds = bounds
         self._warn = warn
@@ -105,7 +112,7 @@ class ServedCalibration:
             sums = sum((block[at] for block in self._blocks), Sums())
             stray = sums.stray(self._bounds)
             if stray and not self.stray[name]:
-                self._warn(sums.say(name, self._bounds))
+                self._warn(sums.say(name, self._labels[name], self._bounds))
             elif self.stray[name] and not stray:
                 self._inform(f"{name}: served scores average what comes of them again")
             self.sums[name], self.stray[name] = sums, stray

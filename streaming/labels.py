@@ -61,6 +61,11 @@ class Label(Section):
         """Whether the label is a number rather than a class."""
         return self.loss != "log"
 
+    @property
+    def predicts_mean(self) -> bool:
+        """Whether what a model says of it adds up to what comes, however values are distributed."""
+        return self.transform == "none"
+
 
 LabelSet: TypeAlias = Annotated[dict[Name, Label], Field(min_length=1, max_length=64)]
 

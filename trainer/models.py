@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -151,5 +152,30 @@ def dump_weights(model: RankingModel) -> bytes:
 
 
 def load_weights(model: RankingModel, data: bytes) -> None:
-    """Put weights from `dump_weights` into the model, in place; ``RuntimeError`` where they are another model's."""
-    model.load_state_dict(load(data))
+    """Put weights from `dump_weights` into the model, in place; one of `UNREADABLE` where they do not fit it."""
+    model.load_state_dict(load_tensors(data, model.state_dict()))
+
+
+UNREADABLE = (RuntimeError, KeyError, ValueError, SafetensorError)
+"""What reading tensors from outside may raise."""
+
+
+def load_tensors(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of safetensors, which hold finite numbers only; all those that are ``expected``, in shape and type, are there.
+
+    Raises:
+        ValueError: a tensor is missing, of another shape or type, or holds what is no finite number; it is named.
+        SafetensorError: these are no safetensors.
+    """
+    found: dict[str, Tensor] = load(data)
+    for name, like in expected.items():
+        tensor = found.get(name)
+        if tensor is None:
+            raise ValueError(f"{name}: not there")
+        if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
+            got, allowed = (f"{each.dtype} {list(each.shape)}" for each in (tensor, like))
+            raise ValueError(f"{name}: {got}; allowed: {allowed}")
+    for name, tensor in found.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: holds what is no finite number")
+    return found

@@ -84,8 +84,18 @@ class RunningNorm(nn.Module):
         self._first = torch.zeros(START_ROWS, len(self.count))
         self._learned_at = int(learning.get("at", torch.tensor(0)))
         if learning:
-            self._seen = learning["seen"].clone()
-            self._first[: len(learning["first"])] = learning["first"]
+            seen, first = learning["seen"], learning["first"]
+            if seen.shape != self._seen.shape or seen.dtype != torch.int64 or ((seen < 0) | (seen > START_ROWS)).any():
+                raise ValueError(f"norm.seen: allowed: int64 {list(self._seen.shape)} of 0 to {START_ROWS}")
+            if (
+                first.dim() != 2
+                or first.shape[1] != len(seen)
+                or len(first) > START_ROWS
+                or first.dtype != torch.float32
+            ):
+                raise ValueError(f"norm.first: allowed: float32, at most {START_ROWS} rows of {len(seen)}")
+            self._seen = seen.clone()
+            self._first[: len(first)] = first
         self._end_start()
 
     def _end_start(self) -> None:

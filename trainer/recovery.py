@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from safetensors import SafetensorError
-
 from basis.problems import BadFile
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
@@ -14,6 +12,7 @@ from paramserver.form import check_form
 from paramserver.history import clear, paths_to, restore
 from paramserver.manifest import FileRef, Manifest, OtherFormat
 from trainer.growth import grow_state
+from trainer.models import UNREADABLE
 from trainer.worker import Trainer
 
 _log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ def _load_state(files: Files, manifest: Manifest, state: FileRef, deltas: DeltaL
         trainer.load_state(_state(files, manifest, state, deltas, trainer))
     except BadFile:
         raise
-    except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise BadFile(f"{state.name}: no state of this trainer: {error}") from None
 
 

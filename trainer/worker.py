@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch.optim.adam import adam
 
 from basis.problems import GuardedError
@@ -22,7 +22,7 @@ from streaming.labels import Label
 from streaming.log import EXAMPLES, LogReader
 from trainer.guards import Guard, check_finite
 from trainer.losses import Loss
-from trainer.models import RankingModel, dump_weights
+from trainer.models import RankingModel, dump_weights, load_tensors
 from trainer.newcomers import DefaultRows, Unseen
 from trainer.prequential import Prequential
 from trainer.rows import Lookup, RowPlan, TableIds
@@ -291,8 +291,7 @@ class Trainer:
 
     def state(self) -> bytes:
         """Dense weights, optimizer and `first_at`, as safetensors: what recovery needs besides the rows."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.weights.state().items()}
+        tensors = self._always()
         if self.first_at is not None:
             tensors["since.first_at"] = torch.tensor(self.first_at)
         if self._default_rows is not None:
@@ -302,11 +301,16 @@ class Trainer:
         data: bytes = save(tensors)
         return data
 
+    def _always(self) -> dict[str, torch.Tensor]:
+        """What every state of this trainer has, in shapes that never change."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return tensors | {f"optimizer.{name}": tensor for name, tensor in self.weights.state().items()}
+
     def load_state(self, data: bytes) -> None:
-        """Go on from what `state` gave; ``RuntimeError`` or ``KeyError`` where it is another model's."""
+        """Go on from what `state` gave; one of `UNREADABLE` where it is another model's or holds what is no finite number."""
         names = ("model", "optimizer", "newcomers", "norm", "since")
         parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
-        for name, tensor in load(data).items():
+        for name, tensor in load_tensors(data, self._always()).items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         self.model.load_state_dict(parts["model"])

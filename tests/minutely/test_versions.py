@@ -117,14 +117,14 @@ def test_rollback_and_replicas_follow_byte_for_byte(run: Path, tmp_path: Path, t
         assert "pin" in found["versions"][0]["held_by"]
         assert "take the newest again" in invoke("rollback", "--release", "--deltas", deltas).output
         assert versions("--deltas", deltas)["pin"] == 0
-    assert "nothing was held" in invoke("rollback", "--release", "--deltas", deltas).output
+    assert "no rollback holds replicas" in invoke("rollback", "--release", "--deltas", deltas).output
 
 
 def test_what_cannot_be_rolled_back_to(run: Path, tmp_path: Path) -> None:
     deltas = Path(shutil.copytree(run / "deltas", tmp_path / "deltas"))
     before = sorted(path.name for path in deltas.iterdir())
     for arguments, said in (
-        ((999,), "manifest-000000000999.json: not there"),
+        ((999,), "version 999 is not there; allowed: 1 to "),
         ((2, "--train-from", "old"), "version 2: no trainer's state to train from"),
         ((), "give either a VERSION or --release"),
     ):

@@ -46,6 +46,17 @@ def test_who_goes_astray_is_told_once_and_so_is_the_way_back() -> None:
     assert len(told.warned) == 2
 
 
+def test_a_loss_that_predicts_no_mean_is_named_with_those_that_do() -> None:
+    sums = Sums.of(np.full(1000, 1.0), np.full(1000, 9.0))
+    for label, remedy in (
+        (Label(action="buy", window="1m", loss="squared", transform="log"), True),
+        (Label(action="buy", window="1m", loss="tweedie"), False),
+    ):
+        line = sums.say("spent", label, BOUNDS)
+        assert ("labels.spent.transform: log predicts about a median" in line) == remedy
+        assert ("loss: tweedie or zero_inflated_log_normal" in line) == remedy
+
+
 def test_too_few_labels_say_nothing() -> None:
     """Two likes where one was promised are no calibration of 2."""
     told = Told()
