@@ -28,10 +28,10 @@ from streaming.archive import Archive
 from streaming.archive_worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.log import EmbeddedLog
-from tests.trainer.test_retrain import FORMAT, NEVER, SETTINGS, make_trainer
+from tests.trainer.test_retrain import FORMAT, NEVER, SETTINGS, cut_at, make_trainer
 from trainer import worker as train_worker
 from trainer.recovery import recover_newest
-from trainer.retrain import cut_of, hand_over, take_over, train_archive
+from trainer.retrain import hand_over, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
 
 PARTITIONS = range(2)
@@ -106,7 +106,7 @@ def start(folder: Path, log: EmbeddedLog, seed: int) -> tuple[Trainer, list[Trai
         train_archive(archived, trainer, SETTINGS, 0, NEVER)
         workers = hand_over(archived, log, trainer, FORMAT, PARTITIONS)
         rows = {name: table.export() for name, table in trainer.tables.items()}
-        deltas.take_over(rows, cut_of(trainer, workers, 1), "first")
+        deltas.take_over(rows, cut_at(trainer, workers, 1), "first")
         trainer.seal()
         return trainer, workers, deltas
     workers = hand_over(archived, log, trainer, FORMAT, PARTITIONS)
@@ -117,7 +117,7 @@ def start(folder: Path, log: EmbeddedLog, seed: int) -> tuple[Trainer, list[Trai
 
 
 def publish(trainer: Trainer, workers: list[TrainWorker], deltas: DeltaLog) -> None:
-    deltas.publish(trainer.seal(), cut_of(trainer, workers, 1))
+    deltas.publish(trainer.seal(), cut_at(trainer, workers, 1))
 
 
 def run(trainer: Trainer, workers: list[TrainWorker], deltas: DeltaLog) -> None:

@@ -115,7 +115,9 @@ def test_rollback_and_replicas_follow_byte_for_byte(run: Path, tmp_path: Path, t
     assert found["versions"][0]["kind"] == "whole"
     if train_from == "newest":
         assert "pin" in found["versions"][0]["held_by"]
-        assert "take the newest again" in invoke("rollback", "--release", "--deltas", deltas).output
+        assert (
+            "from their next pull on they take the newest" in invoke("rollback", "--release", "--deltas", deltas).output
+        )
         assert versions("--deltas", deltas)["pin"] == 0
     assert "no rollback holds replicas" in invoke("rollback", "--release", "--deltas", deltas).output
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load
 
 from basis.problems import BadFile
-from paramserver.delta_log import DeltaLog
+from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.form import differences
 from paramserver.settings import TablesSettings
@@ -20,11 +20,11 @@ from streaming.columns import Columns
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.labels import Label
+from trainer.cut import cut_of
 from trainer.growth import grow_state
 from trainer.models import make_model
 from trainer.newcomers import DefaultRows
 from trainer.recovery import recover_newest
-from trainer.retrain import cut_of
 from trainer.settings import ModelSettings, TrainSettings
 from trainer.worker import Trainer
 
@@ -139,11 +139,8 @@ def test_newcomers_stay_newcomers() -> None:
     assert before.first_at is not None and after.first_at is None, "and its dense weights go out often again"
 
 
-def cut_of_nothing(trainer: Trainer):  # type: ignore[no-untyped-def]
-    from trainer.worker import TrainWorker
-
-    worker = TrainWorker(None, trainer, ExampleFormat(OLD, LABELS))  # type: ignore[arg-type]
-    return cut_of(trainer, [worker], 1)
+def cut_of_nothing(trainer: Trainer) -> Cut:
+    return cut_of(trainer, 0, 1, {})
 
 
 def test_what_does_not_fit_is_refused_with_the_difference(tmp_path: Path) -> None:
