@@ -89,6 +89,8 @@ class Service:
         """Answers by FastAPI's router alone: the way through its middleware and dependencies, of which there are none here, would
         take as long as reading a ranking request."""
         scope["app"] = self._app
+        if scope["method"] == "HEAD":  # as GET: the server keeps the body back
+            scope = {**scope, "method": "GET"}
         try:
             await self._app.router(scope, receive, send)
         except HTTPException as error:

@@ -34,7 +34,7 @@ class Server:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._tls = tls
-        self._health_port = health_port
+        self.health_port = health_port
         self.port = free_ports(1)[0]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         arguments = ["serve", str(write_config(pipeline, folder)), "--deltas", str(deltas)]
@@ -78,7 +78,7 @@ class Server:
         sent = {"Content-Type": kind, **({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
         if raw is None and body is not None:
             raw = msgspec.msgpack.encode(body) if msgpack else json.dumps(body).encode()
-        port = self._health_port if health else self.port
+        port = self.health_port if health else self.port
         connection = (
             http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=self._tls)
             if self._tls and not health
@@ -90,7 +90,7 @@ class Server:
             data = answer.read()
             if answer.headers.get_content_type() == "application/msgpack":
                 return answer.status, msgspec.msgpack.decode(data)
-            is_json = answer.headers.get_content_type() == "application/json"
+            is_json = data and answer.headers.get_content_type() == "application/json"
             return answer.status, json.loads(data) if is_json else data.decode()
         finally:
             connection.close()

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.listening import HEALTH_PATHS
 from tests.kafka.test_security import certificate
 from tests.ports import free_ports
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
@@ -44,8 +45,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         made.process.kill()
 
 
-def connect(server: Server, host: str = "127.0.0.1") -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20, source_address=(host, 0))
+def connect(server: Server, host: str = "127.0.0.1", *, health: bool = False) -> socket.socket:
+    port = server.health_port if health else server.port
+    return socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(host, 0))
 
 
 def refused(server: Server, reason: str, listener: str = "main") -> float:
@@ -249,6 +251,29 @@ def test_health_has_its_own_listener(server: Server) -> None:
         assert server.ask("GET", path, health=True)[0] == 200
     status, answer = server.ask("POST", "/v1/rank", {}, health=True)
     assert status == 404 and "/v2/health/live" in answer["error"]
+
+
+def test_head_answers_as_get_without_a_body(server: Server) -> None:
+    model = server.ask("GET", "/v2/models/test")[1]["name"]
+    paths = [
+        "/v1/status",
+        "/v2",
+        f"/v2/models/{model}",
+        f"/v2/models/{model}/ready",
+        "/v2/models/other",
+        "/openapi.json",
+    ]
+    for path in [*HEALTH_PATHS, *paths]:
+        for health in {False, path in HEALTH_PATHS}:
+            with connect(server, health=health) as asked:
+                asked.sendall(b"%s %s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"HEAD", path.encode()))
+                asked.sendall(b"%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % (b"GET", path.encode()))
+                answers = b"".join(iter(lambda of=asked: of.recv(1 << 16), b""))
+            head, got, body = answers.split(b"\r\n\r\n", 2)
+            assert head.splitlines()[0] == got.splitlines()[0] and b" 405 " not in head, (path, head)
+            assert body and not body.startswith(b"HTTP"), path
+    assert server.ask("HEAD", "/v1/rank")[0] == 405
+    assert server.ask("HEAD", "/v1/nothing")[0] == 404
 
 
 def test_tls_handshakes_have_places(tmp_path: Path) -> None:
