@@ -60,7 +60,10 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
         state = JoinState(folder / str(partition), settings.memory_bytes // pipeline.kafka.partitions)
 
         def joiner(over: JoinState) -> Joiner:
-            return Joiner(pipeline.features, pipeline.labels, settings, over, clock, partition, negatives, served)
+            return Joiner(
+                pipeline.features, pipeline.labels, settings, over, clock, partition, negatives, served,
+                earliest=pipeline.source.earliest_ms,
+            )  # fmt: skip
 
         keep_ms = 2 * window + settings.lateness
         return state, JoinPartition(

@@ -98,7 +98,10 @@ class EmbeddedLoop:
         self._producer = Producer(events, pipeline.features)
         self._log = log
         negatives = Negatives(pipeline.negatives.keep, pipeline.seed)
-        self.joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, pending, clock, _PARTITION, negatives)
+        self.joiner = Joiner(
+            pipeline.features, pipeline.labels, pipeline.join, pending, clock, _PARTITION, negatives,
+            earliest=pipeline.source.earliest_ms,
+        )  # fmt: skip
         self._join = JoinWorker(log, self.joiner, clock, pipeline.join.lateness, _PARTITION)
         self.trainer = make_trainer(pipeline)
         self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)

@@ -46,6 +46,7 @@ from serving.shadow import Shadow, Shadowing
 from serving.sides import Sides
 from serving.worker import Worker
 from streaming.clock import Clock, WallClock
+from streaming.labels import used_actions
 
 _log = logging.getLogger("minutely.serve")
 
@@ -247,6 +248,8 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         freshness=freshness,
         outbox=Outbox(settings.log_buffer_bytes),
         gate=Gate({role: tokens.read(role) for role, tokens in settings.tokens.items()}),
+        actions=used_actions(pipeline.labels),
+        earliest_ms=pipeline.source.earliest_ms,
         max_future_ms=pipeline.join.max_future,
         log_retention_ms=pipeline.kafka.retention,
         log_needed_ms=2 * max(label.window for label in pipeline.labels.values()) + pipeline.join.lateness,

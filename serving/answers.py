@@ -29,10 +29,11 @@ class RankAnswer(msgspec.Struct):
     freshness_seconds: float | None
 
 
-class Accepted(msgspec.Struct):
-    """How many engagements will be logged."""
+class Accepted(msgspec.Struct, omit_defaults=True):
+    """How many engagements will be logged, and how many of them have an action that no label looks at."""
 
     accepted: int
+    unused: int = 0
 
 
 class Ready(msgspec.Struct):

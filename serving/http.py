@@ -356,12 +356,15 @@ class Service:
         replica = self._replica
         body = decode(EngagementsBody, payload, msgpack=packed)
         now_ms = replica.clock.now_ms()
-        engagements = [engagement_of(item, now_ms, replica.max_future_ms) for item in body.engagements]
+        bounds = replica.max_future_ms, replica.earliest_ms
+        engagements = [engagement_of(item, now_ms, *bounds) for item in body.engagements]
         if not replica.settings.log:
             raise BadRequest("serve.log is off: there is no log to take engagements", 404)
         if not replica.engaged(engagements):
             raise Busy("the log takes no more at the moment")
-        return 202, Accepted(len(engagements))
+        unused = sum(each.action not in replica.actions for each in engagements)
+        self._metrics.unused.inc(unused)
+        return 202, Accepted(len(engagements), unused)
 
     async def _status(self, _payload: bytes, _packed: bool) -> Answered:
         return 200, self._replica.status()

@@ -30,6 +30,9 @@ class RequestMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter("minutely_serve_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.unused = Counter(
+            "minutely_serve_unused_engagements", "Engagements whose action no label looks at.", registry=registry
+        )
         self.seconds = Histogram(
             "minutely_serve_seconds", "From request to answer.", ["route"], buckets=_ANSWER_SECONDS, registry=registry
         )

@@ -206,8 +206,8 @@ def _raw_columns(inputs: Mapping[str, Feature], given: Mapping[str, Any], count:
     return {name: raw_column(f"{place}.{name}", feature, given[name], count) for name, feature in inputs.items()}
 
 
-def engagement_of(body: EngagementBody, now_ms: int, max_future_ms: int) -> Engagement:
-    """The engagement as its record has it; `BadRequest` where it breaks the contract."""
+def engagement_of(body: EngagementBody, now_ms: int, max_future_ms: int, earliest_ms: int) -> Engagement:
+    """The engagement as its record has it; `BadRequest` where it breaks the contract, as joiners check it."""
     engagement = Engagement(
         version=SCHEMA_VERSION,
         request_id=body.request_id,
@@ -217,6 +217,6 @@ def engagement_of(body: EngagementBody, now_ms: int, max_future_ms: int) -> Enga
         value=body.value,
     )
     try:
-        return decode_engagement(encode(engagement), now_ms + max_future_ms)
+        return decode_engagement(encode(engagement), now_ms + max_future_ms, earliest_ms)
     except BadRecord as error:
         raise BadRequest(str(error)) from None

@@ -110,27 +110,29 @@ def fits_float32(values: Any) -> Any:
     return abs(values) <= FLOAT32_MAX  # of NaN this is false
 
 
-def _check_time(name: str, milliseconds: int, latest: int) -> None:
-    if not MIN_TIME_MS <= milliseconds <= min(latest, MAX_TIME_MS):
+def _check_time(name: str, milliseconds: int, latest: int, earliest: int) -> None:
+    earliest, most = max(earliest, MIN_TIME_MS), min(latest, MAX_TIME_MS)
+    if not earliest <= milliseconds <= most:
         reason = "future" if milliseconds > latest else "malformed"
-        raise BadRecord(reason, f"{name} {milliseconds} ms; allowed: {MIN_TIME_MS} to {min(latest, MAX_TIME_MS)}")
+        seconds = f"; {milliseconds}000 if these are seconds" if earliest <= milliseconds * 1000 <= most else ""
+        raise BadRecord(reason, f"{name} {milliseconds} ms; allowed: {earliest} to {most}{seconds}")
 
 
-def decode_request(payload: bytes, latest: int) -> Request:
-    """The request in ``payload``; `BadRecord` where it breaks the contract or was served after ``latest`` (ms)."""
+def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Request:
+    """The request in ``payload``; `BadRecord` where it breaks the contract or was not served between these times (ms)."""
     request: Request = _checked(payload, _request)
-    _check_time("served_at", request.served_at, latest)
+    _check_time("served_at", request.served_at, latest, earliest)
     count = len(request.impression_ids)
     if count > 1 and len(set(request.impression_ids)) != count:
         raise BadRecord("malformed", "an impression_id stands in the request twice")
     return request
 
 
-def decode_engagement(payload: bytes, latest: int) -> Engagement:
-    """The engagement in ``payload``; `BadRecord` where it breaks the contract or happened after ``latest`` (ms)."""
+def decode_engagement(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Engagement:
+    """The engagement in ``payload``; `BadRecord` where it breaks the contract or did not happen between these times (ms)."""
     decoder = _json_engagement if is_json(payload) else _engagement
     engagement: Engagement = _checked(payload, decoder)
-    _check_time("happened_at", engagement.happened_at, latest)
+    _check_time("happened_at", engagement.happened_at, latest, earliest)
     if not fits_float32(engagement.value):
         raise BadRecord("malformed", f"value {engagement.value}; {NUMBERS_ALLOWED}")
     return engagement

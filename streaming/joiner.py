@@ -21,6 +21,7 @@ from streaming.clock import Clock
 from streaming.columns import all_finite, check_packed, packed_width
 from streaming.events import (
     MAX_TIME_MS,
+    MIN_TIME_MS,
     BadRecord,
     DeadLetter,
     Engagement,
@@ -83,6 +84,7 @@ class Joiner:
         partition: int = 0,
         negatives: Negatives = Negatives(),
         served: ServedCalibration | None = None,
+        earliest: int = MIN_TIME_MS,
     ) -> None:
         self._features = dict(features)
         self._widths = [
@@ -97,6 +99,7 @@ class Joiner:
         self._partition = partition
         self._negatives = negatives
         self._served = served
+        self._earliest = earliest
         self._window = max(label.window for label in labels.values())
         self._negative = (0.0,) * len(labels)
         self.known_emitted: Callable[[list[str], int], bytearray] | None = None
@@ -177,7 +180,7 @@ class Joiner:
 
     def _request(self, offset: int, payload: bytes) -> None:
         packed = pack_request(payload, self._features) if is_json(payload) else payload
-        request = decode_request(packed, self._latest())
+        request = decode_request(packed, self._latest(), self._earliest)
         self._check_features(request)
         forgotten_at = request.served_at + self._window + self._settings.lateness
         # Requests that were forgotten since still have their engagements read again.
@@ -221,7 +224,7 @@ class Joiner:
                 raise BadRecord("malformed", problem)
 
     def _engagement(self, offset: int, payload: bytes) -> None:
-        engagement = decode_engagement(payload, self._latest())
+        engagement = decode_engagement(payload, self._latest(), self._earliest)
         self.newest[ENGAGEMENTS] = max(self.newest[ENGAGEMENTS], engagement.happened_at)
         if engagement.action not in self._actions:
             self.counts["unused"] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -100,6 +100,11 @@ class SourceSettings(Section):
     sides: dict[Name, SideFile] = {}
     actions: dict[ActionName, Action] = {}
     engagements: EngagementFile | None = None
+
+    @property
+    def earliest_ms(self) -> int:
+        """The earliest time that events may have (ms since 1970), wherever they come from."""
+        return round(datetime.combine(self.earliest, time(), UTC).timestamp() * 1000)
 
     @model_validator(mode="after")
     def _consistent(self) -> SourceSettings:

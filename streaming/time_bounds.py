@@ -31,7 +31,7 @@ class TimeBounds(NamedTuple):
         latest = tomorrow if settings.latest is None else _midnight(settings.latest) + _DAY
         last = tomorrow.date() if settings.latest is None else settings.latest
         allowed = f"allowed: {settings.earliest} to {last}, or what source.earliest and source.latest say"
-        return cls(_ms(_midnight(settings.earliest)), _ms(latest), allowed)
+        return cls(settings.earliest_ms, round(latest.timestamp() * 1000), allowed)
 
     def usable(self, rows: RowFile, column: TimeColumn) -> tuple[pa.Array, pa.Array]:
         """The times of rows as int64 ms, and which rows have one within the bounds; the others are rejected.
@@ -71,10 +71,6 @@ class TimeBounds(NamedTuple):
 
 def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
-
-
-def _ms(at: datetime) -> int:
-    return round(at.timestamp() * 1000)
 
 
 def _text(milliseconds: int) -> str:
