@@ -37,12 +37,17 @@ class KafkaSink:
 
     def send(self, records: Sequence[Outgoing]) -> None:
         """Send records; what the brokers do not take in a minute is counted as dropped."""
-        for record in records:
-            while not self._try(record):
-                if self._stopping.wait(0.1):
-                    self._outbox.dropped[record.topic] += 1
+        left = list(reversed(records))
+        try:
+            while left:
+                if self._try(left[-1]):
+                    left.pop()
+                elif self._stopping.wait(0.1):
                     break
-        self._listen()
+            self._listen()
+        finally:
+            for record in left:
+                self._outbox.was_dropped(record.topic, record.size_bytes)
 
     def _try(self, record: Outgoing) -> bool:
         if not self._patience.ready:
@@ -55,7 +60,7 @@ class KafkaSink:
             self._patience.failed(error)
             return False
         topic, key = self._settings.topic(record.topic), record.key.encode(errors="surrogatepass")
-        told = partial(self._delivered, record.topic)
+        told = partial(self._delivered, record.topic, record.size_bytes)
         try:
             self._producer.produce(topic, record.value, key, on_delivery=told)
         except BufferError:
@@ -65,7 +70,7 @@ class KafkaSink:
             if error.args[0].code() == KafkaError._FATAL:
                 self._let_go(_LOST_SECONDS)
                 return False
-            self._outbox.dropped[record.topic] += 1  # a record that no broker would take
+            self._outbox.was_dropped(record.topic, record.size_bytes)  # a record that no broker would take
         return True
 
     def _listen(self) -> None:
@@ -96,12 +101,12 @@ class KafkaSink:
             except KafkaException as error:
                 self._patience.failed(error)
 
-    def _delivered(self, topic: str, error: KafkaError | None, _message: Message | None) -> None:
+    def _delivered(self, topic: str, size_bytes: int, error: KafkaError | None, _message: Message | None) -> None:
         if error is None:
-            self._outbox.sent[topic] += 1
+            self._outbox.was_sent(topic, size_bytes)
             self._patience.worked()
         else:
-            self._outbox.dropped[topic] += 1
+            self._outbox.was_dropped(topic, size_bytes)
             self._patience.failed(KafkaException(error))
 
     def stop(self) -> None:

@@ -129,7 +129,7 @@ def _serve(
                     pass
                 sink.close()
             gc.unfreeze()
-    _log.info("ended; %d records were not logged", sum(service.outbox.dropped.values()) + len(service.outbox))
+    _log.info("ended; %d records were not logged", sum(service.outbox.dropped.values()) + service.outbox.open)
 
 
 def _config(app: ASGIApp, tls: ServeTlsSettings | None) -> uvicorn.Config:

@@ -23,7 +23,7 @@ T = TypeVar("T", bound=Sized)
 
 
 class Buffer(Generic[T]):
-    """Holds at most ``limit_bytes`` of ``what``, oldest first.
+    """Holds at most ``limit_bytes`` of ``what``, oldest first. What was taken counts until `done` tells that it is gone.
 
     Any thread may offer while others take. That something did not fit is said once, and again only after the buffer was empty.
     """
@@ -58,7 +58,11 @@ class Buffer(Generic[T]):
         with self._lock:
             while self._waiting and (not taken or self._waiting[0].size_bytes <= size_bytes):
                 taken.append(self._waiting.popleft())
-                self.size_bytes -= taken[-1].size_bytes
                 size_bytes -= taken[-1].size_bytes
             self._said = self._said and bool(self._waiting)
         return taken
+
+    def done(self, size_bytes: int) -> None:
+        """So much of what was taken takes no memory any more."""
+        with self._lock:
+            self.size_bytes -= size_bytes

@@ -140,7 +140,7 @@ class ReplicaMetrics(Collector):
         yield GaugeMetricFamily(
             "minutely_log_needed_seconds", "What joiners need to be rebuilt.", self._service.log_needed_ms / 1000
         )
-        yield GaugeMetricFamily("minutely_log_waiting", "Records waiting for the log.", len(outbox))
+        yield GaugeMetricFamily("minutely_log_waiting", "Records waiting for the log.", outbox.open)
         yield GaugeMetricFamily("minutely_log_waiting_bytes", "The memory that they take.", outbox.size_bytes)
         for name, what, counts in (
             ("minutely_log_sent", "Records that the log has.", outbox.sent),

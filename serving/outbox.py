@@ -25,22 +25,29 @@ class Outgoing(NamedTuple):
 
 
 class Outbox:
-    """Holds at most ``limit_bytes`` of records; what comes when it is full is dropped, and counted by topic.
+    """Holds at most ``limit_bytes`` of records, of which those count that were taken until it is known what became of them; what
+    comes when it is full is dropped. ``sent`` and ``dropped`` count by topic.
 
-    Any thread may offer while one takes.
+    Any thread may offer while one takes, and tells what became of what it took.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._waiting: Buffer[Outgoing] = Buffer("records for the log (serve.log_buffer_bytes)", limit_bytes)
         self.sent: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self._on_their_way = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     @property
+    def open(self) -> int:
+        """How many records are neither sent nor dropped yet, taken or not."""
+        return len(self._waiting) + self._on_their_way
+
+    @property
     def size_bytes(self) -> int:
-        """The memory that waiting records take."""
+        """The memory that these records take."""
         return self._waiting.size_bytes
 
     def offer(self, record: Outgoing) -> None:
@@ -54,4 +61,20 @@ class Outbox:
 
     def take(self, size_bytes: int) -> Sequence[Outgoing]:
         """The oldest records, of ``size_bytes`` together at most, but one at least where there is any."""
-        return self._waiting.take(size_bytes)
+        taken = self._waiting.take(size_bytes)
+        self._on_their_way += len(taken)
+        return taken
+
+    def was_sent(self, topic: str, size_bytes: int) -> None:
+        """The log has a record that was taken."""
+        self.sent[topic] += 1
+        self._settled(size_bytes)
+
+    def was_dropped(self, topic: str, size_bytes: int) -> None:
+        """The log will never have a record that was taken."""
+        self.dropped[topic] += 1
+        self._settled(size_bytes)
+
+    def _settled(self, size_bytes: int) -> None:
+        self._on_their_way -= 1
+        self._waiting.done(size_bytes)

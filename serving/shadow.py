@@ -100,11 +100,15 @@ class Shadow:
     def step(self) -> float:
         """Pull, score and compare what is waiting; how long to sleep."""
         self._puller.step()
-        for item in self._waiting.take(_STEP_BYTES):
-            if isinstance(item, _Answered):
-                self._score(*item)
-            else:
-                self._comparison.engaged(item.engagement)
+        taken = self._waiting.take(_STEP_BYTES)
+        try:
+            for item in taken:
+                if isinstance(item, _Answered):
+                    self._score(*item)
+                else:
+                    self._comparison.engaged(item.engagement)
+        finally:
+            self._waiting.done(sum(item.size_bytes for item in taken))
         self._comparison.close(self._clock.now_ms())
         elapsed_ms = self._clock.elapsed_ms()
         if elapsed_ms - self._compared_at >= _COMPARE_EVERY_MS:

@@ -37,11 +37,15 @@ def test_a_buffer_is_bounded_and_says_once_what_it_drops(caplog: pytest.LogCaptu
         assert [buffer.offer(_record(1000)) for _ in range(20)] == [True] * 10 + [False] * 10
         assert len(caplog.records) == 1
         assert len(buffer.take(3500)) == 3
+        assert not buffer.offer(_record(1000)), "what was taken is still there"
+        buffer.done(3000)
         assert not buffer.offer(*[_record(1000)] * 4), "all or none"
         assert buffer.offer(*[_record(1000)] * 3)
         assert not buffer.offer(_record(1000))
         assert len(caplog.records) == 1, "it was not empty meanwhile"
-        assert len(buffer.take(10_000)) == 10 and buffer.size_bytes == 0
+        assert len(buffer.take(10_000)) == 10
+        buffer.done(10_000)
+        assert buffer.size_bytes == 0
         assert not buffer.offer(_record(10_001))
         assert len(caplog.records) == 2
         assert buffer.offer(_record(9000)) and len(buffer.take(1)) == 1, "one at least"

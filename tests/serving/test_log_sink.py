@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 
 from minutely.kafka_sink import KafkaSink
 from serving.outbox import Outbox, Outgoing
+from serving.service import send_step
 from streaming.kafka import sending
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
-from streaming.log import IMPRESSIONS
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.commands import missing
 from tests.kafka.broker import BrokerUnavailable, running
 from tests.kafka.traffic import read_topic
+from tests.ports import free_ports
 
 RECORD_BYTES = 300_000
 WITHIN_SECONDS = 60
@@ -36,7 +39,8 @@ class Log:
     def push(self, count: int) -> None:
         """Send, and wait until it is known what became of each."""
         numbers = range(self.pushed, self.pushed + count)
-        self.sink.send([Outgoing(IMPRESSIONS, f"r{number}", record(number)) for number in numbers])
+        assert self.outbox.offer_all([Outgoing(IMPRESSIONS, f"r{number}", record(number)) for number in numbers])
+        self.sink.send(self.outbox.take(64 << 20))
         self.pushed = numbers.stop
         until = time.monotonic() + WITHIN_SECONDS
         sent, dropped = self.outbox.sent, self.outbox.dropped
@@ -50,6 +54,7 @@ class Log:
         self.sink.close()
         sent, dropped = self.outbox.sent[IMPRESSIONS], self.outbox.dropped[IMPRESSIONS]
         assert sent + dropped == self.pushed == 15 + self.count
+        assert self.outbox.open == self.outbox.size_bytes == 0
         assert 0 < dropped <= (1 << 20) // RECORD_BYTES + 1, "what the lost producer held"
         there = Counter(int.from_bytes(value[:4], "big") for _, value in read_topic(self.kafka, IMPRESSIONS)[0])
         lost = range(5, 10)
@@ -91,3 +96,23 @@ def test_a_broker_that_lost_the_end_of_its_log_is_sent_to_again(
                 log.check()
     except BrokerUnavailable as error:
         missing(str(error))
+
+
+def test_what_waits_for_the_first_connection_is_counted_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender has taken it out of the buffer, and no producer has it yet."""
+    monkeypatch.delenv(BOOTSTRAP, raising=False)
+    clicked = Outgoing(ENGAGEMENTS, "r", bytes(1000))
+    outbox = Outbox(2 * clicked.size_bytes)
+    sink = KafkaSink(KafkaSettings(bootstrap=f"127.0.0.1:{free_ports(1)[0]}"), outbox)
+    assert outbox.offer_all([clicked])
+    sender = threading.Thread(target=send_step, args=(outbox, sink))
+    sender.start()
+    until = time.monotonic() + 10
+    while len(outbox) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (len(outbox), outbox.open, outbox.size_bytes) == (0, 1, clicked.size_bytes)
+    assert outbox.offer_all([clicked]) and not outbox.offer_all([clicked]), "what was taken has its place"
+    sink.stop()
+    sender.join()
+    assert (outbox.dropped[ENGAGEMENTS], outbox.open, outbox.size_bytes) == (1, 1, clicked.size_bytes)
+    sink.close()
