@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from basis.problems import BadFile
 from paramserver.files import Files
 from paramserver.follower import Follower
 from paramserver.history import as_of
@@ -19,7 +18,7 @@ from paramserver.table import Table
 from streaming.columns import ServedColumns, slice_columns
 from streaming.labels import Label
 from trainer.losses import predictions
-from trainer.models import UNREADABLE, RankingModel, load_weights
+from trainer.models import RankingModel, load_weights
 from trainer.rows import RowPlan
 
 _ROWS_AT_ONCE = 8192
@@ -141,10 +140,7 @@ class Replica:
 
     def _load_dense(self, dense: Dense) -> None:
         model = copy.deepcopy(self._weights.model)
-        try:
-            load_weights(model, dense.file.read(self._files))
-        except UNREADABLE as error:
-            raise BadFile(f"{dense.file.name}: no weights for this replica's config: {error}") from None
+        load_weights(model, dense.file.name, dense.file.read(self._files))
         self._weights = _Weights(model, dense)
 
     def score(self, columns: ServedColumns, impressions: int) -> npt.NDArray[np.float32]:

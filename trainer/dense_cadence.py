@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from safetensors.torch import load
 
 from trainer.worker import Trainer
 
@@ -44,12 +45,11 @@ class DenseCadence:
         if self._change is not None:
             self._sent = self._trainer.weights.vector.clone()
 
-    def restore(self, at: int, weights: bytes) -> None:
-        """Go on after a restart: these weights (safetensors) went out at ``at``."""
+    def restore(self, at: int, weights: Mapping[str, torch.Tensor]) -> None:
+        """Go on after a restart: these weights, by name, went out at ``at``."""
         self._sent_at = at
         if self._change is not None:
-            tensors = load(weights)
-            self._sent = torch.cat([tensors[name].reshape(-1) for name, _ in self._trainer.model.named_parameters()])
+            self._sent = torch.cat([weights[name].reshape(-1) for name, _ in self._trainer.model.named_parameters()])
 
     def _is_changed(self) -> bool:
         if self._change is None or self._sent is None:

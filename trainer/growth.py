@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from streaming.features import Feature, FeatureSet
@@ -20,17 +20,21 @@ from streaming.labels import Label, LabelSet
 from trainer.models import RankingModel, make_model
 from trainer.rows import RowPlan
 from trainer.settings import ModelSettings
+from trainer.state import read_state
 
 
-def grow_state(state: bytes, form: str, model: RankingModel, plan: RowPlan) -> bytes:
-    """What `Trainer.state` gave for a model of ``form`` (see `paramserver.form`), for ``model``, which has more features."""
+def grow_state(file: str, state: bytes, form: str, model: RankingModel, plan: RowPlan) -> bytes:
+    """What `Trainer.state` gave for a model of ``form`` (see `paramserver.form`), for ``model``, which has more features.
+
+    `BadFile` where it is no state of such a model.
+    """
     sections: dict[str, Any] = msgspec.json.decode(form)
     features: Mapping[str, Feature] = TypeAdapter(FeatureSet).validate_python(sections["features"])
     labels: Mapping[str, Label] = TypeAdapter(LabelSet).validate_python(sections["labels"])
     earlier, earlier_plan = make_model(ModelSettings.model_validate(sections["model"]), features, labels, seed=0)
     before = earlier.columns(earlier_plan.field_names, earlier_plan.dense_names)
     after = model.columns(plan.field_names, plan.dense_names)
-    learned = load(state)
+    learned = read_state(file, state, earlier, earlier_plan.tables)
 
     def grown(name: str, old: Tensor) -> Tensor:
         return _rearrange(old, before[name], after[name]) if name in after else old

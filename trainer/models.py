@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from streaming.features import Feature
 from streaming.labels import Label
 from trainer.losses import outputs_of
-from trainer.norm import RunningNorm
+from trainer.norm import NEVER_NEGATIVE, RunningNorm
 from trainer.rows import RowPlan
 from trainer.settings import ModelSettings
+from trainer.tensors import Form, decode_tensors
 
 
 class Layers(nn.ModuleList):
@@ -151,31 +151,12 @@ def dump_weights(model: RankingModel) -> bytes:
     return data
 
 
-def load_weights(model: RankingModel, data: bytes) -> None:
-    """Put weights from `dump_weights` into the model, in place; one of `UNREADABLE` where they do not fit it."""
-    model.load_state_dict(load_tensors(data, model.state_dict()))
+def weight_forms(model: RankingModel) -> dict[str, Form]:
+    """What the tensors of a model's weights may be, by name."""
+    never_negative = {f"norm.{name}" for name in NEVER_NEGATIVE}
+    return {name: Form.of(tensor, 0 if name in never_negative else None) for name, tensor in model.state_dict().items()}
 
 
-UNREADABLE = (RuntimeError, KeyError, ValueError, SafetensorError)
-"""What reading tensors from outside may raise."""
-
-
-def load_tensors(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of safetensors, which hold finite numbers only; all those that are ``expected``, in shape and type, are there.
-
-    Raises:
-        ValueError: a tensor is missing, of another shape or type, or holds what is no finite number; it is named.
-        SafetensorError: these are no safetensors.
-    """
-    found: dict[str, Tensor] = load(data)
-    for name, like in expected.items():
-        tensor = found.get(name)
-        if tensor is None:
-            raise ValueError(f"{name}: not there")
-        if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
-            got, allowed = (f"{each.dtype} {list(each.shape)}" for each in (tensor, like))
-            raise ValueError(f"{name}: {got}; allowed: {allowed}")
-    for name, tensor in found.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name}: holds what is no finite number")
-    return found
+def load_weights(model: RankingModel, file: str, data: bytes) -> None:
+    """Put weights from `dump_weights` into the model, in place; `BadFile`, and it stays as it was, where they do not fit it."""
+    model.load_state_dict(decode_tensors(file, data, weight_forms(model)))

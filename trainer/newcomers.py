@@ -58,8 +58,11 @@ class Newcomers:
         return torch.from_numpy(np.stack((self._ids, self._since)))
 
     def load_state(self, state: Tensor) -> None:
-        """Go on from what `state` gave."""
-        self._ids, self._since = state.numpy().copy()
+        """Go on from what `state` gave, int64 [2, n]; ``ValueError`` where it did not."""
+        ids, since = state.numpy().copy()
+        if len(ids) > _MOST_IDS or (ids[1:] <= ids[:-1]).any():
+            raise ValueError(f"{len(ids)} ids; allowed: at most {_MOST_IDS}, ascending")
+        self._ids, self._since = ids, since
 
 
 class Unseen(NamedTuple):
@@ -138,5 +141,7 @@ class DefaultRows:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave; tables that it does not name begin without newcomers."""
         for name, newcomers in self._newcomers.items():
-            if name in state:
-                newcomers.load_state(state[name])
+            try:
+                newcomers.load_state(state.get(name, torch.empty((2, 0), dtype=torch.int64)))
+            except ValueError as error:
+                raise ValueError(f"newcomers.{name}: {error}") from None

@@ -14,6 +14,7 @@ _FAR = 10.0
 scale away."""
 _LEAST = 1e-6
 _MAD_TO_DEVIATION = 1.4826
+NEVER_NEGATIVE = ("count", "squares", "apart")
 
 _Columns = slice | Tensor
 
@@ -79,22 +80,21 @@ class RunningNorm(nn.Module):
         return {"seen": self._seen, "first": first.contiguous(), "at": torch.tensor(self._learned_at)}
 
     def go_on(self, learning: Mapping[str, Tensor]) -> None:
-        """Go on from what `learning` gave; without it, features with rows are past their start. The buffers are loaded before."""
+        """Go on from what `learning` gave; without it, features with rows are past their start. The buffers are loaded before.
+
+        ``ValueError`` where its parts do not belong together.
+        """
         self._seen = torch.where(self.count > 0, START_ROWS, 0)
         self._first = torch.zeros(START_ROWS, len(self.count))
         self._learned_at = int(learning.get("at", torch.tensor(0)))
         if learning:
-            seen, first = learning["seen"], learning["first"]
-            if seen.shape != self._seen.shape or seen.dtype != torch.int64 or ((seen < 0) | (seen > START_ROWS)).any():
-                raise ValueError(f"norm.seen: allowed: int64 {list(self._seen.shape)} of 0 to {START_ROWS}")
-            if (
-                first.dim() != 2
-                or first.shape[1] != len(seen)
-                or len(first) > START_ROWS
-                or first.dtype != torch.float32
-            ):
-                raise ValueError(f"norm.first: allowed: float32, at most {START_ROWS} rows of {len(seen)}")
-            self._seen = seen.clone()
+            if missing := {"seen", "first", "at"} - learning.keys():
+                raise ValueError(f"norm.{min(missing)}: not there")
+            first = learning["first"]
+            self._seen = learning["seen"].clone()
+            least = int(self._seen.where(self._seen < START_ROWS, 0).max())
+            if not least <= len(first) <= START_ROWS:
+                raise ValueError(f"norm.first: {len(first)} rows; allowed: {least} to {START_ROWS}")
             self._first[: len(first)] = first
         self._end_start()
 

@@ -91,18 +91,20 @@ class OnlineTrainer:
             for worker in self.workers:
                 worker.offset = log.begin(EXAMPLES, worker.partition)
             return
-        # Replicas have something else than what training goes on from, or lack weights: the next version replaces all they have.
-        dense = read_dense(self._files, found)
+        # Replicas have something else than what training goes on from, lack weights, or read versions of this config alone: the
+        # next version replaces all they have.
+        is_grown = found.fingerprint != self.deltas.fingerprint
+        dense = None if is_grown else read_dense(self._files, found, self.trainer.model)
         self._must_be_whole = (
-            found.version != self.deltas.version
+            is_grown
+            or found.version != self.deltas.version
             or self.deltas.is_of_another_precision
             or (found.dense is not None and dense is None)
         )
         self._published = dict(found.offsets)
         self._times.newest_at = found.learned.newest_at if found.learned else 0
         self._published_at -= min(max(0, self._clock.now_ms() - found.published_at), self._sparse_every)
-        is_grown = found.fingerprint != self.deltas.fingerprint
-        if found.dense is not None and dense is not None and not is_grown:
+        if found.dense is not None and dense is not None:
             self._dense.restore(found.dense.watermark, dense)
         for worker in self.workers:
             worker.offset = found.offsets.get(f"{EXAMPLES}/{worker.partition}", 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from basis.problems import BadFile
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
@@ -12,7 +14,8 @@ from paramserver.form import check_form
 from paramserver.history import clear, paths_to, restore
 from paramserver.manifest import FileRef, Manifest, OtherFormat
 from trainer.growth import grow_state
-from trainer.models import UNREADABLE
+from trainer.models import RankingModel, weight_forms
+from trainer.tensors import decode_tensors
 from trainer.worker import Trainer
 
 _log = logging.getLogger(__name__)
@@ -51,34 +54,31 @@ def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest
     return None
 
 
-def read_dense(files: Files, manifest: Manifest) -> bytes | None:
-    """The dense weights that a version names, which replicas serve; None, and the log names the file, where nobody can read it.
+def read_dense(files: Files, manifest: Manifest, model: RankingModel) -> dict[str, Tensor] | None:
+    """The dense weights that a version names, which replicas serve, by name; None, and the log names the file, where nobody can
+    use it for ``model``.
 
     The trainer's state has its own weights, so nothing is lost: they are to be published again.
     """
     if manifest.dense is None:
         return None
     try:
-        return manifest.dense.file.read(files)
+        file = manifest.dense.file
+        return decode_tensors(file.name, file.read(files), weight_forms(model))
     except (BadFile, FileNotFoundError) as error:
         _log.warning("version %d: %s; published again", manifest.version, _told(error))
         return None
 
 
 def _load_state(files: Files, manifest: Manifest, state: FileRef, deltas: DeltaLog, trainer: Trainer) -> None:
-    try:
-        trainer.load_state(_state(files, manifest, state, deltas, trainer))
-    except BadFile:
-        raise
-    except UNREADABLE as error:
-        raise BadFile(f"{state.name}: no state of this trainer: {error}") from None
+    trainer.load_state(state.name, _state(files, manifest, state, deltas, trainer))
 
 
 def _state(files: Files, manifest: Manifest, state: FileRef, deltas: DeltaLog, trainer: Trainer) -> bytes:
     data = state.read(files)
     if manifest.fingerprint == deltas.fingerprint:
         return data
-    return grow_state(data, check_form(files, manifest, deltas.form), trainer.model, trainer.plan)
+    return grow_state(state.name, data, check_form(files, manifest, deltas.form), trainer.model, trainer.plan)
 
 
 def _candidates(deltas: DeltaLog) -> Iterator[int]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch.optim.adam import adam
 
-from basis.problems import GuardedError
+from basis.problems import BadFile, GuardedError
 from paramserver.table import Rows, Table
 from streaming.columns import Columns, Ids
 from streaming.events import DeadLetter
@@ -22,11 +22,12 @@ from streaming.labels import Label
 from streaming.log import EXAMPLES, LogReader
 from trainer.guards import Guard, check_finite
 from trainer.losses import Loss
-from trainer.models import RankingModel, dump_weights, load_tensors
+from trainer.models import RankingModel, dump_weights
 from trainer.newcomers import DefaultRows, Unseen
 from trainer.prequential import Prequential
 from trainer.rows import Lookup, RowPlan, TableIds
 from trainer.settings import TrainSettings
+from trainer.state import read_state
 
 _log = logging.getLogger(__name__)
 _RECORDS_AT_ONCE = 64
@@ -291,7 +292,8 @@ class Trainer:
 
     def state(self) -> bytes:
         """Dense weights, optimizer and `first_at`, as safetensors: what recovery needs besides the rows."""
-        tensors = self._always()
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.weights.state().items()}
         if self.first_at is not None:
             tensors["since.first_at"] = torch.tensor(self.first_at)
         if self._default_rows is not None:
@@ -301,26 +303,24 @@ class Trainer:
         data: bytes = save(tensors)
         return data
 
-    def _always(self) -> dict[str, torch.Tensor]:
-        """What every state of this trainer has, in shapes that never change."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return tensors | {f"optimizer.{name}": tensor for name, tensor in self.weights.state().items()}
-
-    def load_state(self, data: bytes) -> None:
-        """Go on from what `state` gave; one of `UNREADABLE` where it is another model's or holds what is no finite number."""
+    def load_state(self, file: str, data: bytes) -> None:
+        """Go on from what `state` gave; `BadFile`, and this trainer may be half another, where it is none of this trainer's."""
         names = ("model", "optimizer", "newcomers", "norm", "since")
         parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
-        for name, tensor in load_tensors(data, self._always()).items():
+        for name, tensor in read_state(file, data, self.model, self.tables).items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         self.model.load_state_dict(parts["model"])
         self.weights.load_state(parts["optimizer"])
         first_at = parts["since"].get("first_at")  # not there before anything was learned
         self.first_at = None if first_at is None else int(first_at)
-        if self._default_rows is not None:
-            self._default_rows.load_state(parts["newcomers"])
-        if self.model.norm is not None:
-            self.model.norm.go_on(parts["norm"])
+        try:
+            if self._default_rows is not None:
+                self._default_rows.load_state(parts["newcomers"])
+            if self.model.norm is not None:
+                self.model.norm.go_on(parts["norm"])
+        except ValueError as error:
+            raise BadFile(f"{file}: {error}") from None
 
 
 class Times(NamedTuple):

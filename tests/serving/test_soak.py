@@ -87,7 +87,7 @@ class Offline:
     def scores(self, columns: Columns, by_table: dict[str, int], dense: int) -> npt.NDArray[np.float32]:
         """Predictions with the rows of each table as of the version named for it."""
         if self._dense != dense:
-            load_weights(self._model, self._weights[dense])
+            load_weights(self._model, "weights", self._weights[dense])
             self._dense = dense
         with torch.no_grad():
             rows = self._plan.fetch(

@@ -81,7 +81,7 @@ def test_what_moved_far_goes_out_if_asked_to() -> None:
     trainer.weights.vector *= 1.02
     assert cadence.is_due(START + 1) and not plain.is_due(START + 1)
     again = DenseCadence(trainer, DAY, change=0.1)
-    again.restore(START, trainer.dense_weights())
+    again.restore(START, trainer.model.state_dict())
     assert not again.is_due(START + 1)
     trainer.weights.vector *= np.float32(0.8).item()
     assert again.is_due(START + 1)

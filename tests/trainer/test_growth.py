@@ -129,9 +129,8 @@ def test_newcomers_stay_newcomers() -> None:
     for seed in (1, 2):
         train(before, OLD, seed)
     after = with_default_rows(NEW)
-    after.load_state(
-        grow_state(before.state(), form_of(OLD, ModelSettings(dim=4, hidden=[8])), after.model, after.plan)
-    )
+    form = form_of(OLD, ModelSettings(dim=4, hidden=[8]))
+    after.load_state("state", grow_state("state", before.state(), form, after.model, after.plan))
     then, now = load(before.state()), load(after.state())
     assert then["newcomers.user"].shape == (2, 9)
     for table in ("user", "item"):

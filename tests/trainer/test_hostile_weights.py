@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections import Counter
@@ -11,12 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from basis.problems import BadFile
 from paramserver.table import Adagrad, Table
 from streaming.examples import ExampleFormat
 from streaming.features import DenseFeature, Feature, SparseFeature
 from streaming.labels import Label
 from tests.paramserver.hostile import mutated
-from trainer.models import UNREADABLE, load_weights, make_model
+from trainer.growth import grow_state
+from trainer.models import load_weights, make_model
+from trainer.newcomers import DefaultRows
 from trainer.settings import ModelSettings, TrainSettings
 from trainer.worker import Trainer
 
@@ -29,44 +33,90 @@ FEATURES: dict[str, Feature] = {
 LABELS = {"like": Label(action="like", window="1m")}
 
 
-def make() -> Trainer:
-    model, plan = make_model(ModelSettings(dim=2, hidden=[3]), FEATURES, LABELS, seed=1)
-    tables = {
-        "item": Table(model.row_dim, optimizer=Adagrad(learning_rate=0.1, initial_accumulator=0.1), seed=1, name="item")
+MODEL = ModelSettings(dim=2, hidden=[3])
+FORM = json.dumps(
+    {
+        "features": {name: feature.model_dump(mode="json") for name, feature in FEATURES.items()},
+        "labels": {name: label.model_dump(mode="json") for name, label in LABELS.items()},
+        "model": MODEL.model_dump(mode="json"),
     }
-    trainer = Trainer(model, plan, tables, LABELS, ExampleFormat(FEATURES, LABELS), TrainSettings())
-    assert model.norm is not None
-    model.norm.learn(torch.arange(20.0).view(10, 2), 5, 1000)
+)
+
+
+def make(**more: Feature) -> Trainer:
+    features = FEATURES | more
+    model, plan = make_model(MODEL, features, LABELS, seed=1)
+    tables = {
+        name: Table(model.row_dim, optimizer=Adagrad(learning_rate=0.1, initial_accumulator=0.1), seed=1, name=name)
+        for name in plan.tables
+    }
+    newcomers = DefaultRows({"item": tables["item"]}, 1000)
+    return Trainer(
+        model, plan, tables, LABELS, ExampleFormat(features, LABELS), TrainSettings(), default_rows=newcomers
+    )
+
+
+def trained() -> Trainer:
+    trainer = make()
+    assert trainer.model.norm is not None and trainer._default_rows is not None
+    trainer.model.norm.learn(torch.arange(20.0).view(10, 2), 5, 1000)
+    trainer._default_rows.load_state({"item": torch.tensor([[3, 7], [1, 2]])})
+    trainer.first_at = 5
     return trainer
 
 
+def grow(data: bytes) -> None:
+    trainer = make(hour=SparseFeature(column="h"))
+    trainer.load_state("it", grow_state("it", data, FORM, trainer.model, trainer.plan))
+
+
 def readers() -> dict[str, tuple[bytes, Callable[[bytes], None]]]:
-    trainer = make()
+    """What is read, and how."""
+    trainer = trained()
     return {
-        "weights": (trainer.dense_weights(), lambda data: load_weights(make().model, data)),
-        "state": (trainer.state(), lambda data: make().load_state(data)),
+        "weights": (trainer.dense_weights(), lambda data: load_weights(make().model, "it", data)),
+        "state": (trainer.state(), lambda data: make().load_state("it", data)),
+        "state of fewer features": (trainer.state(), grow),
     }
 
 
-@pytest.mark.parametrize("kind", ["weights", "state"])
+def wrong_ones(name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors that nobody can use in its place."""
+    wrong = [tensor.new_zeros((*tensor.shape, 2)), torch.zeros(1 << 12)]
+    wrong += [tensor.to(dtype) for dtype in (torch.int8, torch.bool, torch.float16, torch.float8_e4m3fn)]
+    wrong.append(tensor.to(torch.float64 if tensor.dtype != torch.float64 else torch.float32))
+    if tensor.is_floating_point():
+        wrong += [torch.full_like(tensor, value) for value in (float("nan"), float("inf"))]
+    if name.endswith(("norm.count", "norm.squares", "norm.apart", "variance", "steps", "seen")):
+        wrong.append(torch.full_like(tensor, -1))
+    if name.endswith(("at", "seen")):
+        wrong.append(torch.full_like(tensor, 1 << 60))
+    if name.startswith("newcomers."):
+        wrong.append(tensor.flip(1))
+    if name == "norm.first":
+        wrong.append(tensor[:1])
+    return wrong
+
+
+@pytest.mark.parametrize("kind", ["weights", "state", "state of fewer features"])
 def test_tensors_that_nobody_can_use_are_named(kind: str) -> None:
     good, read = readers()[kind]
     read(good)
     tensors = load(good)
     for name, tensor in tensors.items():
-        wrong = [tensor.new_zeros((*tensor.shape, 2)), torch.zeros(1 << 12)]
-        if tensor.is_floating_point() and tensor.numel():
-            wrong += [torch.full_like(tensor, value) for value in (float("nan"), float("inf"))]
-            wrong.append(torch.full_like(tensor, 1.0, dtype=torch.float16))
-        for other in wrong:
-            if name == "norm.at":
-                continue
-            with pytest.raises(UNREADABLE, match=name):
+        for other in wrong_ones(name, tensor):
+            with pytest.raises(BadFile, match=f"^it: {name}"):
                 read(save({**tensors, name: other}))
     some = next(iter(tensors))
-    for changed in ({**tensors, "more": tensors[some]}, {name: tensors[name] for name in tensors if name != some}):
-        with pytest.raises(UNREADABLE):
-            read(save(changed))
+    for changed, named in (
+        ({**tensors, "more": tensors[some].clone()}, "more"),
+        ({**tensors, "optimizer.more": tensors[some].clone()}, "optimizer.more"),
+        ({name: tensors[name] for name in tensors if name != some}, some),
+        ({name: tensors[name] for name in tensors if name != "norm.at"}, "norm.at" if "norm.at" in tensors else ""),
+    ):
+        if named:
+            with pytest.raises(BadFile, match=f"^it: {named}"):
+                read(save(changed))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -74,11 +124,11 @@ def test_bytes_that_were_changed_at_random_are_refused_or_are_finite(seed: int) 
     rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
     for good, read in readers().values():
-        for _ in range(120):
+        for _ in range(100):
             data = mutated(rng, good)
             try:
                 read(data)
-            except UNREADABLE:
+            except BadFile:
                 outcomes["refused"] += 1
             else:
                 assert all(tensor.isfinite().all() for tensor in load(data).values())

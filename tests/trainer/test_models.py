@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from basis.problems import BadFile
 from paramserver.table import Adagrad, Normal, Table
 from streaming.columns import Ragged
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.labels import Label
 from trainer.losses import Loss, predictions
-from trainer.models import DLRM, UNREADABLE, DeepFM, dump_weights, load_weights, make_model
+from trainer.models import DLRM, DeepFM, dump_weights, load_weights, make_model
 from trainer.settings import ModelSettings, TrainSettings
 from trainer.worker import Trainer
 
@@ -167,14 +168,14 @@ def test_weights_go_into_a_file_and_back(kind: str, features: dict[str, Feature]
     dense = torch.randn(6, plan.dense_width)
     rows = torch.randn(plan.fields, 6, model.row_dim)
     model.train()(rows, dense)
-    load_weights(other, dump_weights(model))
+    load_weights(other, "weights", dump_weights(model))
     assert dump_weights(other) == dump_weights(model)
     assert torch.equal(other.eval()(rows, dense), model.eval()(rows, dense)), (
         "what a replica serves is what was trained"
     )
     wider, _ = make_model(ModelSettings(kind=kind, dim=4, hidden=[6]), features, {"like": LIKE}, seed=1)
-    with pytest.raises(UNREADABLE, match=r"allowed:|not there"):
-        load_weights(wider, dump_weights(model))
+    with pytest.raises(BadFile, match=r"^weights: .*(allowed:|not there)"):
+        load_weights(wider, "weights", dump_weights(model))
 
 
 # Every kind of model learns, through the trainer and its tables.

@@ -119,7 +119,7 @@ def test_a_default_row_learns_from_what_was_served_with_it_as_it_was_served() ->
 def test_a_restart_knows_who_was_new() -> None:
     trainer, other = make("learned"), make("learned")
     trainer.train(examples([7, 7], [[], []], [1, 1], [0, 10], 30_000))
-    other.load_state(trainer.state())
+    other.load_state("state", trainer.state())
     for name, table in other.tables.items():
         table.restore(trainer.tables[name].export())
     late = examples([7], [[]], [0], [20_000], 40_000)

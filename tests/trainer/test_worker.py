@@ -54,7 +54,7 @@ def test_loading_weights_keeps_the_views() -> None:
     model, _ = make_model(settings, FEATURES, LABELS, seed=1)
     other, _ = make_model(settings, FEATURES, LABELS, seed=2)
     flat = FlatAdam(model, 0.01)
-    load_weights(model, dump_weights(other))
+    load_weights(model, "weights", dump_weights(other))
     expected = torch.cat([weight.detach().reshape(-1) for weight in other.parameters()])
     assert torch.equal(flat.vector.detach(), expected)
 
