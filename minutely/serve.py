@@ -240,7 +240,9 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         clock=clock,
         replica=replica,
         ranker=ranker,
-        reader=RequestReader(pipeline.features, inputs, lambda: sides.tables, settings.max_candidates),
+        reader=RequestReader(
+            pipeline.features, inputs, lambda: sides.tables, settings.max_candidates, settings.max_ids
+        ),
         sides=sides,
         scoring=Scoring(ranker, settings.latency_budget / 1000),
         puller=Puller(files, replica, clock, Random(), pipeline.sync.sparse_every),

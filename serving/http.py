@@ -26,6 +26,7 @@ from serving.inputs import BadRequest
 from serving.metrics import ConnectionMetrics, ReplicaMetrics, RequestMetrics
 from serving.openapi import complete, operation
 from serving.ranking import order_of
+from serving.reading import Reading
 from serving.requests import (
     EngagementsBody,
     PinBody,
@@ -81,6 +82,7 @@ class Service:
         self._metrics = RequestMetrics(self._registry)
         self.connections = ConnectionMetrics(self._registry)
         self._body_bytes = 0
+        self._reading = Reading(replica.settings.latency_budget / 1000)
         self._finding = asyncio.Lock()
         self._registry.register(ReplicaMetrics(replica))
         self._app = self._make_app()
@@ -337,7 +339,8 @@ class Service:
         replica = self._replica
         if not replica.answers:
             raise Busy("no whole version yet")
-        asked = replica.reader.rank(payload, msgpack=packed, now_ms=replica.clock.now_ms())
+        read = partial(replica.reader.rank, payload, msgpack=packed, now_ms=replica.clock.now_ms())
+        asked = await self._reading.read(len(payload), read)
         answer = await replica.scoring.score(asked)
         order = order_of(asked, answer)
         replica.served(asked, answer, order)
@@ -347,14 +350,14 @@ class Service:
         replica = self._replica
         if not replica.answers:
             raise Busy("no whole version yet")
-        request = decode(v2.InferRequest, payload, msgpack=packed)
-        asked = v2.asked_of(request, replica.reader, replica.clock.now_ms())
+        read = partial(v2.read, payload, replica.reader, msgpack=packed, now_ms=replica.clock.now_ms())
+        request, asked = await self._reading.read(len(payload), read)
         answer = await replica.scoring.score(asked)
         return 200, v2.answer_of(request, replica.model, replica.ranker.labels, answer)
 
     async def _engage(self, payload: bytes, packed: bool) -> Answered:
         replica = self._replica
-        body = decode(EngagementsBody, payload, msgpack=packed)
+        body = await self._reading.read(len(payload), partial(decode, EngagementsBody, payload, msgpack=packed))
         now_ms = replica.clock.now_ms()
         bounds = replica.max_future_ms, replica.earliest_ms
         engagements = [engagement_of(item, now_ms, *bounds) for item in body.engagements]

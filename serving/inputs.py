@@ -87,6 +87,18 @@ def is_packed(value: Any) -> bool:
     return isinstance(value, bytes) or is_pair
 
 
+def ids_in_lists(feature: Feature, value: Any) -> int:
+    """How many ids stand in what was given for a feature, one value or packed lists, beyond one for each candidate."""
+    if isinstance(value, list) and is_packed(value):
+        return len(value[1]) // 8
+    if not isinstance(value, list) or isinstance(feature, VectorFeature):
+        return 0
+    separator = feature.split if isinstance(feature, SparseFeature) else None
+    if separator is not None:
+        return sum(1 + each.count(separator) for each in value if isinstance(each, str))
+    return sum(len(each) for each in value if isinstance(each, list))
+
+
 def raw_column(place: str, feature: Feature, value: Any, count: int) -> Raw:
     """A list of ``count`` values, or their packed bytes, as a raw column; `BadRequest` where they do not fit the feature."""
     if is_packed(value):

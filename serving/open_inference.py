@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from serving.inputs import BadRequest, Inputs, raw_column, takes_lists
+from serving.inputs import BadRequest, Inputs, takes_lists
 from serving.ranking import Answer
-from serving.requests import Asked, RequestReader
+from serving.requests import Asked, Given, RequestReader, decode
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 
 LENGTHS = ".lengths"
@@ -118,8 +118,9 @@ def inputs_of(inputs: Inputs) -> list[TensorMetadata]:
     return found
 
 
-def asked_of(request: InferRequest, reader: RequestReader, now_ms: int) -> Asked:
-    """The rows to score; `BadRequest` where the inputs are not the model's."""
+def read(payload: bytes, reader: RequestReader, *, msgpack: bool, now_ms: int) -> tuple[InferRequest, Asked]:
+    """A request, and the rows that it asks to score; `BadRequest` where the inputs are not the model's."""
+    request = decode(InferRequest, payload, msgpack=msgpack)
     given = {item.name: item for item in request.inputs}
     inputs: dict[str, Feature] = {**reader.inputs.of_request, **reader.inputs.of_candidates}
     wanted = {item.name for item in inputs_of(reader.inputs)}
@@ -130,8 +131,10 @@ def asked_of(request: InferRequest, reader: RequestReader, now_ms: int) -> Asked
     if not count:
         raise BadRequest("inputs of 0 rows; allowed: 1 and more")
     reader.check_count(count)
-    raw = {name: raw_column(name, item, _values(name, item, given, count), count) for name, item in inputs.items()}
-    return Asked(reader.columns(raw, raw, count, now_ms), count)
+    raw = reader.raw_columns(
+        [Given(name, name, item, _values(name, item, given, count), count) for name, item in inputs.items()]
+    )
+    return request, Asked(reader.columns(raw, count, now_ms), count)
 
 
 def _values(name: str, feature: Feature, given: Mapping[str, TensorInput], count: int) -> list[Any]:

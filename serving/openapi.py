@@ -36,7 +36,7 @@ _WRONG = {
     403: "The token's role may not do this.",
     404: "There is no such thing.",
     408: "The request took longer than serve.timeout.",
-    413: "Too large, or too many candidates.",
+    413: "Too large, too many candidates, or too many ids in lists.",
     415: "Another content type than JSON or msgpack.",
     422: "A value does not fit.",
     429: "More requests a second than serve.rate.",

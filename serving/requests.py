@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from basis.decoding import UNDECODABLE, why
-from serving.inputs import BadRequest, Inputs, is_packed, raw_column
+from serving.inputs import BadRequest, Inputs, ids_in_lists, is_packed, raw_column
 from streaming.columns import Column, ServedColumns, repeated
 from streaming.events import (
     MAX_ID_LENGTH,
@@ -131,6 +131,17 @@ class RankAsked(Asked):
     asked_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What was given for a feature at some place of a request: ``count`` values, or their packed bytes."""
+
+    name: str
+    place: str
+    feature: Feature
+    value: Any
+    count: int
+
+
 class RequestReader:
     """Makes columns of what was asked, by a pipeline's features, as they are made of logs: ``sides`` gives the side tables."""
 
@@ -140,11 +151,13 @@ class RequestReader:
         inputs: Inputs,
         sides: Callable[[], Mapping[str, SideTable]],
         max_candidates: int,
+        max_ids: int,
     ) -> None:
         self.features = dict(features)
         self.inputs = inputs
         self._sides = sides
         self._max_candidates = max_candidates
+        self._max_ids = max_ids
 
     def rank(self, payload: bytes, *, msgpack: bool, now_ms: int) -> RankAsked:
         """The ranking request in ``payload``; `BadRequest` where it breaks the contract."""
@@ -155,13 +168,12 @@ class RequestReader:
         if len(set(ids) if len(set(map(type, ids))) == 1 else set(map(str, ids))) != count:
             raise BadRequest("candidates.ids: an id stands there twice")
         once = {name: value if is_packed(value) else [value] for name, value in body.features.items()}
+        given = [
+            *_given(self.inputs.of_request, once, 1, "features"),
+            *_given(self.inputs.of_candidates, body.candidates.features, count, "candidates.features"),
+        ]
         return RankAsked(
-            columns=self.columns(
-                _raw_columns(self.inputs.of_request, once, 1, "features"),
-                _raw_columns(self.inputs.of_candidates, body.candidates.features, count, "candidates.features"),
-                count,
-                now_ms,
-            ),
+            columns=self.columns(self.raw_columns(given), count, now_ms),
             count=count,
             request_id=uuid.uuid4().hex if body.request_id is None else body.request_id,
             ids=ids,
@@ -174,16 +186,21 @@ class RequestReader:
         if count > self._max_candidates:
             raise BadRequest(f"{count} candidates; allowed: {self._max_candidates}", 413)
 
-    def columns(
-        self, of_request: Mapping[str, Raw], of_candidates: Mapping[str, Raw], count: int, now_ms: int
-    ) -> ServedColumns:
+    def raw_columns(self, given: Sequence[Given]) -> dict[str, Raw]:
+        """The raw columns of what was given, by feature; `BadRequest` where it does not fit or is too much. Lists are
+        counted first, since a request may have any number of ids in them."""
+        ids = [ids_in_lists(each.feature, each.value) for each in given]
+        if sum(ids) > self._max_ids:
+            most = max(range(len(ids)), key=ids.__getitem__)
+            said = f"{given[most].place}: {ids[most]} of {sum(ids)} ids in lists"
+            raise BadRequest(f"{said}; allowed: {self._max_ids} in a request (serve.max_ids)", 413)
+        return {each.name: raw_column(each.place, each.feature, each.value, each.count) for each in given}
+
+    def columns(self, given: Mapping[str, Raw], count: int, now_ms: int) -> ServedColumns:
         """All features of ``count`` candidates, in the order of the configuration. What the request says is there once, whatever
         the number of candidates."""
         sides, served_at = self._sides(), np.array([now_ms])
-        places = {
-            side: sides[side].find(np.asarray((of_request if key.of_request else of_candidates)[key.name]))
-            for side, key in self.inputs.keys.items()
-        }
+        places = {side: sides[side].find(np.asarray(given[key.name])) for side, key in self.inputs.keys.items()}
         made: dict[str, Column] = {}
         for name, feature in self.features.items():
             if isinstance(feature, SparseFeature) and is_derived(feature):
@@ -192,18 +209,18 @@ class RequestReader:
             if feature.side is not None:
                 raw = sides[feature.side].take(name, places[feature.side])
             else:
-                raw = (of_request if feature.scope == "request" else of_candidates)[name]
+                raw = given[name]
             made[name] = from_raw(feature, raw, served_at)
         return {name: repeated(column, count) for name, column in made.items()}
 
 
-def _raw_columns(inputs: Mapping[str, Feature], given: Mapping[str, Any], count: int, place: str) -> dict[str, Raw]:
+def _given(inputs: Mapping[str, Feature], given: Mapping[str, Any], count: int, place: str) -> list[Given]:
     if given.keys() != inputs.keys():
         missing, unknown = sorted(inputs.keys() - given.keys()), sorted(given.keys() - inputs.keys())
         said = [f"missing {', '.join(missing)}"] if missing else []
         said += [f"unknown {', '.join(unknown)[:200]}"] if unknown else []
         raise BadRequest(f"{place}: {'; '.join(said)}; allowed: {', '.join(inputs) or 'none'}")
-    return {name: raw_column(f"{place}.{name}", feature, given[name], count) for name, feature in inputs.items()}
+    return [Given(name, f"{place}.{name}", feature, given[name], count) for name, feature in inputs.items()]
 
 
 def engagement_of(body: EngagementBody, now_ms: int, max_future_ms: int, earliest_ms: int) -> Engagement:

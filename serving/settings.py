@@ -73,6 +73,8 @@ class ServeSettings(Section):
     """The longest that a request may take, its body's arrival included."""
     max_candidates: Annotated[int, Field(ge=1, le=MAX_IMPRESSIONS)] = 2_000
     """The most candidates of one request."""
+    max_ids: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+    """The most ids in lists that one request may give, all features together; a text with ``split`` is a list."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=MAX_RECORD_BYTES)] = 1 << 20
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
     """The most connections at once, as far as the system's limit of open files allows. For one more, the one that is idle the

@@ -49,6 +49,9 @@ def numbers(values: Sequence[Any]) -> npt.NDArray[np.float64]:
 
 def vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64]:
     """Lists of ``size`` numbers, float64 [n, size]; NaN for null."""
+    for value in values:
+        if isinstance(value, list) and len(value) != size:
+            raise ValueError(f"a list of {len(value)} numbers")
     found = plain_vectors(values, size)
     return vectors_of(as_arrow(values), size) if found is None else found
 
@@ -82,7 +85,9 @@ def _raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
 
 def _check_whole(values: Sequence[Any]) -> None:
     """``TypeError`` for numbers with fractions, which beside texts would pass for some."""
-    if any(isinstance(value, float) and not (value.is_integer() or value != value) for value in values):
+    if float in set(map(type, values)) and any(
+        isinstance(value, float) and not (value.is_integer() or value != value) for value in values
+    ):
         raise TypeError("numbers with fractions")
 
 

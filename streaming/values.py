@@ -1,7 +1,7 @@
 """Plain values, as JSON and msgpack have them, one an impression, as Arrow arrays and as raw columns.
 
-What a column of a JSON file, a feature of a JSON record and a column of a ranking request are is decided here. Most are ints or
-floats alone, which become raw columns directly; all else takes the way of files.
+What a column of a JSON file, a feature of a JSON record and a column of a ranking request are is decided here. Most are ints and
+texts, or floats alone, which become raw columns directly; all else takes the way of files.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streaming.columns import Ids, Ragged
+from streaming.ids import text_id
 
 _NUMBERS = {int, float, bool, type(None)}
+_IDS = {int, str, type(None)}
 
 
 def as_arrow(values: Sequence[Any]) -> pa.Array:
@@ -27,17 +29,18 @@ def as_arrow(values: Sequence[Any]) -> pa.Array:
     ``TypeError`` where lists stand beside other values, and where there are objects, or lists within lists: of those Arrow makes
     types as deep as they are, in seconds where that is deep.
     """
-    for value in values:
-        if isinstance(value, dict):
-            raise TypeError("an object")
-        if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
-            raise TypeError("a list or an object within a list")
+    kinds = set(map(type, values))
+    if dict in kinds:
+        raise TypeError("an object")
+    within = chain.from_iterable(value for value in values if isinstance(value, list)) if list in kinds else ()
+    if not {list, dict}.isdisjoint(map(type, within)):
+        raise TypeError("a list or an object within a list")
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        if not any(isinstance(value, list) for value in values):
+        if list not in kinds:
             return pa.array([_text(value) for value in values], pa.string())
-    if not all(value is None or isinstance(value, list) for value in values):
+    if not kinds <= {list, type(None)}:
         raise TypeError("lists beside single values")
     lengths = [0 if value is None else len(value) for value in values]
     offsets = [
@@ -59,19 +62,25 @@ def _text(value: Any) -> str | None:
 
 
 def plain_ids(values: Sequence[Any]) -> Ids | None:
-    """The ids of ints alone, None where there is anything else."""
-    if values and type(values[0]) is int:
-        try:  # half the time of numpy's way, a twentieth of Arrow's
-            return np.frombuffer(struct.pack(f"<{len(values)}q", *values), "<i8")
-        except struct.error:
-            pass
-    return None
+    """The ids of ints, texts and nulls in any mixture, None where there is anything else."""
+    kinds = set(map(type, values))
+    if not values or not kinds <= _IDS:
+        return None
+    if kinds != {int}:  # Arrow takes no mixture, and making texts of all takes three times as long
+        values = [
+            each if type(each) is int else text_id(each or "") for each in values
+        ]  # "" has the id of what is missing
+    try:  # half the time of numpy's way, a twentieth of Arrow's
+        return np.frombuffer(struct.pack(f"<{len(values)}q", *values), "<i8")
+    except struct.error:
+        return None
 
 
 def plain_lists(values: Sequence[Any]) -> Ragged | None:
-    """The ids of lists of ints alone, None where there is anything else."""
-    if not all(type(each) is list for each in values):
+    """The ids of lists of ints, texts and nulls, none for null; None where there is anything else."""
+    if not set(map(type, values)) <= {list, type(None)}:
         return None
+    values = [each or [] for each in values]
     flat = list(chain.from_iterable(values))
     ids = plain_ids(flat) if flat else np.empty(0, np.int64)
     return None if ids is None else Ragged(np.cumsum([0, *map(len, values)]), ids)

@@ -1,0 +1,51 @@
+"""Reading large requests beside the event loop, one at a time; who would wait too long for that is refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from serving.cost import BatchCost
+from serving.scoring import Busy
+from serving.worker import aside
+
+T = TypeVar("T")
+
+_LARGE_BYTES = 64 << 10
+
+
+class Reading:
+    """Makes of bodies what they ask for. Those of up to 64 KiB are read at once, in a few milliseconds at most; larger ones by a
+    thread, one after the other, so that the event loop goes on whatever comes.
+
+    What a KiB costs is learned as for batches. A body is refused where by that it would not be read within ``budget_seconds``,
+    and never where none is being read: so there is always one to learn from.
+    """
+
+    def __init__(self, budget_seconds: float) -> None:
+        self._budget_seconds = budget_seconds
+        self._model = BatchCost()
+        self._turn = asyncio.Lock()
+        self._bodies = self._kib = 0
+
+    async def read(self, size_bytes: int, read: Callable[[], T]) -> T:
+        """What ``read`` returns or raises, of a body of that size; `Busy` where that would take too long."""
+        if size_bytes <= _LARGE_BYTES:
+            return read()
+        kib = size_bytes >> 10
+        if self._bodies and self._model.cost.of(self._bodies + 1, self._kib + kib) > self._budget_seconds:
+            raise Busy(f"{self._kib} KiB of requests are being read")
+        self._bodies += 1
+        self._kib += kib
+        try:
+            async with self._turn:
+                started = time.perf_counter()
+                try:
+                    return await aside(read)
+                finally:
+                    self._model.observe(kib, time.perf_counter() - started)
+        finally:
+            self._bodies -= 1
+            self._kib -= kib
