@@ -10,6 +10,7 @@ import numpy.typing as npt
 from basis.problems import Problem
 from basis.settings import format_duration
 from minutely.config import Pipeline
+from serving.ranking import record_problems
 from streaming.columns import Column, Ids, Ragged
 from streaming.features import Feature, SparseFeature, VectorFeature
 from streaming.labels import Label
@@ -89,7 +90,18 @@ def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         *_unbounded_values(pipeline, events),
         *_outliers(pipeline, events),
         *_leaks(pipeline, events),
+        *_large_records(pipeline),
     ]
+
+
+def _large_records(pipeline: Pipeline) -> list[Problem]:
+    """What `serve` would refuse; a replay does not mind."""
+    serve = pipeline.serve
+    return (
+        record_problems(pipeline.name, pipeline.features, len(pipeline.labels), serve.max_candidates)
+        if serve.log
+        else []
+    )
 
 
 def _short_windows(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:

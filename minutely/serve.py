@@ -37,7 +37,7 @@ from serving.inputs import Inputs
 from serving.listening import HealthOnly, Listener, room_for_files
 from serving.outbox import Outbox
 from serving.pulling import Puller
-from serving.ranking import Ranker
+from serving.ranking import Ranker, record_problems
 from serving.requests import RequestReader
 from serving.scoring import Scoring
 from serving.service import ReplicaService, pull_step, send_step
@@ -219,8 +219,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: str) -> ReplicaService:
-    """A replica with nothing pulled yet."""
+    """A replica with nothing pulled yet; `Problems` where the configuration cannot be served."""
     settings = pipeline.serve
+    if settings.log and (
+        problems := record_problems(pipeline.name, pipeline.features, len(pipeline.labels), settings.max_candidates)
+    ):
+        raise Problems(problems)
     freshness = Freshness(clock, settings.fresh_within)
     replica = make_replica(pipeline, files, freshness.applied, secrets.randbits(64))
     ranker = Ranker(replica, pipeline.labels, settings.score)

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from basis.problems import Problem
 from serving.replica import Replica, Versions
 from serving.requests import Asked, RankAsked
-from streaming.columns import Column, Ragged, Repeated, ServedColumns, pack
-from streaming.events import SCHEMA_VERSION, Request, encode
+from streaming.columns import Column, Ragged, Repeated, ServedColumns, pack, packed_width
+from streaming.events import MAX_RECORD_BYTES, SCHEMA_VERSION, Request, encode
 from streaming.features import Feature
 from streaming.labels import Label
+
+_ID_BYTES = 36  # two of msgpack's, 32 digits of the request's id, a dot, and a digit of the place
+_POSITION_BYTES = _LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,22 @@ def order_of(asked: RankAsked, answer: Answer) -> npt.NDArray[np.int64]:
 def impression_ids(asked: RankAsked, order: npt.NDArray[np.int64]) -> list[str]:
     """The impressions of an answer, in its order: the request's id and the candidate's place in what was asked."""
     return [f"{asked.request_id}.{place}" for place in order.tolist()]
+
+
+def least_impression_bytes(features: Mapping[str, Feature], labels: int) -> int:
+    """What an impression takes in its record at least: with empty lists, and a request's id of our own."""
+    own = [packed_width(feature) for feature in features.values() if feature.scope == "impression"]
+    return _ID_BYTES + _POSITION_BYTES + 4 * labels + sum(_LENGTH_BYTES if width < 0 else width for width in own)
+
+
+def record_problems(name: str, features: Mapping[str, Feature], labels: int, max_candidates: int) -> list[Problem]:
+    """What is wrong with a configuration, ``name``, whose largest answers no joiner would take."""
+    each = least_impression_bytes(features, labels)
+    if each * max_candidates <= MAX_RECORD_BYTES:
+        return []
+    said = f"their record has {each * max_candidates} bytes, {each} each; allowed: {MAX_RECORD_BYTES} bytes, "
+    said += f"so max_candidates: {MAX_RECORD_BYTES // each} at most, smaller vectors, or log: false"
+    return [Problem(name, "serve.max_candidates", str(max_candidates), said)]
 
 
 def impressions_record(

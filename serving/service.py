@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from serving.access import Gate
 from serving.freshness import STAGES, Freshness
+from serving.inputs import BadRequest
 from serving.outbox import Outbox, Outgoing
 from serving.pulling import Puller
 from serving.ranking import Answer, Ranker, impressions_record
@@ -24,7 +25,7 @@ from serving.shadow import Shadowing
 from serving.sides import Sides
 from serving.status import Status
 from streaming.clock import Clock
-from streaming.events import Engagement, encode
+from streaming.events import MAX_RECORD_BYTES, Engagement, encode
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 
 _log = logging.getLogger("minutely.serve")
@@ -107,9 +108,13 @@ class ReplicaService:
         )
 
     def served(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
-        """Note what was answered, for the log and for a shadow; never waits."""
+        """Note what is to be answered, for the log and for a shadow; never waits. `BadRequest` where no joiner would take
+        its record: then it must not be answered."""
         if self.settings.log:
             record = impressions_record(self.reader.features, asked, answer, order)
+            if len(record) > MAX_RECORD_BYTES:
+                said = f"a record of {len(record)} bytes for the log; allowed: {MAX_RECORD_BYTES}"
+                raise BadRequest(f"{said}, so give limit, or fewer candidates than {asked.count}", 413)
             # A copy: the encoder's own bytes keep the room that they grew into.
             self.outbox.offer(Outgoing(IMPRESSIONS, asked.request_id, bytes(memoryview(record))))
         shadow = self.shadowing.current

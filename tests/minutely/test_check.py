@@ -92,6 +92,14 @@ def test_an_ordinary_log_needs_none(tmp_path: Path, columns: Columns) -> None:
     assert advised(tmp_path, columns, labels=labels) == {}
 
 
+def test_answers_whose_records_are_too_large_to_be_joined(tmp_path: Path, columns: Columns) -> None:
+    columns["picture"] = [[0.0] * 128] * COUNT
+    features = {**FEATURES, "picture": {"kind": "vector", "column": "picture", "size": 128}}
+    found = advised(tmp_path, columns, features=features, serve={"max_candidates": 10_000})
+    assert "max_candidates: " in found["serve.max_candidates"][1]
+    assert "serve.max_candidates" not in advised(tmp_path, columns, features=features)
+
+
 def test_a_window_that_cuts_most_positives(tmp_path: Path, columns: Columns) -> None:
     """All but one in fifty come after 40 s, most of them after a minute."""
     columns["wait"] = np.where(np.arange(COUNT) % 50 == 0, 5_000, np.where(np.arange(COUNT) % 7 == 0, 600_000, 40_000))
