@@ -1,21 +1,24 @@
-"""What every component's configuration is made of: strict sections, and durations that carry their unit."""
+"""What every component's configuration is made of: strict sections, and what is written as text or list: durations, days, pairs."""
 
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_MS = 49_710 * _UNIT_MS["d"]  # rows keep seconds in 32 bits
+_FIRST_DAY, _LAST_DAY = date(1970, 1, 1), date(2099, 12, 31)
 _DURATION = re.compile(r"^(-?\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$")
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors and values do not change after loading."""
+    """A part of the configuration: unknown keys are errors, values are of their type already (``true`` is no number, nor is a text)
+    and do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 def parse_duration(value: Any) -> int:
@@ -52,3 +55,40 @@ def format_duration(milliseconds: int) -> str:
 _as_text = PlainSerializer(format_duration, return_type=str, when_used="json")
 DurationMs = Annotated[int, BeforeValidator(parse_duration), _as_text]
 PositiveDurationMs = Annotated[int, BeforeValidator(_positive), _as_text]
+
+
+def _day(value: Any) -> date:
+    allowed = f"allowed: a day from {_FIRST_DAY} to {_LAST_DAY}, as in 2026-01-31"
+    try:
+        day = date.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(allowed) from None
+    if type(day) is not date or not _FIRST_DAY <= day <= _LAST_DAY:
+        raise ValueError(allowed)
+    return day
+
+
+Day = Annotated[date, BeforeValidator(_day)]
+
+
+def pair(shape: str) -> BeforeValidator:
+    """For a tuple of two, which files have as a list; ``shape`` says what it holds, such as ``[low, high]``."""
+
+    def check(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError(f"allowed: {shape}")
+        return tuple(value)
+
+    return BeforeValidator(check)
+
+
+def matching(pattern: str, allowed: str) -> AfterValidator:
+    """For a text that is as a whole like ``pattern``, which ``allowed`` says in words."""
+    whole = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if whole.fullmatch(value) is None:
+            raise ValueError(f"allowed: {allowed}")
+        return value
+
+    return AfterValidator(check)

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from basis.settings import Section
+from basis.settings import Section, matching, pair
 
-Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Name: TypeAlias = Annotated[
+    str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _, with no digit first")
+]
 MAX_VECTOR = 65_536
 
 
@@ -25,7 +27,7 @@ class SparseFeature(_Feature):
     side: str | None = None
     """The side table that holds the column; without it, the impressions do."""
     time: Literal["hour", "weekday"] | None = None
-    cross: tuple[str, str] | None = None
+    cross: Annotated[tuple[str, str], pair("[one sparse feature, another]")] | None = None
     split: Annotated[str, Field(min_length=1)] | None = None
     """The separator of a text column that holds lists."""
     bucket: Literal["log2"] | None = None

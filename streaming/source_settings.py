@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from basis.settings import DurationMs, Section
+from basis.settings import Day, DurationMs, Section
 from streaming.features import Name
 from streaming.labels import Action as ActionName
 
 Unit = Literal["s", "ms", "us"]
-_Date = Annotated[date, Field(ge=date(1970, 1, 1), lt=date(2100, 1, 1))]
 Texts = Annotated[list[str], Field(min_length=1)]
 
 
@@ -92,9 +91,9 @@ class SourceSettings(Section):
     """A public data set that is fetched if no folder has it."""
     dir: str | None = None
     """The folder of the files; ``--data`` goes before it, and ${NAME} stands for an environment variable."""
-    earliest: _Date = date(1990, 1, 1)
+    earliest: Day = date(1990, 1, 1)
     """The first day (UTC) that events may have; earlier ones are refused, since they come of a wrong unit."""
-    latest: _Date | None = None
+    latest: Day | None = None
     """The last day (UTC) that events may have; tomorrow by default."""
     impressions: ImpressionFile
     sides: dict[Name, SideFile] = {}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from basis.settings import PositiveDurationMs, Section
+from basis.settings import PositiveDurationMs, Section, pair
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -23,11 +23,11 @@ class ModelSettings(Section):
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
-        raise ValueError(f"allowed: [low, high], got {list(bounds)}")
+        raise ValueError("allowed: [low, high], the lower first")
     return bounds
 
 
-Bounds: TypeAlias = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Bounds: TypeAlias = Annotated[tuple[float, float], pair("[low, high]"), AfterValidator(_ordered)]
 
 
 class GuardSettings(Section):

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from basis.decoding import UNDECODABLE
 from basis.problems import Problem, Problems
-from basis.settings import PositiveDurationMs, Section
+from basis.settings import PositiveDurationMs, Section, matching
 from streaming.events import MAX_RECORD_BYTES
 
 BOOTSTRAP = "KAFKA_BOOTSTRAP"
@@ -77,7 +77,7 @@ class KafkaSettings(Section):
 
     bootstrap: Annotated[str, Field(min_length=1)] = "127.0.0.1:9092"
     """Brokers to ask first, as ``host:port``, with commas between them."""
-    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
+    prefix: Annotated[str, matching(r"[A-Za-z0-9._-]{0,100}", "up to 100 of letters, digits and . _ -")] = ""
     """Goes before the names of topics, groups and transactions, so that several pipelines share brokers."""
     partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
     replication: Annotated[int, Field(ge=1, le=100)] = 1

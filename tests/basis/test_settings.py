@@ -75,6 +75,13 @@ def test_sections_are_strict_and_do_not_change() -> None:
         Example(every="0s")
 
 
+@pytest.mark.parametrize("value", [True, "1.5", None])
+def test_no_truth_value_and_no_text_is_a_number(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        Example(rate=value)
+    assert Example(rate=2).rate == 2.0
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_of_a_section_are_finite(number: float) -> None:
     with pytest.raises(ValidationError, match="finite"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -26,22 +27,55 @@ def test_a_key_that_stands_there_twice(tmp_path: Path, text: str, line: int, val
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "line", "shown", "words"),
     [
-        ("name: [1, 2\nsource: 3\n", 2),
-        ("name: shop\n\tsource: 3\n", 2),
-        ("name: 'shop\n", 2),
-        ("a: b: c\n", 1),
-        ("name: !!python/object:os.system x\n", 1),
-        ("name: *nobody\n", 1),
-        ("{[1]: 2}\n", 1),
-        ("name: a\n---\nname: b\n", 2),
+        ("name: shop\n\tsource: 3\n", 2, "source: 3", "a tab; allowed: spaces"),
+        ("source:\n  dir: x\n- y\n", 3, "- y", "a list item among keys"),
+        ("labels:\n  - a\n  click: 1\n", 3, "click: 1", "a key among list items"),
+        ("labels:\n   a: 1\n  b: 2\n", 3, "b: 2", "not in line with the keys above it"),
+        ("a: b: c\n", 1, "a: b: c", "': ' within a value"),
+        ("labels:\n  a: 1\n   b: 2\n", 3, "b: 2", "keys of one section at one indentation"),
+        ("name: shop\nseed\nuser: x\n", 2, "seed", "no ': ' after the key"),
+        ("name: [1, 2\nsource: 3\n", 1, "name: [1, 2", "a bracket that nothing closes"),
+        ("name: 'shop\nsource: 3\n", 1, "name: 'shop", "a text whose quote does not end"),
+        ("name: *nobody\n", 1, "*nobody", "the text in quotes"),
+        ("name: %d\n", 1, "%d", "the text in quotes"),
+        ("name: !!python/object:os.system x\n", 1, "os.system x", "could not determine a constructor"),
+        ('name: "\\q"\n', 1, "q", "unknown escape character"),
+        ("name: }\n", 1, "name: }", "expected the node content"),
+        ("{[1]: 2}\n", 1, "", "a list or section as a key"),
+        ("name: a\n---\nname: b\n", 2, "---", "another document"),
     ],
 )
-def test_what_is_no_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+def test_what_is_no_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: int, shown: str, words: str) -> None:
     (problem,) = problems(tmp_path, text)
     assert problem.place == f"line {line}"
-    assert "YAML" in problem.allowed
+    assert shown in problem.value
+    assert words in problem.allowed
+    assert "allowed" in problem.allowed
+
+
+def _doubled(first: str, after: str) -> str:
+    """Eight lines, each with the one before it nine times."""
+    lines = (after.format(",".join([f"*a{at}"] * 9)) for at in range(8))
+    return f"a: &a0 {first}\n" + "".join(f"a{at}: &a{at + 1} {line}\n" for at, line in enumerate(lines))
+
+
+@pytest.mark.parametrize(
+    "text", [_doubled("[x]", "[{}]"), _doubled("{x: 1}", "{{<<: [{}]}}")], ids=["lists", "merged keys"]
+)
+def test_aliases_of_aliases_are_counted_as_what_they_stand_for(tmp_path: Path, text: str) -> None:
+    """They kept `check` busy for ever."""
+    (problem,) = problems(tmp_path, text)
+    assert problem.value == "too many values"
+    assert "aliases" in problem.allowed
+
+
+def test_anchors_and_merged_keys_may_be_used(tmp_path: Path) -> None:
+    text = BASE.replace("click: {action", "click: &click {action")
+    text = text.replace("join:\n", "  play: {<<: *click, action: play, decided_by: click}\njoin:\n")
+    labels = load_text(tmp_path, text).labels
+    assert labels["play"].window == labels["click"].window == 600_000
 
 
 @pytest.mark.parametrize(
@@ -100,7 +134,30 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_words_that_older_yaml_takes_for_truth_values(tmp_path: Path) -> None:
     """`sides: {items: {on: item}}` is in the docs, and was refused for its key `True`."""
-    features = "features:\n  no: {column: y}\n"
-    pipeline = load_text(tmp_path, BASE.replace("features:\n", features) + "serve: {log: off, stale_is_unready: yes}\n")
-    assert pipeline.features["no"].column == "y"
-    assert (pipeline.serve.log, pipeline.serve.stale_is_unready) == (False, True)
+    text = BASE.replace("features:\n", "features:\n  no: {column: off}\n")
+    assert load_text(tmp_path, text).features["no"].column == "off"
+
+
+@pytest.mark.parametrize(
+    ("written", "rows"), [("1e3", 1000), ("1.0E+3", 1000), ("100.", 100), ("010", 10), ("0o10", 8), ("0x10", 16)]
+)
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path, written: str, rows: int) -> None:
+    assert load_text(tmp_path, BASE.replace("max_rows: 100", f"max_rows: {written}")).train.max_rows == rows
+
+
+@pytest.mark.parametrize("written", ["1_000", "1:40", "1e", "0b11"])
+def test_texts_that_older_yaml_takes_for_numbers(tmp_path: Path, written: str) -> None:
+    (problem,) = problems(tmp_path, BASE.replace("max_rows: 100", f"max_rows: {written}"))
+    assert problem.value == repr(written)
+
+
+@pytest.mark.parametrize("day", ["2001-02-03", "'2001-02-03'"])
+def test_a_day_is_a_text_with_or_without_quotes(tmp_path: Path, day: str) -> None:
+    pipeline = load_text(tmp_path, BASE.replace("  dir: logs", f"  dir: logs\n  earliest: {day}"))
+    assert pipeline.source.earliest == date(2001, 2, 3)
+
+
+def test_null_undoes_a_setting_of_all_tables(tmp_path: Path) -> None:
+    text = BASE.replace("learning_rate: 0.05", "expire_after: 1d").replace("{expire_after: 2d}", "{expire_after: null}")
+    tables = load_text(tmp_path, text).tables
+    assert (tables.of("user").expire_after, tables.of("item").expire_after) == (86_400_000, None)

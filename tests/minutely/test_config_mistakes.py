@@ -90,24 +90,24 @@ MISTAKES = {
     "unknown kind of feature": Mistake(
         "kind: dense", "kind: dnese", 16, "features.price", "dnese", ["sparse", "dense", "vector"]
     ),
-    "a text for a number": Mistake("dim: 8", "dim: eight", 22, "model.dim", "eight", ["integer"]),
+    "a text for a number": Mistake("dim: 8", "dim: eight", 22, "model.dim", "eight", ["a whole number"]),
     "a number too large": Mistake("dim: 8", "dim: 100000", 22, "model.dim", "100000", ["1024"]),
     "a number too small": Mistake(
-        "learning_rate: 0.05", "learning_rate: 0", 24, "tables.learning_rate", "0", ["greater than 0"]
+        "learning_rate: 0.05", "learning_rate: 0", 24, "tables.learning_rate", "0", ["above 0"]
     ),
     "a list for a section": Mistake("train: {max_rows: 100}", "train: [1]", 27, "train", "1", ["step_every"]),
     "a text for a feature": Mistake("item: {column: item}", "item: item", 14, "features.item", "item", ["keys"]),
-    "nothing for a feature": Mistake("item: {column: item}", "item:", 14, "features.item", "None", ["keys"]),
+    "nothing for a feature": Mistake("item: {column: item}", "item:", 14, "features.item", "null", ["keys"]),
     "a feature of two origins": Mistake(
         "{column: item}", "{column: item, time: hour}", 14, "features.item", "", ["exactly one of column, time, cross"]
     ),
     "split without pool": Mistake(", pool: mean", "", 15, "features.words", "", ["pool: first, mean or sum"]),
     "a vector of no size": Mistake(
-        "size: 4", "size: 0", 17, "features.picture.size", "0", ["greater than or equal to 1"]
+        "size: 4", "size: 0", 17, "features.picture.size", "0", ["a whole number of at least 1"]
     ),
-    "a name that is none": Mistake("name: shop", "name: my shop", 1, "name", "my shop", ["pattern"]),
+    "a name that is none": Mistake("name: shop", "name: my shop", 1, "name", "my shop", ["letters, digits"]),
     "a feature's name that is none": Mistake(
-        "  item: {column", "  my-item: {column", 14, "features.my-item", "my-item", ["pattern"]
+        "  item: {column", "  my-item: {column", 14, "features.my-item", "my-item", ["letters, digits"]
     ),
     "no labels": Mistake(
         "labels:\n  click: {action: click, decided_by: play, window: 10m}",
@@ -156,7 +156,7 @@ MISTAKES = {
         26,
         "tables.only.item.optimizer.momentum",
         "1",
-        ["less than 1"],
+        ["below 1"],
     ),
     "a number for an optimizer": Mistake(
         "learning_rate: 0.05", "optimizer: 3", 24, "tables.optimizer", "3", ["keys", "kind"]
@@ -176,13 +176,13 @@ MISTAKES = {
         "learning_rate: 0.05", "admit_after: 65536", 24, "tables.admit_after", "65536", ["65535"]
     ),
     "admission before the first": Mistake(
-        "learning_rate: 0.05", "admit_after: 0", 24, "tables.admit_after", "0", ["greater than or equal to 1"]
+        "learning_rate: 0.05", "admit_after: 0", 24, "tables.admit_after", "0", ["a whole number of at least 1"]
     ),
-    "no candidates": Mistake("learning_rate: 0.05", "candidates: 0", 24, "tables.candidates", "0", ["equal to 1"]),
+    "no candidates": Mistake("learning_rate: 0.05", "candidates: 0", 24, "tables.candidates", "0", ["at least 1"]),
     "a default row that is none": Mistake(
         "learning_rate: 0.05", "default_row: zeros", 24, "tables.default_row", "zeros", ["fixed", "learned"]
     ),
-    "a clip of nothing": Mistake("learning_rate: 0.05", "clip: 0", 24, "tables.clip", "0", ["greater than 0"]),
+    "a clip of nothing": Mistake("learning_rate: 0.05", "clip: 0", 24, "tables.clip", "0", ["above 0"]),
     "a user that is no feature": Mistake("name: shop", "name: shop\nuser: member", 2, "user", "member", ["user, item"]),
     "a user of several ids": Mistake("name: shop", "name: shop\nuser: words", 2, "user", "words", ["user, item"]),
     "a rate without end": Mistake(
@@ -196,6 +196,46 @@ MISTAKES = {
     ),
     "a duration beyond all clocks": Mistake(
         "lateness: 30s", "lateness: " + "9" * 400 + "d", 21, "join.lateness", "999", ["allowed"]
+    ),
+    "true for a whole number": Mistake("dim: 8", "dim: true", 22, "model.dim", "true", ["a whole number"]),
+    "a text of digits for a number": Mistake(
+        "learning_rate: 0.05", "learning_rate: '0.05'", 24, "tables.learning_rate", "'0.05'", ["a number above 0"]
+    ),
+    "true in a list of numbers": Mistake(
+        "dim: 8", "hidden: [64, true]", 22, "model.hidden.1", "true", ["a whole number", "65536"]
+    ),
+    "one number for a list": Mistake("dim: 8", "hidden: 32", 22, "model.hidden", "32", ["a list", "a whole number"]),
+    "half a row": Mistake("max_rows: 100", "max_rows: 0.5", 27, "train.max_rows", "0.5", ["a whole number"]),
+    "a whole number that a float cannot tell from its neighbours": Mistake(
+        "name: shop", "name: shop\nseed: 9007199254740993e0", 2, "seed", "9007199254740992.0", ["a whole number"]
+    ),
+    "a percentage for a share": Mistake(
+        "sparse_every: 60s",
+        "dense_change: '50%'",
+        29,
+        "sync.dense_change",
+        "'50%'",
+        ["a number above 0", "0.5", "null"],
+    ),
+    "one number for two bounds": Mistake(
+        "max_rows: 100",
+        "guards: {served_calibration: 0.8}",
+        27,
+        "train.guards.served_calibration",
+        "0.8",
+        ["[low, high]", "null"],
+    ),
+    "never": Mistake(
+        "expire_after: 2d", "expire_after: never", 26, "tables.only.item.expire_after", "never", ["as in 10s", "null"]
+    ),
+    "an older truth value": Mistake("train:", "serve: {log: off}\ntrain:", 27, "serve.log", "off", ["true or false"]),
+    "a day that is none": Mistake(
+        "  dir: logs",
+        "  dir: logs\n  earliest: 2024-13-45",
+        4,
+        "source.earliest",
+        "2024-13-45",
+        ["a day from 1970-01-01"],
     ),
     "unset variable": Mistake(
         "dir: logs", "dir: ${NO_SUCH_FOLDER}/logs", 3, "source.dir", "${NO_SUCH_FOLDER}", ["not set", "--data"]
