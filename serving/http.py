@@ -14,14 +14,17 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from serving import answers
 from serving import open_inference as v2
 from serving.access import Denied, Rate
 from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Ready, Score, Shadowed, rank_answer
+from serving.forms import answered_in_msgpack, body_is_msgpack, json_text
 from serving.inputs import BadRequest
 from serving.metrics import ConnectionMetrics, ReplicaMetrics, RequestMetrics
 from serving.openapi import complete, operation
@@ -96,12 +99,13 @@ class Service:
         try:
             await self._app.router(scope, receive, send)
         except HTTPException as error:
-            await self._no_route(error)(scope, receive, send)
+            await self._no_route(scope, error.status_code)(scope, receive, send)
 
     def _make_app(self) -> FastAPI:
         app = FastAPI(
             title=f"Minutely: {self._replica.model}", version=package_version("minutely"), docs_url=None, redoc_url=None
         )
+        app.router.redirect_slashes = False  # to wherever the client's Host says
         app.router.route_class = _Route
         add, name = self._add, ("name",)
         add(
@@ -276,9 +280,7 @@ class Service:
     async def _answer(
         self, request: Request, handler: Handler, role: Role | None, has_body: bool, wants_model: bool
     ) -> Response:
-        packed = _is_msgpack(request.headers.get("accept", "")) or (
-            JSON not in request.headers.get("accept", "") and _is_msgpack(request.headers.get("content-type", ""))
-        )
+        packed = answered_in_msgpack(request.headers)
         headers: dict[str, str] = {}
         try:
             async with asyncio.timeout(self._replica.settings.timeout / 1000):
@@ -314,9 +316,7 @@ class Service:
 
     async def _body(self, request: Request) -> tuple[bytes, bool]:
         """The body, and whether it is msgpack; refused as soon as it is known to be too large."""
-        kind, limit = request.headers.get("content-type", JSON), self._replica.settings.max_body_bytes
-        if not (_is_msgpack(kind) or kind.split(";")[0].strip().lower() == JSON):
-            raise BadRequest(f"content type {kind[:80]}; allowed: {JSON}, {MSGPACK}", 415)
+        packed, limit = body_is_msgpack(request.headers), self._replica.settings.max_body_bytes
         length = request.headers.get("content-length", "0")
         parts, size = [], 0
         if not length.isdigit() or int(length) <= limit:
@@ -330,7 +330,8 @@ class Service:
                         raise Busy(f"{self._body_bytes} bytes of bodies are being read")
                     parts.append(part)
                 else:
-                    return b"".join(parts), _is_msgpack(kind)
+                    body = b"".join(parts)
+                    return body if packed else json_text(body), packed
             finally:
                 self._body_bytes -= size
         raise BadRequest(f"a body of more than {limit} bytes; allowed: {limit}", 413)
@@ -431,12 +432,18 @@ class Service:
     async def _scrape(self, _request: Request) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
-    def _no_route(self, error: HTTPException) -> Response:
+    def _no_route(self, scope: Scope, status: int) -> Response:
         """What the router refuses: no such path, no such method."""
-        self._metrics.requests.labels(_OTHER, str(error.status_code)).inc()
-        content = answers.encode(Problem(error.detail), msgpack=False)
-        return Response(content, error.status_code, error.headers, JSON)
-
-
-def _is_msgpack(kind: str) -> bool:
-    return "msgpack" in kind
+        self._metrics.requests.labels(_OTHER, str(status)).inc()
+        path, routes = scope["path"][:200], [route for route in self._app.routes if isinstance(route, Route)]
+        # The router itself would name the methods of one of the path's routes.
+        methods = {each for route in routes if route.matches(scope)[0] != Match.NONE for each in route.methods or ()}
+        if methods:
+            allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+            said, headers = f"{scope['method']} {path}; allowed: {allowed}", {"Allow": allowed}
+        else:
+            paths = ", ".join(dict.fromkeys(route.path for route in routes))
+            said, headers = f"no such path: {path}; allowed: {paths}", {}
+        packed = answered_in_msgpack(Headers(scope=scope))
+        content = answers.encode(Problem(said), msgpack=packed)
+        return Response(content, status, headers, MSGPACK if packed else JSON)

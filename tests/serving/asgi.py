@@ -25,6 +25,15 @@ def ask(
     wanted = MSGPACK if msgpack or accept_msgpack else JSON
     kind, codec = (MSGPACK, msgspec.msgpack) if msgpack else (JSON, msgspec.json)
     payload = raw if raw is not None else b"" if body is None else codec.encode(body)
+    status, headers, content = answered(service, method, path, payload, {"content-type": kind, "accept": wanted})
+    decoder = msgspec.msgpack if headers["content-type"] == MSGPACK else msgspec.json
+    return status, decoder.decode(content)
+
+
+def answered(
+    service: Service, method: str, path: str, payload: bytes, headers: dict[str, str]
+) -> tuple[int, dict[str, str], bytes]:
+    """The status, the headers and the body of an answer."""
     sent: list[Any] = []
     came = [{"type": "http.request", "body": payload, "more_body": False}]
 
@@ -44,12 +53,11 @@ def ask(
         "query_string": b"",
         "root_path": "",
         "scheme": "http",
-        "headers": [(b"content-type", kind.encode()), (b"accept", wanted.encode())],
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }
     asyncio.run(service(scope, receive, send))
     content = b"".join(message.get("body", b"") for message in sent[1:])
-    headers = dict(sent[0]["headers"])
-    answered = msgspec.msgpack if headers[b"content-type"] == MSGPACK.encode() else msgspec.json
-    return sent[0]["status"], answered.decode(content)
+    got = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], got, content
