@@ -10,6 +10,7 @@ import math
 import platform
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -142,17 +143,26 @@ def _config(app: ASGIApp, tls: ServeTlsSettings | None) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         backlog=BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         server_header=False,
-        ssl_certfile=tls.certificate if tls else None,
-        ssl_keyfile=tls.key if tls else None,
+        ssl_context_factory=partial(_tls_context, tls) if tls else None,
     )
-    try:
-        config.load()
-    except OSError as error:  # an SSLError is one
-        named = f"{tls.certificate}, {tls.key}" if tls else ""
-        raise Problems([Problem("serve.tls", "files", named, f"{error}; allowed: PEM files")]) from None
+    config.load()
     return config
+
+
+def _tls_context(tls: ServeTlsSettings, *_: object) -> ssl.SSLContext:
+    def no_passphrase() -> str:  # without this, the library would ask on the terminal
+        raise ValueError("a key with a passphrase")
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, no_passphrase)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        named = f"{tls.certificate}, {tls.key}"
+        raise Problems(
+            [Problem("serve.tls", "files", named, f"{error}; allowed: PEM files, the key without a passphrase")]
+        ) from None
+    return context
 
 
 class Announcing:

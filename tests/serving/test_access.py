@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import subprocess
 import time
 from pathlib import Path
 
@@ -93,6 +94,19 @@ def test_mistakes_end_with_what_is_allowed(tmp_path: Path) -> None:
         bind(taken, "--health")
     with pytest.raises(Problems, match=r"line \d+, serve\.score\.clicks: clicks; allowed: click, spent"):
         load_pipeline(write_config(make_pipeline(serve={"score": {"clicks": 1.0}}), tmp_path))
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    ca, key = certificate(tmp_path), tmp_path / "locked.pem"
+    subprocess.run(
+        ["openssl", "rsa", "-aes256", "-passout", "pass:secret", "-in", str(tmp_path / "key.pem"), "-out", str(key)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    tls = {"certificate": str(ca), "key": str(key)}
+    told = r"serve\.tls: files: .*; a key with a passphrase; allowed: PEM files, the key without a passphrase"
+    with pytest.raises(Problems, match=told) as found:
+        serve(make_pipeline(serve={"tls": tls}), str(tmp_path), Address("127.0.0.1", free_ports(1)[0]), None, None)
+    assert "secret" not in str(found.value)
 
 
 def test_tls_and_rates(tmp_path: Path) -> None:
