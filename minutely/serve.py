@@ -52,7 +52,6 @@ from streaming.labels import used_actions
 _log = logging.getLogger("minutely.serve")
 
 _HEALTH_CONNECTIONS = 128
-_KEEP_ALIVE_SECONDS = 30
 _LOOK_SECONDS = 0.05
 _QUIET_SECONDS = 1.0
 _CLOSE_SECONDS = 5
@@ -93,7 +92,7 @@ def _serve(
         raise Problems([Problem("system", "limit of open files", "", allowed)])
     if places < settings.max_connections:
         _log.warning("takes %d connections, not %d: the system's limit of open files", places, settings.max_connections)
-    seconds = settings.header_timeout / 1000, settings.timeout / 1000
+    seconds = settings.header_timeout / 1000, settings.timeout / 1000, settings.idle_timeout / 1000
     limits = Limits(places, settings.max_connections_by_peer, *seconds)
     main = Listener(_config(app, settings.tls), bound, Connections(limits, app.connections.of("main")))
     listeners = [main]

@@ -28,12 +28,13 @@ _HEADER_BYTES = 64 << 10
 
 class Limits(NamedTuple):
     """How many connections there may be, and from one peer; for how many seconds a request's header may be on its way, and
-    an answer may wait for a client that does not read it."""
+    an answer may wait for a client that does not read it, and a connection for its next request."""
 
     connections: int
     by_peer: int
     header_seconds: float
     reader_seconds: float
+    idle_seconds: float
 
 
 class Connections:
@@ -89,6 +90,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, connections: Connections, config: Config, state: ServerState) -> None:
         super().__init__(config, state, {})
+        self.timeout_keep_alive = connections.limits.idle_seconds  # type: ignore[assignment]  # any number of seconds
         self.peer = ""
         self._all = connections
         self._has_place = False
@@ -133,6 +135,13 @@ class Connection(HttpToolsProtocol):
         self._leave()
         self._disconnect()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as uvicorn has it
+        """The client sends no more, but may still read: what came whole is answered, then it is closed."""
+        if self.scheme == "https" or not self._is_busy or self.cycle.more_body:
+            return False  # TLS has no connections that are open on one side
+        self.cycle.keep_alive = False
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Read on; what is no HTTP is refused."""
@@ -226,7 +235,8 @@ class Connection(HttpToolsProtocol):
 
     def _read(self, data: memoryview) -> None:
         """Where a request offers another protocol, the parser takes its header for the whole of it. We have no other, so it is
-        parsed again without the offer: then its body is its body, and not the next request."""
+        parsed again without the offer: then its body is its body, and not the next request. By another parser: where the request
+        also closes the connection, this one is done."""
         while True:
             try:
                 self.parser.feed_data(data)
@@ -239,6 +249,8 @@ class Connection(HttpToolsProtocol):
                 for name, value in self.headers:
                     if name != b"upgrade":
                         head += [b"\r\n", name, b": ", value]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
                 self.parser.feed_data(b"".join([*head, b"\r\n\r\n"]))
 
     @property

@@ -83,6 +83,8 @@ class ServeSettings(Section):
     """The same for those from one address, or from one network of 64 bits in IPv6."""
     header_timeout: PositiveDurationMs = 5_000
     """The longest that a request's header, or a TLS handshake, may take."""
+    idle_timeout: PositiveDurationMs = 75_000
+    """How long a connection may wait for its next request. Balancers mostly keep theirs for 60 s; they should be who closes."""
     rate: Annotated[float, Field(gt=0)] | None = None
     """The most requests a second for each role; more are refused (429)."""
     log: bool = True

@@ -30,7 +30,13 @@ IDLE = 1_023
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("connections")
     pipeline = make_pipeline(
-        serve={"header_timeout": "2s", "timeout": "3s", "max_connections": 1_500, "max_connections_by_peer": 1_000}
+        serve={
+            "header_timeout": "2s",
+            "timeout": "3s",
+            "idle_timeout": "2500ms",
+            "max_connections": 1_500,
+            "max_connections_by_peer": 1_000,
+        }
     )
     publisher = Publisher(pipeline, folder / "deltas")
     publisher.next(time.time_ns() // 1_000_000)
@@ -216,6 +222,63 @@ def test_an_offer_of_another_protocol_changes_nothing(server: Server, offered: s
                 answer += part
             assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"200"], answer
             assert b'"request_id"' in answer, "as without it"
+
+
+@pytest.mark.parametrize(
+    ("version", "offer"), [("1.1", "close, Upgrade"), ("1.0", "Upgrade"), ("1.0", "keep-alive, Upgrade")]
+)
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_offer_on_a_connection_that_closes_is_answered_once(
+    server: Server, version: str, offer: str, cut: bool
+) -> None:
+    body = json.dumps(rank_body(draw(np.random.default_rng(1), 3), [1, 2, 3])).encode()
+    more = f"Host: x\r\nConnection: {offer}\r\nUpgrade: h2c\r\n".encode()
+    for line, with_body in ((b"GET /v2/health/live", b""), (b"POST /v1/rank", body)):
+        head = b"%s HTTP/%s\r\n%sContent-Type: application/json\r\n" % (line, version.encode(), more)
+        head += b"Content-Length: %d\r\n\r\n" % len(with_body)
+        with connect(server) as asked:
+            asked.sendall(head if cut else head + with_body)
+            if cut and with_body:
+                time.sleep(0.2)
+                asked.sendall(with_body)
+            answer = b"".join(iter(lambda of=asked: of.recv(1 << 16), b""))
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200"], answer
+
+
+def test_who_sends_no_more_is_answered(server: Server) -> None:
+    body = json.dumps(rank_body(draw(np.random.default_rng(1), 3), [1, 2, 3])).encode()
+    rank = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+    for sent, answers in (
+        (rank % (len(body), body), 1),
+        (2 * (rank % (len(body), body)), 2),
+        (rank % (len(body), body) + b"GET /v2/hea", 1),
+        (rank % (len(body) + 1, body), 0),
+        (b"", 0),
+    ):
+        for _ in range(20):
+            with connect(server) as asked:
+                asked.sendall(sent)
+                asked.shutdown(socket.SHUT_WR)
+                began = time.monotonic()
+                answer = b"".join(iter(lambda of=asked: of.recv(1 << 16), b""))
+            assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200"] * answers, (sent, answer)
+            assert time.monotonic() - began < 1.9, "and closed at once"
+
+
+def test_a_connection_waits_for_its_next_request_as_long_as_configured(server: Server) -> None:
+    for health in (False, True):
+        with connect(server, health=health) as asked:
+            for _ in range(2):
+                asked.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b'{"live":true}'):
+                    part = asked.recv(10_000)
+                    assert part, answer
+                    answer += part
+                time.sleep(1)
+            began = time.monotonic()
+            assert asked.recv(10_000) == b""
+            assert 0.5 < time.monotonic() - began < 10
 
 
 def test_a_body_is_no_request(server: Server) -> None:
