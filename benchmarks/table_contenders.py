@@ -81,14 +81,12 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
     ids = distinct_ids(rows)
     out = np.empty((BATCH, dim), np.float32)
     gradients = random.normal(size=(BATCH, dim)).astype(np.float32)
-    tables = {n: Table(dim, optimizer=OPTIMIZER, threads=n) for n in (1, 2)}
+    table = Table(dim, optimizer=OPTIMIZER)
     insert_rates: dict[str, float] = {}
     gigabytes = rows * (4 * dim + 48) / 1e9
-    for n, table in tables.items():
-        warm_memory(gigabytes)
-        seconds = grow(partial(insert, table, out), ids)
-        insert_rates[f"table x{n}"] = rows / sum(seconds) / 1e6
-    stats = tables[1].stats
+    warm_memory(gigabytes)
+    insert_rates["table"] = rows / sum(grow(partial(insert, table, out), ids)) / 1e6
+    stats = table.stats
     cuckoo = None
     name = f"Cuckoo{dim}"
     if hasattr(native, name):
@@ -102,9 +100,9 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
         insert_rates["libcuckoo, presized"] = rows / sum(grow(presized.insert, ids)) / 1e6
         del presized
     # Once more into memory that both have: without the system's share, which varies from machine to machine.
-    tables[1].erase(ids)
-    tables[1].seal()
-    insert_rates["table x1, again"] = rows / sum(grow(partial(insert, tables[1], out), ids)) / 1e6
+    table.erase(ids)
+    table.seal()
+    insert_rates["table, again"] = rows / sum(grow(partial(insert, table, out), ids)) / 1e6
     if cuckoo is not None:
         cuckoo.clear()
         insert_rates["libcuckoo, again"] = rows / sum(grow(cuckoo.insert, ids)) / 1e6
@@ -124,7 +122,7 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
         numbers = [random.permutation(part) for part in numbers]
     batches = [ids[part] for part in numbers]
     result = Result()
-    lead = max((16, 24, 32, 48), key=lambda lead: once(lambda k: array.gather(numbers[k], out, lead, 1)))
+    lead = max((16, 24, 32, 48), key=lambda lead: once(lambda k: array.gather(numbers[k], out, lead)))
     torch.set_num_threads(1)
     bag = torch.nn.EmbeddingBag(rows, dim, mode="sum", sparse=True)
     torch_numbers = [torch.from_numpy(part) for part in numbers]
@@ -153,17 +151,19 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
         fbgemm.lookup(torch_numbers[k]).backward(torch_gradients)
 
     def table_step(k: int) -> None:
-        tables[1].lookup_or_insert(batches[k], 0, out)
-        tables[1].apply(batches[k], gradients, 0)
+        table.lookup_or_insert(batches[k], 0, out)
+        table.apply(batches[k], gradients, 0)
 
+    table_bytes = stats.index_bytes + stats.row_bytes
+    memory = native.Memory(table_bytes)
     contenders: dict[str, Callable[[int], object]] = {
-        "gather": lambda k: array.gather(numbers[k], out, lead, 1),
-        "lookup": lambda k: tables[1].lookup(batches[k], out),
-        "lookup, 2 threads": lambda k: tables[2].lookup(batches[k], out),
+        "random lines read": lambda k: memory.read(k, BATCH, lead),
+        "random lines updated": lambda k: memory.update(k, BATCH, lead),
+        "gather": lambda k: array.gather(numbers[k], out, lead),
+        "lookup": lambda k: table.lookup(batches[k], out),
         "torch lookup": torch_lookup,
-        "update": lambda k: array.update(numbers[k], gradients, lead, 1),
-        "apply": lambda k: tables[1].apply(batches[k], gradients, 0),
-        "apply, 2 threads": lambda k: tables[2].apply(batches[k], gradients, 0),
+        "update": lambda k: array.update(numbers[k], gradients, lead),
+        "apply": lambda k: table.apply(batches[k], gradients, 0),
     }
     if cuckoo is not None:
         contenders["libcuckoo lookup"] = lambda k: cuckoo.lookup(batches[k], out)
@@ -174,13 +174,9 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
         contenders["fbgemm lookup"] = fbgemm_lookup
         contenders["fbgemm step"] = fbgemm_step
     contenders["table step"] = table_step
-    one_thread = {name: work for name, work in contenders.items() if "2 threads" not in name}
-    two_threads = {name: contenders[name] for name in ("lookup", "lookup, 2 threads", "apply", "apply, 2 threads")}
     os.sched_setaffinity(0, {0})
-    result.measure(rounds, one_thread)
+    result.measure(rounds, contenders)
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    both = Result()
-    both.measure(rounds, two_threads)
     slow = Result()
     start = time.perf_counter()
     torch_step(0)
@@ -191,6 +187,8 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
             for k in range(steps):
                 work((turn * steps + k) % len(numbers))
             slow.rates.setdefault(step_name, []).append(steps * BATCH / (time.perf_counter() - start) / 1e6)
+    # An id's first bucket and its row, which lies on whole cache lines.
+    lines = 1 + dim // 16
     return {
         "rows": rows,
         "dim": dim,
@@ -198,25 +196,30 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
         "rates_million_per_second": result.medians()
         | slow.medians()
         | {f"insert {k}": round(v, 2) for k, v in insert_rates.items()},
-        "two_threads_rates": both.medians(),
         "ratios": {
             "lookup / gather": result.ratio("lookup", "gather"),
             "apply / update": result.ratio("apply", "update"),
             "lookup / libcuckoo": result.ratio("lookup", "libcuckoo lookup"),
             "apply / libcuckoo": result.ratio("apply", "libcuckoo apply"),
-            "insert / libcuckoo": insert_rates["table x1"] / insert_rates.get("libcuckoo", float("nan")),
-            "insert / libcuckoo presized": insert_rates["table x1"]
+            "insert / libcuckoo": insert_rates["table"] / insert_rates.get("libcuckoo", float("nan")),
+            "insert / libcuckoo presized": insert_rates["table"]
             / insert_rates.get("libcuckoo, presized", float("nan")),
-            "insert again / libcuckoo": insert_rates["table x1, again"]
+            "insert again / libcuckoo": insert_rates["table, again"]
             / insert_rates.get("libcuckoo, again", float("nan")),
             "lookup / torch": result.ratio("lookup", "torch lookup"),
+            "lookup, of its lines' bound": lines * result.ratio("lookup", "random lines read"),
+            "apply, of its lines' bound": lines * result.ratio("apply", "random lines updated"),
+            "insert, of it fresh memory": insert_rates["table"]
+            * 1e6
+            * table_bytes
+            / rows
+            / memory.fresh_bytes_per_second,
             "lookup / tfra": result.ratio("lookup", "tfra lookup"),
-            "insert / tfra": insert_rates["table x1"] / insert_rates.get("tfra", float("nan")),
+            "insert / tfra": insert_rates["table"] / insert_rates.get("tfra", float("nan")),
             "lookup / fbgemm": result.ratio("lookup", "fbgemm lookup"),
             "lookup + apply / torch": slow.ratio("table step", "torch step"),
             "lookup + apply / fbgemm": result.ratio("table step", "fbgemm step"),
-            "lookup 2 threads / 1": both.ratio("lookup, 2 threads", "lookup"),
-            "apply 2 threads / 1": both.ratio("apply, 2 threads", "apply"),
         },
-        "bytes_over_embeddings_and_state": (stats.index_bytes + stats.row_bytes) / (rows * (dim + 1) * 4),
+        "fresh_memory_gb_per_second": memory.fresh_bytes_per_second / 1e9,
+        "bytes_over_embeddings_and_state": table_bytes / (rows * (dim + 1) * 4),
     }

@@ -46,7 +46,6 @@ class NativeTable:
         secret: int,
         max_rows: int,
         row_format: str,
-        threads: int,
         kernels: str,
     ) -> None: ...
     def lookup(self, ids: Any, out: Any) -> None: ...

@@ -116,7 +116,7 @@ class Table:
     longest ago goes. max_rows: past it those go that were not seen for longest, of several the lowest id, and the next seal says
     so; None: past what the machine can hold. secret: mixed into the hash, so that nobody who does not know it can choose ids that
     collide; it decides in which order `expire` finds rows, and no value. row_format: `train`, or how a replica keeps embeddings
-    (lookup, contains, upsert and erase only; int8 has one scale a row). threads: for large batches; results do not depend on it.
+    (whose rows change by upsert and erase alone; int8 has one scale a row).
     kernels: an instruction set by name, for tests; the best one otherwise.
 
     >>> table = Table(2, optimizer=SGD(learning_rate=1.0))
@@ -143,7 +143,6 @@ class Table:
         max_rows: int | None = None,
         secret: int = 0,
         row_format: RowFormat = "train",
-        threads: int = 1,
         kernels: str = "",
     ) -> None:
         check("dim", dim, "in 1 to 4096", 1 <= dim <= 4096)
@@ -153,7 +152,6 @@ class Table:
         check("secret", secret, "in 0 to 2**64 - 1", 0 <= secret < 1 << 64)
         if max_rows is not None:
             check("max_rows", max_rows, "in 1 to 2**31 - 1, or None", 1 <= max_rows < 1 << 31)
-        check("threads", threads, "in 1 to 256", 1 <= threads <= 256)
         if expire_after_seconds is not None:
             allowed = 1 <= expire_after_seconds < 1 << 32
             check("expire_after_seconds", expire_after_seconds, "in 1 to 2**32 - 1, or None", allowed)
@@ -174,7 +172,6 @@ class Table:
             secret=secret,
             max_rows=max_rows or 0,
             row_format=row_format,
-            threads=threads,
             kernels=kernels,
         )
         self._dim = dim

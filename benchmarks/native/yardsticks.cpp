@@ -2,6 +2,7 @@
 // concurrent cuckoo hash table. They take the same buffers and do the same work per row as the table does.
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -12,8 +13,8 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/unique_ptr.h>
 
+#include "hash.hpp"
 #include "memory.hpp"
-#include "pool.hpp"
 
 #if defined(YARDSTICK_LIBCUCKOO)
 #include <libcuckoo/cuckoohash_map.hh>
@@ -58,11 +59,9 @@ class Array {
     }
 
     // The limit of lookup: copies rows of known numbers. `lead` is how many rows ahead the prefetches run.
-    void gather(Numbers numbers, Out out, int lead, int threads) { each(numbers, threads, lead, Copy{out.data()}); }
+    void gather(Numbers numbers, Out out, int lead) { each(numbers, lead, Copy{out.data()}); }
     // The limit of apply: row-wise Adagrad on rows of known numbers, their accumulators in an array beside.
-    void update(Numbers numbers, In gradients, int lead, int threads) {
-        each(numbers, threads, lead, Step{gradients.data()});
-    }
+    void update(Numbers numbers, In gradients, int lead) { each(numbers, lead, Step{gradients.data()}); }
 
   private:
     struct Copy {
@@ -80,35 +79,74 @@ class Array {
         }
     };
 
-    template <class Work> void each(const Numbers& numbers, int threads, int lead, Work work) {
+    template <class Work> void each(const Numbers& numbers, int lead, Work work) {
         const nb::gil_scoped_release released;
-        const size_t n = numbers.size();
-        const auto parts = static_cast<size_t>(threads);
-        const auto part = [&](size_t i) {
-            const size_t from = n * i / parts, to = n * (i + 1) / parts;
-            dim_ == 16 ? range<16>(numbers.data(), from, to, lead, work)
-                       : range<64>(numbers.data(), from, to, lead, work);
-        };
-        minutely::Pool::shared().run(parts, parts, part);
+        const auto ahead = static_cast<size_t>(lead);
+        dim_ == 16 ? run<16>(numbers.data(), numbers.size(), ahead, work)
+                   : run<64>(numbers.data(), numbers.size(), ahead, work);
     }
-    template <int kDim, class Work>
-    void range(const int64_t* numbers, size_t from, size_t to, int lead, const Work& work) {
+    template <int kDim, class Work> void run(const int64_t* numbers, size_t n, size_t ahead, const Work& work) {
         auto* rows = reinterpret_cast<float*>(rows_.data());
         auto* sums = reinterpret_cast<float*>(sums_.data());
         const auto fetch = [&](size_t i) {
             for (int j = 0; j < kDim; j += 16) __builtin_prefetch(rows + numbers[i] * kDim + j, 0, 2);
             if (Work::kSums) __builtin_prefetch(sums + numbers[i], 0, 2);
         };
-        const size_t ahead = static_cast<size_t>(lead);
-        for (size_t i = from; i < std::min(to, from + ahead); ++i) fetch(i);
-        for (size_t i = from; i < to; ++i) {
-            if (i + ahead < to) fetch(i + ahead);
+        for (size_t i = 0; i < std::min(n, ahead); ++i) fetch(i);
+        for (size_t i = 0; i < n; ++i) {
+            if (i + ahead < n) fetch(i + ahead);
             work.template work<kDim>(rows + numbers[i] * kDim, sums + numbers[i], i);
         }
     }
 
     int dim_;
     minutely::VirtualArray rows_, sums_;
+};
+
+// What the machine gives one core: fresh memory, and random cache lines of it.
+class Memory {
+  public:
+    // In the same kind of memory as the table's.
+    explicit Memory(size_t bytes) : lines_(bytes / sizeof(Line)), memory_(bytes) {
+        const auto start = std::chrono::steady_clock::now();
+        memory_.commit(memory_.reserved());
+        for (size_t at = 0; at < memory_.reserved(); at += 4096) memory_.data()[at] = std::byte{1};
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+        fresh_bytes_per_second_ = static_cast<double>(memory_.reserved()) / seconds.count();
+    }
+
+    // Of pages touched for the first time, as the system hands them out.
+    double fresh_bytes_per_second() const { return fresh_bytes_per_second_; }
+    uint64_t read(uint64_t seed, size_t count, size_t lead) { return each<false>(seed, count, lead); }
+    uint64_t update(uint64_t seed, size_t count, size_t lead) { return each<true>(seed, count, lead); }
+
+  private:
+    struct Line {
+        uint64_t words[8];
+    };
+    template <bool kWrite> uint64_t each(uint64_t seed, size_t count, size_t lead) {
+        const nb::gil_scoped_release released;
+        auto* lines = reinterpret_cast<Line*>(memory_.data());
+        std::array<Line*, 64> ring;
+        uint64_t state = seed, sum = 0;
+        const auto fetch = [&](size_t i) {
+            Line* line = lines + minutely::high_product(minutely::splitmix64(state), lines_);
+            __builtin_prefetch(line, kWrite ? 1 : 0, 2);
+            ring[i % ring.size()] = line;
+        };
+        for (size_t i = 0; i < lead; ++i) fetch(i);
+        for (size_t i = 0; i < count; ++i) {
+            fetch(i + lead);
+            Line& line = *ring[i % ring.size()];
+            sum += line.words[0];
+            if (kWrite) line.words[0] = sum;
+        }
+        return sum;
+    }
+
+    size_t lines_;
+    minutely::VirtualArray memory_;
+    double fresh_bytes_per_second_ = 0;
 };
 
 #if defined(YARDSTICK_LIBCUCKOO)
@@ -168,8 +206,13 @@ template <int kDim> void bind_cuckoo(nb::module_& module, const char* name) {
 NB_MODULE(_yardsticks, module) {
     nb::class_<Array>(module, "Array")
         .def(nb::init<uint64_t, int>(), nb::arg("rows"), nb::arg("dim"))
-        .def("gather", &Array::gather, nb::arg("numbers"), nb::arg("out"), nb::arg("lead"), nb::arg("threads"))
-        .def("update", &Array::update, nb::arg("numbers"), nb::arg("gradients"), nb::arg("lead"), nb::arg("threads"));
+        .def("gather", &Array::gather, nb::arg("numbers"), nb::arg("out"), nb::arg("lead"))
+        .def("update", &Array::update, nb::arg("numbers"), nb::arg("gradients"), nb::arg("lead"));
+    nb::class_<Memory>(module, "Memory")
+        .def(nb::init<size_t>(), nb::arg("bytes"))
+        .def_prop_ro("fresh_bytes_per_second", &Memory::fresh_bytes_per_second)
+        .def("read", &Memory::read, nb::arg("seed"), nb::arg("count"), nb::arg("lead"))
+        .def("update", &Memory::update, nb::arg("seed"), nb::arg("count"), nb::arg("lead"));
 #if defined(YARDSTICK_LIBCUCKOO)
     bind_cuckoo<16>(module, "Cuckoo16");
     bind_cuckoo<64>(module, "Cuckoo64");

@@ -34,7 +34,7 @@ void check_trains(const Table& table, const char* operation) {
     if (table.options().format != RowFormat::kTrain) {
         throw std::runtime_error(
             std::string(operation) + ": table \"" + table.options().name +
-            "\" is a replica's (row_format is not \"train\"); it takes lookup, contains, upsert and erase");
+            "\" is a replica's (row_format is not \"train\"), whose rows change by upsert and erase alone");
     }
 }
 
@@ -67,7 +67,7 @@ std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer,
                                   const std::vector<float>& optimizer_values, const std::string& initializer, float a,
                                   float b, uint64_t seed, const std::string& name, uint32_t expire_after_seconds,
                                   uint32_t admit_after, uint32_t candidates, uint64_t secret, uint64_t max_rows,
-                                  const std::string& row_format, uint32_t threads, const std::string& kernels_name) {
+                                  const std::string& row_format, const std::string& kernels_name) {
     Options options;
     options.dim = dim;
     options.optimizer.kind = choose<OptimizerKind>("optimizer", optimizer,
@@ -106,7 +106,6 @@ std::unique_ptr<Table> make_table(uint32_t dim, const std::string& optimizer,
                                         {"float32", RowFormat::kFloat32},
                                         {"float16", RowFormat::kFloat16},
                                         {"int8", RowFormat::kInt8}});
-    options.threads = threads;
     const Kernels* kernels = find_kernels(kernels_name);
     if (kernels == nullptr) {
         std::string names;
@@ -314,7 +313,7 @@ NB_MODULE(_native, module) {
         .def(nb::new_(&make_table), nb::kw_only(), nb::arg("dim"), nb::arg("optimizer"), nb::arg("optimizer_values"),
              nb::arg("initializer"), nb::arg("a"), nb::arg("b"), nb::arg("seed"), nb::arg("name"),
              nb::arg("expire_after_seconds"), nb::arg("admit_after"), nb::arg("candidates"), nb::arg("secret"),
-             nb::arg("max_rows"), nb::arg("row_format"), nb::arg("threads"), nb::arg("kernels"))
+             nb::arg("max_rows"), nb::arg("row_format"), nb::arg("kernels"))
         .def("lookup", &lookup, nb::arg("ids"), nb::arg("out"))
         .def("lookup_or_insert", &lookup_or_insert, nb::arg("ids"), nb::arg("now_ms"), nb::arg("out"))
         .def("apply", &apply, nb::arg("ids"), nb::arg("gradients"), nb::arg("now_ms"))

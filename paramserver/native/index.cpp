@@ -57,14 +57,14 @@ Slot* slot_of(Bucket* bucket, uint64_t id) {
 
 Index::Index(uint64_t seed, uint64_t capacity)
     : hash_(seed), most_buckets_(std::min(kMostBuckets, 2 * buckets_for(capacity + kMostAtOnce))),
-      memory_(most_buckets_ * sizeof(Bucket)), old_count_(buckets_for(0)), count_(old_count_.load()),
+      memory_(most_buckets_ * sizeof(Bucket)), smaller_count_(buckets_for(0)), count_(smaller_count_.load()),
       overflow_(hash_.mask) {
     memory_.commit(count_.load() * sizeof(Bucket));
 }
 
-void Index::set_shape(uint64_t old_count, uint64_t count, uint64_t frontier) {
+void Index::set_shape(uint64_t smaller_count, uint64_t count, uint64_t frontier) {
     shape_.fetch_add(1, std::memory_order_acq_rel);
-    old_count_.store(old_count, std::memory_order_release);
+    smaller_count_.store(smaller_count, std::memory_order_release);
     count_.store(count, std::memory_order_release);
     frontier_.store(frontier, std::memory_order_release);
     shape_.fetch_add(1, std::memory_order_release);
@@ -103,10 +103,10 @@ void Index::prepare(uint64_t count) {
         return (size_ + count) * kLoadDenominator > slots * kLoadNumerator;
     };
     // Ids came after all: what has moved goes back the way it came.
-    if (shrinking_ && full(old_count_)) shrinking_ = false;
+    if (shrinking_ && full(smaller_count_)) shrinking_ = false;
     while (full(count_)) {
         // Only where more ids come at once than a growth makes room for.
-        migrate(old_count_.load(std::memory_order_relaxed));
+        migrate(smaller_count_.load(std::memory_order_relaxed));
         start_growth();
     }
     // After a growth may have begun: its first inserts need the room already.
@@ -119,9 +119,9 @@ void Index::prepare(uint64_t count) {
 
 void Index::reserve(uint64_t capacity) {
     const uint64_t count = buckets_for(capacity);
-    if (shrinking_ && count > old_count_.load(std::memory_order_relaxed)) shrinking_ = false;
+    if (shrinking_ && count > smaller_count_.load(std::memory_order_relaxed)) shrinking_ = false;
     if (count <= count_.load(std::memory_order_relaxed)) return;
-    migrate(old_count_.load(std::memory_order_relaxed));
+    migrate(smaller_count_.load(std::memory_order_relaxed));
     grow_to(count);
 }
 
@@ -239,10 +239,10 @@ void Index::shrink(uint64_t buckets) {
 }
 
 void Index::migrate(uint64_t buckets) {
-    const uint64_t old_count = old_count_.load(std::memory_order_relaxed);
+    const uint64_t smaller_count = smaller_count_.load(std::memory_order_relaxed);
     const uint64_t count = count_.load(std::memory_order_relaxed);
     if (!changing()) return;
-    const uint64_t end = shrinking_ ? old_count : 0;
+    const uint64_t end = shrinking_ ? smaller_count : 0;
     for (uint64_t moved = 0; moved < buckets && frontier_.load(std::memory_order_relaxed) != end;) {
         const uint64_t frontier = frontier_.load(std::memory_order_relaxed);
         if (shrinking_) {
@@ -251,7 +251,7 @@ void Index::migrate(uint64_t buckets) {
         }
         // The new places of a block must not be its own old ones, which is not so near the start.
         uint64_t low = frontier - std::min(frontier, kMoveBlock);
-        if (static_cast<uint64_t>(static_cast<uint128>(low) * count / old_count) < frontier) low = frontier - 1;
+        if (static_cast<uint64_t>(static_cast<uint128>(low) * count / smaller_count) < frontier) low = frontier - 1;
         move_buckets(low);
         moved += frontier - low;
     }
@@ -260,7 +260,7 @@ void Index::migrate(uint64_t buckets) {
 
 void Index::finish_change() {
     const uint64_t before = count_.load(std::memory_order_relaxed);
-    const uint64_t count = shrinking_ ? old_count_.load(std::memory_order_relaxed) : before;
+    const uint64_t count = shrinking_ ? smaller_count_.load(std::memory_order_relaxed) : before;
     set_shape(count, count, 0);
     shrinking_ = false;
     // Readers who still look there find it empty, as it is, and look again: the last move was counted before.
@@ -283,7 +283,7 @@ void Index::move_buckets(uint64_t low) {
     for (uint64_t index = low; index < end; ++index) {
         for (Slot& slot : now.data[index].slots) {
             const uint64_t hash = hash_.first(slot.key);
-            const bool first = high_product(hash, now.old_count) == index;
+            const bool first = high_product(hash, now.smaller_count) == index;
             Bucket* to = now.bucket(hash);
             near[near_count] = {&slot, to};
             far[far_count] = {&slot, to};
@@ -294,7 +294,7 @@ void Index::move_buckets(uint64_t low) {
     for (size_t i = 0; i < far_count; ++i) __builtin_prefetch(far[i].to);
     // The next block and where it goes: both lie in order, but on pages that the processor has not seen for long.
     const uint64_t next = low - std::min(low, kMoveBlock);
-    const uint64_t next_to = static_cast<uint64_t>(static_cast<uint128>(next) * now.count / now.old_count);
+    const uint64_t next_to = static_cast<uint64_t>(static_cast<uint128>(next) * now.count / now.smaller_count);
     for (uint64_t i = 0; i < kMoveBlock; ++i) __builtin_prefetch(now.data + next + i);
     for (uint64_t i = 0; i < kMoveBlock; ++i) __builtin_prefetch(now.data + next_to + i, 1);
 
@@ -341,7 +341,7 @@ uint64_t Index::fold_bucket(uint64_t to) {
     Buckets now = before;
     now.frontier = to + 1;
     const auto start_of = [&](uint64_t index) {
-        return static_cast<uint64_t>(static_cast<uint128>(index) * before.count / before.old_count);
+        return static_cast<uint64_t>(static_cast<uint128>(index) * before.count / before.smaller_count);
     };
     const uint64_t first = start_of(to);
     const uint64_t last = std::min(start_of(to + 1), before.count - 1);

@@ -18,21 +18,22 @@
 
 namespace minutely {
 
-// What a reader needs to find a bucket. Growing happens in place, from the last bucket down: the ids of old bucket i
-// belong to buckets from i on in the larger count, which were emptied before. Old buckets from `frontier` on have
-// moved. Shrinking is the same backwards: `old_count` is the smaller count always, and the frontier rises.
+// What a reader needs to find a bucket. While the index changes size, buckets of the smaller count below `frontier` are
+// in use as such, and in the place of those from it on the larger count's. Growing happens in place, from the last
+// bucket down: the ids of bucket i of the smaller count belong to buckets from i on in the larger, which were emptied
+// before. Shrinking is the same backwards, and the frontier rises.
 struct Buckets {
     Bucket* data;
-    uint64_t old_count;
-    uint64_t count;
+    uint64_t smaller_count;
+    uint64_t count;  // the larger; the only one, and the smaller the same, while nothing changes
     uint64_t frontier;
     Hash hash;
 
     uint64_t index(uint64_t hash_value) const {
         // Both are computed and one is masked out: while the index grows no predictor knows which it is.
-        const uint64_t old_index = high_product(hash_value, old_count);
-        const uint64_t new_index = high_product(hash_value, count);
-        return old_index ^ ((old_index ^ new_index) & -static_cast<uint64_t>(old_index >= frontier));
+        const uint64_t smaller_index = high_product(hash_value, smaller_count);
+        const uint64_t larger_index = high_product(hash_value, count);
+        return smaller_index ^ ((smaller_index ^ larger_index) & -static_cast<uint64_t>(smaller_index >= frontier));
     }
     Bucket* bucket(uint64_t hash_value) const { return data + index(hash_value); }
 };
@@ -55,7 +56,7 @@ class Index {
     Buckets buckets() const {
         for (;;) {
             const uint64_t before = shape_.load(std::memory_order_acquire);
-            const Buckets now{data(), old_count_.load(std::memory_order_relaxed),
+            const Buckets now{data(), smaller_count_.load(std::memory_order_relaxed),
                               count_.load(std::memory_order_relaxed), frontier_.load(std::memory_order_relaxed), hash_};
             std::atomic_thread_fence(std::memory_order_acquire);
             if (shape_.load(std::memory_order_relaxed) == before && before % 2 == 0) return now;
@@ -68,7 +69,7 @@ class Index {
     bool has_overflow() const { return overflow_size() > 0; }
     // Whether ids are on their way to another number of buckets.
     bool changing() const {
-        return old_count_.load(std::memory_order_relaxed) != count_.load(std::memory_order_relaxed);
+        return smaller_count_.load(std::memory_order_relaxed) != count_.load(std::memory_order_relaxed);
     }
     Home home(uint64_t id) const {
         const Hashes hashes = hash_.both(id);
@@ -130,8 +131,8 @@ class Index {
         }
         for (; buckets > 0; --buckets) {
             const Buckets now = this->buckets();
-            const uint64_t old_index = high_product(position, now.old_count);
-            const uint64_t count = old_index >= now.frontier ? now.count : now.old_count;
+            const uint64_t smaller_index = high_product(position, now.smaller_count);
+            const uint64_t count = smaller_index >= now.frontier ? now.count : now.smaller_count;
             const uint64_t index = high_product(position, count);
             Bucket* bucket = now.data + index;
             __builtin_prefetch(bucket + 8);
@@ -156,7 +157,7 @@ class Index {
     bool displace(const Slot& slot, Home home);
     void start_growth();
     void grow_to(uint64_t count);
-    void set_shape(uint64_t old_count, uint64_t count, uint64_t frontier);
+    void set_shape(uint64_t smaller_count, uint64_t count, uint64_t frontier);
     // Does some of the change that is due: `buckets` buckets, rounded up to a block.
     void migrate(uint64_t buckets);
     void move_buckets(uint64_t low);
@@ -173,7 +174,7 @@ class Index {
     VirtualArray memory_;
     // The three are read together: shape_ is odd while they change, and counts their changes.
     std::atomic<uint64_t> shape_{0};
-    std::atomic<uint64_t> old_count_;
+    std::atomic<uint64_t> smaller_count_;
     std::atomic<uint64_t> count_;
     std::atomic<uint64_t> frontier_{0};
     std::atomic<uint64_t> moves_{0};

@@ -60,7 +60,6 @@ struct Options {
     uint32_t admit_after = 1;
     uint32_t candidates = 0;
     RowFormat format = RowFormat::kTrain;
-    uint32_t threads = 1;
 };
 
 }  // namespace minutely

@@ -6,7 +6,6 @@
 #include <stdexcept>
 
 #include "initializer.hpp"
-#include "pool.hpp"
 
 namespace minutely {
 
@@ -16,14 +15,6 @@ namespace {
 constexpr size_t kReadChunk = 8192;
 // Rows taken out of use are gathered over this many ids before they are offered for reuse.
 constexpr size_t kWriteChunk = 4096;
-// Smaller batches are over before a second thread has joined.
-constexpr size_t kFewestPerPart = 1024;
-// More parts than threads: one that comes late, or is slowed down, takes fewer of them.
-constexpr size_t kPartsPerThread = 4;
-
-size_t parts_of(size_t count, uint32_t threads) {
-    return threads == 1 ? 1 : std::clamp<size_t>(count / kFewestPerPart, 1, threads * kPartsPerThread);
-}
 
 }  // namespace
 
@@ -42,32 +33,13 @@ Table::Table(const Options& options, const Kernels& kernels, bool beside_readers
       beside_readers_(beside_readers),
       content_(std::make_unique<Content>(options, hash_seed(seed_, options.secret), memory_bytes)) {}
 
-std::vector<Table::Part> Table::parts(size_t count) {
-    const size_t wanted = parts_of(count, options_.threads);
-    scratch_.resize(std::max(scratch_.size(), 3 * count));
-    std::vector<Part> parts;
-    for (size_t i = 0; i < wanted; ++i) {
-        const size_t begin = count * i / wanted;
-        const size_t end = count * (i + 1) / wanted;
-        uint32_t* lists = scratch_.data() + 3 * begin;
-        parts.push_back({begin, end - begin, {lists, 0, lists + (end - begin), 0, lists + 2 * (end - begin), 0}});
-    }
-    return parts;
-}
-
 void Table::lookup(const int64_t* ids, size_t count, float* out) {
-    const size_t wanted = parts_of(count, options_.threads);
-    const auto part = [&](size_t i) {
-        const size_t end = count * (i + 1) / wanted;
-        for (size_t at = count * i / wanted; at < end; at += kReadChunk) {
-            lookup_part(ids + at, std::min(kReadChunk, end - at), out + at * dim());
-        }
-    };
-    if (wanted == 1) return part(0);
-    Pool::shared().run(options_.threads, wanted, part);
+    for (size_t at = 0; at < count; at += kReadChunk) {
+        lookup_chunk(ids + at, std::min(kReadChunk, count - at), out + at * dim());
+    }
 }
 
-void Table::lookup_part(const int64_t* ids, size_t count, float* out) {
+void Table::lookup_chunk(const int64_t* ids, size_t count, float* out) {
     uint32_t missing[kReadChunk];
     Found found{missing, 0, nullptr, 0, nullptr, 0};
     const Readers::Guard guard(readers_);

@@ -127,13 +127,6 @@ class Table {
         uint64_t rowless_gradients = 0;
         std::vector<int64_t> rejected_ids;  // the last few
     };
-    // What one part of a shared batch found, as positions.
-    struct Part {
-        size_t begin;
-        size_t count;
-        Found found;
-    };
-
     // Ids and their slots, valid until the next insert.
     struct Placed {
         std::vector<int64_t> ids;
@@ -142,9 +135,7 @@ class Table {
 
     bool tracks() const { return options_.format == RowFormat::kTrain; }
     uint32_t advance(int64_t now_ms);
-    // Splits [0, count) for the threads, with room for what each part finds.
-    std::vector<Part> parts(size_t count);
-    void lookup_part(const int64_t* ids, size_t count, float* out);
+    void lookup_chunk(const int64_t* ids, size_t count, float* out);
     void upsert_one(uint64_t id, Home home, const float* embedding);
     void insert_missing(const int64_t* ids, const Found& found, uint32_t now, float* out);
     void touch_slot(Slot* slot, uint32_t now, float* out);

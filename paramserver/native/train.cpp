@@ -9,7 +9,6 @@
 #include <malloc.h>
 #endif
 
-#include "pool.hpp"
 #include "table.hpp"
 
 namespace minutely {
@@ -101,29 +100,14 @@ void Table::apply_default_row(const float* gradient) {
 }
 
 void Table::apply_unique(const Batch& batch, const float* gradients, uint32_t now) {
-    auto parts = this->parts(batch.count);
-    const Buckets buckets = content_->index.buckets();
-    const auto work = [&](size_t i) {
-        Part& part = parts[i];
-        const bool ordered = batch.order != nullptr;
-        const Batch mine{ordered ? batch.ids : batch.ids + part.begin, ordered ? batch.order + part.begin : nullptr,
-                         part.count};
-        const float* from = ordered ? gradients : gradients + part.begin * dim();
-        kernels_.apply(buckets, content_->slab.area(), mine, options_.optimizer, now, from, part.found);
-    };
-    if (parts.size() == 1) {
-        work(0);
-    } else {
-        Pool::shared().run(options_.threads, parts.size(), work);
-    }
-    for (const Part& part : parts) {
-        const bool ordered = batch.order != nullptr;
-        const int64_t* ids = ordered ? batch.ids : batch.ids + part.begin;
-        const float* from = ordered ? gradients : gradients + part.begin * dim();
-        for (size_t k = 0; k < part.found.changed_count; ++k) content_->changed.push_back(ids[part.found.changed[k]]);
-        for (size_t k = 0; k < part.found.rejected_count; ++k) reject(ids[part.found.rejected[k]]);
-        apply_missing(ids, part.found, from, now);
-    }
+    const size_t n = batch.count;
+    scratch_.resize(std::max(scratch_.size(), 3 * n));
+    uint32_t* lists = scratch_.data();
+    Found found{lists, 0, lists + n, 0, lists + 2 * n, 0};
+    kernels_.apply(content_->index.buckets(), content_->slab.area(), batch, options_.optimizer, now, gradients, found);
+    for (size_t k = 0; k < found.changed_count; ++k) content_->changed.push_back(batch.ids[found.changed[k]]);
+    for (size_t k = 0; k < found.rejected_count; ++k) reject(batch.ids[found.rejected[k]]);
+    apply_missing(batch.ids, found, gradients, now);
 }
 
 void Table::apply_missing(const int64_t* ids, const Found& found, const float* gradients, uint32_t now) {
@@ -187,7 +171,9 @@ uint64_t Table::expire(int64_t now_ms, uint64_t budget) {
     Content& content = *content_;
     const uint32_t now = advance(now_ms);
 #if defined(__GLIBC__)
-    // The last seal's lists are the caller's until it has written them; by now they are gone.
+    // The last seal's lists are the caller's until it has written them; by now they are gone, and the allocator keeps
+    // their memory: after a million rows came and went, 97 MiB were resident where 71 are with this. It takes some 50
+    // ms, once after a seal that named 65,536 ids or more.
     if (std::exchange(content.many_left, false)) malloc_trim(0);
 #endif
     if (options_.expire_after_seconds == 0 || now < options_.expire_after_seconds) return 0;

@@ -59,7 +59,6 @@ def make_table() -> _native.NativeTable:
         secret=0,
         max_rows=0,
         row_format="train",
-        threads=1,
         kernels="",
     )
     table.lookup_or_insert(np.arange(COUNT), 0, np.empty((COUNT, DIM), np.float32))

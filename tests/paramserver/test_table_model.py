@@ -39,10 +39,9 @@ def array(ids: list[int]) -> NDArray[np.int64]:
 class Model(RuleBasedStateMachine):
     @initialize(
         admit_after=st.sampled_from([1, 2, 3]),
-        threads=st.sampled_from([1, 2]),
         kernels=st.sampled_from(_native.available_kernels()),
     )
-    def make(self, admit_after: int, threads: int, kernels: str) -> None:
+    def make(self, admit_after: int, kernels: str) -> None:
         def table() -> Table:
             return Table(
                 DIM,
@@ -53,7 +52,6 @@ class Model(RuleBasedStateMachine):
                 expire_after_seconds=EXPIRE_AFTER,
                 admit_after=admit_after,
                 candidates=CANDIDATES,
-                threads=threads,
                 kernels=kernels,
             )
 

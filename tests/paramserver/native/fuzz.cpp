@@ -48,7 +48,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     options.seed = bytes.next();
     options.expire_after_seconds = 20;
     options.candidates = 4;
-    options.threads = 1u + bytes.next() % 2u;
     const auto sets = available_kernels();
     Table table(options, *sets[bytes.next() % sets.size()]);
     std::map<int64_t, Expected> rows;

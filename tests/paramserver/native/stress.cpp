@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "stress_rows.hpp"
+#include "stress_training.hpp"
 #include "table.hpp"
 
 // The processor can stop after each instruction, and the program then runs on in a signal's handler.
@@ -29,8 +31,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A version stands for all that are congruent to it.
-constexpr uint32_t kVersions = 16;
 constexpr float kDefault = -3000.0f;
 constexpr float kFresh = 2500.0f;        // rows that training makes
 constexpr size_t kFirst = 3;             // of the ids with one fate, read more often
@@ -39,53 +39,9 @@ constexpr int kReaders = 2;
 constexpr int kRounds = 3000;  // of a table's life
 constexpr int kWide = 16;      // rounds from one with all ids to the next; the others are about the hot ones
 
-uint64_t mix(uint64_t a, uint64_t b) {
-    uint64_t state = a * 0x9e3779b97f4a7c15ull + b;
-    return splitmix64(state);
-}
-
-// What a row holds: a function of id, version and element, exact in every format: a scale of 1 to 8 times levels of
-// -127 to 127, 127 among them.
-void write_row(int64_t id, uint32_t version, uint32_t dim, float* row) {
-    const uint64_t hash = mix(static_cast<uint64_t>(id), version);
-    const auto scale = static_cast<float>(1 + hash % 8);
-    for (uint32_t j = 0; j < dim; ++j) row[j] = scale * static_cast<float>(static_cast<int>(mix(hash, j) % 253) - 126);
-    row[(hash >> 32) % dim] = scale * 127.0f;
-}
-
 bool all(const float* row, uint32_t dim, float value) {
     return std::all_of(row, row + dim, [&](float one) { return one == value; });
 }
-
-// Ids with one fate, their rows in every version, and which versions a reader may see.
-struct Group {
-    explicit Group(bool always) : steady(always) {}
-
-    const bool steady;  // always there; otherwise they come and go, or never come
-    std::vector<int64_t> ids;
-    std::vector<float> rows;  // [version, id, dim]
-    std::atomic<uint32_t> started{0}, committed{0};
-
-    const float* row(size_t i, uint32_t version, uint32_t dim) const {
-        return rows.data() + (version % kVersions * ids.size() + i) * dim;
-    }
-    void fill(uint32_t dim) {
-        rows.resize(kVersions * ids.size() * dim);
-        for (uint32_t version = 0; version < kVersions; ++version) {
-            for (size_t i = 0; i < ids.size(); ++i)
-                write_row(ids[i], version, dim, rows.data() + (version * ids.size() + i) * dim);
-        }
-    }
-    bool holds(size_t i, uint32_t version, uint32_t dim, const float* row) const {
-        return std::equal(row, row + dim, this->row(i, version, dim));
-    }
-};
-
-struct Faults {
-    std::atomic<uint64_t> reads{0}, torn{0}, foreign{0}, missed{0}, old{0};
-    uint64_t steps = 0, idle = 0;
-    uint64_t sum() const { return torn + foreign + missed + old + idle; }
-};
 
 class Stress {
   public:
@@ -333,50 +289,6 @@ class Stress {
     uint64_t steps_before_ = 0;
 #endif
 };
-
-// Training on several threads, with a reader that must wait for whole batches.
-bool training(const Kernels& kernels, Clock::time_point until) {
-    constexpr uint32_t kDim = 8;
-    constexpr size_t kBatch = 4096;
-    Options options;
-    options.dim = kDim;
-    options.threads = 3;
-    options.candidates = 1;
-    options.optimizer.kind = OptimizerKind::kSgd;
-    options.optimizer.learning_rate = -1.0f;
-    options.expire_after_seconds = 5;
-    Table table(options, kernels);
-    std::atomic<bool> stop{false}, failed{false};
-    const auto check = [&](bool ok, const char* what) {
-        if (ok || failed.exchange(true)) return;
-        std::fprintf(stderr, "stress: %s\n", what);
-    };
-    std::vector<int64_t> ids(kBatch);
-    uint64_t state = 1;
-    for (auto& id : ids) id = static_cast<int64_t>(splitmix64(state));
-    std::vector<float> out(kBatch * kDim);
-    table.lookup_or_insert(ids.data(), kBatch, 0, out.data());
-    std::thread reader([&] {
-        // So few ids are looked up at one moment.
-        constexpr size_t kFew = 1000;
-        std::vector<float> rows(kFew * kDim);
-        while (!stop) {
-            table.lookup(ids.data(), kFew, rows.data());
-            for (const float value : rows) check(value == rows[0], "a batch was half applied");
-        }
-    });
-    const std::vector<float> gradients(kBatch * kDim, 1.0f);
-    for (int turn = 0; (turn < 2 || Clock::now() < until) && !failed; ++turn) {
-        table.apply(ids.data(), gradients.data(), kBatch, turn * 1000);
-        table.lookup_or_insert(ids.data(), kBatch, turn * 1000, out.data());
-        for (const float value : out) check(value == static_cast<float>(turn + 1), "a gradient was lost");
-        check(table.expire(turn * 1000, 4096) == 0, "a row that is in use expired");
-        check(table.seal().ids.size() == kBatch, "a changed row was not sealed");
-    }
-    stop = true;
-    reader.join();
-    return !failed;
-}
 
 }  // namespace
 
