@@ -68,5 +68,9 @@ class GuardedError(RuntimeError):
     """A trainer's weights are not fit to be published; the message says why. The last version published stays."""
 
 
+class NoRoomError(RuntimeError):
+    """This machine has no room for so many rows; the message names the table. What was there before stays."""
+
+
 class BadFile(ValueError):
     """A published file is not what its manifest says; the message names it."""

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 from rich.markup import escape
 
-from basis.problems import BadFile, GapError, GuardedError, NoAnswerError, NotFiniteError, Problems
+from basis.problems import BadFile, GapError, GuardedError, NoAnswerError, NoRoomError, NotFiniteError, Problems
 from minutely.service import CannotListen
 from minutely.terminal import Terminal
 
@@ -41,6 +41,10 @@ def told() -> Iterator[None]:
         _end(Ending.CANNOT_LISTEN, "cannot listen", str(error))
     except (OSError, BadFile, GapError) as error:  # such as a full disk, a run that was damaged, lost records
         _end(Ending.FAULT, "error", str(error))
+    except NoRoomError as error:
+        _end(Ending.FAULT, "no room", str(error))
+    except MemoryError as error:
+        _end(Ending.FAULT, "no room", str(error) or "this machine has too little memory for what it was asked to do")
     except KeyboardInterrupt:
         sys.exit(Ending.INTERRUPTED)
     if Terminal.cut_off:

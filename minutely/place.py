@@ -56,7 +56,7 @@ def open_published(place: str) -> Files:
 def open_versions(place: str) -> Files:
     """The files of a place where at least one version is published; `Problems` where none is."""
     files = open_published(place)
-    if not any(manifests.versions(files, base=base) for base in (False, True)):
+    if not manifests.numbers(files):
         allowed = "allowed: the folder or address that minutely train publishes to, or a run's deltas"
         raise Problems([Problem(place, "--deltas", "no version is there", allowed)])
     return files

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -21,6 +22,7 @@ from paramserver.marks import read_hold, read_pin, unpin
 
 _TRIES = 5
 _WIDTH = 150
+_Mark = TypeVar("_Mark")
 
 
 def show_versions(console: Console, place: str, *, as_json: bool) -> None:
@@ -29,9 +31,9 @@ def show_versions(console: Console, place: str, *, as_json: bool) -> None:
     found = list(history.all_manifests(files))
     manifests = [item for item in found if isinstance(item, Manifest)]
     damaged = [str(item) for item in found if not isinstance(item, Manifest)]
-    pin, hold = read_pin(files), read_hold(files)
     there = set(files.names())
     damaged += [problem for manifest in manifests for problem in history.damage_of(files, manifest)]
+    pin, hold = _readable(read_pin, files, damaged), _readable(read_hold, files, damaged)
     items = [_described(item, manifests, pin, there) for item in reversed(manifests)]
     if as_json:
         whole = {"versions": items, "damaged": damaged, "pin": pin, "hold": msgspec.to_builtins(hold)}
@@ -50,7 +52,17 @@ def show_versions(console: Console, place: str, *, as_json: bool) -> None:
         console.print(f"Training is held after version {hold.after}: {hold.reason}", soft_wrap=True)
 
 
-def _described(item: Manifest, manifests: list[Manifest], pin: int, there: set[str]) -> dict[str, Any]:
+def _readable(read: Callable[[Files], _Mark], files: Files, damaged: list[str]) -> _Mark | None:
+    """What a mark says; None where it is damaged, which is then one of ``damaged``."""
+    try:
+        return read(files)
+    except BadFile as error:
+        if str(error) not in damaged:
+            damaged.append(str(error))
+        return None
+
+
+def _described(item: Manifest, manifests: list[Manifest], pin: int | None, there: set[str]) -> dict[str, Any]:
     bases = [other.version for other in manifests if other.is_base]
     needs = max((at for at in bases if at < item.version), default=0)
     held = ["newest"] if item.version == manifests[-1].version else []
@@ -89,8 +101,8 @@ def roll_back(console: Console, place: str, version: int, *, training: bool) -> 
     `BadFile` where the version is not there or cannot be trained from.
     """
     files = open_versions(place)
-    there = sorted({at for at, _ in manifests.named(files)})
-    if there and version not in there:
+    there = manifests.numbers(files)
+    if version not in there:
         raise BadFile(f"{place}: version {version} is not there; allowed: {there[0]} to {there[-1]}")
     for attempt in range(_TRIES):
         deltas = _resume(files)
@@ -123,7 +135,7 @@ def release(console: Console, place: str) -> None:
         console.print(f"{error}; removed: replicas take the newest again", soft_wrap=True)
         return
     unpin(files)
-    newest = f"the newest version, {history.newest(files).version},"
+    newest = f"the newest version, {manifests.numbers(files)[-1]},"
     console.print(
         f"replicas stayed at version {pin} by a rollback; from their next pull on they take {newest} again"
         if pin

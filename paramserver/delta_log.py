@@ -224,6 +224,10 @@ class DeltaLog:
         if not training or read_pin(self._files):
             pin_next(self._files, following)
         manifests.write_manifest(self._files, manifest)
+        if (
+            not training and read_pin(self._files) != following
+        ):  # who released replicas meanwhile did so of what was before
+            pin_next(self._files, following)
         self._add(manifest)
         return manifest
 

@@ -68,6 +68,7 @@ class Follower:
 
         Raises:
             BadFile: a file is damaged and no other way leads past it; what was applied up to there stays.
+            NoRoomError: a version that replaces all rows has more than this machine has room for; the last one stays.
         """
         for attempt in range(_TRIES):
             try:
@@ -186,6 +187,7 @@ class Follower:
     def _replace(self, manifest: Manifest) -> None:
         """Make the tables equal to a version that holds all rows, in place: beside the tables, it holds their ids and a shard."""
         changes = self._read(manifest)
+        self._make_room(manifest)
         with self._changing(manifest):
             if self.manifest is None:
                 for table in self._tables.values():
@@ -193,14 +195,14 @@ class Follower:
             else:
                 for name, gone in self._not_in(changes).items():
                     self._tables[name].erase(gone)
-            self._put(manifest, changes)
+            self._put(changes)
         self._applied(manifest)
 
     def _take(self, manifest: Manifest) -> None:
         """Apply what a version changes."""
         changes = self._read(manifest)
         with self._changing(manifest):
-            self._put(manifest, changes)
+            self._put(changes)
         self._applied(manifest)
 
     @contextmanager
@@ -244,14 +246,16 @@ class Follower:
                 del _
         return changes
 
-    def _put(self, manifest: Manifest, changes: Iterable[Changes]) -> None:
-        if manifest.is_whole:
-            rows = Counter[str]()
-            for shard in manifest.shards:
-                rows.update(shard.by_table)
-            for name, count in rows.items():
-                if name in self._tables:
-                    self._tables[name].reserve(count)
+    def _make_room(self, manifest: Manifest) -> None:
+        """For all rows of a version; `NoRoomError`, and the tables stay as they are, where there is none."""
+        rows = Counter[str]()
+        for shard in manifest.shards:
+            rows.update(shard.by_table)
+        for name, count in rows.items():
+            if name in self._tables:
+                self._tables[name].reserve(count)
+
+    def _put(self, changes: Iterable[Changes]) -> None:
         for change in changes:
             for name, part in change.items():
                 table = self._tables.get(name)

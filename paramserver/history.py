@@ -53,12 +53,10 @@ def _needed_by(tail: list[Manifest]) -> str:
 
 def newest(files: Files) -> Manifest:
     """The newest version that is published; `BadFile` where none is, or where it is damaged."""
-    numbers = manifests.versions(files, base=False)
-    bases = manifests.versions(files, base=True)
-    if not numbers and not bases:
+    numbers = manifests.numbers(files)
+    if not numbers:
         raise BadFile("nothing is published there")
-    base = not numbers or (bool(bases) and bases[-1] > numbers[-1])
-    return manifests.read_manifest(files, (bases if base else numbers)[-1], base=base)
+    return manifests.read_manifest(files, numbers[-1], base=numbers[-1] not in manifests.versions(files, base=False))
 
 
 def all_manifests(files: Files) -> Iterator[Manifest | BadFile]:

@@ -22,6 +22,7 @@ VERSIONS = 10**12
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Version: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=VERSIONS)]
+Offset: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Millis: TypeAlias = Annotated[int, msgspec.Meta(gt=-(1 << 53), lt=1 << 53)]
 
 
@@ -93,19 +94,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     published_at: Millis
     fingerprint: str
     shards: list[Shard]
-    offsets: dict[str, int]
+    offsets: dict[str, Offset]
     dense: Dense | None = None
     trainer: FileRef | None = None
     form: FileRef | None = None
-    lineage: int = 1
+    lineage: Annotated[int, msgspec.Meta(ge=1, lt=VERSIONS)] = 1
     retrained: list[str] = []
-    goes_back_to: int = 0
-    trains_from: int = 0
+    goes_back_to: Version = 0
+    trains_from: Version = 0
     learned: Learned | None = None
     checksums: dict[str, str] = {}
     precision: Precision = "float32"
-    forgets: int = 0
-    trainable: list[int] = []
+    forgets: Version = 0
+    trainable: list[Version] = []
     format: int = FORMAT
 
     @property
@@ -137,6 +138,8 @@ class _Format(msgspec.Struct):
 _decoder = msgspec.json.Decoder(Manifest)
 _format = msgspec.json.Decoder(_Format)
 _FAR = 1_000_000
+_LEAST_ROW_BYTES = 8
+"""Of its id alone."""
 _NAME = re.compile(r"^(manifest|base)-(\d{12})\.json$")
 
 
@@ -206,8 +209,15 @@ def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
         )
     if manifest.parent >= version > 0:
         raise BadFile(f"{name}: changes version {manifest.parent}, which is not before it")
+    for what in ("lineage", "goes_back_to", "trains_from", "forgets"):
+        if getattr(manifest, what) > version:
+            raise BadFile(f"{name}: {what}: {getattr(manifest, what)}; allowed: at most {version}, its own")
     if manifest.version != version or manifest.is_base != base:
         raise BadFile(f"{name}: holds {manifest.name}")
+    for shard in manifest.shards:
+        rows = sum(shard.by_table.values())
+        if rows * _LEAST_ROW_BYTES > shard.rows.size:  # before anybody makes room for them
+            raise BadFile(f"{name}: {rows} rows in {shard.rows.name}, which has {shard.rows.size} bytes")
     return manifest
 
 
@@ -223,6 +233,11 @@ def versions(files: Files, *, base: bool) -> list[int]:
     found = named(files)
     end = _end(files, found)
     return [version for version, is_base in found if is_base == base and version < end]
+
+
+def numbers(files: Files) -> list[int]:
+    """The versions that are there, as delta, base or both; ascending, without `strays`."""
+    return sorted({*versions(files, base=False), *versions(files, base=True)})
 
 
 def named(files: Files) -> list[tuple[int, bool]]:

@@ -9,7 +9,7 @@ import msgspec
 from basis.decoding import UNDECODABLE, why
 from basis.problems import BadFile
 from paramserver.files import Files
-from paramserver.manifest import Manifest, Version, checked_line, encode_checked, read_manifest
+from paramserver.manifest import Manifest, Millis, Version, checked_line, encode_checked, read_manifest
 
 _PIN, _HOLD = "pin.json", "hold.json"
 _Mark = TypeVar("_Mark")
@@ -27,8 +27,8 @@ class Hold(msgspec.Struct, frozen=True):
     """Why nothing is published after a version, and since when (ms)."""
 
     reason: str
-    after: int
-    at: int
+    after: Version
+    at: Millis
 
 
 def read_pin(files: Files) -> int:

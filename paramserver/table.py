@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from basis.problems import NoRoomError
 from paramserver import _native
 from paramserver.options import (
     FTRL,
@@ -175,6 +176,7 @@ class Table:
             kernels=kernels,
         )
         self._dim = dim
+        self._name = name
         self.row_format = row_format
 
     @property
@@ -253,9 +255,19 @@ class Table:
         return self._native.ids()
 
     def reserve(self, rows: int) -> None:
-        """Makes room for so many rows in all at once, for who is about to fill the table; without, it grows as rows come."""
+        """Makes room for so many rows in all at once, for who is about to fill the table; without, it grows as rows come.
+
+        `NoRoomError` where this machine has none.
+        """
         check("rows", rows, "in 0 to 2**31 - 1", 0 <= rows < 1 << 31)
-        self._native.reserve(rows)
+        try:
+            self._native.reserve(rows)
+        except (ValueError, MemoryError) as error:
+            why = f": {error}" if str(error) else ""
+            raise NoRoomError(
+                f"table {self._name}: {rows:,} rows; allowed: as many as this machine has memory for{why}; "
+                "run it on a larger one, or set tables.max_rows for the trainer"
+            ) from None
 
     def restore(self, rows: Rows) -> None:
         """Removes rows.expired, then sets rows and default row exactly, optimizer state, last seen and count included.

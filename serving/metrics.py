@@ -110,7 +110,7 @@ class ReplicaMetrics(Collector):
         yield CounterMetricFamily("minutely_delta_expired", "Rows that they expired.", fresh.delta_expired)
         yield CounterMetricFamily("minutely_delta_bytes", "Bytes of their rows.", fresh.delta_bytes)
         failures = CounterMetricFamily("minutely_pull_failures", "Pulls that failed.", labels=["reason"])
-        for reason in sorted({"damaged", "unreadable", *service.puller.failures}):
+        for reason in sorted({"damaged", "unreadable", "failed", *service.puller.failures}):
             failures.add_metric([reason], service.puller.failures[reason])
         yield failures
         drifted = CounterMetricFamily(

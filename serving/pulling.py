@@ -7,8 +7,6 @@ from collections import Counter
 from random import Random
 from typing import NamedTuple
 
-from safetensors import SafetensorError
-
 from basis.problems import BadFile
 from paramserver import manifest as manifests
 from paramserver.files import Files
@@ -58,7 +56,7 @@ class Puller:
         self._pin: int | None = None
         self._held: Pinned | None = None
         self.failures: Counter[str] = Counter()
-        """Failed pulls by reason: ``damaged`` or ``unreadable``."""
+        """Failed pulls by reason: ``damaged``, ``unreadable``, or ``failed`` where it is something else, such as no memory."""
         self.drifted: Counter[str] = Counter()
         """How often a table's rows were not those of their version, by table."""
         self._checked_at: int | None = None
@@ -87,9 +85,9 @@ class Puller:
         ``LookupError`` where it is not there, ``OSError`` where nobody can know.
         """
         wanted = self._replica.sparse_version if version is None else version
-        there = {at for base in (False, True) for at in manifests.versions(self._files, base=base)}
+        there = manifests.numbers(self._files)
         if not wanted or wanted not in {*there, self._replica.sparse_version}:
-            oldest = f"{min(there)} to {max(there)}" if there else "none is published"
+            oldest = f"{there[0]} to {there[-1]}" if there else "none is published"
             raise LookupError(f"version {wanted} is not there; allowed: {oldest}")
         return wanted
 
@@ -113,10 +111,8 @@ class Puller:
         try:
             if pin is None or pin != self._replica.sparse_version:
                 self._replica.pull(until=pin)
-        except (BadFile, SafetensorError, RuntimeError, KeyError) as error:
-            self._failed("damaged", error)
-        except OSError as error:
-            self._failed("unreadable", error)
+        except Exception as error:  # whatever it is, the replica goes on with what it has and says so
+            self._failed(error)
         else:
             if self._failures_in_a_row:
                 _log.warning("pulls again, at version %d", self._replica.sparse_version)
@@ -155,7 +151,8 @@ class Puller:
         age = min(max(0, self._clock.now_ms() - manifest.published_at), self._every) if manifest else self._every
         return self._clock.elapsed_ms() + max(self._every - age, self._look_every) + jitter
 
-    def _failed(self, reason: str, error: Exception) -> None:
+    def _failed(self, error: Exception) -> None:
+        reason = "damaged" if isinstance(error, BadFile) else "unreadable" if isinstance(error, OSError) else "failed"
         self.failures[reason] += 1
         self.problem = f"{type(error).__name__}: {error}"
         if not self._failures_in_a_row:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from basis.problems import BadFile
+from basis.problems import BadFile, NoRoomError
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.form import check_form
@@ -19,6 +19,8 @@ from trainer.tensors import decode_tensors
 from trainer.worker import Trainer
 
 _log = logging.getLogger(__name__)
+_NO_DAMAGE = (OSError, MemoryError, NoRoomError, OtherFormat)
+"""What an older version would not cure: nothing is passed over for it."""
 
 
 def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest | None:
@@ -29,6 +31,7 @@ def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest
 
     Raises:
         BadFile: no version is whole; the files are named.
+        NoRoomError: this machine has no room for the rows.
         OtherFormat: another version of the program wrote a manifest: that is no damage, and nothing is passed over.
     """
     problems: list[str] = []
@@ -40,7 +43,9 @@ def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest
                 try:
                     _load_state(files, path[-1], path[-1].trainer, deltas, trainer)
                     restore(files, path, trainer.tables, deltas.executor, deltas.begin_checksums(version).take)
-                except (BadFile, FileNotFoundError) as error:
+                except Exception as error:
+                    if isinstance(error, _NO_DAMAGE) and not isinstance(error, FileNotFoundError):
+                        raise
                     clear(trainer.tables)
                     _note(problems, version, error)
                     continue
@@ -97,4 +102,6 @@ def _note(problems: list[str], version: int, error: Exception) -> None:
 
 
 def _told(error: Exception) -> str:
-    return f"{error.filename or error}: not there" if isinstance(error, FileNotFoundError) else str(error)
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename or error}: not there"
+    return str(error) if isinstance(error, BadFile) else f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from basis.problems import BadFile
@@ -10,7 +11,8 @@ from minutely.versions import release, roll_back
 from paramserver import history
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.follower import Follower
-from paramserver.marks import read_pin
+from paramserver.manifest import encode_checked, read_manifest
+from paramserver.marks import read_pin, unpin
 from tests.paramserver.published import BreakableFiles, MemoryFiles, Writer, replica_tables, state_of
 
 QUIET = Console(quiet=True)
@@ -107,3 +109,30 @@ def test_a_damaged_pin_is_removed_by_a_release(
     release(Console(), "place")
     assert "pin.json" in capsys.readouterr().out
     assert read_pin(store) == 0
+
+
+def test_who_releases_while_a_rollback_is_at_work_releases_what_was_before() -> None:
+    """The rollback said that replicas stay, and none did."""
+
+    class ReleasedMeanwhile(MemoryFiles):
+        def create(self, name: str, data: bytes) -> None:
+            unpin(self)
+            super().create(name, data)
+
+    store = ReleasedMeanwhile()
+    writer = Writer(store, KEEP, seed=4)
+    learn_and_publish(writer, 8)
+    log = DeltaLog.resume(store, "form", KEEP)
+    assert log.go_back(7, 0, training=False).version == 9
+    assert read_pin(store) == 9
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 63, 100])
+@pytest.mark.parametrize("what", ["lineage", "goes_back_to", "trains_from", "forgets"])
+def test_versions_that_cannot_be_are_refused(what: str, value: int) -> None:
+    store = MemoryFiles()
+    learn_and_publish(Writer(store, KEEP, seed=4), 1)
+    wrong = replace(read_manifest(store, 1, base=False), **{what: value})
+    store.content[wrong.name] = encode_checked(wrong)
+    with pytest.raises(BadFile, match=what):
+        read_manifest(store, 1, base=False)

@@ -86,6 +86,18 @@ def test_damaged_versions_are_shown_as_damaged(run: Path, tmp_path: Path) -> Non
     assert "damaged" in invoke("versions", "--deltas", deltas).output
 
 
+@pytest.mark.parametrize("mark", ["pin", "hold"])
+def test_a_damaged_mark_is_named_below_the_versions(run: Path, tmp_path: Path, mark: str) -> None:
+    """One line and status 1 were all that came of it."""
+    deltas = Path(shutil.copytree(run / "deltas", tmp_path / "deltas"))
+    (deltas / f"{mark}.json").write_text("{}")
+    found = versions("--deltas", deltas)
+    assert found["versions"] and found[mark] is None
+    assert len(found["damaged"]) == 1 and f"{mark}.json" in found["damaged"][0]
+    shown = invoke("versions", "--deltas", deltas)
+    assert shown.exit_code == 0 and f"damaged {mark}.json" in shown.output
+
+
 @pytest.mark.parametrize("train_from", ["old", "newest"])
 def test_rollback_and_replicas_follow_byte_for_byte(run: Path, tmp_path: Path, train_from: str) -> None:
     deltas = Path(shutil.copytree(run / "deltas", tmp_path / "deltas"))

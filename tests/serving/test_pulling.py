@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from minutely.serve import make_replica_service
 from minutely.versions import release, roll_back
 from paramserver.delta_log import DeltaLog
+from paramserver.manifest import encode_checked, read_manifest
+from paramserver.table import Table
 from serving.service import ReplicaService
 from streaming.clock import EventClock
 from tests.clocks import SetClock
@@ -139,6 +142,51 @@ def test_damaged_dense_weights_are_tried_again(tmp_path: Path) -> None:
     world.puller.step()
     assert world.service.replica.dense_version == 2
     assert world.scores() == world.trained()
+
+
+def _rewrite(world: World, version: int, **changes: Any) -> None:
+    """Have a manifest, with a checksum that is right, say something else."""
+    manifest = read_manifest(world.publisher.files, version, base=False)
+    shard = replace(manifest.shards[0], **changes)
+    (world.folder / manifest.name).write_bytes(encode_checked(replace(manifest, shards=[shard])))
+
+
+@pytest.mark.parametrize("rows", [2**31 - 1, 2**29])
+def test_more_rows_than_its_files_can_hold_are_refused(tmp_path: Path, rows: int) -> None:
+    """Room was made for them before anything was looked at, and what that raised went past all that tells of it."""
+    world = World(tmp_path)
+    world.publisher.next(world.clock.now_ms())
+    _rewrite(world, 1, by_table={"item": rows})
+    world.at(1)
+    assert f"{rows} rows in " in str(world.puller.problem) and world.puller.failures["damaged"] > 1
+    assert world.service.ready() == (False, world.puller.problem)
+
+
+class _SmallMachine(Table):
+    """Has no room for what is announced to it."""
+
+    def reserve(self, rows: int) -> None:
+        super().reserve(2**31 - 1)
+
+
+def test_a_replica_without_room_for_the_rows_of_another_model_goes_on_with_those_it_has(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.publisher.next(world.clock.now_ms())
+    world.at(1)
+    before = world.scores()
+    world.publisher.next(world.clock.now_ms())
+    roll_back(Console(file=StringIO()), str(tmp_path), 2, training=False)
+    for table in world.service.replica.tables.values():
+        table.__class__ = _SmallMachine
+    world.at(5)
+    problem = str(world.puller.problem)
+    assert "NoRoomError: table" in problem and "set tables.max_rows" in problem
+    assert 1 < world.puller.failures["failed"] < 30, "tried again, ever more seldom"
+    assert world.service.ready()[0] and world.version == 2 and world.scores() != before
+    for table in world.service.replica.tables.values():
+        table.__class__ = Table
+    world.at(6)
+    assert world.version == 3 and world.puller.problem is None
 
 
 def test_versions_of_another_config_are_refused(tmp_path: Path) -> None:

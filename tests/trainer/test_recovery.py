@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from basis.problems import BadFile, GuardedError
+from basis.problems import BadFile, GuardedError, NoRoomError
 from paramserver import manifest as manifests
+from paramserver.compaction import write_shard
+from paramserver.delta import TableDelta
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.manifest import Manifest, OtherFormat
 from paramserver.marks import read_hold, unpin
+from paramserver.table import Table
 from streaming.clock import EventClock
 from streaming.log import EXAMPLES, EmbeddedLog
 from tests.trainer.test_retrain import FORMAT, LABELS, SETTINGS, make_replica, make_trainer, records
@@ -173,6 +176,31 @@ def test_where_nothing_is_whole_the_files_are_named_and_nothing_begins_anew(plac
     names = [manifests.read_manifest(place.files, at, base=False).shards[0].state.name for at in (1, 2, 3)]
     damage(place.folder / names[0], "torn")
     with pytest.raises(BadFile, match=names[0]):
+        place.start()
+
+
+def test_a_state_file_that_no_table_takes_is_damage(place: Place) -> None:
+    """With checksums that are right: rows of another width than the table's ended the trainer with a traceback."""
+    place.publish(place.start(), 2)
+    wider = Table(5, name="example")
+    wider.lookup_or_insert(np.arange(3), 0)
+    shard = write_shard(place.files, "x", {"example": TableDelta(wider.seal(), np.full(3, 2))}, "float32")
+    manifest = msgspec.structs.replace(manifests.read_manifest(place.files, 2, base=False), shards=[shard])
+    (place.folder / manifest.name).write_bytes(manifests.encode_checked(manifest))
+    assert place.start().workers[0].offset == 1, "of version 1"
+
+
+class _SmallTable(Table):
+    def reserve(self, rows: int) -> None:
+        super().reserve(2**31 - 1)
+
+
+def test_where_this_machine_has_no_room_no_version_is_passed_over(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.publish(place.start(), 2)
+    monkeypatch.setattr("paramserver.settings.Table", _SmallTable)
+    with pytest.raises(NoRoomError, match=r"table user: [\d,]+ rows; allowed: as many as .* set tables\.max_rows"):
         place.start()
 
 
