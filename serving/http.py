@@ -27,22 +27,21 @@ from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Read
 from serving.forms import answered_in_msgpack, body_is_msgpack, json_text
 from serving.inputs import BadRequest
 from serving.metrics import ConnectionMetrics, ReplicaMetrics, RequestMetrics
-from serving.openapi import complete, operation
+from serving.openapi import complete
 from serving.ranking import order_of
 from serving.reading import Reading
 from serving.requests import (
     EngagementsBody,
     PinBody,
-    RankRequest,
     ScoreBody,
     ShadowBody,
     decode,
     engagement_of,
 )
+from serving.routes import ROUTES, RouteSpec
 from serving.scoring import Busy
 from serving.service import ReplicaService
 from serving.settings import Role
-from serving.status import Status
 from serving.worker import aside
 
 _log = logging.getLogger("minutely.serve")
@@ -53,8 +52,6 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 Handler: TypeAlias = Callable[[bytes, bool], Awaitable[Answered]]
 
 _RETRY = {"Retry-After": "1"}
-_BAD = (400, 408, 413, 415, 422)
-_WHO = (401, 403, 429)
 _CLOSED_REQUEST = 499
 _BODIES = 64
 _OTHER = "other"
@@ -107,148 +104,24 @@ class Service:
         )
         app.router.redirect_slashes = False  # to wherever the client's Host says
         app.router.route_class = _Route
-        add, name = self._add, ("name",)
-        add(
-            app,
-            "POST",
-            "/v1/rank",
-            self._rank,
-            "rank",
-            operation(
-                "rank",
-                "Order candidates, and log what is answered.",
-                answers.RankAnswer,
-                *_BAD,
-                *_WHO,
-                503,
-                body=RankRequest,
-            ),
-        )
-        add(
-            app,
-            "POST",
-            "/v1/engagements",
-            self._engage,
-            "engage",
-            operation(
-                "engage", "Tell what users did.", Accepted, *_BAD, *_WHO, 404, 503, body=EngagementsBody, status=202
-            ),
-        )
-        add(
-            app,
-            "GET",
-            "/v1/status",
-            self._status,
-            None,
-            operation("status", "Versions and freshness.", Status, secured=False),
-        )
-        add(
-            app,
-            "PUT",
-            "/v1/score",
-            self._put_score,
-            "admin",
-            operation("set_score", "Change the weights of the combined score.", Score, *_BAD, *_WHO, body=ScoreBody),
-        )
-        add(
-            app,
-            "PUT",
-            "/v1/pin",
-            self._put_pin,
-            "admin",
-            operation("pin", "Stay at a version.", Pinned, *_BAD, *_WHO, 404, 503, body=PinBody),
-        )
-        add(
-            app,
-            "DELETE",
-            "/v1/pin",
-            self._delete_pin,
-            "admin",
-            operation("unpin", "Follow again: the newest version, or a rollback's.", Pinned, *_WHO),
-        )
-        add(
-            app,
-            "PUT",
-            "/v1/shadow",
-            self._put_shadow,
-            "admin",
-            operation(
-                "shadow",
-                "Score a share with a second version, beside.",
-                Shadowed,
-                *_BAD,
-                *_WHO,
-                404,
-                503,
-                body=ShadowBody,
-            ),
-        )
-        add(
-            app,
-            "DELETE",
-            "/v1/shadow",
-            self._delete_shadow,
-            "admin",
-            operation("end_shadow", "Score with no second version.", Shadowed, *_WHO),
-        )
-        add(
-            app,
-            "GET",
-            "/v2",
-            self._server,
-            None,
-            operation("server_metadata", "Who answers.", v2.ServerMetadata, secured=False),
-        )
-        add(
-            app,
-            "GET",
-            "/v2/health/live",
-            self._live,
-            None,
-            operation("live", "Whether it answers.", Live, secured=False),
-        )
-        ready = operation("ready", "Whether it should get requests.", Ready, secured=False)
-        ready["responses"]["503"] = ready["responses"]["200"]
-        add(app, "GET", "/v2/health/ready", self._ready, None, ready)
-        add(
-            app,
-            "GET",
-            "/v2/models/{name}",
-            self._model,
-            None,
-            operation("model_metadata", "Inputs and outputs.", v2.ModelMetadata, 404, secured=False, parameters=name),
-        )
-        add(
-            app,
-            "GET",
-            "/v2/models/{name}/ready",
-            self._ready,
-            None,
-            {
-                **ready,
-                "operationId": "model_ready",
-                "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
-                "responses": {**ready["responses"], "404": operation("", "", Problem, 404)["responses"]["404"]},
-            },
-        )
-        add(
-            app,
-            "POST",
-            "/v2/models/{name}/infer",
-            self._infer,
-            "rank",
-            operation(
-                "infer",
-                "Score rows; nothing is logged.",
-                v2.InferAnswer,
-                *_BAD,
-                *_WHO,
-                404,
-                503,
-                body=v2.InferRequest,
-                parameters=name,
-            ),
-        )
+        handlers: dict[str, Handler] = {
+            "rank": self._rank,
+            "engage": self._engage,
+            "status": self._status,
+            "set_score": self._put_score,
+            "pin": self._put_pin,
+            "unpin": self._delete_pin,
+            "shadow": self._put_shadow,
+            "end_shadow": self._delete_shadow,
+            "server_metadata": self._server,
+            "live": self._live,
+            "ready": self._ready,
+            "model_metadata": self._model,
+            "model_ready": self._ready,
+            "infer": self._infer,
+        }
+        for route in ROUTES:
+            self._add(app, route, handlers[route.name])
         app.add_api_route("/metrics", self._scrape, methods=["GET"], include_in_schema=False, response_model=None)
         made = app.openapi
 
@@ -260,21 +133,20 @@ class Service:
         app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI has it done
         return app
 
-    def _add(
-        self, app: FastAPI, method: str, path: str, handler: Handler, role: Role | None, document: dict[str, Any]
-    ) -> None:
+    def _add(self, app: FastAPI, route: RouteSpec, handler: Handler) -> None:
+        document, path = route.document, route.path
         has_body, wants_model = "requestBody" in document, "{name}" in path
 
         async def endpoint(request: Request) -> Response:
             started = time.perf_counter()
-            response = await self._answer(request, handler, role, has_body, wants_model)
+            response = await self._answer(request, handler, route.role, has_body, wants_model)
             self._metrics.requests.labels(path, str(response.status_code)).inc()
             self._metrics.seconds.labels(path).observe(time.perf_counter() - started)
             return response
 
         app.add_api_route(
-            path, endpoint, methods=[method], openapi_extra=document, response_class=Response, response_model=None,
-            status_code=int(next(iter(document["responses"]))), operation_id=document["operationId"], summary=document["summary"],
+            path, endpoint, methods=[route.method], openapi_extra=document, response_class=Response, response_model=None,
+            status_code=int(next(iter(document["responses"]))), operation_id=route.name, summary=document["summary"],
         )  # fmt: skip
 
     async def _answer(

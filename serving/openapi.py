@@ -35,45 +35,44 @@ _WRONG = {
     401: "Without a token, or with an unknown one.",
     403: "The token's role may not do this.",
     404: "There is no such thing.",
-    408: "The request took longer than serve.timeout.",
+    408: "The request took longer than serve.timeout, or its header longer than serve.header_timeout.",
     413: "Too large, too many candidates, or too many ids in lists.",
     415: "Another content type than JSON or msgpack.",
     422: "A value does not fit.",
     429: "More requests a second than serve.rate.",
+    431: "The header is larger than 64 KiB.",
+    500: "A fault of the service; its log says more.",
     503: "Not now: no whole version yet, or too many requests are waiting.",
 }
+_ALWAYS, _SECURED = (408, 431, 500), (401, 403, 429)
 
 
 def operation(
+    path: str,
     name: str,
+    secured: bool,
     summary: str,
     answer: type[Any],
     *wrong: int,
     body: type[Any] | None = None,
-    body_required: bool = True,
     status: int = 200,
-    secured: bool = True,
-    parameters: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """One operation, for FastAPI's ``openapi_extra``."""
-    found: dict[str, Any] = {
-        "operationId": name,
-        "summary": summary,
-        "responses": {str(status): {"description": (answer.__doc__ or "").split("\n")[0], "content": _content(answer)}}
-        | {str(code): {"description": _WRONG[code], "content": _content(answers.Problem)} for code in wrong},
-    }
-    if 503 in wrong or 429 in wrong:
-        for code in ("429", "503"):
-            if code in found["responses"]:
-                found["responses"][code]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    """One operation, for FastAPI's ``openapi_extra``; ``wrong`` are the errors that not every route may answer."""
+    errors = sorted({*_ALWAYS, *(_SECURED if secured else ()), *wrong})
+    responses = {str(status): {"description": (answer.__doc__ or "").split("\n")[0], "content": _content(answer)}}
+    for code in errors:
+        # Whether a replica is ready is said in the same words either way.
+        said = answer if code == 503 and answer is answers.Ready else answers.Problem
+        responses[str(code)] = {"description": _WRONG[code], "content": _content(said)}
+        if code in (429, 503):
+            responses[str(code)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    found: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
     if body is not None:
-        found["requestBody"] = {"required": body_required, "content": _content(body)}
+        found["requestBody"] = {"required": True, "content": _content(body)}
     if secured:
         found["security"] = [{"bearer": []}, {}]
-    if parameters:
-        found["parameters"] = [
-            {"name": each, "in": "path", "required": True, "schema": {"type": "string"}} for each in parameters
-        ]
+    if "{name}" in path:
+        found["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
     return found
 
 

@@ -136,7 +136,7 @@ def test_what_no_schema_says(replica: ReplicaService) -> None:
         ):
             assert ask(service, method, path, {}, msgpack=msgpack) == (404, {"error": "no such model; allowed: test"})
         assert ask(service, "GET", "/v1/nothing")[0] == 404
-        assert ask(service, "GET", "/v1/rank") == (405, {"error": "Method Not Allowed"})
+        assert ask(service, "GET", "/v1/rank") == (405, {"error": "GET /v1/rank; allowed: POST"})
         for number in (2**63, 2**64, 2**70, -(2**63) - 1, 10**400):
             body = {"features": {"user": 1}, "candidates": {"ids": [number], "features": columns}}
             status, answer = ask(service, "POST", "/v1/rank", raw=json.dumps(body).encode(), accept_msgpack=msgpack)
