@@ -115,7 +115,9 @@ class HostPort(click.ParamType[Any]):
 
         match = _HOST_PORT.fullmatch(str(value))
         if match is None or not 0 < int(match["port"]) < 65_536 or not _is_ipv6(match["ipv6"]):
-            self.fail(f"{value!r}; allowed: HOST:PORT, as in 127.0.0.1:9464 or [::1]:9464", param, ctx)
+            self.fail(
+                f"{value!r}; allowed: HOST:PORT, as in 127.0.0.1:9464 or [::1]:9464, ports 1 to 65535", param, ctx
+            )
         return Address(match["ipv6"] or match["host"] or "127.0.0.1", int(match["port"]))
 
 

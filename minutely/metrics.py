@@ -30,8 +30,8 @@ class Status:
     watermarks: Mapping[int, int] = field(default_factory=dict)
     """Event time (ms) up to which each partition was read."""
     examples: int = 0
-    left_out: int = 0
-    """Examples that could not be trained on; they are dead letters."""
+    left_out: int | None = None
+    """Of a trainer, the examples that could not be trained on; they are dead letters."""
     commits: int = 0
     """Versions published, or commits to the archive."""
     refused: int = 0
@@ -66,9 +66,9 @@ class StatusMetrics(Collector):
             watermark.add_metric([str(partition)], value / _MS)
         yield from (lag, watermark)
         yield CounterMetricFamily(f"{prefix}examples", "Examples taken.", value=status.examples)
-        yield CounterMetricFamily(
-            f"{prefix}left_out", "Examples that could not be trained on; dead letters name them.", value=status.left_out
-        )
+        if status.left_out is not None:
+            what = "Examples that could not be trained on; dead letters name them."
+            yield CounterMetricFamily(f"{prefix}left_out", what, value=status.left_out)
         yield CounterMetricFamily(f"{prefix}{self._commits}", f"Number of {self._commits} made.", value=status.commits)
         yield CounterMetricFamily(
             f"{prefix}refused", f"How often {self._commits} could not be made.", value=status.refused

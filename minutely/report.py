@@ -84,7 +84,7 @@ def write_report(path: Path, loop: EmbeddedLoop, summary: dict[str, Any]) -> Non
     plots = []
     for index, (heading, text, figure) in enumerate(sections):
         drawn = figure.to_html(
-            full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False}, div_id=f"plot-{index}"
+            full_html=False, include_plotlyjs=index == 0, config={"displayModeBar": False}, div_id=f"plot-{index}"
         )
         plots.append(f"<h2>{html.escape(heading)}</h2>\n<p>{html.escape(text)}</p>\n{drawn}")
     page = _PAGE.format(

@@ -46,7 +46,11 @@ class Run:
         """`Problems` where no run can be left in ``out``, or in `RUNS` without one. Whoever works for long looks here first."""
         require_writable(out or RUNS, "--out")
         if out is not None and out.exists() and any(out.iterdir()):
-            raise Problems([Problem(str(out), "--out", "is not empty", "allowed: a new or empty folder")])
+            run = Run(out)
+            unfinished = run.config.is_file() and not run.summary.exists()
+            value = "has a run that ended before its summary" if unfinished else "is not empty"
+            allowed = "allowed: a new or empty folder" + ("; remove that run, or give another" if unfinished else "")
+            raise Problems([Problem(str(out), "--out", value, allowed)])
 
     @classmethod
     def find(cls, folder: Path | None) -> Run:

@@ -162,7 +162,8 @@ class TrainService:
         self._brokers = Patience(_log, "brokers", pipeline.kafka.asked)
         self._place = Patience(_log, "publication")
         self._status = status
-        self._trained_before, self._left_out_before = status.examples, status.left_out
+        self._trained_before, self._left_out_before = status.examples, status.left_out or 0
+        status.left_out = self._left_out_before
         self._kafka = pipeline.kafka
         self._sender: PatientSender | None = None
         self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step

@@ -19,7 +19,7 @@ from streaming.features import Feature
 from streaming.labels import Label
 from streaming.mapping import FeatureMapper, SideTable, key_ids, to_ms
 from streaming.source_settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
-from streaming.tabular import Reject, RowFile, as_problems, numbers, read
+from streaming.tabular import Reject, RowFile, as_problems, numbers, read, require
 from streaming.time_bounds import TimeBounds
 from streaming.transforms import is_derived
 
@@ -110,6 +110,9 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
         with problems.collect():
             sides[name] = read_side(folder, settings, name, features, files)
             problems.found += sides[name].problems
+    if settings.engagements is not None:
+        with problems.collect():
+            require(folder, settings.engagements)
     with problems.collect():
         rows = read(folder, settings.impressions, _impression_columns(settings, features))
         problems.found += rows.missing

@@ -107,15 +107,24 @@ def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
     where that is the system's doing."""
     path = folder / file.file
     try:
+        require(folder, file)
         return _read(path, file, columns)
     except OSError as error:
         allowed = "allowed: a file that can be read"
         raise Unreadable([Problem(str(path), "file", error.strerror or str(error), allowed)]) from None
 
 
-def _read(path: Path, file: File, columns: Sequence[str]) -> RowFile:
+def require(folder: Path, file: File) -> None:
+    """`Problems` where a file is not there; where that is since its folder is not, that alone, the same for every file in it."""
+    if not folder.is_dir():
+        allowed = "no such folder; allowed: that of the logs, beginning where the command is run, or --data DIR"
+        raise Problems([Problem(str(folder.absolute()), "source.dir", repr(str(folder)), allowed)])
+    path = folder / file.file
     if not path.is_file():
         raise Problems([Problem(str(path), "file", "", "not there; allowed: a file of the source's folder")])
+
+
+def _read(path: Path, file: File, columns: Sequence[str]) -> RowFile:
     if path.stat().st_size == 0:
         raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
     path.open("rb").close()  # Arrow's errors do not tell a file that may not be read from one that is broken
@@ -188,11 +197,22 @@ def _missing(path: Path, present: list[str], wanted: Sequence[str]) -> list[Prob
     ]
 
 
+def _as_text(kind: pa.DataType) -> pa.DataType:
+    """The type with one sort of texts instead of two: a view is a text that newer writers lay out otherwise."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.list_(_as_text(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
 def _parquet(path: Path, _file: File, columns: list[str]) -> RowFile:
     try:
         with pa.parquet.ParquetFile(path) as file:
             present = file.schema_arrow.names
             table = file.read(columns=[column for column in columns if present.count(column) == 1])
+        for at, column in enumerate(table.schema):
+            kind = _as_text(column.type)
+            if kind != column.type:
+                table = table.set_column(at, column.with_type(kind), table.column(at).cast(kind))
         table.validate(full=True)  # among others that texts are UTF-8, which the format does not promise
     except (pa.ArrowException, OSError) as error:
         raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: a whole Parquet file")]) from None

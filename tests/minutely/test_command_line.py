@@ -105,7 +105,10 @@ def test_what_cannot_be_used_is_named_by_its_option(command: str, told: str, her
         ("serve shop.yaml --listen ::1:8080", "'--listen': '::1:8080'; allowed"),
         ("serve shop.yaml --listen [::1::]:8080", "'--listen': '[::1::]:8080'; allowed"),
         ("serve shop.yaml --listen [127.0.0.1]:8080", "'--listen': '[127.0.0.1]:8080'; allowed"),
-        ("serve shop.yaml --listen [::1]:65536", "'--listen': '[::1]:65536'; allowed"),
+        (
+            "serve shop.yaml --listen [::1]:65536",
+            "'--listen': '[::1]:65536'; allowed: HOST:PORT, as in 127.0.0.1:9464 or [::1]:9464, ports 1 to 65535",
+        ),
         ("join shop.yaml --metrics here", "'--metrics': 'here'; allowed"),
         ("archive shop.yaml --metrics [::1]8080", "'--metrics': '[::1]8080'; allowed"),
         ("freshness ::1:8081", "'::1:8081'; allowed: HOST:PORT, as in 127.0.0.1:8081 or [::1]:8081"),

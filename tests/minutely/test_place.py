@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from basis.problems import Problems
 from minutely.cli import cli
 from minutely.place import open_files
+from minutely.run import Run
 from paramserver.signed_files import KEY_VARIABLE
 from tests.paramserver.published import Writer
 
@@ -27,3 +29,11 @@ def test_a_place_is_signed_where_the_environment_has_a_key(tmp_path: Path, monke
     refused = versions(tmp_path, "too-short")
     assert f"environment: {KEY_VARIABLE}: 9 bytes; allowed: at least 32 bytes" in refused
     assert "too-short" not in refused, "no key is shown"
+
+
+def test_a_run_that_ended_before_its_summary_is_named(tmp_path: Path) -> None:
+    """Such as one whose model a guard held back: the same command again was refused for a folder that is not empty."""
+    for name, value in (("config.yaml", "has a run that ended"), ("summary.json", "is not empty")):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(Problems, match=value):
+            Run.check_free(tmp_path)

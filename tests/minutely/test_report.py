@@ -11,6 +11,14 @@ from playwright.sync_api import sync_playwright
 
 from tests.commands import ROOT, execute, missing
 
+_COVERED = """[...document.querySelectorAll('.js-plotly-plot')].filter(plot => {
+    const legend = plot.querySelector('.legend')?.getBoundingClientRect();
+    return legend && [...plot.querySelectorAll('.modebar')].some(bar => {
+        const box = bar.getBoundingClientRect();
+        const beside = box.left >= legend.right || box.right <= legend.left;
+        return box.width && !beside && box.top < legend.bottom && box.bottom > legend.top;
+    });
+}).map(plot => plot.id)"""
 _FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -44,7 +52,12 @@ def test_report_in_a_browser(tmp_path: Path) -> None:
         lines_drawn = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.length)")
         headings = page.locator("h2").all_inner_texts()
         cadences = page.locator("th").all_inner_texts()
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.reload()
+        page.wait_for_selector("#plot-5 .main-svg")
+        covered = page.evaluate(_COVERED)
         browser.close()
+    assert covered == [], "on a phone nothing lies on a plot's legend"
     assert drawn == len(headings) == 6
     assert {"Freshness", "Served AUC: click", "Rows", "Delta size"} <= set(headings)
     assert min(lines_drawn) >= 1

@@ -54,6 +54,7 @@ def test_how_many_rows_came_and_went() -> None:
     status, registry = Status(), CollectorRegistry()
     registry.register(StatusMetrics("train", "versions", status, EventClock(0)))
     assert "rows" not in generate_latest(registry).decode(), "an archiver has none"
+    assert "left_out" not in generate_latest(registry).decode(), "and leaves nothing out"
     status.tables = {"item": Table(2, max_rows=10, expire_after_seconds=5), "user": Table(2)}
     status.tables["item"].lookup_or_insert(np.arange(14), now_ms=1_000)
     status.tables["item"].lookup_or_insert(np.arange(10, 12), now_ms=9_000)
