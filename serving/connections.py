@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from serving.answers import JSON, Problem, encode
+from serving.gone import tell_gone
 
 Reason: TypeAlias = Literal[
     "connections", "connections_by_peer", "displaced", "header_slow", "header_large", "not_http", "reader_slow"
@@ -97,6 +98,7 @@ class Connection(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None
         self._opening: asyncio.Task[object] | None = None
         self._refused = False
+        self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._in_header = False
@@ -137,7 +139,9 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as uvicorn has it
-        """The client sends no more, but may still read: what came whole is answered, then it is closed."""
+        """The client sends no more, and may or may not read: what came whole is answered, if only by saying that its client seems
+        to have left (`serving.gone`), then it is closed."""
+        self._ended = True
         if self.scheme == "https" or not self._is_busy or self.cycle.more_body:
             return False  # TLS has no connections that are open on one side
         self.cycle.keep_alive = False
@@ -224,7 +228,12 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        tell_gone(cycle.scope, self._has_gone)
         super()._start_asgi_task(cycle, app)
+
+    def _has_gone(self) -> bool:
+        """Whether whoever asked what is being answered has left."""
+        return self._ended or (self._answering is not None and self._answering.disconnected)
 
     def _disconnect(self) -> None:
         """Tell the request that is being answered: else it would write to a transport that is gone. Uvicorn tells the last one

@@ -25,6 +25,7 @@ from serving import open_inference as v2
 from serving.access import Denied, Rate
 from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Ready, Score, Shadowed, rank_answer
 from serving.forms import answered_in_msgpack, body_is_msgpack, json_text
+from serving.gone import Gone, gone_of
 from serving.inputs import BadRequest
 from serving.metrics import ConnectionMetrics, ReplicaMetrics, RequestMetrics
 from serving.openapi import complete
@@ -49,7 +50,7 @@ _log = logging.getLogger("minutely.serve")
 T = TypeVar("T")
 Answered: TypeAlias = tuple[int, msgspec.Struct]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
-Handler: TypeAlias = Callable[[bytes, bool], Awaitable[Answered]]
+Handler: TypeAlias = Callable[[bytes, bool, Gone], Awaitable[Answered]]
 
 _RETRY = {"Retry-After": "1"}
 _CLOSED_REQUEST = 499
@@ -160,7 +161,8 @@ class Service:
                     self._let_in(request, role)
                 if wants_model and request.path_params["name"] != self._replica.model:
                     raise BadRequest(f"no such model; allowed: {self._replica.model}", 404)
-                status, answer = await handler(*(await self._body(request) if has_body else (b"", False)))
+                body = await self._body(request) if has_body else (b"", False)
+                status, answer = await handler(*body, gone_of(request.scope))
         except Denied as error:
             status, answer = error.status, Problem(str(error))
             headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
@@ -208,27 +210,29 @@ class Service:
                 self._body_bytes -= size
         raise BadRequest(f"a body of more than {limit} bytes; allowed: {limit}", 413)
 
-    async def _rank(self, payload: bytes, packed: bool) -> Answered:
+    async def _rank(self, payload: bytes, packed: bool, gone: Gone) -> Answered:
         replica = self._replica
         if not replica.answers:
             raise Busy("no whole version yet")
         read = partial(replica.reader.rank, payload, msgpack=packed, now_ms=replica.clock.now_ms())
-        asked = await self._reading.read(len(payload), read)
-        answer = await replica.scoring.score(asked)
+        asked = await self._reading.read(len(payload), read, gone)
+        answer = await replica.scoring.score(asked, gone)
+        if gone():
+            raise ClientDisconnect  # and nobody saw the answer
         order = order_of(asked, answer)
         replica.served(asked, answer, order)
         return 200, rank_answer(asked, answer, order, replica.ranker.labels, replica.freshness.age_seconds())
 
-    async def _infer(self, payload: bytes, packed: bool) -> Answered:
+    async def _infer(self, payload: bytes, packed: bool, gone: Gone) -> Answered:
         replica = self._replica
         if not replica.answers:
             raise Busy("no whole version yet")
         read = partial(v2.read, payload, replica.reader, msgpack=packed, now_ms=replica.clock.now_ms())
-        request, asked = await self._reading.read(len(payload), read)
-        answer = await replica.scoring.score(asked)
+        request, asked = await self._reading.read(len(payload), read, gone)
+        answer = await replica.scoring.score(asked, gone)
         return 200, v2.answer_of(request, replica.model, replica.ranker.labels, answer)
 
-    async def _engage(self, payload: bytes, packed: bool) -> Answered:
+    async def _engage(self, payload: bytes, packed: bool, _gone: Gone) -> Answered:
         replica = self._replica
         body = await self._reading.read(len(payload), partial(decode, EngagementsBody, payload, msgpack=packed))
         now_ms = replica.clock.now_ms()
@@ -242,10 +246,10 @@ class Service:
         self._metrics.unused.inc(unused)
         return 202, Accepted(len(engagements), unused)
 
-    async def _status(self, _payload: bytes, _packed: bool) -> Answered:
+    async def _status(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         return 200, self._replica.status()
 
-    async def _put_score(self, payload: bytes, packed: bool) -> Answered:
+    async def _put_score(self, payload: bytes, packed: bool, _gone: Gone) -> Answered:
         body = decode(ScoreBody, payload, msgpack=packed)
         try:
             self._replica.ranker.weights = body.score
@@ -263,39 +267,39 @@ class Service:
             except OSError as error:
                 raise Busy(f"what is published cannot be listed: {error}") from None
 
-    async def _put_pin(self, payload: bytes, packed: bool) -> Answered:
+    async def _put_pin(self, payload: bytes, packed: bool, _gone: Gone) -> Answered:
         body = decode(PinBody, payload, msgpack=packed)
         version = await self._found(partial(self._replica.puller.find, body.version))
         self._replica.puller.pin(version)
         self._pin_changed()
         return 200, Pinned(version)
 
-    async def _delete_pin(self, _payload: bytes, _packed: bool) -> Answered:
+    async def _delete_pin(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         self._replica.puller.unpin()
         self._pin_changed()
         return 200, Pinned(None)
 
-    async def _put_shadow(self, payload: bytes, packed: bool) -> Answered:
+    async def _put_shadow(self, payload: bytes, packed: bool, _gone: Gone) -> Answered:
         body = decode(ShadowBody, payload, msgpack=packed)
         shadowing = self._replica.shadowing
         shadowing.begin(await self._found(partial(shadowing.make, body.version, body.share)))
         return 200, Shadowed(body.version, body.share)
 
-    async def _delete_shadow(self, _payload: bytes, _packed: bool) -> Answered:
+    async def _delete_shadow(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         self._replica.shadowing.end()
         return 200, Shadowed(None, 0.0)
 
-    async def _server(self, _payload: bytes, _packed: bool) -> Answered:
+    async def _server(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         return 200, v2.ServerMetadata("minutely", package_version("minutely"))
 
-    async def _live(self, _payload: bytes, _packed: bool) -> Answered:
+    async def _live(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         return 200, Live()
 
-    async def _ready(self, _payload: bytes, _packed: bool) -> Answered:
+    async def _ready(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         ready, state = self._replica.ready()
         return (200 if ready else 503), Ready(ready, state)
 
-    async def _model(self, _payload: bytes, _packed: bool) -> Answered:
+    async def _model(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         replica = self._replica
         outputs = [v2.TensorMetadata(name, "FP32", [-1]) for name in (*replica.ranker.labels, "score")]
         version = str(replica.replica.sparse_version)

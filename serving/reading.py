@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from starlette.requests import ClientDisconnect
+
 from serving.cost import BatchCost
+from serving.gone import Gone, never
 from serving.scoring import Busy
 from serving.worker import aside
 
@@ -30,8 +33,9 @@ class Reading:
         self._turn = asyncio.Lock()
         self._bodies = self._kib = 0
 
-    async def read(self, size_bytes: int, read: Callable[[], T]) -> T:
-        """What ``read`` returns or raises, of a body of that size; `Busy` where that would take too long."""
+    async def read(self, size_bytes: int, read: Callable[[], T], gone: Gone = never) -> T:
+        """What ``read`` returns or raises, of a body of that size; `Busy` where that would take too long,
+        ``ClientDisconnect`` where who asks left before its turn."""
         if size_bytes <= _LARGE_BYTES:
             return read()
         kib = size_bytes >> 10
@@ -41,6 +45,8 @@ class Reading:
         self._kib += kib
         try:
             async with self._turn:
+                if gone():
+                    raise ClientDisconnect
                 started = time.perf_counter()
                 try:
                     return await aside(read)

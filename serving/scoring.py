@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from starlette.requests import ClientDisconnect
+
 from serving.batches import Batch, Batches
+from serving.gone import Gone, never
 from serving.ranking import Answer, Ranker
 from serving.requests import Asked
 from streaming.columns import columns_bytes
@@ -29,6 +32,12 @@ class _Waiting(NamedTuple):
     asked: Asked
     future: asyncio.Future[Answer]
     loop: asyncio.AbstractEventLoop
+    gone: Gone
+
+    @property
+    def left(self) -> bool:
+        """Whether who asked has left, or waits no longer."""
+        return self.future.done() or self.gone()
 
 
 class Scoring:
@@ -58,13 +67,13 @@ class Scoring:
         """Candidates that wait or are being scored."""
         return self._batches.candidates
 
-    async def score(self, asked: Asked) -> Answer:
-        """The answer to a request; `Busy` where that would take too long."""
+    async def score(self, asked: Asked, gone: Gone = never) -> Answer:
+        """The answer to a request; `Busy` where that would take too long, ``ClientDisconnect`` where who asked left meanwhile."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         size_bytes = _REQUEST_BYTES + columns_bytes(asked.columns)
         with self._changed:
-            waiting = _Waiting(asked, future, loop)
+            waiting = _Waiting(asked, future, loop, gone)
             if self._stopping or not self._batches.admit(waiting, asked.count, size_bytes):
                 raise Busy(f"{self.waiting} candidates are waiting")
             self._changed.notify()
@@ -83,32 +92,51 @@ class Scoring:
                 self._batches.done(typical=typical)
 
     def _score(self, batch: Batch[_Waiting]) -> bool:
-        """Score a batch; whether that took no longer than scoring takes."""
+        """Score a batch, without those who left; whether that took no longer, and no less, than scoring it takes."""
+        waiting, left = _apart(batch.items)
+        if left:
+            _tell(left, None, ClientDisconnect())
+        if not waiting:
+            return False
         answers: Sequence[Answer] | None = None
         failed: Exception = Busy("no whole version yet")
-        typical = True
+        typical = not left
+        asked = [each.asked for each in waiting]
+        candidates = sum(each.count for each in asked)
         try:
             # What is waited for is a takeover: rows of one model never meet weights of another. All replicas take it at once, so
             # nobody is sent to another one, and who asked waits up to the request's own timeout.
-            asked = [each.asked for each in batch.items]
-            while (answers := self._ranker.answer(asked)) is None and self._is_worth_waiting(batch):
+            while (answers := self._ranker.answer(asked)) is None and self._is_worth_waiting(waiting):
                 typical = False
                 time.sleep(_AGAIN_SECONDS)
         except Exception as error:
-            _log.exception("could not score %d candidates", batch.candidates)
+            _log.exception("could not score %d candidates", candidates)
             failed, typical = error, False
         self.batches += 1
-        self.scored += batch.candidates
-        with suppress(RuntimeError):  # the loop has ended, and with it those who asked
-            batch.items[0].loop.call_soon_threadsafe(_deliver, batch.items, answers, failed)
+        self.scored += candidates
+        _tell(waiting, answers, failed)
         return typical
 
-    def _is_worth_waiting(self, batch: Batch[_Waiting]) -> bool:
-        return self._ranker.loaded and not self._stopping and not all(each.future.done() for each in batch.items)
+    def _is_worth_waiting(self, waiting: Sequence[_Waiting]) -> bool:
+        return self._ranker.loaded and not self._stopping and not all(each.left for each in waiting)
 
 
-def _deliver(batch: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:
-    for at, each in enumerate(batch):
+def _apart(items: Sequence[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
+    """Those who wait, and those who left."""
+    waiting: list[_Waiting] = []
+    left: list[_Waiting] = []
+    for each in items:
+        (left if each.left else waiting).append(each)
+    return waiting, left
+
+
+def _tell(asked: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and with it those who asked
+        asked[0].loop.call_soon_threadsafe(_deliver, asked, answers, failed)
+
+
+def _deliver(asked: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:
+    for at, each in enumerate(asked):
         if each.future.done():  # who asked has gone
             continue
         if answers is None:
