@@ -108,6 +108,8 @@ def _serve(
         f", for health at http://{health}" if health else "",
         place,
     )
+    if settings.log:
+        _log.info("what is served goes to Kafka at %s; what waits there when this ends is lost", pipeline.kafka.asked)
     sink = KafkaSink(pipeline.kafka, service.outbox)
     sender = Worker("log", partial(send_step, service.outbox, sink))
     workers = [puller, Worker("sides", service.sides.step)] + ([sender] if pipeline.serve.log else [])
