@@ -37,7 +37,7 @@ from paramserver.table import Rows
 from streaming.clock import WallClock
 from streaming.columns import Column
 from tests.serving.server import Server
-from trainer.losses import predictions
+from trainer.losses import Loss
 from trainer.models import dump_weights, make_model
 
 FEATURES, DIM, HIDDEN = 20, 16, [256, 128]
@@ -127,7 +127,7 @@ def bare(pipeline: Pipeline, folder: Path, options: argparse.Namespace) -> tuple
         with torch.inference_mode():
             ids = torch.from_numpy(np.concatenate([np.asarray(batch[name]) for name in batch]))
             rows = bag(ids, torch.arange(len(ids))).view(FEATURES, count, -1)
-            predictions(pipeline.labels, model(rows, torch.empty(count, 0))).numpy()
+            Loss(pipeline.labels).predict(model(rows, torch.empty(count, 0))).numpy()
 
     def on_table(batch: dict[str, Column]) -> None:
         service.replica.score(batch, count)

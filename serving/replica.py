@@ -17,7 +17,7 @@ from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
 from streaming.columns import ServedColumns, slice_columns
 from streaming.labels import Label
-from trainer.losses import predictions
+from trainer.losses import Loss
 from trainer.models import RankingModel, load_weights
 from trainer.rows import RowPlan
 
@@ -66,6 +66,7 @@ class Replica:
         self._weights = _Weights(model.eval(), None)
         self._plan = plan
         self._labels = labels
+        self._predict = Loss(labels).predict
         self._lineage = 0
         self._follower = Follower(files, tables, applied, fingerprint)
         self.tables = tables
@@ -176,5 +177,5 @@ class Replica:
             )
             stacked = self._plan.stack(rows, columns, impressions)
             outputs = model(stacked, self._plan.dense(columns, impressions))
-            scores: npt.NDArray[np.float32] = predictions(self._labels, outputs).numpy()
+            scores: npt.NDArray[np.float32] = self._predict(outputs).numpy()
             return scores

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from basis.problems import GuardedError
 from streaming.labels import Label
-from trainer.losses import predictions
+from trainer.losses import Loss
 from trainer.models import RankingModel
 from trainer.settings import Bounds, GuardSettings
 
@@ -23,6 +23,7 @@ class Guard:
     def __init__(self, settings: GuardSettings, labels: Mapping[str, Label]) -> None:
         self._settings = settings
         self._labels = labels
+        self._predict = Loss(labels).predict
         self._examples = 0
         self._loss = 0.0
         self._prediction = torch.zeros(len(labels))
@@ -38,7 +39,7 @@ class Guard:
         self._examples += count
         share = min(1.0, count / min(self._examples, self._settings.over))
         self._loss += share * (float(loss) / count - self._loss)
-        self._prediction += share * (predictions(self._labels, outputs).mean(0) - self._prediction)
+        self._prediction += share * (self._predict(outputs).mean(0) - self._prediction)
 
     def check(self) -> None:
         """Raise `GuardedError` where a running mean is out of its bounds."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ _MOST_LOG = 30.0
 _LEAST_DEVIATION = 0.1
 
 
-class LabelLoss(ABC):
-    """One label's loss, over ``width`` outputs."""
+class ValueLoss(ABC):
+    """The loss of one label that is a number, over ``width`` outputs."""
 
     width: ClassVar[int] = 1
 
@@ -37,19 +37,7 @@ class LabelLoss(ABC):
         """Outputs [n, width] in the label's own unit, [n]."""
 
 
-class LogLoss(LabelLoss):
-    """Of a class, whose output is its log odds."""
-
-    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross entropy."""
-        return functional.binary_cross_entropy_with_logits(outputs[:, 0], targets, reduction="none")
-
-    def predict(self, outputs: Tensor) -> Tensor:
-        """Probabilities."""
-        return outputs[:, 0].sigmoid()
-
-
-class SquaredLoss(LabelLoss):
+class SquaredLoss(ValueLoss):
     """Half the squared error of the value, or of log(1 + value), whose mean is not the log of the mean."""
 
     def __init__(self, label: Label) -> None:
@@ -68,7 +56,7 @@ class SquaredLoss(LabelLoss):
         return (out.clamp(max=_MOST_LOG).expm1() if self._log else out) * self.scale
 
 
-class ZeroInflatedLogNormal(LabelLoss):
+class ZeroInflatedLogNormal(ValueLoss):
     """Log odds that the value is above 0, and mean and deviation of its logarithm there (Wang, Liu, Miao, arXiv:1912.07753)."""
 
     width = 3
@@ -97,7 +85,7 @@ def _deviation(outputs: Tensor) -> Tensor:
     )  # a clamp would have no slope, so alike values would end it for good
 
 
-class Tweedie(LabelLoss):
+class Tweedie(ValueLoss):
     """The logarithm of a mean: of sums of a Poisson number of gamma values (Jørgensen, 1987), with a variance of mean ** 1.5."""
 
     def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -110,8 +98,7 @@ class Tweedie(LabelLoss):
         return outputs[:, 0].clamp(max=_MOST_LOG).exp() * self.scale
 
 
-_KINDS: dict[str, type[LabelLoss]] = {
-    "log": LogLoss,
+_KINDS: dict[str, type[ValueLoss]] = {
     "squared": SquaredLoss,
     "zero_inflated_log_normal": ZeroInflatedLogNormal,
     "tweedie": Tweedie,
@@ -120,27 +107,25 @@ _KINDS: dict[str, type[LabelLoss]] = {
 
 def outputs_of(labels: Mapping[str, Label]) -> int:
     """How many outputs a model needs for these labels."""
-    return sum(_KINDS[label.loss].width for label in labels.values())
+    return sum(map(_width, labels.values()))
 
 
-class _Placed:
-    """A label's loss and the place of its outputs."""
-
-    def __init__(self, label: Label, start: int) -> None:
-        self.loss = _KINDS[label.loss](label)
-        self.outputs = slice(start, start + self.loss.width)
+def _width(label: Label) -> int:
+    return _KINDS[label.loss].width if label.is_value else 1
 
 
-def _placed(labels: Mapping[str, Label]) -> list[_Placed]:
-    placed: list[_Placed] = []
-    for label in labels.values():
-        placed.append(_Placed(label, placed[-1].outputs.stop if placed else 0))
-    return placed
+class _Placed(NamedTuple):
+    """A loss and the place of its outputs."""
+
+    loss: ValueLoss
+    outputs: slice
 
 
 class Loss:
-    """The sum over examples and labels, each by its loss and weight. A sum, so that an example moves its rows by as much in
-    a small step as in a large one.
+    """What outputs are trained by, and what they say (`predict`); made once for a set of labels.
+
+    The sum over examples and labels, each by its loss, which for a class is the binary cross entropy of its log odds, and by its
+    weight. A sum, so that an example moves its rows by as much in a small step as in a large one.
 
     Where negatives were sampled, the model still learns the whole stream, so what it predicts needs no correction later. With one
     class label, sampling adds -log(rate) to every log odds (He et al., ADKDD 2014), so the loss takes the output with that
@@ -150,10 +135,17 @@ class Loss:
 
     def __init__(self, labels: Mapping[str, Label]) -> None:
         self._weights = torch.tensor([label.weight for label in labels.values()])
-        placed = _placed(labels)
-        self._classes = [at for at, item in enumerate(placed) if isinstance(item.loss, LogLoss)]
-        self._class_outputs = [placed[at].outputs.start for at in self._classes]
-        self._values = {at: item for at, item in enumerate(placed) if at not in self._classes}
+        self._classes: list[int] = []
+        self._class_outputs: list[int] = []
+        self._values: dict[int, _Placed] = {}
+        start = 0
+        for at, label in enumerate(labels.values()):
+            if label.is_value:
+                self._values[at] = _Placed(_KINDS[label.loss](label), slice(start, start + _width(label)))
+            else:
+                self._classes.append(at)
+                self._class_outputs.append(start)
+            start += _width(label)
 
     def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor, rates: Tensor | None = None) -> Tensor:
         """``outputs`` [n, outputs], ``targets`` [n, labels], ``weights`` and ``rates`` of sampling [n] (None: 1), to one number."""
@@ -161,7 +153,7 @@ class Loss:
             if self._classes == [0] and not self._values:
                 outputs = outputs - rates.log().unsqueeze(1)
             else:
-                weights = weights * left_out(targets, rates)
+                weights = weights * stands_for(targets, rates)
         weights = weights.unsqueeze(1) * self._weights
         if not self._values:  # all at once, since in steps of a few examples every operation counts
             return _log_loss(outputs, targets, weights)
@@ -173,16 +165,21 @@ class Loss:
             total = total + (item.loss.each(outputs[:, item.outputs], targets[:, value]) * weights[:, value]).sum()
         return total
 
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Outputs [n, outputs] as people read them, [n, labels]: probabilities of classes, values in the label's own unit."""
+        if not self._values:
+            return outputs.sigmoid()
+        found = outputs.new_empty((len(outputs), len(self._weights)))
+        found[:, self._classes] = outputs[:, self._class_outputs].sigmoid()
+        for value, item in self._values.items():
+            found[:, value] = item.loss.predict(outputs[:, item.outputs])
+        return found
 
-def left_out(targets: Tensor, rates: Tensor) -> Tensor:
+
+def stands_for(targets: Tensor, rates: Tensor) -> Tensor:
     """How many examples of the whole stream each one stands for, [n]: a kept negative for 1 / rate of them."""
     return torch.where(targets.any(1), 1.0, 1 / rates)
 
 
 def _log_loss(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(outputs, targets, weights, reduction="sum")
-
-
-def predictions(labels: Mapping[str, Label], outputs: Tensor) -> Tensor:
-    """Outputs [n, outputs] as people read them, [n, labels]: probabilities of classes, values in the label's own unit."""
-    return torch.stack([item.loss.predict(outputs[:, item.outputs]) for item in _placed(labels)], dim=1)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from streaming.labels import Label
-from trainer.losses import left_out, predictions
+from trainer.losses import Loss, stands_for
 from trainer.metrics import class_metrics, value_metrics
 
 _EXAMPLES = 1 << 20
@@ -24,14 +24,15 @@ class Prequential:
 
     def __init__(self, labels: Mapping[str, Label], examples: int = _EXAMPLES) -> None:
         self._labels = dict(labels)
+        self._predict = Loss(labels).predict
         self._examples = examples
         self._parts: deque[npt.NDArray[np.float32]] = deque()
         self._count = 0
 
     def add(self, outputs: Tensor, targets: Tensor, rates: Tensor | None) -> None:
         """Take a step's outputs and targets [n, labels], and sampling rates [n] (None: all 1)."""
-        scores = predictions(self._labels, outputs).numpy()
-        each = np.ones(len(scores), np.float32) if rates is None else left_out(targets, rates).numpy()
+        scores = self._predict(outputs).numpy()
+        each = np.ones(len(scores), np.float32) if rates is None else stands_for(targets, rates).numpy()
         self._parts.append(np.concatenate((scores, targets.numpy(), each[:, None]), axis=1))
         self._count += len(scores)
         while self._count - len(self._parts[0]) >= self._examples:

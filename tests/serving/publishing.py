@@ -19,7 +19,7 @@ from paramserver.manifest import Manifest
 from streaming.columns import Column, Columns, Ragged
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.ids import cross
-from trainer.losses import predictions
+from trainer.losses import Loss
 from trainer.models import make_model
 from trainer.worker import Trainer
 
@@ -120,13 +120,13 @@ class Publisher:
         return self.publish(at, dense=dense)
 
     def scores(self, columns: Columns, count: int) -> npt.NDArray[np.float32]:
-        """The trainer's own predictions, float32 [count, labels]."""
+        """The trainer's own float32 [count, labels]."""
         self.model.eval()
         with torch.no_grad():
             rows = self.plan.fetch(
                 self.plan.ids(columns), self.model.row_dim, lambda table, ids, out: self.tables[table].lookup(ids, out)
             )
             outputs = self.model(self.plan.stack(rows, columns, count), self.plan.dense(columns, count))
-            found: npt.NDArray[np.float32] = predictions(self.pipeline.labels, outputs).numpy()
+            found: npt.NDArray[np.float32] = Loss(self.pipeline.labels).predict(outputs).numpy()
         self.model.train()
         return found

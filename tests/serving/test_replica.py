@@ -14,7 +14,7 @@ from paramserver.files import LocalFiles
 from serving.replica import Replica
 from streaming.columns import Ragged
 from streaming.examples import ExampleColumns, ExampleFormat
-from trainer.losses import predictions
+from trainer.losses import Loss
 from trainer.models import make_model
 from trainer.worker import Trainer
 
@@ -78,7 +78,7 @@ def test_scores_and_cadences(kind: str, tmp_path: Path) -> None:
         with torch.no_grad():
             rows = plan.fetch(plan.ids(columns), model.row_dim, lambda table, ids, out: tables[table].lookup(ids, out))
             outputs = model(plan.stack(rows, columns, 300), plan.dense(columns, 300))
-            wanted = predictions(pipeline.labels, outputs).numpy()
+            wanted = Loss(pipeline.labels).predict(outputs).numpy()
         model.train()
         return float(np.abs(replica.score(columns, 300) - wanted).max())
 

@@ -35,7 +35,7 @@ from tests.ports import free_ports
 from tests.serving.crowd import Crowd, RawRequests, send_raw
 from tests.serving.publishing import Publisher, draw, make_pipeline
 from tests.serving.server import Server
-from trainer.losses import predictions
+from trainer.losses import Loss
 from trainer.models import load_weights, make_model
 
 SECONDS = float(os.environ.get("MINUTELY_SOAK_SECONDS", "15"))
@@ -95,7 +95,7 @@ class Offline:
                 lambda table, ids, out: self._rows[by_table[table]][table].lookup(ids, out),
             )  # fmt: skip
             outputs = self._model(self._plan.stack(rows, columns, COUNT), self._plan.dense(columns, COUNT))
-            found: npt.NDArray[np.float32] = predictions(self._publisher.pipeline.labels, outputs).numpy()
+            found: npt.NDArray[np.float32] = Loss(self._publisher.pipeline.labels).predict(outputs).numpy()
             return found
 
     def is_right(self, columns: Columns, answer: RankAnswer) -> bool:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from streaming.labels import Label
-from trainer.losses import Loss, outputs_of, predictions
+from trainer.losses import Loss, outputs_of
 
 MEANS = ["zero_inflated_log_normal", "tweedie"]
 LIKE = Label(action="like", window="1m")
@@ -44,7 +44,7 @@ def fitted(label: Label, values: torch.Tensor) -> float:
         return found
 
     optimizer.step(step)
-    return predictions(labels, outputs.detach().unsqueeze(0)).item()
+    return Loss(labels).predict(outputs.detach().unsqueeze(0)).item()
 
 
 @pytest.mark.parametrize("loss", MEANS)
@@ -71,7 +71,7 @@ def test_values_that_were_alike_may_come_to_differ() -> None:
 
     train(torch.full((10,), 9.99), 500)
     train(varied, 500)
-    found = predictions({"time": label}, outputs.detach().unsqueeze(0)).item()
+    found = Loss({"time": label}).predict(outputs.detach().unsqueeze(0)).item()
     assert 0.9 < found / varied.mean() < 1.1
 
 
@@ -88,7 +88,7 @@ def test_zero_inflated_log_normal_is_its_likelihood(seed: int) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
     mean = outputs[:, 0].sigmoid() * log_normal.mean * 1000
     torch.testing.assert_close(
-        predictions({"time": value("zero_inflated_log_normal", scale=1000)}, outputs)[:, 0], mean, rtol=1e-6, atol=1e-3
+        Loss({"time": value("zero_inflated_log_normal", scale=1000)}).predict(outputs)[:, 0], mean, rtol=1e-6, atol=1e-3
     )
 
 
@@ -101,7 +101,7 @@ def test_a_tweedie_step_goes_from_the_prediction_towards_the_value(output: float
     mean = np.exp(output)
     assert at.grad is not None
     assert at.grad.item() == pytest.approx((mean - target) / np.sqrt(mean), rel=1e-6, abs=1e-9)
-    assert predictions(labels, at.detach()).item() == pytest.approx(mean)
+    assert Loss(labels).predict(at.detach()).item() == pytest.approx(mean)
 
 
 def test_each_label_has_its_outputs() -> None:
@@ -116,14 +116,14 @@ def test_each_label_has_its_outputs() -> None:
     outputs, targets = torch.randn(5, 6), torch.tensor([[1.0, 2.5, 0.0, 7.0]]).repeat(5, 1)
     weights = torch.rand(5)
     alone = {"like": slice(0, 1), "time": slice(1, 4), "share": slice(4, 5), "spent": slice(5, 6)}
-    found = predictions(labels, outputs)
+    found = Loss(labels).predict(outputs)
     total = torch.zeros(())
     for at, (name, where) in enumerate(alone.items()):
         one = {name: labels[name]}
         total = total + Loss(one)(outputs[:, where], targets[:, at : at + 1], weights)
-        torch.testing.assert_close(found[:, at], predictions(one, outputs[:, where])[:, 0])
+        torch.testing.assert_close(found[:, at], Loss(one).predict(outputs[:, where])[:, 0])
     torch.testing.assert_close(Loss(labels)(outputs, targets, weights), total)
-    assert torch.isfinite(predictions(labels, torch.full((1, 6), 1e6))).all()
+    assert torch.isfinite(Loss(labels).predict(torch.full((1, 6), 1e6))).all()
 
 
 @pytest.mark.parametrize(

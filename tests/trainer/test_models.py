@@ -19,7 +19,7 @@ from streaming.columns import Ragged
 from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.labels import Label
-from trainer.losses import Loss, predictions
+from trainer.losses import Loss
 from trainer.models import DLRM, DeepFM, dump_weights, load_weights, make_model
 from trainer.settings import ModelSettings, TrainSettings
 from trainer.worker import Trainer
@@ -150,10 +150,10 @@ def test_predictions_are_in_the_unit_of_their_label() -> None:
     labels = {"like": LIKE, "time": TIME, "plain": Label(action="x", window="1m", loss="squared", scale=60)}
     values = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2500.0, 90.0]])
     outputs = torch.stack((values[:, 0], (values[:, 1] / 1000).log1p(), values[:, 2] / 60), 1)
-    found = predictions(labels, outputs)
+    found = Loss(labels).predict(outputs)
     torch.testing.assert_close(found[:, 1:], values[:, 1:])
     torch.testing.assert_close(found[:, 0], torch.tensor([0.5, 0.7310586]))
-    assert torch.isfinite(predictions(labels, torch.full((1, 3), 1e6))).all()
+    assert torch.isfinite(Loss(labels).predict(torch.full((1, 3), 1e6))).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
