@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
@@ -12,12 +11,13 @@ import numpy as np
 
 from basis.problems import BadFile
 from paramserver import manifest as manifests
+from paramserver import retention
 from paramserver.checksum import Checksums
 from paramserver.compaction import Fold, write_file, write_parts, write_shard
 from paramserver.delta import Delta, TableDelta
 from paramserver.files import Files
 from paramserver.form import check_form, fingerprint_of
-from paramserver.history import named_files, path_to, read_shard
+from paramserver.history import path_to, read_shard
 from paramserver.learned import Learned
 from paramserver.manifest import Dense, FileRef, Manifest, OtherFormat
 from paramserver.marks import needed_by_pin, pin_next, read_pin
@@ -25,10 +25,8 @@ from paramserver.precision import Precision
 from paramserver.table import Rows
 
 _log = logging.getLogger(__name__)
-_KEPT_TRAINER_STATES = 2
 _RECENT_BYTES = 64 << 20
 _REMEMBERED_RETRAININGS = 100
-_OF_A_VERSION = re.compile(r"^(?:base-|manifest-)?(\d{12})\.")
 
 
 class Cut(NamedTuple):
@@ -114,7 +112,7 @@ class DeltaLog:
                     log._deltas[version] = manifest
         there = set(files.names())
         states = {item.version: item.trainer for item in (*log._bases, *log._deltas.values()) if item.trainer}
-        must = sorted(states)[-_KEPT_TRAINER_STATES:]  # where one of these is missing, somebody is to be told
+        must = sorted(states)[-retention.KEPT_STATES :]  # where one of these is missing, somebody is to be told
         log._states = {at: ref for at, ref in sorted(states.items()) if ref.name in there or at in must}
         log._following()
         newest = log.newest
@@ -277,8 +275,10 @@ class DeltaLog:
             learned=cut.learned,
             checksums=checksums,
             precision=self._precision,
-            forgets=self._forgets(version),
-            trainable=self._trainable(version, has_state=trainer is not None),
+            forgets=retention.forgets(self._bases_then(version), newest),
+            trainable=retention.trainable(
+                [*self._states, *([version] if trainer is not None else [])], self._bases_then(version)
+            ),
         )
         manifests.write_manifest(self._files, manifest)
         self._add(manifest)
@@ -348,30 +348,23 @@ class DeltaLog:
                     self._folded(fold.run())
                 except OSError as error:
                     _log.warning("no new base: %s; tried again after the next version", error)
-        self._drop_trainer_states()
+        newest = self.newest
+        assert newest is not None, "a version was published"
+        retention.drop_states(self._files, self._states, newest.trainable)
 
     def _is_to_be_folded(self, version: int) -> bool:
         """Whether the fold to ``version`` begins when it is published."""
         base = self._bases[-1].version if self._bases else 0
         return self._folding is None and version - base >= self._keep_deltas
 
-    def _forgets(self, version: int) -> int:
-        """Up to where versions may be deleted once ``version`` is published, and the fold that begins then is done."""
+    def _bases_then(self, version: int) -> list[int]:
+        """The bases once ``version`` is published, and the fold that begins then, or is at work, is done."""
         bases = [base.version for base in self._bases]
         if self._folding is not None:
             bases.append(self._folding_to)
         elif self._is_to_be_folded(version):
             bases.append(version)
-        return max(bases[-2] if len(bases) > 1 else 0, self.newest.forgets if self.newest else 0)
-
-    def _trainable(self, version: int, *, has_state: bool) -> list[int]:
-        """Whose trainer's states stay once ``version`` is published: the newest two, and those of bases made or begun."""
-        states = [*sorted(self._states), *([version] if has_state else [])]
-        bases = {base.version for base in self._bases}
-        if self._folding is not None:
-            bases.add(self._folding_to)
-        newest = states[-_KEPT_TRAINER_STATES:]
-        return [at for at in states if at in bases or at in newest]
+        return bases
 
     def _take_folded(self, *, wait: bool) -> None:
         if self._folding is None or not (wait or self._folding.done()):
@@ -416,11 +409,7 @@ class DeltaLog:
         return {manifest.name for version, manifest in self._deltas.items() if version <= base.version}
 
     def _forget(self) -> None:
-        """Drop what neither of the newest two bases needs, so that who is reading has the time until the next one.
-
-        Only what a published version has announced, and nothing that any manifest names: others publish as well. Manifests go
-        first, so that no version is seen whose files are going; with them what failed publications left.
-        """
+        """Drop what neither of the newest two bases needs, so that who is reading has the time until the next one."""
         newest = self.newest
         if newest is None or len(self._bases) < 2:
             return
@@ -428,30 +417,9 @@ class DeltaLog:
         if until <= self._forgotten:
             return
         pinned = needed_by_pin(self._files)
-        for base in (False, True):
-            for at in manifests.versions(self._files, base=base):
-                if (at < until or (at == until and not base)) and at not in pinned:
-                    self._files.delete(manifests.manifest_name(at, base=base))
+        retention.delete_manifests(self._files, until, pinned)
         self._deltas = {at: item for at, item in self._deltas.items() if at > until or at in pinned}
         self._bases = [item for item in self._bases if item.version >= until]
         self._states = {at: ref for at, ref in self._states.items() if at >= until or at in newest.trainable}
-        try:
-            needed = named_files(self._files)
-        except BadFile as error:
-            _log.warning("%s; nothing is deleted until that is gone", error)
-            return
-        for name in self._files.names():
-            of = _OF_A_VERSION.match(name)
-            if of and int(of[1]) <= until and name not in needed:
-                self._files.delete(name)
-        self._forgotten = until
-
-    def _drop_trainer_states(self) -> None:
-        """Keep those that the newest version has announced."""
-        newest = self.newest
-        assert newest is not None, "a version was published"
-        kept = {ref.name for at, ref in self._states.items() if at in newest.trainable}
-        for version in [at for at in self._states if at not in newest.trainable]:
-            ref = self._states.pop(version)
-            if ref.name not in kept:
-                self._files.delete(ref.name)
+        if retention.delete_unnamed(self._files, until):
+            self._forgotten = until

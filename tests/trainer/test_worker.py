@@ -18,9 +18,10 @@ from streaming.examples import ExampleColumns, ExampleFormat
 from streaming.features import Feature, SparseFeature
 from streaming.labels import Label
 from streaming.log import EXAMPLES, EmbeddedLog
+from trainer.flat_adam import FlatAdam
 from trainer.models import dump_weights, load_weights, make_model
 from trainer.settings import ModelSettings, TrainSettings
-from trainer.worker import FlatAdam, Trainer, TrainWorker
+from trainer.worker import Trainer, TrainWorker
 
 FEATURES: dict[str, Feature] = {"user": SparseFeature(column="u"), "item": SparseFeature(column="i")}
 LABELS = {"like": Label(action="like", window="1m")}
