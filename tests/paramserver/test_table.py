@@ -234,11 +234,11 @@ def test_bad_gradients_are_counted_and_named() -> None:
     assert sorted(table.stats.rejected_ids) == [7, 9, 11]
 
 
-def shared_bucket_ids(count: int, buckets: int) -> NDArray[np.int64]:
-    """Ids that share both buckets in any index of up to `buckets` buckets."""
+def shared_bucket_ids(count: int, buckets: int, seed: int = 0, name: str = "") -> NDArray[np.int64]:
+    """Ids that share both buckets in any index of up to `buckets` buckets, of a table whose seed and name are known."""
     found: dict[tuple[int, int], list[int]] = {}
     for i in range(10_000_000):
-        first, second = _native.bucket_hashes(0, "", 0, i)
+        first, second = _native.bucket_hashes(seed, name, 0, i)
         ids = found.setdefault((first * buckets >> 64, second * buckets >> 64), [])
         ids.append(i)
         if len(ids) == count:

@@ -15,11 +15,12 @@ from torch import nn
 from basis.problems import GuardedError
 from paramserver.settings import TablesSettings
 from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import Feature, SparseFeature
+from streaming.features import DenseFeature, Feature, SparseFeature
 from streaming.labels import Label
 from streaming.log import EXAMPLES, EmbeddedLog
 from trainer.flat_adam import FlatAdam
 from trainer.models import dump_weights, load_weights, make_model
+from trainer.prequential import Prequential
 from trainer.settings import ModelSettings, TrainSettings
 from trainer.worker import Trainer, TrainWorker
 
@@ -61,13 +62,17 @@ def test_loading_weights_keeps_the_views() -> None:
 
 
 def make(
-    step_every: str = "60s", max_rows: int = 8192, labels: dict[str, Label] = LABELS
+    step_every: str = "60s",
+    max_rows: int = 8192,
+    labels: dict[str, Label] = LABELS,
+    features: dict[str, Feature] = FEATURES,
+    prequential: Prequential | None = None,
 ) -> tuple[Trainer, ExampleFormat]:
-    example_format = ExampleFormat(FEATURES, labels)
-    model, plan = make_model(ModelSettings(dim=2, hidden=[3]), FEATURES, labels, seed=1)
+    example_format = ExampleFormat(features, labels)
+    model, plan = make_model(ModelSettings(dim=2, hidden=[3]), features, labels, seed=1)
     tables = {name: TablesSettings(expire_after="1h").make(name, model.row_dim, 1) for name in plan.tables}
     settings = TrainSettings(step_every=step_every, max_rows=max_rows)
-    return Trainer(model, plan, tables, labels, example_format, settings), example_format
+    return Trainer(model, plan, tables, labels, example_format, settings, prequential), example_format
 
 
 def examples(example_format: ExampleFormat, decided_at: list[int], first: int = 0) -> pa.RecordBatch:
@@ -222,3 +227,20 @@ def test_what_is_left_out_is_named_by_offset_and_row(tmp_path: Path) -> None:
     assert example_format.decode(letters[0].payload)[0].column("example_id").to_pylist() == ["e12"]
     assert worker.take_left_out() == []
     log.close()
+
+
+def test_one_price_far_outside_mutes_nothing() -> None:
+    """Clicks depend on a price of 0 to 10, and one row has a million: what comes later is ordered as before."""
+    priced: dict[str, Feature] = {**FEATURES, "price": DenseFeature(kind="dense", column="p")}
+    newest = Prequential(LABELS, 4000)
+    trainer, example_format = make(features=priced, prequential=newest)
+    rng, at = np.random.default_rng(1), np.arange(100)
+    for step in range(120):
+        price = rng.uniform(0, 10, 100).astype(np.float32)
+        likes = (rng.random(100) < 1 / (1 + np.exp(7.5 - 1.5 * price))).astype(np.float32)
+        price[7] = 1e6 if step == 40 else price[7]
+        times = np.full(100, step * 60_000)
+        rest = ExampleColumns([f"{step}.{n}" for n in at], likes[:, None], times, times, times)
+        trainer.train(example_format.build({"user": at % 3, "item": at % 5, "price": price}, rest))
+    auc = newest.metrics()["like"]["auc"]
+    assert auc is not None and auc > 0.95
