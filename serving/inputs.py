@@ -94,9 +94,12 @@ def ids_in_lists(feature: Feature, value: Any) -> int:
     if not isinstance(value, list) or isinstance(feature, VectorFeature):
         return 0
     separator = feature.split if isinstance(feature, SparseFeature) else None
-    if separator is not None:
-        return sum(1 + each.count(separator) for each in value if isinstance(each, str))
-    return sum(len(each) for each in value if isinstance(each, list))
+    count = sum(len(each) for each in value if isinstance(each, list))
+    if separator is not None:  # in msgpack a text may come as bytes
+        encoded = separator.encode()
+        count += sum(1 + each.count(separator) for each in value if isinstance(each, str))
+        count += sum(1 + each.count(encoded) for each in value if isinstance(each, bytes))
+    return count
 
 
 def raw_column(place: str, feature: Feature, value: Any, count: int) -> Raw:

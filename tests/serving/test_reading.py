@@ -41,7 +41,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaService
     made.scoring.stop()
 
 
-def _body(history: list[Any], tags: Any, words: list[str]) -> dict[str, Any]:
+def _body(history: list[Any], tags: Any, words: list[Any]) -> dict[str, Any]:
     count = len(words)
     features = {"item": [1] * count, "tags": tags, "words": words, "price": [1] * count, "picture": [None] * count}
     return {
@@ -88,6 +88,9 @@ def test_lists_are_bounded_whatever_they_come_as(replica: ReplicaService) -> Non
         assert status == 413 and f"{most} of {counted} ids" in answer["error"], answer
     status, answer = ask(service, "POST", "/v1/rank", _body([], packed, ["w"]), msgpack=True)
     assert status == 413 and answer["error"].startswith(f"candidates.features.tags: {MAX_IDS} of"), answer
+    for words in (b"|" * MAX_IDS, mixed):  # a text that came as bytes, and lists where texts are expected
+        status, answer = ask(service, "POST", "/v1/rank", _body([], [[]], [words]), msgpack=True)
+        assert status == 413 and answer["error"].startswith(f"candidates.features.words: {MAX_IDS + 1} of"), answer
     within = _body(mixed[:half], [mixed[:half]], [""])
     within["candidates"]["features"]["tags"][0].pop()
     assert ask(service, "POST", "/v1/rank", within)[0] == 200, "as many as are allowed"
