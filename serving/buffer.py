@@ -59,10 +59,10 @@ class Buffer(Generic[T]):
             while self._waiting and (not taken or self._waiting[0].size_bytes <= size_bytes):
                 taken.append(self._waiting.popleft())
                 size_bytes -= taken[-1].size_bytes
-            self._said = self._said and bool(self._waiting)
         return taken
 
     def done(self, size_bytes: int) -> None:
         """So much of what was taken takes no memory any more."""
         with self._lock:
             self.size_bytes -= size_bytes
+            self._said = self._said and self.size_bytes > 0

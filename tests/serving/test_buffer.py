@@ -44,6 +44,8 @@ def test_a_buffer_is_bounded_and_says_once_what_it_drops(caplog: pytest.LogCaptu
         assert not buffer.offer(_record(1000))
         assert len(caplog.records) == 1, "it was not empty meanwhile"
         assert len(buffer.take(10_000)) == 10
+        assert not buffer.offer(_record(1000))
+        assert len(caplog.records) == 1, "what was taken is still there"
         buffer.done(10_000)
         assert buffer.size_bytes == 0
         assert not buffer.offer(_record(10_001))
