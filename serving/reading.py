@@ -17,14 +17,15 @@ from serving.worker import aside
 T = TypeVar("T")
 
 _LARGE_BYTES = 64 << 10
+_WAITING_KIB = 64 << 10
 
 
 class Reading:
     """Makes of bodies what they ask for. Those of up to 64 KiB are read at once, in a few milliseconds at most; larger ones by a
     thread, one after the other, so that the event loop goes on whatever comes.
 
-    What a KiB costs is learned as for batches. A body is refused where by that it would not be read within ``budget_seconds``,
-    and never where none is being read: so there is always one to learn from.
+    What a KiB costs is learned as for batches. A body is refused where by that it would not be read within ``budget_seconds``, or
+    where what waits would exceed 64 MiB, and never where none is being read: so there is always one to learn from.
     """
 
     def __init__(self, budget_seconds: float) -> None:
@@ -39,7 +40,8 @@ class Reading:
         if size_bytes <= _LARGE_BYTES:
             return read()
         kib = size_bytes >> 10
-        if self._bodies and self._model.cost.of(self._bodies + 1, self._kib + kib) > self._budget_seconds:
+        bodies, all_kib = self._bodies + 1, self._kib + kib
+        if self._bodies and (all_kib > _WAITING_KIB or self._model.cost.of(bodies, all_kib) > self._budget_seconds):
             raise Busy(f"{self._kib} KiB of requests are being read")
         self._bodies += 1
         self._kib += kib

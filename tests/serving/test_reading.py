@@ -123,6 +123,21 @@ def test_large_bodies_are_read_beside_the_event_loop(replica: ReplicaService) ->
         threads.clear()
 
 
+def test_what_waits_to_be_read_is_bounded_however_long_it_may_wait() -> None:
+    may_go_on, size = threading.Event(), 4 << 20
+
+    async def read() -> None:
+        reading = Reading(budget_seconds=60.0)
+        let_in = [asyncio.create_task(reading.read(size, may_go_on.wait)) for _ in range(16)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="65536 KiB"):
+            await reading.read(size, may_go_on.wait)
+        may_go_on.set()
+        assert all(await asyncio.gather(*let_in))
+
+    asyncio.run(read())
+
+
 def test_who_would_wait_too_long_to_be_read_is_refused() -> None:
     may_go_on, size = threading.Event(), 1 << 20
 
