@@ -92,7 +92,7 @@ class Scoring:
                 self._batches.done(typical=typical)
 
     def _score(self, batch: Batch[_Waiting]) -> bool:
-        """Score a batch, without those who left; whether that took no longer, and no less, than scoring it takes."""
+        """Score a batch, without those who left; whether that took no longer than scoring takes."""
         waiting, left = _apart(batch.items)
         if left:
             _tell(left, None, ClientDisconnect())
@@ -100,9 +100,9 @@ class Scoring:
             return False
         answers: Sequence[Answer] | None = None
         failed: Exception = Busy("no whole version yet")
-        typical = not left
+        typical = True
         asked = [each.asked for each in waiting]
-        candidates = sum(each.count for each in asked)
+        batch.candidates = candidates = sum(each.count for each in asked)  # its time is theirs
         try:
             # What is waited for is a takeover: rows of one model never meet weights of another. All replicas take it at once, so
             # nobody is sent to another one, and who asked waits up to the request's own timeout.

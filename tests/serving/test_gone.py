@@ -17,6 +17,7 @@ from uvicorn import Config
 
 from minutely.serve import make_replica_service
 from serving.connections import Connections, Limits
+from serving.cost import BatchCost
 from serving.http import Service
 from serving.listening import Listener
 from serving.requests import Asked
@@ -104,3 +105,5 @@ def test_who_leaves_while_waiting_is_not_scored_and_others_are(replica: ReplicaS
     for answer, (wanted,) in zip((first, third), filter(None, alone), strict=True):
         assert np.allclose(answer.scores, wanted.scores, atol=1e-6)  # type: ignore[attr-defined]
     assert replica.scoring.scored == 2 * COUNT
+    replica.scoring.stop()
+    assert replica.scoring._batches.cost != BatchCost().cost, "what it cost is learned, whoever left"
