@@ -133,7 +133,8 @@ class Connection(HttpToolsProtocol):
             self._answer_and_close(503, "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give the place back."""
+        """Give the place back, and keep nothing: after a reset, uvicorn would keep it for as long as it may be idle."""
+        self._unset_keepalive_if_required()
         self._leave()
         self._disconnect()
         super().connection_lost(exc)
