@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import ipaddress
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -98,7 +99,7 @@ class Connection(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None
         self._opening: asyncio.Task[object] | None = None
         self._refused = False
-        self._ended = False
+        self._left = threading.Event()  # whoever sent requests has, or seems to (`serving.gone`)
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._in_header = False
@@ -142,7 +143,7 @@ class Connection(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # as uvicorn has it
         """The client sends no more, and may or may not read: what came whole is answered, if only by saying that its client seems
         to have left (`serving.gone`), then it is closed."""
-        self._ended = True
+        self._left.set()
         if self.scheme == "https" or not self._is_busy or self.cycle.more_body:
             return False  # TLS has no connections that are open on one side
         self.cycle.keep_alive = False
@@ -229,16 +230,13 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
-        tell_gone(cycle.scope, self._has_gone)
+        tell_gone(cycle.scope, self._left.is_set)  # not by a method of ours: the scope, which we have, would have us
         super()._start_asgi_task(cycle, app)
-
-    def _has_gone(self) -> bool:
-        """Whether whoever asked what is being answered has left."""
-        return self._ended or (self._answering is not None and self._answering.disconnected)
 
     def _disconnect(self) -> None:
         """Tell the request that is being answered: else it would write to a transport that is gone. Uvicorn tells the last one
         that was read, which waits behind it where requests are pipelined."""
+        self._left.set()
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True
             self._answering.message_event.set()

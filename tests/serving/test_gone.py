@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
+import struct
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 from prometheus_client import generate_latest
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 
 from minutely.serve import make_replica_service
@@ -83,6 +89,47 @@ def test_nothing_is_logged_for_clients_that_left(replica: ReplicaService) -> Non
     counted = generate_latest(app._registry).decode()
     assert f'minutely_serve_requests_total{{route="/v1/rank",status="499"}} {LEAVE}.0' in counted
     assert 'minutely_serve_requests_total{route="/v1/rank",status="200"} 1.0' in counted
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_that_ended_is_let_go_at_once(reset: bool) -> None:
+    """Each waited for the garbage collector, and for its keep-alive timer where it was reset."""
+    limits = Limits(100, 100, *[60.0] * (len(Limits._fields) - 2))
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def serve() -> None:
+        bound = socket.socket()
+        bound.bind(("127.0.0.1", 0))
+        bound.listen()
+        config = Config(app, http="httptools", lifespan="off", log_config=None)
+        listener = Listener(config, bound, Connections(limits, lambda reason: None))
+        serving = asyncio.create_task(listener.serve())
+        reader, writer = await asyncio.open_connection(*bound.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        (connection,) = map(weakref.ref, listener.server_state.connections)
+        if reset:
+            of_client = writer.get_extra_info("socket")
+            of_client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close()
+        _, other = await asyncio.open_connection(*bound.getsockname())  # the listener has the last one at hand
+        until = time.monotonic() + 10
+        while connection() is not None and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        assert connection() is None
+        other.close()
+        listener.should_exit = True
+        await serving
+
+    gc.disable()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
+    finally:
+        gc.enable()
 
 
 def test_who_leaves_while_waiting_is_not_scored_and_others_are(replica: ReplicaService) -> None:
