@@ -21,6 +21,7 @@ _log = logging.getLogger("minutely.serve")
 
 _DELIVERY_MS = 60_000
 _LOST_SECONDS = 1.0
+_PURGED_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 5
 
@@ -90,7 +91,8 @@ class KafkaSink:
             return
         self._hear_all(producer, seconds)
         producer.purge()
-        self._hear_all(producer, seconds)
+        # The client says it of every record at once; one that is not heard keeps its place for good.
+        self._hear_all(producer, _PURGED_SECONDS)
 
     def _hear_all(self, producer: Producer, seconds: float) -> None:
         """Hear what became of records until none is on its way, or for so long. The client's `flush` would end at an error."""

@@ -45,6 +45,16 @@ class Reading:
             raise Busy(f"{self._kib} KiB of requests are being read")
         self._bodies += 1
         self._kib += kib
+        # A thread cannot be stopped: where the asker's time is over, its turn and its counts last as long as the thread.
+        over = False
+        reading = asyncio.ensure_future(self._in_turn(kib, read, lambda: over or gone()))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            over = True
+            raise
+
+    async def _in_turn(self, kib: int, read: Callable[[], T], gone: Gone) -> T:
         try:
             async with self._turn:
                 if gone():

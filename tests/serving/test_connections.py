@@ -260,6 +260,7 @@ def test_who_sends_no_more_is_answered(server: Server) -> None:
         (rank % (len(body) + 1, body), 0, ()),
         (b"", 0, ()),
     ):
+        took = []
         for _ in range(20):
             with connect(server) as asked:
                 asked.sendall(sent)
@@ -268,7 +269,8 @@ def test_who_sends_no_more_is_answered(server: Server) -> None:
                 answer = b"".join(iter(lambda of=asked: of.recv(1 << 16), b""))
             found = re.findall(rb"HTTP/1.1 (\d+)", answer)
             assert len(found) == answers and {*found} <= {b"200", *may_be}, (sent, answer)
-            assert time.monotonic() - began < 1.9, "and closed at once"
+            took.append(time.monotonic() - began)
+        assert np.median(took) < 1.9, "and closed at once"
 
 
 def test_a_connection_waits_for_its_next_request_as_long_as_configured(server: Server) -> None:

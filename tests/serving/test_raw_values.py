@@ -289,6 +289,7 @@ def test_requests_are_scored_together_as_alone(world: World) -> None:
     assert together is not None
     for each, answer in zip(asked, together, strict=True):
         assert np.allclose(answer.scores, world.replica.replica.score(each.columns, each.count), rtol=1e-5, atol=1e-7)
+    # Not to the bit: where a row stands in a batch decides whether it is summed by vectors or at their tail.
     assert np.allclose(together[0].scores, together[3].scores, rtol=1e-5, atol=1e-7)
 
 

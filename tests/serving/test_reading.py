@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -159,3 +160,29 @@ def test_who_would_wait_too_long_to_be_read_is_refused() -> None:
         )
 
     asyncio.run(read())
+
+
+def test_one_body_is_read_at_a_time_also_when_askers_give_up() -> None:
+    at_once, most, begun = 0, 0, 0
+    lock = threading.Lock()
+
+    def read() -> None:
+        nonlocal at_once, most, begun
+        with lock:
+            at_once, begun = at_once + 1, begun + 1
+            most = max(most, at_once)
+        time.sleep(0.2)
+        with lock:
+            at_once -= 1
+
+    async def run() -> None:
+        reading = Reading(60)
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await reading.read(1 << 20, read)
+        await reading.read(1 << 20, read)
+
+    asyncio.run(run())
+    assert most == 1
+    assert begun == 2, "nobody waits any longer for what was given up before its turn"
