@@ -6,11 +6,10 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
-
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.place import require_writable
+from minutely.yaml_file import write_yaml
 
 RUNS = Path("runs")
 _LATEST = "latest"
@@ -35,8 +34,8 @@ class Run:
         cls.check_free(out)
         run = cls(out)
         run.deltas.mkdir(parents=True, exist_ok=True)
-        dumped = pipeline.model_dump(mode="json", exclude_defaults=True)
-        run.config.write_text(yaml.safe_dump(dumped, sort_keys=False), encoding="utf-8")
+        # What was said stays, also where it is a default: a table's own settings go before those of all tables.
+        write_yaml(run.config, pipeline.model_dump(mode="json", exclude_unset=True))
         if out.parent == RUNS:
             _point_to(RUNS / _LATEST, out.name)
         return run
@@ -48,8 +47,10 @@ class Run:
         if out is not None and out.exists() and any(out.iterdir()):
             run = Run(out)
             unfinished = run.config.is_file() and not run.summary.exists()
-            value = "has a run that ended before its summary" if unfinished else "is not empty"
-            allowed = "allowed: a new or empty folder" + ("; remove that run, or give another" if unfinished else "")
+            value = "has a run without a summary, at work or ended before it" if unfinished else "is not empty"
+            allowed = "allowed: a new or empty folder" + (
+                "; if it ended, remove it, or give another" if unfinished else ""
+            )
             raise Problems([Problem(str(out), "--out", value, allowed)])
 
     @classmethod

@@ -16,6 +16,8 @@ _MAX_VALUES = 100_000
 """Aliases counted as often as they stand for something: nine lines of them can come to more values than any memory holds."""
 _EXACT = 2**53 - 1
 """Up to here a float with nothing after its point is that whole number and no other."""
+_MOST_DIGITS = 400
+"""More than any float has; Python writes no number of ten times as many, which messages have to."""
 _SHOWN = 60
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError)
 """What PyYAML raises; at a value that its tag does not fit, that is whatever its own code ran into."""
@@ -46,6 +48,10 @@ _BEGUN = [
 """Those that the parser notices later than where they begin."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, which puts texts in quotes that are something else in YAML 1.1, and those that are so in 1.2."""
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's, which is of YAML 1.1, with the core schema of 1.2: there ``on`` and ``no`` are texts, and ``1e6`` is a number."""
 
@@ -59,6 +65,8 @@ class _Loader(yaml.SafeLoader):
     def construct_whole(self, node: yaml.ScalarNode) -> int:
         """``010`` is ten; octal is ``0o10``."""
         text = str(self.construct_scalar(node))
+        if len(text) > _MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, "a number that is too long", node.start_mark)
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         return int(text, base)
 
@@ -71,7 +79,8 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 
@@ -106,14 +115,19 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         raise Problems([Problem(name, "file", why(error), "allowed: YAML in UTF-8, without loops")]) from None
 
 
+def write_yaml(path: Path, value: Any) -> None:
+    """Write what `read_yaml` reads as the same: texts that are numbers to it are in quotes."""
+    path.write_text(yaml.dump(value, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+
+
 def place_of(tree: yaml.Node | None, loc: tuple[Any, ...], passed_over: tuple[str, ...] = ()) -> str:
     """Line and path of the value at ``loc``, or of where it is missing; parts ``passed_over`` are in no file."""
     node, line, path = tree, 1, []
     for part in loc:
         if isinstance(node, yaml.MappingNode):
             found = [(key, value) for key, value in node.value if key.value == str(part)]
-            if found:
-                line, node = found[0][0].start_mark.line + 1, found[0][1]
+            if found:  # the last, since what a merge brought comes first
+                line, node = found[-1][0].start_mark.line + 1, found[-1][1]
                 path.append(str(part))
                 continue
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):

@@ -222,9 +222,8 @@ class DeltaLog:
         if not training or read_pin(self._files):
             pin_next(self._files, following)
         manifests.write_manifest(self._files, manifest)
-        if (
-            not training and read_pin(self._files) != following
-        ):  # who released replicas meanwhile did so of what was before
+        # Who released replicas meanwhile did so of what was before; who rolled back meanwhile decides after this.
+        if not training and read_pin(self._files) < following:
             pin_next(self._files, following)
         self._add(manifest)
         return manifest

@@ -9,6 +9,7 @@ import pytest
 
 from basis.problems import Problems
 from minutely.config import load_pipeline
+from minutely.run import Run
 from tests.minutely.configs import BASE, load_text, problems
 
 
@@ -136,6 +137,27 @@ def test_words_that_older_yaml_takes_for_truth_values(tmp_path: Path) -> None:
     """`sides: {items: {on: item}}` is in the docs, and was refused for its key `True`."""
     text = BASE.replace("features:\n", "features:\n  no: {column: off}\n")
     assert load_text(tmp_path, text).features["no"].column == "off"
+
+
+def test_a_mistake_in_a_key_that_goes_before_a_merged_one_is_told_where_it_stands(tmp_path: Path) -> None:
+    text = BASE.replace("click: {action", "click: &click {action")
+    (problem,) = problems(tmp_path, text.replace("join:\n", "  play:\n    <<: *click\n    window: soon\njoin:\n"))
+    assert problem.place == f"line {text[: text.index('join:')].count(chr(10)) + 3}, labels.play.window"
+
+
+def test_a_number_without_end_is_told(tmp_path: Path) -> None:
+    """It was shown as an error of Python's, which writes no number of more than 4,300 digits."""
+    (problem,) = problems(tmp_path, BASE.replace("max_rows: 100", f"max_rows: 0x{'f' * 5000}"))
+    assert problem.place.startswith("line ") and "too long" in problem.allowed
+
+
+def test_a_run_has_the_config_that_it_was_made_of(tmp_path: Path) -> None:
+    """What a table has otherwise was left out where it is a default, and a name that looks like a number was one afterwards."""
+    text = BASE.replace("learning_rate: 0.05", "expire_after: 1d").replace("{expire_after: 2d}", "{expire_after: null}")
+    pipeline = load_text(tmp_path, text.replace("name: shop", "name: '1e5'"))
+    again = load_pipeline(Run.create(pipeline, tmp_path / "run", 0).config)
+    assert again == pipeline
+    assert again.tables.of("item") == pipeline.tables.of("item")
 
 
 @pytest.mark.parametrize(

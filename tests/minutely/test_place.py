@@ -31,9 +31,10 @@ def test_a_place_is_signed_where_the_environment_has_a_key(tmp_path: Path, monke
     assert "too-short" not in refused, "no key is shown"
 
 
-def test_a_run_that_ended_before_its_summary_is_named(tmp_path: Path) -> None:
-    """Such as one whose model a guard held back: the same command again was refused for a folder that is not empty."""
-    for name, value in (("config.yaml", "has a run that ended"), ("summary.json", "is not empty")):
+def test_a_run_without_a_summary_is_named(tmp_path: Path) -> None:
+    """Such as one whose model a guard held back: the same command again was refused for a folder that is not empty. It may be at
+    work still."""
+    for name, value in (("config.yaml", "has a run without a summary, at work or"), ("summary.json", "is not empty")):
         (tmp_path / name).write_text("{}")
         with pytest.raises(Problems, match=value):
             Run.check_free(tmp_path)

@@ -11,7 +11,7 @@ from minutely.versions import release, roll_back
 from paramserver import history
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.follower import Follower
-from paramserver.manifest import encode_checked, read_manifest
+from paramserver.manifest import encode_checked, manifest_name, read_manifest
 from paramserver.marks import read_pin, unpin
 from tests.paramserver.published import BreakableFiles, MemoryFiles, Writer, replica_tables, state_of
 
@@ -125,6 +125,19 @@ def test_who_releases_while_a_rollback_is_at_work_releases_what_was_before() -> 
     log = DeltaLog.resume(store, "form", KEEP)
     assert log.go_back(7, 0, training=False).version == 9
     assert read_pin(store) == 9
+
+
+def test_a_rollback_that_comes_while_another_ends_decides() -> None:
+    class RolledBackMeanwhile(MemoryFiles):
+        def create(self, name: str, data: bytes) -> None:
+            super().create(name, data)
+            if name == manifest_name(9, base=False):
+                DeltaLog.resume(self, "form", KEEP).go_back(8, 0, training=False)
+
+    store = RolledBackMeanwhile()
+    learn_and_publish(Writer(store, KEEP, seed=4), 8)
+    assert DeltaLog.resume(store, "form", KEEP).go_back(7, 0, training=False).version == 9
+    assert read_pin(store) == 10
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 63, 100])
