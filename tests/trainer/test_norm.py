@@ -101,6 +101,15 @@ def test_numbers_that_are_never_usual_mute_nothing_and_a_feature_may_become_rare
     assert 1 < np.median(out) < 20
 
 
+@pytest.mark.parametrize("share", [0.005, 0.008])
+def test_stand_ins_that_keep_coming_mute_nothing(share: float) -> None:
+    """They took the scale of 0 to 10 to 70,000, slowly."""
+    rng = np.random.default_rng(8)
+    rows = rng.uniform(0, 10, (150_000, 1))
+    rows[rng.random(len(rows)) < share] = 1e6
+    assert scale_of(learned([rows[at : at + 500] for at in range(0, len(rows), 500)], every_ms=600 * MINUTE)) < 8
+
+
 def test_a_feature_without_variance_comes_to_life() -> None:
     rows = np.concatenate((np.full((1000, 1), 7.0), np.random.default_rng(2).normal(7, 3, (2000, 1))))
     assert scale_of(learned([rows[at : at + 10] for at in range(0, 3000, 10)])) > 1.5
