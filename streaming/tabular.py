@@ -201,6 +201,8 @@ def _as_text(kind: pa.DataType) -> pa.DataType:
     """The type with one sort of texts instead of two: a view is a text that newer writers lay out otherwise."""
     if pa.types.is_string_view(kind):
         return pa.large_string()
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_as_text(kind.value_type))
     return pa.list_(_as_text(kind.value_type)) if pa.types.is_list(kind) else kind
 
 

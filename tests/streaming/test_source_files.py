@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,10 @@ def test_all_files_that_are_not_there_are_told_at_once(tmp_path: Path) -> None:
     assert all("not there" in allowed for *_, allowed in found)
 
 
-def test_texts_that_are_views_are_texts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list])
+def test_texts_that_are_views_are_texts(tmp_path: Path, list_of: Callable[[pa.DataType], pa.DataType]) -> None:
     """Newer writers leave `string_view` in a Parquet file's schema; no function of Arrow's that is used here takes it."""
-    texts, words = pa.array(["a", "b" * 40], pa.string_view()), pa.array([["x", "y"], []], pa.list_(pa.string_view()))
+    texts, words = pa.array(["a", "b" * 40], pa.string_view()), pa.array([["x", "y"], []], list_of(pa.string_view()))
     columns = {
         "t": pa.array([T, T + 1]),
         "item": texts,
