@@ -52,6 +52,7 @@ class Reading:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
             over = True
+            reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody is left to hear it
             raise
 
     async def _in_turn(self, kib: int, read: Callable[[], T], gone: Gone) -> T:

@@ -171,7 +171,7 @@ def test_one_body_is_read_at_a_time_also_when_askers_give_up() -> None:
         with lock:
             at_once, begun = at_once + 1, begun + 1
             most = max(most, at_once)
-        time.sleep(0.2)
+        time.sleep(1)
         with lock:
             at_once -= 1
 
