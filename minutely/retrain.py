@@ -108,7 +108,7 @@ class _CatchUp:
                 newest = look(files, form, sync.keep_deltas).newest
                 wanted = newest.offsets if newest is not None else {}
             self._step()
-            status.examples, status.lag = self._trainer.examples, self._log.lag
+            status.examples, status.left_out, status.lag = self._trainer.examples, self._trainer.left_out, self._log.lag
             status.watermarks = {worker.partition: worker.watermark for worker in self._workers}
         return False
 

@@ -16,6 +16,7 @@ from serving.connections import Connection, Connections
 
 _OTHER_FILES = 256
 _AGAIN_SECONDS = 0.05
+_TAKEN_AT_ONCE = 16
 _CLOSE: tuple[bytes, bytes] = (b"connection", b"close")
 HEALTH_PATHS = ("/v2/health/live", "/v2/health/ready", "/v1/status", "/metrics")
 
@@ -47,12 +48,16 @@ class Listener(uvicorn.Server):
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
+        taken = 0
         while True:
             try:
                 accepted, client = await loop.sock_accept(self._bound)
             except OSError:  # it has gone again, or there are no files for now
                 await asyncio.sleep(_AGAIN_SECONDS)
                 continue
+            taken += 1
+            if taken % _TAKEN_AT_ONCE == 0:
+                await asyncio.sleep(0)  # a crowd does not get all of the loop
             connection = Connection(self._connections, self.config, self.server_state)
             if not connection.accept(client) and self.config.ssl:
                 accepted.close()  # saying why would take a handshake
@@ -61,8 +66,6 @@ class Listener(uvicorn.Server):
             connection.open(opening)
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-            # It begins to open here, and from then on its transport closes the socket. And a crowd does not get all of the loop.
-            await asyncio.sleep(0)
 
     async def _open(self, connection: Connection, accepted: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted, ssl=self.config.ssl)

@@ -17,6 +17,7 @@ _LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 _SLOW_HEADER = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nX-A: "
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Z]")
 _OPENED_A_ROUND = 100
+_PATIENCE_SECONDS = 1.0
 _ROUND_SECONDS = 0.05
 _BYTE_EVERY_SECONDS = 0.5
 _PIECES = (
@@ -68,13 +69,13 @@ class RawRequests:
         return bytes(data) or b"\n"
 
 
-def send_raw(port: int, data: bytes, patience_seconds: float = 0.2) -> list[int]:
+def send_raw(port: int, data: bytes) -> list[int]:
     """The statuses of what is answered to some bytes, until nothing comes for a while. ``AssertionError`` where it is no HTTP."""
     answer = bytearray()
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             connection.sendall(data)
-            connection.settimeout(patience_seconds)
+            connection.settimeout(_PATIENCE_SECONDS)
             while part := connection.recv(1 << 16):
                 answer += part
     except OSError:

@@ -159,7 +159,7 @@ class _Nobody:
 def others_names() -> set[str]:
     """What joiners and trainers export: the families of their collectors."""
     families = list(JoinMetrics(_Nobody()).collect())  # type: ignore[arg-type]
-    status = Status(prequential=Prequential(make_pipeline().labels), tables={"item": Table(2)})
+    status = Status(left_out=0, prequential=Prequential(make_pipeline().labels), tables={"item": Table(2)})
     families += StatusMetrics("train", "versions", status, EventClock(0)).collect()
     return {name for family in families for name in (family.name, f"{family.name}_total")}
 

@@ -169,7 +169,7 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
                 refused.append(error.status)
         client.close()
 
-    def fuzz() -> None:
+    def fuzz(seed: int) -> None:
         body = {name: probes[0][name].tolist() for name in ("item", "price", "picture")} | {"tags": [[]] * COUNT}
         rank = {"features": {"user": 1}, "candidates": {"ids": list(range(COUNT)), "features": body}}
         engaged = {"engagements": [{"request_id": "r", "impression_id": "i", "action": "click"}]}
@@ -179,11 +179,12 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
             ("/v1/engagements", "application/json", json.dumps(engaged).encode()),
             ("/v2/models/test/infer", "application/json", b"{}"),
         ]
-        requests = RawRequests(bodies, seed=1)
+        requests = RawRequests(bodies, seed=seed)
         while not stop.wait(0.005):
             sent = requests.next()
             statuses = send_raw(server.port, sent)
-            raw_statuses.update(statuses)
+            with lock:
+                raw_statuses.update(statuses)
             if any(status >= 500 for status in statuses):
                 wrong.append(("raw request", sent, statuses))
 
@@ -247,7 +248,7 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
             unready += 1
             publish()
             time.sleep(0.2)
-        works = [partial(ask, 0), partial(ask, 1), fuzz, watch, partial(crowd.run, stop)]
+        works = [partial(ask, 0), partial(ask, 1), partial(fuzz, 1), partial(fuzz, 2), watch, partial(crowd.run, stop)]
         threads = [watched(work) for work in works]
         for thread in threads:
             thread.start()
