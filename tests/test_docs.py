@@ -11,6 +11,7 @@ import yaml
 from paramserver.settings import TableSettings, TablesSettings
 from tests.commands import ROOT, execute
 from tests.real import test_kuairand, test_movielens
+from tests.serving import test_replay_served
 from tests.stack import test_stack
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -25,6 +26,8 @@ RUN_ELSEWHERE = {
     test_stack.COMPOSE: "tests/stack/test_stack.py, service by service",
     test_stack.FRESHNESS: "tests/stack/test_stack.py, at the ports that are free",
     test_stack.RETRAIN: "tests/stack/test_stack.py, its command",
+    test_replay_served.SERVE: "tests/serving/test_replay_served.py, at a port that is free",
+    test_replay_served.ASK: "tests/serving/test_replay_served.py, by Python",
 }
 MAKE = {
     "make replay": test_movielens.REPLAY,
@@ -53,7 +56,7 @@ def test_commands(page: Path, tmp_path: Path) -> None:
     for name in ("configs", "examples", "paramserver", "Makefile", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     for command in _commands(page):
-        if command in RUN_ELSEWHERE or command in MAKE or command.startswith(("git clone", "cd ")):
+        if command in RUN_ELSEWHERE or command in MAKE or command.startswith(("git clone", "cd ", ". .venv/")):
             continue
         if command == test_kuairand.CHECK:
             from tests.commands import require_kuairand
