@@ -1,52 +1,50 @@
-"""What `make replay` and `make compare` run, on the real MovieLens-100K: bars of served AUC, freshness, equality of runs."""
+"""What `make replay` and `make compare` run, on the real MovieLens-100K: bars of served AUC, freshness, what cadences are worth."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commands import run
+from tests.real.movielens import first_ratings
 
 REPLAY = "minutely replay configs/movielens.yaml"
 COMPARE = "minutely compare configs/movielens.yaml"
 ROWS = "minutely rows user 196"
 
-Summaries = tuple[dict[str, Any], dict[str, Any]]
+COMPARED = 40_000
+"""Ratings in the comparison, which takes five replicas through them; the replay takes all."""
 
 
 @pytest.fixture(scope="module")
-def summaries(tmp_path_factory: pytest.TempPathFactory) -> Summaries:
-    folder: Path = tmp_path_factory.mktemp("movielens")
-    return run(REPLAY, folder / "replay"), run(COMPARE, folder / "compare")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(REPLAY, tmp_path_factory.mktemp("movielens") / "replay")
 
 
-def test_everything_was_served_joined_and_trained_once(summaries: Summaries) -> None:
-    for summary in summaries:
-        assert (summary["impressions"], summary["engagements"], summary["examples"]) == (100_000,) * 3
-        assert summary["dead_letters"] == 0
-        assert summary["replica_equals_table"]
-        assert not summary["interrupted"]
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("movielens")
+    return run(f"{COMPARE} --data {first_ratings(COMPARED, folder / 'data')}", folder / "compare")
 
 
-def test_served_auc_and_freshness(summaries: Summaries) -> None:
-    replay, _ = summaries
-    assert replay["metrics"]["like"]["auc"] >= 0.75
-    assert replay["freshness_seconds"]["p99"] <= 61
-    assert abs(replay["metrics"]["like"]["calibration"] - 1) < 0.05
+@pytest.mark.parametrize(("ran", "ratings"), [("replayed", 100_000), ("compared", COMPARED)])
+def test_everything_was_served_joined_and_trained_once(ran: str, ratings: int, request: pytest.FixtureRequest) -> None:
+    summary = request.getfixturevalue(ran)
+    assert (summary["impressions"], summary["engagements"], summary["examples"]) == (ratings,) * 3
+    assert summary["dead_letters"] == 0
+    assert summary["replica_equals_table"]
+    assert not summary["interrupted"]
 
 
-def test_a_comparison_s_minute_is_the_replay_bit_for_bit(summaries: Summaries) -> None:
-    replay, compare = summaries
-    minute = compare["cadences"]["60s"]
-    assert minute["metrics"] == replay["metrics"]
-    assert minute["freshness_seconds"] == replay["freshness_seconds"]
+def test_served_auc_and_freshness(replayed: dict[str, Any]) -> None:
+    assert replayed["metrics"]["like"]["auc"] >= 0.75
+    assert replayed["freshness_seconds"]["p99"] <= 61
+    assert abs(replayed["metrics"]["like"]["calibration"] - 1) < 0.05
 
 
-def test_fresher_is_better(summaries: Summaries) -> None:
-    _, compare = summaries
-    scores = [compare["cadences"][name]["metrics"]["like"]["auc"] for name in ("60s", "5m", "1h", "24h", "never")]
+def test_fresher_is_better(compared: dict[str, Any]) -> None:
+    scores = [compared["cadences"][name]["metrics"]["like"]["auc"] for name in ("60s", "5m", "1h", "24h", "never")]
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == len(scores)
-    assert scores[0] - scores[-1] >= 0.05
+    assert scores[0] - scores[-1] >= 0.04

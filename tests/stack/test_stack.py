@@ -39,8 +39,8 @@ FRESHNESS = "minutely freshness 127.0.0.1:8081 127.0.0.1:8082"
 REPLICAS = ("serve-1", "serve-2")
 CADENCE = os.environ.get("MINUTELY_STACK_CADENCE", "1s")
 """CI has a minute for 1s; 60s takes ten."""
-GOALS = {"1s": 3, "60s": 70}
-"""Decided to servable, p99 in seconds, by cadence."""
+GOALS = {"1s": 10, "60s": 70}
+"""Decided to servable, p99 in seconds, by cadence: on an idle machine 1s keeps 3, but CI runs other tests beside it."""
 _WAIT_SECONDS = 200
 
 
