@@ -209,7 +209,7 @@ def speed(native: Any, rows: int, dim: int, law: str, rounds: int) -> dict[str, 
             "lookup / torch": result.ratio("lookup", "torch lookup"),
             "lookup, of its lines' bound": lines * result.ratio("lookup", "random lines read"),
             "apply, of its lines' bound": lines * result.ratio("apply", "random lines updated"),
-            "insert, of it fresh memory": insert_rates["table"]
+            "insert, share of fresh memory": insert_rates["table"]
             * 1e6
             * table_bytes
             / rows

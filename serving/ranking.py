@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from basis.problems import Problem
-from serving.replica import Replica, Versions
 from serving.requests import Asked, RankAsked
 from streaming.columns import Column, Ragged, Repeated, ServedColumns, pack, packed_width
 from streaming.events import MAX_RECORD_BYTES, SCHEMA_VERSION, Request, encode
 from streaming.features import Feature
 from streaming.labels import Label
+
+if TYPE_CHECKING:  # `minutely check` reads this module and shall not wait seconds for torch
+    from serving.replica import Replica, Versions
 
 _ID_BYTES = 36  # two of msgpack's, 32 digits of the request's id, a dot, and a digit of the place
 _POSITION_BYTES = _LENGTH_BYTES = 4
