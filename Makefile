@@ -4,7 +4,7 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 NATIVE := $(wildcard paramserver/native/*)
-SOURCES := basis streaming paramserver trainer serving minutely tests benchmarks
+SOURCES := basis streaming paramserver trainer serving minutely stack tests benchmarks
 CXX_SOURCES := $(shell git ls-files '*.cpp' '*.hpp' 2>/dev/null)
 
 replay: .venv/ready
@@ -14,7 +14,7 @@ compare: .venv/ready
 	@minutely compare configs/movielens.yaml $(ARGS)
 
 stack: .venv/ready
-	@python -m tests.stack.stack
+	@python -m stack
 
 test: .venv/ready
 	@scripts/test

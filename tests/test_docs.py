@@ -33,7 +33,7 @@ MAKE = {
     "make replay": test_movielens.REPLAY,
     "TORCH=cpu make replay": test_movielens.REPLAY,
     "make compare": test_movielens.COMPARE,
-    "make stack": "tests.stack.stack",
+    "make stack": "python -m stack",
     "make simulate": "tests.simulation.simulate",
     "make simulate-mutants": "tests.simulation.mutants",
     "make test": "scripts/test",

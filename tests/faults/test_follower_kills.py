@@ -19,12 +19,12 @@ from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.history import read_version
 from paramserver.manifest import Manifest
+from stack.kafka import BrokerUnavailable, running
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from tests.commands import missing
 from tests.faults.following import digest, follow
-from tests.kafka.broker import BrokerUnavailable, running
 from tests.kafka.services import Service, joiner, said, started, trainer, write_config
 from tests.kafka.traffic import LiveTraffic, check_examples, make_pipeline, make_traffic, read_examples
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minutely.config import Pipeline
+from stack.kafka import BrokerUnavailable, Cluster, running
 from streaming.archive import Archive
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from tests.commands import missing
-from tests.kafka.broker import BrokerUnavailable, Cluster, running
 from tests.kafka.services import Service, archiver, joiner, said, started, trainer, write_config
 from tests.kafka.traffic import (
     Emitted,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from stack.kafka import BrokerUnavailable, running
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from tests.commands import missing
-from tests.kafka.broker import BrokerUnavailable, running
 
 
 @pytest.fixture(scope="session")

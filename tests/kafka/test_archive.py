@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 from minutely.config import Pipeline
+from stack.ports import free_ports
 from streaming.archive import Archive, Position
 from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
@@ -14,7 +15,6 @@ from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES
 from tests.kafka.services import archiver, started, write_config
 from tests.kafka.traffic import check_archive, delete_before, examples_record, make_pipeline, producer_of
-from tests.ports import free_ports
 
 FIRST, LAST = 0, 2
 

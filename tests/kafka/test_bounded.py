@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import KafkaException
 
+from stack.kafka import BrokerUnavailable, running
 from streaming.join_partition import Committed
 from streaming.join_state import Cut, Outgoing
 from streaming.kafka import partition_io
@@ -18,7 +19,6 @@ from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.commands import missing
-from tests.kafka.broker import BrokerUnavailable, running
 from tests.kafka.traffic import read_topic
 
 

@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from minutely.join import make_join_service
+from stack.kafka import BrokerUnavailable, running
 from streaming.clock import EventClock, WallClock
 from streaming.events import Engagement, encode
 from streaming.examples import ExampleFormat
@@ -21,7 +22,6 @@ from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.commands import missing
-from tests.kafka.broker import BrokerUnavailable, running
 from tests.kafka.joining import MINUTE, joined_through, now_ms, run_until
 from tests.kafka.traffic import (
     Event,

@@ -8,11 +8,11 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
 from basis.problems import Problems
+from stack.kafka import BrokerUnavailable, running
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES, IMPRESSIONS
 from tests.commands import missing
-from tests.kafka.broker import BrokerUnavailable, running
 
 
 def problems(kafka: KafkaSettings) -> list[str]:

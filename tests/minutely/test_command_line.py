@@ -19,10 +19,10 @@ from click.testing import CliRunner, Result
 from minutely.cli import cli
 from minutely.ends import Ending
 from minutely.freshness import COMPOSE
+from stack.ports import free_ports
 from streaming.kafka import topics, waiting
 from streaming.kafka.settings import BOOTSTRAP
 from tests.commands import ROOT, execute
-from tests.ports import free_ports
 
 SHOP = ROOT / "examples/shop/shop.yaml"
 NOBODY = "http://127.0.0.1:9/ranking/of/the/shop/on/the/front/page/in/the/second/region/of/three"

@@ -20,9 +20,9 @@ from paramserver.files import Files
 from paramserver.follower import Follower
 from paramserver.manifest import TakenOverError
 from paramserver.object_files import ObjectFiles
+from stack.ports import free_ports
 from tests.kafka.services import write_config
 from tests.paramserver.published import Writer, replica_tables, state_of
-from tests.ports import free_ports
 from tests.serving.publishing import Publisher, make_pipeline
 from tests.serving.server import Server
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from minutely.config import Pipeline
+from stack.ports import free_ports
 from tests.kafka.services import Service, write_config
-from tests.ports import free_ports
 
 _START_SECONDS = 120
 

@@ -17,9 +17,9 @@ from minutely.service import Address, CannotListen, bind
 from serving.access import Denied, Gate, Rate
 from serving.client import Client, RefusedError
 from serving.settings import Role, TokenSettings
+from stack.ports import free_ports
 from tests.kafka.services import started, write_config
 from tests.kafka.test_security import certificate
-from tests.ports import free_ports
 from tests.serving.publishing import Publisher, draw, make_pipeline
 from tests.serving.server import Server
 

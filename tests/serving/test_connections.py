@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from serving.listening import HEALTH_PATHS
+from stack.ports import free_ports
 from tests.kafka.test_security import certificate
-from tests.ports import free_ports
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
 

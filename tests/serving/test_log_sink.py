@@ -14,13 +14,13 @@ import pytest
 from minutely.kafka_sink import KafkaSink
 from serving.outbox import Outbox, Outgoing
 from serving.service import send_step
+from stack.kafka import BrokerUnavailable, running
+from stack.ports import free_ports
 from streaming.kafka import sending
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.commands import missing
-from tests.kafka.broker import BrokerUnavailable, running
 from tests.kafka.traffic import read_topic
-from tests.ports import free_ports
 
 RECORD_BYTES = 300_000
 WITHIN_SECONDS = 60

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stack.ports import free_ports
 from streaming.columns import check_packed, unpack
 from streaming.events import MAX_RECORD_BYTES, MAX_TIME_MS, decode_request
 from streaming.kafka.settings import KafkaSettings
@@ -17,7 +18,6 @@ from streaming.log import IMPRESSIONS
 from tests.kafka.conftest import bootstrap, kafka  # noqa: F401 - fixtures
 from tests.kafka.services import joiner, said, started, trainer
 from tests.kafka.traffic import read_topic
-from tests.ports import free_ports
 from tests.serving.publishing import draw, make_pipeline, rank_body
 from tests.serving.server import Server
 

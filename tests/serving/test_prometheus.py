@@ -19,12 +19,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from minutely.metrics import Status, StatusMetrics
 from paramserver.table import Table
+from stack.ports import free_ports
 from streaming.calibration import ServedCalibration
 from streaming.clock import EventClock
 from streaming.kafka.metrics import JoinMetrics
 from tests.commands import ROOT, missing
 from tests.kafka.services import started
-from tests.ports import free_ports
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
 from trainer.prequential import Prequential

@@ -11,8 +11,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from stack.ports import free_ports
 from tests.commands import ROOT, execute
-from tests.ports import free_ports
 
 SERVE = "minutely serve examples/shop/shop.yaml --deltas shop-run/deltas --listen 127.0.0.1:8080"
 ASK = (

@@ -18,11 +18,11 @@ from serving.ranking import order_of
 from serving.requests import RankAsked
 from serving.service import ReplicaService
 from serving.shadow import Shadow
+from stack.ports import free_ports
 from streaming.clock import EventClock
 from streaming.columns import Columns
 from streaming.events import SCHEMA_VERSION, Engagement
 from streaming.labels import Label
-from tests.ports import free_ports
 from tests.serving.publishing import DAY, Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
 from trainer.metrics import class_metrics

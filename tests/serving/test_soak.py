@@ -28,10 +28,10 @@ from paramserver.delta_log import Cut, DeltaLog
 from paramserver.table import Table
 from serving.answers import RankAnswer
 from serving.client import Client, RefusedError
+from stack.ports import free_ports
 from streaming.columns import Columns, Ragged
 from tests.commands import missing
 from tests.kafka.services import started
-from tests.ports import free_ports
 from tests.serving.crowd import Crowd, RawRequests, send_raw
 from tests.serving.publishing import Publisher, draw, make_pipeline
 from tests.serving.server import Server

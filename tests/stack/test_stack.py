@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -17,6 +18,7 @@ from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from basis.settings import parse_duration
@@ -26,11 +28,11 @@ from paramserver import manifest as manifests
 from paramserver.files import LocalFiles
 from serving.client import Client
 from serving.status import Status
+from stack.compose import Stack, published, read_compose
+from stack.kafka import BrokerUnavailable
 from streaming.source import load
 from tests.commands import ROOT, execute, missing, require_kuairand
-from tests.kafka.broker import BrokerUnavailable
 from tests.serving.test_prometheus import QUERIES
-from tests.stack.stack import Stack, published, read_compose
 
 PRODUCE = "minutely produce configs/movielens.yaml --rate 100/s"
 COMPOSE = "docker compose up --build"
@@ -71,6 +73,23 @@ def test_every_service_is_looked_after() -> None:
         assert service.get("user", "") != "root", name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name}: not one version"
+
+
+@pytest.mark.parametrize(
+    ("here", "needs"),
+    [
+        ([], "java and mvn (Debian: apt-get install default-jre-headless maven)"),
+        (["java"], "mvn (Debian: apt-get install maven)"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(here: list[str], needs: str, tmp_path: Path) -> None:
+    for program in here:
+        (tmp_path / program).symlink_to("/bin/true")
+    done = subprocess.run(
+        [sys.executable, "-m", "stack"], cwd=ROOT, env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, f"make stack: Kafka's server needs {needs}\n"), done.stdout
 
 
 def test_the_replicas_are_where_the_documentation_says() -> None:

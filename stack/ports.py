@@ -1,4 +1,4 @@
-"""Ports for the services that tests start."""
+"""Ports for the services that are started here."""
 
 from __future__ import annotations
 

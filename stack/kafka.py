@@ -1,4 +1,4 @@
-"""Apache Kafka's own server, in KRaft mode, as local processes: for tests and for `make stack`.
+"""Apache Kafka's own server, in KRaft mode, as local processes.
 
 The server is one Maven dependency (``pom.xml``), fetched once into the user's cache folder.
 """
@@ -22,9 +22,12 @@ from xml.etree import ElementTree
 
 import platformdirs
 
-from tests.ports import free_ports
+from stack.ports import free_ports
 
 _POM = Path(__file__).with_name("pom.xml")
+_PROGRAMS = {"java": "default-jre-headless", "mvn": "maven"}
+"""What it needs, with Debian's packages for them."""
+
 _SPACE = "{http://maven.apache.org/POM/4.0.0}"
 _FETCH_SECONDS = 600
 _START_SECONDS = 60
@@ -32,7 +35,7 @@ _HEAP = "-Xmx512m"
 
 
 class BrokerUnavailable(RuntimeError):
-    """Kafka's server cannot run here; the message says what is missing."""
+    """Kafka's server cannot run here; the message is what it needs."""
 
 
 def kafka_version() -> str:
@@ -44,9 +47,9 @@ def kafka_version() -> str:
 
 def libraries() -> Path:
     """The folder of Kafka's jars, filled by Maven on first use; `BrokerUnavailable` where that is not possible."""
-    for program, package in (("java", "openjdk-17-jre-headless"), ("mvn", "maven")):
-        if shutil.which(program) is None:
-            raise BrokerUnavailable(f"{program} (Debian: apt-get install {package})")
+    missing = {program: package for program, package in _PROGRAMS.items() if shutil.which(program) is None}
+    if missing:
+        raise BrokerUnavailable(f"{' and '.join(missing)} (Debian: apt-get install {' '.join(missing.values())})")
     root = Path(platformdirs.user_cache_dir("minutely"))
     folder = root / f"kafka-{kafka_version()}"
     root.mkdir(parents=True, exist_ok=True)
@@ -55,9 +58,12 @@ def libraries() -> Path:
         if not folder.is_dir():
             part = root / f"{folder.name}.part"
             command = ["mvn", "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies", f"-DoutputDirectory={part}"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
+            except subprocess.TimeoutExpired:
+                raise BrokerUnavailable(f"its jars, but {' '.join(command)} took over {_FETCH_SECONDS} s") from None
             if done.returncode:
-                raise BrokerUnavailable(f"Kafka's jars: {' '.join(command)} failed: {done.stdout[-400:]}")
+                raise BrokerUnavailable(f"its jars, but {' '.join(command)} failed: {done.stdout[-400:]}")
             part.replace(folder)
     return folder
 

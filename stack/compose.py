@@ -1,4 +1,4 @@
-"""`make stack`: what docker-compose.yml says, as local processes, without Docker.
+"""What docker-compose.yml says, as local processes.
 
 Commands, environment, dependencies, mounts and restarts are the file's. An image's program is the one of its name here, Kafka's the
 same version's server from Maven; a service whose program is not here is left out. Host names and ports become loopback
@@ -12,10 +12,8 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,14 +22,15 @@ from typing import Any
 
 import yaml
 
-from tests.commands import ROOT
-from tests.kafka.broker import Cluster, kafka_version
-from tests.ports import free_ports
+from stack.kafka import Cluster, kafka_version
+from stack.ports import free_ports
 
+ROOT = Path(__file__).parent.parent
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-_KAFKA = "kafka"
+KAFKA = "kafka"
+"""The broker's service."""
+
 _IMAGE = "apache/kafka:"
-_KAFKA_PORT = 9092
 _SETTING = "KAFKA_"
 _STOP_SECONDS = 60
 _RESTART_SECONDS = 1.0
@@ -64,19 +63,19 @@ class Stack:
         self._instead = instead or {}
         self._services: dict[str, Any] = read_compose()["services"]
         self._ports = dict(zip(self._services, free_ports(len(self._services)), strict=True)) | dict(ports or {})
-        image = self._services[_KAFKA]["image"]
-        assert image == _IMAGE + kafka_version(), f"{image}, but tests/kafka/pom.xml has {kafka_version()}"
+        image = self._services[KAFKA]["image"]
+        assert image == _IMAGE + kafka_version(), f"{image}, but stack/pom.xml has {kafka_version()}"
         settings = {
             name.removeprefix(_SETTING).lower().replace("_", "."): str(value)
-            for name, value in self._services[_KAFKA]["environment"].items()
+            for name, value in self._services[KAFKA]["environment"].items()
             if name.removeprefix(_SETTING) not in _OURS
         }
-        self._cluster = Cluster(folder / _KAFKA, extra=settings, port=self._ports[_KAFKA])
+        self._cluster = Cluster(folder / KAFKA, extra=settings, port=self._ports[KAFKA])
         self.bootstrap = self._cluster.bootstrap
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        always = [name for name, service in self._services.items() if name != _KAFKA and "profiles" not in service]
+        always = [name for name, service in self._services.items() if name != KAFKA and "profiles" not in service]
         self.names = [name for name in always if self._program(name)]
         """The services that run here, beside Kafka."""
         self.missing = [name for name in always if name not in self.names]
@@ -93,7 +92,7 @@ class Stack:
     def start(self) -> None:
         """Kafka first, since the others depend on it being healthy, then the others."""
         for name in self.names:
-            assert self._services[name].get("depends_on", {}).keys() <= {_KAFKA}, name
+            assert self._services[name].get("depends_on", {}).keys() <= {KAFKA}, name
         self._cluster.start()
         for name in self.names:
             self.start_one(name)
@@ -221,34 +220,3 @@ class Stack:
     def _environment(self, name: str) -> dict[str, str]:
         wanted = self._services[name].get("environment", {})
         return {**os.environ, "PATH": _PATH, **{key: self._local(name, str(value)) for key, value in wanted.items()}}
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def main() -> None:
-    """Run the stack until Ctrl-C, at the ports that the file publishes where they are free."""
-    ports = {name: port for name, port in {_KAFKA: _KAFKA_PORT, **published()}.items() if _is_free(port)}
-    with tempfile.TemporaryDirectory(prefix="minutely-stack-") as folder:
-        stack = Stack(Path(folder), ports)
-        stopped = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
-        try:
-            stack.start()
-            print(stack.guide(), flush=True)
-            while not stopped.wait(1):
-                pass
-        finally:
-            stack.stop()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""The compose file's services as local processes, for machines without Docker: `make stack`, tests, benchmarks."""
