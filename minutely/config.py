@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from basis.problems import Problem, Problems
 from basis.settings import Section, format_duration, matching
@@ -22,7 +23,7 @@ from streaming.datasets import movielens_100k
 from streaming.features import FeatureSet, SparseFeature
 from streaming.joiner import JoinSettings
 from streaming.kafka.settings import KafkaSettings
-from streaming.labels import LabelSet
+from streaming.labels import Label, LabelSet
 from streaming.negatives import NegativeSettings
 from streaming.source_settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
@@ -43,12 +44,21 @@ class Pipeline(Section):
     join: JoinSettings = JoinSettings()
     negatives: NegativeSettings = NegativeSettings()
     archive: ArchiveSettings | None = None
-    kafka: KafkaSettings = KafkaSettings()
+    kafka: Annotated[KafkaSettings, Field(validate_default=True)] = KafkaSettings()
     model: ModelSettings = ModelSettings()
     tables: TablesSettings = TablesSettings()
     train: TrainSettings = TrainSettings()
     sync: SyncSettings = SyncSettings()
     serve: ServeSettings = ServeSettings()
+
+    @field_validator("kafka")
+    @classmethod
+    def _kept_for_as_long_as_needed(cls, kafka: KafkaSettings, info: ValidationInfo) -> KafkaSettings:
+        """A retention that is not given follows the windows."""
+        labels, join = info.data.get("labels"), info.data.get("join")
+        if labels is None or join is None or "retention" in kafka.model_fields_set:
+            return kafka
+        return kafka.model_copy(update={"retention": max(kafka.retention, _needed_ms(labels, join))})
 
     def form(self) -> str:
         """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
@@ -75,6 +85,11 @@ class Pipeline(Section):
     def data_folder(self) -> Path:
         """The folder of the source's files; a data set that is nowhere is fetched."""
         return movielens_100k() if self.source.dir is None else Path(self.source.dir)
+
+
+def _needed_ms(labels: Mapping[str, Label], join: JoinSettings) -> int:
+    """How far back (ms) records are read by a joiner that lost its state, and by a trainer and an archiver that were away."""
+    return 2 * (max(label.window for label in labels.values()) + join.lateness)
 
 
 def load_pipeline(path: Path, data: Path | None = None) -> Pipeline:
@@ -163,6 +178,16 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
     if pipeline.sync.sparse_every % pipeline.train.step_every:
         step, every = (format_duration(at) for at in (pipeline.train.step_every, pipeline.sync.sparse_every))
         found.append((("sync", "sparse_every"), every, f"allowed: multiples of train.step_every ({step})"))
+    if pipeline.kafka.retention < (needed := _needed_ms(pipeline.labels, pipeline.join)):
+        given = format_duration(pipeline.kafka.retention)
+        window, lateness = (
+            format_duration(at) for at in (needed // 2 - pipeline.join.lateness, pipeline.join.lateness)
+        )
+        allowed = (
+            f"allowed: {format_duration(needed)} or longer, twice the longest window ({window}) and join.lateness ({lateness}); "
+            "or leave it out"
+        )
+        found.append((("kafka", "retention"), given, allowed))
     for name in pipeline.train.guards.prediction:
         if name not in pipeline.labels:
             found.append((("train", "guards", "prediction", name), name, f"allowed: {', '.join(pipeline.labels)}"))

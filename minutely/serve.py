@@ -268,6 +268,4 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         actions=used_actions(pipeline.labels),
         earliest_ms=pipeline.source.earliest_ms,
         max_future_ms=pipeline.join.max_future,
-        log_retention_ms=pipeline.kafka.retention,
-        log_needed_ms=2 * max(label.window for label in pipeline.labels.values()) + pipeline.join.lateness,
     )

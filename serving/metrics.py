@@ -134,12 +134,6 @@ class ReplicaMetrics(Collector):
         yield CounterMetricFamily("minutely_serve_candidates", "Candidates scored.", scoring.scored)
         yield CounterMetricFamily("minutely_serve_batches", "Batches scored.", scoring.batches)
         yield GaugeMetricFamily("minutely_serve_waiting", "Candidates waiting or being scored.", scoring.waiting)
-        yield GaugeMetricFamily(
-            "minutely_log_retention_seconds", "How long the log keeps records.", self._service.log_retention_ms / 1000
-        )
-        yield GaugeMetricFamily(
-            "minutely_log_needed_seconds", "What joiners need to be rebuilt.", self._service.log_needed_ms / 1000
-        )
         yield GaugeMetricFamily("minutely_log_waiting", "Records waiting for the log.", outbox.open)
         yield GaugeMetricFamily("minutely_log_waiting_bytes", "The memory that they take.", outbox.size_bytes)
         for name, what, counts in (

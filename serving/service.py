@@ -37,9 +37,8 @@ _LONGEST_WAIT_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ReplicaService:
-    """What answers need. ``outbox`` is where served impressions and engagements wait for the log,
-    which keeps them for ``log_retention_ms``; joiners that lost their state need the last ``log_needed_ms`` of it. ``actions`` are
-    those that labels look at; engagements may be as early as ``earliest_ms``, and ``max_future_ms`` ahead."""
+    """What answers need. ``outbox`` is where served impressions and engagements wait for the log. ``actions`` are those that labels
+    look at; engagements may be as early as ``earliest_ms``, and ``max_future_ms`` ahead."""
 
     name: str
     model: str
@@ -58,8 +57,6 @@ class ReplicaService:
     actions: frozenset[str]
     earliest_ms: int
     max_future_ms: int
-    log_retention_ms: int
-    log_needed_ms: int
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when it is about to end: it answers what comes, and says that nothing more should."""
 

@@ -82,7 +82,7 @@ class KafkaSettings(Section):
     partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
     replication: Annotated[int, Field(ge=1, le=100)] = 1
     retention: PositiveDurationMs = 7 * 86_400_000
-    """How long records are kept; far longer than any label's window."""
+    """How long records are kept at least. Where a pipeline does not set it, this or what its windows need, whichever is longer."""
     tls: TlsSettings | None = None
     sasl: SaslSettings | None = None
 

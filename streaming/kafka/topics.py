@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
@@ -15,6 +17,7 @@ from streaming.events import MAX_RECORD_BYTES
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
+_log = logging.getLogger("minutely.kafka")
 _RECORD_OVERHEAD_BYTES = 1024
 _ASK_SECONDS = 10
 _BLOCK_SECONDS = 20
@@ -25,6 +28,8 @@ _LARGEST = {
     EXAMPLES: MAX_OUTPUT_BYTES,
     DEAD_LETTERS: MAX_OUTPUT_BYTES,
 }
+_RETENTION = "retention.ms"
+_FOREVER = "-1"
 _PASSING = (KafkaError.REQUEST_TIMED_OUT, KafkaError.NOT_CONTROLLER)
 
 
@@ -59,7 +64,9 @@ def _ensure(admin: AdminClient, settings: KafkaSettings) -> list[Problem]:
         cluster = admin.list_topics(timeout=_ASK_SECONDS)
         configs = _configs(admin, names) if _led(cluster, names) else None
         if configs is not None:
-            return _mismatches(cluster, configs, settings)
+            if not (problems := _mismatches(cluster, configs, settings)):
+                _tell_of_longer_retention(configs, settings)
+            return problems
         if time.monotonic() > until:
             what = f"no leaders of all partitions of {', '.join(names)} after {_BLOCK_SECONDS} s"
             raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, what))
@@ -93,7 +100,7 @@ def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, Config
 def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
     return [
         _Setting("max.message.bytes", str(_LARGEST[name]), at_least=True),
-        _Setting("retention.ms", str(settings.retention)),
+        _Setting(_RETENTION, str(settings.retention), at_least=True),
         _Setting("cleanup.policy", "delete"),
         # Event time is in the payload: a broker refuses future timestamps, and deletes by old ones.
         _Setting("message.timestamp.type", "LogAppendTime"),
@@ -118,6 +125,25 @@ def _create(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
         raise Problems([Problem("kafka", f"topic {topic.topic}", "not created", allowed)]) from None
 
 
+def _tell_of_longer_retention(configs: Mapping[str, Mapping[str, ConfigEntry]], settings: KafkaSettings) -> None:
+    kept = {topic: str(entries[_RETENTION].value) for topic, entries in configs.items()}
+    longer = [
+        f"{topic} for {'ever' if value == _FOREVER else format_duration(int(value))}"
+        for topic, value in kept.items()
+        if value != str(settings.retention)
+    ]
+    if longer:
+        _tell_once(
+            f"brokers keep records longer than kafka.retention ({format_duration(settings.retention)}): {', '.join(longer)}"
+        )
+
+
+@cache
+def _tell_once(text: str) -> None:
+    """Topics are looked at whenever a service begins anew."""
+    _log.info("%s", text)
+
+
 def _mismatches(
     cluster: ClusterMetadata, configs: Mapping[str, Mapping[str, ConfigEntry]], settings: KafkaSettings
 ) -> list[Problem]:
@@ -140,11 +166,12 @@ def _mismatches(
         entries = configs[topic]
         for item in _settings_of(settings, name):
             value = str(entries[item.name].value) if item.name in entries else ""
-            if value == item.value or (item.at_least and int(value or 0) >= int(item.value)):
+            is_longer = item.name == _RETENTION and value == _FOREVER
+            if value == item.value or is_longer or (item.at_least and int(value or 0) >= int(item.value)):
                 continue
             fix = f"allowed: {item.value}{' or more' if item.at_least else ''}. Run: kafka-configs --alter --topic {topic} "
             fix += f"--add-config {item.name}={item.value}"
-            if item.name == "retention.ms" and value.isdigit():
-                fix += f", or set kafka.retention to {format_duration(int(value))}"
+            if item.name == _RETENTION and value.isdigit():
+                fix += f", or, if the labels' windows allow it, set kafka.retention to {format_duration(int(value))}"
             found.append(Problem("kafka", f"topic {topic}", f"{item.name}={value}", fix))
     return found

@@ -45,9 +45,33 @@ def test_every_mismatch_names_topic_value_and_remedy(kafka: KafkaSettings) -> No
     assert all(f"topic {name}" in line for line in found if "topic " in line), found
     text = " ".join(found)
     assert "2 partitions" in text and "Set kafka.partitions to 2, or use another kafka.prefix" in text
-    assert "retention.ms=3600000" in text and "or set kafka.retention to 1h" in text
+    assert "retention.ms=3600000; allowed: 604800000 or more. Run: kafka-configs --alter" in text
+    assert "or, if the labels' windows allow it, set kafka.retention to 1h" in text
     assert f"kafka-configs --alter --topic {name} --add-config cleanup.policy=delete" in text
     assert "max.message.bytes=" in text and "message.timestamp.type=CreateTime" in text
+
+
+def test_a_longer_retention_is_said_once_and_only_a_shorter_one_refused(
+    kafka: KafkaSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "minutely.kafka")
+    name = kafka.topic(IMPRESSIONS)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, name)
+    ensure_topics(kafka)
+    assert caplog.messages == []
+    kept = [("30d", str(30 * 86_400_000)), ("ever", "-1"), ("", str(7 * 86_400_000 - 1))]
+    with AdminClient(kafka.client()) as admin:
+        for told, value in kept:
+            changed = ConfigEntry("retention.ms", value, incremental_operation=AlterConfigOpType.SET)
+            resource.incremental_configs = [changed]
+            admin.incremental_alter_configs([resource])[resource].result()
+            caplog.clear()
+            if told:
+                ensure_topics(kafka)
+                ensure_topics(kafka)
+                assert caplog.messages == [f"brokers keep records longer than kafka.retention (7d): {name} for {told}"]
+    (refused,) = problems(kafka)
+    assert f"topic {name}: retention.ms=604799999; allowed: 604800000 or more" in refused
 
 
 def test_more_replicas_than_there_are(kafka: KafkaSettings) -> None:

@@ -95,6 +95,17 @@ def test_what_cannot_be_used_is_named_by_its_option(command: str, told: str, her
     assert sorted(here.rglob("*")) == before, "nothing is left behind"
 
 
+@pytest.mark.parametrize("command", ["check", "join", "train", "archive", "serve", "produce"])
+def test_nothing_starts_where_brokers_would_delete_what_is_needed(command: str, here: Path) -> None:
+    text = SHOP.read_text()
+    assert "\nkafka:" not in text
+    Path("short.yaml").write_text(text + "\nkafka: {retention: 1m}\n")
+    done = typed(f"{command} short.yaml")
+    assert done.exit_code == 1, done.output
+    assert "kafka.retention: 1m; allowed: " in said(done)
+    assert sorted(Path("empty").rglob("*")) == []
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [

@@ -102,6 +102,28 @@ def test_a_default_row_of_all_tables(tmp_path: Path) -> None:
         assert {tables.with_default_row(default_row).of(name).default_row for name in ("user", "item")} == {default_row}
 
 
+@pytest.mark.parametrize(
+    ("window", "lateness", "kafka", "days"),
+    [
+        ("10m", "30s", "", 7),
+        ("10m", "30s", "kafka: {partitions: 2}", 7),
+        ("10m", "30s", "kafka: {retention: 1d}", 1),
+        ("2d", "36h", "kafka: {partitions: 2}", 7),
+        ("30d", "40d", "", 140),
+        ("30d", "40d", "kafka: {partitions: 2}", 140),
+        ("30d", "40d", "kafka: {retention: 141d}", 141),
+    ],
+)
+def test_retention_follows_the_windows_unless_it_is_given(
+    tmp_path: Path, window: str, lateness: str, kafka: str, days: int
+) -> None:
+    text = BASE.replace("window: 10m", f"window: {window}").replace("lateness: 30s", f"lateness: {lateness}")
+    pipeline = load_text(tmp_path, text + kafka)
+    assert pipeline.kafka.retention == days * 86_400_000
+    again = Pipeline.model_validate(pipeline.model_dump(mode="json", exclude_defaults=True))
+    assert again.kafka == pipeline.kafka, "a run's config says so too"
+
+
 def test_environment_variables_name_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_FOLDER", "/data")
     pipeline = load_text(tmp_path, BASE.replace("dir: logs", "dir: ${SOME_FOLDER}/shop"))

@@ -237,6 +237,14 @@ MISTAKES = {
         "2024-13-45",
         ["a day from 1970-01-01"],
     ),
+    "records that are kept for a shorter time than they are needed": Mistake(
+        "lateness: 30s",
+        "lateness: 10d\nkafka: {retention: 20d}",
+        22,
+        "kafka.retention",
+        "20d",
+        ["28820m or longer", "twice", "longest window (10m)", "join.lateness (10d)", "leave it out"],
+    ),
     "unset variable": Mistake(
         "dir: logs", "dir: ${NO_SUCH_FOLDER}/logs", 3, "source.dir", "${NO_SUCH_FOLDER}", ["not set", "--data"]
     ),

@@ -51,8 +51,6 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
             'minutely_serve_requests_total{instance="a", route="/v1/rank", status="200"}': "0+1000x40",
             'minutely_serve_requests_total{instance="a", route="/v1/rank", status="503"}': "0+1x40",
             'minutely_join_lag{topic="impressions", partition="0"}': "50000-100x40",
-            "minutely_log_retention_seconds": "604800x40",
-            "minutely_log_needed_seconds": "1800x40",
         },
         set(),
     ),
@@ -97,9 +95,6 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
     "miscalibrated": ({'minutely_join_miscalibrated{label="like"}': "1x40"}, {"Miscalibrated"}),
     "dead letters": ({'minutely_join_dead_letters_total{reason="late", partition="0"}': "0+20x40"}, {"LateRecords"}),
     "left out": ({'minutely_train_left_out_total{instance="train"}': "0+1x40"}, {"ExamplesLeftOut"}),
-    "retention": (
-        {"minutely_log_retention_seconds": "7200x40", "minutely_log_needed_seconds": "3600x40"}, {"RetentionShort"},
-    ),
 }  # fmt: skip
 
 
