@@ -1,6 +1,6 @@
 """How long from an engagement to a changed score, seen from outside, and whether the metrics say the same?
 
-    python benchmarks/freshness.py [--every 1s] [--seconds 60] [--impressions 1000]
+    python -m benchmarks.freshness [--every 1s] [--seconds 60] [--impressions 1000]
 
 Real Kafka, one joiner, one trainer, one replica, all on this machine, beside traffic of so many impressions a second, each with the
 engagement that decides it. A probe is a new item: it is ranked (and so logged), gets a click, and is then scored again and again
@@ -10,7 +10,6 @@ until its score changes. Printed: quantiles of that time, of the replica's own `
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import threading
 import time
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from basis.settings import parse_duration
 from minutely.config import Pipeline

@@ -2,8 +2,8 @@
 
 One broker, one partition, the same bytes for all; each in a process of its own, in turn, medians of `--rounds`. Run from the
 repository: ``python -m benchmarks.join``. Prints a table; ``--profile`` adds what the joiner spends its time on. quixstreams
-(`benchmarks.quix_join`: two forms, exactly once, with changelog topics) gets an environment in the user's cache folder, by uv. A
-run counts only where all wrote the same examples: the topics are read back and compared, labels, times and features.
+(`benchmarks.parts.quix_join`: two forms, exactly once, with changelog topics) gets an environment in the user's cache folder.
+A run counts only where all wrote the same examples: the topics are read back and compared, labels, times and features.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CLOSING_MS = 30_000
 """How long after the others the last request is served: quixstreams closes windows only by later records."""
 QUIX = "quixstreams==3.28.1"
 QUIX_FORMS = ("windows", "queue")
-"""Of `benchmarks.quix_join`."""
+"""Of `benchmarks.parts.quix_join`."""
 CLICKED = 0.05
 
 
@@ -168,7 +168,7 @@ def child(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace, told: dict[str, Any]) -> dict[str, float]:
     if told["what"] in QUIX_FORMS:
-        command = [str(quix_python()), "-m", "benchmarks.quix_join", json.dumps(told)]
+        command = [str(quix_python()), "-m", "benchmarks.parts.quix_join", json.dumps(told)]
     else:
         command = [sys.executable, "-m", "benchmarks.join", "--child", json.dumps(told)]
         command += ["--profile"] if arguments.profile else []

@@ -1,6 +1,6 @@
 """How much of the bare scoring function is left over HTTP, how long answers take, and what a delta does to them.
 
-    python benchmarks/serve.py [--rows 1000000] [--seconds 15] [--candidates 100] [--delta 100000] [--dense]
+    python -m benchmarks.serve [--rows 1000000] [--seconds 15] [--candidates 100] [--delta 100000] [--dense]
 
 DeepFM of 20 features, dim 16, hidden 256 and 128, one thread. The load comes from another process, as msgpack with packed columns
 and as JSON. Saturation: as many connections as keep it busy. Below it: open loop, requests at random times, latency from the time
@@ -27,8 +27,6 @@ import numpy as np
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from minutely.config import Pipeline
 from minutely.serve import make_replica_service
 from paramserver.delta_log import Cut, DeltaLog
@@ -42,7 +40,6 @@ from trainer.models import dump_weights, make_model
 
 FEATURES, DIM, HIDDEN = 20, 16, [256, 128]
 DELTAS = 36
-LOAD = str(Path(__file__).with_name("load.py"))
 
 
 def make_pipeline(every: str = "60s") -> Pipeline:
@@ -103,7 +100,7 @@ def load(
     """One stretch of load from a process of its own; ``rate`` 0 is as fast as it goes."""
     arguments = ["--port", str(server.port), "--rate", str(rate), "--seconds", str(seconds or options.seconds)]
     arguments += ["--rows", str(options.rows), "--candidates", str(options.candidates)]
-    command = [sys.executable, LOAD, *arguments, *(["--packed"] if packed else [])]
+    command = [sys.executable, "-m", "benchmarks.parts.load", *arguments, *(["--packed"] if packed else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

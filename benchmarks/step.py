@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.fbgemm import FbgemmTable, fbgemm_table
+from benchmarks.parts.fbgemm import FbgemmTable, fbgemm_table
 from paramserver.table import Adagrad, Table
 
 FEATURES, DIM, HIDDEN = 20, 16, (256, 128)

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.table_alone import beside_a_writer, growth, large, seal
-from benchmarks.table_contenders import speed, yardsticks
-from benchmarks.table_work import BATCH, ROOT
+from benchmarks.parts.table_alone import beside_a_writer, growth, large, seal
+from benchmarks.parts.table_contenders import speed, yardsticks
+from benchmarks.parts.table_work import BATCH, ROOT
 
 
 class Goal(NamedTuple):

@@ -11,7 +11,18 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.table_work import BATCH, BATCHES, OPTIMIZER, Floats, Ids, distinct_ids, grow, insert, once, warm_memory
+from benchmarks.parts.table_work import (
+    BATCH,
+    BATCHES,
+    OPTIMIZER,
+    Floats,
+    Ids,
+    distinct_ids,
+    grow,
+    insert,
+    once,
+    warm_memory,
+)
 from paramserver.table import Table
 
 

@@ -16,9 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.fbgemm import fbgemm_table
-from benchmarks.table_work import BATCH, BATCHES, OPTIMIZER, ROOT, Ids, distinct_ids, grow, insert, once, warm_memory
-from benchmarks.tfra import tfra_table
+from benchmarks.parts.fbgemm import fbgemm_table
+from benchmarks.parts.table_work import (
+    BATCH,
+    BATCHES,
+    OPTIMIZER,
+    ROOT,
+    Ids,
+    distinct_ids,
+    grow,
+    insert,
+    once,
+    warm_memory,
+)
+from benchmarks.parts.tfra import tfra_table
 from paramserver.table import Table
 
 

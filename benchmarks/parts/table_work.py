@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paramserver.table import Adagrad, Table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BATCH = 8192
 BATCHES = 40  # a group: this many batches are timed together
 Ids = NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""The load of benchmarks/serve.py: a process that asks a replica to rank, and prints what it saw as a line of JSON."""
+"""The load of `benchmarks.serve`: a process that asks a replica to rank, and prints what it saw as a line of JSON."""
 
 from __future__ import annotations
 

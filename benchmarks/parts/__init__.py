@@ -1,0 +1,1 @@
+"""What benchmarks start or share; none is a benchmark by itself."""
