@@ -22,9 +22,9 @@ from basis.settings import parse_duration
 from minutely.config import Pipeline
 from serving.client import Client
 from stack.kafka import running
-from streaming.events import SCHEMA_VERSION, Engagement, Request, encode
 from streaming.kafka.sending import Sender
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
 from tests.kafka.services import joiner, said, started, trainer
 from tests.serving.server import Server
 

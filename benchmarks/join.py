@@ -34,12 +34,20 @@ from minutely.config import Pipeline
 from minutely.join import GARBAGE_AFTER, make_join_service
 from stack.kafka import running
 from streaming.clock import WallClock
-from streaming.events import MAX_TIME_MS, SCHEMA_VERSION, Engagement, Request, decode_engagement, decode_request, encode
-from streaming.examples import ExampleFormat
-from streaming.kafka.partition_io import ends_of, reader_of
+from streaming.kafka.client import ends_of, reader_of
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.records.events import (
+    MAX_TIME_MS,
+    SCHEMA_VERSION,
+    Engagement,
+    Request,
+    decode_engagement,
+    decode_request,
+    encode,
+)
+from streaming.records.examples import ExampleFormat
 from tests.kafka.traffic import producer_of, read_examples
 
 SIZES = {"50 a request": (50, 40, 12_000), "1 a request": (1, 240, 40_000)}

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from streaming.clock import EventClock
-from streaming.events import SCHEMA_VERSION, Request, encode
-from streaming.features import Feature, SparseFeature, VectorFeature
-from streaming.join_state import Head, JoinState
-from streaming.joiner import Joiner, JoinSettings
-from streaming.labels import Label
+from streaming.features.kinds import Feature, SparseFeature, VectorFeature
+from streaming.join.core import Joiner, JoinSettings
+from streaming.join.state import Head, JoinState
+from streaming.records.events import SCHEMA_VERSION, Request, encode
+from streaming.records.labels import Label
 
 SIZES = {50: 40, 1: 240}
 """Impressions a request, and vector values an impression: about 9 KB and 1 KB a request."""

@@ -24,7 +24,7 @@ from minutely.results import results_of
 from paramserver.files import LocalFiles, WriteBack
 from paramserver.precision import Precision, rounded
 from serving.replica import Replica
-from streaming.source import LoggedEvents, load
+from streaming.source.load import LoggedEvents, load
 from trainer.worker import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent

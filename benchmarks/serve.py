@@ -33,7 +33,7 @@ from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.table import Rows
 from streaming.clock import WallClock
-from streaming.columns import Column
+from streaming.features.columns import Column
 from tests.serving.server import Server
 from trainer.losses import Loss
 from trainer.models import dump_weights, make_model

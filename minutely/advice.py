@@ -11,11 +11,11 @@ from basis.problems import Problem
 from basis.settings import format_duration
 from minutely.config import Pipeline
 from serving.ranking import record_problems
-from streaming.columns import Column, Ids, Ragged
-from streaming.features import Feature, SparseFeature, VectorFeature
-from streaming.labels import Label
-from streaming.source import LoggedEvents
-from streaming.source_settings import DelayColumn
+from streaming.features.columns import Column, Ids, Ragged
+from streaming.features.kinds import Feature, SparseFeature, VectorFeature
+from streaming.records.labels import Label
+from streaming.source.load import LoggedEvents
+from streaming.source.settings import DelayColumn
 from trainer.metrics import auc
 
 Bools: TypeAlias = npt.NDArray[np.bool_]

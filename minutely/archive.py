@@ -13,15 +13,15 @@ from minutely.batch import unreachable
 from minutely.config import Pipeline
 from minutely.metrics import Status, StatusMetrics
 from minutely.service import Address, listening, stop_on_signal
-from streaming.archive import Archive, ArchiveSettings
-from streaming.archive_worker import ArchiveWorker
+from streaming.archive.table import Archive, ArchiveSettings
+from streaming.archive.worker import ArchiveWorker
 from streaming.clock import Clock, WallClock
-from streaming.examples import ExampleFormat
+from streaming.join.metrics import serve_metrics
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.metrics import serve_metrics
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
 from streaming.log import EXAMPLES
+from streaming.records.examples import ExampleFormat
 
 _log = logging.getLogger("minutely.archive")
 _POLL_MS = 100

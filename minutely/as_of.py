@@ -18,8 +18,8 @@ from minutely.config import Pipeline
 from minutely.parts import make_replica
 from minutely.place import open_versions, require_writable
 from minutely.results import metrics_of
-from streaming.columns import slice_columns
-from streaming.source import load
+from streaming.features.columns import slice_columns
+from streaming.source.load import load
 
 _SUMMARY = "summary.json"
 

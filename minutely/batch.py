@@ -20,9 +20,9 @@ from minutely.parts import make_trainer
 from minutely.run import Run
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
-from streaming.archive import Archive
-from streaming.examples import ExampleFormat
+from streaming.archive.table import Archive
 from streaming.log import EXAMPLES
+from streaming.records.examples import ExampleFormat
 from trainer.cut import cut_of
 from trainer.prequential import Prequential
 from trainer.retrain import train_archive

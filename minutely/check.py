@@ -12,9 +12,9 @@ from rich.table import Table as TextTable
 from basis.settings import format_duration
 from minutely.advice import LabelDelays, advice
 from minutely.config import Pipeline
-from streaming.columns import Ragged
-from streaming.labels import Label
-from streaming.source import LoggedEvents
+from streaming.features.columns import Ragged
+from streaming.records.labels import Label
+from streaming.source.load import LoggedEvents
 
 
 def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None:

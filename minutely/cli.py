@@ -137,8 +137,8 @@ def check(config: Path, data: Path | None) -> None:
     from minutely.advice import mistakes
     from minutely.check import describe
     from minutely.config import load_what_is_right
-    from streaming.source import load
-    from streaming.tabular import as_problems
+    from streaming.source.load import load
+    from streaming.source.tabular import as_problems
 
     pipeline, problems = load_what_is_right(config, data)
     events = None

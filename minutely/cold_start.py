@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from minutely.config import Pipeline
 from paramserver.settings import DefaultRow
-from streaming.ids import MISSING
-from streaming.source import LoggedEvents
+from streaming.features.ids import MISSING
+from streaming.source.load import LoggedEvents
 from trainer.metrics import auc
 
 FIRST = 5

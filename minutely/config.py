@@ -18,14 +18,14 @@ from minutely.config_mistakes import explain
 from minutely.yaml_file import place_of, read_yaml
 from paramserver.settings import SyncSettings, TablesSettings
 from serving.settings import ServeSettings
-from streaming.archive import ArchiveSettings
-from streaming.datasets import movielens_100k
-from streaming.features import FeatureSet, SparseFeature
-from streaming.joiner import JoinSettings
+from streaming.archive.table import ArchiveSettings
+from streaming.features.kinds import FeatureSet, SparseFeature
+from streaming.join.core import JoinSettings
+from streaming.join.negatives import NegativeSettings
 from streaming.kafka.settings import KafkaSettings
-from streaming.labels import Label, LabelSet
-from streaming.negatives import NegativeSettings
-from streaming.source_settings import SourceSettings
+from streaming.records.labels import Label, LabelSet
+from streaming.source.datasets import movielens_100k
+from streaming.source.settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")

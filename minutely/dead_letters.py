@@ -14,13 +14,13 @@ from rich.table import Table
 from basis.decoding import UNDECODABLE, why
 from minutely.config import Pipeline
 from minutely.service import stop_on_signal
-from streaming.events import DeadLetter
 from streaming.kafka import waiting
-from streaming.kafka.partition_io import KafkaHistory
+from streaming.kafka.client import KafkaHistory
 from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import DeadLetter
 
 _log = logging.getLogger("minutely.dead-letters")
 _SHOWN_BYTES = 40

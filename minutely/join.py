@@ -10,17 +10,17 @@ from pathlib import Path
 from minutely.config import Pipeline
 from minutely.place import require_writable
 from minutely.service import Address, bind, listening, stop_on_signal
-from streaming.calibration import ServedCalibration
 from streaming.clock import Clock, WallClock
-from streaming.join_partition import JoinPartition
-from streaming.join_state import JoinState
-from streaming.joiner import Joiner
-from streaming.kafka.join_service import JoinService
-from streaming.kafka.metrics import JoinMetrics, serve_metrics
-from streaming.kafka.partition_io import KafkaHistory, KafkaOutlet
+from streaming.join.calibration import ServedCalibration
+from streaming.join.core import Joiner
+from streaming.join.metrics import JoinMetrics, serve_metrics
+from streaming.join.negatives import Negatives
+from streaming.join.partition import JoinPartition
+from streaming.join.service import JoinService
+from streaming.join.state import JoinState
+from streaming.kafka.client import KafkaHistory, KafkaOutlet
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import patiently
-from streaming.negatives import Negatives
 
 _log = logging.getLogger("minutely.join")
 GARBAGE_AFTER = 100_000

@@ -24,20 +24,20 @@ from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.precision import rounded
 from serving.replica import Replica
-from streaming.archive import Archive
-from streaming.archive_worker import ArchiveWorker
+from streaming.archive.table import Archive
+from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
-from streaming.columns import slice_columns
-from streaming.events import encode
-from streaming.examples import ExampleFormat
-from streaming.join_worker import JoinWorker
-from streaming.joiner import Joiner
+from streaming.features.columns import slice_columns
+from streaming.join.core import Joiner
+from streaming.join.negatives import Negatives
+from streaming.join.pending import PendingStore
+from streaming.join.timers import NEVER
+from streaming.join.watermark import JoinWorker
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Log
-from streaming.negatives import Negatives
-from streaming.pending import PendingStore
-from streaming.producer import Producer
-from streaming.source import LoggedEvents
-from streaming.timers import NEVER
+from streaming.records.events import encode
+from streaming.records.examples import ExampleFormat
+from streaming.source.load import LoggedEvents
+from streaming.source.to_records import Producer
 from trainer.cut import cut_of, offsets_of
 from trainer.dense_cadence import DenseCadence
 from trainer.worker import LEFT_OUT, TrainWorker

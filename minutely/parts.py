@@ -9,7 +9,7 @@ from paramserver.files import Files
 from paramserver.form import fingerprint_of
 from paramserver.manifest import Manifest
 from serving.replica import Replica
-from streaming.examples import ExampleFormat
+from streaming.records.examples import ExampleFormat
 from trainer.models import make_model
 from trainer.newcomers import DefaultRows
 from trainer.prequential import Prequential

@@ -13,14 +13,14 @@ import numpy as np
 from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.clock import Clock, WallClock
-from streaming.columns import Ids
+from streaming.features.columns import Ids
 from streaming.kafka import waiting
 from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import patiently
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
-from streaming.producer import Producer
-from streaming.source import LoggedEvents, load
+from streaming.source.load import LoggedEvents, load
+from streaming.source.to_records import Producer
 
 _log = logging.getLogger("minutely.produce")
 _TICK_MS = 50

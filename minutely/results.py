@@ -10,8 +10,8 @@ import numpy.typing as npt
 from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.loop import EmbeddedLoop, Served
-from streaming.calibration import Sums
-from streaming.source import LoggedEvents
+from streaming.join.calibration import Sums
+from streaming.source.load import LoggedEvents
 from trainer.metrics import class_metrics, value_metrics
 
 

@@ -16,11 +16,11 @@ from minutely.metrics import Status
 from minutely.parts import make_trainer
 from paramserver.files import Files
 from streaming.clock import Clock
-from streaming.examples import ExampleFormat
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
 from streaming.log import EXAMPLES
+from streaming.records.examples import ExampleFormat
 from trainer.retrain import hand_over, look, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
 

@@ -14,7 +14,7 @@ from minutely.run import Run
 from paramserver import manifest as manifests
 from paramserver.files import LocalFiles
 from paramserver.history import read_version
-from streaming.ids import text_id
+from streaming.features.ids import text_id
 
 
 def show_row(console: Console, folder: Path | None, table: str, text: str) -> None:

@@ -47,7 +47,7 @@ from serving.shadow import Shadow, Shadowing
 from serving.sides import Sides
 from serving.worker import Worker
 from streaming.clock import Clock, WallClock
-from streaming.labels import used_actions
+from streaming.records.labels import used_actions
 
 _log = logging.getLogger("minutely.serve")
 

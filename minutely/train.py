@@ -24,14 +24,14 @@ from minutely.service import Address, listening, stop_on_signal
 from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
-from streaming.events import encode
-from streaming.examples import ExampleFormat
+from streaming.join.metrics import serve_metrics
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.metrics import serve_metrics
 from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import Patience, patiently
 from streaming.log import DEAD_LETTERS, EXAMPLES
+from streaming.records.events import encode
+from streaming.records.examples import ExampleFormat
 from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
 from trainer.retrain import look

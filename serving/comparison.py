@@ -12,8 +12,8 @@ import numpy.typing as npt
 from serving.ranking import impression_ids
 from serving.requests import RankAsked
 from serving.status import Compared, Quality
-from streaming.events import Engagement
-from streaming.labels import Label, Rule, decide, used_actions
+from streaming.records.events import Engagement
+from streaming.records.labels import Label, Rule, decide, used_actions
 from trainer.metrics import class_metrics
 
 SIDES = ("served", "shadow")

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from basis.problems import Problem, Problems
-from streaming import given
-from streaming.columns import Ragged, check_packed, unpack
-from streaming.events import NUMBERS_ALLOWED
-from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.mapping import plain, to_ms
-from streaming.source_settings import SideFile
-from streaming.transforms import Raw, beyond, is_derived
+from streaming.features import given
+from streaming.features.columns import Ragged, check_packed, unpack
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.transforms import Raw, beyond, is_derived
+from streaming.records.events import NUMBERS_ALLOWED
+from streaming.source.mapping import plain, to_ms
+from streaming.source.settings import SideFile
 
 _SHOWN = 60
 

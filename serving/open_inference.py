@@ -18,7 +18,7 @@ import numpy as np
 from serving.inputs import BadRequest, Inputs, takes_lists
 from serving.ranking import Answer
 from serving.requests import Asked, Given, RequestReader, decode
-from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 
 LENGTHS = ".lengths"
 DataType: TypeAlias = Literal[

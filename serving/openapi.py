@@ -13,7 +13,7 @@ from serving.answers import JSON, MSGPACK
 from serving.inputs import Inputs, allowed_of, takes_lists
 from serving.requests import EngagementsBody, PinBody, RankRequest, ScoreBody, ShadowBody
 from serving.status import Status
-from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 
 _REF = "#/components/schemas/{name}"
 _TYPES = (

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from basis.problems import Problem
 from serving.requests import Asked, RankAsked
-from streaming.columns import Column, Ragged, Repeated, ServedColumns, pack, packed_width
-from streaming.events import MAX_RECORD_BYTES, SCHEMA_VERSION, Request, encode
-from streaming.features import Feature
-from streaming.labels import Label
+from streaming.features.columns import Column, Ragged, Repeated, ServedColumns, pack, packed_width
+from streaming.features.kinds import Feature
+from streaming.records.events import MAX_RECORD_BYTES, SCHEMA_VERSION, Request, encode
+from streaming.records.labels import Label
 
 if TYPE_CHECKING:  # `minutely check` reads this module and shall not wait seconds for torch
     from serving.replica import Replica, Versions

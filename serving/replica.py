@@ -15,8 +15,8 @@ from paramserver.follower import Follower
 from paramserver.history import as_of
 from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
-from streaming.columns import ServedColumns, slice_columns
-from streaming.labels import Label
+from streaming.features.columns import ServedColumns, slice_columns
+from streaming.records.labels import Label
 from trainer.losses import Loss
 from trainer.models import RankingModel, load_weights
 from trainer.rows import RowPlan

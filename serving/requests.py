@@ -21,8 +21,10 @@ import numpy as np
 
 from basis.decoding import UNDECODABLE, why
 from serving.inputs import BadRequest, Inputs, ids_in_lists, is_packed, raw_column
-from streaming.columns import Column, ServedColumns, repeated
-from streaming.events import (
+from streaming.features.columns import Column, ServedColumns, repeated
+from streaming.features.kinds import Feature, SparseFeature
+from streaming.features.transforms import Raw, derived, from_raw, is_derived
+from streaming.records.events import (
     MAX_ID_LENGTH,
     MAX_TIME_MS,
     MIN_TIME_MS,
@@ -33,9 +35,7 @@ from streaming.events import (
     decode_engagement,
     encode,
 )
-from streaming.features import Feature, SparseFeature
-from streaming.mapping import SideTable
-from streaming.transforms import Raw, derived, from_raw, is_derived
+from streaming.source.mapping import SideTable
 
 ItemNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _MAX_ENGAGEMENTS = 1000

@@ -16,7 +16,7 @@ from serving.batches import Batch, Batches
 from serving.gone import Gone, never
 from serving.ranking import Answer, Ranker
 from serving.requests import Asked
-from streaming.columns import columns_bytes
+from streaming.features.columns import columns_bytes
 
 _log = logging.getLogger("minutely.serve")
 

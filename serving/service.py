@@ -25,8 +25,8 @@ from serving.shadow import Shadowing
 from serving.sides import Sides
 from serving.status import Status
 from streaming.clock import Clock
-from streaming.events import MAX_RECORD_BYTES, Engagement, encode
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import MAX_RECORD_BYTES, Engagement, encode
 
 _log = logging.getLogger("minutely.serve")
 

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from basis.decoding import UNDECODABLE
 from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section
-from streaming.events import MAX_IMPRESSIONS, MAX_RECORD_BYTES
-from streaming.features import Name
+from streaming.features.kinds import Name
+from streaming.records.events import MAX_IMPRESSIONS, MAX_RECORD_BYTES
 
 Role: TypeAlias = Literal["rank", "engage", "admin"]
 """``rank`` asks for scores, ``engage`` tells of engagements, ``admin`` may do both and change what is served."""

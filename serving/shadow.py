@@ -19,8 +19,8 @@ from serving.requests import RankAsked
 from serving.status import ShadowStatus
 from serving.worker import Worker
 from streaming.clock import Clock
-from streaming.columns import columns_bytes
-from streaming.events import Engagement
+from streaming.features.columns import columns_bytes
+from streaming.records.events import Engagement
 
 _WAITING_BYTES = 64 << 20
 _ENGAGEMENT_BYTES = 1024

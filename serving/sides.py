@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from basis.problems import Problems, Unreadable
-from streaming.features import Feature
-from streaming.mapping import SideTable
-from streaming.source import read_side
-from streaming.source_settings import SourceSettings
-from streaming.tabular import RowFile
-from streaming.transforms import is_derived
+from streaming.features.kinds import Feature
+from streaming.features.transforms import is_derived
+from streaming.source.load import read_side
+from streaming.source.mapping import SideTable
+from streaming.source.settings import SourceSettings
+from streaming.source.tabular import RowFile
 
 _log = logging.getLogger("minutely.serve")
 

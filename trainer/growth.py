@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from safetensors.torch import save
 from torch import Tensor
 
-from streaming.features import Feature, FeatureSet
-from streaming.labels import Label, LabelSet
+from streaming.features.kinds import Feature, FeatureSet
+from streaming.records.labels import Label, LabelSet
 from trainer.models import RankingModel, make_model
 from trainer.rows import RowPlan
 from trainer.settings import ModelSettings

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from basis.problems import GuardedError
-from streaming.labels import Label
+from streaming.records.labels import Label
 from trainer.losses import Loss
 from trainer.models import RankingModel
 from trainer.settings import Bounds, GuardSettings

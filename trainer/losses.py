@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streaming.labels import Label
+from streaming.records.labels import Label
 
 _MOST_LOG = 30.0
 _LEAST_DEVIATION = 0.1

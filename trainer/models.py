@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streaming.features import Feature
-from streaming.labels import Label
+from streaming.features.kinds import Feature
+from streaming.records.labels import Label
 from trainer.losses import outputs_of
 from trainer.norm import NEVER_NEGATIVE, RunningNorm
 from trainer.rows import RowPlan

@@ -15,9 +15,9 @@ from paramserver.manifest import Manifest
 from paramserver.marks import Hold, read_hold, write_hold
 from paramserver.table import Rows
 from streaming.clock import Clock
-from streaming.events import DeadLetter
-from streaming.examples import ExampleFormat
 from streaming.log import EXAMPLES, LogReader, check_no_gap
+from streaming.records.events import DeadLetter
+from streaming.records.examples import ExampleFormat
 from trainer.cut import cut_of, offsets_of
 from trainer.dense_cadence import DenseCadence
 from trainer.epoch_times import EpochTimes

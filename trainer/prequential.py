@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from streaming.labels import Label
+from streaming.records.labels import Label
 from trainer.losses import Loss, stands_for
 from trainer.metrics import class_metrics, value_metrics
 

@@ -17,9 +17,9 @@ from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import TakenOverError, read_manifest
 from paramserver.precision import Precision
-from streaming.archive import Archive
-from streaming.examples import ExampleFormat, cut_per_step
+from streaming.archive.table import Archive
 from streaming.log import EXAMPLES, LogReader, check_no_gap
+from streaming.records.examples import ExampleFormat, cut_per_step
 from trainer.cut import cut_of, offsets_of
 from trainer.settings import TrainSettings
 from trainer.worker import Trainer, TrainWorker

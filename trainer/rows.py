@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streaming.columns import Column, Columns, Floats, Ids, Ragged, Repeated, ServedColumns
-from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.columns import Column, Columns, Floats, Ids, Ragged, Repeated, ServedColumns
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 
 Lookup: TypeAlias = Callable[[str, Ids, npt.NDArray[np.float32]], object]
 """Writes the rows of a table's ids, float32 [n, row_dim], into its last argument."""

@@ -14,11 +14,11 @@ from safetensors.torch import save
 
 from basis.problems import BadFile, GuardedError
 from paramserver.table import Rows, Table
-from streaming.columns import Columns, Ids
-from streaming.events import DeadLetter
-from streaming.examples import ExampleFormat, cut_per_step
-from streaming.labels import Label
+from streaming.features.columns import Columns, Ids
 from streaming.log import EXAMPLES, LogReader
+from streaming.records.events import DeadLetter
+from streaming.records.examples import ExampleFormat, cut_per_step
+from streaming.records.labels import Label
 from trainer.flat_adam import FlatAdam
 from trainer.guards import Guard, check_finite
 from trainer.losses import Loss

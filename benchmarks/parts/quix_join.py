@@ -34,11 +34,11 @@ from quixstreams import Application
 from quixstreams.context import message_context
 from quixstreams.models import Deserializer
 
-from streaming.events import Engagement, Request
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import Feature, SparseFeature, VectorFeature
-from streaming.labels import Label
-from streaming.ready import gather
+from streaming.features.kinds import Feature, SparseFeature, VectorFeature
+from streaming.join.decided import gather
+from streaming.records.events import Engagement, Request
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import Label
 
 WINDOW_MS, LATENESS_MS = 10_000, 1000
 ROWS = 8192

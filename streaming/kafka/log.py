@@ -8,7 +8,7 @@ from collections import deque
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from basis.problems import GapError
-from streaming.kafka.partition_io import begins_of, ends_of, position_after, reader_of
+from streaming.kafka.client import begins_of, ends_of, position_after, reader_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import Record
 

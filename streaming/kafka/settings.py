@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from basis.decoding import UNDECODABLE
 from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section, matching
-from streaming.events import MAX_RECORD_BYTES
+from streaming.records.events import MAX_RECORD_BYTES
 
 BOOTSTRAP = "KAFKA_BOOTSTRAP"
 MAX_OUTPUT_BYTES = 2 * MAX_RECORD_BYTES

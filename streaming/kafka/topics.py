@@ -13,9 +13,9 @@ from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigEntry, Con
 
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
-from streaming.events import MAX_RECORD_BYTES
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.records.events import MAX_RECORD_BYTES
 
 _log = logging.getLogger("minutely.kafka")
 _RECORD_OVERHEAD_BYTES = 1024

@@ -17,8 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from streaming import join_store
-from streaming.join_state import Head, JoinState
+from streaming.join import store as join_store
+from streaming.join.state import Head, JoinState
 
 STEPS: list[tuple[Any, str]] = [(os, "rename"), (os, "unlink"), (os, "rmdir"), (join_store, "Rdict")]
 

@@ -23,9 +23,9 @@ import torch
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.manifest import TakenOverError
-from streaming import archive_worker
-from streaming.archive import Archive
-from streaming.archive_worker import ArchiveWorker
+from streaming.archive import worker as archive_worker
+from streaming.archive.table import Archive
+from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.log import EmbeddedLog
 from tests.trainer.test_retrain import FORMAT, NEVER, SETTINGS, cut_at, make_trainer

@@ -20,9 +20,9 @@ from paramserver.files import LocalFiles
 from paramserver.history import read_version
 from paramserver.manifest import Manifest
 from stack.kafka import BrokerUnavailable, running
-from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
+from streaming.records.examples import ExampleFormat
 from tests.commands import missing
 from tests.faults.following import digest, follow
 from tests.kafka.services import Service, joiner, said, started, trainer, write_config

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from minutely.config import Pipeline
 from stack.kafka import BrokerUnavailable, Cluster, running
-from streaming.archive import Archive
-from streaming.examples import ExampleFormat
+from streaming.archive.table import Archive
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
+from streaming.records.examples import ExampleFormat
 from tests.commands import missing
 from tests.kafka.services import Service, archiver, joiner, said, started, trainer, write_config
 from tests.kafka.traffic import (

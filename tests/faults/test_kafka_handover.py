@@ -23,11 +23,11 @@ from paramserver.history import read_version
 from paramserver.manifest import Manifest
 from serving.replica import Replica
 from stack.kafka import BrokerUnavailable, running
-from streaming.archive import Archive
-from streaming.examples import ExampleFormat
+from streaming.archive.table import Archive
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES
+from streaming.records.examples import ExampleFormat
 from tests.commands import missing
 from tests.kafka.services import Service, archiver, retrainer, said, started, trainer, write_config
 from tests.kafka.traffic import check_archive, examples_record, make_pipeline

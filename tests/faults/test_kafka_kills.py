@@ -15,10 +15,10 @@ from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.history import read_version
 from stack.kafka import BrokerUnavailable, Cluster, running
-from streaming.archive import Archive
-from streaming.examples import ExampleFormat
+from streaming.archive.table import Archive
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
+from streaming.records.examples import ExampleFormat
 from tests.commands import missing
 from tests.kafka.services import Service, archiver, joiner, said, started, trainer, write_config
 from tests.kafka.traffic import LiveTraffic, check_archive, check_examples, make_pipeline, make_traffic, read_examples

@@ -13,7 +13,7 @@ import pytest
 
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
-from streaming.archive import Archive
+from streaming.archive.table import Archive
 from streaming.log import EXAMPLES, EmbeddedLog
 from tests.commands import ROOT
 from tests.faults.killed import AT_STEPS

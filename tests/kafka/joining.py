@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from streaming.kafka.join_service import JoinService
+from streaming.join.service import JoinService
 
 MINUTE = 60_000
 

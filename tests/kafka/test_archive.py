@@ -8,11 +8,11 @@ from pathlib import Path
 
 from minutely.config import Pipeline
 from stack.ports import free_ports
-from streaming.archive import Archive, Position
-from streaming.examples import ExampleFormat
+from streaming.archive.table import Archive, Position
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import EXAMPLES
+from streaming.records.examples import ExampleFormat
 from tests.kafka.services import archiver, started, write_config
 from tests.kafka.traffic import check_archive, delete_before, examples_record, make_pipeline, producer_of
 

@@ -11,10 +11,10 @@ import pytest
 from confluent_kafka import KafkaException
 
 from stack.kafka import BrokerUnavailable, running
-from streaming.join_partition import Committed
-from streaming.join_state import Cut, Outgoing
-from streaming.kafka import partition_io
-from streaming.kafka.partition_io import KafkaOutlet
+from streaming.join.partition import Committed
+from streaming.join.state import Cut, Outgoing
+from streaming.kafka import client as partition_io
+from streaming.kafka.client import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS

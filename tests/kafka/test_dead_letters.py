@@ -15,12 +15,12 @@ from minutely.dead_letters import dead_letters, show
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, Cluster
 from streaming.clock import WallClock
-from streaming.events import DeadLetter, encode
-from streaming.examples import ExampleFormat
-from streaming.kafka import partition_io
+from streaming.kafka import client as partition_io
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS
+from streaming.records.events import DeadLetter, encode
+from streaming.records.examples import ExampleFormat
 from tests.commands import execute, missing
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
 from tests.kafka.services import Service, started, write_config

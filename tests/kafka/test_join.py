@@ -15,16 +15,16 @@ from rocksdict import Options, Rdict
 from minutely.config import Pipeline
 from minutely.join import make_join_service
 from streaming.clock import EventClock, WallClock
-from streaming.events import MAX_TIME_MS, Engagement, decode_request, encode
-from streaming.examples import ExampleFormat
-from streaming.join_worker import JoinWorker
-from streaming.joiner import Joiner
-from streaming.kafka.join_service import JoinService
-from streaming.kafka.metrics import JoinMetrics
+from streaming.join.core import Joiner
+from streaming.join.metrics import JoinMetrics
+from streaming.join.pending import PendingStore
+from streaming.join.service import JoinService
+from streaming.join.watermark import JoinWorker
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
-from streaming.pending import PendingStore
+from streaming.records.events import MAX_TIME_MS, Engagement, decode_request, encode
+from streaming.records.examples import ExampleFormat
 from tests.kafka.joining import MINUTE, joined_through, now_ms, run_until
 from tests.kafka.traffic import (
     Event,

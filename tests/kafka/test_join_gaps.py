@@ -12,15 +12,15 @@ from confluent_kafka.admin import AdminClient
 
 from minutely.join import make_join_service
 from streaming.clock import WallClock
-from streaming.events import MAX_TIME_MS, decode_engagement, decode_request
-from streaming.examples import ExampleFormat
-from streaming.join_partition import Committed
-from streaming.join_state import Cut
-from streaming.kafka.join_service import JoinService
-from streaming.kafka.partition_io import KafkaOutlet
+from streaming.join.partition import Committed
+from streaming.join.service import JoinService
+from streaming.join.state import Cut
+from streaming.kafka.client import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import MAX_TIME_MS, decode_engagement, decode_request
+from streaming.records.examples import ExampleFormat
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
 from tests.kafka.traffic import (
     check_examples,

@@ -13,14 +13,14 @@ from confluent_kafka import KafkaError, KafkaException
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
 from streaming.clock import EventClock, WallClock
-from streaming.events import Engagement, encode
-from streaming.examples import ExampleFormat
-from streaming.join_partition import Committed
-from streaming.kafka.join_service import JoinService
-from streaming.kafka.partition_io import KafkaOutlet, reader_of
+from streaming.join.partition import Committed
+from streaming.join.service import JoinService
+from streaming.kafka.client import KafkaOutlet, reader_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.records.events import Engagement, encode
+from streaming.records.examples import ExampleFormat
 from tests.commands import missing
 from tests.kafka.joining import MINUTE, joined_through, now_ms, run_until
 from tests.kafka.traffic import (

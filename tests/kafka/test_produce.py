@@ -12,10 +12,10 @@ import pytest
 from minutely.config import Pipeline
 from minutely.produce import produce
 from stack.kafka import BrokerUnavailable, Cluster
-from streaming.events import MAX_TIME_MS, decode_engagement, decode_request
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import MAX_TIME_MS, decode_engagement, decode_request
 from tests.commands import missing
 from tests.kafka.joining import now_ms
 from tests.kafka.services import Service, started, write_config

@@ -13,9 +13,9 @@ from basis.problems import Problems
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
 from streaming.clock import WallClock
-from streaming.examples import ExampleFormat
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
+from streaming.records.examples import ExampleFormat
 from tests.commands import missing
 from tests.kafka.services import joiner, started, write_config
 from tests.kafka.test_join import MINUTE, joined_through, now_ms, run_until

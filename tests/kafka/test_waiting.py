@@ -7,7 +7,7 @@ import logging
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from streaming.join_partition import ForgottenError
+from streaming.join.partition import ForgottenError
 from streaming.kafka.waiting import Patience
 
 

@@ -17,13 +17,13 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from minutely.config import Pipeline
-from streaming.archive import Archive
-from streaming.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.kafka.partition_io import begins_of, ends_of, position_after, reader_of
+from streaming.archive.table import Archive
+from streaming.kafka.client import begins_of, ends_of, position_after, reader_of
 from streaming.kafka.sending import Sender
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.records.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
+from streaming.records.examples import ExampleColumns, ExampleFormat
 
 
 class Event(NamedTuple):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
-from streaming.archive import Archive, Position
-from streaming.archive_worker import ArchiveWorker
+from streaming.archive.table import Archive, Position
+from streaming.archive.worker import ArchiveWorker
 from streaming.log import EXAMPLES, EmbeddedLog
 from tests.clocks import SetClock
-from tests.streaming.test_archive import FORMAT, START, fill, make, names
+from tests.streaming.archive.test_archive import FORMAT, START, fill, make, names
 
 EVERY = 10
 MINUTE = 60_000

@@ -16,7 +16,7 @@ from minutely.parts import make_trainer
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from streaming.log import EXAMPLES
-from streaming.source import load
+from streaming.source.load import load
 from tests.minutely.test_loop import HOUR, MINUTE, NOW, START, make_pipeline, write_log
 from trainer.recovery import recover_newest
 

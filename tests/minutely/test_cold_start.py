@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minutely.cold_start import DEFAULT_ROWS, FIRST, first_rows, is_admitting, is_default_row
-from streaming.ids import MISSING
-from streaming.source import load
+from streaming.features.ids import MISSING
+from streaming.source.load import load
 from tests.commands import execute
 from tests.minutely.test_loop import MINUTE, NOW, Ran, make_pipeline, write_log
 from trainer.metrics import auc

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from streaming import calibration
-from streaming.calibration import ServedCalibration
 from streaming.clock import EventClock
-from streaming.events import decode_request
-from streaming.joiner import Joiner
+from streaming.join import calibration
+from streaming.join.calibration import ServedCalibration
+from streaming.join.core import Joiner
+from streaming.join.negatives import Negatives
+from streaming.join.pending import PendingStore
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
-from streaming.negatives import Negatives
-from streaming.pending import PendingStore
-from streaming.source import LoggedEvents, load
+from streaming.records.events import decode_request
+from streaming.source.load import LoggedEvents, load
 from tests.commands import execute
 from tests.minutely.news import PER_REQUEST, make_news, write_news
 from tests.minutely.test_loop import MINUTE, NOW, Ran, no_disk

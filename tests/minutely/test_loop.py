@@ -22,11 +22,11 @@ from paramserver import manifest as manifests
 from paramserver.files import Files
 from serving.replica import Replica
 from streaming.clock import EventClock
-from streaming.columns import slice_columns
-from streaming.events import Request
+from streaming.features.columns import slice_columns
+from streaming.join.pending import PendingStore
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
-from streaming.pending import PendingStore
-from streaming.source import LoggedEvents, load
+from streaming.records.events import Request
+from streaming.source.load import LoggedEvents, load
 from tests.paramserver.published import MemoryFiles, up_to
 from trainer.metrics import class_metrics
 from trainer.models import make_model

@@ -19,9 +19,9 @@ from minutely.loop import EmbeddedLoop
 from paramserver.delta_log import Cut
 from paramserver.manifest import Manifest
 from streaming.clock import EventClock
+from streaming.join.pending import PendingStore
 from streaming.log import EmbeddedLog
-from streaming.pending import PendingStore
-from streaming.source import load
+from streaming.source.load import load
 from tests.minutely.test_loop import HOUR, MINUTE, START, make_pipeline, no_disk
 from tests.paramserver.published import MemoryFiles
 

@@ -11,7 +11,7 @@ from prometheus_client.registry import CollectorRegistry
 from minutely.metrics import Status, StatusMetrics
 from paramserver.table import Table
 from streaming.clock import EventClock
-from streaming.labels import Label
+from streaming.records.labels import Label
 from tests.clocks import SetClock
 from trainer.metrics import class_metrics, value_metrics
 from trainer.prequential import Prequential

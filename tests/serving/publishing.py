@@ -16,9 +16,9 @@ from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.learned import Learned
 from paramserver.manifest import Manifest
-from streaming.columns import Column, Columns, Ragged
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.ids import cross
+from streaming.features.columns import Column, Columns, Ragged
+from streaming.features.ids import cross
+from streaming.records.examples import ExampleColumns, ExampleFormat
 from trainer.losses import Loss
 from trainer.models import make_model
 from trainer.worker import Trainer

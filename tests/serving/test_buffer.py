@@ -18,9 +18,9 @@ from serving.ranking import Answer, order_of
 from serving.replica import Versions
 from serving.requests import RankAsked
 from streaming.clock import EventClock
-from streaming.columns import Ragged
-from streaming.events import MAX_TIME_MS, decode_request
+from streaming.features.columns import Ragged
 from streaming.log import IMPRESSIONS
+from streaming.records.events import MAX_TIME_MS, decode_request
 from tests.kafka.services import write_config
 from tests.serving.publishing import DAY, Publisher, draw, make_pipeline
 

@@ -15,7 +15,7 @@ from minutely.config import Pipeline
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from serving.client import Client
-from streaming.examples import ExampleColumns, ExampleFormat
+from streaming.records.examples import ExampleColumns, ExampleFormat
 from tests.kafka.services import started
 from tests.serving.publishing import CONFIG
 from tests.serving.server import Server
@@ -80,7 +80,7 @@ class World:
     def learn(
         self, groups: list[int], items: list[npt.NDArray[np.int64]], labels: list[npt.NDArray[np.float32]]
     ) -> None:
-        from streaming.ids import cross
+        from streaming.features.ids import cross
 
         item, label = np.concatenate(items), np.concatenate(labels)
         group = np.repeat(groups, [len(each) for each in items])

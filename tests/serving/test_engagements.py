@@ -11,7 +11,7 @@ from minutely.serve import make_replica_service
 from paramserver.files import LocalFiles
 from serving.http import Service
 from streaming.clock import EventClock
-from streaming.events import BadRecord, Engagement, Request, decode_engagement, decode_request, encode
+from streaming.records.events import BadRecord, Engagement, Request, decode_engagement, decode_request, encode
 from tests.serving.asgi import ask
 from tests.serving.publishing import make_pipeline
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streaming.columns import Columns, Ragged
+from streaming.features.columns import Columns, Ragged
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
 

@@ -17,7 +17,7 @@ from minutely.serve import make_replica_service
 from serving.http import Service
 from serving.ranking import least_impression_bytes
 from streaming.clock import EventClock
-from streaming.events import MAX_RECORD_BYTES, decode_request
+from streaming.records.events import MAX_RECORD_BYTES, decode_request
 from tests.serving.asgi import ask
 from tests.serving.publishing import DAY, Publisher, make_pipeline
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from stack.ports import free_ports
-from streaming.columns import check_packed, unpack
-from streaming.events import MAX_RECORD_BYTES, MAX_TIME_MS, decode_request
+from streaming.features.columns import check_packed, unpack
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import IMPRESSIONS
+from streaming.records.events import MAX_RECORD_BYTES, MAX_TIME_MS, decode_request
 from tests.kafka.conftest import bootstrap, kafka  # noqa: F401 - fixtures
 from tests.kafka.services import joiner, said, started, trainer
 from tests.kafka.traffic import read_topic

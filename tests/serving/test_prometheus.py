@@ -20,9 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from minutely.metrics import Status, StatusMetrics
 from paramserver.table import Table
 from stack.ports import free_ports
-from streaming.calibration import ServedCalibration
 from streaming.clock import EventClock
-from streaming.kafka.metrics import JoinMetrics
+from streaming.join.calibration import ServedCalibration
+from streaming.join.metrics import JoinMetrics
 from tests.commands import ROOT, missing
 from tests.kafka.services import started
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body

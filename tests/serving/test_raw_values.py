@@ -24,11 +24,11 @@ from serving.inputs import Inputs
 from serving.requests import Asked
 from serving.service import ReplicaService
 from streaming.clock import WallClock
-from streaming.columns import Column, Ragged, Repeated, pack, slice_columns
-from streaming.events import NUMBERS_ALLOWED, Request
-from streaming.features import SparseFeature
-from streaming.source import LoggedEvents, load
-from streaming.source_settings import SideFile
+from streaming.features.columns import Column, Ragged, Repeated, pack, slice_columns
+from streaming.features.kinds import SparseFeature
+from streaming.records.events import NUMBERS_ALLOWED, Request
+from streaming.source.load import LoggedEvents, load
+from streaming.source.settings import SideFile
 from tests.serving.asgi import ask
 
 START = 1_700_000_000_000

@@ -12,8 +12,8 @@ from minutely.config import Pipeline
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from serving.replica import Replica
-from streaming.columns import Ragged
-from streaming.examples import ExampleColumns, ExampleFormat
+from streaming.features.columns import Ragged
+from streaming.records.examples import ExampleColumns, ExampleFormat
 from trainer.losses import Loss
 from trainer.models import make_model
 from trainer.worker import Trainer

@@ -20,9 +20,9 @@ from serving.service import ReplicaService
 from serving.shadow import Shadow
 from stack.ports import free_ports
 from streaming.clock import EventClock
-from streaming.columns import Columns
-from streaming.events import SCHEMA_VERSION, Engagement
-from streaming.labels import Label
+from streaming.features.columns import Columns
+from streaming.records.events import SCHEMA_VERSION, Engagement
+from streaming.records.labels import Label
 from tests.serving.publishing import DAY, Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
 from trainer.metrics import class_metrics

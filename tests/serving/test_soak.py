@@ -29,7 +29,7 @@ from paramserver.table import Table
 from serving.answers import RankAnswer
 from serving.client import Client, RefusedError
 from stack.ports import free_ports
-from streaming.columns import Columns, Ragged
+from streaming.features.columns import Columns, Ragged
 from tests.commands import missing
 from tests.kafka.services import started
 from tests.serving.crowd import Crowd, RawRequests, send_raw

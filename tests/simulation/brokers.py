@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from streaming.join_partition import Committed
-from streaming.join_state import Outgoing
+from streaming.join.partition import Committed
+from streaming.join.state import Outgoing
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from tests.simulation.process import Process
 

@@ -11,8 +11,8 @@ import msgspec
 from basis.problems import BadFile
 from paramserver.manifest import Manifest
 from paramserver.table import Table
-from streaming.events import DeadLetter
 from streaming.log import DEAD_LETTERS, EXAMPLES
+from streaming.records.events import DeadLetter
 from tests.simulation.brokers import Brokers
 from tests.simulation.counting import EXPIRE_SECONDS, FORMAT, STEP_SECONDS
 from tests.simulation.traffic import PARTITIONS, Traffic

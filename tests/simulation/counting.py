@@ -8,7 +8,7 @@ from torch import Tensor
 from paramserver.files import Files
 from paramserver.table import SGD, Table
 from serving.replica import Replica
-from streaming.examples import ExampleFormat
+from streaming.records.examples import ExampleFormat
 from tests.simulation.traffic import FEATURES, LABELS
 from trainer.models import RankingModel
 from trainer.rows import RowPlan

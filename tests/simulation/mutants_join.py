@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from streaming import join_partition
-from streaming.join_partition import Committed, JoinPartition
-from streaming.join_state import Head, JoinState, Outgoing
-from streaming.join_worker import watermark_of
-from streaming.joiner import Joiner, JoinOutput
+from streaming.join import partition as join_partition
+from streaming.join.core import Joiner, JoinOutput
+from streaming.join.partition import Committed, JoinPartition
+from streaming.join.state import Head, JoinState, Outgoing
+from streaming.join.watermark import watermark_of
 from tests.simulation.world import World
 
 

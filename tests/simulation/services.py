@@ -11,9 +11,9 @@ from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.table import Table
 from serving.replica import Replica
-from streaming.join_partition import ForgottenError, JoinPartition
-from streaming.join_state import JoinState
-from streaming.joiner import Joiner
+from streaming.join.core import Joiner
+from streaming.join.partition import ForgottenError, JoinPartition
+from streaming.join.state import JoinState
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.simulation.brokers import HistoryOf, LogError, LogOf, OutletOf
 from tests.simulation.counting import FORMAT, make_replica, make_trainer
@@ -49,7 +49,7 @@ class Clock:
 
 
 class _Member:
-    """One partition at a joiner; see `streaming.kafka.join_service.Member`."""
+    """One partition at a joiner; see `streaming.join.service.Member`."""
 
     def __init__(self, joining: JoinerService, partition: int) -> None:
         world, process = joining.world, joining.process
@@ -80,7 +80,7 @@ class _Member:
 
 
 class JoinerService:
-    """`streaming.kafka.join_service.JoinService`, a round at a time."""
+    """`streaming.join.service.JoinService`, a round at a time."""
 
     def __init__(
         self, world: World, process: Process, clock: Clock, name: str, folders: dict[int, StoreFolder]

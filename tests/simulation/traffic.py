@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import xxhash
 
-from streaming.events import SCHEMA_VERSION, Engagement, Request, encode
-from streaming.features import Feature, SparseFeature
-from streaming.joiner import JoinSettings
-from streaming.labels import Label
+from streaming.features.kinds import Feature, SparseFeature
+from streaming.join.core import JoinSettings
+from streaming.join.negatives import Negatives
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
-from streaming.negatives import Negatives
+from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
+from streaming.records.labels import Label
 
 START = 1_700_000_000_000
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000

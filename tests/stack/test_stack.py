@@ -30,7 +30,7 @@ from serving.client import Client
 from serving.status import Status
 from stack.compose import Stack, published, read_compose
 from stack.kafka import BrokerUnavailable
-from streaming.source import load
+from streaming.source.load import load
 from tests.commands import ROOT, execute, missing, require_kuairand
 from tests.serving.test_prometheus import QUERIES
 

@@ -18,10 +18,10 @@ from paramserver.files import LocalFiles
 from paramserver.settings import TablesSettings
 from serving.replica import Replica
 from streaming.clock import EventClock
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import Feature, FeatureSet, SparseFeature
-from streaming.labels import LabelSet
+from streaming.features.kinds import Feature, FeatureSet, SparseFeature
 from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import LabelSet
 from tests.trainer.test_retrain import FEATURES, LABELS, NEVER, START
 from trainer.models import make_model
 from trainer.online import OnlineTrainer

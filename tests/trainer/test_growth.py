@@ -16,10 +16,10 @@ from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.form import differences
 from paramserver.settings import TablesSettings
-from streaming.columns import Columns
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.labels import Label
+from streaming.features.columns import Columns
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import Label
 from trainer.cut import cut_of
 from trainer.growth import grow_state
 from trainer.models import make_model

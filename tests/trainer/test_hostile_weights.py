@@ -14,9 +14,9 @@ from safetensors.torch import load, save
 
 from basis.problems import BadFile
 from paramserver.table import Adagrad, Table
-from streaming.examples import ExampleFormat
-from streaming.features import DenseFeature, Feature, SparseFeature
-from streaming.labels import Label
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature
+from streaming.records.examples import ExampleFormat
+from streaming.records.labels import Label
 from tests.paramserver.hostile import mutated
 from trainer.growth import grow_state
 from trainer.models import load_weights, make_model

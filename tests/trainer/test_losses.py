@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn import functional
 
-from streaming.labels import Label
+from streaming.records.labels import Label
 from trainer.losses import Loss, outputs_of
 
 MEANS = ["zero_inflated_log_normal", "tweedie"]

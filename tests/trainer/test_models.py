@@ -15,10 +15,10 @@ from torch import Tensor
 
 from basis.problems import BadFile
 from paramserver.table import Adagrad, Normal, Table
-from streaming.columns import Ragged
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.labels import Label
+from streaming.features.columns import Ragged
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import Label
 from trainer.losses import Loss
 from trainer.models import DLRM, DeepFM, dump_weights, load_weights, make_model
 from trainer.settings import ModelSettings, TrainSettings

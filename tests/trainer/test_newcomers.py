@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramserver.settings import TablesSettings
-from streaming.columns import Column, Ragged
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import Feature, SparseFeature
-from streaming.labels import Label
+from streaming.features.columns import Column, Ragged
+from streaming.features.kinds import Feature, SparseFeature
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import Label
 from trainer import newcomers
 from trainer.losses import Loss
 from trainer.models import make_model

@@ -16,14 +16,14 @@ from paramserver.files import LocalFiles
 from paramserver.manifest import TakenOverError
 from paramserver.settings import TablesSettings
 from serving.replica import Replica
-from streaming import archive as archives
-from streaming.archive import Archive
-from streaming.archive_worker import ArchiveWorker
+from streaming.archive import table as archives
+from streaming.archive.table import Archive
+from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import Feature, SparseFeature
-from streaming.labels import Label
+from streaming.features.kinds import Feature, SparseFeature
 from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import Label
 from trainer.cut import cut_of, offsets_of
 from trainer.models import make_model
 from trainer.online import OnlineTrainer

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from streaming.columns import Column, Ragged
-from streaming.features import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.columns import Column, Ragged
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from trainer.rows import RowPlan
 
 IDS, DIM = 10, 3

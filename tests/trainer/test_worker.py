@@ -14,10 +14,10 @@ from torch import nn
 
 from basis.problems import GuardedError
 from paramserver.settings import TablesSettings
-from streaming.examples import ExampleColumns, ExampleFormat
-from streaming.features import DenseFeature, Feature, SparseFeature
-from streaming.labels import Label
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature
 from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import Label
 from trainer.flat_adam import FlatAdam
 from trainer.models import dump_weights, load_weights, make_model
 from trainer.prequential import Prequential

@@ -1,0 +1,1 @@
+"""The archive: examples as a Delta table."""

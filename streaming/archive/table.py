@@ -1,0 +1,220 @@
+"""The archive: every example in a Delta Lake table, once, with the offsets that it came from.
+
+Columns are those of `ExampleFormat`, and ``hour`` (the event hour of ``decided_at``, UTC, such as 2024-01-31T05), by which the
+table is partitioned; ``partition`` and ``offset`` of the record in `examples` and ``row`` in it, which order equal times.
+
+A commit holds the rows of some records together with two application transactions a partition: the next offset to read and the
+watermark. Delta refuses the second of two commits that move the same transaction, so a retry, or a writer that believes it
+is alone, writes nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from basis.problems import Problem, Problems
+from basis.settings import PositiveDurationMs, Section
+from streaming.records.examples import ExampleFormat
+
+_HOUR_MS = 3_600_000
+_MINUTE_MS = 60_000
+_LATEST_MS = 253_402_300_799_999  # the end of the year 9999: hours are compared as texts
+_ROWS_AT_ONCE = 1 << 20
+_ORDER = ("decided_at", "partition", "offset", "row")
+_PLACE = pa.schema([("hour", pa.string()), ("partition", pa.int32()), ("offset", pa.int64()), ("row", pa.int32())])
+
+
+class ArchiveSettings(Section):
+    """The ``archive`` section."""
+
+    dir: str | None = None
+    """Folder or object store address of the table; a replay's is ``archive`` in its run's folder."""
+    commit_every: PositiveDurationMs = 60_000
+    """The longest that an example waits for its commit, by the clock."""
+
+
+class Position(NamedTuple):
+    """How far one partition of `examples` is archived: the next offset to read, and the joiner's watermark (ms)."""
+
+    offset: int
+    watermark: int
+
+
+class Archived(NamedTuple):
+    """One record of `examples`."""
+
+    partition: int
+    offset: int
+    batch: pa.RecordBatch
+
+
+class Archive:
+    """The table as of one commit: its own last one, or the newest when it was opened."""
+
+    def __init__(self, place: str, example_format: ExampleFormat) -> None:
+        """Open the table, making it where there is none; `Problems` where it holds other columns."""
+        self._place = place
+        self._format = example_format
+        self.schema = pa.schema([*example_format.schema, *_PLACE])
+        self._table = DeltaTable.create(place, self.schema, mode="ignore", partition_by=["hour"])
+        there = {field.name: field.type for field in pa.schema(self._table.schema().to_arrow())}
+        wrong = [field.name for field in self.schema if not _fits(field.type, there.pop(field.name, None))]
+        problems = [Problem(place, f"column {name}", "not as the config has it", _NEW_PLACE) for name in wrong]
+        problems += [Problem(place, f"column {name}", "the config has no such column", _NEW_PLACE) for name in there]
+        if problems:
+            raise Problems(problems)
+
+    def position(self, partition: int) -> Position | None:
+        """How far a partition is archived; None where nothing of it is."""
+        offset = self._table.transaction_version(_offset_id(partition))
+        watermark = self._table.transaction_version(_watermark_id(partition))
+        return None if offset is None or watermark is None else Position(offset, watermark)
+
+    def positions(self) -> dict[int, Position]:
+        """The positions of all partitions that examples came from."""
+        files = self._files()
+        last = max(files.column("max.partition").to_pylist()) if len(files) else -1
+        found = ((partition, self.position(partition)) for partition in range(last + 1))
+        return {partition: position for partition, position in found if position is not None}
+
+    def append(self, records: Sequence[Archived], positions: Mapping[int, Position]) -> bool:
+        """Commit records, and that partitions are archived up to there. False, and nothing written, where another writer has
+        moved one of these partitions since; then positions are the newest again."""
+        transactions = [
+            transaction
+            for partition, position in positions.items()
+            for transaction in (
+                Transaction(_offset_id(partition), position.offset),
+                Transaction(_watermark_id(partition), position.watermark),
+            )
+        ]
+        rows = [_with_place(record) for record in records if record.batch.num_rows]
+        try:
+            write_deltalake(
+                self._table,
+                pa.Table.from_batches(rows, self.schema),
+                mode="append",
+                commit_properties=CommitProperties(app_transactions=transactions),
+            )
+        except CommitFailedError:
+            self._table = DeltaTable(self._place)
+            return False
+        return True
+
+    def compact(self, before_ms: int) -> None:
+        """Make one file of the files of each hour that ended by ``before_ms`` (event time); what readers see stays the same."""
+        end = _hours(np.array([before_ms]))[0]
+        counts: dict[str, int] = {}
+        for hour in self._files().column("partition.hour").to_pylist():
+            counts[hour] = counts.get(hour, 0) + 1
+        small = [hour for hour, files in counts.items() if files > 1 and hour < end]
+        if small:
+            try:
+                self._table.optimize.compact(partition_filters=[("hour", "in", small)])
+            except CommitFailedError:  # another archiver did the same; it is done, or will be the next time
+                self._table = DeltaTable(self._place)
+
+    def vacuum(self) -> None:
+        """Delete files that no commit of the last week names: compacted ones, and those of writers that died."""
+        self._table.vacuum(dry_run=False, full=True)
+
+    def hours(self, since: int, until: int) -> dict[str, int]:
+        """The event hours that may hold examples decided in [since, until) (ms), in order, with their number of rows."""
+        first, last = _hours(np.clip([since, until - 1], 0, _LATEST_MS))
+        found: dict[str, int] = {}
+        files = self._files()
+        for hour, count in zip(
+            files.column("partition.hour").to_pylist(), files.column("num_records").to_pylist(), strict=True
+        ):
+            if first <= hour <= last:
+                found[hour] = found.get(hour, 0) + count
+        return dict(sorted(found.items()))
+
+    def batches(self, since: int, until: int) -> Iterator[pa.RecordBatch]:
+        """The examples decided in [since, until) (ms of event time) in order of their decision, about a million at once at most.
+
+        Batches begin at full minutes.
+        """
+        for hours, count in _stretches(self.hours(since, until)):
+            first, last = (int(np.datetime64(hour, "ms").astype(np.int64)) for hour in (hours[0], hours[-1]))
+            bounds = np.linspace(first, last + _HOUR_MS, -(-count // _ROWS_AT_ONCE) + 1).astype(np.int64)
+            for begin, end in pairwise(np.unique(bounds // _MINUTE_MS * _MINUTE_MS).tolist()):
+                batch = self._read(max(begin, since), min(end, until))
+                if batch.num_rows:
+                    yield batch
+
+    def _read(self, begin: int, end: int) -> pa.RecordBatch:
+        first, last = _hours(np.array([begin, end - 1]))
+        found = self._table.to_pyarrow_table(
+            filters=[
+                ("hour", ">=", first),
+                ("hour", "<=", last),
+                ("decided_at", ">=", begin),
+                ("decided_at", "<", end),
+            ],
+            columns=[*self._format.schema.names, "partition", "offset", "row"],
+        )
+        ordered = found.sort_by([(name, "ascending") for name in _ORDER])
+        table = ordered.select(self._format.schema.names).cast(self._format.schema).combine_chunks()
+        return table.to_batches()[0] if table.num_rows else self._format.empty()
+
+    def _files(self) -> pa.Table:
+        return pa.table(self._table.get_add_actions(flatten=True))
+
+
+_NEW_PLACE = "allowed: the columns that the table was made with, or another archive.dir"
+
+
+def _offset_id(partition: int) -> str:
+    return f"minutely/examples/{partition}"
+
+
+def _watermark_id(partition: int) -> str:
+    return f"minutely/watermark/{partition}"
+
+
+def _stretches(hours: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
+    """Hours in a row that have few rows, read together since every read looks through the list of files; with their rows."""
+    together: list[str] = []
+    rows = 0
+    for hour, count in hours.items():
+        if together and rows + count > _ROWS_AT_ONCE:
+            yield together, rows
+            together, rows = [], 0
+        together.append(hour)
+        rows += count
+    if together:
+        yield together, rows
+
+
+def _hours(times: npt.NDArray[np.int64]) -> list[str]:
+    hours: list[str] = np.datetime_as_string(times.astype("datetime64[ms]"), unit="h").tolist()
+    return hours
+
+
+def _fits(ours: pa.DataType, theirs: pa.DataType | None) -> bool:
+    """Whether a column of the table is ours; Delta knows no lists of fixed size."""
+    if theirs is None or not pa.types.is_list(theirs):
+        return bool(ours == theirs)
+    return hasattr(ours, "value_type") and bool(ours.value_type == theirs.value_type)
+
+
+def _with_place(record: Archived) -> pa.RecordBatch:
+    count = record.batch.num_rows
+    place = [
+        pa.array(_hours(record.batch.column("decided_at").to_numpy()), pa.string()),
+        pa.array(np.full(count, record.partition, np.int32)),
+        pa.array(np.full(count, record.offset, np.int64)),
+        pa.array(np.arange(count, dtype=np.int32)),
+    ]
+    return pa.RecordBatch.from_arrays(
+        [*record.batch.columns, *place], schema=pa.schema([*record.batch.schema, *_PLACE])
+    )

@@ -1,0 +1,129 @@
+"""The archiver at work on a log: reads `examples`, commits them to the archive, and keeps its files large."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streaming.archive.table import Archive, Archived, Position
+from streaming.clock import Clock
+from streaming.log import EXAMPLES, LogReader, check_no_gap
+from streaming.records.examples import ExampleFormat
+
+_RECORDS_AT_ONCE = 64
+_ROWS_A_COMMIT = 1 << 18
+_BYTES_A_COMMIT = 64 << 20
+_IDLE = 10  # times commit_every
+_IDLE_MS = 600_000
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+
+
+class ArchiveWorker:
+    """Synchronous: every `step` reads a bounded number of records and commits when it is time.
+
+    What was read since the last commit is in memory, at most 64 MiB and the records of one step. A commit holds all partitions.
+    """
+
+    def __init__(
+        self,
+        log: LogReader,
+        archive: Archive,
+        example_format: ExampleFormat,
+        clock: Clock,
+        commit_every_ms: int,
+        partitions: Sequence[int],
+    ) -> None:
+        """Begin where the archive ends; `GapError` where the log no longer reaches back to there."""
+        self._log = log
+        self._archive = archive
+        self._format = example_format
+        self._clock = clock
+        self._commit_every_ms = commit_every_ms
+        self._partitions = list(partitions)
+        self._tidied_at = 0
+        self._vacuumed_at: int | None = None
+        self.examples = 0
+        """Archived by this worker."""
+        self.commits = 0
+        self._start()
+
+    def step(self) -> bool:
+        """Read once, and commit where an example waited long enough or enough came together. Whether there is more.
+
+        Records without examples, of which an idle stream has one whenever its watermark moves, wait ten times as long, but
+        no more than ten minutes where examples wait less. They are committed all the same: retention deletes them, and where the
+        archive ends before what is left, nobody goes on.
+        """
+        if not self._started:
+            self._start()
+        more = False
+        for partition in self._partitions:
+            records = self._log.read(EXAMPLES, partition, self.positions[partition].offset, _RECORDS_AT_ONCE)
+            for record in records:
+                self._take(partition, record.offset, record.value)
+            more |= len(records) == _RECORDS_AT_ONCE
+        elapsed_ms, patience = self._clock.elapsed_ms(), self._commit_every_ms
+        waited = bool(self._rows) and elapsed_ms - self._waiting_since >= patience
+        idle = max(patience, min(_IDLE * patience, _IDLE_MS))
+        moved = bool(self._moved) and elapsed_ms - self._moving_since >= idle
+        if waited or moved or self._rows >= _ROWS_A_COMMIT or self._bytes >= _BYTES_A_COMMIT:
+            self.commit()
+        return more
+
+    def commit(self) -> None:
+        """Commit what was read; where another archiver was here before, go on after it instead."""
+        if not self._moved:
+            return
+        moved = {partition: self.positions[partition] for partition in self._moved}
+        # Every commit also shows what others committed, which Delta then no longer counts as a conflict: look first.
+        alone = all(self._archive.position(partition) == self._archived[partition] for partition in moved)
+        if not alone or not self._archive.append(self._waiting, moved):
+            self._start()
+            return
+        self._archived |= moved
+        self.commits += 1
+        self.examples += self._rows
+        self._forget_waiting()
+        self._tidy()
+
+    def _start(self) -> None:
+        self._started = False  # where the log does not answer, the next step tries again
+        self._forget_waiting()
+        self._archived: dict[int, Position | None] = {at: self._archive.position(at) for at in self._partitions}
+        positions = {}
+        for partition, archived in self._archived.items():
+            position = archived or Position(self._log.begin(EXAMPLES, partition), 0)
+            check_no_gap(self._log, EXAMPLES, partition, position.offset)
+            positions[partition] = position
+        self.positions = positions
+        """How far each partition was read."""
+        self._started = True
+
+    def _forget_waiting(self) -> None:
+        self._waiting: list[Archived] = []
+        self._moved: set[int] = set()
+        self._rows = self._bytes = 0
+        self._waiting_since = self._moving_since = 0
+
+    def _take(self, partition: int, offset: int, payload: bytes) -> None:
+        batch, watermark = self._format.decode(payload)
+        if not self._moved:
+            self._moving_since = self._clock.elapsed_ms()
+        self._moved.add(partition)
+        self.positions[partition] = Position(offset + 1, max(watermark, self.positions[partition].watermark))
+        if batch.num_rows:
+            if not self._waiting:
+                self._waiting_since = self._clock.elapsed_ms()
+            self._waiting.append(Archived(partition, offset, batch))
+            self._rows += batch.num_rows
+            self._bytes += len(payload)
+
+    def _tidy(self) -> None:
+        """Compact when event time came to another hour, and delete what is no longer used once a day."""
+        watermark = min(position.watermark for position in self.positions.values())
+        if watermark // _HOUR_MS > self._tidied_at // _HOUR_MS:
+            self._archive.compact(watermark)
+            self._tidied_at = watermark
+        elapsed_ms = self._clock.elapsed_ms()
+        if self._vacuumed_at is None or elapsed_ms - self._vacuumed_at >= _DAY_MS:
+            self._archive.vacuum()
+            self._vacuumed_at = elapsed_ms

@@ -1,0 +1,1 @@
+"""From values of files, JSON and requests to columns of features."""

@@ -1,0 +1,104 @@
+"""Raw columns of plain values: what a record or a ranking request gives for a feature, by the rules that files are read by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from basis.decoding import UNDECODABLE
+from streaming.features.columns import Ids, Ragged
+from streaming.features.ids import ids_of
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.transforms import Raw, beyond
+from streaming.features.values import as_arrow, plain_ids, plain_lists, plain_numbers, plain_vectors
+from streaming.records.events import NUMBERS_ALLOWED
+from streaming.source.mapping import as_times, lists_of, plain, sparse_of, vectors_of
+from streaming.source.tabular import as_numbers
+
+WRONG = (*UNDECODABLE, TypeError, ValueError, OverflowError, pa.ArrowException)
+"""What these functions raise where values do not fit."""
+
+
+def ids(values: Sequence[Any]) -> Ids:
+    """The ids of integers, texts, booleans and nulls, in any mixture; int64 [n]."""
+    found = plain_ids(values)
+    if found is not None:
+        return found
+    _check_whole(values)
+    return ids_of(as_arrow(values))
+
+
+def lists(values: Sequence[Any]) -> Ragged:
+    """The ids of lists; null is an empty one."""
+    found = plain_lists(values)
+    if found is not None:
+        return found
+    _check_lists(values)
+    return lists_of(as_arrow(values))
+
+
+def numbers(values: Sequence[Any]) -> npt.NDArray[np.float64]:
+    """Numbers, and texts that are some, float64 [n]; NaN for null."""
+    found = plain_numbers(values)
+    return plain(_whole("number", values, *as_numbers(as_arrow(values)))) if found is None else found
+
+
+def vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64]:
+    """Lists of ``size`` numbers, float64 [n, size]; NaN for null."""
+    for value in values:
+        if isinstance(value, list) and len(value) != size:
+            raise ValueError(f"a list of {len(value)} numbers")
+    found = plain_vectors(values, size)
+    return vectors_of(as_arrow(values), size) if found is None else found
+
+
+def raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
+    """The raw column of what a product has, one value an impression; one of `WRONG` where it does not fit the feature."""
+    raw = _raw_of_values(feature, values)
+    wrong = beyond(feature, raw)
+    if wrong is not None and wrong.any():
+        place = int(wrong.reshape(len(wrong), -1).any(1).argmax())
+        raise ValueError(f"{values[place]!r:.60}; {NUMBERS_ALLOWED}")
+    return raw
+
+
+def _raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
+    match feature:
+        case VectorFeature():
+            return vectors(values, feature.size)
+        case DenseFeature(transform="age"):
+            return plain(_whole("time", values, *as_times(as_arrow(values), feature.unit)))
+        case DenseFeature() | SparseFeature(bucket="log2"):
+            return numbers(values)
+        case SparseFeature(split=None, pool=None):
+            return ids(values)
+        case SparseFeature(split=None, pool="mean" | "sum"):
+            return lists(values)
+        case SparseFeature():
+            _check_lists(values)
+            return sparse_of(as_arrow(values), feature)
+
+
+def _check_whole(values: Sequence[Any]) -> None:
+    """``TypeError`` for numbers with fractions, which beside texts would pass for some."""
+    if float in set(map(type, values)) and any(
+        isinstance(value, float) and not (value.is_integer() or value != value) for value in values
+    ):
+        raise TypeError("numbers with fractions")
+
+
+def _check_lists(values: Sequence[Any]) -> None:
+    for value in values:
+        if isinstance(value, list):
+            _check_whole(value)
+
+
+def _whole(kind: str, values: Sequence[Any], found: pa.Array, broken: pa.Array | None) -> pa.Array:
+    at = -1 if broken is None else broken.index(True).as_py()
+    if at >= 0:
+        raise ValueError(f"{values[at]!r:.60} is no {kind}")
+    return found

@@ -1,0 +1,124 @@
+"""Served calibration: whether scores that were served add up to the labels that came of them, and who is told where they do not."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from streaming.records.labels import Label
+
+Bounds: TypeAlias = tuple[float, float]
+_BLOCK = 1000
+_BLOCKS = 16
+_DEVIATIONS = 5.0
+
+
+class Sums(NamedTuple):
+    """Of one label: how many impressions, their served scores, their values, and the squares of both."""
+
+    impressions: int = 0
+    scores: float = 0.0
+    values: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, scores: npt.NDArray[Any], values: npt.NDArray[Any]) -> Sums:
+        """Of scores and values [n]; those of which either is no finite number are left out."""
+        exact = np.stack((scores, values)).astype(np.float64)
+        exact = exact[:, np.isfinite(exact).all(0)]
+        return cls(exact.shape[1], float(exact[0].sum()), float(exact[1].sum()), float((exact**2).sum()))
+
+    def __add__(self, other: Sums) -> Sums:  # type: ignore[override]  # these are no sequences
+        return Sums(
+            self.impressions + other.impressions,
+            self.scores + other.scores,
+            self.values + other.values,
+            self.squares + other.squares,
+        )
+
+    @property
+    def calibration(self) -> float | None:
+        """Mean score over mean value; None without a value above 0."""
+        return self.scores / self.values if self.values > 0 else None
+
+    def stray(self, bounds: Bounds) -> bool:
+        """Whether the calibration is out of bounds by more than chance does: 5 standard deviations of the sums' difference."""
+        low, high = bounds
+        by_chance = abs(self.scores - self.values) <= _DEVIATIONS * self.squares**0.5
+        return not by_chance and not low * self.values <= self.scores <= high * self.values
+
+    def say(self, name: str, label: Label, bounds: Bounds) -> str:
+        """A line for people about a label that is out of bounds, with what can be done where its loss is the cause."""
+        low, high = bounds
+        ratio = "" if self.calibration is None else f" (calibration {self.calibration:.3g})"
+        mean_score, mean_value = self.scores / self.impressions, self.values / self.impressions
+        remedy = (
+            ""
+            if label.predicts_mean
+            else f"; labels.{name}.transform: log predicts about a median; set labels.{name}.loss: tweedie or "
+            "zero_inflated_log_normal, without transform, for the mean"
+        )
+        return (
+            f"{name}: served scores average {mean_score:.4g}, what came of them {mean_value:.4g}{ratio}, over "
+            f"{self.impressions:,} impressions; allowed by train.guards.served_calibration: {low:g} to {high:g}{remedy}"
+        )
+
+
+class ServedCalibration:
+    """Sums over the newest 16,000 impressions, at most, that a model scored and whose labels are decided, by label.
+
+    After every 1,000, ``warn`` is told of a label that went out of ``bounds``, and ``inform`` of one that came back.
+    Single-threaded.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, Label],
+        bounds: Bounds,
+        warn: Callable[[str], object],
+        inform: Callable[[str], object],
+    ) -> None:
+        self._labels = labels
+        self._is_value = [label.is_value for label in labels.values()]
+        self._bounds = bounds
+        self._warn = warn
+        self._inform = inform
+        self._served: list[tuple[bytes, Sequence[int], tuple[float, ...]]] = []
+        self._waiting = 0
+        self._blocks: deque[list[Sums]] = deque(maxlen=_BLOCKS)
+        self.sums = dict.fromkeys(labels, Sums())
+        self.stray = dict.fromkeys(labels, False)
+        """Which labels are out of bounds."""
+
+    def add(self, scores: bytes, places: Sequence[int], values: tuple[float, ...]) -> None:
+        """Take impressions of one request: its ``scores``, float32 [n, labels], whose they are, and the values of their labels."""
+        self._served.append((scores, places, values))
+        self._waiting += len(places)
+        if self._waiting >= _BLOCK:
+            self._look()
+
+    def _look(self) -> None:
+        served, self._served, self._waiting = self._served, [], 0
+        width = len(self._is_value)
+        parts = [np.frombuffer(scores, np.float32).reshape(-1, width)[list(places)] for scores, places, _ in served]
+        scores = np.concatenate(parts)
+        values = np.repeat([values for *_, values in served], [len(part) for part in parts], axis=0)
+        self._blocks.append([self._sums(at, scores[:, at], values[:, at]) for at in range(width)])
+        for at, name in enumerate(self.sums):
+            sums = sum((block[at] for block in self._blocks), Sums())
+            stray = sums.stray(self._bounds)
+            if stray and not self.stray[name]:
+                self._warn(sums.say(name, self._labels[name], self._bounds))
+            elif self.stray[name] and not stray:
+                self._inform(f"{name}: served scores average what comes of them again")
+            self.sums[name], self.stray[name] = sums, stray
+
+    def _sums(self, at: int, scores: npt.NDArray[np.float32], values: npt.NDArray[np.float64]) -> Sums:
+        kept = (
+            slice(None) if self._is_value[at] else (scores >= 0) & (scores <= 1)
+        )  # what is no probability no model said
+        return Sums.of(scores[kept], values[kept])

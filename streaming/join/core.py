@@ -1,0 +1,377 @@
+"""The joiner's core: requests and engagements in, in any order; examples and dead letters out, each once.
+
+Synchronous, single-threaded, one partition, no input or output of its own: records come as bytes with their offsets, the
+watermark is told by `advance`, and what came out is taken with `drain`. Since labels are decided in event time
+(`streaming.records.labels`) and examples are only emitted once the watermark has passed their decision, the result does not
+depend on the order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pyarrow as pa
+from pydantic import Field
+
+from basis.settings import DurationMs, PositiveDurationMs, Section
+from streaming.clock import Clock
+from streaming.features.columns import all_finite, check_packed, packed_width
+from streaming.features.kinds import Feature, SparseFeature
+from streaming.join.calibration import ServedCalibration
+from streaming.join.decided import Ready, batches
+from streaming.join.negatives import Negatives
+from streaming.join.pending import DROPPED, Pending, PendingRequests
+from streaming.join.timers import NEVER
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import (
+    MAX_TIME_MS,
+    MIN_TIME_MS,
+    BadRecord,
+    DeadLetter,
+    Engagement,
+    Request,
+    decode_engagement,
+    decode_request,
+    is_json,
+)
+from streaming.records.examples import ExampleFormat
+from streaming.records.json_records import pack_request
+from streaming.records.labels import Decision, Label, Rule, decide, used_actions
+
+_DUE_AT_ONCE = 10_000
+_MAX_EVENTS = 1000
+
+
+class JoinSettings(Section):
+    """The ``join`` section."""
+
+    emit: Literal["decided", "window"] = "decided"
+    """Emit an example when all its labels are decided, or only when its longest window closes."""
+    lateness: DurationMs = 0
+    """How far out of order, in event time, records of one partition may arrive."""
+    late: Literal["dead_letter", "correct"] = "dead_letter"
+    """What becomes of an engagement that would have changed an example that is out: refused, or the example comes again with the
+    right labels and the next revision. For the latter, requests are kept until ``lateness`` after their window."""
+    max_future: DurationMs = 3_600_000
+    """Records from further ahead of the clock are dead letters."""
+    max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
+    """The most examples in one batch."""
+    max_wait: PositiveDurationMs = 200
+    """On Kafka, examples wait at most this long for others, to be sent together."""
+    memory_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """What pending requests may take in memory; the rest is on disk."""
+
+
+class JoinOutput(NamedTuple):
+    """What came out since the last `Joiner.drain`. Examples are in order of their decision."""
+
+    examples: list[pa.RecordBatch]
+    dead_letters: list[DeadLetter]
+
+
+class Joiner:
+    """Merges by impression. ``counts`` counts what came in and what became of it."""
+
+    def __init__(
+        self,
+        features: Mapping[str, Feature],
+        labels: Mapping[str, Label],
+        settings: JoinSettings,
+        store: PendingRequests,
+        clock: Clock,
+        partition: int = 0,
+        negatives: Negatives = Negatives(),
+        served: ServedCalibration | None = None,
+        earliest: int = MIN_TIME_MS,
+    ) -> None:
+        self._features = dict(features)
+        self._widths = [
+            (name, feature.scope == "request", packed_width(feature), not isinstance(feature, SparseFeature))
+            for name, feature in features.items()
+        ]
+        self._rules = [Rule.of(label) for label in labels.values()]
+        self._actions = used_actions(labels)
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._partition = partition
+        self._negatives = negatives
+        self._served = served
+        self._earliest = earliest
+        self._window = max(label.window for label in labels.values())
+        self._negative = (0.0,) * len(labels)
+        self.known_emitted: Callable[[list[str], int], bytearray] | None = None
+        """How often impressions that were served then are in `examples`; set while that may be more than entries say."""
+        self.reads_again = False
+        """Whether records are those of transactions that are over: what is due by now was emitted, or dropped by sampling."""
+        self.taken_until = 0
+        """The latest time (ms) of what is read again."""
+        self._action_window = {
+            action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
+            for action in self._actions
+        }
+        self._ready: list[Ready] = []
+        self._dead: list[DeadLetter] = []
+        self.format = ExampleFormat(features, labels)
+        self.watermark = 0
+        self.newest = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
+        """The newest event time seen of each input (ms); records from the future do not count."""
+        self.counts: Counter[str] = Counter()
+
+    def add_request(self, offset: int, payload: bytes) -> None:
+        """Take one record of `impressions`."""
+        self._guarded(self._request, IMPRESSIONS, offset, payload)
+
+    def add_engagement(self, offset: int, payload: bytes) -> None:
+        """Take one record of `engagements`."""
+        self._guarded(self._engagement, ENGAGEMENTS, offset, payload)
+
+    def advance(self, watermark: int, at_most: int | None = None) -> bool:
+        """Every event before ``watermark`` (ms) has arrived, as far as ``lateness`` promises; emit what that decides.
+
+        ``at_most`` bounds how many requests are looked at. Whether all were; until then, take no further records.
+        """
+        self.watermark = max(self.watermark, watermark)
+        left = _DUE_AT_ONCE if at_most is None else at_most
+        while due := self._store.due(self.watermark, min(left, _DUE_AT_ONCE)):
+            for request_id in due:
+                pending = self._store.get(request_id)
+                assert pending is not None, request_id
+                self._look_at(request_id, pending)
+            if at_most is not None:
+                left -= len(due)
+                if left <= 0:
+                    return False
+        return True
+
+    def next_due(self) -> int:
+        """The next event time (ms) at which `advance` may have something to do."""
+        return self._store.next_due()
+
+    def drain(self) -> JoinOutput:
+        """Take what came out so far."""
+        ready, self._ready = self._ready, []
+        dead, self._dead = self._dead, []
+        found = batches(ready, self.format, self._negatives.keep, self._settings.max_rows) if ready else []
+        self.counts["examples"] += sum(batch.num_rows for batch in found)
+        return JoinOutput(found, dead)
+
+    def _guarded(self, take: Callable[[int, bytes], None], topic: str, offset: int, payload: bytes) -> None:
+        self.counts[topic] += 1
+        try:
+            take(offset, payload)
+        except BadRecord as bad:
+            self._refuse(topic, offset, payload, bad)
+
+    def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
+        self.counts[f"dead.{bad.reason}"] += 1
+        self._dead.append(
+            DeadLetter(
+                topic=topic,
+                partition=self._partition,
+                offset=offset,
+                reason=bad.reason,
+                detail=str(bad),
+                payload=payload,
+            )
+        )
+
+    def _request(self, offset: int, payload: bytes) -> None:
+        packed = pack_request(payload, self._features) if is_json(payload) else payload
+        request = decode_request(packed, self._latest(), self._earliest)
+        self._check_features(request)
+        forgotten_at = request.served_at + self._window + self._settings.lateness
+        # Requests that were forgotten since still have their engagements read again.
+        if forgotten_at < self.watermark and not self.reads_again:
+            raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
+        self.newest[IMPRESSIONS] = max(self.newest[IMPRESSIONS], request.served_at)
+        pending = self._store.get(request.request_id) or Pending()
+        if pending.served_at >= 0:
+            self.counts["repeated"] += 1
+            return
+        pending.served_at = request.served_at
+        pending.impression_ids = request.impression_ids
+        pending.request = request
+        count, known = len(request.impression_ids), self.known_emitted
+        pending.emitted = bytearray(count) if known is None else known(request.impression_ids, request.served_at)
+        waiting, pending.waiting = pending.waiting, []
+        for at, engagement in waiting:
+            try:
+                self._attribute(pending, decode_engagement(engagement, MAX_TIME_MS))
+            except BadRecord as bad:
+                self._refuse(ENGAGEMENTS, at, engagement, bad)
+        self._store.wake(request.request_id, pending, request.served_at + self._window)
+        self._store.add(request.request_id, pending, len(payload))
+
+    def _latest(self) -> int:
+        """The latest time (ms) that an event may have. What was taken once is taken again, though the clock was set back since."""
+        latest = self._clock.now_ms() + self._settings.max_future
+        return max(latest, self.taken_until) if self.reads_again else latest
+
+    def _check_features(self, request: Request) -> None:
+        count = len(request.impression_ids)
+        for name, shared, width, floats in self._widths:
+            packed: Any = (request.shared if shared else request.features).get(name)
+            size = width if shared else width * count
+            if type(packed) is bytes and len(packed) == size and (not floats or all_finite(packed)):
+                continue
+            if packed is None:
+                raise BadRecord("malformed", f"feature {name} is missing")
+            problem = check_packed(name, self._features[name], packed, 1 if shared else count)
+            if problem is not None:
+                raise BadRecord("malformed", problem)
+
+    def _engagement(self, offset: int, payload: bytes) -> None:
+        engagement = decode_engagement(payload, self._latest(), self._earliest)
+        self.newest[ENGAGEMENTS] = max(self.newest[ENGAGEMENTS], engagement.happened_at)
+        if engagement.action not in self._actions:
+            self.counts["unused"] += 1
+            return
+        pending = self._store.get(engagement.request_id)
+        if pending is not None and pending.served_at >= 0:
+            self._attribute(pending, engagement)
+            self._store.add(engagement.request_id, pending, len(payload))
+            return
+        wait_until = engagement.happened_at + self._window + self._settings.lateness
+        if wait_until < self.watermark:
+            raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {engagement.request_id}")
+        pending = pending or Pending()
+        pending.waiting.append((offset, payload))
+        self._store.wake(engagement.request_id, pending, wait_until)
+        self._store.add(engagement.request_id, pending, len(payload))
+
+    def _attribute(self, pending: Pending, engagement: Engagement) -> None:
+        """Count an engagement towards its impression's labels."""
+        at, request_id = engagement.happened_at, engagement.request_id
+        try:
+            index = pending.impression_ids.index(engagement.impression_id)
+        except ValueError:
+            raise BadRecord("unmatched", f"request {request_id} has no impression {engagement.impression_id}") from None
+        if at < pending.served_at:
+            raise BadRecord(
+                "before_served", f"happened at {at} ms, its impression was served at {pending.served_at} ms"
+            )
+        if at > pending.served_at + self._action_window[engagement.action]:
+            raise BadRecord("late", f"happened {at - pending.served_at} ms after the serving: window closed")
+        events = pending.events.setdefault(index, [])
+        event = (at, engagement.action, engagement.value)
+        if event in events:
+            self.counts["repeated"] += 1
+            return
+        if len(events) >= _MAX_EVENTS:
+            raise BadRecord("too_many", f"impression {engagement.impression_id} has {_MAX_EVENTS} engagements already")
+        self._refresh(pending)
+        # Of what is read again, what happened before and after an example went out is read as one, and was answered then.
+        if pending.emitted[index] and not self.reads_again:
+            before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
+            if before.values == after.values:
+                self.counts["redundant"] += 1
+            else:
+                self._correct(pending, request_id, index, after)
+        events.append(event)
+        if self._settings.emit == "decided" and not pending.emitted[index]:
+            self._store.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
+
+    def _correct(self, pending: Pending, request_id: str, index: int, decision: Decision) -> None:
+        """Emit an example once more, decided now; one that sampling dropped has nothing to correct."""
+        revision = pending.emitted[index]
+        if self._settings.late == "dead_letter" or pending.request is None or revision >= DROPPED - 1:
+            raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
+        pending.emitted[index] = revision + 1
+        self.counts["corrected"] += 1
+        decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
+        self._ready.append(Ready(request_id, pending.request, (index,), decision, revision))
+
+    def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
+        return decide(self._rules, served_at, events)
+
+    def _refresh(self, pending: Pending) -> None:
+        """An entry learns what was emitted since its state was written."""
+        if self.known_emitted is not None:
+            known = self.known_emitted(pending.impression_ids, pending.served_at)
+            pending.emitted = bytearray(map(max, pending.emitted, known))
+
+    def _look_at(self, request_id: str, pending: Pending) -> None:
+        """Emit what is due of a request; forget it when its marker has served its time."""
+        pending.wake_at = NEVER
+        if pending.served_at < 0:
+            self._drop_unmatched(request_id, pending)
+            return
+        self._refresh(pending)
+        closes_at = pending.served_at + self._window
+        if pending.request is not None:
+            next_due = NEVER
+            emitted, events = pending.emitted, pending.events
+            for index, happened in events.items():
+                if not emitted[index]:
+                    decision = self._decide(pending.served_at, happened)
+                    if self._settings.emit == "window":
+                        decision = decision._replace(decided_at=closes_at)
+                    if decision.decided_at < self.watermark:
+                        self._emit(request_id, pending, [index], decision)
+                    else:
+                        next_due = min(next_due, decision.decided_at)
+            if 0 in emitted:
+                # Most impressions have no events: one decision serves them all, and no other is later than it.
+                if closes_at < self.watermark:
+                    without = [index for index, times in enumerate(emitted) if not times and index not in events]
+                    decision = Decision(self._negative, closes_at, pending.served_at)
+                    self._emit(request_id, pending, without, decision)
+                else:
+                    next_due = min(next_due, closes_at)
+            if next_due != NEVER:
+                self._store.wake(request_id, pending, next_due)
+                return
+            if self._settings.late == "dead_letter":
+                pending.request = None
+                self._store.shrink(request_id)
+        forget_at = closes_at + self._settings.lateness
+        if forget_at < self.watermark:
+            self._store.drop(request_id)
+        else:
+            # Nobody waits for markers to go, so they go in groups, at multiples of the window.
+            self._store.wake(request_id, pending, -(-forget_at // self._window) * self._window)
+
+    def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> None:
+        """Impressions that were decided are examples, but for the negatives that are not kept."""
+        kept = places
+        if self.reads_again:  # due by what was committed, and not in `examples`
+            kept = []
+        elif not any(decision.values) and self._negatives.keep < 1:
+            kept = [place for place in places if self._negatives.keeps(pending.impression_ids[place])]
+            self.counts["dropped"] += len(places) - len(kept)
+        if self._served is not None and not self.reads_again:
+            self._judge(self._served, pending.request, places, decision.values)
+        for place in places:
+            pending.emitted[place] = DROPPED
+        for place in kept:
+            pending.emitted[place] = 1
+        if kept and pending.request is not None:
+            self._ready.append(Ready(request_id, pending.request, kept, decision))
+
+    def _judge(
+        self, served: ServedCalibration, request: Request | None, places: Sequence[int], values: tuple[float, ...]
+    ) -> None:
+        """Compare what a model said with what came of it, dropped negatives included."""
+        if request is None or not request.sparse_version:
+            return
+        if len(request.scores) == 4 * len(self._rules) * len(request.impression_ids):
+            served.add(request.scores, places, values)
+
+    def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
+        waiting, pending.waiting = pending.waiting, []
+        for offset, payload in waiting:
+            try:
+                engagement = decode_engagement(payload, MAX_TIME_MS)
+                wait_until = engagement.happened_at + self._window + self._settings.lateness
+                if wait_until < self.watermark:
+                    raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {request_id}")
+            except BadRecord as bad:
+                self._refuse(ENGAGEMENTS, offset, payload, bad)
+                continue
+            pending.waiting.append((offset, payload))
+            self._store.wake(request_id, pending, wait_until)
+        if not pending.waiting:
+            self._store.drop(request_id)

@@ -1,0 +1,97 @@
+"""What a joiner emits: impressions that were decided, from any number of requests, as batches in order of their decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from streaming.features.columns import Column, Ids, Ragged, unpack
+from streaming.features.kinds import Feature
+from streaming.records.events import Request
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import Decision
+
+
+class Ready(NamedTuple):
+    """Impressions of one request, by their places in it, that one decision is made for."""
+
+    request_id: str
+    request: Request
+    places: Sequence[int]
+    decision: Decision
+    revision: int = 0
+
+
+def batches(
+    ready: Sequence[Ready], example_format: ExampleFormat, sampling_rate: float, max_rows: int
+) -> list[pa.RecordBatch]:
+    """Examples of at most ``max_rows`` each, ordered by the time of decision, the request's id and the place in it.
+
+    Columns are built over all requests at once: one request at a time they cost 15 times as much.
+    """
+    counts = [len(item.places) for item in ready]
+    group = np.repeat(np.arange(len(ready)), counts)
+    place = np.fromiter(chain.from_iterable(item.places for item in ready), np.int64, len(group))
+    rank = {request_id: at for at, request_id in enumerate(sorted({item.request_id for item in ready}))}
+    ranks = np.array([rank[item.request_id] for item in ready])
+    decided_at = np.array([item.decision.decided_at for item in ready], np.int64)
+    order = np.lexsort((place, ranks[group], decided_at[group]))
+    group, place = group[order], place[order]
+    return [
+        _batch(ready, group[at : at + max_rows], place[at : at + max_rows], example_format, sampling_rate)
+        for at in range(0, len(group), max_rows)
+    ]
+
+
+def _batch(
+    ready: Sequence[Ready], group: Ids, place: Ids, example_format: ExampleFormat, sampling_rate: float
+) -> pa.RecordBatch:
+    used, of_row = np.unique(group, return_inverse=True)
+    items = [ready[at] for at in used.tolist()]
+    requests: dict[str, Request] = {}
+    starts: dict[str, int] = {}
+    total = 0
+    for item in items:
+        if item.request_id not in requests:
+            requests[item.request_id] = item.request
+            starts[item.request_id] = total
+            total += len(item.request.impression_ids)
+    rows = np.array([starts[item.request_id] for item in items], np.int64)[of_row] + place
+    ids = pa.array(
+        chain.from_iterable(request.impression_ids for request in requests.values()), pa.string(), size=total
+    )
+    decisions = [item.decision for item in items]
+    return example_format.build(
+        gather(example_format.features, list(requests.values()), rows),
+        ExampleColumns(
+            ids.take(pa.array(rows)),
+            np.array([decision.values for decision in decisions], np.float32)[of_row],
+            np.array([item.request.served_at for item in items], np.int64)[of_row],
+            np.array([decision.happened_at for decision in decisions], np.int64)[of_row],
+            np.array([decision.decided_at for decision in decisions], np.int64)[of_row],
+            sampling_rate,
+            np.array([item.revision for item in items], np.int32)[of_row],
+        ),
+    )
+
+
+def gather(features: Mapping[str, Feature], requests: Sequence[Request], rows: Ids) -> dict[str, Column]:
+    """Feature columns of some impressions: ``rows`` index the impressions of all ``requests`` laid end to end."""
+    counts = [len(request.impression_ids) for request in requests]
+    request_of_row = np.repeat(np.arange(len(requests)), counts)[rows]
+    all_in_order = len(rows) == sum(counts) and bool((rows[1:] > rows[:-1]).all())
+    columns: dict[str, Column] = {}
+    for name, feature in features.items():
+        if feature.scope == "request":
+            column, index = unpack(feature, [request.shared[name] for request in requests]), request_of_row
+        else:
+            column, index = unpack(feature, [request.features[name] for request in requests]), rows
+            if all_in_order:
+                columns[name] = column
+                continue
+        columns[name] = column.take(index) if isinstance(column, Ragged) else column[index]
+    return columns

@@ -1,0 +1,81 @@
+"""Metrics of the joiner, by partition, as Prometheus asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from streaming.join.calibration import ServedCalibration
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+
+if TYPE_CHECKING:
+    from streaming.join.service import JoinService
+
+_ALWAYS_SHOWN = ("late", "unmatched")
+
+
+class JoinMetrics(Collector):
+    """Reads the counts that the joiners keep anyway, when asked. They begin at 0 when a partition comes."""
+
+    def __init__(self, service: JoinService) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything, by partition."""
+        lag = GaugeMetricFamily("minutely_join_lag", "Records not joined yet.", labels=["topic", "partition"])
+        pending = GaugeMetricFamily("minutely_join_pending", "Requests in the state.", labels=["partition"])
+        watermark = GaugeMetricFamily(
+            "minutely_join_watermark_seconds", "Event time up to which everything is out.", labels=["partition"]
+        )
+        records = CounterMetricFamily("minutely_join_records", "Records read.", labels=["topic", "partition"])
+        examples = CounterMetricFamily("minutely_join_examples", "Examples written.", labels=["partition"])
+        repeated = CounterMetricFamily("minutely_join_repeated", "Records known already.", labels=["partition"])
+        corrected = CounterMetricFamily("minutely_join_corrected", "Examples sent again.", labels=["partition"])
+        lost = CounterMetricFamily(
+            "minutely_join_lost", "Records deleted before they were read.", labels=["topic", "partition"]
+        )
+        dead = CounterMetricFamily("minutely_join_dead_letters", "Records refused.", labels=["reason", "partition"])
+        for number, member in list(self._service.members.items()):
+            partition, counts = str(number), member.join.joiner.counts.copy()
+            for topic in (IMPRESSIONS, ENGAGEMENTS):
+                lag.add_metric([topic, partition], member.lag[topic])
+                records.add_metric([topic, partition], counts[topic])
+            pending.add_metric([partition], member.join.pending)
+            watermark.add_metric([partition], max(member.join.told, 0) / 1000)
+            examples.add_metric([partition], counts["examples"])
+            repeated.add_metric([partition], counts["repeated"])
+            corrected.add_metric([partition], counts["corrected"])
+            for topic in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES):
+                lost.add_metric([topic, partition], member.lost[topic])
+            refused = {name.removeprefix("dead."): n for name, n in counts.items() if name.startswith("dead.")}
+            for reason in sorted({*_ALWAYS_SHOWN, *refused}):
+                dead.add_metric([reason, partition], refused.get(reason, 0))
+        yield from (lag, pending, watermark, records, examples, repeated, corrected, lost, dead)
+        if self._service.served is not None:
+            yield from self._calibration(self._service.served)
+
+    def _calibration(self, served: ServedCalibration) -> Iterator[Metric]:
+        ratio = GaugeMetricFamily(
+            "minutely_join_served_calibration",
+            "Mean served score over mean label, newest impressions.",
+            labels=["label"],
+        )
+        stray = GaugeMetricFamily(
+            "minutely_join_miscalibrated", "1 where that is out of train.guards.served_calibration.", labels=["label"]
+        )
+        for label, sums in served.sums.copy().items():
+            if sums.calibration is not None:
+                ratio.add_metric([label], sums.calibration)
+            stray.add_metric([label], float(served.stray[label]))
+        yield from (ratio, stray)
+
+
+def serve_metrics(collector: Collector, address: str, port: int) -> None:
+    """Answer at ``/metrics`` from a thread of its own, as long as the process lives."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    start_http_server(port, address, registry)

@@ -1,0 +1,320 @@
+"""One partition's joiner state that outlives its process: pending requests, and how far it read.
+
+It is on disk as it was after one of the transactions, whole: all that changed since the write before is one RocksDB write
+batch. That is not synced: a process that dies loses nothing by it, and a machine that dies comes back with an older state,
+which does as well.
+
+Keys: ``head``, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
+``t<time><request>`` when to look at it, ``e<impression><served at>`` how often an impression was emitted, only while state is
+made good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from streaming.join.pending import OVERHEAD_BYTES, Pending
+from streaming.join.store import Batch, JoinStore, RocksStore, is_damage
+from streaming.join.timers import Timers
+from streaming.records.events import Request, encode
+
+
+class Cut(NamedTuple):
+    """A point in the inputs: no record before these offsets has an event time after ``newest`` (ms)."""
+
+    newest: int
+    impressions: int
+    engagements: int
+    examples: int
+
+
+class Head(msgspec.Struct, array_like=True):
+    """What the state is of: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
+
+    ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
+    takes. What later transactions put into `examples` begins at ``examples`` or after it. ``pending`` counts requests.
+    """
+
+    state_id: str
+    sequence: int
+    watermark: int
+    told: int
+    offsets: dict[str, int]
+    newest: dict[str, int]
+    cuts: list[Cut]
+    examples: int
+    pending: int = 0
+
+
+class Outgoing(NamedTuple):
+    """A record to send."""
+
+    topic: str
+    value: bytes
+
+
+class _Small(msgspec.Struct, array_like=True):
+    """What changes of a request, and the marker that is left of it; see `Pending`."""
+
+    wake_at: int
+    served_at: int
+    has_request: bool
+    impression_ids: list[str]
+    emitted: bytes
+    events: dict[int, list[tuple[int, str, float]]]
+    waiting: list[tuple[int, bytes]]
+
+
+class _Entry(msgspec.Struct, gc=False):
+    pending: Pending
+    size: int
+    stored_wake: int = -1
+    """The time that its key on disk has; -1 where it is not on disk."""
+    request_stored: bool = False
+
+
+class _Gone(NamedTuple):
+    """What is still on disk of an entry that was dropped."""
+
+    stored_wake: int
+    request_stored: bool
+
+
+_log = logging.getLogger("minutely.join")
+_UNWRITTEN_BYTES = 64 << 20
+_GONE_BYTES = 300
+"""What an entry that was dropped costs in memory until that is on disk."""
+
+_small = msgspec.msgpack.Decoder(_Small)
+_request = msgspec.msgpack.Decoder(Request)
+_head = msgspec.msgpack.Decoder(Head)
+
+
+def _emitted_key(impression_id: str, served_at: int) -> bytes:
+    """With the time, since an id that is used again names another impression."""
+    return b"e" + impression_id.encode() + served_at.to_bytes(8, "big")
+
+
+class JoinState:
+    """`PendingRequests` over RocksDB: up to ``memory_bytes`` of requests also stay in memory.
+
+    What the joiner changes is in memory until `write` puts it on disk, whole. ``head`` is the last write's, None in a new folder.
+    """
+
+    def __init__(self, folder: Path, memory_bytes: int, open_store: Callable[[Path], JoinStore] = RocksStore) -> None:
+        self._memory_bytes = memory_bytes
+        self._db = open_store(folder)
+        try:
+            self.reload()
+        except Exception as error:  # rocksdict raises no narrower kind
+            if not is_damage(error):
+                raise
+            _log.warning("%s is damaged and begins anew, from what Kafka keeps: %s", folder, error)
+            self.discard()
+
+    def reload(self) -> None:
+        """Forget what was not written."""
+        packed: Any = self._db.get(b"head")
+        self.head: Head | None = None if packed is None else _head.decode(packed)
+        self._entries: dict[str, _Entry] = {}
+        self._dropped: dict[str, _Gone] = {}
+        self._dirty: set[str] = set()
+        self._bytes = self._unwritten = 0
+        self._timers = Timers(self._wakes_at)
+        self._on_disk = self.head.pending if self.head else 0
+
+    def __len__(self) -> int:
+        return len(self._entries) + self._on_disk
+
+    @property
+    def is_full(self) -> bool:
+        """Whether memory is used up, or one `write` has enough to do: it is to be called."""
+        return self._bytes > self._memory_bytes or self._unwritten > _UNWRITTEN_BYTES
+
+    def get(self, request_id: str) -> Pending | None:
+        """The entry, brought into memory."""
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            return entry.pending
+        if not self._on_disk or request_id in self._dropped:
+            return None
+        packed: Any = self._db.get(b"p" + request_id.encode())
+        return None if packed is None else self._load(request_id, packed)
+
+    def add(self, request_id: str, pending: Pending, grown_bytes: int) -> None:
+        """Put in an entry, or tell that one which is there grew by ``grown_bytes`` of payload."""
+        entry = self._entries.pop(request_id, None)
+        if entry is None:
+            entry = _Entry(pending, OVERHEAD_BYTES)
+            self._bytes += OVERHEAD_BYTES
+        entry.size += grown_bytes
+        self._bytes += grown_bytes
+        self._unwritten += grown_bytes
+        self._entries[request_id] = entry
+        self._dirty.add(request_id)
+
+    def shrink(self, request_id: str) -> None:
+        """Tell that an entry gave its payload away."""
+        entry = self._entries[request_id]
+        self._gave(entry)
+        self._dirty.add(request_id)
+
+    def wake(self, request_id: str, pending: Pending, at: int) -> None:
+        """Make `due` return the entry when ``at`` has passed, or earlier where that was asked for before."""
+        if at < pending.wake_at:
+            pending.wake_at = at
+            self._timers.push(at, request_id)
+            self._dirty.add(request_id)
+
+    def due(self, before: int, limit: int) -> list[str]:
+        """Up to ``limit`` ids whose time is before ``before``; `get` each and `wake` it anew."""
+        return self._timers.due(before, limit, self._db if self._on_disk else None)
+
+    def next_due(self) -> int:
+        """The earliest time (ms) that `due` waits for, or `NEVER`."""
+        return self._timers.next_due(self._db if self._on_disk else None)
+
+    def drop(self, request_id: str) -> None:
+        """Forget an entry that `get` returned."""
+        entry = self._entries.pop(request_id)
+        self._gave(entry)
+        self._bytes -= OVERHEAD_BYTES
+        self._dirty.discard(request_id)
+        if entry.stored_wake >= 0:
+            self._dropped[request_id] = _Gone(entry.stored_wake, entry.request_stored)
+            self._bytes += _GONE_BYTES
+
+    def _gave(self, entry: _Entry) -> None:
+        """An entry's payload is no longer needed."""
+        payload = entry.size - OVERHEAD_BYTES
+        self._bytes -= payload
+        if entry.stored_wake < 0:
+            self._unwritten -= payload
+        entry.size = OVERHEAD_BYTES
+
+    def write(self, head: Head) -> None:
+        """Put everything that changed since the last write on disk, with the head, at once."""
+        batch = self._db.batch()
+        for request_id, gone in self._dropped.items():
+            key = request_id.encode()
+            batch.delete(b"p" + key)
+            batch.delete(Timers.key(gone.stored_wake, key))
+            if gone.request_stored:
+                batch.delete(b"r" + key)
+        for request_id in self._dirty:
+            found = self._entries.get(request_id)
+            if found is not None:
+                self._store(batch, request_id.encode(), found)
+        head.pending = len(self)
+        batch.put(b"head", encode(head))
+        self._db.write(batch)
+        self.head = head
+        self._bytes -= _GONE_BYTES * len(self._dropped)
+        self._unwritten = 0
+        self._dropped.clear()
+        self._dirty.clear()
+        if self._bytes > self._memory_bytes:
+            self._evict()
+
+    def note_emitted(self, revisions: Sequence[tuple[str, int, int]]) -> None:
+        """These impressions, served then (ms), are in `examples`, each with that revision, in the order of the topic."""
+        batch = self._db.batch()
+        for impression_id, served_at, revision in revisions:
+            batch.put(_emitted_key(impression_id, served_at), bytes([revision + 1]))
+        self._db.write(batch)
+
+    def known_emitted(self, impression_ids: list[str], served_at: int) -> bytearray:
+        """How often each of these is in `examples`, as `note_emitted` was told."""
+        found: Any = self._db.get([_emitted_key(impression_id, served_at) for impression_id in impression_ids])
+        return bytearray(0 if value is None else value[0] for value in found)
+
+    @property
+    def knows_emitted(self) -> bool:
+        """Whether there is anything that `note_emitted` was told."""
+        cursor = self._db.iter()
+        cursor.seek(b"e")
+        cursor.status()
+        return cursor.valid() and cursor.key()[:1] == b"e"
+
+    def forget_emitted(self) -> None:
+        """What `note_emitted` was told is in the entries."""
+        self._db.delete_range(b"e", b"f")
+
+    def discard(self) -> None:
+        """Begin anew with an empty folder."""
+        self._db.clear()
+        self.reload()
+
+    def close(self) -> None:
+        """Close the folder; what was not written is gone."""
+        # Timers hold us as we hold them: all of it would stay until Python looks for cycles, which it seldom does in a joiner.
+        self._entries, self._dropped, self._dirty = {}, {}, set()
+        self._timers = Timers(lambda request_id: None)
+        self._db.close()
+
+    def _wakes_at(self, request_id: str) -> int | None:
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            return entry.pending.wake_at
+        return -1 if request_id in self._dropped else None
+
+    def _store(self, batch: Batch, key: bytes, entry: _Entry) -> None:
+        pending = entry.pending
+        request = pending.request
+        small = _Small(
+            pending.wake_at,
+            pending.served_at,
+            request is not None,
+            [] if request is not None else pending.impression_ids,
+            bytes(pending.emitted),
+            pending.events,
+            pending.waiting,
+        )
+        batch.put(b"p" + key, encode(small))
+        if entry.stored_wake != pending.wake_at:
+            if entry.stored_wake >= 0:
+                batch.delete(Timers.key(entry.stored_wake, key))
+            timer = Timers.key(pending.wake_at, key)
+            batch.put(timer, b"")
+            self._timers.stored(timer)
+            entry.stored_wake = pending.wake_at
+        if request is not None and not entry.request_stored:
+            batch.put(b"r" + key, encode(request))
+            entry.request_stored = True
+        elif request is None and entry.request_stored:
+            batch.delete(b"r" + key)
+            entry.request_stored = False
+
+    def _load(self, request_id: str, packed: bytes) -> Pending:
+        small = _small.decode(packed)
+        record: Any = self._db.get(b"r" + request_id.encode()) if small.has_request else None
+        request = None if record is None else _request.decode(record)
+        pending = Pending(
+            wake_at=small.wake_at,
+            served_at=small.served_at,
+            request=request,
+            impression_ids=small.impression_ids if request is None else request.impression_ids,
+            emitted=bytearray(small.emitted),
+            events=small.events,
+            waiting=small.waiting,
+        )
+        size = OVERHEAD_BYTES + len(packed) + len(record or b"")
+        self._entries[request_id] = _Entry(pending, size, small.wake_at, small.has_request)
+        self._bytes += size
+        self._on_disk -= 1
+        self._timers.push(pending.wake_at, request_id)
+        return pending
+
+    def _evict(self) -> None:
+        """Let the half of memory that was touched first be on disk only; everything is there after a write."""
+        for request_id in list(self._entries):
+            if self._bytes <= self._memory_bytes // 2:
+                break
+            self._bytes -= self._entries.pop(request_id).size
+            self._on_disk += 1
+        self._timers.evicted()

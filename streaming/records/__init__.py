@@ -1,0 +1,1 @@
+"""What the topics hold: events, labels, examples, and JSON in place of events."""

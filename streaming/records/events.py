@@ -1,0 +1,138 @@
+"""Records: what was served and what was done, as they travel through a log.
+
+msgpack with named fields inside; features are packed columns (`streaming.features.columns`), so that a request of 50 impressions is
+one record of a few kilobytes that decodes in microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias, overload
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from basis.decoding import UNDECODABLE, why
+from streaming.features.columns import Packed
+
+SCHEMA_VERSION = 1
+MAX_RECORD_BYTES = 4 * 1024 * 1024
+MAX_IMPRESSIONS = 10_000
+MAX_ID_LENGTH = 256
+MIN_TIME_MS = 0
+MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
+FLOAT32_MAX = 3.4028234663852886e38
+"""Numbers are trained on as float32, so what is larger is refused where it enters."""
+NUMBERS_ALLOWED = "allowed: numbers that are finite in 32 bits"
+
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+
+
+class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """The impressions served together; ``served_at`` in ms of event time.
+
+    ``shared`` holds the features of the request, one value each; ``features`` those of its n impressions, n each.
+    ``scores`` is float32 [n, labels], ``positions`` int32 [n] (the order of the list where empty).
+    """
+
+    version: int
+    request_id: Id
+    served_at: int
+    impression_ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
+    shared: dict[str, Packed] = {}
+    features: dict[str, Packed] = {}
+    positions: bytes = b""
+    scores: bytes = b""
+    sparse_version: int = 0
+    dense_version: int = 0
+
+
+class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """An action on an impression; ``happened_at`` in ms of event time."""
+
+    version: int
+    request_id: Id
+    impression_id: Id
+    action: str
+    happened_at: int
+    value: float = 1.0
+
+
+class DeadLetter(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A record that was refused: where it was, why (``reason`` from a short list, ``detail`` for people), its bytes."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    payload: bytes
+
+
+class BadRecord(ValueError):
+    """A record breaks the contract; ``reason`` is the short word that dead letters are counted by."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+_encoder = msgspec.msgpack.Encoder()
+_request = msgspec.msgpack.Decoder(Request)
+_engagement = msgspec.msgpack.Decoder(Engagement)
+_json_engagement = msgspec.json.Decoder(Engagement)
+encode = _encoder.encode
+
+
+def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.json.Decoder[Any]) -> Any:
+    if len(payload) > MAX_RECORD_BYTES:
+        raise BadRecord("too_large", f"{len(payload)} bytes; allowed: {MAX_RECORD_BYTES}")
+    try:
+        record = decoder.decode(payload)
+    except UNDECODABLE as error:
+        raise BadRecord("malformed", why(error)) from None
+    if record.version != SCHEMA_VERSION:
+        raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
+    return record
+
+
+def is_json(payload: bytes) -> bool:
+    """Whether a record is JSON; as msgpack, its first byte would be a number and no map."""
+    return payload[:1] == b"{"
+
+
+@overload
+def fits_float32(values: float) -> bool: ...
+@overload
+def fits_float32(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]: ...
+def fits_float32(values: Any) -> Any:
+    """Whether values of engagements, wherever they come from, can be used as float32."""
+    return abs(values) <= FLOAT32_MAX  # of NaN this is false
+
+
+def _check_time(name: str, milliseconds: int, latest: int, earliest: int) -> None:
+    earliest, most = max(earliest, MIN_TIME_MS), min(latest, MAX_TIME_MS)
+    if not earliest <= milliseconds <= most:
+        reason = "future" if milliseconds > latest else "malformed"
+        seconds = f"; {milliseconds}000 if these are seconds" if earliest <= milliseconds * 1000 <= most else ""
+        raise BadRecord(reason, f"{name} {milliseconds} ms; allowed: {earliest} to {most}{seconds}")
+
+
+def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Request:
+    """The request in ``payload``; `BadRecord` where it breaks the contract or was not served between these times (ms)."""
+    request: Request = _checked(payload, _request)
+    _check_time("served_at", request.served_at, latest, earliest)
+    count = len(request.impression_ids)
+    if count > 1 and len(set(request.impression_ids)) != count:
+        raise BadRecord("malformed", "an impression_id stands in the request twice")
+    return request
+
+
+def decode_engagement(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Engagement:
+    """The engagement in ``payload``; `BadRecord` where it breaks the contract or did not happen between these times (ms)."""
+    decoder = _json_engagement if is_json(payload) else _engagement
+    engagement: Engagement = _checked(payload, decoder)
+    _check_time("happened_at", engagement.happened_at, latest, earliest)
+    if not fits_float32(engagement.value):
+        raise BadRecord("malformed", f"value {engagement.value}; {NUMBERS_ALLOWED}")
+    return engagement

@@ -1,0 +1,146 @@
+"""Examples: Arrow record batches of impressions with their labels, and how they travel through the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from basis.arrow import BatchCodec
+from basis.decoding import UNDECODABLE, why
+from streaming.features.columns import Column, Columns, arrow_type, from_arrow, to_arrow
+from streaming.features.kinds import Feature
+from streaming.records.events import SCHEMA_VERSION, BadRecord, encode
+from streaming.records.labels import Label
+
+
+class ExampleColumns(NamedTuple):
+    """The columns of n examples besides features; times in ms of event time.
+
+    ``labels`` is float32 [n, labels]; ``happened_at`` is the newest event in the example, ``decided_at`` the moment at
+    which its last label was decided. ``sampling_rate`` is the share of negatives that was kept where these come from: it
+    stands in positive examples too, since it says what the whole of them lacks. ``revisions`` is int32 [n]: how many examples of
+    the same id went before, zeros where none corrects another.
+    """
+
+    example_ids: Sequence[str] | pa.StringArray
+    labels: npt.NDArray[np.float32]
+    served_at: npt.NDArray[np.int64]
+    happened_at: npt.NDArray[np.int64]
+    decided_at: npt.NDArray[np.int64]
+    sampling_rate: float = 1.0
+    revisions: npt.NDArray[np.int32] | None = None
+
+
+class ExamplesRecord(msgspec.Struct, kw_only=True):
+    """What `examples` holds: an Arrow IPC stream of one batch, and the joiner's watermark (ms)."""
+
+    version: int
+    watermark: int
+    batch: bytes
+
+
+_decoder = msgspec.msgpack.Decoder(ExamplesRecord)
+
+
+class ExampleFormat:
+    """The Arrow schema of one pipeline's examples, and their bytes.
+
+    Columns: ``example_id``, ``feature.<name>``, ``label.<name>``, ``served_at``, ``happened_at``, ``decided_at``,
+    ``weight``, ``sampling_rate``, ``revision``.
+    """
+
+    def __init__(self, features: Mapping[str, Feature], labels: Mapping[str, Label]) -> None:
+        self.features = dict(features)
+        self.labels = list(labels)
+        self.schema = pa.schema(
+            [
+                ("example_id", pa.string()),
+                *((f"feature.{name}", arrow_type(feature)) for name, feature in self.features.items()),
+                *((f"label.{name}", pa.float32()) for name in self.labels),
+                ("served_at", pa.int64()),
+                ("happened_at", pa.int64()),
+                ("decided_at", pa.int64()),
+                ("weight", pa.float32()),
+                ("sampling_rate", pa.float32()),
+                ("revision", pa.int32()),
+            ]
+        )
+        self._codec = BatchCodec(self.schema)
+        self._empty = pa.RecordBatch.from_arrays(
+            [pa.array([], field.type) for field in self.schema], schema=self.schema
+        )
+
+    def build(self, columns: Columns, rest: ExampleColumns) -> pa.RecordBatch:
+        """A batch of examples of weight 1."""
+        count = len(rest.example_ids)
+        labels = np.ascontiguousarray(rest.labels.T)
+        arrays = [
+            pa.array(rest.example_ids, pa.string()),
+            *(to_arrow(columns[name], feature) for name, feature in self.features.items()),
+            *(pa.array(values) for values in labels),
+            pa.array(rest.served_at),
+            pa.array(rest.happened_at),
+            pa.array(rest.decided_at),
+            pa.array(np.ones(count, np.float32)),
+            pa.array(np.full(count, rest.sampling_rate, np.float32)),
+            pa.array(np.zeros(count, np.int32) if rest.revisions is None else rest.revisions),
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def empty(self) -> pa.RecordBatch:
+        """A batch without examples, which only carries a watermark."""
+        return self._empty
+
+    def encode(self, batch: pa.RecordBatch, watermark: int) -> bytes:
+        """The record of a batch."""
+        return encode(ExamplesRecord(version=SCHEMA_VERSION, watermark=watermark, batch=self._codec.encode(batch)))
+
+    def decode(self, payload: bytes) -> tuple[pa.RecordBatch, int]:
+        """The batch in a record and its watermark; `BadRecord` where it is not one of this pipeline."""
+        try:
+            record = _decoder.decode(payload)
+            if record.version != SCHEMA_VERSION:
+                raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
+            batch = self._codec.decode(record.batch)
+            for column, name in zip(batch.columns, batch.schema.names, strict=True):
+                if column.null_count:
+                    raise BadRecord("malformed", f"column {name}: a value is missing")
+            return batch, record.watermark
+        except (*UNDECODABLE, ValueError) as error:
+            raise error if isinstance(error, BadRecord) else BadRecord("malformed", why(error)) from None
+
+    def columns(self, batch: pa.RecordBatch) -> dict[str, Column]:
+        """The features of a batch, as views where their layout allows."""
+        return {name: from_arrow(batch.column(f"feature.{name}"), item) for name, item in self.features.items()}
+
+    def label_values(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
+        """The labels of a batch, float32 [n, labels]."""
+        return np.stack([batch.column(f"label.{name}").to_numpy() for name in self.labels], axis=1)
+
+
+def example_revisions(payload: bytes) -> list[tuple[str, int, int]]:
+    """The ids in a record, when each was served (ms), and its revision, whatever pipeline wrote it."""
+    with pa.ipc.open_stream(_decoder.decode(payload).batch) as reader:
+        batch = reader.read_next_batch()
+        names = ("example_id", "served_at", "revision")
+        return list(zip(*(batch.column(name).to_pylist() for name in names), strict=True))
+
+
+def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:
+    """Cut a batch ordered by ``decided_at`` into training steps: one per step of event time, at most ``max_rows``."""
+    if not batch.num_rows:
+        return
+    steps = batch.column("decided_at").to_numpy() // step_ms
+    if batch.num_rows <= max_rows and steps[0] == steps[-1]:
+        yield batch
+        return
+    bounds = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), batch.num_rows]
+    for start, stop in pairwise(bounds):
+        for at in range(start, stop, max_rows):
+            yield batch.slice(at, min(max_rows, stop - at))

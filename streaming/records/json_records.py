@@ -1,0 +1,98 @@
+"""Requests as JSON, for producers that do not pack columns: features are lists with one value an impression.
+
+``{"version": 1, "request_id": "r1", "served_at": 1700000000000, "impression_ids": ["a", "b"],
+"shared": {"user": "u7"}, "features": {"item": [12, 15], "tags": [[1, 2], []], "price": [0.5, 2]}}``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from basis.decoding import UNDECODABLE, why
+from streaming.features import given
+from streaming.features.columns import Column, Floats, Packed, pack
+from streaming.features.kinds import Feature, SparseFeature, VectorFeature
+from streaming.records.events import BadRecord, Request, encode
+
+_Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""JSON has integers that msgpack cannot hold."""
+
+
+class _JsonRequest(msgspec.Struct, kw_only=True):
+    version: _Int64
+    request_id: str
+    served_at: _Int64
+    impression_ids: list[str]
+    shared: dict[str, Any] = {}
+    features: dict[str, list[Any]] = {}
+    positions: list[int] = []
+    scores: list[list[float]] = []
+    sparse_version: _Int64 = 0
+    dense_version: _Int64 = 0
+
+
+_decoder = msgspec.json.Decoder(_JsonRequest)
+
+
+def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
+    """A request of JSON as msgpack with packed columns; `BadRecord` where its values do not fit its features."""
+    try:
+        read = _decoder.decode(payload)
+    except UNDECODABLE as error:
+        raise BadRecord("malformed", why(error)) from None
+    try:
+        positions, scores = np.array(read.positions, "<i4").tobytes(), np.array(read.scores, "<f4").tobytes()
+    except (ValueError, OverflowError) as error:
+        raise BadRecord("malformed", f"positions or scores: {error}") from None
+    return encode(
+        Request(
+            version=read.version,
+            request_id=read.request_id,
+            served_at=read.served_at,
+            impression_ids=read.impression_ids,
+            shared={
+                name: pack_values(name, features[name], [value])
+                for name, value in read.shared.items()
+                if name in features
+            },
+            features={
+                name: pack_values(name, features[name], each)
+                for name, each in read.features.items()
+                if name in features
+            },
+            positions=positions,
+            scores=scores,
+            sparse_version=read.sparse_version,
+            dense_version=read.dense_version,
+        )
+    )
+
+
+def pack_values(name: str, feature: Feature, values: Sequence[Any]) -> Packed:
+    """Values as they stand in JSON, one an impression, as a packed column."""
+    return pack(column_of_values(name, feature, values), 0, len(values))
+
+
+def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Column:
+    """Values as they stand in JSON, one an impression, as a column; `BadRecord` where they do not fit the feature."""
+    try:
+        match feature:
+            case SparseFeature():
+                return given.lists(values) if feature.is_list else given.ids(values)
+            case VectorFeature():
+                return _floats(given.vectors(values, feature.size))
+            case _:
+                return _floats(given.numbers(values))
+    except given.WRONG as error:
+        raise BadRecord("malformed", f"feature {name}: {why(error)}") from None
+
+
+def _floats(values: npt.NDArray[np.float64]) -> Floats:
+    """What is missing is 0, as in files; what 32 bits cannot hold is infinite, which no record may be."""
+    with np.errstate(over="ignore"):
+        return np.where(np.isnan(values), 0.0, values).astype("<f4")

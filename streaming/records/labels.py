@@ -1,0 +1,131 @@
+"""Labels: which action makes one positive, which decides it negative, and when it is decided.
+
+A label is decided by the first event, in event time, that can decide it, else by its window's close. Nothing about it
+depends on the order of arrival; at the same millisecond a positive action goes before a deciding one, and the larger
+value before the smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, NamedTuple, TypeAlias
+
+from pydantic import Field, model_validator
+
+from basis.settings import PositiveDurationMs, Section
+from streaming.features.kinds import Name
+from streaming.records.events import FLOAT32_MAX
+
+Action: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
+MAX_WINDOW_MS = 90 * 86_400_000
+
+
+class Label(Section):
+    """What the model predicts: a class (``log`` loss) or a value (any other)."""
+
+    action: Action
+    """The action that makes the label positive, or gives its value."""
+    min_value: float | None = None
+    """The action is positive only with at least this value; without it, always."""
+    decided_by: Action | None = None
+    """The action that ends the wait: without a positive action up to then, the label is negative."""
+    window: PositiveDurationMs
+    """At its close, counted from the serving, an undecided label is negative."""
+    loss: Literal["log", "squared", "zero_inflated_log_normal", "tweedie"] = "log"
+    """Of a class ``log``. Of a value ``squared``, or for many zeros and a heavy tail one whose prediction is the mean."""
+    weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """The weight of this label's loss in the sum over labels."""
+    transform: Literal["none", "log"] = "none"
+    """``log`` trains on log(1 + value)."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Values are divided by this first, such as 1000 for seconds out of milliseconds."""
+    max_value: Annotated[float, Field(gt=0, le=FLOAT32_MAX)] | None = None
+    """Larger values count as this much, so that no single one decides what is learned; in the log's unit, before ``scale``."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Label:
+        if self.window > MAX_WINDOW_MS:
+            raise ValueError("window: longer than 90d")
+        if self.is_value and self.min_value is not None:
+            raise ValueError("min_value is for classes (loss: log); other losses take the value itself")
+        if not self.is_value and self.scale != 1.0:
+            raise ValueError("scale is for values (loss: squared, zero_inflated_log_normal or tweedie)")
+        if self.loss != "squared" and self.transform != "none":
+            raise ValueError("transform is for loss: squared")
+        if not self.is_value and self.max_value is not None:
+            raise ValueError("max_value is for values (loss: squared, zero_inflated_log_normal or tweedie)")
+        return self
+
+    @property
+    def is_value(self) -> bool:
+        """Whether the label is a number rather than a class."""
+        return self.loss != "log"
+
+    @property
+    def predicts_mean(self) -> bool:
+        """Whether what a model says of it adds up to what comes, however values are distributed."""
+        return self.transform == "none"
+
+
+LabelSet: TypeAlias = Annotated[dict[Name, Label], Field(min_length=1, max_length=64)]
+
+
+class Decision(NamedTuple):
+    """The labels of one impression, when the last was decided and when the newest event in it happened (ms)."""
+
+    values: tuple[float, ...]
+    decided_at: int
+    happened_at: int
+
+
+def used_actions(labels: Mapping[str, Label]) -> frozenset[str]:
+    """The actions that any label looks at."""
+    return frozenset(
+        action for label in labels.values() for action in (label.action, label.decided_by) if action is not None
+    )
+
+
+class Rule(NamedTuple):
+    """A `Label` as `decide` reads it, once for every impression."""
+
+    action: str
+    min_value: float
+    decided_by: str | None
+    window: int
+    is_value: bool
+    max_value: float
+
+    @classmethod
+    def of(cls, label: Label) -> Rule:
+        """The rule of a label."""
+        least = -float("inf") if label.min_value is None else label.min_value
+        most = float("inf") if label.max_value is None else label.max_value
+        return cls(label.action, least, label.decided_by, label.window, label.is_value, most)
+
+    def decide(self, served_at: int, events: Iterable[tuple[int, str, float]]) -> tuple[float, int, bool]:
+        """Value, time of the decision (ms), and whether an event made it; events are (ms, action, value)."""
+        closes = served_at + self.window
+        best: tuple[int, int, float] | None = None
+        for at, action, value in events:
+            if action == self.action and value >= self.min_value:
+                rank = (at, 0, -min(value, self.max_value) if self.is_value else -1.0)
+            elif action == self.decided_by:
+                rank = (at, 1, 0.0)
+            else:
+                continue
+            if at <= closes and (best is None or rank < best):
+                best = rank
+        return (0.0, closes, False) if best is None else (0.0 - best[2], best[0], True)
+
+
+def decide(rules: Iterable[Rule], served_at: int, events: Iterable[tuple[int, str, float]]) -> Decision:
+    """The labels of an impression served at ``served_at`` (ms) with these events (ms, action, value), in any order."""
+    values = []
+    decided_at = happened_at = served_at
+    for rule in rules:
+        value, at, by_event = rule.decide(served_at, events)
+        values.append(value)
+        decided_at = max(decided_at, at)
+        if by_event:
+            happened_at = max(happened_at, at)
+    return Decision(tuple(values), decided_at, happened_at)

@@ -1,0 +1,1 @@
+"""Own logs and data sets: reading them, and making records of them."""

@@ -1,0 +1,423 @@
+"""Own logs: files of impressions, with side tables, as requests and engagements in the order of event time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from basis.problems import Problem, ProblemList, Problems
+from streaming.features.columns import Columns, Ids, Ragged
+from streaming.features.kinds import Feature
+from streaming.features.transforms import is_derived
+from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS, NUMBERS_ALLOWED, fits_float32
+from streaming.records.labels import Label
+from streaming.source.mapping import FeatureMapper, SideTable, key_ids, to_ms
+from streaming.source.settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
+from streaming.source.tabular import Reject, RowFile, as_problems, numbers, read, require
+from streaming.source.time_bounds import TimeBounds
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
+_MAX_KEY = MAX_ID_LENGTH - 16  # a place may be added
+
+
+@dataclass(frozen=True)
+class Engagements:
+    """m engagements in the order of ``happened_at`` (int64 ms); ``row`` is the impression's, -1 where there is none."""
+
+    happened_at: Ids
+    row: Ids
+    action: npt.NDArray[np.int32]
+    actions: list[str]
+    value: npt.NDArray[np.float64]
+    request_id: pa.Array
+    impression_id: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.happened_at)
+
+
+@dataclass(frozen=True)
+class LoggedEvents:
+    """A log of n impressions in r requests, in the order of ``served_at``.
+
+    ``starts`` int64 [r + 1]: the impressions of request i are rows ``starts[i]`` to ``starts[i + 1]``; ``served_at``
+    int64 [r] in ms; ``request_of_row`` int64 [n]. ``rejects`` are rows that could not be used.
+    """
+
+    starts: Ids
+    served_at: Ids
+    request_of_row: Ids
+    request_ids: pa.Array
+    impression_ids: pa.Array
+    features: Columns
+    engagements: Engagements
+    rejects: list[Reject]
+
+    @property
+    def impressions(self) -> int:
+        """The number of impressions."""
+        return len(self.request_of_row)
+
+    @property
+    def requests(self) -> int:
+        """The number of requests."""
+        return len(self.served_at)
+
+    def delays(self) -> Ids:
+        """How long after the serving each engagement happened, int64 [m] ms; without an impression, a number that says nothing."""
+        return self.engagements.happened_at - self.served_at[self.request_of_row[np.maximum(self.engagements.row, 0)]]
+
+    def of_action(self, action: str | None) -> Bools:
+        """Which engagements are an action on an impression, not before it was served; bool [m]."""
+        events = self.engagements
+        code = events.actions.index(action) if action in events.actions else -1
+        found: Bools = (events.row >= 0) & (events.action == code) & (self.delays() >= 0)
+        return found
+
+    def positive(self, label: Label) -> Bools:
+        """Which engagements make a label positive, or give its value, at whatever time; bool [m]."""
+        least = -np.inf if label.min_value is None else label.min_value
+        return self.of_action(label.action) & (self.engagements.value >= least)
+
+    def truth(self, label: Label) -> npt.NDArray[np.float32]:
+        """What the log says of a label, whatever its window and whatever decided it: float32 [n]."""
+        events, wanted = self.engagements, self.positive(label)
+        out = np.zeros(self.impressions, np.float32)
+        # Backwards, so that what counts is written last: the first event, of several at once the one of the largest value.
+        order = np.lexsort((-events.value[wanted], events.happened_at[wanted]))[::-1]
+        values = np.minimum(events.value, np.inf if label.max_value is None else label.max_value)
+        out[events.row[wanted][order]] = values[wanted][order] if label.is_value else 1.0
+        return out
+
+
+def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:
+    """Read a pipeline's logs. ``now_ms`` is the wall clock's time, which bounds those of events.
+
+    Raises:
+        Problems: everything that is wrong with the files as a whole, and then also the rows that could not be used.
+    """
+    problems = ProblemList()
+    files: list[RowFile] = []
+    sides: dict[str, SideTable] = {}
+    for name in settings.sides:
+        with problems.collect():
+            sides[name] = read_side(folder, settings, name, features, files)
+            problems.found += sides[name].problems
+    if settings.engagements is not None:
+        with problems.collect():
+            require(folder, settings.engagements)
+    with problems.collect():
+        rows = read(folder, settings.impressions, _impression_columns(settings, features))
+        problems.found += rows.missing
+        files.append(rows)
+        return _Loader(rows, settings, now_ms, problems, files).load(folder, sides, features)
+    raise Problems(problems.found + as_problems([reject for file in files for reject in file.rejects]))
+
+
+def read_side(
+    folder: Path, settings: SourceSettings, name: str, features: Mapping[str, Feature], files: list[RowFile]
+) -> SideTable:
+    """A side table; ``files`` is given its file, with the rows that could not be used. `Problems` where it cannot be read;
+    ``problems`` of it are columns that do not fit."""
+    side = settings.sides[name]
+    rows = read(folder, side, [side.key, *feature_columns(features, name)])
+    files.append(rows)
+    wanted = {each: item for each, item in features.items() if not is_derived(item) and item.side == name}
+    try:
+        table = SideTable(rows, side.key, wanted)
+    except Problems as problems:
+        raise Problems([*rows.missing, *problems.problems]) from None
+    table.problems += rows.missing
+    return table
+
+
+class _Loader:
+    """The steps from files to events, over the rows of the impressions' file."""
+
+    def __init__(
+        self, rows: RowFile, settings: SourceSettings, now_ms: int, problems: ProblemList, files: list[RowFile]
+    ) -> None:
+        self._problems = problems
+        self._files = files
+        self._rows = rows
+        self._settings = settings
+        self._bounds = TimeBounds.of(settings, now_ms)
+
+    def load(self, folder: Path, sides: Mapping[str, SideTable], features: Mapping[str, Feature]) -> LoggedEvents:
+        rows = self._rows
+        served_at, request_keys = self._usable(rows, self._settings.impressions)
+        order, starts, request_served_at, request_of_row, request_ids = _group(served_at, request_keys)
+        rows.table, rows.lines = rows.table.take(order), rows.lines.take(order)
+        served_at_of_row = request_served_at[request_of_row]
+        places: dict[str, Ids] = {}
+        for name, side in self._settings.sides.items():
+            if name in sides:
+                with self._problems.collect():
+                    places[name] = self._joined(sides[name], side.on or side.key)
+        with self._problems.collect():
+            columns = FeatureMapper(rows, served_at_of_row, sides, places).columns(features)
+            _check_shared(rows, features, columns, starts, request_of_row)
+        with self._problems.collect():
+            impression_ids = self._impression_ids(request_ids, request_of_row, starts)
+            engagements = self._engagements(folder, served_at_of_row, request_of_row, request_ids, impression_ids)
+        self._problems.raise_any()
+        rejects = [reject for file in self._files for reject in file.rejects]
+        return LoggedEvents(
+            starts, request_served_at, request_of_row, request_ids, impression_ids, columns, engagements, rejects
+        )
+
+    def _joined(self, side: SideTable, on: str) -> Ids:
+        """Where the impressions' rows are in a side table."""
+        keys = key_ids(self._rows, on)
+        places = side.find(keys)
+        if (places < 0).all():
+            value, allowed = (
+                repr(self._rows.column(on)[0].as_py()),
+                f"none is a key of {side.name}; allowed: keys of the same form",
+            )
+            raise Problems([Problem(self._rows.name, f"column {on}", value, allowed)])
+        return places
+
+    def _usable(self, rows: RowFile, file: ImpressionFile | EngagementFile) -> tuple[Ids, pa.Array | None]:
+        """Times and request keys of the rows that have both; the others are rejected."""
+        at, good = self._bounds.usable(rows, file.time)
+        keys = None
+        if file.request is not None:
+            keys = _key(rows, file.request)
+            good = self._with_key(rows, file.request, keys, good)
+        if isinstance(file, ImpressionFile) and file.impression is not None and keys is not None:
+            names = _key(rows, file.impression)
+            good = self._with_key(rows, file.impression, names, good)
+            columns = [*(file.request or ()), *file.impression]
+            both = _key(rows, columns)
+            good = self._with_key(rows, columns, both, good)
+            again = both.filter(good)
+            first = np.zeros(len(again), np.bool_)
+            first[np.unique(again.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
+            kept = np.asarray(good.to_numpy(zero_copy_only=False)).copy()
+            kept[kept] = first
+            rows.reject(
+                pc.and_not(good, pa.array(kept)), "+".join(file.impression), names, "repeated", "in its request twice"
+            )
+            good = pa.array(kept)
+        if not pc.any(good).as_py():
+            allowed = "allowed: at least one row with a time and a request"
+            raise Problems([Problem(rows.name, "rows", "none is usable", allowed)])
+        if not pc.all(good).as_py():
+            at, keys = at.filter(good), None if keys is None else keys.filter(good)
+            rows.keep(good)
+        return np.asarray(at.to_numpy(zero_copy_only=False), np.int64), keys
+
+    def _with_key(self, rows: RowFile, columns: Sequence[str], keys: pa.Array, good: pa.Array) -> pa.Array:
+        length = pc.utf8_length(keys).fill_null(0)
+        usable = pc.and_(pc.greater(length, 0), pc.less_equal(length, _MAX_KEY))
+        broken = pc.and_(good, pc.invert(usable))
+        rows.reject(broken, "+".join(columns), keys, "malformed", f"no key of 1 to {_MAX_KEY} characters")
+        return pc.and_(good, usable)
+
+    def _impression_ids(self, request_ids: pa.Array, request_of_row: Ids, starts: Ids) -> pa.Array:
+        """The request's key with the impression's own, else with its place; so that it is the impression's alone."""
+        requests = request_ids.take(pa.array(request_of_row))
+        file = self._settings.impressions
+        if file.request is None or file.impression is None:
+            place = np.arange(len(request_of_row)) - starts[request_of_row]
+            return pc.binary_join_element_wise(requests, pa.array(place).cast(pa.string()), ".")
+        return _key(self._rows, [*file.request, *file.impression])
+
+    def _engagements(
+        self, folder: Path, served_at: Ids, request_of_row: Ids, request_ids: pa.Array, impression_ids: pa.Array
+    ) -> Engagements:
+        names = list(self._settings.actions)
+        at, row, code, value = [], [], [], []
+        for index, action in enumerate(self._settings.actions.values()):
+            with self._problems.collect():
+                happened, delays, values = self._action(action, served_at)
+                chosen = np.flatnonzero(happened)
+                at.append(served_at[chosen] + delays[chosen])
+                row.append(chosen)
+                code.append(np.full(len(chosen), index, np.int32))
+                value.append(values[chosen])
+        requests = request_ids.take(pa.array(request_of_row))
+        rows = np.concatenate([*row, np.empty(0, np.int64)]).astype(np.int64)
+        all_requests, all_impressions = requests.take(pa.array(rows)), impression_ids.take(pa.array(rows))
+        file = self._settings.engagements
+        if file is not None:
+            found = self._from_file(folder, file, impression_ids, names)
+            at.append(found.happened_at)
+            code.append(found.action)
+            value.append(found.value)
+            rows = np.concatenate((rows, found.row))
+            all_requests = pa.concat_arrays([all_requests, found.request_id])
+            all_impressions = pa.concat_arrays([all_impressions, found.impression_id])
+        self._problems.raise_any()
+        times_ = np.concatenate(at).astype(np.int64)
+        codes = np.concatenate(code).astype(np.int32)
+        order = np.lexsort((rows, codes, times_))
+        return Engagements(
+            times_[order],
+            rows[order],
+            codes[order],
+            names,
+            np.concatenate(value)[order],
+            all_requests.take(pa.array(order)),
+            all_impressions.take(pa.array(order)),
+        )
+
+    def _action(self, action: Action, served_at: Ids) -> tuple[Bools, Ids, npt.NDArray[np.float64]]:
+        """On which impressions it happened, after how long (ms), and with which value."""
+        count = self._rows.table.num_rows
+        happened = np.ones(count, np.bool_)
+        values = np.ones(count)
+        delays = np.zeros(count, np.int64)
+        if action.when is not None:
+            happened &= _plain(numbers(self._rows, action.when)) != 0
+        if action.value is not None:
+            found = numbers(self._rows, action.value)
+            happened &= np.asarray(found.is_valid().to_numpy(zero_copy_only=False))
+            values = _plain(found)
+            happened = _usable_values(self._rows, action.value, values, happened)
+        if isinstance(action.delay, DelayColumn):
+            column = action.delay.column
+            found = to_ms(numbers(self._rows, column), action.delay.unit)
+            negative = pc.less(found, 0).fill_null(False)
+            raw = self._rows.column(column)
+            self._rows.reject(negative, column, raw, "malformed", "a negative delay")
+            happened &= ~np.asarray(negative.to_numpy(zero_copy_only=False))
+            happened &= np.asarray(found.is_valid().to_numpy(zero_copy_only=False))
+            delays = np.asarray(found.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+        else:
+            delays[:] = action.delay
+        late = happened & (delays > self._bounds.latest - served_at)
+        if late.any():
+            times_ = pa.array(delays)
+            self._rows.reject(pa.array(late), "delay of an action", times_, "future", self._bounds.allowed)
+            happened &= ~late
+        return happened, delays, values
+
+    def _from_file(self, folder: Path, file: EngagementFile, known: pa.Array, names: list[str]) -> Engagements:
+        """Engagements of a file of their own; new actions are added to ``names``."""
+        columns = [file.time.column, *file.request, *file.impression, file.action]
+        rows = read(folder, file, columns + ([file.value] if file.value else []))
+        self._problems.found += rows.missing
+        self._files.append(rows)
+        values = pa.array(np.ones(rows.table.num_rows))
+        if file.value:
+            raw, values = rows.column(file.value), numbers(rows, file.value)
+            given = pc.or_(values.is_valid(), raw.is_null(nan_is_null=True))  # what is no number is rejected already
+            values = values.fill_null(1.0)
+            mask = _usable_values(rows, file.value, _plain(values), np.asarray(given.to_numpy(zero_copy_only=False)))
+            values = values.filter(pa.array(mask))
+            rows.keep(pa.array(mask))
+        rows.table = rows.table.append_column("minutely.value", values)
+        at, requests = self._usable(rows, file)
+        assert requests is not None
+        impressions = _key(rows, [*file.request, *file.impression]).fill_null("")
+        row = pc.index_in(impressions, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
+        actions = _key(rows, [file.action]).fill_null("").dictionary_encode()
+        code_of = {name: code for code, name in enumerate(names)}
+        codes = [code_of.setdefault(name, len(code_of)) for name in actions.dictionary.to_pylist()]
+        names[:] = code_of
+        return Engagements(
+            at,
+            row.astype(np.int64),
+            np.array(codes, np.int32)[actions.indices.to_numpy()],
+            names,
+            _plain(rows.column("minutely.value")),
+            requests,
+            impressions,
+        )
+
+
+def _usable_values(rows: RowFile, column: str, values: npt.NDArray[np.float64], given: Bools) -> Bools:
+    """Which of the ``given`` values an engagement may have; the others are rejected."""
+    usable = given & fits_float32(values)
+    rows.reject(pa.array(given & ~usable), column, rows.column(column), "malformed", NUMBERS_ALLOWED)
+    return usable
+
+
+def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, Ids, pa.Array]:
+    """Order of rows by request, starts of requests, their times, the request of each row, and the requests' ids."""
+    count = len(served_at)
+    if keys is None:
+        group = np.arange(count)
+        names = pa.array(range(count)).cast(pa.string())
+    else:
+        encoded = keys.dictionary_encode()
+        group, names = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
+    first = np.full(len(names), np.iinfo(np.int64).max)
+    np.minimum.at(first, group, served_at)
+    rank = np.argsort(first, kind="stable")  # dictionary order is that of the file, which breaks ties
+    place = np.empty(len(names), np.int64)
+    place[rank] = np.arange(len(names))
+    request_of_row = place[group]
+    order = np.argsort(request_of_row, kind="stable")
+    sizes = np.bincount(request_of_row, minlength=len(names))
+    if sizes.max() > MAX_IMPRESSIONS:
+        largest = names[int(rank[sizes.argmax()])].as_py()
+        allowed = f"{sizes.max()} impressions; allowed: {MAX_IMPRESSIONS} a request"
+        raise Problems([Problem("impressions", "request", repr(largest), allowed)])
+    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
+    return pa.array(order), starts, first[rank], request_of_row[order], names.take(pa.array(rank)).cast(pa.string())
+
+
+def _key(rows: RowFile, columns: Sequence[str]) -> pa.Array:
+    """The values of columns as one text."""
+    try:
+        parts = [rows.column(column).cast(pa.string()) for column in columns]
+    except pa.ArrowException as error:
+        allowed = "allowed: integers or texts"
+        raise Problems([Problem(rows.name, f"column {'+'.join(columns)}", str(error), allowed)]) from None
+    return parts[0] if len(parts) == 1 else _joined(*parts)
+
+
+def _joined(*parts: pa.Array) -> pa.Array:
+    """Texts joined by slashes so that different ones stay different."""
+    escaped = [pc.replace_substring(pc.replace_substring(part, "\\", "\\\\"), "/", "\\/") for part in parts]
+    return pc.binary_join_element_wise(*escaped, "/")
+
+
+def _check_shared(
+    rows: RowFile, features: Mapping[str, Feature], columns: Columns, starts: Ids, request_of_row: Ids
+) -> None:
+    """A feature of the request must be the same for all its impressions."""
+    problems = []
+    first = starts[request_of_row]
+    for name, feature in features.items():
+        column = columns[name]
+        if feature.scope != "request" or len(starts) == len(request_of_row) + 1:
+            continue
+        if isinstance(column, Ragged):
+            allowed = "lists are logged with each impression; allowed: scope: impression"
+            problems.append(Problem(rows.name, f"feature {name}", "scope: request", allowed))
+        elif (differs := np.flatnonzero((column != column[first]).reshape(len(first), -1).any(1))).size:
+            line = rows.lines[int(differs[0])].as_py()
+            allowed = "differs within its request; allowed: scope: impression"
+            problems.append(Problem(rows.name, f"feature {name}, line {line}", "scope: request", allowed))
+    if problems:
+        raise Problems(problems)
+
+
+def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:
+    """The columns of the impressions, or of a side table, that features are made of."""
+    return [item.column for item in features.values() if not is_derived(item) and item.side == side and item.column]
+
+
+def _impression_columns(settings: SourceSettings, features: Mapping[str, Feature]) -> list[str]:
+    file = settings.impressions
+    wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
+    wanted += [side.on or side.key for side in settings.sides.values()]
+    for action in settings.actions.values():
+        delay = action.delay.column if isinstance(action.delay, DelayColumn) else None
+        wanted += [column for column in (action.when, action.value, delay) if column is not None]
+    return wanted
+
+
+def _plain(values: pa.Array) -> npt.NDArray[np.float64]:
+    return np.asarray(values.fill_null(0).to_numpy(zero_copy_only=False), np.float64)

@@ -1,0 +1,116 @@
+"""The ``source`` section: how logged files become requests and engagements."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from basis.settings import Day, DurationMs, Section
+from streaming.features.kinds import Name
+from streaming.records.labels import Action as ActionName
+
+Unit = Literal["s", "ms", "us"]
+Texts = Annotated[list[str], Field(min_length=1)]
+
+
+class File(Section):
+    """A file of rows in the source's folder; Parquet, CSV or JSON lines, told by its ending unless ``format`` says."""
+
+    file: str
+    format: Literal["parquet", "csv", "jsonl"] | None = None
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
+class TimeColumn(Section):
+    """A column of times: numbers since 1970 in ``unit``, timestamps, or texts as in ISO 8601."""
+
+    column: str
+    unit: Unit = "ms"
+
+
+class ImpressionFile(File):
+    """The file with one row an impression."""
+
+    time: TimeColumn
+    request: Texts | None = None
+    """Columns whose values name the request together; without them, every impression is a request of its own."""
+    impression: Texts | None = None
+    """Columns whose values name the impression within its request, for engagements in a file of their own."""
+
+
+class EngagementFile(File):
+    """A file with one row an engagement, matched by the same request and impression values as the impressions."""
+
+    time: TimeColumn
+    request: Texts
+    impression: Texts
+    action: str
+    """The column that names the action."""
+    value: str | None = None
+
+
+class DelayColumn(Section):
+    """A column with the time from the serving to the action."""
+
+    column: str
+    unit: Unit = "ms"
+
+
+def _delay_kind(value: Any) -> str:
+    return "column" if isinstance(value, dict | DelayColumn) else "constant"
+
+
+Delay = Annotated[
+    Annotated[DurationMs, Tag("constant")] | Annotated[DelayColumn, Tag("column")], Discriminator(_delay_kind)
+]
+
+
+class Action(Section):
+    """An action that a column of the impression tells of."""
+
+    when: str | None = None
+    """The action happened where this column is true or not 0; without it, on every impression."""
+    value: str | None = None
+    delay: Delay = 0
+
+
+class SideFile(File):
+    """A file of what is known of users or items, joined by key."""
+
+    key: str
+    on: str | None = None
+    """The impressions' column that holds the key, of the same name by default."""
+
+
+class SourceSettings(Section):
+    """The ``source`` section."""
+
+    dataset: Literal["movielens-100k"] | None = None
+    """A public data set that is fetched if no folder has it."""
+    dir: str | None = None
+    """The folder of the files; ``--data`` goes before it, and ${NAME} stands for an environment variable."""
+    earliest: Day = date(1990, 1, 1)
+    """The first day (UTC) that events may have; earlier ones are refused, since they come of a wrong unit."""
+    latest: Day | None = None
+    """The last day (UTC) that events may have; tomorrow by default."""
+    impressions: ImpressionFile
+    sides: dict[Name, SideFile] = {}
+    actions: dict[ActionName, Action] = {}
+    engagements: EngagementFile | None = None
+
+    @property
+    def earliest_ms(self) -> int:
+        """The earliest time that events may have (ms since 1970), wherever they come from."""
+        return round(datetime.combine(self.earliest, time(), UTC).timestamp() * 1000)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SourceSettings:
+        if self.dataset is None and self.dir is None:
+            raise ValueError("needs dir (the folder of the files) or dataset")
+        if not self.actions and self.engagements is None:
+            raise ValueError("needs actions or engagements, since labels arise from them")
+        if self.engagements is not None and not (self.impressions.request and self.impressions.impression):
+            raise ValueError("engagements in a file need impressions.request and impressions.impression to match by")
+        return self

@@ -1,0 +1,326 @@
+"""The archive: what lands in it, once; what comes back, in order; two writers, compaction, and a log that was trimmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from basis.problems import GapError, Problems
+from streaming.archive import table as archives
+from streaming.archive.table import Archive, Archived, Position
+from streaming.archive.worker import ArchiveWorker
+from streaming.clock import EventClock
+from streaming.features.columns import Ragged
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.log import EXAMPLES, EmbeddedLog, Record
+from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.labels import Label
+
+HOUR = 3_600_000
+START = 474_000 * HOUR
+FEATURES: dict[str, Feature] = {
+    "user": SparseFeature(column="user", scope="request"),
+    "tags": SparseFeature(column="tags", pool="mean"),
+    "price": DenseFeature(kind="dense", column="price"),
+    "embedding": VectorFeature(kind="vector", column="embedding", size=2),
+}
+LABELS = {"click": Label(action="click", window="1m")}
+FORMAT = ExampleFormat(FEATURES, LABELS)
+
+
+def examples(decided_at: list[int], first: int = 0) -> pa.RecordBatch:
+    """Examples of these times (ms since the start), numbered from ``first``, whose features follow from their number."""
+    count = len(decided_at)
+    numbers = np.arange(first, first + count)
+    lengths = numbers % 3
+    tags = Ragged(np.concatenate(([0], np.cumsum(lengths))), np.repeat(numbers, lengths))
+    times = np.array(decided_at, np.int64) + START
+    columns = {
+        "user": numbers,
+        "tags": tags,
+        "price": (numbers / 2).astype(np.float32),
+        "embedding": np.stack((numbers, -numbers), 1).astype(np.float32),
+    }
+    labels = (numbers % 2).astype(np.float32)[:, None]
+    return FORMAT.build(columns, ExampleColumns([f"e{n}" for n in numbers], labels, times - 5, times, times, 0.5))
+
+
+def fill(log: EmbeddedLog, partition: int, times: list[int], first: int = 0) -> None:
+    """Records of two examples each and an empty one between them, as the joiner sends them."""
+    payloads = []
+    for at in range(0, len(times), 2):
+        batch = examples(times[at : at + 2], first + at)
+        payloads += [FORMAT.encode(batch, START + times[at]), FORMAT.encode(FORMAT.empty(), START + times[at] + 1)]
+    log.append(EXAMPLES, partition, payloads)
+
+
+def names(archive: Archive, since: int = 0, until: int = 1000 * HOUR) -> list[str]:
+    batches = list(archive.batches(START + since, START + until))
+    return [name for batch in batches for name in batch.column("example_id").to_pylist()]
+
+
+def make(
+    log: EmbeddedLog, folder: Path, partitions: int = 1, commit_every: int = 10
+) -> tuple[ArchiveWorker, EventClock]:
+    clock = EventClock(1_000)
+    archive = Archive(str(folder), FORMAT)
+    return ArchiveWorker(log, archive, FORMAT, clock, commit_every, range(partitions)), clock
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EmbeddedLog:
+    return EmbeddedLog(tmp_path / "log", durable=False)
+
+
+def test_examples_come_back_as_they_went_in(log: EmbeddedLog, tmp_path: Path) -> None:
+    batch = examples([10, 20, 30, HOUR + 1, 3 * HOUR])
+    log.append(EXAMPLES, 0, [FORMAT.encode(batch, START + 3 * HOUR + 1)])
+    worker, _ = make(log, tmp_path / "archive")
+    worker.step()
+    worker.commit()
+    archive = Archive(str(tmp_path / "archive"), FORMAT)
+    found = list(archive.batches(0, START + 9 * HOUR))
+    assert [part.num_rows for part in found] == [5]
+    assert pa.Table.from_batches(found).equals(pa.Table.from_batches([batch]))
+    assert archive.position(0) == Position(1, START + 3 * HOUR + 1)
+    assert archive.position(1) is None
+    assert names(archive, since=20, until=HOUR + 1) == ["e1", "e2"], "from the first time on, up to before the second"
+    assert names(archive, since=20, until=HOUR + 2) == ["e1", "e2", "e3"]
+    assert names(archive, since=5 * HOUR) == names(archive, until=0) == []
+    assert sorted(path.name for path in (tmp_path / "archive").glob("hour=*")) == [
+        f"hour={np.datetime64(START + hour * HOUR, 'ms').astype('datetime64[h]')}" for hour in (0, 1, 3)
+    ]
+
+
+def test_a_commit_waits_for_its_time_and_one_restart_goes_on_after_it(log: EmbeddedLog, tmp_path: Path) -> None:
+    worker, clock = make(log, tmp_path / "archive")
+    fill(log, 0, [10, 20])
+    worker.step()
+    clock.move_to(1_009)
+    worker.step()
+    assert Archive(str(tmp_path / "archive"), FORMAT).position(0) is None
+    clock.move_to(1_010)
+    worker.step()
+    assert Archive(str(tmp_path / "archive"), FORMAT).position(0) == Position(2, START + 11)
+    fill(log, 0, [30, 40], first=2)
+    worker.step()
+    again, _ = make(log, tmp_path / "archive")  # the first one died with two examples in memory
+    assert again.positions == {0: Position(2, START + 11)}
+    again.step()
+    again.commit()
+    assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e1", "e2", "e3"]
+
+
+def test_of_two_archivers_of_one_partition_one_writes(log: EmbeddedLog, tmp_path: Path) -> None:
+    first, _ = make(log, tmp_path / "archive", partitions=2)
+    second, _ = make(log, tmp_path / "archive", partitions=2)
+    fill(log, 0, [10, 20])
+    fill(log, 1, [11, 21], first=2)
+    first.step()
+    first.commit()
+    second.step()
+    second.commit()
+    assert second.positions == first.positions == {0: Position(2, START + 11), 1: Position(2, START + 12)}
+    fill(log, 1, [31, 41], first=4)
+    second.step()
+    second.commit()
+    first.step()
+    first.commit()
+    assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e2", "e1", "e3", "e4", "e5"]
+
+
+def test_an_archiver_that_has_seen_the_other_s_commits_writes_nothing_twice(log: EmbeddedLog, tmp_path: Path) -> None:
+    first, _ = make(log, tmp_path / "archive", partitions=2)
+    second, _ = make(log, tmp_path / "archive", partitions=2)
+    fill(log, 1, [11, 21], first=2)
+    first.step()
+    fill(log, 0, [10, 20])
+    second._partitions.remove(1)  # it has only heard of partition 0 so far
+    second.step()
+    second.commit()
+    first.commit()  # of partition 1 alone; with it comes what the second one committed
+    first.step()
+    first.commit()
+    assert first.positions == {0: Position(2, START + 11), 1: Position(2, START + 12)}
+    first.step()
+    first.commit()
+    assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e2", "e1", "e3"]
+
+
+class AwayLog:
+    """A log whose brokers may be away when it is asked where it begins."""
+
+    def __init__(self, log: EmbeddedLog) -> None:
+        self._log = log
+        self.away = False
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        return self._log.read(topic, partition, offset, limit)
+
+    def begin(self, topic: str, partition: int) -> int:
+        if self.away:
+            raise ConnectionError("no broker")
+        return self._log.begin(topic, partition)
+
+
+def test_an_archiver_that_was_overtaken_while_brokers_are_away_starts_anew_when_they_are_back(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    away = AwayLog(log)
+    late = ArchiveWorker(away, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, EventClock(1), 10, [0])
+    other, _ = make(log, tmp_path / "archive")
+    fill(log, 0, [10, 20])
+    late.step()
+    other.step()
+    other.commit()
+    away.away = True
+    with pytest.raises(ConnectionError):
+        late.commit()
+    with pytest.raises(ConnectionError):
+        late.step()
+    late.commit()
+    away.away = False
+    fill(log, 0, [30, 40], first=2)
+    late.step()
+    late.commit()
+    assert (late.commits, late.examples) == (1, 2)
+    assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e1", "e2", "e3"]
+
+
+def test_archivers_of_other_partitions_do_not_disturb_each_other(log: EmbeddedLog, tmp_path: Path) -> None:
+    fill(log, 0, [10, 20])
+    fill(log, 1, [11, 21], first=2)
+    workers = [
+        ArchiveWorker(log, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, EventClock(1), 10, [partition])
+        for partition in (0, 1)
+    ]
+    for worker in workers:
+        worker.step()
+    for worker in workers:
+        worker.commit()
+    assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e2", "e1", "e3"]
+
+
+def test_small_files_of_an_hour_that_is_over_become_one(log: EmbeddedLog, tmp_path: Path) -> None:
+    worker, clock = make(log, tmp_path / "archive", commit_every=1)
+
+    def files() -> dict[str, int]:
+        paths = DeltaTable(str(tmp_path / "archive")).file_uris()
+        hours = [path.split("hour=")[1][11:13] for path in paths]
+        return {hour: hours.count(hour) for hour in sorted(set(hours))}
+
+    for at in range(4):
+        fill(log, 0, [10 * at, 10 * at + 1], first=2 * at)
+        worker.step()
+        clock.move_to(clock.now_ms() + 1)
+        worker.step()
+    assert list(files().values()) == [4]
+    before = names(Archive(str(tmp_path / "archive"), FORMAT))
+    open_before = Archive(str(tmp_path / "archive"), FORMAT)
+    fill(log, 0, [HOUR + 1, HOUR + 2], first=8)
+    worker.step()
+    worker.commit()
+    assert list(files().values()) == [1, 1]
+    archive = Archive(str(tmp_path / "archive"), FORMAT)
+    assert names(archive) == [*before, "e8", "e9"]
+    assert names(open_before) == before, "who reads an older commit goes on reading it"
+    assert archive.position(0) == worker.positions[0]
+    DeltaTable(str(tmp_path / "archive")).create_checkpoint()
+    assert Archive(str(tmp_path / "archive"), FORMAT).position(0) == worker.positions[0]
+
+
+def test_a_large_hour_comes_in_parts(log: EmbeddedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = sorted(np.random.default_rng(1).integers(0, HOUR, 400).tolist())
+    fill(log, 0, times)
+    worker, _ = make(log, tmp_path / "archive")
+    while worker.step():
+        pass
+    worker.commit()
+    monkeypatch.setattr(archives, "_ROWS_AT_ONCE", 50)
+    archive = Archive(str(tmp_path / "archive"), FORMAT)
+    parts = list(archive.batches(0, START + HOUR))
+    assert len(parts) == 8
+    assert names(archive) == [f"e{number}" for number in range(400)]
+    minutes = [set((part.column("decided_at").to_numpy() // 60_000).tolist()) for part in parts]
+    assert sum(map(len, minutes)) == len(set().union(*minutes)), "no minute is parted, so training steps are not"
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_any_way_of_stepping_committing_and_dying_archives_each_once(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("archive")
+    log = EmbeddedLog(folder / "log", durable=False)
+    partitions, count = data.draw(st.integers(1, 3)), 0
+    worker, clock = make(log, folder / "archive", partitions)
+    for _ in range(data.draw(st.integers(1, 12))):
+        match data.draw(st.sampled_from(["fill", "fill", "step", "commit", "die", "wait"])):
+            case "fill":
+                times = sorted(data.draw(st.lists(st.integers(0, 3 * HOUR), min_size=1, max_size=6)))
+                fill(log, data.draw(st.integers(0, partitions - 1)), times, count)
+                count += len(times)
+            case "step":
+                worker.step()
+            case "commit":
+                worker.commit()
+            case "wait":
+                clock.move_to(clock.now_ms() + 10)
+            case "die":
+                worker, clock = make(log, folder / "archive", partitions)
+    while worker.step():
+        pass
+    worker.commit()
+    archive = Archive(str(folder / "archive"), FORMAT)
+    assert sorted(names(archive)) == sorted(f"e{number}" for number in range(count))
+    decided = [
+        at for batch in archive.batches(0, START + 9 * HOUR) for at in batch.column("decided_at").to_numpy().tolist()
+    ]
+    assert decided == sorted(decided)
+    log.close()
+
+
+def test_a_log_that_was_trimmed_too_far_is_an_error(log: EmbeddedLog, tmp_path: Path) -> None:
+    fill(log, 0, [10, 20, 30, 40])
+    log.trim(EXAMPLES, 0, 2)
+    worker, _ = make(log, tmp_path / "archive")
+    assert worker.positions[0].offset == 2, "a new archive begins where the log does"
+    worker.step()
+    worker.commit()
+    fill(log, 0, [50, 60, 70, 80], first=4)
+    log.trim(EXAMPLES, 0, 6)
+    with pytest.raises(GapError, match=r"examples/0: the log begins at offset 6, records from 4 on"):
+        make(log, tmp_path / "archive")
+
+
+def test_another_pipeline_s_table_is_refused(tmp_path: Path) -> None:
+    Archive(str(tmp_path / "archive"), FORMAT)
+    other = {name: item for name, item in FEATURES.items() if name != "price"}
+    with pytest.raises(Problems, match=r"column feature\.price: the config has no such column"):
+        Archive(str(tmp_path / "archive"), ExampleFormat(other, LABELS))
+    changed: dict[str, Feature] = {**FEATURES, "tags": SparseFeature(column="tags"), "new": SparseFeature(column="new")}
+    with pytest.raises(Problems) as raised:
+        Archive(str(tmp_path / "archive"), ExampleFormat(changed, LABELS))
+    assert [problem.place for problem in raised.value.problems] == ["column feature.tags", "column feature.new"]
+
+
+def test_an_empty_archive_has_nothing(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path / "archive"), FORMAT)
+    assert archive.position(0) is None
+    assert names(archive) == []
+    archive.compact(START)
+    archive.vacuum()
+
+
+def test_a_commit_without_examples_moves_the_position(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path / "archive"), FORMAT)
+    assert archive.append([Archived(0, 7, FORMAT.empty())], {0: Position(8, 99)})
+    again = Archive(str(tmp_path / "archive"), FORMAT)
+    assert again.position(0) == Position(8, 99)
+    assert DeltaTable(str(tmp_path / "archive")).file_uris() == []

@@ -1,0 +1,159 @@
+"""Ids: an integer is itself however it is written down, a text has the same id everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.features.ids import MISSING, cross, ids_of, text_id
+
+int64s = st.integers(-(2**63), 2**63 - 1)
+
+
+def hashed(text: str) -> int:
+    return int(np.uint64(xxhash.xxh3_64_intdigest(text.encode())).astype(np.int64))
+
+
+@given(st.one_of(int64s, st.sampled_from([0, -1, 2**63 - 1, -(2**63)])))
+def test_an_integer_as_text_is_the_integer(number: int) -> None:
+    assert text_id(str(number)) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " 5",
+        "5 ",
+        "05",
+        "+5",
+        "-0",
+        "--1",
+        "-",
+        "1_000",
+        "5.00",
+        "5.",
+        "5.5",
+        "1e3",
+        "1e+400",
+        "inf",
+        "nan",
+        "truth",
+        "٣",
+        "²",
+        str(2**63),
+        str(-(2**63) - 1),
+        "9" * 30,
+        "-é",
+    ],
+)
+def test_other_texts_are_hashed(text: str) -> None:
+    assert text_id(text) == hashed(text)
+
+
+@given(st.text(max_size=30))
+def test_every_text_has_an_id_of_64_bits(text: str) -> None:
+    assert -(2**63) <= text_id(text) < 2**63
+
+
+def test_the_ids_of_texts_do_not_change() -> None:
+    """Rows are found by them in every later version: these are the values of XXH3-64 with seed 0."""
+    assert text_id("") == MISSING == 0x2D06800538D394C2
+    assert text_id("abc") == 0x78AF5F94892F3950
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.int8(),
+        pa.int16(),
+        pa.int32(),
+        pa.int64(),
+        pa.uint8(),
+        pa.uint32(),
+        pa.float32(),
+        pa.float64(),
+        pa.string(),
+        pa.large_string(),
+    ],
+)
+def test_the_same_ids_from_every_type(kind: pa.DataType) -> None:
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    values = pa.array(["1", "2", None, "100"] if texts else [1, 2, None, 100], kind)
+    for array in (values, values.dictionary_encode(), pa.concat_arrays([values, values]).slice(4)):
+        found = ids_of(array)
+        assert found.dtype == np.int64
+        assert found.tolist() == [1, 2, MISSING, 100]
+
+
+@given(st.lists(st.one_of(st.none(), st.text(max_size=8)), max_size=10))
+def test_texts_one_by_one_and_as_a_column(texts: list[str | None]) -> None:
+    expected = [MISSING if text is None else text_id(text) for text in texts]
+    assert ids_of(pa.array(texts, pa.string())).tolist() == expected
+    assert ids_of(pa.array(texts, pa.string()).dictionary_encode()).tolist() == expected
+
+
+def test_dictionaries_with_missing_values_on_either_side() -> None:
+    encoded = pa.DictionaryArray.from_arrays(pa.array([0, None, 1, 2]), pa.array(["a", None, "7"]))
+    assert ids_of(encoded).tolist() == [text_id("a"), MISSING, MISSING, 7]
+
+
+def test_truth_values_are_one_and_zero() -> None:
+    assert ids_of(pa.array([True, False, None])).tolist() == [1, 0, MISSING]
+    assert ids_of(pa.array(["true", "False", "TRUE", None])).tolist() == [1, 0, 1, MISSING]
+
+
+@pytest.mark.parametrize("number", [2**63, 2**63 + 5, 2**64 - 1])
+def test_integers_of_64_bits_without_sign_are_as_their_texts(number: int) -> None:
+    """So that no two of them share a row: 2^64 - 1 is not -1."""
+    found = ids_of(pa.array([number, 7, None], pa.uint64())).tolist()
+    assert found == [hashed(str(number)), 7, MISSING] == ids_of(pa.array([str(number), "7", None])).tolist()
+
+
+@pytest.mark.parametrize("number", [17.0, -3.0, 0.0, 2.0**52, 1e16, 2.0**63, -(2.0**63), 1e19, -1e300])
+def test_whole_floats_are_as_their_texts_and_as_integers(number: float) -> None:
+    whole = ids_of(pa.array([str(int(number))])).tolist()
+    assert ids_of(pa.array([number])).tolist() == ids_of(pa.array([str(number)])).tolist() == whole
+
+
+def test_nothing_but_nulls_is_missing() -> None:
+    assert ids_of(pa.array([None, None])).tolist() == [MISSING, MISSING]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([1.5, 2.0]),
+        pa.array([[1], [2]]),
+        pa.array([{"a": 1}]),
+        pa.array([b"bytes"]),
+        pa.array([1], pa.timestamp("s")),
+        pa.array([1.5, None]),
+    ],
+)
+def test_what_is_no_id_is_a_type_error(values: pa.Array) -> None:
+    with pytest.raises(TypeError):
+        ids_of(values)
+
+
+def test_a_number_that_is_none_is_missing() -> None:
+    """Integers with gaps are floats in much of what writes logs, and nan is their gap."""
+    assert ids_of(pa.array([1.0, float("nan"), None])).tolist() == [1, MISSING, MISSING]
+
+
+@given(st.lists(st.tuples(int64s, int64s), min_size=2, max_size=20, unique=True))
+def test_pairs_do_not_meet(pairs: list[tuple[int, int]]) -> None:
+    left, right = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
+    found = cross(left, right)
+    assert found.dtype == np.int64
+    assert len(set(found.tolist())) == len(pairs)
+    assert cross(left[:1], right[:1])[0] == found[0], "a pair's id does not depend on its batch"
+
+
+def test_small_pairs_do_not_meet_either() -> None:
+    left, right = (side.ravel() for side in np.meshgrid(np.arange(300), np.arange(300)))
+    assert len(np.unique(cross(left, right))) == 90_000

@@ -1,0 +1,233 @@
+"""A partition's joiner over several lives, for tests of its recovery: it dies anywhere, and its state is lost or old.
+
+The brokers here are a log in memory whose transactions are whole or absent; everything else is what ships.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from streaming.clock import EventClock
+from streaming.features.kinds import Feature, SparseFeature
+from streaming.join.core import Joiner, JoinSettings
+from streaming.join.negatives import Negatives
+from streaming.join.partition import Committed, JoinPartition, Outlet
+from streaming.join.state import JoinState, Outgoing
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
+from streaming.records.examples import ExampleFormat
+from streaming.records.labels import Label
+
+FEATURES: dict[str, Feature] = {"key": SparseFeature(column="key")}
+WINDOW, LATENESS = 1000, 300
+LABELS = {"click": Label(action="click", window=f"{WINDOW}ms")}
+ENDED = {"click": Label(action="click", decided_by="end", window=f"{WINDOW}ms")}
+FORMAT = ExampleFormat(FEATURES, LABELS)
+
+
+SETTINGS = JoinSettings(lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class Brokers:
+    """One partition of every topic, and the joiner's group; ``crash_at`` lets a transaction's sender die, before or after it."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, list[bytes | None]] = {
+            name: [] for name in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
+        }
+        self.committed: Committed | None = None
+        self.crash: str = ""
+
+    def open(self) -> Committed | None:
+        return self.committed
+
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+        if self.crash == "before":
+            raise Crash
+        for item in outbox:
+            self.topics[item.topic].append(item.value)
+        for name in {item.topic for item in outbox}:
+            self.topics[name].append(None)  # the mark that a transaction leaves takes an offset
+        self.committed = commit
+        if self.crash == "after":
+            raise Crash
+        return len(self.topics[EXAMPLES])
+
+    def beginning(self, topic: str) -> int:
+        return 0
+
+    def end(self, topic: str) -> int:
+        return len(self.topics[topic])
+
+    def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
+        for at in range(start, stop, 7):
+            yield [
+                Record(offset, value)
+                for offset, value in enumerate(self.topics[topic][at : min(stop, at + 7)], at)
+                if value is not None
+            ]
+
+
+def fill(brokers: Brokers, rng: random.Random, requests: int) -> dict[str, float]:
+    """Input in any order within the lateness, some of it twice; the labels that it must lead to."""
+    labels: dict[str, float] = {}
+    arrivals: list[tuple[float, str, bytes]] = []
+    for number in range(requests):
+        served_at = 10_000 + number * 20
+        ids = [f"{number}.{at}" for at in range(rng.randrange(1, 4))]
+        keys = b"".join(number.to_bytes(8, "little") for _ in ids)
+        request = Request(
+            version=SCHEMA_VERSION,
+            request_id=f"r{number}",
+            served_at=served_at,
+            impression_ids=ids,
+            features={"key": keys},
+        )
+        records = [(served_at, IMPRESSIONS, encode(request))]
+        for name in ids:
+            labels[name] = float(rng.random() < 0.3)
+            if labels[name]:
+                at = served_at + rng.randrange(WINDOW + 1)
+                click = Engagement(
+                    version=SCHEMA_VERSION, request_id=f"r{number}", impression_id=name, action="click", happened_at=at
+                )
+                records.append((at, ENGAGEMENTS, encode(click)))
+        for at, topic, value in records:
+            arrivals += [(at + rng.random() * LATENESS, topic, value) for _ in range(1 + (rng.random() < 0.1))]
+    for _, topic, value in sorted(arrivals):
+        brokers.topics[topic].append(value)
+    return labels
+
+
+class World:
+    """One partition over several lives; each life has a folder, of which there are two; it may be lost, or be what it once was."""
+
+    def __init__(
+        self,
+        rng: random.Random,
+        folder: Path,
+        labels: dict[str, Label] = LABELS,
+        join: JoinSettings = SETTINGS,
+        negatives: Negatives = Negatives(),
+        requests_at_once: int = 5,
+    ) -> None:
+        self.rng = rng
+        self.requests_at_once = requests_at_once
+        self.clock = EventClock(10_000_000)
+        self.make = lambda over: Joiner(FEATURES, labels, join, over, self.clock, 0, negatives)
+        self.folders = [folder / "a", folder / "b"]
+        self.copies = folder / "copies"
+        self.brokers = Brokers()
+        self.ids = map(str, itertools.count())
+        self.lives = Counter[str]()
+
+    def live(self, steps: int) -> bool:
+        """One life of a worker. Whether it read everything to its end."""
+        rng, brokers = self.rng, self.brokers
+        if rng.random() < 0.3:
+            self.folders.reverse()
+        folder = self.folders[0]
+        copy = self.copies / folder.name
+        match rng.randrange(10):
+            case 0 | 1:
+                shutil.rmtree(folder, ignore_errors=True)
+            case 2 | 3 if copy.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                copy.rename(folder)
+            case 4 | 5 if folder.exists():
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(folder, copy)
+        brokers.crash = ""
+        state = JoinState(folder, 4096 if rng.random() < 0.5 else 1 << 20)
+        # The state is written after every transaction, or after the first and when memory is full.
+        join = self.join(state, brokers, rng.choice([0, 1 << 40]))
+        before = state.head
+        try:
+            if not self.recover(join, rng):
+                return False
+            went_on = before is not None and join._head.state_id == before.state_id
+            caught_up = went_on and before is not None and join._head.sequence > before.sequence
+            self.lives["caught up" if caught_up else "went on" if went_on else "rebuilt"] += 1
+            for step in range(steps):
+                ended = {}
+                for topic in (IMPRESSIONS, ENGAGEMENTS):
+                    at = join.offsets[topic]
+                    stop = min(len(brokers.topics[topic]), at + rng.randrange(12))
+                    if not join.busy:
+                        values = brokers.topics[topic][at:stop]
+                        join.take(topic, [Record(offset, value or b"") for offset, value in enumerate(values, at)])
+                    ended[topic] = join.offsets[topic] == len(brokers.topics[topic])
+                if step == steps - 1:
+                    brokers.crash = rng.choice(["before", "after", ""])
+                try:
+                    join.step(ended, 10_000_000, rng.choice([0, 1000]))
+                except Crash:
+                    if rng.random() < 0.5:
+                        raise
+                    brokers.crash = ""  # it was the broker that went away, and the worker lives
+                    self.lives["recovered in place"] += 1
+                    if not self.recover(join, rng):
+                        return False
+                if all(ended.values()) and not join.busy and join.told > 100_000:
+                    return True
+        except Crash:
+            self.lives[f"died {brokers.crash} a transaction"] += 1
+        finally:
+            state.close()
+        return False
+
+    def join(self, state: JoinState, outlet: Outlet, write_every_ms: int = 5000) -> JoinPartition:
+        return JoinPartition(
+            state,
+            self.make,
+            outlet,
+            self.brokers,
+            lambda: next(self.ids),
+            LATENESS,
+            2 * WINDOW + LATENESS,
+            write_every_ms,
+            self.requests_at_once,
+        )
+
+    def recover(self, join: JoinPartition, rng: random.Random) -> bool:
+        for _ in join.recover():
+            if rng.random() < 0.01:
+                self.lives["died in recovery"] += 1
+                return False
+        return True
+
+    def run(self) -> None:
+        """Life after life, until one read everything to its end."""
+        for _ in range(400):
+            if self.live(self.rng.randrange(1, 12)):
+                return
+        pytest.fail(f"no end in sight: {self.lives}")
+
+
+class Published(NamedTuple):
+    revision: int
+    label: float
+    served_at: int
+
+
+def published(brokers: Brokers) -> dict[str, list[Published]]:
+    found: dict[str, list[Published]] = {}
+    for value in brokers.topics[EXAMPLES]:
+        if value is not None:
+            batch, _ = FORMAT.decode(value)
+            for row in batch.to_pylist():
+                item = Published(row["revision"], row["label.click"], row["served_at"])
+                found.setdefault(row["example_id"], []).append(item)
+    return found

@@ -1,0 +1,220 @@
+"""What the joiner refuses, and what a worker writes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.clock import EventClock
+from streaming.join.core import Joiner, JoinSettings
+from streaming.join.negatives import Negatives
+from streaming.join.pending import PendingStore
+from streaming.join.timers import NEVER
+from streaming.join.watermark import JoinWorker
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.records.events import (
+    MAX_ID_LENGTH,
+    MAX_IMPRESSIONS,
+    MAX_RECORD_BYTES,
+    SCHEMA_VERSION,
+    DeadLetter,
+    encode,
+)
+from streaming.records.labels import Label
+from tests.streaming.join.join_world import (
+    CLICK,
+    END,
+    FEATURES,
+    NOW,
+    R1,
+    Done,
+    MemoryLog,
+    Served,
+    by_id,
+    engagement_record,
+    make_joiner,
+    no_disk,
+    reasons,
+    request_record,
+)
+
+FIELDS = msgspec.msgpack.decode(request_record(R1))
+DONE = msgspec.msgpack.decode(engagement_record(Done("r1", "r1.0", "click", 1001, 1.0)))
+FAR = NOW + 3_600_001
+
+
+def request_with(**changes: Any) -> bytes:
+    return encode({**FIELDS, **changes})
+
+
+def features_with(**changes: Any) -> bytes:
+    return request_with(features={**FIELDS["features"], **changes})
+
+
+def floats(*values: float) -> bytes:
+    return np.array(values, "<f4").tobytes()
+
+
+def lists(lengths: Sequence[int], values: int) -> tuple[bytes, bytes]:
+    return np.array(lengths, "<i4").tobytes(), b"\0" * values
+
+
+BAD_REQUESTS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "no bytes": ("malformed", lambda: b""),
+    "not msgpack": ("malformed", lambda: b"\xc1 what is this"),
+    "cut off": ("malformed", lambda: request_record(R1)[:-5]),
+    "something after it": ("malformed", lambda: request_record(R1) + b"\0"),
+    "another thing": ("malformed", lambda: encode([1, 2, 3])),
+    "an engagement": ("malformed", lambda: engagement_record(Done("r1", "r1.0", "click", 1001, 1.0))),
+    "broken text": ("malformed", lambda: request_record(R1).replace(b"r1.0", b"r\xff.0")),
+    "a field of another type": ("malformed", lambda: request_with(served_at="noon")),
+    "another version": ("version", lambda: request_with(version=SCHEMA_VERSION + 1)),
+    "too large": ("too_large", lambda: request_with(scores=b"\0" * MAX_RECORD_BYTES)),
+    "no request id": ("malformed", lambda: request_with(request_id="")),
+    "request id too long": ("malformed", lambda: request_with(request_id="x" * (MAX_ID_LENGTH + 1))),
+    "impression id too long": ("malformed", lambda: request_with(impression_ids=["a", "x" * (MAX_ID_LENGTH + 1)])),
+    "empty impression id": ("malformed", lambda: request_with(impression_ids=["a", ""])),
+    "no impressions": ("malformed", lambda: request_with(impression_ids=[])),
+    "too many impressions": (
+        "malformed",
+        lambda: request_with(impression_ids=list(map(str, range(MAX_IMPRESSIONS + 1)))),
+    ),
+    "an impression twice": ("malformed", lambda: request_with(impression_ids=["a", "a"])),
+    "before 1970": ("malformed", lambda: request_with(served_at=-1)),
+    "from the far future": ("future", lambda: request_with(served_at=FAR)),
+    "a time beyond any": ("future", lambda: request_with(served_at=2**63)),
+    "feature missing": ("malformed", lambda: request_with(features={})),
+    "shared feature missing": ("malformed", lambda: request_with(shared={})),
+    "one id too few": ("malformed", lambda: features_with(item=b"\0" * 8)),
+    "a shared feature for each impression": ("malformed", lambda: request_with(shared={"user": b"\0" * 16})),
+    "ids instead of lists": ("malformed", lambda: features_with(tags=b"\0" * 16)),
+    "lists instead of ids": ("malformed", lambda: features_with(item=lists([1, 1], 16))),
+    "lengths cut off": ("malformed", lambda: features_with(tags=lists([1], 8))),
+    "lengths that do not add up": ("malformed", lambda: features_with(tags=lists([1, 2], 16))),
+    "negative length": ("malformed", lambda: features_with(tags=lists([3, -1], 16))),
+    "half an id": ("malformed", lambda: features_with(tags=lists([1, 1], 17))),
+    "dense cut off": ("malformed", lambda: features_with(price=b"\0" * 7)),
+    "dense not a number": ("malformed", lambda: features_with(price=floats(1, float("nan")))),
+    "dense infinite": ("malformed", lambda: features_with(price=floats(float("inf"), 1))),
+    "vector too short": ("malformed", lambda: features_with(embedding=floats(1, 2, 3))),
+    "vector not finite": ("malformed", lambda: features_with(embedding=floats(1, 2, 3, float("-inf")))),
+}
+BAD_ENGAGEMENTS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "no bytes": ("malformed", lambda: b""),
+    "cut off": ("malformed", lambda: encode(DONE)[:-3]),
+    "a request": ("malformed", lambda: request_record(R1)),
+    "another version": ("version", lambda: encode({**DONE, "version": 0})),
+    "too large": ("too_large", lambda: encode({**DONE, "action": "x" * MAX_RECORD_BYTES})),
+    "request id too long": ("malformed", lambda: encode({**DONE, "request_id": "x" * (MAX_ID_LENGTH + 1)})),
+    "before 1970": ("malformed", lambda: encode({**DONE, "happened_at": -1})),
+    "from the far future": ("future", lambda: encode({**DONE, "happened_at": FAR})),
+    "value not a number": ("malformed", lambda: encode({**DONE, "value": float("nan")})),
+    "value infinite": ("malformed", lambda: encode({**DONE, "value": float("inf")})),
+    "value beyond 32 bits": ("malformed", lambda: encode({**DONE, "value": 1e300})),
+    "value below 32 bits": ("malformed", lambda: encode({**DONE, "value": -3.5e38})),
+    "value beyond 32 bits in JSON": ("malformed", lambda: msgspec.json.encode({**DONE, "value": 1e300})),
+    "value not a number in JSON": ("malformed", lambda: msgspec.json.encode({**DONE, "value": float("nan")})),
+    "value a text": ("malformed", lambda: encode({**DONE, "value": "4"})),
+}
+BAD = [
+    *(pytest.param(IMPRESSIONS, *case, id=f"request: {name}") for name, case in BAD_REQUESTS.items()),
+    *(pytest.param(ENGAGEMENTS, *case, id=f"engagement: {name}") for name, case in BAD_ENGAGEMENTS.items()),
+]
+
+
+@pytest.mark.parametrize(("topic", "reason", "payload"), BAD)
+def test_a_bad_record_is_a_dead_letter_and_costs_nothing_else(
+    topic: str, reason: str, payload: Callable[[], bytes]
+) -> None:
+    core = make_joiner(CLICK)
+    bad = payload()
+    newest = dict(core.newest)
+    (core.add_request if topic == IMPRESSIONS else core.add_engagement)(41, bad)
+    assert core.newest == newest, "a refused record does not move the watermark"
+    core.add_request(42, request_record(Served("r1", 1000, 2)))
+    core.add_engagement(42, engagement_record(Done("r1", "r1.0", "click", 1001, 1.0)))
+    core.advance(END)
+    output = core.drain()
+    assert reasons(output.dead_letters) == [(topic, 41, reason)]
+    (letter,) = output.dead_letters
+    assert letter.payload == bad
+    assert letter.detail
+    assert letter.partition == 3
+    assert core.counts[f"dead.{reason}"] == 1
+    assert {name: item.labels for name, item in by_id(core, output.examples).items()} == {
+        "r1.0": (1.0,),
+        "r1.1": (0.0,),
+    }
+
+
+@given(st.binary(max_size=200), st.integers(0, 2**32))
+def test_no_bytes_end_it(noise: bytes, seed: int) -> None:
+    core = make_joiner(CLICK)
+    rng = random.Random(seed)
+    good = bytearray(request_record(R1) if seed % 2 else engagement_record(Done("r1", "r1.0", "click", 1001, 1.0)))
+    for _ in range(rng.randint(1, 4)):
+        good[rng.randrange(len(good))] = rng.randrange(256)
+    for offset, payload in enumerate((noise, bytes(good))):
+        core.add_request(offset, payload)
+        core.add_engagement(offset, payload)
+    core.advance(END)
+    core.drain()
+    assert core.next_due() == NEVER
+
+
+@pytest.mark.parametrize("late", ["dead_letter", "correct"])
+def test_an_engagement_after_its_negative_was_dropped_is_late(late: str) -> None:
+    labels = {"click": Label(action="click", decided_by="skip", window="100ms")}
+    core = make_joiner(labels, lateness=50, keep=1e-6, late=late)
+    core.add_request(0, request_record(R1))
+    name = R1.impression(0)
+    core.add_engagement(0, engagement_record(Done("r1", name, "skip", R1.served_at + 20, 1.0)))
+    core.advance(R1.served_at + 21)
+    assert core.drain().examples == []
+    assert core.counts["dropped"] == 1
+    core.add_engagement(1, engagement_record(Done("r1", name, "click", R1.served_at + 10, 1.0)))
+    core.add_engagement(2, engagement_record(Done("r1", name, "click", R1.served_at + 30, 1.0)))
+    assert reasons(core.drain().dead_letters) == [(ENGAGEMENTS, 1, "late")]
+    assert core.counts["dead.late"] == 1
+    assert core.counts["redundant"] == 1, "a click after the skip would have changed nothing"
+    core.advance(END)
+    assert by_id(core, core.drain().examples) == {}
+    assert core.counts["dropped"] == R1.impressions
+
+
+def test_the_share_of_negatives_that_is_kept() -> None:
+    names = [f"example {number}" for number in range(20_000)]
+    kept = {rate: {name for name in names if Negatives(rate, 7).keeps(name)} for rate in (1.0, 0.5, 0.1, 0.01)}
+    for rate, found in kept.items():
+        assert abs(len(found) - 20_000 * rate) <= 4 * (20_000 * rate * (1 - rate)) ** 0.5
+    assert kept[0.01] < kept[0.1] < kept[0.5], "a lower rate keeps fewer of the same"
+    assert {name for name in names if Negatives(0.5, 8).keeps(name)} != kept[0.5]
+
+
+def test_the_watermark_is_told_when_there_is_nothing_else_to_say() -> None:
+    log, clock = MemoryLog(), EventClock(5000)
+    core = Joiner(FEATURES, CLICK, JoinSettings(lateness="100ms"), PendingStore(1 << 30, no_disk), clock)
+    worker = JoinWorker(log, core, clock, 100)
+    assert not worker.step()
+    assert not worker.step()
+    clock.move_to(6000)
+    assert not worker.step()
+    told = [core.format.decode(payload) for payload in log.topics[EXAMPLES]]
+    assert [(batch.num_rows, watermark) for batch, watermark in told] == [(0, 4900), (0, 5900)]
+
+
+def test_a_worker_writes_dead_letters_to_their_topic() -> None:
+    log, clock = MemoryLog(), EventClock(5000)
+    core = Joiner(FEATURES, CLICK, JoinSettings(), PendingStore(1 << 30, no_disk), clock)
+    worker = JoinWorker(log, core, clock, 0)
+    log.append(IMPRESSIONS, 0, [b"\xc1"])
+    worker.step()
+    (letter,) = (msgspec.msgpack.decode(payload, type=DeadLetter) for payload in log.topics[DEAD_LETTERS])
+    assert (letter.topic, letter.offset, letter.reason, letter.payload) == (IMPRESSIONS, 0, "malformed", b"\xc1")
