@@ -12,15 +12,15 @@ from basis.problems import Problem, Problems
 from minutely.batch import unreachable
 from minutely.config import Pipeline
 from minutely.metrics import Status, StatusMetrics
-from minutely.service import Address, listening, stop_on_signal
+from minutely.service import Address, serve_metrics, stop_on_signal
 from streaming.archive.table import Archive, ArchiveSettings
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import Clock, WallClock
-from streaming.join.metrics import serve_metrics
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import Patience, patiently
+from streaming.kafka.waiting import enduring, patiently
 from streaming.log import EXAMPLES
+from streaming.patience import Patience
 from streaming.records.examples import ExampleFormat
 
 _log = logging.getLogger("minutely.archive")
@@ -41,8 +41,7 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
     """Archive until SIGINT or SIGTERM; then commit what was read."""
     status, clock = Status(), WallClock()
     if metrics is not None:
-        with listening(metrics, "--metrics"):
-            serve_metrics(StatusMetrics("archive", "commits", status, clock), *metrics)
+        serve_metrics(StatusMetrics("archive", "commits", status, clock), metrics)
 
     def begin() -> ArchiveService:
         ensure_topics(pipeline.kafka)
@@ -68,7 +67,7 @@ class ArchiveService:
         examples = ExampleFormat(pipeline.features, pipeline.labels)
         archive = Archive(place, examples)
         self._log = log
-        self._brokers = Patience(_log, "brokers", pipeline.kafka.asked)
+        self._brokers = Patience(_log, "brokers", clock, pipeline.kafka.asked)
         self._clock = clock
         self._status = status
         settings = pipeline.archive or ArchiveSettings()
@@ -89,7 +88,7 @@ class ArchiveService:
 
     def _round(self) -> None:
         before = self.worker.commits
-        with self._brokers.enduring():
+        with enduring(self._brokers):
             self.worker.step()
             self._log.fill(_POLL_MS)
         status, worker = self._status, self.worker

@@ -14,12 +14,14 @@ from rich.table import Table
 from basis.decoding import UNDECODABLE, why
 from minutely.config import Pipeline
 from minutely.service import stop_on_signal
+from streaming.clock import WallClock
 from streaming.kafka import waiting
-from streaming.kafka.client import KafkaHistory
+from streaming.kafka.history import KafkaHistory
 from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import Patience, patiently
+from streaming.kafka.waiting import enduring, patiently
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
+from streaming.patience import Patience
 from streaming.records.events import DeadLetter
 
 _log = logging.getLogger("minutely.dead-letters")
@@ -47,10 +49,10 @@ def dead_letters(pipeline: Pipeline, reason: str | None, stop: Callable[[], bool
 
 def _kept(history: KafkaHistory, asked: str, stop: Callable[[], bool]) -> Iterator[bytes]:
     """Each record of a partition once, though reading may have to begin again."""
-    brokers = Patience(_log, "brokers", asked)
+    brokers = Patience(_log, "brokers", WallClock(), asked)
     end, position = None, 0
     while not stop():
-        with brokers.enduring():
+        with enduring(brokers):
             end = history.end(DEAD_LETTERS) if end is None else end
             position = max(position, history.beginning(DEAD_LETTERS))
             for records in history.read(DEAD_LETTERS, position, end):

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from minutely.config import Pipeline
 from minutely.place import require_writable
-from minutely.service import Address, bind, listening, stop_on_signal
+from minutely.service import Address, bind, serve_metrics, stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.join.calibration import ServedCalibration
 from streaming.join.core import Joiner
-from streaming.join.metrics import JoinMetrics, serve_metrics
+from streaming.join.metrics import JoinMetrics
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
 from streaming.join.state import JoinState
-from streaming.kafka.client import KafkaHistory, KafkaOutlet
+from streaming.kafka.history import KafkaHistory
+from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import patiently
 
@@ -43,8 +44,7 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
         if service is None:
             return
         if metrics is not None:
-            with listening(metrics, "--metrics"):
-                serve_metrics(JoinMetrics(service), *metrics)
+            serve_metrics(JoinMetrics(service), metrics)
         service.run(stop)
 
 

@@ -12,10 +12,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from basis.problems import Problems
 from serving.outbox import Outbox, Outgoing
+from streaming.clock import WallClock
+from streaming.kafka.client import broker_error
 from streaming.kafka.sending import producer_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import Patience
+from streaming.log import BrokerError
+from streaming.patience import Patience
 
 _log = logging.getLogger("minutely.serve")
 
@@ -34,7 +37,7 @@ class KafkaSink:
         self._outbox = outbox
         self._producer: Producer | None = None
         self._stopping = threading.Event()
-        self._patience = Patience(_log, "brokers", settings.asked)
+        self._patience = Patience(_log, "brokers", WallClock(), settings.asked)
 
     def send(self, records: Sequence[Outgoing]) -> None:
         """Send records; what the brokers do not take in a minute is counted as dropped."""
@@ -57,7 +60,7 @@ class KafkaSink:
             if self._producer is None:
                 ensure_topics(self._settings)
                 self._producer = producer_of(self._settings, _DELIVERY_MS, linger_ms=20)
-        except (KafkaException, Problems) as error:
+        except (BrokerError, Problems) as error:
             self._patience.failed(error)
             return False
         topic, key = self._settings.topic(record.topic), record.key.encode(errors="surrogatepass")
@@ -81,7 +84,7 @@ class KafkaSink:
         try:
             self._producer.poll(0)
         except KafkaException as error:  # the producer is lost: the client raises nothing else here
-            self._patience.failed(error)
+            self._patience.failed(broker_error(error))
             self._let_go(_LOST_SECONDS)
 
     def _let_go(self, seconds: float) -> None:
@@ -101,7 +104,7 @@ class KafkaSink:
             try:
                 producer.poll(_POLL_SECONDS)
             except KafkaException as error:
-                self._patience.failed(error)
+                self._patience.failed(broker_error(error))
 
     def _delivered(self, topic: str, size_bytes: int, error: KafkaError | None, _message: Message | None) -> None:
         if error is None:
@@ -109,7 +112,7 @@ class KafkaSink:
             self._patience.worked()
         else:
             self._outbox.was_dropped(topic, size_bytes)
-            self._patience.failed(KafkaException(error))
+            self._patience.failed(broker_error(error))
 
     def stop(self) -> None:
         """Do not wait for brokers any longer."""

@@ -18,8 +18,9 @@ from paramserver.files import Files
 from streaming.clock import Clock
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import Patience, patiently
+from streaming.kafka.waiting import enduring, patiently
 from streaming.log import EXAMPLES
+from streaming.patience import Patience
 from streaming.records.examples import ExampleFormat
 from trainer.retrain import hand_over, look, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
@@ -68,33 +69,40 @@ def retrain(
             log = on_error.enter_context(closing(KafkaLog(pipeline.kafka, EXAMPLES)))
             workers = hand_over(archive, log, trainer, examples, range(pipeline.kafka.partitions))
             on_error.pop_all()
-        return _CatchUp(pipeline, name, trainer, workers, log)
+        return _CatchUp(pipeline, name, trainer, workers, log, clock)
 
     catching_up = patiently(_log, stop, begin, pipeline.kafka.asked)
     if catching_up is None:
         return False
     with closing(catching_up):
-        return catching_up.run(files, clock, stop, status)
+        return catching_up.run(files, stop, status)
 
 
 class _CatchUp:
     """From where the archive ends to where the newest version is."""
 
     def __init__(
-        self, pipeline: Pipeline, name: str, trainer: Trainer, workers: list[TrainWorker], log: KafkaLog
+        self,
+        pipeline: Pipeline,
+        name: str,
+        trainer: Trainer,
+        workers: list[TrainWorker],
+        log: KafkaLog,
+        clock: Clock,
     ) -> None:
         self._pipeline = pipeline
         self._name = name
         self._trainer = trainer
         self._workers = workers
         self._log = log
-        self._brokers = Patience(_log, "brokers", pipeline.kafka.asked)
+        self._clock = clock
+        self._brokers = Patience(_log, "brokers", clock, pipeline.kafka.asked)
         offsets = {worker.partition: worker.offset for worker in workers}
         _log.info("%s: %d examples trained; live from offsets %s", name, trainer.examples, offsets)
 
-    def run(self, files: Files, clock: Clock, stop: Callable[[], bool], status: Status) -> bool:
+    def run(self, files: Files, stop: Callable[[], bool], status: Status) -> bool:
         """Whether it took over; it was told to stop otherwise."""
-        form, sync = self._pipeline.form(), self._pipeline.sync
+        form, sync, clock = self._pipeline.form(), self._pipeline.sync, self._clock
         wanted: Mapping[str, int] = {}
         while not stop():
             if all(worker.offset >= wanted.get(f"{EXAMPLES}/{worker.partition}", 0) for worker in self._workers):
@@ -119,7 +127,7 @@ class _CatchUp:
             for letter in worker.take_left_out():  # who publishes meanwhile has made dead letters of them
                 _log.warning("%s/%d, offset %d, %s", letter.topic, letter.partition, letter.offset, letter.detail)
         self._trainer.expire(min(worker.watermark for worker in self._workers))
-        with self._brokers.enduring():
+        with enduring(self._brokers):
             self._log.fill(_POLL_MS)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What all services share: they end in order on SIGINT and SIGTERM, and log to standard error."""
+"""What all services share: they end in order on SIGINT and SIGTERM, log to standard error, and answer Prometheus."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
+
+from prometheus_client import start_http_server
+from prometheus_client.registry import Collector, CollectorRegistry
 
 BACKLOG = 2048
 
@@ -55,6 +58,14 @@ def bind(address: Address, option: str) -> socket.socket:
             bound.close()
             raise
         return bound
+
+
+def serve_metrics(collector: Collector, address: Address) -> None:
+    """Answer at ``/metrics`` from a thread of its own, as long as the process lives; `CannotListen` where the address is taken."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    with listening(address, "--metrics"):
+        start_http_server(address.port, address.host, registry)
 
 
 def log_to_stderr() -> None:

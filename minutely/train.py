@@ -20,16 +20,16 @@ from minutely.metrics import Status, StatusMetrics
 from minutely.parts import make_trainer
 from minutely.place import folder_of, open_files, require_writable
 from minutely.retrain import retrain
-from minutely.service import Address, listening, stop_on_signal
+from minutely.service import Address, serve_metrics, stop_on_signal
 from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
-from streaming.join.metrics import serve_metrics
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import Patience, patiently
+from streaming.kafka.waiting import enduring, patiently
 from streaming.log import DEAD_LETTERS, EXAMPLES
+from streaming.patience import Patience
 from streaming.records.events import encode
 from streaming.records.examples import ExampleFormat
 from trainer.online import OnlineTrainer
@@ -70,8 +70,7 @@ def train(
     with ExitStack() as held, stop_on_signal() as stop:
         locks = None if folder is None else _take_locks(held, folder, retrains=retraining is not None)
         if metrics is not None:
-            with listening(metrics, "--metrics"):
-                serve_metrics(StatusMetrics("train", "versions", status, clock), *metrics)
+            serve_metrics(StatusMetrics("train", "versions", status, clock), metrics)
         if retraining is not None:
             seconds = pipeline.sync.sparse_every / 1000 + _LEAVING_SECONDS
             if not retrain(pipeline, retraining, files, clock, stop, status):
@@ -159,8 +158,8 @@ class TrainService:
         self._log = log
         self._files = files
         self._clock = clock
-        self._brokers = Patience(_log, "brokers", pipeline.kafka.asked)
-        self._place = Patience(_log, "publication")
+        self._brokers = Patience(_log, "brokers", clock, pipeline.kafka.asked)
+        self._place = Patience(_log, "publication", clock)
         self._status = status
         self._trained_before, self._left_out_before = status.examples, status.left_out or 0
         status.left_out = self._left_out_before
@@ -235,7 +234,7 @@ class TrainService:
         return True
 
     def _step(self) -> None:
-        with self._brokers.enduring():
+        with enduring(self._brokers):
             self._log.fill(_POLL_MS)
         self.online.step()
         self._status.lag = self._log.lag

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,18 @@ class Record(NamedTuple):
 
     offset: int
     value: bytes
+
+
+class BrokerError(Exception):
+    """Brokers are away or refuse, or it is not known how a call ended. The message begins with the client's name for it."""
+
+
+class NoLeaderError(BrokerError):
+    """No broker leads these ``partitions`` now."""
+
+    def __init__(self, what: str, partitions: Iterable[int]) -> None:
+        super().__init__(what)
+        self.partitions = frozenset(partitions)
 
 
 class LogReader(Protocol):

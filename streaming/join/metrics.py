@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import Collector
 
 from streaming.join.calibration import ServedCalibration
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
@@ -72,10 +71,3 @@ class JoinMetrics(Collector):
                 ratio.add_metric([label], sums.calibration)
             stray.add_metric([label], float(served.stray[label]))
         yield from (ratio, stray)
-
-
-def serve_metrics(collector: Collector, address: str, port: int) -> None:
-    """Answer at ``/metrics`` from a thread of its own, as long as the process lives."""
-    registry = CollectorRegistry()
-    registry.register(collector)
-    start_http_server(port, address, registry)

@@ -12,26 +12,20 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from streaming.clock import Clock
 from streaming.join.calibration import ServedCalibration
 from streaming.join.partition import ForgottenError, JoinPartition
 from streaming.join.state import JoinState
 from streaming.join.store import is_damage
-from streaming.kafka.client import (
-    KafkaHistory,
-    KafkaOutlet,
-    NoLeaderError,
-    begins_of,
-    check_leaders,
-    ends_of,
-    reader_of,
-)
+from streaming.kafka.client import begins_of, broker_error, check_leaders, ends_of, reader_of, telling
+from streaming.kafka.history import KafkaHistory
 from streaming.kafka.membership import Membership
+from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
-from streaming.kafka.waiting import Patience
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, NoLeaderError, Record
+from streaming.patience import Patience
 
 _log = logging.getLogger("minutely.join")
 _GROUP = "minutely-joiner"
@@ -47,7 +41,7 @@ _GAP = (
 )
 
 
-class EndsEarlyError(KafkaException):
+class EndsEarlyError(BrokerError):
     """A topic ends before what was joined."""
 
 
@@ -58,7 +52,9 @@ class DamagedError(Exception):
 class Member:
     """One of our partitions: its joiner, and what it is busy with."""
 
-    def __init__(self, partition: int, state: JoinState, join: JoinPartition, outlet: KafkaOutlet) -> None:
+    def __init__(
+        self, partition: int, state: JoinState, join: JoinPartition, outlet: KafkaOutlet, clock: Clock
+    ) -> None:
         self.partition = partition
         self.state = state
         self.join = join
@@ -67,7 +63,7 @@ class Member:
         self.recovered = False
         self.positioned = False
         self.committed_at = 0.0
-        self.patience = Patience(_log, f"partition {partition}")
+        self.patience = Patience(_log, f"partition {partition}", clock)
         self.lag = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
         """Records that are in the topics and were not taken yet."""
         self.reached: dict[str, int] = {}
@@ -106,7 +102,7 @@ class JoinService:
         """Partitions that `_reader` goes on with where their joiners are."""
         self._asker = reader_of(settings)  # the reader's own connection is taken while it waits for records
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
-        self._broker = Patience(_log, "brokers", settings.asked)
+        self._broker = Patience(_log, "brokers", clock, settings.asked)
         self.members: dict[int, Member] = {}
         """Our partitions by number."""
 
@@ -123,7 +119,7 @@ class JoinService:
         """Follow the group, read, and join once; bounded in time and memory."""
         self._follow()
         # Who failed last comes last, so that none that fails keeps the others from their turn.
-        for member in sorted(self.members.values(), key=lambda member: member.patience.not_before):
+        for member in sorted(self.members.values(), key=lambda member: member.patience.not_before_ms):
             if not self._recover(member):
                 break  # brokers may be away, and each try takes long: the group waits for our next round
         self._assign()
@@ -138,7 +134,7 @@ class JoinService:
             ends = ends_of(self._asker, ats, _ENDS_SECONDS)
             if not any(member.join.busy for member in active):
                 self._take()
-        except KafkaException as error:
+        except BrokerError as error:
             if isinstance(error, NoLeaderError) and self._leave_out():
                 return
             self._reading = set()  # what was read and not taken is read again
@@ -166,7 +162,7 @@ class JoinService:
         for partition in partitions:
             outlet = KafkaOutlet(self._settings, partition)
             state, join = self._make_partition(partition, outlet, KafkaHistory(self._settings, partition))
-            self.members[partition] = Member(partition, state, join, outlet)
+            self.members[partition] = Member(partition, state, join, outlet, self._clock)
             _log.info("partition %d is ours", partition)
 
     def _lose_all(self) -> None:
@@ -193,7 +189,7 @@ class JoinService:
         except NoLeaderError as error:
             member.recovery = None
             self._lose_place(member, error)  # that was told at once: others need not wait for the next round
-        except (KafkaException, ForgottenError) as error:
+        except (BrokerError, ForgottenError) as error:
             self._broken(member, error)
             return False
         except Exception as error:
@@ -210,7 +206,7 @@ class JoinService:
             begin, end, offset = begins[place], ends[place], member.join.offsets[topic]
             if offset > end:  # of a broker that is not whole yet, or has lost what it had promised to keep
                 what = f"{topic} ends at offset {end}, records before {offset} were joined"
-                raise EndsEarlyError(KafkaError(KafkaError.OFFSET_OUT_OF_RANGE, what))
+                raise EndsEarlyError(what)
             if offset < begin:
                 member.join.skip(topic, begin)
         for gap in member.join.gaps:
@@ -247,6 +243,7 @@ class JoinService:
             self._reader.assign([at for partition in sorted(wanted) for at in self._ats(self.members[partition])])
             self._reading = wanted
 
+    @telling
     def _take(self) -> None:
         """Read once, all partitions together."""
         found: dict[tuple[str, int], list[Record]] = {}
@@ -282,9 +279,9 @@ class JoinService:
         """The client stopped reading a partition, mostly since its next record is gone: find out where to read on."""
         member = self.members.get(partition) if topic in self._names else None
         if member is None:
-            self._broker.failed(KafkaException(error))
+            self._broker.failed(broker_error(error))
         else:
-            self._lose_place(member, KafkaException(error))
+            self._lose_place(member, broker_error(error))
 
     def _leave_out(self) -> bool:
         """Others go on without members that miss a leader, of what they write as well; whether there are such."""
@@ -296,11 +293,11 @@ class JoinService:
                 if member.partition in error.partitions:
                     self._lose_place(member, error)
             return True
-        except KafkaException:  # nobody answers, which is no news
+        except BrokerError:  # nobody answers, which is no news
             pass
         return False
 
-    def _lose_place(self, member: Member, error: KafkaException) -> None:
+    def _lose_place(self, member: Member, error: BrokerError) -> None:
         """Others go on without it, until it is known again where to read."""
         member.positioned = False
         member.patience.failed(error)
@@ -319,7 +316,7 @@ class JoinService:
         try:
             join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, _TELL_EVERY_MS)
             member.committed_at = now
-        except KafkaException as error:
+        except BrokerError as error:
             self._broken(member, error)
             self._leave_out()
             return False

@@ -8,7 +8,7 @@ from collections import deque
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from basis.problems import GapError
-from streaming.kafka.client import begins_of, ends_of, position_after, reader_of
+from streaming.kafka.client import begins_of, ends_of, position_after, reader_of, telling
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import Record
 
@@ -49,6 +49,7 @@ class KafkaLog:
         at = TopicPartition(self._name, partition)
         return begins_of(self._consumer, [at], _BLOCK_SECONDS)[self._name, partition]
 
+    @telling
     def fill(self, timeout_ms: int) -> None:
         """Read ahead in the partitions that were asked for; waits for records up to ``timeout_ms`` where none are ready."""
         if self._bytes >= _BUFFERED_BYTES:

@@ -6,8 +6,10 @@ import logging
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from streaming.clock import WallClock
+from streaming.kafka.client import broker_error, telling
 from streaming.kafka.settings import KafkaSettings
-from streaming.kafka.waiting import Patience
+from streaming.patience import Patience
 
 _log = logging.getLogger("minutely.group")
 _SESSION_MS = 10_000
@@ -23,7 +25,7 @@ class Membership:
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
         self._topic = settings.topic(topic)
-        self._patience = Patience(_log, "group", settings.asked)
+        self._patience = Patience(_log, "group", WallClock(), settings.asked)
         self._consumer = Consumer(
             settings.client()
             | {
@@ -37,6 +39,7 @@ class Membership:
         )
         self.partitions: frozenset[int] = frozenset()
 
+    @telling
     def start(self) -> None:
         """Become a member."""
         self._consumer.subscribe([self._topic], on_assign=self._gained, on_revoke=self._lost, on_lost=self._lost)
@@ -49,8 +52,9 @@ class Membership:
             if error:
                 raise KafkaException(error)
         except KafkaException as error:
-            self._patience.failed(error)
+            self._patience.failed(broker_error(error))
 
+    @telling
     def leave(self) -> None:
         """Leave the group, so that others take over at once."""
         self._consumer.close()

@@ -10,8 +10,10 @@ from types import TracebackType
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streaming.clock import WallClock
+from streaming.kafka.client import broker_error, telling, timed_out
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
-from streaming.kafka.waiting import Patience
+from streaming.patience import Patience
 
 _SEND_BYTES = 64 << 20
 _POLL_SECONDS = 0.2
@@ -19,6 +21,7 @@ _WAIT_SECONDS = 2.0
 _FOR_EVER = 0
 
 
+@telling
 def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -> Producer:
     """A producer that gives a record up after ``delivery_ms``."""
     return Producer(
@@ -42,6 +45,7 @@ class _Sending:
         self._error: KafkaError | None = None
         self.taken = Counter[str]()
 
+    @telling
     def _offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
         """Hand a record over; False where too much is on its way, after waiting a little."""
         try:
@@ -76,13 +80,14 @@ class Sender(_Sending):
         """Hand a record over; to the partition of its key, where none is given.
 
         Raises:
-            KafkaException: brokers refused a record, this one or one before, or did not take it in time.
+            BrokerError: brokers refused a record, this one or one before, or did not take it in time.
         """
         while not self._offer(topic, value, key, partition):
             pass
 
+    @telling
     def flush(self) -> None:
-        """Wait until brokers have everything; `KafkaException` where they did not take it in time."""
+        """Wait until brokers have everything; `BrokerError` where they did not take it in time."""
         left = self._producer.flush(self._seconds)
         self._check()
         if left:
@@ -104,7 +109,7 @@ class PatientSender(_Sending):
     def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
         super().__init__(settings, _FOR_EVER, 5)
         self._stop = stop
-        self._brokers = Patience(log, "brokers", settings.asked)
+        self._brokers = Patience(log, "brokers", WallClock(), settings.asked)
         self._before = 0
         self._moved_at = time.monotonic()
 
@@ -112,7 +117,7 @@ class PatientSender(_Sending):
         """Hand a record over, to the partition of its key where none is given; False where ``stop`` came first.
 
         Raises:
-            KafkaException: brokers refused a record, this one or one before.
+            BrokerError: brokers refused a record, this one or one before.
         """
         self._moved_at = time.monotonic()
         while not self._offer(topic, value, key, partition):
@@ -121,11 +126,12 @@ class PatientSender(_Sending):
             self._look()
         return True
 
+    @telling
     def wait(self) -> int:
         """Wait until brokers have everything; how much they do not have where ``stop`` came first.
 
         Raises:
-            KafkaException: brokers refused a record.
+            BrokerError: brokers refused a record.
         """
         self._moved_at = time.monotonic()
         while left := self._producer.flush(_POLL_SECONDS):
@@ -146,8 +152,8 @@ class PatientSender(_Sending):
             self._before, self._moved_at = taken, now
         elif now > self._moved_at + _WAIT_SECONDS:
             self._moved_at = now
-            self._brokers.failed(_not_taken(len(self._producer), _WAIT_SECONDS))
+            self._brokers.failed(broker_error(_not_taken(len(self._producer), _WAIT_SECONDS)))
 
 
 def _not_taken(count: int, seconds: float) -> KafkaException:
-    return KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{count} records were not taken in {seconds} s"))
+    return timed_out(f"{count} records were not taken in {seconds} s")

@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigEntry, Con
 
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
+from streaming.kafka.client import telling
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import MAX_RECORD_BYTES
@@ -41,6 +42,7 @@ class _Setting(NamedTuple):
     at_least: bool = False
 
 
+@telling
 def ensure_topics(settings: KafkaSettings) -> None:
     """Make the topics that are missing; `Problems` with everything that is not as configured, and how to mend it."""
     with AdminClient(settings.client()) as admin:

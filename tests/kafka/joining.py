@@ -35,6 +35,19 @@ def joined_through(at_ms: int, partitions: int) -> Callable[[JoinService], bool]
     )
 
 
+class StoppedAt:
+    """A clock that says one time, while time passes."""
+
+    def __init__(self, at_ms: int) -> None:
+        self._at_ms = at_ms
+
+    def now_ms(self) -> int:
+        return self._at_ms
+
+    def elapsed_ms(self) -> int:
+        return now_ms()
+
+
 class Tomorrow:
     """A clock by which every window is closed."""
 

@@ -15,7 +15,7 @@ from minutely.dead_letters import dead_letters, show
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, Cluster
 from streaming.clock import WallClock
-from streaming.kafka import client as partition_io
+from streaming.kafka import history
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS
@@ -99,7 +99,7 @@ def test_a_record_that_is_no_dead_letter_is_passed_over(kafka: KafkaSettings) ->
 def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, and while it reads: each letter comes once."""
     monkeypatch.delenv(BOOTSTRAP, raising=False)
-    monkeypatch.setattr(partition_io, "_BLOCK_SECONDS", 1)
+    monkeypatch.setattr(history, "_BLOCK_SECONDS", 1)
     try:
         cluster = Cluster(tmp_path / "cluster")
     except BrokerUnavailable as error:

@@ -7,12 +7,13 @@ import uuid
 from contextlib import closing
 
 import pytest
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import Producer, TopicPartition
 
-from streaming.kafka.client import KafkaHistory, begins_of, ends_of, reader_of
+from streaming.kafka.client import begins_of, ends_of, reader_of
+from streaming.kafka.history import KafkaHistory
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import EXAMPLES
+from streaming.log import EXAMPLES, BrokerError
 
 
 class Writer:
@@ -80,5 +81,5 @@ def test_a_partition_ends_before_what_is_not_committed(kafka: KafkaSettings) -> 
 
 def test_history_that_is_not_there_is_an_error(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
-    with pytest.raises(KafkaException, match="AUTO_OFFSET_RESET"):
+    with pytest.raises(BrokerError, match="AUTO_OFFSET_RESET"):
         read(kafka, 5, 9)

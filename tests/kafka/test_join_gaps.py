@@ -15,7 +15,7 @@ from streaming.clock import WallClock
 from streaming.join.partition import Committed
 from streaming.join.service import JoinService
 from streaming.join.state import Cut
-from streaming.kafka.client import KafkaOutlet
+from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS

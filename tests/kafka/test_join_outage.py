@@ -8,21 +8,21 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
 
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
-from streaming.clock import EventClock, WallClock
+from streaming.clock import WallClock
 from streaming.join.partition import Committed
 from streaming.join.service import JoinService
-from streaming.kafka.client import KafkaOutlet, reader_of
+from streaming.kafka.client import reader_of
+from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
 from streaming.records.events import Engagement, encode
 from streaming.records.examples import ExampleFormat
 from tests.commands import missing
-from tests.kafka.joining import MINUTE, joined_through, now_ms, run_until
+from tests.kafka.joining import MINUTE, StoppedAt, joined_through, now_ms, run_until
 from tests.kafka.traffic import (
     Event,
     check_examples,
@@ -52,7 +52,7 @@ def test_a_backlog_on_both_topics_gives_no_false_negative(slow: str, kafka: Kafk
         members = made.members.values()
         return sum(sum(member.join.offsets.values()) for member in members) >= len(before.events) // 2
 
-    made = make_join_service(pipeline, tmp_path / "a", EventClock(start + 20_000))
+    made = make_join_service(pipeline, tmp_path / "a", StoppedAt(start + 20_000))
     run_until(made, reached)  # the joiner stops with windows open, at that time
     missed = make_traffic(2, 2000, 3, start + 20_000, 100, first=200)
     padding: list[Event] = []
@@ -88,7 +88,7 @@ def test_partitions_that_always_fail_keep_no_other_from_its_turn(
         if outlet._partition == healthy:
             return opened(outlet)
         time.sleep(0.6)
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        raise BrokerError("TIMED_OUT: no answer")
 
     monkeypatch.setattr(KafkaOutlet, "open", failing)
     ensure_topics(kafka)

@@ -6,14 +6,13 @@ import logging
 import time
 
 import pytest
-from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from streaming.kafka import sending
 from streaming.kafka.sending import PatientSender, Sender
 from streaming.kafka.settings import BOOTSTRAP, MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import IMPRESSIONS
+from streaming.log import IMPRESSIONS, BrokerError
 from tests.kafka.traffic import read_messages, read_topic
 
 MURMUR2 = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536, b"abc": 479470107}
@@ -37,9 +36,9 @@ def test_a_record_that_brokers_refuse_is_an_error(kafka: KafkaSettings) -> None:
     resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[limit])
     with AdminClient(kafka.client()) as admin:
         admin.incremental_alter_configs([resource])[resource].result()
-    with pytest.raises(KafkaException, match="MSG_SIZE_TOO_LARGE"), Sender(kafka, 60_000) as sender:
+    with pytest.raises(BrokerError, match="MSG_SIZE_TOO_LARGE"), Sender(kafka, 60_000) as sender:
         sender.send(name, b"x" * 2000, partition=0)
-    with pytest.raises(KafkaException, match="MSG_SIZE_TOO_LARGE"), Sender(kafka, 60_000) as sender:
+    with pytest.raises(BrokerError, match="MSG_SIZE_TOO_LARGE"), Sender(kafka, 60_000) as sender:
         sender.send(name, b"x" * (MAX_OUTPUT_BYTES + 1), partition=0)
     assert not read_topic(kafka, IMPRESSIONS)[0]
 
@@ -59,7 +58,7 @@ def test_more_than_the_client_keeps_at_once_is_waited_for(
 def test_brokers_that_are_away_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(BOOTSTRAP, raising=False)
     nobody = KafkaSettings(bootstrap="127.0.0.1:1")
-    with pytest.raises(KafkaException, match="TIMED_OUT"), Sender(nobody, 1000) as sender:
+    with pytest.raises(BrokerError, match="TIMED_OUT"), Sender(nobody, 1000) as sender:
         sender.send("any", b"x", partition=0)
 
 

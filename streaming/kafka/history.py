@@ -1,0 +1,82 @@
+"""What one partition's topics still hold, for a joiner that recovers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+from confluent_kafka import Consumer, TopicPartition
+
+from streaming.kafka.client import (
+    begins_of,
+    broker_error,
+    ends_of,
+    position_after,
+    reader_of,
+    telling,
+    timed_out,
+)
+from streaming.kafka.settings import KafkaSettings
+from streaming.log import Record
+
+_BLOCK_SECONDS = 20
+_STALL_SECONDS = 60
+_RECORDS_AT_ONCE = 2000
+_POLL_SECONDS = 0.2
+
+
+class KafkaHistory:
+    """`History` by a consumer of its own, closed when it was read."""
+
+    def __init__(self, settings: KafkaSettings, partition: int) -> None:
+        self._settings = settings
+        self._partition = partition
+
+    def beginning(self, topic: str) -> int:
+        """The first offset that is kept."""
+        with closing(reader_of(self._settings)) as consumer:
+            (offset,) = begins_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
+        return offset
+
+    def end(self, topic: str) -> int:
+        """The offset after the last committed record."""
+        with closing(reader_of(self._settings)) as consumer:
+            (offset,) = ends_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
+        return offset
+
+    def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
+        """The records from ``start`` to before ``stop``, in bounded lists; an empty list where there is nothing yet.
+
+        Raises:
+            BrokerError: records were deleted meanwhile, or nothing came for a minute.
+        """
+        if start >= stop:
+            return
+        at = self._at(topic, start)
+        with closing(reader_of(self._settings, name_ends=True)) as consumer:
+            telling(consumer.assign)([at])
+            moved, position = time.monotonic(), start
+            while position < stop:
+                records, reached = _read_on(consumer, position, stop)
+                yield records
+                if reached > position:
+                    moved = time.monotonic()
+                elif time.monotonic() - moved > _STALL_SECONDS:
+                    what = f"{at.topic}/{at.partition}: nothing after offset {position} for {_STALL_SECONDS} s"
+                    raise broker_error(timed_out(what))
+                position = reached
+
+    def _at(self, topic: str, offset: int = -1) -> TopicPartition:
+        return TopicPartition(self._settings.topic(topic), self._partition, offset)
+
+
+@telling
+def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record], int]:
+    """The next records before ``stop``, and the offset that was reached."""
+    records: list[Record] = []
+    for message in consumer.consume(_RECORDS_AT_ONCE, _POLL_SECONDS):
+        position = position_after(message)
+        if not message.error() and position <= stop:
+            records.append(Record(position - 1, message.value() or b""))
+    return records, position

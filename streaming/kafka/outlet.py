@@ -1,0 +1,162 @@
+"""Where one partition's joiner writes: transactions of a producer of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from basis.decoding import UNDECODABLE, why
+from streaming.join.partition import Committed, ForgottenError
+from streaming.join.state import Cut, Outgoing
+from streaming.kafka.client import bounded, reader_of, telling, timed_out, whole
+from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+
+if TYPE_CHECKING:
+    from confluent_kafka.cimpl import DeliveryCallback
+
+_BLOCK_SECONDS = 20
+_REQUEST_MS = 15_000
+_TRANSACTION_MS = 60_000
+_SEND_BYTES = 64 << 20
+_POLL_SECONDS = 0.2
+_GROUP = "minutely-joined"
+_COORDINATOR_BEGINS = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
+
+
+class _Metadata(msgspec.Struct, kw_only=True):
+    """What a commit says besides its offsets; DESIGN's state id, sequence, watermark and lowest offsets still needed."""
+
+    id: str
+    sequence: int
+    watermark: int
+    due: int
+    lowest: list[int]
+    newest: int = 0
+
+
+_decoder = msgspec.json.Decoder(_Metadata)
+
+
+class KafkaOutlet:
+    """`Outlet` by a transactional producer of the partition's own, with a group that only these transactions write."""
+
+    def __init__(self, settings: KafkaSettings, partition: int) -> None:
+        self._settings = settings
+        self._partition = partition
+        self._group = settings.topic(_GROUP)
+        self._inputs = {name: TopicPartition(settings.topic(name), partition) for name in (IMPRESSIONS, ENGAGEMENTS)}
+        self._producer: Producer | None = None
+        self._membership: object = None
+
+    @telling
+    def open(self) -> Committed | None:
+        """Fence and settle a predecessor, then read what it committed."""
+        self.close()
+        self._producer = Producer(
+            self._settings.client()
+            | {
+                "transactional.id": f"{self._group}-{self._partition}",
+                "transaction.timeout.ms": _TRANSACTION_MS,
+                "socket.timeout.ms": _REQUEST_MS,  # the calls' own timeouts do not end a request that was sent
+                "linger.ms": 0,
+                "retry.backoff.ms": RETRY_BACKOFF_MS,
+                "message.max.bytes": MAX_OUTPUT_BYTES,
+                "queue.buffering.max.kbytes": _SEND_BYTES >> 10,
+            }
+        )
+        bounded(self._producer.init_transactions, _BLOCK_SECONDS, _BLOCK_SECONDS)
+        with closing(reader_of(self._settings, self._group)) as consumer:
+            self._membership = consumer.consumer_group_metadata()
+            found = dict(zip(self._inputs, _committed(consumer, list(self._inputs.values())), strict=True))
+        if any(at.offset < 0 for at in found.values()):
+            return None
+        try:
+            metadata = _decoder.decode(found[IMPRESSIONS].metadata or "")
+        except UNDECODABLE as error:
+            raise ForgottenError(
+                f"group {self._group}: what is committed with the offsets of {self._inputs[IMPRESSIONS]} is no joiner's: "
+                f"{why(error)}; allowed: offsets that only joiners commit, or another kafka.prefix"
+            ) from None
+        return Committed(
+            metadata.id,
+            metadata.sequence,
+            metadata.watermark,
+            metadata.due,
+            {name: at.offset for name, at in found.items()},
+            Cut(-1, *metadata.lowest),
+            metadata.newest,
+        )
+
+    @telling
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+        """One transaction with the outbox and the offsets. The offset after its last record in `examples`, or 0.
+
+        Raises:
+            BrokerError: it was aborted, or it is not known how it ended, which `open` finds out.
+        """
+        producer = self._producer
+        assert producer is not None
+        end = 0
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            nonlocal end
+            if error is None:
+                end = max(end, (message.offset() or 0) + 1)
+
+        producer.begin_transaction()
+        until = time.monotonic() + _TRANSACTION_MS / 1000
+        for item in outbox:
+            told = delivered if item.topic == EXAMPLES else None
+            while not self._fits(producer, item, told):
+                if time.monotonic() > until:
+                    raise timed_out("brokers take no more of a transaction")
+        metadata = _Metadata(
+            id=commit.state_id,
+            sequence=commit.sequence,
+            watermark=commit.watermark,
+            due=commit.due,
+            lowest=list(commit.lowest[1:]),
+            newest=commit.newest,
+        )
+        text = msgspec.json.encode(metadata).decode()
+        offsets = [
+            TopicPartition(at.topic, at.partition, commit.offsets[name], text) for name, at in self._inputs.items()
+        ]
+        bounded(producer.send_offsets_to_transaction, _BLOCK_SECONDS, offsets, self._membership, _BLOCK_SECONDS)
+        bounded(producer.commit_transaction, _TRANSACTION_MS / 1000, _TRANSACTION_MS / 1000)
+        return end
+
+    def _fits(self, producer: Producer, item: Outgoing, told: DeliveryCallback | None) -> bool:
+        """Hand a record over; False where what is on its way fills the client's memory, after waiting a little."""
+        try:
+            producer.produce(self._settings.topic(item.topic), item.value, partition=self._partition, on_delivery=told)
+        except BufferError:
+            producer.poll(_POLL_SECONDS)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""
+        self._producer = None  # its own `close` would wait for brokers, to abort
+
+
+def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicPartition]:
+    """The group's offsets and metadata. The client does not itself wait for a coordinator that has only begun."""
+    until = time.monotonic() + _BLOCK_SECONDS
+    while True:
+        try:
+            return whole(consumer.committed(ats, _BLOCK_SECONDS))
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_BEGINS or time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)
