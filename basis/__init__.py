@@ -1,1 +1,1 @@
-"""What every part stands on: settings, mistakes, Arrow bytes. Imports no other part; every part may import it."""
+"""What every part needs: settings, mistakes, Arrow bytes. Imports no other part; every part may import it."""

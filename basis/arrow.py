@@ -28,7 +28,7 @@ class BatchCodec:
 
     def decode(self, data: bytes) -> pa.RecordBatch:
         """The batch of a stream, over its memory; ``ValueError`` where it holds none, one of another schema, or one whose offsets,
-        texts or lengths are not sound: whoever wrote it, to read it is safe."""
+        texts or lengths are not sound: safe for bytes from anyone."""
         try:
             if data.startswith(self._head):
                 batch = pa.ipc.read_record_batch(pa.py_buffer(data).slice(len(self._head)), self.schema)

@@ -1,4 +1,4 @@
-"""Mistakes of the user, each with its place, told all at once."""
+"""Mistakes of the user, each with its place, reported all at once."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Problems(ValueError):
 
 
 class Unreadable(Problems):
-    """A file cannot be read for now, such as for want of rights; what is in it may be right."""
+    """A file cannot be read for now, for example, no permission; its content may be fine."""
 
 
 class ProblemList:
-    """Collects mistakes over several steps, so that all are told at once."""
+    """Collects mistakes over several steps, so that all are reported at once."""
 
     def __init__(self) -> None:
         self.found: list[Problem] = []
@@ -57,7 +57,7 @@ class GapError(RuntimeError):
 
 
 class NoAnswerError(RuntimeError):
-    """Who was asked, such as the brokers, does not answer; the message names the address."""
+    """Something that was asked, such as the brokers, does not answer; the message names the address."""
 
 
 class NotFiniteError(ValueError):

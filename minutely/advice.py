@@ -179,7 +179,7 @@ def _leaks(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
 
 
 def _label_columns(pipeline: Pipeline, label: Label) -> set[str]:
-    """The impressions' columns that tell of a label's actions."""
+    """The impressions' columns that reveal a label's actions."""
     actions = [pipeline.source.actions.get(action or "") for action in (label.action, label.decided_by)]
     found = {column for action in actions if action is not None for column in (action.when, action.value)}
     delays = [action.delay.column for action in actions if action and isinstance(action.delay, DelayColumn)]

@@ -75,7 +75,7 @@ class ArchiveService:
         self.worker = ArchiveWorker(self._log, archive, examples, clock, settings.commit_every, partitions)
         for partition, position in self.worker.positions.items():
             if archive.position(partition) is not None:
-                _log.info("partition %d: goes on at offset %d", partition, position.offset)
+                _log.info("partition %d: resuming at offset %d", partition, position.offset)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Archive until ``stop`` says so, then commit what was read."""

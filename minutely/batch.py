@@ -79,7 +79,7 @@ def train_from_archive(
 ) -> dict[str, Any]:
     """Train on the examples decided from ``since`` to before ``until`` (ms), publish the model in a new run; its summary.
 
-    Without ``until`` the version's offsets are those at which the archive ends, where live training goes on. `GuardedError` where
+    Without ``until`` the version's offsets are those at which the archive ends, where live training continues. `GuardedError` where
     the weights are not fit to be published: nothing is written.
     """
     started = time.monotonic()

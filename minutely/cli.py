@@ -43,7 +43,7 @@ class _Minutely(click.RichGroup):
 
 
 _STATUSES = """Exit statuses: 0 done, 1 something that was named is wrong or broken, 2 the command line is wrong, 3 a guard keeps
-the model back, 4 nobody can listen at that address, 5 who was asked does not answer, 130 Ctrl-C, 141 the output's reader left."""
+the model back, 4 that address cannot be listened at, 5 brokers or replicas do not answer, 130 Ctrl-C, 141 the output was closed."""
 
 
 @click.group(cls=_Minutely, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_STATUSES)
@@ -132,7 +132,7 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
 def check(config: Path, data: Path | None) -> None:
     """Check a config and the logs that it names: every mistake at once, or else what was found in them.
 
-    Beside what was found stands what deserves a look, such as a window that cuts most positives, or a feature that knows the label.
+    It also shows what deserves a look, such as a window that cuts most positives, or a feature that knows the label.
     """
     from minutely.advice import mistakes
     from minutely.check import describe
@@ -156,7 +156,7 @@ def check(config: Path, data: Path | None) -> None:
 
 @cli.command(cls=NegativeNumbers)
 @click.argument("table", help="A table of the config.")
-@click.argument("id", help="An integer or a text, as it stands in the logs.")
+@click.argument("id", help="An integer or a text, as in the logs.")
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run. [default: the latest]")
 def rows(table: str, id: str, folder: Path | None) -> None:
     """Show one row of a run: embedding norm, count, last seen, and the version that last changed it."""
@@ -185,13 +185,13 @@ def versions(deltas: str | None, run: Path | None, as_json: bool) -> None:
     type=click.Choice(["old", "newest"]),
     default="newest",
     show_default=True,
-    help="What training goes on from.",
+    help="The version from which training continues.",
 )
 @click.option("--release", is_flag=True, help="Let replicas take the newest version again.")
 def rollback(version: int | None, deltas: str | None, run: Path | None, train_from: str, release: bool) -> None:
     """Make replicas serve what an older VERSION held, as a new version.
 
-    With --train-from old, training goes on from it too, from its offsets. With newest it goes on from the newest version, and
+    With --train-from old, training continues from it too, from its offsets. With newest it continues from the newest version, and
     replicas stay at the old content until minutely rollback --release.
     """
     from minutely import versions as published

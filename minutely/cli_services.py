@@ -59,7 +59,7 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
 def archive(config: Path, place: str | None, metrics: Address | None) -> None:
     """Archive every example that the joiners write to Kafka, once, in a Delta Lake table.
 
-    Started again, it goes on after exactly what the table contains.
+    Started again, it resumes exactly after what the table contains.
     """
     from minutely.archive import archive as run
     from minutely.archive import live_archive
@@ -81,7 +81,7 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
 @click.option("--run", type=click.Path(path_type=Path), help="With --from: take the archive of this run's folder.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="With --from: the new run's folder.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="With --from: seed, instead of the configured one.")
-@click.option("--resume", is_flag=True, help="Go on where a guard has held training.")
+@click.option("--resume", is_flag=True, help="Continue where a guard has held training.")
 @click.option(
     "--pass-over", type=Offsets(), multiple=True, help="With --resume: offsets of examples that are not trained on."
 )
@@ -101,15 +101,15 @@ def train(
 ) -> None:
     """Train on what the joiners write to Kafka, and publish a version every sync.sparse_every.
 
-    Started again, it goes on after exactly what its newest version contains. Where a guard has held training, it says why and
-    ends with status 3, until it is started with --resume: then it goes on from the last version that was published. With
+    Started again, it resumes exactly after what its newest version contains. Where a guard has held training, it says why and
+    ends with status 3, until it is started with --resume: then it continues from the last version that was published. With
     --pass-over 0:120-140 it leaves out what is at these offsets of partition 0.
 
     With --from archive it trains in batch, in the order in which online training saw its examples. The archive is archive.dir of
     the config, or else that of a replay's run (the latest, or --run). Leaves a run's folder with the model as version 1.
 
-    With --from archive and --deltas it then goes on in the live log where the archive ends, takes over from the trainer that
-    publishes to that folder, if any, and is the trainer from then on. Started again after that, it goes on like any trainer.
+    With --from archive and --deltas it then continues in the live log where the archive ends, takes over from the trainer that
+    publishes to that folder, if any, and is the trainer from then on. Started again after that, it continues like any trainer.
     """
     given = {"--archive": place, "--since": since, "--until": until, "--run": run, "--out": out, "--seed": seed}
     named = [name for name, value in given.items() if value is not None]
@@ -117,7 +117,7 @@ def train(
     if origin is None and named:
         raise click.UsageError(f"{', '.join(named)}: only with --from archive")
     if origin is not None and live and (batch_only := [name for name in named if name in _BATCH_ONLY]):
-        raise click.UsageError(f"{', '.join(batch_only)}: not with --deltas, where training goes on in the live log")
+        raise click.UsageError(f"{', '.join(batch_only)}: not with --deltas, where training continues in the live log")
     if not live and metrics is not None:
         raise click.UsageError("--metrics: not without --deltas, where training ends with the archive")
     if since is not None and until is not None and until <= since:
@@ -151,7 +151,7 @@ def train(
 @click.option(
     "--health",
     type=HostPort(),
-    help="Answer about health and metrics here too, without TLS, apart from who else connects.",
+    help="Answer health and metrics here too, without TLS, apart from other connections.",
 )
 @click.option("--name", help="Name of this replica in metrics. [default: the host's name and the port]")
 def serve(config: Path, deltas: str | None, listen: Address, health: Address | None, name: str | None) -> None:

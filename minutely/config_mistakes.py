@@ -1,4 +1,4 @@
-"""What is said of a value that a configuration may not have: its place, the value, and what the schema allows there."""
+"""Messages for values that a configuration may not have: place, value, and what the schema allows there."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _may_be_null(schema: Mapping[str, Any], nodes: Sequence[Any]) -> bool:
 
 
 def _described(schema: Mapping[str, Any], nodes: Sequence[Any]) -> str:
-    """What may stand at a place, in words."""
+    """What is allowed at a place, in words."""
     keys = _keys(schema, nodes)
     if keys:
         found = [f"a section with keys {', '.join(keys)}"]

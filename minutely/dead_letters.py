@@ -39,9 +39,7 @@ def dead_letters(pipeline: Pipeline, reason: str | None, stop: Callable[[], bool
             try:
                 letter = _decoder.decode(value)
             except UNDECODABLE as error:
-                _log.warning(
-                    "partition %d holds a record that is no dead letter, passed over: %s", partition, why(error)
-                )
+                _log.warning("partition %d: skipped a record that is not a dead letter: %s", partition, why(error))
                 continue
             if reason in (None, letter.reason):
                 yield letter

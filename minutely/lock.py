@@ -23,7 +23,7 @@ class FileLock:
         self._file = path.open("a+", encoding="utf-8")
 
     def take(self) -> bool:
-        """Take it where nobody has it; whether we have it."""
+        """Take it if it is free; whether we have it."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -44,7 +44,7 @@ class FileLock:
 
     @property
     def holder(self) -> str:
-        """Who has it, or had it last."""
+        """The process that holds it, or held it last."""
         return self._path.read_text(encoding="utf-8").strip() or "an unknown process"
 
     def refusal(self, what: str, allowed: str) -> Problems:

@@ -37,7 +37,7 @@ class Status:
     refused: int = 0
     """How often the place of the versions, such as a full disk, refused one."""
     committed_at: int | None = None
-    """When that was last done (ms, elapsed time), by this process or the one before it; None where nobody knows."""
+    """When that was last done (ms, elapsed time), by this process or the one before it; None where that is unknown."""
     tables: Mapping[str, Table] = field(default_factory=dict)
     """Of a trainer, whose rows are counted."""
     prequential: Prequential | None = None

@@ -35,7 +35,7 @@ def _plain_files(place: str, *, durable: bool) -> Files:
     folder = folder_of(place)
     if folder is not None:
         return LocalFiles(folder, durable=durable)
-    from paramserver.object_files import ObjectFiles  # only who uses an object store loads its library
+    from paramserver.object_files import ObjectFiles  # the library is only loaded where an object store is used
 
     try:
         return ObjectFiles(place)

@@ -101,5 +101,5 @@ def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, 
         if not behind:
             time.sleep(_TICK_MS / 1000)
     if left := sender.wait():
-        _log.warning("the last %d records were not taken", left)
+        _log.warning("the last %d records were not acknowledged", left)
     _log.info("sent %d requests, %d engagements", *(sender.taken[name] for name in names))

@@ -140,7 +140,7 @@ def _cold_start(
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[list[int]]:
-    """A list that is empty until somebody presses Ctrl-C; a second time ends the process at once."""
+    """A list that is empty until Ctrl-C is pressed; a second Ctrl-C ends the process at once."""
     caught: list[int] = []
 
     def note(number: int, _frame: object) -> None:

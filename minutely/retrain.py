@@ -1,7 +1,7 @@
 """`minutely train --from archive --deltas`: a model from the archive, then live, that takes over where versions are published.
 
 Nothing is kept before it takes over: whatever ends it, the next one starts over. What it published says by which retraining, so
-the same command, started again, goes on live instead.
+the same command, started again, continues live instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def retrain(
     name = retraining.name(pipeline)
     newest = look(files, pipeline.form(), pipeline.sync.keep_deltas).newest
     if newest is not None and name in newest.retrained:
-        _log.info("%s has taken over before: goes on live", name)
+        _log.info("%s already took over; continuing live", name)
         return True
     trainer = make_trainer(pipeline)
     examples = ExampleFormat(pipeline.features, pipeline.labels)
@@ -101,7 +101,7 @@ class _CatchUp:
         _log.info("%s: %d examples trained; live from offsets %s", name, trainer.examples, offsets)
 
     def run(self, files: Files, stop: Callable[[], bool], status: Status) -> bool:
-        """Whether it took over; it was told to stop otherwise."""
+        """Whether it took over; else it was stopped."""
         form, sync, clock = self._pipeline.form(), self._pipeline.sync, self._clock
         wanted: Mapping[str, int] = {}
         while not stop():
@@ -111,7 +111,7 @@ class _CatchUp:
                 )
                 if taken is not None and taken.newest is not None:
                     status.commits, status.committed_at = 1, clock.elapsed_ms()
-                    _log.info("version %d: %s has taken over", taken.version, self._name)
+                    _log.info("version %d: %s took over", taken.version, self._name)
                     return True
                 newest = look(files, form, sync.keep_deltas).newest
                 wanted = newest.offsets if newest is not None else {}
@@ -124,7 +124,7 @@ class _CatchUp:
         for worker in self._workers:
             worker.step()
             worker.take_decided()
-            for letter in worker.take_left_out():  # who publishes meanwhile has made dead letters of them
+            for letter in worker.take_left_out():  # the trainer at work has sent their dead letters
                 _log.warning("%s/%d, offset %d, %s", letter.topic, letter.partition, letter.offset, letter.detail)
         self._trainer.expire(min(worker.watermark for worker in self._workers))
         with enduring(self._brokers):

@@ -42,7 +42,7 @@ class Run:
 
     @staticmethod
     def check_free(out: Path | None) -> None:
-        """`Problems` where no run can be left in ``out``, or in `RUNS` without one. Whoever works for long looks here first."""
+        """`Problems` where no run can be left in ``out``, or in `RUNS` without one. Long work checks this first."""
         require_writable(out or RUNS, "--out")
         if out is not None and out.exists() and any(out.iterdir()):
             run = Run(out)

@@ -62,7 +62,7 @@ def serve(pipeline: Pipeline, place: str, address: Address, health: Address | No
     """Answer until SIGINT or SIGTERM with what is published at ``place``. Then it says that it is not ready, answers what still
     comes for as long as balancers take to notice, finishes what is being answered, and ends, all within ``serve.timeout``.
 
-    `Problems` where there is no such folder: only who publishes makes one.
+    `Problems` where there is no such folder: only trainers create one.
     """
     torch.set_num_threads(1)
     with ExitStack() as sockets:
@@ -91,7 +91,9 @@ def _serve(
         allowed = f"allowed: room for {1 - places} more (ulimit -n)"
         raise Problems([Problem("system", "limit of open files", "", allowed)])
     if places < settings.max_connections:
-        _log.warning("takes %d connections, not %d: the system's limit of open files", places, settings.max_connections)
+        _log.warning(
+            "serve.max_connections lowered to %d from %d: limit of open files", places, settings.max_connections
+        )
     seconds = settings.header_timeout / 1000, settings.timeout / 1000, settings.idle_timeout / 1000
     limits = Limits(places, settings.max_connections_by_peer, *seconds)
     main = Listener(_config(app, settings.tls), bound, Connections(limits, app.connections.of("main")))
@@ -102,7 +104,7 @@ def _serve(
         listeners.append(Listener(_config(HealthOnly(app), None), bound_health, connections))
     _warn_who_may(address, settings.tokens)
     _log.info(
-        "listens at %s://%s%s, versions come from %s",
+        "listening at %s://%s%s, versions from %s",
         "https" if settings.tls else "http",
         address,
         f", for health at http://{health}" if health else "",
@@ -211,11 +213,9 @@ async def _run(service: ReplicaService, listeners: Sequence[Listener], stopping:
 
 
 def _warn_who_may(address: Address, tokens: Mapping[Role, TokenSettings]) -> None:
-    """Name the roles without tokens: those that anybody has who can connect from elsewhere, and admin's, which nobody has."""
+    """Log the roles without tokens: those open to anyone who can connect, and admin, which is closed."""
     opened = [f"serve.tokens.{role}" for role in ("rank", "engage") if role not in tokens]
-    said = (
-        [f"{' and '.join(opened)} not set, so whoever can reach {address} may do what they are for"] if opened else []
-    )
+    said = [f"{' and '.join(opened)} not set, so anyone who can reach {address} may use them"] if opened else []
     if "admin" not in tokens:
         said.append("serve.tokens.admin not set, so nobody may pin, shadow or change weights")
     if said:

@@ -53,7 +53,7 @@ def bind(address: Address, option: str) -> socket.socket:
             if family == socket.AF_INET6 and not address.host.strip(":"):
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             bound.bind(place)
-            bound.listen(BACKLOG)  # in use is said here, not at the first connection
+            bound.listen(BACKLOG)  # an address in use fails here, not at the first connection
         except OSError:
             bound.close()
             raise

@@ -1,4 +1,4 @@
-"""Where commands print: a console that is as wide as its lines where no person looks at it, and that bears to be cut off."""
+"""Where commands print: a console that never wraps piped output, and survives a reader that closes the pipe."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _WIDE = 10_000
 
 
 class Terminal(Console):
-    """Standard output, or standard error. Where that is no terminal, nothing is wrapped: what reads it reads lines."""
+    """Standard output or standard error. Not wrapped unless it is a terminal: scripts read lines."""
 
     cut_off: ClassVar[bool] = False
-    """Whether whoever read the output is gone, as `head` is after ten lines."""
+    """Whether the reader of the output closed it, as `head` does after ten lines."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=not stderr, soft_wrap=stderr)
@@ -22,6 +22,6 @@ class Terminal(Console):
             self.width = _WIDE
 
     def on_broken_pipe(self) -> None:
-        """Go on in silence: what is being done, such as a replay, is worth its end. The command's status tells."""
+        """Continue without output: the work, such as a replay, is worth finishing. The exit status says what happened."""
         Terminal.cut_off = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

@@ -53,7 +53,7 @@ def train(
     pass_over: Mapping[int, Sequence[range]] | None = None,
 ) -> None:
     """Train until SIGINT or SIGTERM, publishing to ``place``; then publish what is left. With a ``retraining``, first take over
-    from whoever publishes there by a model from the archive, unless that was done before. ``resume`` goes on where
+    from the trainer that publishes there by a model from the archive, unless that was done before. ``resume`` continues where
     a guard has held training; offsets to ``pass_over``, by partition, are not trained on.
 
     Raises:
@@ -92,7 +92,7 @@ class _Locks(NamedTuple):
 
 
 def _take_locks(held: ExitStack, folder: Path, *, retrains: bool) -> _Locks:
-    """Take the one that this process needs; `Problems` with who has it."""
+    """Take the lock that this process needs; `Problems` name its holder."""
     writer = held.enter_context(closing(FileLock(folder / WRITER)))
     retrainer = held.enter_context(closing(FileLock(folder / RETRAINER)))
     if not retrains and not writer.take():
@@ -105,13 +105,13 @@ def _take_locks(held: ExitStack, folder: Path, *, retrains: bool) -> _Locks:
 def _follow(writer: FileLock, seconds: float, stop: Callable[[], bool]) -> bool:
     """Wait for the end of the trainer whose place was taken; False where ``stop`` came first.
 
-    What decides is who publishes the next version; the lock keeps people from starting two that take turns at that.
+    Conditional puts decide which trainer publishes the next version; the lock keeps people from starting two that take turns.
     """
     if writer.take():
         return True
-    _log.info("waits for the end of %s, which publishes there", writer.holder)
+    _log.info("waiting for %s, which publishes there, to exit", writer.holder)
     if not writer.wait(seconds, stop) and not stop():
-        raise writer.refusal("goes on after the retrained version", "to start again when it has ended")
+        raise writer.refusal("is still training after the retrained version", "to start again when it has exited")
     return not stop()
 
 
@@ -185,14 +185,14 @@ class TrainService:
         newest = self.online.deltas.newest
         if newest is not None:
             status.committed_at = clock.elapsed_ms() - max(0, clock.now_ms() - newest.published_at)
-            _log.info("goes on after version %d", newest.version)
+            _log.info("resuming after version %d", newest.version)
 
     def run(self, stop: Callable[[], bool]) -> bool:
-        """Train and publish until ``stop`` says so, then publish what is left. Whether that is the end: not where somebody rolled
-        back, and a new service is to begin where that says.
+        """Train and publish until ``stop`` says so, then publish what is left. Whether that is the end: not after a rollback,
+        where a new service is to start from there.
 
         Raises:
-            GuardedError: the weights are not fit to be published, and no trainer goes on unless told.
+            GuardedError: the weights are not fit to be published, and no trainer continues without --resume.
             OSError: the place refused the last version; what is in it is trained again by the next one.
         """
         try:
@@ -202,7 +202,7 @@ class TrainService:
                 if self.online.due():
                     self._publish_or_wait()
             if self._sender is not None and self._sender.wait():
-                return True  # brokers are away: who goes on trains on it again, and tells of it then
+                return True  # brokers are away: the next trainer trains on it again and sends the letters
             self._publish()
             self.online.deltas.close()
         except TakenOverError:
@@ -225,12 +225,12 @@ class TrainService:
         with suppress(FileNotFoundError, BadFile):
             by = read_manifest(self._files, version, base=False)
         if by is not None and by.goes_back_to:
-            _log.info("version %d goes back to version %d: begins again where it says", version, by.goes_back_to)
+            _log.info("version %d goes back to version %d: restarting from there", version, by.goes_back_to)
             return False
         whose = (
             f"retraining {by.retrained[-1]}" if by is not None and not by.parent and by.retrained else "another trainer"
         )
-        _log.info("version %d is by %s, which has taken over; this trainer ends", version, whose)
+        _log.info("version %d is by %s, which took over; exiting", version, whose)
         return True
 
     def _step(self) -> None:

@@ -95,7 +95,7 @@ def _time(at: int) -> str:
 
 
 def roll_back(console: Console, place: str, version: int, *, training: bool) -> None:
-    """Publish the content of an older version as the next one. With ``training``, training goes on from it; otherwise from the
+    """Publish the content of an older version as the next one. With ``training``, training continues from it; otherwise from the
     newest, and replicas stay where they are until they are released.
 
     `BadFile` where the version is not there or cannot be trained from.
@@ -113,10 +113,10 @@ def roll_back(console: Console, place: str, version: int, *, training: bool) -> 
             if attempt == _TRIES - 1:
                 raise BadFile("a trainer publishes faster than this; stop it first") from None
     after = (
-        f"training goes on from it, at offsets {manifest.offsets}"
+        f"training continues from it, at offsets {manifest.offsets}"
         if training
         else (
-            f"training goes on from version {manifest.trains_from}, and replicas stay until minutely rollback --release"
+            f"training continues from version {manifest.trains_from}, and replicas stay until minutely rollback --release"
         )
     )
     console.print(f"version {manifest.version} holds what version {version} held; {after}", soft_wrap=True)
@@ -130,7 +130,7 @@ def release(console: Console, place: str) -> None:
     files = open_versions(place)
     try:
         pin = read_pin(files)
-    except BadFile as error:  # nobody can go back either as long as it is there
+    except BadFile as error:  # as long as it is there, no rollback is possible either
         unpin(files)
         console.print(f"{error}; removed: replicas take the newest again", soft_wrap=True)
         return

@@ -1,4 +1,4 @@
-"""Reading a YAML file as YAML 1.2 has it (core schema), with the line of every value; what is none is told in plain words."""
+"""Reads YAML 1.2 (core schema), with the line of every value; what is not YAML is reported in plain words."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _wrong_keys(name: str, node: yaml.Node) -> list[Problem]:
                 found.append(Problem(name, place, "", "a list or section as a key; allowed in YAML here: texts"))
                 continue
             if key.value in seen:
-                found.append(Problem(name, place, key.value, "the key stands there twice; allowed: once"))
+                found.append(Problem(name, place, key.value, "the key is given twice; allowed: once"))
             seen.add(key.value)
             found += _wrong_keys(name, value)
     elif isinstance(node, yaml.SequenceNode):

@@ -95,7 +95,7 @@ class DeltaLog:
         log = cls(files, form, keep_deltas, precision=precision, executor=executor)
         for version, base in manifests.strays(files):
             name = manifests.manifest_name(version, base=base)
-            _log.warning("%s: cannot be read, and far above all that can: no version, passed over; delete it", name)
+            _log.warning("%s: unreadable and far above every readable version: ignored; delete it", name)
         for base in (True, False):
             for version in manifests.versions(files, base=base):
                 log.version = max(log.version, version)
@@ -104,7 +104,7 @@ class DeltaLog:
                 except OtherFormat:
                     raise
                 except BadFile as error:
-                    _log.warning("%s; going on without it", error)
+                    _log.warning("%s; continuing without it", error)
                     continue
                 if base:
                     log._bases.append(manifest)
@@ -112,7 +112,7 @@ class DeltaLog:
                     log._deltas[version] = manifest
         there = set(files.names())
         states = {item.version: item.trainer for item in (*log._bases, *log._deltas.values()) if item.trainer}
-        must = sorted(states)[-retention.KEPT_STATES :]  # where one of these is missing, somebody is to be told
+        must = sorted(states)[-retention.KEPT_STATES :]  # where one of these is missing, that must show
         log._states = {at: ref for at, ref in sorted(states.items()) if ref.name in there or at in must}
         log._following()
         newest = log.newest
@@ -181,7 +181,7 @@ class DeltaLog:
 
     def go_back(self, version: int, now_ms: int, *, training: bool) -> Manifest:
         """Publish what an older version holds as the next one, which begins a lineage. With ``training`` training goes back too,
-        and no replica is held; otherwise it goes on from the newest version, and replicas stay at this one.
+        and no replica is held; otherwise it continues from the newest version, and replicas stay at this one.
 
         The manifest, which comes last, does all of that: whenever it is killed before, nothing has changed.
 
@@ -222,7 +222,7 @@ class DeltaLog:
         if not training or read_pin(self._files):
             pin_next(self._files, following)
         manifests.write_manifest(self._files, manifest)
-        # Who released replicas meanwhile did so of what was before; who rolled back meanwhile decides after this.
+        # A release meanwhile was of the pin before this one; a rollback meanwhile comes after this one and wins.
         if not training and read_pin(self._files) < following:
             pin_next(self._files, following)
         self._add(manifest)
@@ -307,7 +307,7 @@ class DeltaLog:
         return self._checksums.values()
 
     def _is_summed(self, version: int) -> bool:
-        """Whether there are checksums of a version; who goes on from one that another wrote reads it."""
+        """Whether there are checksums of a version; a writer that continues another's has to read the rows for them."""
         newest = self.newest
         if self._checksums_of != version and newest is not None and newest.checksums:
             checksums = self.begin_checksums(version)
@@ -346,7 +346,7 @@ class DeltaLog:
                 try:
                     self._folded(fold.run())
                 except OSError as error:
-                    _log.warning("no new base: %s; tried again after the next version", error)
+                    _log.warning("no new base: %s; trying again after the next version", error)
         newest = self.newest
         assert newest is not None, "a version was published"
         retention.drop_states(self._files, self._states, newest.trainable)
@@ -372,7 +372,7 @@ class DeltaLog:
         try:
             self._folded(folding.result())
         except OSError as error:
-            _log.warning("no new base: %s; tried again after the next version", error)
+            _log.warning("no new base: %s; trying again after the next version", error)
 
     def _next_fold(self) -> Fold | None:
         """What leads from the last base, or from a whole version after it, to the newest version."""
@@ -408,7 +408,7 @@ class DeltaLog:
         return {manifest.name for version, manifest in self._deltas.items() if version <= base.version}
 
     def _forget(self) -> None:
-        """Drop what neither of the newest two bases needs, so that who is reading has the time until the next one."""
+        """Drop what neither of the newest two bases needs, so that readers have until the next base."""
         newest = self.newest
         if newest is None or len(self._bases) < 2:
             return

@@ -132,7 +132,7 @@ class LocalFiles:
 def remove_half_written(folder: Path) -> None:
     """Remove what writers in a folder of `LocalFiles` left half written when they were killed, once it is an hour old.
 
-    For who owns the folder. Others may write in it, and from another machine nobody sees whether they live.
+    For the owner of the folder. Others may be writing in it, perhaps from a machine whose processes we cannot see.
     """
     for path in folder.iterdir():
         with suppress(FileNotFoundError):

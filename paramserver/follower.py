@@ -36,8 +36,8 @@ class Follower:
     descend from its own, it starts over from the newest base. A version that begins a lineage replaces all rows. Where a
     version is pinned, that is the last one taken.
 
-    ``applied`` is told of every version as soon as the tables hold it. While one is being applied, it is ``applying``, and readers
-    of the tables see rows of both versions, each row whole. Versions of another ``fingerprint`` than that given are refused.
+    ``applied`` is called with every version as soon as the tables hold it. While one is being applied, it is ``applying``, and
+    readers of the tables see rows of both versions, each row whole. Versions of another ``fingerprint`` than given are refused.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Follower:
 
 
 class _Shards:
-    """What the shards of a version change, read one at a time, each time that they are gone through."""
+    """What the shards of a version change, read one at a time, at each iteration."""
 
     def __init__(self, files: Files, manifest: Manifest, tables: Mapping[str, Table]) -> None:
         self._files = files

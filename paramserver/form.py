@@ -28,7 +28,7 @@ def check_form(files: Files, manifest: Manifest, form: str) -> str:
     `BadFile` where it does not, with every difference.
     """
     if manifest.form is None:
-        raise BadFile(f"version {manifest.version}: made by another config, which it does not tell")
+        raise BadFile(f"version {manifest.version}: made by another config, which is not recorded with it")
     earlier = manifest.form.read(files).decode()
     found = differences(earlier, form)
     if found:

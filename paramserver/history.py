@@ -131,7 +131,7 @@ def restore(
     taken: Callable[[Mapping[str, TableDelta]], None] = lambda deltas: None,
 ) -> None:
     """Put the rows of a version into empty tables, a shard at a time, while ``executor`` reads and checks the next one.
-    ``taken`` is told what each had.
+    ``taken`` is called with what each had.
 
     `BadFile` or ``FileNotFoundError`` where a file is damaged or gone; the tables then hold what came before it.
     """

@@ -1,4 +1,4 @@
-"""What the examples of an epoch were like as it was published, for whoever measures how long behaviour takes to be served."""
+"""What the examples of an epoch were like as it was published, to measure how long behaviour takes to be served."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ``checksums`` are by table those of all rows as replicas read them, see `paramserver.checksum`, whose embeddings have
     ``precision``; a table without one is not checked.
 
-    Who publishes says first what may be deleted, so that of a rollback and a writer that deletes, whoever comes second knows:
+    The writer first says what may be deleted, so that of a rollback and a deletion, the second one knows of the first:
     what only versions before ``forgets`` name, and the trainer's states of versions that are not ``trainable``.
     """
 
@@ -149,11 +149,11 @@ def manifest_name(version: int, *, base: bool) -> str:
 
 
 class TakenOverError(RuntimeError):
-    """Another writer has published the version that this one was to publish: it goes on from there, this one must end."""
+    """Another writer has published the version that this one was to publish: it continues from there, this one must stop."""
 
 
 class OtherFormat(BadFile):
-    """A manifest that another version of the program wrote. Nothing is wrong with it, so nobody goes back behind it."""
+    """A manifest that another version of the program wrote. Nothing is wrong with it, so recovery does not go back past it."""
 
 
 def encode_checked(value: object) -> bytes:
@@ -250,7 +250,7 @@ def strays(files: Files) -> list[tuple[int, bool]]:
     """Those of `named` that are of no version.
 
     Versions follow each other, so where a million numbers are left out, and nothing above them can be read, no version was
-    damaged: something else has such a name. Nobody takes that for the newest version, or goes on after it.
+    damaged: something else has such a name. It is never taken for the newest version.
     """
     found = named(files)
     end = _end(files, found)

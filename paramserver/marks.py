@@ -1,4 +1,4 @@
-"""Marks beside the versions: a pin, which replicas stay at, and a hold, which keeps trainers from going on."""
+"""Marks beside the versions: a pin, which replicas stay at, and a hold, which keeps trainers from continuing."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def read_hold(files: Files) -> Hold | None:
 
 
 def write_hold(files: Files, hold: Hold | None) -> None:
-    """Keep trainers from going on; None lets them."""
+    """Keep trainers from continuing; None lets them."""
     _write(files, _HOLD, hold)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _NAMES_AT_ONCE = 1000
 _RETRIES: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
-"""Few, since whoever calls tries again at the next time, and has other things to do until then."""
+"""Few, since callers try again later anyway, and have other work meanwhile."""
 
 
 class ObjectFiles:

@@ -1,6 +1,6 @@
 """Retention: which versions and trainer's states may go, and how they go.
 
-Who publishes says first what may be deleted, in the manifest (`Manifest.forgets`, `Manifest.trainable`); only then is it.
+The writer first says what may be deleted, in the manifest (`Manifest.forgets`, `Manifest.trainable`); only then is it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def delete_manifests(files: Files, until: int, pinned: Collection[int]) -> None:
 
 def delete_unnamed(files: Files, until: int) -> bool:
     """Files of versions up to ``until`` that no manifest names, since others publish as well; with them what failed publications
-    left. False where a manifest cannot be read, so that nobody can know."""
+    left. False where a manifest cannot be read, so that it is unknown."""
     try:
         needed = named_files(files)
     except BadFile as error:
-        _log.warning("%s; nothing is deleted until that is gone", error)
+        _log.warning("%s; nothing is deleted until it is fixed or removed", error)
         return False
     for name in files.names():
         of = _OF_A_VERSION.match(name)

@@ -16,7 +16,7 @@ _SIGNATURE_BYTES = hashlib.sha256().digest_size
 class SignedFiles:
     """Adds an HMAC-SHA256 (RFC 2104) of name and bytes to what is written, and takes it off what is read.
 
-    Every file is signed and not manifests alone, whose checksums of other files find damage, but not what somebody made to fit.
+    Every file is signed, not only manifests: their checksums of other files find damage, but not a forgery.
     The name is part of it, so that a signed file is none under another name.
     """
 
@@ -33,7 +33,7 @@ class SignedFiles:
         self._files.create(name, data + self._signature(name, data))
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; ``FileNotFoundError`` where it is not, `BadFile` where who wrote it did not have the key."""
+        """The bytes of a file; ``FileNotFoundError`` where it is not, `BadFile` where its writer did not have the key."""
         signed = self._files.read(name)
         data, signature = signed[:-_SIGNATURE_BYTES], signed[-_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._signature(name, data)):

@@ -59,7 +59,7 @@ class Rows:
 
     ids int64 [n], embeddings float32 [n, dim], state float32 [n, state_dim] (the optimizer's), last_seen_seconds uint32 [n]
     (event time), counts uint32 [n] (occurrences), expired int64 [m], default_embedding float32 [dim] and default_state float32
-    [state_dim] of the default row, always. An id may be in both ids and expired: it left and came back, so whoever applies
+    [state_dim] of the default row, always. An id may be in both ids and expired: it left and came back, so a reader applies
     the rows removes the expired ids first.
     """
 
@@ -115,7 +115,7 @@ class Table:
     expire_after_seconds: a row not seen for so long may be expired; None: never. admit_after: occurrences (1 to 65,535) in
     lookup_or_insert until an id gets a row. candidates: how many ids may be counted on their way there; past it the one seen
     longest ago goes. max_rows: past it those go that were not seen for longest, of several the lowest id, and the next seal says
-    so; None: past what the machine can hold. secret: mixed into the hash, so that nobody who does not know it can choose ids that
+    so; None: past what the machine can hold. secret: mixed into the hash, so that without knowing it nobody can choose ids that
     collide; it decides in which order `expire` finds rows, and no value. row_format: `train`, or how a replica keeps embeddings
     (whose rows change by upsert and erase alone; int8 has one scale a row).
     kernels: an instruction set by name, for tests; the best one otherwise.
@@ -255,7 +255,7 @@ class Table:
         return self._native.ids()
 
     def reserve(self, rows: int) -> None:
-        """Makes room for so many rows in all at once, for who is about to fill the table; without, it grows as rows come.
+        """Makes room for so many rows in all at once, before the table is filled; without it, the table grows as rows come.
 
         `NoRoomError` where this machine has none.
         """
@@ -272,7 +272,7 @@ class Table:
     def restore(self, rows: Rows) -> None:
         """Removes rows.expired, then sets rows and default row exactly, optimizer state, last seen and count included.
 
-        The rows count as unchanged. Candidates for admission are no part of rows: they start anew.
+        The rows count as unchanged. Candidates for admission are not part of rows: their counts start at zero.
         """
         self._native.restore(
             rows.ids,

@@ -1,4 +1,4 @@
-"""Who may do what, and how often."""
+"""Access: roles, tokens, and rates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALLOWED: Mapping[Role, tuple[Role, ...]] = {
 
 
 class Denied(PermissionError):
-    """A request may not do what it asks for; ``status`` is 401 where it did not say who it is, else 403."""
+    """A request may not do what it asks for; ``status`` is 401 without a valid token, else 403."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)

@@ -13,7 +13,7 @@ JSON, MSGPACK = "application/json", "application/msgpack"
 
 
 class RankAnswer(msgspec.Struct):
-    """Candidates by their combined score, best first, in columns. ``impression_ids`` are what engagements are told by.
+    """Candidates by their combined score, best first, in columns. ``impression_ids`` are for sending engagements.
 
     Rows were of version ``sparse_version``, or where a delta was being applied of one up to ``sparse_version_until``.
     """
@@ -77,7 +77,7 @@ class Problem(msgspec.Struct):
 def rank_answer(
     asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64], labels: list[str], freshness: float | None
 ) -> RankAnswer:
-    """The answer to a ranking request, whose candidates stand in ``order`` int64 [limit]."""
+    """The answer to a ranking request, with its candidates in ``order`` int64 [limit]."""
     scores = answer.scores[order]
     versions = answer.versions
     ids = asked.ids

@@ -1,4 +1,4 @@
-"""Requests that wait to be scored, in the batches that they will be scored in; who would wait too long is not let in."""
+"""Requests that wait to be scored, in the batches in which they will be scored; a request that would wait too long is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Batches(Generic[T]):
 
     A request is refused only where the costs of batches say that its answer would take longer than ``budget_seconds``, or where
     what waits would exceed 64 MiB; never where nothing waits. So there is always something to score and to learn the costs from.
-    Not for several threads: whoever has some locks.
+    Not thread-safe: callers lock.
     """
 
     def __init__(self, budget_seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:

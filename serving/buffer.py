@@ -23,9 +23,9 @@ T = TypeVar("T", bound=Sized)
 
 
 class Buffer(Generic[T]):
-    """Holds at most ``limit_bytes`` of ``what``, oldest first. What was taken counts until `done` tells that it is gone.
+    """Holds at most ``limit_bytes`` of ``what``, oldest first. What was taken counts until `done` releases it.
 
-    Any thread may offer while others take. That something did not fit is said once, and again only after the buffer was empty.
+    Any thread may offer while others take. That something did not fit is logged once, and again only after the buffer was empty.
     """
 
     def __init__(self, what: str, limit_bytes: int) -> None:

@@ -44,7 +44,7 @@ class Connections:
     peer where that has as many as one may, else of the peer that has most. Where all are busy, the new one is refused.
 
     A connection is idle while none of its requests is being answered. A peer is an address, or a network of 64 bits in IPv6.
-    ``refused`` is told of every connection that is turned away or ended.
+    ``refused`` is called for every connection that is turned away or ended.
     """
 
     def __init__(self, limits: Limits, refused: Callable[[Reason], None]) -> None:
@@ -99,7 +99,7 @@ class Connection(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None
         self._opening: asyncio.Task[object] | None = None
         self._refused = False
-        self._left = threading.Event()  # whoever sent requests has, or seems to (`serving.gone`)
+        self._left = threading.Event()  # the client has left, or seems to have (`serving.gone`)
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._in_header = False
@@ -234,7 +234,7 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _disconnect(self) -> None:
-        """Tell the request that is being answered: else it would write to a transport that is gone. Uvicorn tells the last one
+        """Notify the request that is being answered: else it would write to a closed transport. Uvicorn notifies the last one
         that was read, which waits behind it where requests are pipelined."""
         self._left.set()
         if self._answering is not None and not self._answering.response_complete:
@@ -266,7 +266,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _wait(self) -> None:
-        """Give it so long to send a header, the rest of a body that nobody wants, or to be closed."""
+        """Give it so long to send a header, the rest of an unwanted body, or to be closed."""
         if self._timer is None:
             self._timer = self.loop.call_later(self._all.limits.header_seconds, self._too_slow)
 

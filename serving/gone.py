@@ -1,7 +1,7 @@
-"""Whether a client has left before its answer: then nothing more is scored for it, and nothing that it did not see is logged.
+"""Whether a client left before its answer: then nothing is scored for it any more, and nothing that it did not see is logged.
 
-One that sends no more is taken to have left. It could still read, but TCP does not tell it from one that gave up and closed its
-connection, and of those there are many where answers are late.
+A client that shut down its sending side counts as gone. It could still read, but TCP cannot tell it from one that closed the
+connection, and late answers make many of those.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _EXTENSION = "minutely.gone"
 
 
 def tell_gone(scope: Any, gone: Gone) -> None:
-    """Have a request know. Of ASGI's own ways one reads on, which a pipelining client must not get, and one waits."""
+    """Attach ``gone`` to a request. ASGI's own ways to ask would consume a pipelining client's next request, or wait."""
     scope.setdefault("extensions", {})[_EXTENSION] = gone
 
 
 def gone_of(scope: MutableMapping[str, Any]) -> Gone:
-    """What was told to a request; of a server that does not tell, nobody leaves."""
+    """The `Gone` of a request; under a server that attaches none, clients never count as gone."""
     gone: Gone = scope.get("extensions", {}).get(_EXTENSION, never)
     return gone
 
 
 def never() -> bool:
-    """Who asks is in this process."""
+    """For requests from within this process."""
     return False

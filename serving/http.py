@@ -1,4 +1,4 @@
-"""The HTTP service: who is let in, how much is read, which part answers, and in which form."""
+"""The HTTP service: access, limits on what is read, which part answers, and in which form."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class Service:
         asked = await self._reading.read(len(payload), read, gone)
         answer = await replica.scoring.score(asked, gone)
         if gone():
-            raise ClientDisconnect  # and nobody saw the answer
+            raise ClientDisconnect  # the client saw no answer
         order = order_of(asked, answer)
         replica.served(asked, answer, order)
         return 200, rank_answer(asked, answer, order, replica.ranker.labels, replica.freshness.age_seconds())

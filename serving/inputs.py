@@ -70,7 +70,7 @@ class Inputs:
 
 
 def is_key_of(feature: Feature, column: str) -> bool:
-    """Whether what is given for a feature is what stands in a column of keys."""
+    """Whether a feature's value is itself the value of a key column."""
     if not isinstance(feature, SparseFeature) or feature.column != column or feature.side is not None:
         return False
     return feature.bucket is None and feature.pool is None
@@ -88,7 +88,7 @@ def is_packed(value: Any) -> bool:
 
 
 def ids_in_lists(feature: Feature, value: Any) -> int:
-    """How many ids stand in what was given for a feature, one value or packed lists, beyond one for each candidate."""
+    """How many ids were given for a feature, as values or packed lists, beyond one for each candidate."""
     if isinstance(value, list) and is_packed(value):
         return len(value[1]) // 8
     if not isinstance(value, list) or isinstance(feature, VectorFeature):

@@ -1,4 +1,4 @@
-"""A socket that answers HTTP: uvicorn's server, with our connections, stopped by whoever runs it."""
+"""A socket that answers HTTP: uvicorn's server, with our connections, stopped by its owner."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Listener(uvicorn.Server):
         self._opening: set[asyncio.Task[object]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen. The loop's own server would tell us of a connection after its TLS handshake, and end where files run out."""
+        """Listen. The loop's own server would report a connection only after its TLS handshake, and stop when files run out."""
         self._bound.setblocking(False)
         self._accepting = asyncio.create_task(self._accept())
         self.servers = []
@@ -82,7 +82,7 @@ class Listener(uvicorn.Server):
 
 
 class HealthOnly:
-    """Those answers of a service that whoever watches it needs, for a listener of their own."""
+    """The answers that monitoring needs, for a listener of its own."""
 
     def __init__(self, service: ASGIApp) -> None:
         self._service = service

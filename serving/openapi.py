@@ -61,7 +61,7 @@ def operation(
     errors = sorted({*_ALWAYS, *(_SECURED if secured else ()), *wrong})
     responses = {str(status): {"description": (answer.__doc__ or "").split("\n")[0], "content": _content(answer)}}
     for code in errors:
-        # Whether a replica is ready is said in the same words either way.
+        # Ready or not, the body has the same form.
         said = answer if code == 503 and answer is answers.Ready else answers.Problem
         responses[str(code)] = {"description": _WRONG[code], "content": _content(said)}
         if code in (429, 503):

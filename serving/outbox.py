@@ -28,7 +28,7 @@ class Outbox:
     """Holds at most ``limit_bytes`` of records, of which those count that were taken until it is known what became of them; what
     comes when it is full is dropped. ``sent`` and ``dropped`` count by topic.
 
-    Any thread may offer while one takes, and tells what became of what it took.
+    Any thread may offer, while one thread takes and reports what became of it.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -56,7 +56,7 @@ class Outbox:
             self.dropped[record.topic] += 1
 
     def offer_all(self, records: Sequence[Outgoing]) -> bool:
-        """Keep all records or none, where whoever sent them is told and can keep them; whether they were kept."""
+        """Take all records or none, for a sender that is told and can retry; whether they were taken."""
         return self._waiting.offer(*records)
 
     def take(self, size_bytes: int) -> Sequence[Outgoing]:

@@ -1,4 +1,4 @@
-"""When a replica pulls, and what becomes of a pull that fails. Synchronous: whoever owns the thread calls `step` and waits."""
+"""When a replica pulls, and what becomes of a pull that fails. Synchronous: the owner of the thread calls `step` and waits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHECK_EVERY_MS = 3_600_000
 
 
 class Pinned(NamedTuple):
-    """The version that a replica stays at, and who says so: its own pin, which wins, or a rollback's."""
+    """The version that a replica stays at, and why: its own pin, which wins, or a rollback."""
 
     version: int
     by: PinnedBy
@@ -82,7 +82,7 @@ class Puller:
     def find(self, version: int | None) -> int:
         """The version to `pin` to, the one that is served where it is None. Lists what is published, which may take a while.
 
-        ``LookupError`` where it is not there, ``OSError`` where nobody can know.
+        ``LookupError`` where it is not there, ``OSError`` where that is unknown.
         """
         wanted = self._replica.sparse_version if version is None else version
         there = manifests.numbers(self._files)
@@ -111,11 +111,11 @@ class Puller:
         try:
             if pin is None or pin != self._replica.sparse_version:
                 self._replica.pull(until=pin)
-        except Exception as error:  # whatever it is, the replica goes on with what it has and says so
+        except Exception as error:  # whatever it is, keep serving the version at hand, and log that
             self._failed(error)
         else:
             if self._failures_in_a_row:
-                _log.warning("pulls again, at version %d", self._replica.sparse_version)
+                _log.warning("pulling works again, at version %d", self._replica.sparse_version)
             self._failures_in_a_row, self.problem = 0, None
             self._next_at = self._next_look()
             self._check(self._clock.elapsed_ms())
@@ -135,10 +135,10 @@ class Puller:
         for table in (drifted := self._replica.drifted()):
             self.drifted[table] += 1
             _log.error(
-                "table %s: its rows are not those of version %d by its checksum; %s",
+                "table %s: its rows differ from the checksum of version %d; %s",
                 table,
                 self._replica.sparse_version,
-                "nor are those in the log" if loaded_again else "loads all again",
+                "so do those in the delta log" if loaded_again else "loading all of them again",
             )
         if drifted and not loaded_again:
             self._replica.forget_rows()
@@ -156,7 +156,7 @@ class Puller:
         self.failures[reason] += 1
         self.problem = f"{type(error).__name__}: {error}"
         if not self._failures_in_a_row:
-            _log.error("stays at version %d: %s", self._replica.sparse_version, self.problem)
+            _log.error("staying at version %d: %s", self._replica.sparse_version, self.problem)
         wait_ms = min(_SHORTEST_BACKOFF_MS << min(self._failures_in_a_row, 12), _LONGEST_BACKOFF_MS)
         self._failures_in_a_row += 1
         self._next_at = self._clock.elapsed_ms() + wait_ms + self._random.randrange(wait_ms)

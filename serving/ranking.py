@@ -25,7 +25,7 @@ _POSITION_BYTES = _LENGTH_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The predictions for what was asked, float32 [count, labels], their combined scores, float32 [count], and who made them."""
+    """The predictions for what was asked, float32 [count, labels], their combined scores, float32 [count], and their versions."""
 
     scores: npt.NDArray[np.float32]
     combined: npt.NDArray[np.float32]

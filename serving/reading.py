@@ -1,4 +1,4 @@
-"""Reading large requests beside the event loop, one at a time; who would wait too long for that is refused at once."""
+"""Reading large requests beside the event loop, one at a time; a request that would wait too long is refused at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WAITING_KIB = 64 << 10
 
 class Reading:
     """Makes of bodies what they ask for. Those of up to 64 KiB are read at once, in a few milliseconds at most; larger ones by a
-    thread, one after the other, so that the event loop goes on whatever comes.
+    thread, one after the other, so that the event loop is never blocked.
 
     What a KiB costs is learned as for batches. A body is refused where by that it would not be read within ``budget_seconds``, or
     where what waits would exceed 64 MiB, and never where none is being read: so there is always one to learn from.
@@ -36,7 +36,7 @@ class Reading:
 
     async def read(self, size_bytes: int, read: Callable[[], T], gone: Gone = never) -> T:
         """What ``read`` returns or raises, of a body of that size; `Busy` where that would take too long,
-        ``ClientDisconnect`` where who asks left before its turn."""
+        ``ClientDisconnect`` where the client left before its turn."""
         if size_bytes <= _LARGE_BYTES:
             return read()
         kib = size_bytes >> 10
@@ -52,7 +52,7 @@ class Reading:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
             over = True
-            reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody is left to hear it
+            reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nothing awaits it any more
             raise
 
     async def _in_turn(self, kib: int, read: Callable[[], T], gone: Gone) -> T:

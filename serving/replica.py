@@ -49,7 +49,7 @@ class Replica:
     """Scores impressions with the version it has. When dense weights go out is the trainer's to say; a replica takes the newest.
 
     Before the first dense version it scores with the weights that the model came with. One thread may `pull` while another
-    scores. ``applied`` is told of every version as soon as the rows are of it.
+    scores. ``applied`` is called with every version as soon as the rows are of it.
     """
 
     def __init__(

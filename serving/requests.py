@@ -166,7 +166,7 @@ class RequestReader:
         count = len(ids)
         self.check_count(count)
         if len(set(ids) if len(set(map(type, ids))) == 1 else set(map(str, ids))) != count:
-            raise BadRequest("candidates.ids: an id stands there twice")
+            raise BadRequest("candidates.ids: an id is given twice")
         once = {name: value if is_packed(value) else [value] for name, value in body.features.items()}
         given = [
             *_given(self.inputs.of_request, once, 1, "features"),

@@ -1,4 +1,4 @@
-"""The table of routes: where each answers, who may ask, and what it takes and gives."""
+"""The table of routes: path, role, and what each takes and gives."""
 
 from __future__ import annotations
 

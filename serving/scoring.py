@@ -36,7 +36,7 @@ class _Waiting(NamedTuple):
 
     @property
     def left(self) -> bool:
-        """Whether who asked has left, or waits no longer."""
+        """Whether the client left, or its request timed out."""
         return self.future.done() or self.gone()
 
 
@@ -68,7 +68,7 @@ class Scoring:
         return self._batches.candidates
 
     async def score(self, asked: Asked, gone: Gone = never) -> Answer:
-        """The answer to a request; `Busy` where that would take too long, ``ClientDisconnect`` where who asked left meanwhile."""
+        """The answer to a request; `Busy` where that would take too long, ``ClientDisconnect`` where the client left meanwhile."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         size_bytes = _REQUEST_BYTES + columns_bytes(asked.columns)
@@ -92,7 +92,7 @@ class Scoring:
                 self._batches.done(typical=typical)
 
     def _score(self, batch: Batch[_Waiting]) -> bool:
-        """Score a batch, without those who left; whether that took no longer than scoring takes."""
+        """Score a batch, without requests whose clients left; whether that took no longer than scoring takes."""
         waiting, left = _apart(batch.items)
         if left:
             _tell(left, None, ClientDisconnect())
@@ -105,7 +105,7 @@ class Scoring:
         batch.candidates = candidates = sum(each.count for each in asked)  # its time is theirs
         try:
             # What is waited for is a takeover: rows of one model never meet weights of another. All replicas take it at once, so
-            # nobody is sent to another one, and who asked waits up to the request's own timeout.
+            # no request is sent to another replica, and the client waits up to its request's timeout.
             while (answers := self._ranker.answer(asked)) is None and self._is_worth_waiting(waiting):
                 typical = False
                 time.sleep(_AGAIN_SECONDS)
@@ -122,7 +122,7 @@ class Scoring:
 
 
 def _apart(items: Sequence[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
-    """Those who wait, and those who left."""
+    """The requests still waited for, and those whose clients left."""
     waiting: list[_Waiting] = []
     left: list[_Waiting] = []
     for each in items:
@@ -131,13 +131,13 @@ def _apart(items: Sequence[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
 
 
 def _tell(asked: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:
-    with suppress(RuntimeError):  # the loop has ended, and with it those who asked
+    with suppress(RuntimeError):  # the loop has ended, and the requests with it
         asked[0].loop.call_soon_threadsafe(_deliver, asked, answers, failed)
 
 
 def _deliver(asked: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:
     for at, each in enumerate(asked):
-        if each.future.done():  # who asked has gone
+        if each.future.done():  # the client has left
             continue
         if answers is None:
             each.future.set_exception(failed)

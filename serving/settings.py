@@ -15,14 +15,14 @@ from streaming.features.kinds import Name
 from streaming.records.events import MAX_IMPRESSIONS, MAX_RECORD_BYTES
 
 Role: TypeAlias = Literal["rank", "engage", "admin"]
-"""``rank`` asks for scores, ``engage`` tells of engagements, ``admin`` may do both and change what is served."""
+"""``rank`` asks for scores, ``engage`` sends engagements, ``admin`` may do both and change what is served."""
 Weight: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 _LEAST_TOKEN = 16
 
 
 class TokenSettings(Section):
-    """Where the tokens of a role stand: in a variable, or in a file with one a line. Any of them is good, so they can be changed
+    """Where the tokens of a role are: in a variable, or in a file with one a line. Any of them is good, so they can be changed
     one after the other."""
 
     env: str | None = None
@@ -84,7 +84,7 @@ class ServeSettings(Section):
     header_timeout: PositiveDurationMs = 5_000
     """The longest that a request's header, or a TLS handshake, may take."""
     idle_timeout: PositiveDurationMs = 75_000
-    """How long a connection may wait for its next request. Balancers mostly keep theirs for 60 s; they should be who closes."""
+    """How long a connection may wait for its next request. Balancers, which should close first, mostly wait 60 s."""
     rate: Annotated[float, Field(gt=0)] | None = None
     """The most requests a second for each role; more are refused (429)."""
     log: bool = True
@@ -93,6 +93,6 @@ class ServeSettings(Section):
     """The memory of records that wait for Kafka at most. Requests beyond are not logged, and counted; engagements beyond are
     refused (503)."""
     tokens: dict[Role, TokenSettings] = {}
-    """Who may do what. Without tokens for ``rank`` or ``engage`` everybody may who can connect; without any for ``admin``
-    nobody may."""
+    """Tokens by role. A role ``rank`` or ``engage`` without tokens is open to anyone who can connect, ``admin`` without
+    tokens is closed."""
     tls: ServeTlsSettings | None = None

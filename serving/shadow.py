@@ -136,7 +136,7 @@ MakeShadow: TypeAlias = Callable[[int, float], Shadow]
 
 class Shadowing:
     """The shadow of a replica, while it has one. ``make`` gives a shadow of a version for a share of the requests; it lists what is
-    published, which may take a while. ``LookupError`` where the version is not there, ``OSError`` where nobody can know."""
+    published, which may take a while. ``LookupError`` where the version is not there, ``OSError`` where that is unknown."""
 
     def __init__(self, make: MakeShadow) -> None:
         self.make = make

@@ -30,8 +30,8 @@ class Sides:
     """The side tables that features come from; `Problems` where one cannot be read at first.
 
     One thread calls `step`, which reads a file that changed once it has looked the same twice, so that one that is being
-    written is left alone. ``tables`` is replaced as a whole: who takes it once sees each table at one moment. A file that cannot
-    be used any more changes nothing but ``problem``; one that may not be read is tried again at each look.
+    written is left alone. ``tables`` is replaced as a whole, so a reader that takes it once sees each table at one moment. A
+    file that cannot be used any more changes nothing but ``problem``; one that may not be read is tried again at each look.
     """
 
     def __init__(self, settings: SourceSettings, features: Mapping[str, Feature], folder: Callable[[], Path]) -> None:
@@ -63,7 +63,7 @@ class Sides:
         self._read[name] = stamp
         try:
             table = self._load(name)
-        except Exception as error:  # whatever it is: what was read before is served, and that is told
+        except Exception as error:  # whatever it is, serve what was read before, and log that
             if isinstance(error, Unreadable):
                 self._read[name] = None  # to be tried again, since rights may come back without a change
             why = error.problems[:3] if isinstance(error, Problems) else [f"{type(error).__name__}: {error}"]
@@ -74,7 +74,7 @@ class Sides:
             return
         self._problems.pop(name, None)
         self.tables = {**self.tables, name: table}
-        _log.info("side table %s: read again", name)
+        _log.info("side table %s: reloaded", name)
 
     def _tell(self, name: str, problem: str) -> None:
         if self._problems.get(name) != problem:

@@ -1,4 +1,4 @@
-"""Threads: one that does one thing again and again, and one that does a thing once while the event loop goes on."""
+"""Threads: one that repeats a step, and one that makes a single call beside the event loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def aside(call: Callable[[], T]) -> T:
         future.set_running_or_notify_cancel()
         try:
             future.set_result(call())
-        except Exception as error:  # told to who waits
+        except Exception as error:  # raised where it is awaited
             future.set_exception(error)
 
     threading.Thread(target=run, name="aside", daemon=True).start()
@@ -43,11 +43,11 @@ class Worker:
         self._thread.start()
 
     def wake(self) -> None:
-        """Do it now."""
+        """Take the next step now."""
         self._wake.set()
 
     def stop(self, within_seconds: float) -> bool:
-        """End after the step that is being taken; whether it has, in time."""
+        """Stop after the current step; whether the thread ended within ``within_seconds``."""
         self._stopping = True
         self._wake.set()
         self._thread.join(within_seconds)
@@ -57,7 +57,7 @@ class Worker:
         while not self._stopping:
             try:
                 seconds = self._step()
-            except Exception:  # the thread must go on: without it the replica would age for ever
+            except Exception:  # the thread must survive: without it the replica would never be updated again
                 _log.exception("%s", self._thread.name)
                 seconds = 1.0
             self._wake.wait(seconds)

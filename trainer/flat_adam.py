@@ -55,7 +55,7 @@ class FlatAdam:
         return torch.dot(self._gradient, self._gradient)
 
     def forget_gradient(self) -> None:
-        """Begin the step anew."""
+        """Start the step over."""
         self._gradient.zero_()
 
     def state(self) -> dict[str, torch.Tensor]:

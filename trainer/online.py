@@ -1,6 +1,6 @@
 """Online training: examples from a live log into rows, and versions that say exactly what they contain.
 
-Synchronous and single-threaded: whoever calls `OnlineTrainer.step` reads ahead in the log and waits; time comes from a clock.
+Synchronous and single-threaded: the caller of `OnlineTrainer.step` reads ahead in the log and waits; time comes from a clock.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class OnlineTrainer:
         if hold is not None and hold.after == self.deltas.version and not resume:
             raise GuardedError(
                 f"training is held after version {hold.after}: {hold.reason}; "
-                "`minutely train --resume` goes on, and --pass-over leaves offsets out"
+                "`minutely train --resume` continues, and --pass-over skips offsets"
             )
         found = recover_newest(self._files, self.deltas, self.trainer)
         write_hold(self._files, None)
@@ -91,7 +91,7 @@ class OnlineTrainer:
             for worker in self.workers:
                 worker.offset = log.begin(EXAMPLES, worker.partition)
             return
-        # Replicas have something else than what training goes on from, lack weights, or read versions of this config alone: the
+        # Replicas have something else than what training continues from, lack weights, or read versions of this config alone: the
         # next version replaces all they have.
         is_grown = found.fingerprint != self.deltas.fingerprint
         dense = None if is_grown else read_dense(self._files, found, self.trainer.model)
@@ -132,7 +132,7 @@ class OnlineTrainer:
 
         Raises:
             OSError: the place refused it, as a full disk does. The version waits, and the next call publishes it first.
-            GuardedError: the weights are not fit to be published. The last version stays, and no trainer goes on unless told.
+            GuardedError: the weights are not fit to be published. The last version stays, and training is held.
             TakenOverError: another trainer has published in its place.
         """
         now_ms = self._clock.now_ms()
@@ -158,7 +158,7 @@ class OnlineTrainer:
         if offsets == self._published and not self._must_be_whole:
             check_at_work(self._files, self.deltas.version)
             return None
-        # One partition that stands still must not keep the dense weights of the others back.
+        # One idle partition must not hold back the dense weights of the others.
         reached = max(worker.watermark for worker in self.workers)
         dense = self._must_be_whole or self._dense.is_due(reached)
         watermark = min(worker.watermark for worker in self.workers)

@@ -41,7 +41,7 @@ class Prequential:
     def metrics(self) -> dict[str, dict[str, float | None]]:
         """The metrics of each label, negatives that sampling left out included; without examples, None for each."""
         width = len(self._labels)
-        parts = self._parts.copy()  # in one step, whoever adds meanwhile
+        parts = self._parts.copy()  # in one step, safe beside a thread that adds
         rows = np.concatenate([np.empty((0, 2 * width + 1), np.float32), *parts])
         found = {}
         for at, (name, label) in enumerate(self._labels.items()):

@@ -60,7 +60,7 @@ def recover_newest(files: Files, deltas: DeltaLog, trainer: Trainer) -> Manifest
 
 
 def read_dense(files: Files, manifest: Manifest, model: RankingModel) -> dict[str, Tensor] | None:
-    """The dense weights that a version names, which replicas serve, by name; None, and the log names the file, where nobody can
+    """The dense weights that a version names, which replicas serve, by name; None, and the log names the file, where they cannot be
     use it for ``model``.
 
     The trainer's state has its own weights, so nothing is lost: they are to be published again.
@@ -71,7 +71,7 @@ def read_dense(files: Files, manifest: Manifest, model: RankingModel) -> dict[st
         file = manifest.dense.file
         return decode_tensors(file.name, file.read(files), weight_forms(model))
     except (BadFile, FileNotFoundError) as error:
-        _log.warning("version %d: %s; published again", manifest.version, _told(error))
+        _log.warning("version %d: %s; republishing", manifest.version, _told(error))
         return None
 
 
@@ -98,7 +98,7 @@ def _note(problems: list[str], version: int, error: Exception) -> None:
     text = _told(error)
     if text not in problems:
         problems.append(text)
-        _log.warning("version %d is not whole: %s; going back", version, text)
+        _log.warning("version %d is not whole: %s; using an earlier version", version, text)
 
 
 def _told(error: Exception) -> str:

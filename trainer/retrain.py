@@ -39,7 +39,7 @@ def train_archive(
 ) -> None:
     """Train on the archived examples decided in [since, until) (ms of event time), and forget rows as online training does.
 
-    What the trainer sealed is dropped: publish `Table.export` of its tables. ``progress`` is told the examples so far.
+    What the trainer sealed is dropped: publish `Table.export` of its tables. ``progress`` is called with the examples so far.
     """
     for batch in archive.batches(since, until):
         for step in cut_per_step(batch, settings.step_every, settings.max_rows):

@@ -163,7 +163,7 @@ class Trainer:
         self.tables[table].lookup(ids, out)
 
     def _backward(self, step: _Step) -> bool:
-        """Take the gradients of a step anew. Whether optimizers can use them: they are squared and added up there."""
+        """Take the gradients of a step again. Whether optimizers can use them: they are squared and added up there."""
         self.weights.forget_gradient()
         step.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         assert step.rows.grad is not None
@@ -318,7 +318,7 @@ class TrainWorker:
         """Never read the records at these offsets. What the rows contain already stays in them."""
         place = f"{EXAMPLES}/{self.partition}, offsets {offsets[0]} to {offsets[-1]}"
         if offsets[-1] < self.offset:
-            _log.warning("%s: trained on already, in what offset %d goes on from", place, self.offset)
+            _log.warning("%s: already trained on, in the version that ends at offset %d", place, self.offset)
         else:
             _log.warning("%s: passed over", place)
         self._passed_over.append(offsets)

@@ -223,12 +223,12 @@ def test_from_the_archive_to_the_live_log(stage: Stage, seed: int) -> None:
         with started(retrainer):
             retrainer.waits_for("examples trained")
             stage.kill(retrainer)  # it has published nothing, or just its first version
-            retrainer.waits_for("has taken over")
+            retrainer.waits_for("took over")
             stage.kill(retrainer, rng.random() * 0.1)
             for service in rng.sample([retrainer, retrainer, stage.archive], 2):
-                retrainer.waits_for("goes on live")
+                retrainer.waits_for("continuing live")
                 stage.kill(service, rng.random() * 3)
-            retrainer.waits_for("goes on live")
+            retrainer.waits_for("continuing live")
             newest = stage.finish(retrainer)
     assert len(newest.retrained) == 1, "it was retrained once"
     assert newest.lineage == 1
@@ -248,27 +248,27 @@ def test_a_retrained_model_takes_over_from_a_trainer_at_work(stage: Stage, seed:
             stage.kill(trainer)
             retrainer.waits_for("examples so far")
             stage.kill(retrainer)
-            trainer.waits_for("goes on after version")
+            trainer.waits_for("resuming after version")
             stage.kill(stage.archive, rng.random())
-            retrainer.waits_for("has taken over")
+            retrainer.waits_for("took over")
             if rng.random() < 0.5:
                 stage.kill(retrainer)  # before it serves
             assert trainer.wait() == 0, said(stage.services, "did not end in order")
-            assert "has taken over; this trainer ends" in trainer.said, said(stage.services, "says nothing")
+            assert "took over; exiting" in trainer.said, said(stage.services, "says nothing")
             assert "is by retraining archive-" in trainer.said, said(stage.services, "does not say who took over")
-            retrainer.waits_for("goes on after version")
+            retrainer.waits_for("resuming after version")
             trainer.start()
             assert trainer.wait() == 1
             assert f"pid {retrainer.pid} on" in trainer.said, trainer.said
             assert "publishes there; allowed: one trainer a folder" in trainer.said, trainer.said
             if rng.random() < 0.5:  # whoever comes first goes on
                 stage.kill(retrainer, rng.random() * 2)
-                retrainer.waits_for("goes on live")
+                retrainer.waits_for("continuing live")
                 newest = stage.finish(retrainer)
             else:
                 retrainer.kill()
                 trainer.start()
-                trainer.waits_for("goes on after version")
+                trainer.waits_for("resuming after version")
                 newest = stage.finish(trainer)
     assert len(newest.retrained) == 1, "it was retrained once"
     assert newest.lineage > 1

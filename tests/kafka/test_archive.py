@@ -53,7 +53,7 @@ def test_what_was_read_is_committed_and_what_is_gone_is_an_error(kafka: KafkaSet
         labels |= write(pipeline, LAST, range(40, 60))
         service.start()
         service.waits_for("commit 1: 20 examples")
-        assert "partition 0: goes on at offset 40" in service.said
+        assert "partition 0: resuming at offset 40" in service.said
         assert service.end() == 0, service.output
         check_archive(Archive(str(service.state), example_format), labels)
 

@@ -134,6 +134,6 @@ def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytes
             node.kill()
             service.waits_for("brokers: waiting, since")
             assert service.end(signal.SIGINT) == 0, service.output
-            assert "records were not taken" in service.said.splitlines()[-2], service.said
+            assert "records were not acknowledged" in service.said.splitlines()[-2], service.said
     finally:
         cluster.stop()

@@ -194,7 +194,7 @@ def test_a_rollback_beside_a_trainer_at_work(world: World, training: bool, caplo
     trainer = world.start()
     with caplog.at_level(logging.INFO):
         assert not world.run(trainer, 8, go_back), "it is to begin again"
-    assert f"goes back to version {went_back_to[0]}: begins again" in caplog.text
+    assert f"goes back to version {went_back_to[0]}: restarting from there" in caplog.text
     replica.pull()
     assert replica.sparse_version == 6
     for name, table in replica.tables.items():
@@ -221,7 +221,7 @@ def test_a_second_trainer_ends_the_first_one(world: World, caplog: pytest.LogCap
 
     with caplog.at_level(logging.INFO):
         assert world.run(trainer, 5, another)
-    assert "version 3 is by another trainer, which has taken over; this trainer ends" in caplog.text
+    assert "version 3 is by another trainer, which took over; exiting" in caplog.text
 
 
 def test_folding_runs_beside_and_is_waited_for(world: World) -> None:

@@ -178,7 +178,7 @@ def test_a_stray_name_far_above_the_versions_is_none(base: bool, caplog: pytest.
     name = manifests.manifest_name(manifests.VERSIONS - 1, base=base)
     files.content[name] = b"x"
     writer.log = DeltaLog.resume(files, "form", 3)
-    assert f"{name}: cannot be read" in caplog.text
+    assert f"{name}: unreadable" in caplog.text
     applied: list[int] = []
     follower._applied = lambda manifest: applied.append(manifest.version)
     follower.pull()

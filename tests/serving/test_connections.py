@@ -407,8 +407,8 @@ def test_ends_within_its_timeout_unready_first(tmp_path: Path) -> None:
         assert made.process.wait() == 0, made.process.output
         assert time.monotonic() - begun < 4 + 15, "and a process that ends unloads what it had loaded"
         said = made.process.output
-        assert f"listens at http://0.0.0.0:{made.port}, for health at http://127.0.0.1:" in said
-        open_to_all = "serve.tokens.rank and serve.tokens.engage not set, so whoever can reach 0.0.0.0:"
+        assert f"listening at http://0.0.0.0:{made.port}, for health at http://127.0.0.1:" in said
+        open_to_all = "serve.tokens.rank and serve.tokens.engage not set, so anyone who can reach 0.0.0.0:"
         assert f"WARNING {open_to_all}{made.port}" in said and "serve.tokens.admin not set, so nobody may" in said
         assert "serves version 1, with the dense weights of 1" in said
     finally:

@@ -179,7 +179,7 @@ def test_open_inference(setup: Setup) -> None:
         (("candidates", "features", "picture"), [[1, 2]] * 10, "picture"),
         (("candidates", "features", "colour"), [1] * 10, "unknown colour; allowed: item, tags, price, picture"),
         (("candidates", "features"), {}, "missing item"),
-        (("candidates", "ids"), list("aabcdefghi"), "an id stands there twice"),
+        (("candidates", "ids"), list("aabcdefghi"), "an id is given twice"),
         (("candidates", "ids"), [], "length"),
         (("features", "user"), [1], "user"),
         (("features",), {}, "features: missing user"),

@@ -306,7 +306,7 @@ def test_rows_that_drifted_are_told_of_and_loaded_again(tmp_path: Path, caplog: 
     assert not world.puller.drifted
     world.at(65)
     assert world.puller.drifted == {name: 1}
-    assert f"table {name}: its rows are not those of version 3 by its checksum; loads all again" in caplog.text
+    assert f"table {name}: its rows differ from the checksum of version 3; loading all of them again" in caplog.text
     assert world.service.ready()[0] and world.version == 3
     assert world.scores() == served
     world.at(130)
@@ -324,7 +324,7 @@ def test_rows_that_drifted_are_told_of_and_loaded_again(tmp_path: Path, caplog: 
     table.erase(table.ids()[:5])
     world.at(200)
     assert world.puller.drifted == {name: 3}
-    assert "nor are those in the log" in caplog.text
+    assert "so do those in the delta log" in caplog.text
     assert loads == 3, "of three versions, once"
     assert world.service.ready()[0], "what the log holds is served"
 
