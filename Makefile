@@ -1,5 +1,5 @@
-# Everything sets itself up: make replay, make compare, make stack, make test, make simulate, make lint.
-.PHONY: replay compare stack test stress simulate simulate-mutants lint format clean
+# Everything sets itself up: make replay, make compare, make stack, make test, make simulate, make fuzz, make lint.
+.PHONY: replay compare stack test stress simulate simulate-mutants fuzz lint format clean
 .DELETE_ON_ERROR:
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -30,6 +30,11 @@ simulate: .venv/ready
 
 simulate-mutants: .venv/ready
 	@SEEDS=$(SEEDS) MUTANT="$(MUTANT)" python -m tests.simulation.mutants
+
+# RECORDS=n hostile records in all into every decoder of what others wrote, SEED=k another choice of them.
+RECORDS := 20000
+fuzz: .venv/ready
+	@python -m tests.fuzz --records $(RECORDS) --seed $(or $(SEED),1)
 
 lint: .venv/ready
 	ruff check $(SOURCES)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from basis.decoding import why
+
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -29,18 +31,30 @@ class BatchCodec:
     def decode(self, data: bytes) -> pa.RecordBatch:
         """The batch of a stream, over its memory; ``ValueError`` where it holds none, one of another schema, or one whose offsets,
         texts or lengths are not sound: safe for bytes from anyone."""
+        if not data.startswith(self._head):  # written by another Arrow
+            return decode_stream(data, self.schema)
         try:
-            if data.startswith(self._head):
-                batch = pa.ipc.read_record_batch(pa.py_buffer(data).slice(len(self._head)), self.schema)
-            else:
-                with pa.ipc.open_stream(data) as reader:  # written by another Arrow
-                    batch = reader.read_next_batch()
-        except (pa.ArrowException, StopIteration, EOFError, OSError) as error:
-            raise ValueError(f"not an Arrow stream: {error}") from None
-        try:
+            batch = pa.ipc.read_record_batch(pa.py_buffer(data).slice(len(self._head)), self.schema)
             batch.validate(full=True)
-        except pa.ArrowException as error:
-            raise ValueError(f"not a sound Arrow batch: {error}") from None
-        if not batch.schema.equals(self.schema):
-            raise ValueError(f"columns {batch.schema.names}, expected {self.schema.names}")
+        except Exception as error:
+            raise _unsound(error) from None
         return batch
+
+
+def decode_stream(data: bytes, schema: pa.Schema | None = None) -> pa.RecordBatch:
+    """The first batch of a stream that any Arrow wrote, as `BatchCodec.decode`. A batch of another schema than that wanted is not
+    even looked at."""
+    try:
+        with pa.ipc.open_stream(data) as reader:
+            if schema is not None and not reader.schema.equals(schema):
+                raise ValueError(f"columns {reader.schema.names}, expected {schema.names}")
+            batch = reader.read_next_batch()
+        batch.validate(full=True)
+    except Exception as error:
+        raise _unsound(error) from None
+    return batch
+
+
+def _unsound(error: Exception) -> ValueError:
+    """A want of memory is the data's fault as well: some length in it asks for too much."""
+    return ValueError(f"no sound Arrow stream: {why(error)}")

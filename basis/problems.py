@@ -72,5 +72,9 @@ class NoRoomError(RuntimeError):
     """This machine has no room for so many rows; the message names the table. What was there before stays."""
 
 
+class UnreadableError(RuntimeError):
+    """Nothing in a log can be read any more; the message names the partition, and what is wrong with its records."""
+
+
 class BadFile(ValueError):
     """A published file is not what its manifest says; the message names it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
 from deltalake.exceptions import DeltaError
@@ -16,11 +16,13 @@ from minutely.service import Address, serve_metrics, stop_on_signal
 from streaming.archive.table import Archive, ArchiveSettings
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import Clock, WallClock
+from streaming.kafka.letters import LetterSender
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import enduring, patiently
 from streaming.log import EXAMPLES
 from streaming.patience import Patience
+from streaming.records.events import DeadLetter
 from streaming.records.examples import ExampleFormat
 
 _log = logging.getLogger("minutely.archive")
@@ -47,7 +49,7 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
         ensure_topics(pipeline.kafka)
         with ExitStack() as on_error:
             log = on_error.enter_context(closing(KafkaLog(pipeline.kafka, EXAMPLES)))
-            service = ArchiveService(pipeline, place, log, clock, status)
+            service = ArchiveService(pipeline, place, log, clock, status, stop)
             on_error.pop_all()
         return service
 
@@ -55,7 +57,7 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
         with stop_on_signal() as stop:
             service = patiently(_log, stop, begin, pipeline.kafka.asked)
             if service is not None:
-                service.run(stop)
+                service.run()
     except DeltaError as error:
         raise unreachable(place, error) from None
 
@@ -63,28 +65,40 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
 class ArchiveService:
     """The archiver on Kafka: all partitions, waiting for brokers that are away."""
 
-    def __init__(self, pipeline: Pipeline, place: str, log: KafkaLog, clock: Clock, status: Status) -> None:
+    def __init__(
+        self, pipeline: Pipeline, place: str, log: KafkaLog, clock: Clock, status: Status, stop: Callable[[], bool]
+    ) -> None:
         examples = ExampleFormat(pipeline.features, pipeline.labels)
         archive = Archive(place, examples)
         self._log = log
         self._brokers = Patience(_log, "brokers", clock, pipeline.kafka.asked)
         self._clock = clock
         self._status = status
+        self._stop = stop
+        self._kafka = pipeline.kafka
+        self._sender: LetterSender | None = None
         settings = pipeline.archive or ArchiveSettings()
         partitions = range(pipeline.kafka.partitions)
-        self.worker = ArchiveWorker(self._log, archive, examples, clock, settings.commit_every, partitions)
+        self.worker = ArchiveWorker(
+            self._log, archive, examples, clock, settings.commit_every, partitions, self._tell_refused
+        )
         for partition, position in self.worker.positions.items():
             if archive.position(partition) is not None:
                 _log.info("partition %d: resuming at offset %d", partition, position.offset)
 
-    def run(self, stop: Callable[[], bool]) -> None:
-        """Archive until ``stop`` says so, then commit what was read."""
+    def run(self) -> None:
+        """Archive until told to stop, then commit what was read."""
         try:
-            while not stop():
+            while not self._stop():
                 self._round()
             self.worker.commit()
         finally:
             self._log.close()
+
+    def _tell_refused(self, letters: Sequence[DeadLetter]) -> bool:
+        self._sender = self._sender or LetterSender(self._kafka, _log, self._stop)
+        self._status.dead_letters.update(letter.reason for letter in letters)
+        return self._sender.send(letters)
 
     def _round(self) -> None:
         before = self.worker.commits

@@ -6,12 +6,10 @@ import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from basis.decoding import UNDECODABLE, why
 from minutely.config import Pipeline
 from minutely.service import stop_on_signal
 from streaming.clock import WallClock
@@ -22,12 +20,10 @@ from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import enduring, patiently
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
 from streaming.patience import Patience
-from streaming.records.events import DeadLetter
+from streaming.records.events import BadRecord, DeadLetter, decode_letter
 
 _log = logging.getLogger("minutely.dead-letters")
 _SHOWN_BYTES = 40
-
-_decoder = msgspec.msgpack.Decoder(DeadLetter)
 
 
 def dead_letters(pipeline: Pipeline, reason: str | None, stop: Callable[[], bool]) -> Iterator[DeadLetter]:
@@ -37,9 +33,9 @@ def dead_letters(pipeline: Pipeline, reason: str | None, stop: Callable[[], bool
     for partition in range(pipeline.kafka.partitions):
         for value in _kept(KafkaHistory(pipeline.kafka, partition), pipeline.kafka.asked, stop):
             try:
-                letter = _decoder.decode(value)
-            except UNDECODABLE as error:
-                _log.warning("partition %d: skipped a record that is not a dead letter: %s", partition, why(error))
+                letter = decode_letter(value)
+            except BadRecord as bad:
+                _log.warning("partition %d: skipped a record that is not a dead letter: %s", partition, bad)
                 continue
             if reason in (None, letter.reason):
                 yield letter

@@ -9,7 +9,16 @@ from enum import IntEnum
 
 from rich.markup import escape
 
-from basis.problems import BadFile, GapError, GuardedError, NoAnswerError, NoRoomError, NotFiniteError, Problems
+from basis.problems import (
+    BadFile,
+    GapError,
+    GuardedError,
+    NoAnswerError,
+    NoRoomError,
+    NotFiniteError,
+    Problems,
+    UnreadableError,
+)
 from minutely.service import CannotListen
 from minutely.terminal import Terminal
 
@@ -39,7 +48,12 @@ def told() -> Iterator[None]:
         _end(Ending.HELD, "not published", str(error))
     except CannotListen as error:
         _end(Ending.CANNOT_LISTEN, "cannot listen", str(error))
-    except (OSError, BadFile, GapError) as error:  # such as a full disk, a run that was damaged, lost records
+    except (
+        OSError,
+        BadFile,
+        GapError,
+        UnreadableError,
+    ) as error:  # such as a full disk, a run that was damaged, lost records
         _end(Ending.FAULT, "error", str(error))
     except NoRoomError as error:
         _end(Ending.FAULT, "no room", str(error))

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from basis.decoding import UNDECODABLE
+from basis.decoding import why
 from basis.problems import NoAnswerError
 from serving.freshness import STAGES
 from serving.status import Status
@@ -43,10 +43,14 @@ def _ask(url: str) -> Looked:
     place = url if "://" in url else f"http://{url}"
     try:
         with urllib.request.urlopen(f"{place.rstrip('/')}/v1/status", timeout=_TIMEOUT_SECONDS) as answer:
-            return Looked(url, msgspec.json.decode(answer.read(), type=Status))
-    except (*UNDECODABLE, OSError, ValueError, HTTPException) as error:
+            data = answer.read()
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         return Looked(url, error=" ".join(str(reason).split()) or type(error).__name__)
+    try:
+        return Looked(url, msgspec.json.decode(data, type=Status))
+    except Exception as error:
+        return Looked(url, error=f"no replica's status: {why(error)}")
 
 
 def print_once(console: Console, urls: Sequence[str], *, as_json: bool) -> bool:

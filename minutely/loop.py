@@ -8,7 +8,7 @@ cannot change between them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +34,13 @@ from streaming.join.pending import PendingStore
 from streaming.join.timers import NEVER
 from streaming.join.watermark import JoinWorker
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Log
-from streaming.records.events import encode
+from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.source.load import LoggedEvents
 from streaming.source.to_records import Producer
 from trainer.cut import cut_of, offsets_of
 from trainer.dense_cadence import DenseCadence
-from trainer.worker import LEFT_OUT, TrainWorker
+from trainer.worker import NOT_FINITE, TrainWorker
 
 _TRIM_EVERY = 256
 _PARTITION = 0
@@ -149,7 +149,7 @@ class EmbeddedLoop:
         before = self.trainer.examples
         while self._train.step():
             pass
-        self._log.append(DEAD_LETTERS, _PARTITION, [encode(letter) for letter in self._train.take_left_out()])
+        self._log.append(DEAD_LETTERS, _PARTITION, [encode(letter) for letter in self._train.take_refused()])
         while self._archiver is not None and self._archiver.step():
             pass
         expired = self.trainer.expire(end)
@@ -183,7 +183,7 @@ class EmbeddedLoop:
     def dead_letters_by_reason(self) -> dict[str, int]:
         """How many were refused for which reason."""
         found = Counter(reject.reason for reject in self.events.rejects)
-        found.update({LEFT_OUT: self.trainer.left_out} if self.trainer.left_out else {})
+        found.update({NOT_FINITE: self.trainer.left_out} if self.trainer.left_out else {})
         found.update(
             {name.removeprefix("dead."): n for name, n in self.joiner.counts.items() if name.startswith("dead.")}
         )
@@ -344,7 +344,12 @@ def open_loop(
         if pipeline.archive is not None:
             examples = ExampleFormat(pipeline.features, pipeline.labels)
             archive = Archive(str(folder / "archive"), examples)
-            archiver = ArchiveWorker(log, archive, examples, clock, NEVER, [_PARTITION])
+
+            def tell(letters: Sequence[DeadLetter]) -> bool:
+                log.append(DEAD_LETTERS, _PARTITION, [encode(letter) for letter in letters])
+                return True
+
+            archiver = ArchiveWorker(log, archive, examples, clock, NEVER, [_PARTITION], tell)
         yield EmbeddedLoop(pipeline, events, log, pending, clock, files, cadences, warmup, archiver)
     finally:
         log.close()

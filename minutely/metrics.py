@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from paramserver.table import Table
 from streaming.clock import Clock
 from trainer.prequential import Prequential
+from trainer.worker import NOT_FINITE
 
 _MS = 1000
 _QUALITY = {
@@ -19,6 +21,10 @@ _QUALITY = {
     "calibration": "Mean score over mean label",
     "rmse": "Root mean square error",
 }
+
+
+_ALWAYS_SHOWN = ("malformed", NOT_FINITE)
+"""Alerts see how a counter grows from 0, and not that it comes."""
 
 
 @dataclass
@@ -30,8 +36,8 @@ class Status:
     watermarks: Mapping[int, int] = field(default_factory=dict)
     """Event time (ms) up to which each partition was read."""
     examples: int = 0
-    left_out: int | None = None
-    """Of a trainer, the examples that could not be trained on; they are dead letters."""
+    dead_letters: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_ALWAYS_SHOWN, 0)))
+    """Dead letters that it made, by reason: of records that it could not read, and of examples that it could not train on."""
     commits: int = 0
     """Versions published, or commits to the archive."""
     refused: int = 0
@@ -66,9 +72,11 @@ class StatusMetrics(Collector):
             watermark.add_metric([str(partition)], value / _MS)
         yield from (lag, watermark)
         yield CounterMetricFamily(f"{prefix}examples", "Examples taken.", value=status.examples)
-        if status.left_out is not None:
-            what = "Examples that could not be trained on; dead letters name them."
-            yield CounterMetricFamily(f"{prefix}left_out", what, value=status.left_out)
+        what = "Records and examples left out; dead letters name them."
+        dead = CounterMetricFamily(f"{prefix}dead_letters", what, labels=["reason"])
+        for reason, count in sorted(status.dead_letters.copy().items()):
+            dead.add_metric([reason], count)
+        yield dead
         yield CounterMetricFamily(f"{prefix}{self._commits}", f"Number of {self._commits} made.", value=status.commits)
         yield CounterMetricFamily(
             f"{prefix}refused", f"How often {self._commits} could not be made.", value=status.refused

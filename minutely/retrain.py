@@ -115,16 +115,17 @@ class _CatchUp:
                     return True
                 newest = look(files, form, sync.keep_deltas).newest
                 wanted = newest.offsets if newest is not None else {}
-            self._step()
-            status.examples, status.left_out, status.lag = self._trainer.examples, self._trainer.left_out, self._log.lag
+            self._step(status)
+            status.examples, status.lag = self._trainer.examples, self._log.lag
             status.watermarks = {worker.partition: worker.watermark for worker in self._workers}
         return False
 
-    def _step(self) -> None:
+    def _step(self, status: Status) -> None:
         for worker in self._workers:
             worker.step()
             worker.take_decided()
-            for letter in worker.take_left_out():  # the trainer at work has sent their dead letters
+            for letter in worker.take_refused():  # the trainer at work has sent their dead letters
+                status.dead_letters[letter.reason] += 1
                 _log.warning("%s/%d, offset %d, %s", letter.topic, letter.partition, letter.offset, letter.detail)
         self._trainer.expire(min(worker.watermark for worker in self._workers))
         with enduring(self._brokers):

@@ -24,13 +24,12 @@ from minutely.service import Address, serve_metrics, stop_on_signal
 from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
+from streaming.kafka.letters import LetterSender
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.sending import PatientSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import enduring, patiently
-from streaming.log import DEAD_LETTERS, EXAMPLES
+from streaming.log import EXAMPLES
 from streaming.patience import Patience
-from streaming.records.events import encode
 from streaming.records.examples import ExampleFormat
 from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
@@ -161,10 +160,9 @@ class TrainService:
         self._brokers = Patience(_log, "brokers", clock, pipeline.kafka.asked)
         self._place = Patience(_log, "publication", clock)
         self._status = status
-        self._trained_before, self._left_out_before = status.examples, status.left_out or 0
-        status.left_out = self._left_out_before
+        self._trained_before = status.examples
         self._kafka = pipeline.kafka
-        self._sender: PatientSender | None = None
+        self._sender: LetterSender | None = None
         self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step
         status.prequential = Prequential(pipeline.labels, _MEASURED_EXAMPLES)
         self.online = OnlineTrainer(
@@ -198,10 +196,9 @@ class TrainService:
         try:
             while not stop():
                 self._step()
-                self._tell_left_out(stop)
-                if self.online.due():
+                if self._tell_refused(stop) and self.online.due():
                     self._publish_or_wait()
-            if self._sender is not None and self._sender.wait():
+            if self._sender is not None and not self._sender.wait():
                 return True  # brokers are away: the next trainer trains on it again and sends the letters
             self._publish()
             self.online.deltas.close()
@@ -241,24 +238,14 @@ class TrainService:
         self._status.watermarks = {worker.partition: worker.watermark for worker in self.online.workers}
         self._status.examples = self._trained_before + self.online.trainer.examples
 
-    def _tell_left_out(self, stop: Callable[[], bool]) -> None:
-        """Send the dead letters of what could not be trained on; brokers have them before a version passes those examples."""
-        letters = self.online.take_left_out()
+    def _tell_refused(self, stop: Callable[[], bool]) -> bool:
+        """Send the dead letters of what could not be trained on, which no version passes before. Whether brokers have them."""
+        letters = self.online.take_refused()
         if not letters:
-            return
-        self._status.left_out = self._left_out_before + self.online.trainer.left_out
-        _log.warning(
-            "%d examples cannot be trained on and are dead letters, such as %s/%d, offset %d, %s",
-            len(letters),
-            letters[0].topic,
-            letters[0].partition,
-            letters[0].offset,
-            letters[0].detail,
-        )
-        self._sender = self._sender or PatientSender(self._kafka, _log, stop)
-        for letter in letters:
-            self._sender.send(self._kafka.topic(DEAD_LETTERS), encode(letter), partition=letter.partition)
-        self._sender.wait()
+            return True
+        self._sender = self._sender or LetterSender(self._kafka, _log, stop)
+        self._status.dead_letters.update(letter.reason for letter in letters)
+        return self._sender.send(letters)
 
     def _publish(self) -> None:
         manifest = self.online.publish()

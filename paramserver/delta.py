@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from basis.arrow import BatchCodec
+from basis.decoding import refusing
 from basis.problems import BadFile, NotFiniteError
 from paramserver.precision import Precision, narrow, widen
 from paramserver.table import Rows
@@ -136,6 +137,11 @@ class RowsChange:
 
 def decode_rows(name: str, data: bytes) -> dict[str, RowsChange]:
     """The tables of a rows file, exact ones as views; `BadFile` where it is none."""
+    with refusing(lambda why: BadFile(f"{name}: {why}"), BadFile):
+        return _decode_rows(name, data)
+
+
+def _decode_rows(name: str, data: bytes) -> dict[str, RowsChange]:
     codec, batch = _decode(_ROWS.values(), name, data)
     columns = ("expired", "key", "embedding", "default")
     expired, keys, values, default = (_split(batch.column(column)) for column in columns)
@@ -163,6 +169,11 @@ def decode_rows(name: str, data: bytes) -> dict[str, RowsChange]:
 def decode(rows_name: str, rows_data: bytes, state_name: str, state_data: bytes) -> dict[str, TableDelta]:
     """The whole of a version's two files, embeddings exact; `BadFile` where they do not belong together."""
     changes = decode_rows(rows_name, rows_data)
+    with refusing(lambda why: BadFile(f"{state_name}: {why}"), BadFile):
+        return _decode_state(changes, state_name, state_data)
+
+
+def _decode_state(changes: Mapping[str, RowsChange], state_name: str, state_data: bytes) -> dict[str, TableDelta]:
     codec, batch = _decode((_STATE, _EXACT_STATE), state_name, state_data)
     columns = ("state", "last_seen", "count", "version", "default_state")
     state, seen, count, version, default_state = (_split(batch.column(name)) for name in columns)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from basis.decoding import UNDECODABLE
+from basis.decoding import refusing
 from basis.problems import BadFile
 from paramserver.files import Files
 from paramserver.manifest import Manifest
@@ -29,8 +29,10 @@ def check_form(files: Files, manifest: Manifest, form: str) -> str:
     """
     if manifest.form is None:
         raise BadFile(f"version {manifest.version}: made by another config, which is not recorded with it")
-    earlier = manifest.form.read(files).decode()
-    found = differences(earlier, form)
+    name, data = manifest.form.name, manifest.form.read(files)
+    with refusing(lambda why: BadFile(f"{name}: no config: {why}")):
+        earlier = data.decode()
+        found = differences(earlier, form)
     if found:
         shown = "".join(f"\n  {place}: {change}" for place, change in found.items())
         raise BadFile(
@@ -44,7 +46,7 @@ def differences(earlier: str, later: str) -> dict[str, str]:
     """What keeps ``later`` from continuing ``earlier``, place by place; nothing where it only adds features or their tables."""
     try:
         whole = [msgspec.json.decode(form) for form in (earlier, later)]
-    except UNDECODABLE:
+    except Exception:
         return {} if earlier == later else {"form": f"{earlier} before, {later} now"}
     before, after = map(_flat, whole)
     known = {place[1] for place in before if place[0] == "features"}

@@ -9,7 +9,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 import xxhash
 
-from basis.decoding import UNDECODABLE, why
+from basis.decoding import refusing
 from basis.problems import BadFile
 from paramserver.files import Files
 from paramserver.learned import Learned
@@ -132,11 +132,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Format(msgspec.Struct):
-    format: int
+    format: int = FORMAT
 
 
 _decoder = msgspec.json.Decoder(Manifest)
-_format = msgspec.json.Decoder(_Format)
+_format_decoder = msgspec.json.Decoder(_Format)
 _FAR = 1_000_000
 _LEAST_ROW_BYTES = 8
 """Of its id alone."""
@@ -196,36 +196,28 @@ def read_manifest(files: Files, version: int, *, base: bool) -> Manifest:
     """One version's manifest; ``FileNotFoundError`` where it is not, `BadFile` where it is broken, `OtherFormat`."""
     name = manifest_name(version, base=base)
     data = checked_line(name, files.read(name))
-    try:
+    with refusing(lambda why: BadFile(f"{name}: {why}"), BadFile):
+        if (written := _format_decoder.decode(data).format) != FORMAT:
+            raise OtherFormat(
+                f"{name}: format {written}, this program reads {FORMAT}; allowed: the program that wrote it, or a new place"
+            )
         manifest = _decoder.decode(data)
-        written = manifest.format
-    except UNDECODABLE as error:
-        written = _format_of(data)
-        if written == FORMAT:
-            raise BadFile(f"{name}: {why(error)}") from None
-    if written != FORMAT:
-        raise OtherFormat(
-            f"{name}: format {written}, this program reads {FORMAT}; allowed: the program that wrote it, or a new place"
-        )
+        _check(manifest, name, version)
+    if manifest.version != version or manifest.is_base != base:
+        raise BadFile(f"{name}: holds {manifest.name}")
+    return manifest
+
+
+def _check(manifest: Manifest, name: str, version: int) -> None:
     if manifest.parent >= version > 0:
         raise BadFile(f"{name}: changes version {manifest.parent}, which is not before it")
     for what in ("lineage", "goes_back_to", "trains_from", "forgets"):
         if getattr(manifest, what) > version:
             raise BadFile(f"{name}: {what}: {getattr(manifest, what)}; allowed: at most {version}, its own")
-    if manifest.version != version or manifest.is_base != base:
-        raise BadFile(f"{name}: holds {manifest.name}")
     for shard in manifest.shards:
         rows = sum(shard.by_table.values())
         if rows * _LEAST_ROW_BYTES > shard.rows.size:  # before anybody makes room for them
             raise BadFile(f"{name}: {rows} rows in {shard.rows.name}, which has {shard.rows.size} bytes")
-    return manifest
-
-
-def _format_of(data: bytes) -> int:
-    try:
-        return _format.decode(data).format
-    except UNDECODABLE:
-        return FORMAT
 
 
 def versions(files: Files, *, base: bool) -> list[int]:

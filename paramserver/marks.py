@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from basis.decoding import UNDECODABLE, why
+from basis.decoding import refusing
 from basis.problems import BadFile
 from paramserver.files import Files
 from paramserver.manifest import Manifest, Millis, Version, checked_line, encode_checked, read_manifest
@@ -93,11 +93,11 @@ def write_hold(files: Files, hold: Hold | None) -> None:
 
 def _read(files: Files, name: str, kind: type[_Mark]) -> _Mark | None:
     try:
-        return msgspec.json.decode(checked_line(name, files.read(name)), type=kind)
+        line = checked_line(name, files.read(name))
     except FileNotFoundError:
         return None
-    except UNDECODABLE as error:
-        raise BadFile(f"{name}: {why(error)}") from None
+    with refusing(lambda why: BadFile(f"{name}: {why}")):
+        return msgspec.json.decode(line, type=kind)
 
 
 def _write(files: Files, name: str, mark: object | None) -> None:

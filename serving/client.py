@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from basis.decoding import UNDECODABLE
+from basis.decoding import refusing
 from serving.answers import MSGPACK, Accepted, Pinned, Problem, RankAnswer, Ready, Score, Shadowed
 from serving.status import Status
 
@@ -125,10 +125,11 @@ class Client:
         if status >= 400:
             try:
                 error = msgspec.msgpack.decode(data, type=Problem).error
-            except UNDECODABLE:
+            except Exception:
                 error = data[:200].decode(errors="replace")
             raise RefusedError(status, error, retry)
-        return msgspec.msgpack.decode(data, type=kind)
+        with refusing(lambda why: RefusedError(status, f"not what a replica answers: {why}", None)):
+            return msgspec.msgpack.decode(data, type=kind)
 
     def _send(self, method: str, path: str, payload: bytes | None) -> tuple[int, int | None, bytes]:
         again = self._connection.sock is not None

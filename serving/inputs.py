@@ -119,7 +119,7 @@ def raw_column(place: str, feature: Feature, value: Any, count: int) -> Raw:
 def _of_values(place: str, feature: Feature, values: list[Any]) -> Raw:
     try:
         return given.raw_of_values(feature, values)
-    except given.WRONG as error:
+    except Exception as error:
         wrong, detail = values, error
     while len(wrong) > 1:  # by halves, to a value that does not fit; none of them need be wrong alone
         half = len(wrong) // 2
@@ -134,7 +134,7 @@ def _of_values(place: str, feature: Feature, values: list[Any]) -> Raw:
 def _problem(feature: Feature, values: list[Any]) -> Exception | None:
     try:
         given.raw_of_values(feature, values)
-    except given.WRONG as error:
+    except Exception as error:
         return error
     return None
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import msgspec
 import numpy as np
 
-from basis.decoding import UNDECODABLE, why
+from basis.decoding import why
 from serving.inputs import BadRequest, Inputs, ids_in_lists, is_packed, raw_column
 from streaming.features.columns import Column, ServedColumns, repeated
 from streaming.features.kinds import Feature, SparseFeature
@@ -109,7 +109,7 @@ def decode(body: type[T], payload: bytes, *, msgpack: bool) -> T:
         return decoded
     except msgspec.ValidationError as error:
         raise BadRequest(str(error)) from None
-    except UNDECODABLE as error:
+    except Exception as error:
         raise BadRequest(f"not {'msgpack' if msgpack else 'JSON'}: {why(error)}", 400) from None
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from basis.decoding import UNDECODABLE
 from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section
 from streaming.features.kinds import Name
@@ -43,7 +42,7 @@ class TokenSettings(Section):
             assert self.file is not None
             try:
                 text = Path(self.file).read_text(encoding="utf-8")
-            except (*UNDECODABLE, OSError) as error:
+            except (OSError, ValueError) as error:
                 raise Problems([Problem("serve", place, self.file, f"{error}; {allowed}")]) from None
         found = [line.strip() for line in text.splitlines() if line.strip()]
         if not found or any(len(token) < _LEAST_TOKEN or not token.isascii() for token in found):

@@ -15,6 +15,8 @@ from pydantic import TypeAdapter
 from safetensors.torch import save
 from torch import Tensor
 
+from basis.decoding import refusing
+from basis.problems import BadFile
 from streaming.features.kinds import Feature, FeatureSet
 from streaming.records.labels import Label, LabelSet
 from trainer.models import RankingModel, make_model
@@ -28,10 +30,11 @@ def grow_state(file: str, state: bytes, form: str, model: RankingModel, plan: Ro
 
     `BadFile` where it is no state of such a model.
     """
-    sections: dict[str, Any] = msgspec.json.decode(form)
-    features: Mapping[str, Feature] = TypeAdapter(FeatureSet).validate_python(sections["features"])
-    labels: Mapping[str, Label] = TypeAdapter(LabelSet).validate_python(sections["labels"])
-    earlier, earlier_plan = make_model(ModelSettings.model_validate(sections["model"]), features, labels, seed=0)
+    with refusing(lambda why: BadFile(f"{file}: its config cannot be read: {why}")):
+        sections: dict[str, Any] = msgspec.json.decode(form)
+        features: Mapping[str, Feature] = TypeAdapter(FeatureSet).validate_python(sections["features"])
+        labels: Mapping[str, Label] = TypeAdapter(LabelSet).validate_python(sections["labels"])
+        earlier, earlier_plan = make_model(ModelSettings.model_validate(sections["model"]), features, labels, seed=0)
     before = earlier.columns(earlier_plan.field_names, earlier_plan.dense_names)
     after = model.columns(plan.field_names, plan.dense_names)
     learned = read_state(file, state, earlier, earlier_plan.tables)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from basis.problems import GuardedError, NotFiniteError
+from basis.problems import GuardedError, NotFiniteError, UnreadableError
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import Manifest
@@ -112,16 +112,22 @@ class OnlineTrainer:
             check_no_gap(log, EXAMPLES, worker.partition, worker.offset)
 
     def step(self) -> None:
-        """Train on what can be read, bounded in time and memory, and forget rows whose time is over."""
+        """Train on what can be read, bounded in time and memory, and forget rows whose time is over.
+
+        `GuardedError` where nothing can be read any more: no trainer goes on unless told.
+        """
         for worker in self.workers:
             read_at, begun_at = self._clock.now_ms(), self._clock.elapsed_ms()
-            worker.step()
+            try:
+                worker.step()
+            except UnreadableError as error:
+                raise self._held(error) from None
             self._times.add(*worker.take_times(), read_at, begun_at, self._clock.elapsed_ms())
         self.trainer.expire(min(worker.watermark for worker in self.workers))
 
-    def take_left_out(self) -> list[DeadLetter]:
-        """Dead letters of the examples that could not be trained on since the last call."""
-        return [letter for worker in self.workers for letter in worker.take_left_out()]
+    def take_refused(self) -> list[DeadLetter]:
+        """Dead letters of what could not be read or trained on since the last call."""
+        return [letter for worker in self.workers for letter in worker.take_refused()]
 
     def due(self) -> bool:
         """Whether it is time for the next version."""
@@ -143,12 +149,16 @@ class OnlineTrainer:
                 manifest = self._publish_waiting(self._waiting)
             return self._publish_new(now_ms) or manifest
         except (GuardedError, NotFiniteError) as error:
-            since = f"trained on since: {self._since()}"
-            write_hold(self._files, Hold(f"{error}; {since}", self.deltas.version, now_ms))
-            raise GuardedError(f"{error}; version {self.deltas.version} stays; {since}") from None
+            raise self._held(error) from None
+
+    def _held(self, error: Exception) -> GuardedError:
+        """What to raise once no trainer may go on, for this reason, until people say so."""
+        since = f"read since: {self._since()}"
+        write_hold(self._files, Hold(f"{error}; {since}", self.deltas.version, self._clock.now_ms()))
+        return GuardedError(f"{error}; version {self.deltas.version} stays; {since}")
 
     def _since(self) -> str:
-        """The offsets that were trained on after the last version, as --pass-over takes them."""
+        """The offsets that were read after the last version, as --pass-over takes them."""
         begins = [self._published.get(f"{EXAMPLES}/{worker.partition}", 0) for worker in self.workers]
         parts = zip(self.workers, begins, strict=True)
         return ", ".join(f"{w.partition}:{begin}-{w.offset - 1}" for w, begin in parts if begin < w.offset) or "nothing"

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from basis.decoding import refusing
 from basis.problems import BadFile
-
-_UNLOADABLE = (SafetensorError, RuntimeError, LookupError, TypeError, ValueError)
 
 
 class Form(NamedTuple):
@@ -49,15 +47,13 @@ def decode_tensors(
     file: str, data: bytes, forms: Mapping[str, Form], optional: Mapping[str, Form] | None = None
 ) -> dict[str, Tensor]:
     """The tensors of a file by name: all of ``forms``, any of ``optional``, and no others. `BadFile` names file and tensor."""
-    try:
-        found: dict[str, Tensor] = load(data)
-    except _UNLOADABLE as error:
-        raise BadFile(f"{file}: no safetensors: {error}") from None
     allowed = {**forms, **(optional or {})}
-    for name in forms.keys() - found.keys():
-        raise BadFile(f"{file}: {name}: not there")
-    for name, tensor in found.items():
-        problem = allowed[name].problem(tensor) if name in allowed else "no tensor of this config"
-        if problem is not None:
-            raise BadFile(f"{file}: {name}: {problem}")
-    return found
+    with refusing(lambda why: BadFile(f"{file}: no safetensors: {why}"), BadFile):
+        found: dict[str, Tensor] = load(data)
+        for name in forms.keys() - found.keys():
+            raise BadFile(f"{file}: {name}: not there")
+        for name, tensor in found.items():
+            problem = allowed[name].problem(tensor) if name in allowed else "no tensor of this config"
+            if problem is not None:
+                raise BadFile(f"{file}: {name}: {problem}")
+        return found

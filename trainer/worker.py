@@ -15,10 +15,11 @@ from safetensors.torch import save
 from basis.problems import BadFile, GuardedError
 from paramserver.table import Rows, Table
 from streaming.features.columns import Columns, Ids
-from streaming.log import EXAMPLES, LogReader
-from streaming.records.events import DeadLetter
+from streaming.log import EXAMPLES, LogReader, Record
+from streaming.records.events import BadRecord, DeadLetter
 from streaming.records.examples import ExampleFormat, cut_per_step
 from streaming.records.labels import Label
+from streaming.records.unreadable import Unreadable
 from trainer.flat_adam import FlatAdam
 from trainer.guards import Guard, check_finite
 from trainer.losses import Loss
@@ -35,7 +36,7 @@ _EXPIRY_BUDGET = 8192
 _MAX_GRADIENT = 1e15
 """A larger one tells of a wrong value: optimizers keep its square in 32 bits, and would hardly move for long after it."""
 _FEW_LEFT_OUT = 100
-LEFT_OUT = "not_finite"
+NOT_FINITE = "not_finite"
 """The reason of the dead letters of examples that were not trained on."""
 _PAYLOADS_AT_ONCE = 1000
 
@@ -280,24 +281,24 @@ class TrainWorker:
         self.partition = partition
         self._decided: list[npt.NDArray[np.int64]] = []
         self._happened: list[npt.NDArray[np.int64]] = []
+        self._unreadable = Unreadable("not trained on", partition)
         self._left_out: list[DeadLetter] = []
         self._passed_over: list[range] = []
         self.offset = 0
         self.watermark = 0
 
     def step(self) -> bool:
-        """Read and train once. Whether there was more to read."""
+        """Read and train once. Whether there was more to read.
+
+        `UnreadableError` where no record can be read any more; nothing of this step is trained on then.
+        """
         records = self._log.read(EXAMPLES, self.partition, self.offset, _RECORDS_AT_ONCE)
         batches, offsets = [], []
         for record in records:
-            if any(record.offset in part for part in self._passed_over):
-                self.offset = record.offset + 1
-                continue
-            batch, watermark = self._format.decode(record.value)
-            if batch.num_rows:
+            batch = self._batch_in(record)
+            if batch is not None and batch.num_rows:
                 batches.append(batch)
                 offsets.append(record.offset)
-            self.watermark = max(self.watermark, watermark)
             self.offset = record.offset + 1
         if batches:  # as one, since the joiner's records may part what belongs to one step
             batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
@@ -313,6 +314,19 @@ class TrainWorker:
             self._decided.append(decided)
             self._happened.append(batch.column("happened_at").to_numpy())
         return len(records) == _RECORDS_AT_ONCE
+
+    def _batch_in(self, record: Record) -> pa.RecordBatch | None:
+        """The examples in a record; None where it is passed over, or cannot be read and is a dead letter."""
+        if any(record.offset in part for part in self._passed_over):
+            return None
+        try:
+            batch, watermark = self._format.decode(record.value)
+        except BadRecord as bad:
+            self._unreadable.add(record, bad)
+            return None
+        self._unreadable.was_read()
+        self.watermark = max(self.watermark, watermark)
+        return batch
 
     def pass_over(self, offsets: range) -> None:
         """Never read the records at these offsets. What the rows contain already stays in them."""
@@ -337,16 +351,17 @@ class TrainWorker:
                     topic=EXAMPLES,
                     partition=self.partition,
                     offset=offsets[record],
-                    reason=LEFT_OUT,
+                    reason=NOT_FINITE,
                     detail=f"row {row}, example {example.column('example_id')[0].as_py()}: its loss or gradient is no number "
                     "that a step of training can use",
                     payload=self._format.encode(example, self.watermark) if at < _PAYLOADS_AT_ONCE else b"",
                 )
             )
 
-    def take_left_out(self) -> list[DeadLetter]:
-        """Dead letters of the examples that were left out since the last call, each named by offset and row of its record."""
-        taken, self._left_out = self._left_out, []
+    def take_refused(self) -> list[DeadLetter]:
+        """Dead letters since the last call: of records that could not be read, and of examples that were left out, each named by
+        offset and row of its record."""
+        taken, self._left_out = self._unreadable.take() + self._left_out, []
         return taken
 
     def take_decided(self) -> npt.NDArray[np.int64]:

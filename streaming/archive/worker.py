@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from streaming.archive.table import Archive, Archived, Position
 from streaming.clock import Clock
-from streaming.log import EXAMPLES, LogReader, check_no_gap
+from streaming.log import EXAMPLES, LogReader, Record, check_no_gap
+from streaming.records.events import BadRecord, DeadLetter
 from streaming.records.examples import ExampleFormat
+from streaming.records.unreadable import Unreadable
 
 _RECORDS_AT_ONCE = 64
 _ROWS_A_COMMIT = 1 << 18
@@ -31,14 +33,19 @@ class ArchiveWorker:
         clock: Clock,
         commit_every_ms: int,
         partitions: Sequence[int],
+        tell: Callable[[Sequence[DeadLetter]], bool],
     ) -> None:
-        """Begin where the archive ends; `GapError` where the log no longer reaches back to there."""
+        """Begin where the archive ends; `GapError` where the log no longer reaches back to there.
+
+        ``tell`` puts dead letters of records that cannot be read where people find them; False where it could not.
+        """
         self._log = log
         self._archive = archive
         self._format = example_format
         self._clock = clock
         self._commit_every_ms = commit_every_ms
         self._partitions = list(partitions)
+        self._tell = tell
         self._tidied_at = 0
         self._vacuumed_at: int | None = None
         self.examples = 0
@@ -49,6 +56,7 @@ class ArchiveWorker:
     def step(self) -> bool:
         """Read once, and commit where an example waited long enough or enough came together. Whether there is more.
 
+        A record that cannot be read is told of before any commit passes it; `UnreadableError` where none can be read any more.
         Records without examples, of which an idle stream has one whenever its watermark moves, wait ten times as long, but
         no more than ten minutes where examples wait less. They are committed all the same: retention deletes them, and where the
         archive ends before what is left, nobody goes on.
@@ -59,8 +67,12 @@ class ArchiveWorker:
         for partition in self._partitions:
             records = self._log.read(EXAMPLES, partition, self.positions[partition].offset, _RECORDS_AT_ONCE)
             for record in records:
-                self._take(partition, record.offset, record.value)
+                self._take(partition, record)
             more |= len(records) == _RECORDS_AT_ONCE
+        letters = [letter for each in self._unreadable.values() for letter in each.take()]
+        if letters and not self._tell(letters):
+            self._start()  # nothing passes them
+            return False
         elapsed_ms, patience = self._clock.elapsed_ms(), self._commit_every_ms
         waited = bool(self._rows) and elapsed_ms - self._waiting_since >= patience
         idle = max(patience, min(_IDLE * patience, _IDLE_MS))
@@ -88,6 +100,7 @@ class ArchiveWorker:
     def _start(self) -> None:
         self._started = False  # where the log does not answer, the next step tries again
         self._forget_waiting()
+        self._unreadable = {at: Unreadable("not archived", at) for at in self._partitions}
         self._archived: dict[int, Position | None] = {at: self._archive.position(at) for at in self._partitions}
         positions = {}
         for partition, archived in self._archived.items():
@@ -104,18 +117,25 @@ class ArchiveWorker:
         self._rows = self._bytes = 0
         self._waiting_since = self._moving_since = 0
 
-    def _take(self, partition: int, offset: int, payload: bytes) -> None:
-        batch, watermark = self._format.decode(payload)
+    def _take(self, partition: int, record: Record) -> None:
         if not self._moved:
             self._moving_since = self._clock.elapsed_ms()
         self._moved.add(partition)
-        self.positions[partition] = Position(offset + 1, max(watermark, self.positions[partition].watermark))
+        reached = self.positions[partition].watermark
+        self.positions[partition] = Position(record.offset + 1, reached)
+        try:
+            batch, watermark = self._format.decode(record.value)
+        except BadRecord as bad:
+            self._unreadable[partition].add(record, bad)
+            return
+        self._unreadable[partition].was_read()
+        self.positions[partition] = Position(record.offset + 1, max(watermark, reached))
         if batch.num_rows:
             if not self._waiting:
                 self._waiting_since = self._clock.elapsed_ms()
-            self._waiting.append(Archived(partition, offset, batch))
+            self._waiting.append(Archived(partition, record.offset, batch))
             self._rows += batch.num_rows
-            self._bytes += len(payload)
+            self._bytes += len(record.value)
 
     def _tidy(self) -> None:
         """Compact when event time came to another hour, and delete what is no longer used once a day."""

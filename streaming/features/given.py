@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from basis.decoding import UNDECODABLE
 from streaming.features.columns import Ids, Ragged
 from streaming.features.ids import ids_of
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
@@ -18,9 +17,6 @@ from streaming.features.values import as_arrow, plain_ids, plain_lists, plain_nu
 from streaming.records.events import NUMBERS_ALLOWED
 from streaming.source.mapping import as_times, lists_of, plain, sparse_of, vectors_of
 from streaming.source.tabular import as_numbers
-
-WRONG = (*UNDECODABLE, TypeError, ValueError, OverflowError, pa.ArrowException)
-"""What these functions raise where values do not fit."""
 
 
 def ids(values: Sequence[Any]) -> Ids:
@@ -57,7 +53,7 @@ def vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64]:
 
 
 def raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
-    """The raw column of what a product has, one value an impression; one of `WRONG` where it does not fit the feature."""
+    """The raw column of what a product has, one value an impression; an error of any kind where it does not fit the feature."""
     raw = _raw_of_values(feature, values)
     wrong = beyond(feature, raw)
     if wrong is not None and wrong.any():

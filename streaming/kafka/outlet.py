@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from basis.decoding import UNDECODABLE, why
+from basis.decoding import refusing
 from streaming.join.partition import Committed, ForgottenError
 from streaming.join.state import Cut, Outgoing
 from streaming.kafka.client import bounded, reader_of, telling, timed_out, whole
@@ -80,13 +80,8 @@ class KafkaOutlet:
             found = dict(zip(self._inputs, _committed(consumer, list(self._inputs.values())), strict=True))
         if any(at.offset < 0 for at in found.values()):
             return None
-        try:
+        with refusing(self._forgotten):
             metadata = _decoder.decode(found[IMPRESSIONS].metadata or "")
-        except UNDECODABLE as error:
-            raise ForgottenError(
-                f"group {self._group}: what is committed with the offsets of {self._inputs[IMPRESSIONS]} is no joiner's: "
-                f"{why(error)}; allowed: offsets that only joiners commit, or another kafka.prefix"
-            ) from None
         return Committed(
             metadata.id,
             metadata.sequence,
@@ -95,6 +90,12 @@ class KafkaOutlet:
             {name: at.offset for name, at in found.items()},
             Cut(-1, *metadata.lowest),
             metadata.newest,
+        )
+
+    def _forgotten(self, why: str) -> ForgottenError:
+        return ForgottenError(
+            f"group {self._group}: what is committed with the offsets of {self._inputs[IMPRESSIONS]} is no joiner's: "
+            f"{why}; allowed: offsets that only joiners commit, or another kafka.prefix"
         )
 
     @telling

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from confluent_kafka import KafkaError
 from pydantic import Field, model_validator
 
-from basis.decoding import UNDECODABLE
 from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section, matching
 from streaming.records.events import MAX_RECORD_BYTES
@@ -67,7 +66,7 @@ class SaslSettings(Section):
         assert self.password_file is not None
         try:
             return Path(self.password_file).read_text(encoding="utf-8").rstrip("\r\n")
-        except (*UNDECODABLE, OSError) as error:
+        except (OSError, ValueError) as error:
             allowed = f"{error}; allowed: a file that holds the password"
             raise Problems([Problem("kafka.sasl", "password_file", self.password_file, allowed)]) from None
 

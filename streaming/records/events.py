@@ -6,13 +6,14 @@ one record of a few kilobytes that decodes in microseconds.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, TypeAlias, overload
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from basis.decoding import UNDECODABLE, why
+from basis.decoding import refusing, why
 from streaming.features.columns import Packed
 
 SCHEMA_VERSION = 1
@@ -25,6 +26,8 @@ FLOAT32_MAX = 3.4028234663852886e38
 """Numbers are trained on as float32, so what is larger is refused where it enters."""
 NUMBERS_ALLOWED = "allowed: numbers that are finite in 32 bits"
 
+Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""What msgpack can hold beyond that, Arrow and numpy cannot; and JSON has integers of any length."""
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
 
@@ -37,14 +40,14 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
     version: int
     request_id: Id
-    served_at: int
+    served_at: Int64
     impression_ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
     shared: dict[str, Packed] = {}
     features: dict[str, Packed] = {}
     positions: bytes = b""
     scores: bytes = b""
-    sparse_version: int = 0
-    dense_version: int = 0
+    sparse_version: Int64 = 0
+    dense_version: Int64 = 0
 
 
 class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -54,7 +57,7 @@ class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     request_id: Id
     impression_id: Id
     action: str
-    happened_at: int
+    happened_at: Int64
     value: float = 1.0
 
 
@@ -78,9 +81,10 @@ class BadRecord(ValueError):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_request = msgspec.msgpack.Decoder(Request)
-_engagement = msgspec.msgpack.Decoder(Engagement)
-_json_engagement = msgspec.json.Decoder(Engagement)
+_request_decoder = msgspec.msgpack.Decoder(Request)
+_engagement_decoder = msgspec.msgpack.Decoder(Engagement)
+_json_engagement_decoder = msgspec.json.Decoder(Engagement)
+_letter_decoder = msgspec.msgpack.Decoder(DeadLetter)
 encode = _encoder.encode
 
 
@@ -89,7 +93,9 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
         raise BadRecord("too_large", f"{len(payload)} bytes; allowed: {MAX_RECORD_BYTES}")
     try:
         record = decoder.decode(payload)
-    except UNDECODABLE as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise BadRecord("malformed", why(error)) from None
     if record.version != SCHEMA_VERSION:
         raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
@@ -120,7 +126,7 @@ def _check_time(name: str, milliseconds: int, latest: int, earliest: int) -> Non
 
 def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Request:
     """The request in ``payload``; `BadRecord` where it breaks the contract or was not served between these times (ms)."""
-    request: Request = _checked(payload, _request)
+    request: Request = _checked(payload, _request_decoder)
     _check_time("served_at", request.served_at, latest, earliest)
     count = len(request.impression_ids)
     if count > 1 and len(set(request.impression_ids)) != count:
@@ -130,9 +136,15 @@ def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> 
 
 def decode_engagement(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Engagement:
     """The engagement in ``payload``; `BadRecord` where it breaks the contract or did not happen between these times (ms)."""
-    decoder = _json_engagement if is_json(payload) else _engagement
+    decoder = _json_engagement_decoder if is_json(payload) else _engagement_decoder
     engagement: Engagement = _checked(payload, decoder)
     _check_time("happened_at", engagement.happened_at, latest, earliest)
     if not fits_float32(engagement.value):
         raise BadRecord("malformed", f"value {engagement.value}; {NUMBERS_ALLOWED}")
     return engagement
+
+
+def decode_letter(payload: bytes) -> DeadLetter:
+    """The dead letter in ``payload``; `BadRecord` where it is none."""
+    with refusing(partial(BadRecord, "malformed")):
+        return _letter_decoder.decode(payload)

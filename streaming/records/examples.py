@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from basis.arrow import BatchCodec
-from basis.decoding import UNDECODABLE, why
+from basis.arrow import BatchCodec, decode_stream
+from basis.decoding import refusing, why
 from streaming.features.columns import Column, Columns, arrow_type, from_arrow, to_arrow
 from streaming.features.kinds import Feature
-from streaming.records.events import SCHEMA_VERSION, BadRecord, encode
+from streaming.log import EXAMPLES
+from streaming.records.events import FLOAT32_MAX, MIN_TIME_MS, SCHEMA_VERSION, BadRecord, encode
 from streaming.records.labels import Label
+
+_log = logging.getLogger(__name__)
+_LATEST_MS = ((1 << 32) - 1) * 1000
+"""Rows keep seconds in 32 bits."""
+_FINITE = (-FLOAT32_MAX, FLOAT32_MAX)
+_ALLOWED = {
+    **dict.fromkeys(("served_at", "happened_at", "decided_at"), (MIN_TIME_MS, _LATEST_MS)),
+    "weight": (0, FLOAT32_MAX),
+    "sampling_rate": (0, 1),
+}
+_REVISION = {"example_id": pa.string(), "served_at": pa.int64(), "revision": pa.int32()}
 
 
 class ExampleColumns(NamedTuple):
@@ -41,7 +55,7 @@ class ExamplesRecord(msgspec.Struct, kw_only=True):
     """What `examples` holds: an Arrow IPC stream of one batch, and the joiner's watermark (ms)."""
 
     version: int
-    watermark: int
+    watermark: Annotated[int, msgspec.Meta(ge=-_LATEST_MS, le=_LATEST_MS)]
     batch: bytes
 
 
@@ -103,17 +117,13 @@ class ExampleFormat:
 
     def decode(self, payload: bytes) -> tuple[pa.RecordBatch, int]:
         """The batch in a record and its watermark; `BadRecord` where it is not one of this pipeline."""
-        try:
+        with refusing(partial(BadRecord, "malformed"), BadRecord):
             record = _decoder.decode(payload)
             if record.version != SCHEMA_VERSION:
                 raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
             batch = self._codec.decode(record.batch)
-            for column, name in zip(batch.columns, batch.schema.names, strict=True):
-                if column.null_count:
-                    raise BadRecord("malformed", f"column {name}: a value is missing")
+            _check_values(batch)
             return batch, record.watermark
-        except (*UNDECODABLE, ValueError) as error:
-            raise error if isinstance(error, BadRecord) else BadRecord("malformed", why(error)) from None
 
     def columns(self, batch: pa.RecordBatch) -> dict[str, Column]:
         """The features of a batch, as views where their layout allows."""
@@ -124,12 +134,34 @@ class ExampleFormat:
         return np.stack([batch.column(f"label.{name}").to_numpy() for name in self.labels], axis=1)
 
 
+def _check_values(batch: pa.RecordBatch) -> None:
+    """`BadRecord` where a value would harm more than its own example: times of rows and of the archive's partitions, or what a
+    model knows of a feature. What is wrong with a label shows in its example's loss."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        flat = column.flatten() if pa.types.is_nested(column.type) else column
+        if column.null_count or flat.null_count:
+            raise BadRecord("malformed", f"column {name}: a value is missing")
+        allowed = _FINITE if name.startswith("feature.") and pa.types.is_floating(flat.type) else _ALLOWED.get(name)
+        if allowed is not None and len(flat):
+            values, (low, high) = flat.to_numpy(), allowed
+            if not (values.min() >= low and values.max() <= high):
+                found = f"{values.min()} to {values.max()}"
+                raise BadRecord("malformed", f"column {name}: {found}; allowed: {low} to {high}")
+
+
 def example_revisions(payload: bytes) -> list[tuple[str, int, int]]:
-    """The ids in a record, when each was served (ms), and its revision, whatever pipeline wrote it."""
-    with pa.ipc.open_stream(_decoder.decode(payload).batch) as reader:
-        batch = reader.read_next_batch()
-        names = ("example_id", "served_at", "revision")
-        return list(zip(*(batch.column(name).to_pylist() for name in names), strict=True))
+    """The ids in a record, when each was served (ms), and its revision, whatever pipeline wrote it.
+
+    None where it cannot be read: then no joiner wrote it. Those who train on it or archive it make a dead letter of it.
+    """
+    try:
+        batch = decode_stream(_decoder.decode(payload).batch)
+        columns = [batch.column(name).cast(kind) for name, kind in _REVISION.items()]
+        missing = any(column.null_count for column in columns)
+        return [] if missing else list(zip(*(column.to_pylist() for column in columns), strict=True))
+    except Exception as error:
+        _log.warning("%s holds a record that is none of examples, passed over: %s", EXAMPLES, why(error))
+        return []
 
 
 def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:

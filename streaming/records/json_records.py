@@ -7,33 +7,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from basis.decoding import UNDECODABLE, why
+from basis.decoding import refusing
 from streaming.features import given
 from streaming.features.columns import Column, Floats, Packed, pack
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
-from streaming.records.events import BadRecord, Request, encode
-
-_Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-"""JSON has integers that msgpack cannot hold."""
+from streaming.records.events import BadRecord, Int64, Request, encode
 
 
 class _JsonRequest(msgspec.Struct, kw_only=True):
-    version: _Int64
+    version: Int64
     request_id: str
-    served_at: _Int64
+    served_at: Int64
     impression_ids: list[str]
     shared: dict[str, Any] = {}
     features: dict[str, list[Any]] = {}
     positions: list[int] = []
     scores: list[list[float]] = []
-    sparse_version: _Int64 = 0
-    dense_version: _Int64 = 0
+    sparse_version: Int64 = 0
+    dense_version: Int64 = 0
 
 
 _decoder = msgspec.json.Decoder(_JsonRequest)
@@ -41,36 +39,35 @@ _decoder = msgspec.json.Decoder(_JsonRequest)
 
 def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
     """A request of JSON as msgpack with packed columns; `BadRecord` where its values do not fit its features."""
-    try:
+    with refusing(partial(BadRecord, "malformed"), BadRecord):
         read = _decoder.decode(payload)
-    except UNDECODABLE as error:
-        raise BadRecord("malformed", why(error)) from None
-    try:
-        positions, scores = np.array(read.positions, "<i4").tobytes(), np.array(read.scores, "<f4").tobytes()
-    except (ValueError, OverflowError) as error:
-        raise BadRecord("malformed", f"positions or scores: {error}") from None
-    return encode(
-        Request(
-            version=read.version,
-            request_id=read.request_id,
-            served_at=read.served_at,
-            impression_ids=read.impression_ids,
-            shared={
-                name: pack_values(name, features[name], [value])
-                for name, value in read.shared.items()
-                if name in features
-            },
-            features={
-                name: pack_values(name, features[name], each)
-                for name, each in read.features.items()
-                if name in features
-            },
-            positions=positions,
-            scores=scores,
-            sparse_version=read.sparse_version,
-            dense_version=read.dense_version,
+        return encode(
+            Request(
+                version=read.version,
+                request_id=read.request_id,
+                served_at=read.served_at,
+                impression_ids=read.impression_ids,
+                shared={
+                    name: pack_values(name, features[name], [value])
+                    for name, value in read.shared.items()
+                    if name in features
+                },
+                features={
+                    name: pack_values(name, features[name], each)
+                    for name, each in read.features.items()
+                    if name in features
+                },
+                positions=_packed("positions", read.positions, "<i4"),
+                scores=_packed("scores", read.scores, "<f4"),
+                sparse_version=read.sparse_version,
+                dense_version=read.dense_version,
+            )
         )
-    )
+
+
+def _packed(name: str, values: Sequence[Any], kind: str) -> bytes:
+    with refusing(lambda why: BadRecord("malformed", f"{name}: {why}")):
+        return np.array(values, kind).tobytes()
 
 
 def pack_values(name: str, feature: Feature, values: Sequence[Any]) -> Packed:
@@ -80,7 +77,7 @@ def pack_values(name: str, feature: Feature, values: Sequence[Any]) -> Packed:
 
 def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Column:
     """Values as they stand in JSON, one an impression, as a column; `BadRecord` where they do not fit the feature."""
-    try:
+    with refusing(lambda why: BadRecord("malformed", f"feature {name}: {why}")):
         match feature:
             case SparseFeature():
                 return given.lists(values) if feature.is_list else given.ids(values)
@@ -88,8 +85,6 @@ def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Colu
                 return _floats(given.vectors(values, feature.size))
             case _:
                 return _floats(given.numbers(values))
-    except given.WRONG as error:
-        raise BadRecord("malformed", f"feature {name}: {why(error)}") from None
 
 
 def _floats(values: npt.NDArray[np.float64]) -> Floats:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from basis.decoding import UNDECODABLE, why
+from basis.decoding import why
 from basis.problems import Problem, ProblemList, Problems, Unreadable
 from streaming.features.values import as_arrow
 from streaming.source.settings import File
@@ -251,7 +251,7 @@ def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
             null_values=[""],
         )
         table = pa.csv.read_csv(path, read_options=options, parse_options=parse, convert_options=convert)
-    except (*UNDECODABLE, pa.ArrowException, OSError) as error:
+    except Exception as error:
         raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: CSV with a header line")]) from None
     lines = pa.array(
         [line for line in range(2, table.num_rows + len(left_out) + 2) if line not in left_out], pa.int64()
@@ -276,7 +276,7 @@ def _json_lines(path: Path, _file: File, columns: list[str]) -> RowFile:
             try:
                 rows.append(decoder.decode(text))
                 lines.append(line)
-            except UNDECODABLE as error:
+            except Exception as error:
                 rejects.append(Reject(str(path), f"line {line}", _show(text[:_SHOWN]), "malformed", why(error)))
     present = list(dict.fromkeys(name for row in rows for name in row))
     if not rows:
@@ -287,7 +287,7 @@ def _json_lines(path: Path, _file: File, columns: list[str]) -> RowFile:
             with problems.collect():
                 try:
                     found[name] = as_arrow([row.get(name) for row in rows])
-                except (*UNDECODABLE, TypeError, ValueError) as error:
+                except Exception as error:
                     allowed = "allowed: numbers, texts, or lists of them"
                     raise Problems([Problem(str(path), f"column {name}", why(error), allowed)]) from None
     problems.raise_any()

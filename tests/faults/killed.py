@@ -88,7 +88,9 @@ def kill_at_time(seconds: float) -> None:
 def archive(folder: Path, rng: random.Random) -> None:
     """Archive the whole log, with many commits and compactions."""
     log = EmbeddedLog(folder / "log", durable=True)
-    worker = ArchiveWorker(log, Archive(str(folder / "archive"), FORMAT), FORMAT, EventClock(1), 0, PARTITIONS)
+    worker = ArchiveWorker(
+        log, Archive(str(folder / "archive"), FORMAT), FORMAT, EventClock(1), 0, PARTITIONS, lambda letters: False
+    )
     while worker.step():
         pass
     worker.commit()

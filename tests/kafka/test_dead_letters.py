@@ -34,7 +34,7 @@ from tests.kafka.traffic import (
     read_examples,
     send,
 )
-from trainer.worker import LEFT_OUT
+from trainer.worker import NOT_FINITE
 
 
 def run(command: str) -> str:
@@ -54,7 +54,7 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     there = make_traffic(7, 40, 2, now_ms() - 5 * MINUTE, 100)
     ahead = make_traffic(8, 40, 2, now_ms() + 30 * MINUTE, 100, first=40)
     broken = Event(0, IMPRESSIONS, "broken", b"\xc1\xff [bold]")
-    letter = DeadLetter(topic=EXAMPLES, partition=0, offset=7, reason=LEFT_OUT, detail="row 3", payload=b"an example")
+    letter = DeadLetter(topic=EXAMPLES, partition=0, offset=7, reason=NOT_FINITE, detail="row 3", payload=b"an example")
     with producer_of(kafka) as producer:
         send(producer, kafka, [*there.events, *ahead.events, broken])
         producer.send(kafka.topic(DEAD_LETTERS), encode(letter), partition=1)
@@ -70,7 +70,7 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     config = str(write_config(right, tmp_path))
     listed = run(f"{config} --limit 1000")
     assert f"{refused + 2} dead letters" in listed
-    assert listed.count(LEFT_OUT) == 1
+    assert listed.count(NOT_FINITE) == 1
     assert listed.count("future") == refused
     assert r"b'\xc1\xff [bold]'" in listed, "bytes are shown as they are"
     console = Console(file=io.StringIO())
@@ -82,7 +82,7 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     assert Counter(letter.reason for letter in read_dead_letters(kafka)) == {
         "future": refused,
         "malformed": 2,
-        LEFT_OUT: 1,
+        NOT_FINITE: 1,
     }
 
 

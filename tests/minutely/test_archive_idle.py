@@ -70,7 +70,9 @@ def test_an_example_does_not_wait_for_that_nor_goes_before_its_time(log: Embedde
 
 def test_a_clock_that_is_set_back_does_not_delay_a_commit(log: EmbeddedLog, tmp_path: Path) -> None:
     clock = SetClock(0, START)
-    worker = ArchiveWorker(log, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, clock, EVERY, [0])
+    worker = ArchiveWorker(
+        log, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, clock, EVERY, [0], lambda letters: False
+    )
     fill(log, 0, [10, 20])
     worker.step()
     clock.elapsed, clock.ahead = EVERY, START - 60 * MINUTE

@@ -26,7 +26,8 @@ def test_what_prometheus_is_told() -> None:
     assert "minutely_train_examples_total 0.0" in before
     assert "idle_seconds" not in before, "nobody knows"
     status.lag, status.watermarks = {0: 7, 1: 0}, {0: 9_500, 1: 8_000}
-    status.examples, status.left_out, status.commits, status.committed_at = 12, 2, 3, 9_000
+    status.examples, status.commits, status.committed_at = 12, 3, 9_000
+    status.dead_letters.update(["not_finite", "version", "not_finite"])
     clock.move_to(11_500)
     said = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
     assert said == [
@@ -35,7 +36,9 @@ def test_what_prometheus_is_told() -> None:
         'minutely_train_watermark_seconds{partition="0"} 9.5',
         'minutely_train_watermark_seconds{partition="1"} 8.0',
         "minutely_train_examples_total 12.0",
-        "minutely_train_left_out_total 2.0",
+        'minutely_train_dead_letters_total{reason="malformed"} 0.0',
+        'minutely_train_dead_letters_total{reason="not_finite"} 2.0',
+        'minutely_train_dead_letters_total{reason="version"} 1.0',
         "minutely_train_versions_total 3.0",
         "minutely_train_refused_total 0.0",
         "minutely_train_idle_seconds 2.5",
@@ -54,7 +57,6 @@ def test_how_many_rows_came_and_went() -> None:
     status, registry = Status(), CollectorRegistry()
     registry.register(StatusMetrics("train", "versions", status, EventClock(0)))
     assert "rows" not in generate_latest(registry).decode(), "an archiver has none"
-    assert "left_out" not in generate_latest(registry).decode(), "and leaves nothing out"
     status.tables = {"item": Table(2, max_rows=10, expire_after_seconds=5), "user": Table(2)}
     status.tables["item"].lookup_or_insert(np.arange(14), now_ms=1_000)
     status.tables["item"].lookup_or_insert(np.arange(10, 12), now_ms=9_000)

@@ -94,7 +94,12 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
     "joiners behind": ({'minutely_join_lag{topic="impressions", partition="0"}': "9000+500x40"}, {"JoinerBehind"}),
     "miscalibrated": ({'minutely_join_miscalibrated{label="like"}': "1x40"}, {"Miscalibrated"}),
     "dead letters": ({'minutely_join_dead_letters_total{reason="late", partition="0"}': "0+20x40"}, {"LateRecords"}),
-    "left out": ({'minutely_train_left_out_total{instance="train"}': "0+1x40"}, {"ExamplesLeftOut"}),
+    "left out": (
+        {'minutely_train_dead_letters_total{instance="train", reason="not_finite"}': "0+1x40"}, {"ExamplesLeftOut"},
+    ),
+    "left out of the archive": (
+        {'minutely_archive_dead_letters_total{instance="archive", reason="malformed"}': "0+1x40"}, {"ExamplesLeftOut"},
+    ),
 }  # fmt: skip
 
 
@@ -154,8 +159,9 @@ class _Nobody:
 def others_names() -> set[str]:
     """What joiners and trainers export: the families of their collectors."""
     families = list(JoinMetrics(_Nobody()).collect())  # type: ignore[arg-type]
-    status = Status(left_out=0, prequential=Prequential(make_pipeline().labels), tables={"item": Table(2)})
+    status = Status(prequential=Prequential(make_pipeline().labels), tables={"item": Table(2)})
     families += StatusMetrics("train", "versions", status, EventClock(0)).collect()
+    families += StatusMetrics("archive", "commits", Status(), EventClock(0)).collect()
     return {name for family in families for name in (family.name, f"{family.name}_total")}
 
 

@@ -341,10 +341,10 @@ def test_what_resuming_passes_over_is_not_trained_on(tmp_path: Path) -> None:
             held.log.append(EXAMPLES, 0, records(1, number))
         online.step()
         online.trainer.weights.vector[0] = float("nan")
-        with pytest.raises(GuardedError, match=r"; version 2 stays; trained on since: 0:2-3$"):
+        with pytest.raises(GuardedError, match=r"; version 2 stays; read since: 0:2-3$"):
             online.publish()
         held.log.append(EXAMPLES, 0, [b"no batch of examples", *records(1, 4)])
-        with pytest.raises(GuardedError, match=r"trained on since: 0:2-3; .* --pass-over leaves offsets out"):
+        with pytest.raises(GuardedError, match=r"read since: 0:2-3; .* --pass-over leaves offsets out"):
             held.start()
         left = {0: [range(2, 4), range(4, 5), range(9, 12)], 1: [range(5, 6)]}
         resumed = held.start(resume=True, pass_over=left)

@@ -75,7 +75,9 @@ def everything(trainer: Trainer) -> Everything:
 
 
 def archive_of(log: EmbeddedLog, folder: Path, partitions: int = 1) -> Archive:
-    worker = ArchiveWorker(log, Archive(str(folder), FORMAT), FORMAT, EventClock(1), NEVER, range(partitions))
+    worker = ArchiveWorker(
+        log, Archive(str(folder), FORMAT), FORMAT, EventClock(1), NEVER, range(partitions), lambda letters: False
+    )
     while worker.step():
         pass
     worker.commit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,12 +13,15 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from basis.problems import GuardedError
+from basis.problems import GuardedError, UnreadableError
 from paramserver.settings import TablesSettings
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature
+from streaming.kafka.settings import MAX_OUTPUT_BYTES
 from streaming.log import EXAMPLES, EmbeddedLog
-from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.events import MAX_RECORD_BYTES, encode
+from streaming.records.examples import ExampleColumns, ExampleFormat, ExamplesRecord
 from streaming.records.labels import Label
+from streaming.records.unreadable import IN_A_ROW
 from trainer.flat_adam import FlatAdam
 from trainer.models import dump_weights, load_weights, make_model
 from trainer.prequential import Prequential
@@ -218,14 +222,92 @@ def test_what_is_left_out_is_named_by_offset_and_row(tmp_path: Path) -> None:
     ]
     log.append(EXAMPLES, 0, [example_format.encode(batch, 1) for batch in batches])
     worker.step()
-    letters = worker.take_left_out()
+    letters = worker.take_refused()
     assert [(letter.topic, letter.partition, letter.offset, letter.reason) for letter in letters] == [
         (EXAMPLES, 0, 2, "not_finite"),
         (EXAMPLES, 0, 0, "not_finite"),
     ]
     assert [letter.detail.split(":")[0] for letter in letters] == ["row 2, example e12", "row 1, example e1"]
     assert example_format.decode(letters[0].payload)[0].column("example_id").to_pylist() == ["e12"]
-    assert worker.take_left_out() == []
+    assert worker.take_refused() == []
+    log.close()
+
+
+def unsound(example_format: ExampleFormat) -> list[tuple[bytes, str, str]]:
+    """Records that nobody can read or should use, with reason and detail."""
+    batch = spending(example_format, [1.0], 1000)
+    other = ExampleFormat({**FEATURES, "hour": SparseFeature(column="h")}, SPENT)
+
+    def with_column(name: str, value: object) -> bytes:
+        column = pa.array([value], batch.schema.field(name).type)
+        return example_format.encode(
+            batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), column), 1
+        )
+
+    return [
+        (b"\xc1", "malformed", "MessagePack data is malformed"),
+        (b"", "malformed", "truncated"),
+        (encode(ExamplesRecord(version=7, watermark=1, batch=b"")), "version", "schema version 7; allowed: 1"),
+        (encode(ExamplesRecord(version=1, watermark=1, batch=b"\xff" * 40)), "malformed", "no sound Arrow stream"),
+        (other.encode(other.empty(), 1), "malformed", "columns ['example_id'"),
+        (with_column("decided_at", 1 << 62), "malformed", "column decided_at: 4611686018427387904 to"),
+        (with_column("served_at", -1), "malformed", "column served_at: -1 to -1; allowed: 0 to"),
+        (with_column("sampling_rate", float("nan")), "malformed", "column sampling_rate: nan to nan; allowed: 0 to 1"),
+        (with_column("weight", None), "malformed", "column weight: a value is missing"),
+        (msgspec.msgpack.encode({"version": 1, "watermark": 1 << 63, "batch": b""}), "malformed", "watermark"),
+    ]
+
+
+def test_what_cannot_be_read_is_a_dead_letter_and_training_goes_on(tmp_path: Path) -> None:
+    trainer, example_format = make(labels=SPENT)
+    log = EmbeddedLog(tmp_path / "log", durable=False)
+    worker = TrainWorker(log, trainer, example_format, partition=3)
+    good = [
+        example_format.encode(spending(example_format, [1.0, 2.0], at * 1000, first=2 * at), at) for at in range(11)
+    ]
+    bad = unsound(example_format)
+    log.append(
+        EXAMPLES,
+        3,
+        [record for pair in zip(good, [*(payload for payload, _, _ in bad), good[-1]], strict=True) for record in pair],
+    )
+    worker.step()
+    assert (trainer.examples, worker.offset, worker.watermark) == (2 * 12, 22, 10)
+    letters = worker.take_refused()
+    assert [(letter.topic, letter.partition, letter.offset, letter.payload) for letter in letters] == [
+        (EXAMPLES, 3, 2 * at + 1, payload) for at, (payload, _, _) in enumerate(bad)
+    ]
+    for letter, (_, reason, detail) in zip(letters, bad, strict=True):
+        assert letter.reason == reason
+        assert letter.detail.startswith("not trained on: ") and detail in letter.detail
+    assert worker.take_refused() == []
+    log.close()
+
+
+def test_a_letter_fits_into_a_record_whatever_it_is_about(tmp_path: Path) -> None:
+    trainer, example_format = make()
+    log = EmbeddedLog(tmp_path / "log", durable=False)
+    worker = TrainWorker(log, trainer, example_format)
+    log.append(EXAMPLES, 0, [b"\xc1" * MAX_OUTPUT_BYTES])
+    worker.step()
+    (letter,) = worker.take_refused()
+    assert letter.detail.endswith(f"; the first {MAX_RECORD_BYTES} of {MAX_OUTPUT_BYTES} bytes")
+    assert len(encode(letter)) < MAX_OUTPUT_BYTES
+    log.close()
+
+
+def test_where_nothing_can_be_read_it_is_the_reader_that_is_wrong(tmp_path: Path) -> None:
+    trainer, example_format = make()
+    log = EmbeddedLog(tmp_path / "log", durable=False)
+    worker = TrainWorker(log, trainer, example_format)
+    good = example_format.encode(example_format.empty(), 1)
+    log.append(EXAMPLES, 0, [b"\xc1"] * IN_A_ROW + [good] + [b"\xc1"] * IN_A_ROW)
+    while worker.step():
+        pass
+    assert len(worker.take_refused()) == 2 * IN_A_ROW
+    log.append(EXAMPLES, 0, [b"\xc1"])
+    with pytest.raises(UnreadableError, match=rf"examples/0, offset {2 * IN_A_ROW + 1}: .*config of the joiners"):
+        worker.step()
     log.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,19 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from basis.problems import GapError, Problems
+from basis.problems import GapError, Problems, UnreadableError
 from streaming.archive import table as archives
 from streaming.archive.table import Archive, Archived, Position
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.join.timers import NEVER
 from streaming.log import EXAMPLES, EmbeddedLog, Record
+from streaming.records.events import DeadLetter
 from streaming.records.examples import ExampleColumns, ExampleFormat
 from streaming.records.labels import Label
+from streaming.records.unreadable import IN_A_ROW
 
 HOUR = 3_600_000
 START = 474_000 * HOUR
@@ -65,12 +69,16 @@ def names(archive: Archive, since: int = 0, until: int = 1000 * HOUR) -> list[st
     return [name for batch in batches for name in batch.column("example_id").to_pylist()]
 
 
+def nobody(letters: Sequence[DeadLetter]) -> bool:
+    raise AssertionError(letters)
+
+
 def make(
     log: EmbeddedLog, folder: Path, partitions: int = 1, commit_every: int = 10
 ) -> tuple[ArchiveWorker, EventClock]:
     clock = EventClock(1_000)
     archive = Archive(str(folder), FORMAT)
-    return ArchiveWorker(log, archive, FORMAT, clock, commit_every, range(partitions)), clock
+    return ArchiveWorker(log, archive, FORMAT, clock, commit_every, range(partitions), nobody), clock
 
 
 @pytest.fixture
@@ -115,6 +123,43 @@ def test_a_commit_waits_for_its_time_and_one_restart_goes_on_after_it(log: Embed
     again.step()
     again.commit()
     assert names(Archive(str(tmp_path / "archive"), FORMAT)) == ["e0", "e1", "e2", "e3"]
+
+
+def test_what_cannot_be_read_is_told_before_the_archive_passes_it(log: EmbeddedLog, tmp_path: Path) -> None:
+    archive, clock, told, answers = Archive(str(tmp_path / "archive"), FORMAT), EventClock(1_000), [], True
+
+    def tell(letters: Sequence[DeadLetter]) -> bool:
+        assert Archive(str(tmp_path / "archive"), FORMAT).position(1) is None
+        told.extend(letters)
+        return answers
+
+    worker = ArchiveWorker(log, archive, FORMAT, clock, 0, [0, 1], tell)
+    log.append(EXAMPLES, 0, [FORMAT.encode(examples([10]), START + 10)])
+    log.append(EXAMPLES, 1, [b"\xc1", FORMAT.encode(examples([20], first=1), START + 20), b"not one of ours"])
+    answers = False
+    worker.step()
+    worker.commit()
+    assert archive.position(0) is archive.position(1) is None, "nothing passes what was not told"
+    assert worker.positions == {0: Position(0, 0), 1: Position(0, 0)}
+    told.clear()
+    answers = True
+    worker.step()
+    found = [(letter.topic, letter.partition, letter.offset, letter.reason, letter.payload) for letter in told]
+    assert found == [(EXAMPLES, 1, 0, "malformed", b"\xc1"), (EXAMPLES, 1, 2, "malformed", b"not one of ours")]
+    assert all(letter.detail.startswith("not archived: ") for letter in told)
+    archive = Archive(str(tmp_path / "archive"), FORMAT)
+    assert (archive.position(0), archive.position(1)) == (Position(1, START + 10), Position(3, START + 20))
+    assert names(archive) == ["e0", "e1"]
+
+
+def test_an_archiver_of_another_config_archives_nothing(log: EmbeddedLog, tmp_path: Path) -> None:
+    log.append(EXAMPLES, 0, [b"\xc1"] * (IN_A_ROW + 1))
+    archive = Archive(str(tmp_path / "archive"), FORMAT)
+    worker = ArchiveWorker(log, archive, FORMAT, EventClock(1), NEVER, [0], lambda letters: True)
+    with pytest.raises(UnreadableError, match=f"examples/0, offset {IN_A_ROW}: .*config of the joiners"):
+        while worker.step():
+            pass
+    assert archive.position(0) is None
 
 
 def test_of_two_archivers_of_one_partition_one_writes(log: EmbeddedLog, tmp_path: Path) -> None:
@@ -173,7 +218,7 @@ def test_an_archiver_that_was_overtaken_while_brokers_are_away_starts_anew_when_
     log: EmbeddedLog, tmp_path: Path
 ) -> None:
     away = AwayLog(log)
-    late = ArchiveWorker(away, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, EventClock(1), 10, [0])
+    late = ArchiveWorker(away, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, EventClock(1), 10, [0], nobody)
     other, _ = make(log, tmp_path / "archive")
     fill(log, 0, [10, 20])
     late.step()
@@ -197,7 +242,7 @@ def test_archivers_of_other_partitions_do_not_disturb_each_other(log: EmbeddedLo
     fill(log, 0, [10, 20])
     fill(log, 1, [11, 21], first=2)
     workers = [
-        ArchiveWorker(log, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, EventClock(1), 10, [partition])
+        ArchiveWorker(log, Archive(str(tmp_path / "archive"), FORMAT), FORMAT, EventClock(1), 10, [partition], nobody)
         for partition in (0, 1)
     ]
     for worker in workers:

@@ -1,0 +1,50 @@
+"""Records of `examples` that a reader cannot take: each is a dead letter, and where nothing else comes, reading ends."""
+
+from __future__ import annotations
+
+from basis.problems import UnreadableError
+from streaming.log import EXAMPLES, Record
+from streaming.records.events import MAX_RECORD_BYTES, BadRecord, DeadLetter
+
+IN_A_ROW = 100
+"""One record may be anybody's mistake; when so many come in a row, it is the reader that has another config."""
+
+
+class Unreadable:
+    """Dead letters of one partition's records, until somebody takes them. ``reader`` is who says so in their details."""
+
+    def __init__(self, reader: str, partition: int) -> None:
+        self._reader = reader
+        self._partition = partition
+        self._in_a_row = 0
+        self._letters: list[DeadLetter] = []
+
+    def was_read(self) -> None:
+        """A record could be read."""
+        self._in_a_row = 0
+
+    def add(self, record: Record, bad: BadRecord) -> None:
+        """A record could not be read; `UnreadableError` where none could for too long."""
+        self._in_a_row += 1
+        if self._in_a_row > IN_A_ROW:
+            raise UnreadableError(
+                f"{EXAMPLES}/{self._partition}, offset {record.offset}: {bad}; the {IN_A_ROW} records before it cannot be read "
+                "either. Is this the config of the joiners that write there?"
+            )
+        # With the payload of the largest record, the letter would be larger than any.
+        cut = f"; the first {MAX_RECORD_BYTES} of {len(record.value)} bytes" * (len(record.value) > MAX_RECORD_BYTES)
+        self._letters.append(
+            DeadLetter(
+                topic=EXAMPLES,
+                partition=self._partition,
+                offset=record.offset,
+                reason=bad.reason,
+                detail=f"{self._reader}: {bad}{cut}",
+                payload=record.value[:MAX_RECORD_BYTES],
+            )
+        )
+
+    def take(self) -> list[DeadLetter]:
+        """The dead letters since the last call."""
+        taken, self._letters = self._letters, []
+        return taken
