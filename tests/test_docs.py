@@ -76,6 +76,33 @@ def test_examples(page: Path, at: int) -> None:
     exec(compile(code, page.name, "exec"), {})
 
 
+_LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
+_SOURCE = re.compile(r"`((?:basis|streaming|paramserver|trainer|serving|minutely|tests|benchmarks|scripts)/[\w/.-]*)`")
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made of their words."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in _LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in _anchors(linked), f"{page.name}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_named_sources_are_there(page: Path) -> None:
+    """Dated pages say how it was on their day, and the changelog too; all others name files that are there."""
+    for name in _SOURCE.findall(page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
 def test_the_tables_section_of_the_page_is_right() -> None:
     text = (ROOT / "docs" / "table.md").read_text(encoding="utf-8")
     tables = TablesSettings.model_validate(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["tables"])
