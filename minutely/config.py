@@ -93,7 +93,14 @@ def _needed_ms(labels: Mapping[str, Label], join: JoinSettings) -> int:
 
 
 def load_pipeline(path: Path, data: Path | None = None) -> Pipeline:
-    """The pipeline in a file, its logs in ``data`` where given; `Problems` with every mistake in it."""
+    """The pipeline in a file, its logs in ``data`` where given; `Problems` with every mistake in it.
+
+    >>> from pathlib import Path
+    >>> from minutely.config import load_pipeline
+    >>> pipeline = load_pipeline(Path("examples/shop/shop.yaml"))
+    >>> pipeline.name, list(pipeline.labels), pipeline.table_names
+    ('shop', ['click', 'spent'], ['brand', 'categories', 'hour', 'item', 'user'])
+    """
     pipeline, problems = _validate(path, *read_yaml(path), data)
     if pipeline is None or problems:
         raise Problems(problems)

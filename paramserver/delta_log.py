@@ -46,6 +46,21 @@ class DeltaLog:
 
     ``form`` says what decides the form of rows and weights, see `paramserver.form`. When ``keep_deltas`` came together they are
     folded into a base: within `publish`, or by ``executor`` beside it, whose result the next `publish` takes.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> from paramserver.delta_log import Cut, DeltaLog
+    >>> from paramserver.files import LocalFiles
+    >>> from paramserver.table import Table
+    >>> with TemporaryDirectory() as folder:
+    ...     log, table = DeltaLog(LocalFiles(Path(folder), durable=True), "form", keep_deltas=60), Table(2)
+    ...     for minute in range(3):
+    ...         _ = table.lookup_or_insert(np.array([7, minute]), now_ms=60_000 * minute)
+    ...         cut = Cut(watermark=60_000 * minute, now_ms=60_000 * minute, offsets={"examples/0": minute})
+    ...         manifest = log.publish({"item": table.seal()}, cut)
+    >>> manifest.version, manifest.parent, manifest.shards[0].changed
+    (3, 2, 2)
     """
 
     def __init__(

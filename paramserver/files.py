@@ -52,7 +52,17 @@ class System(Protocol):
 
 
 class LocalFiles:
-    """A local folder. ``durable`` syncs file and folder on every write; a replay, which can run again, does not."""
+    """A local folder. ``durable`` syncs file and folder on every write; a replay, which can run again, does not.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from paramserver.files import LocalFiles
+    >>> with TemporaryDirectory() as folder:
+    ...     files = LocalFiles(Path(folder), durable=True)
+    ...     files.create("version-1", b"whole or absent")
+    ...     files.names(), files.read("version-1")
+    (['version-1'], b'whole or absent')
+    """
 
     def __init__(self, folder: Path, *, durable: bool, system: System = os) -> None:
         self._folder = str(folder)

@@ -38,6 +38,26 @@ class Follower:
 
     ``applied`` is called with every version as soon as the tables hold it. While one is being applied, it is ``applying``, and
     readers of the tables see rows of both versions, each row whole. Versions of another ``fingerprint`` than given are refused.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> from paramserver.delta_log import Cut, DeltaLog
+    >>> from paramserver.files import LocalFiles
+    >>> from paramserver.follower import Follower
+    >>> from paramserver.options import SGD
+    >>> from paramserver.table import Table
+    >>> with TemporaryDirectory() as folder:
+    ...     files = LocalFiles(Path(folder), durable=True)
+    ...     trained, served = Table(2, optimizer=SGD(learning_rate=1.0)), Table(2, row_format="float32")
+    ...     follower = Follower(files, {"item": served})
+    ...     _ = trained.lookup_or_insert(np.array([7]), now_ms=0)
+    ...     trained.apply(np.array([7]), np.ones((1, 2), np.float32), now_ms=0)
+    ...     cut = Cut(watermark=0, now_ms=0, offsets={})
+    ...     _ = DeltaLog(files, "form", keep_deltas=60).publish({"item": trained.seal()}, cut)
+    ...     manifest = follower.pull()
+    >>> follower.version, served.lookup(np.array([7]))
+    (1, array([[-1., -1.]], dtype=float32))
     """
 
     def __init__(

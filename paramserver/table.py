@@ -120,6 +120,9 @@ class Table:
     (whose rows change by upsert and erase alone; int8 has one scale a row).
     kernels: an instruction set by name, for tests; the best one otherwise.
 
+    >>> import numpy as np
+    >>> from paramserver.options import SGD
+    >>> from paramserver.table import Table
     >>> table = Table(2, optimizer=SGD(learning_rate=1.0))
     >>> table.lookup_or_insert(np.array([7, 8]), now_ms=0)
     array([[0., 0.],

@@ -50,6 +50,30 @@ class Replica:
 
     Before the first dense version it scores with the weights that the model came with. One thread may `pull` while another
     scores. ``applied`` is called with every version as soon as the rows are of it.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> from paramserver.delta_log import Cut, DeltaLog
+    >>> from paramserver.files import LocalFiles
+    >>> from paramserver.table import Table
+    >>> from serving.replica import Replica
+    >>> from streaming.features.kinds import SparseFeature
+    >>> from streaming.records.labels import Label
+    >>> from trainer.models import dump_weights, make_model
+    >>> from trainer.settings import ModelSettings
+    >>> labels = {"click": Label(action="click", window="1m")}
+    >>> model, plan = make_model(ModelSettings(), {"item": SparseFeature(column="item")}, labels, seed=1)
+    >>> with TemporaryDirectory() as folder:
+    ...     files, trained = LocalFiles(Path(folder), durable=True), Table(model.row_dim)
+    ...     _ = trained.lookup_or_insert(np.array([7, 8]), now_ms=0)
+    ...     cut = Cut(watermark=0, now_ms=0, offsets={}, dense=dump_weights(model))
+    ...     _ = DeltaLog(files, "form", keep_deltas=60).publish({"item": trained.seal()}, cut)
+    ...     replica = Replica(files, model, plan, {"item": Table(model.row_dim, row_format="float32")}, labels)
+    ...     replica.pull()
+    ...     scored = replica.score_with_versions({"item": np.array([7, 8, 9])}, 3)
+    >>> scored.scores.shape, scored.versions
+    ((3, 1), Versions(sparse=1, sparse_until=1, dense=1))
     """
 
     def __init__(

@@ -70,6 +70,16 @@ class EmbeddedLog:
     """A log in a folder, for one process. Offsets start at 0 and grow by one a record.
 
     ``durable`` syncs every append to the disk; a replay, which can be run again, does without the write-ahead log.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from streaming.log import EmbeddedLog
+    >>> with TemporaryDirectory() as folder:
+    ...     log = EmbeddedLog(Path(folder), durable=True)
+    ...     log.append("impressions", 0, [b"first", b"second"])
+    ...     [record.value for record in log.read("impressions", 0, offset=1, limit=10)], log.end("impressions", 0)
+    ...     log.close()
+    ([b'second'], 2)
     """
 
     def __init__(self, folder: Path, *, durable: bool) -> None:

@@ -67,6 +67,12 @@ def class_metrics(
 
     ``weights`` [n] say how many examples of the stream each one stands for, where negatives were sampled; ``gauc``, which counts
     each impression of a request once, is None then, as it is without ``requests``.
+
+    >>> import numpy as np
+    >>> from trainer.metrics import class_metrics
+    >>> found = class_metrics(np.array([0.9, 0.2, 0.6, 0.1]), np.array([1, 0, 0, 1]), requests=np.array([1, 1, 2, 2]))
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'auc': 0.5, 'gauc': 0.5, 'log_loss': 0.887, 'normalized_entropy': 1.279, 'calibration': 0.9}
     """
     if not len(scores) or not np.isfinite(scores).all():
         return dict.fromkeys(("auc", "gauc", "log_loss", "normalized_entropy", "calibration"))

@@ -20,7 +20,16 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 class Ragged(NamedTuple):
-    """Lists of ids: the list of impression i is ``values[offsets[i]:offsets[i + 1]]``; ``offsets`` is int64 [n + 1]."""
+    """Lists of ids: the list of impression i is ``values[offsets[i]:offsets[i + 1]]``; ``offsets`` is int64 [n + 1].
+
+    >>> import numpy as np
+    >>> from streaming.features.columns import Ragged
+    >>> lists = Ragged(np.array([0, 2, 2, 3]), np.array([7, 8, 9]))
+    >>> lists.rows(0, 2)
+    Ragged(offsets=array([0, 2, 2]), values=array([7, 8]))
+    >>> lists.take(np.array([2, 0]))
+    Ragged(offsets=array([0, 1, 3]), values=array([9, 7, 8]))
+    """
 
     offsets: Ids
     values: Ids

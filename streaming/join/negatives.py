@@ -22,7 +22,13 @@ class NegativeSettings(Section):
 
 
 class Negatives(NamedTuple):
-    """Which negatives are kept."""
+    """Which negatives are kept.
+
+    >>> from streaming.join.negatives import Negatives
+    >>> negatives = Negatives(keep=0.1, seed=1)
+    >>> sum(negatives.keeps(f"r{number}/item7") for number in range(10_000))
+    984
+    """
 
     keep: float = 1.0
     seed: int = 0

@@ -67,6 +67,17 @@ class ExampleFormat:
 
     Columns: ``example_id``, ``feature.<name>``, ``label.<name>``, ``served_at``, ``happened_at``, ``decided_at``,
     ``weight``, ``sampling_rate``, ``revision``.
+
+    >>> import numpy as np
+    >>> from streaming.features.kinds import SparseFeature
+    >>> from streaming.records.examples import ExampleColumns, ExampleFormat
+    >>> from streaming.records.labels import Label
+    >>> examples = ExampleFormat({"item": SparseFeature(column="item")}, {"click": Label(action="click", window="1m")})
+    >>> times = np.array([1000, 2000])
+    >>> columns = ExampleColumns(["a", "b"], np.array([[1.0], [0.0]], np.float32), times, times, times + 60_000)
+    >>> batch, watermark = examples.decode(examples.encode(examples.build({"item": np.array([7, 8])}, columns), 61_000))
+    >>> watermark, batch.column("example_id").to_pylist(), examples.label_values(batch).tolist()
+    (61000, ['a', 'b'], [[1.0], [0.0]])
     """
 
     def __init__(self, features: Mapping[str, Feature], labels: Mapping[str, Label]) -> None:

@@ -21,7 +21,15 @@ MAX_WINDOW_MS = 90 * 86_400_000
 
 
 class Label(Section):
-    """What the model predicts: a class (``log`` loss) or a value (any other)."""
+    """What the model predicts: a class (``log`` loss) or a value (any other).
+
+    >>> from streaming.records.labels import Label, Rule, decide
+    >>> label = Label(action="click", decided_by="skip", window="1m")
+    >>> decide([Rule.of(label)], 1000, [(5000, "skip", 1.0), (4000, "click", 1.0)])  # the order of event time decides
+    Decision(values=(1.0,), decided_at=4000, happened_at=4000)
+    >>> decide([Rule.of(label)], 1000, [])  # at the window's close
+    Decision(values=(0.0,), decided_at=61000, happened_at=1000)
+    """
 
     action: Action
     """The action that makes the label positive, or gives its value."""
