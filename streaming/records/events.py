@@ -40,7 +40,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
     version: int
     request_id: Id
-    served_at: Int64
+    served_at: int
     impression_ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
     shared: dict[str, Packed] = {}
     features: dict[str, Packed] = {}
@@ -57,7 +57,7 @@ class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     request_id: Id
     impression_id: Id
     action: str
-    happened_at: Int64
+    happened_at: int
     value: float = 1.0
 
 
