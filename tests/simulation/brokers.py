@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
 
 from streaming.join.partition import Committed
 from streaming.join.state import Outgoing
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.records.events import DeadLetter
 from tests.simulation.process import Process
 
 TOPICS = (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
+_letter = msgspec.msgpack.Decoder(DeadLetter)
 
 
 class LogError(Exception):
@@ -20,18 +24,21 @@ class LogError(Exception):
 class _Transaction:
     """``state``: open, decided (it will be committed, its marks are not written yet), committed or aborted."""
 
-    def __init__(self, commit: Committed) -> None:
-        self.state = "open"
+    def __init__(self, state: str = "open", commit: Committed | None = None) -> None:
+        self.state = state
         self.commit = commit
         self.partitions: set[str] = set()
 
 
 class _Entry:
-    __slots__ = ("transaction", "value")
+    """A record, or the mark that a transaction leaves; ``appended_at`` is the brokers' time (ms)."""
 
-    def __init__(self, value: bytes | None, transaction: _Transaction | None) -> None:
+    __slots__ = ("appended_at", "transaction", "value")
+
+    def __init__(self, value: bytes | None, transaction: _Transaction | None, appended_at: int) -> None:
         self.value = value
         self.transaction = transaction
+        self.appended_at = appended_at
 
 
 class Partition:
@@ -60,12 +67,17 @@ class Partition:
             if entry.value is not None and (entry.transaction is None or entry.transaction.state == "committed"):
                 yield Record(at, entry.value)
 
+    def appended_at(self, offset: int) -> int:
+        """When brokers took a record (ms)."""
+        return self.entries[offset].appended_at
+
 
 class Brokers:
     """``away`` makes every call fail; ``unsure`` is the chance that a transaction's sender does not learn how it ended."""
 
-    def __init__(self, rng: random.Random, partitions: int) -> None:
+    def __init__(self, rng: random.Random, partitions: int, now_ms: Callable[[], int]) -> None:
         self.rng = rng
+        self._now_ms = now_ms
         self.topics = {(topic, at): Partition() for topic in TOPICS for at in range(partitions)}
         self.groups: list[Committed | None] = [None] * partitions
         self.transactions: list[_Transaction | None] = [None] * partitions
@@ -73,8 +85,24 @@ class Brokers:
         self.away = False
         self.unsure = 0.0
 
-    def produce(self, topic: str, partition: int, value: bytes) -> None:
-        self.topics[topic, partition].entries.append(_Entry(value, None))
+    def append(self, topic: str, partition: int, value: bytes | None, transaction: _Transaction | None = None) -> int:
+        """The offset after it."""
+        entries = self.topics[topic, partition].entries
+        entries.append(_Entry(value, transaction, self._now_ms()))
+        return len(entries)
+
+    def produce(self, topic: str, partition: int, value: bytes, attempts: int) -> None:
+        """A record, as it is or in so many transactions, of which only the last is committed."""
+        if not attempts:
+            self.append(topic, partition, value)
+        for attempt in range(1, attempts + 1):
+            transaction = _Transaction("committed" if attempt == attempts else "aborted")
+            self.append(topic, partition, value, transaction)
+            self.append(topic, partition, None, transaction)
+
+    def dead_letters(self, partition: int) -> list[DeadLetter]:
+        log = self.topics[DEAD_LETTERS, partition]
+        return [_letter.decode(record.value) for record in log.committed(0, len(log.entries))]
 
     def settle(self, partition: int) -> None:
         """End the transaction that is under way: what was decided is committed, the rest aborted."""
@@ -83,7 +111,7 @@ class Brokers:
             return
         transaction.state = "committed" if transaction.state == "decided" else "aborted"
         for topic in sorted(transaction.partitions):  # the mark of its end takes an offset
-            self.topics[topic, partition].entries.append(_Entry(None, transaction))
+            self.append(topic, partition, None, transaction)
         if transaction.state == "committed":
             self.groups[partition] = transaction.commit
         self.transactions[partition] = None
@@ -105,6 +133,10 @@ class LogOf:
         self._process = process
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        return self.read_on(topic, partition, offset, limit)[0]
+
+    def read_on(self, topic: str, partition: int, offset: int, limit: int) -> tuple[list[Record], int]:
+        """Records, and the offset before which there is nothing else: further on where transactions left their marks."""
         self._process.touch(f"read {topic}/{partition} from {offset}")
         self._brokers.check()
         log = self._brokers.topics[topic, partition]
@@ -115,8 +147,8 @@ class LogOf:
         for record in log.committed(offset, len(log.entries)):
             found.append(record)
             if len(found) == limit:
-                break
-        return found
+                return found, record.offset + 1
+        return found, log.stable
 
     def begin(self, topic: str, partition: int) -> int:
         self._process.touch(f"begin of {topic}/{partition}")
@@ -182,17 +214,16 @@ class OutletOf:
         brokers, at = self._brokers, self._partition
         self._process.touch(f"begin a transaction of {at}")
         self._check()
-        transaction = brokers.transactions[at] = _Transaction(commit)
+        transaction = brokers.transactions[at] = _Transaction(commit=commit)
         end = 0
         for number, item in enumerate(outbox):
             if number < 3:
                 self._process.touch(f"send to {item.topic}/{at}")
                 self._check()
-            entries = brokers.topics[item.topic, at].entries
-            entries.append(_Entry(item.value, transaction))
+            after = brokers.append(item.topic, at, item.value, transaction)
             transaction.partitions.add(item.topic)
             if item.topic == EXAMPLES:
-                end = len(entries)
+                end = after
         self._process.touch(f"commit the transaction of {at}")
         self._check()
         self._doubt("whether the transaction was committed: it was not")

@@ -6,23 +6,19 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from basis.problems import BadFile
 from paramserver.manifest import Manifest
 from paramserver.table import Table
-from streaming.log import DEAD_LETTERS, EXAMPLES
+from streaming.log import EXAMPLES
 from streaming.records.events import DeadLetter
 from tests.simulation.brokers import Brokers
+from tests.simulation.conservation import check_conservation
 from tests.simulation.counting import EXPIRE_SECONDS, FORMAT, STEP_SECONDS
 from tests.simulation.traffic import PARTITIONS, Traffic
 from trainer.online import OnlineTrainer
 
 if TYPE_CHECKING:
     from tests.simulation.services import ReplicaService
-
-_letter = msgspec.msgpack.Decoder(DeadLetter)
-
 
 class Content(NamedTuple):
     """Rows as replicas hold them, and which examples and users have one."""
@@ -124,8 +120,10 @@ class Checks:
         self, brokers: Brokers, online: OnlineTrainer, replicas: list[ReplicaService], at_once: bool
     ) -> None:
         """``at_once`` says that one batch took all that was due."""
-        times = self._examples(brokers)
-        self._dead_letters(brokers, at_once)
+        times, labels = self._examples(brokers)
+        letters = [brokers.dead_letters(partition) for partition in range(PARTITIONS)]
+        self._dead_letters(letters, at_once)
+        check_conservation(brokers, self._traffic, letters, labels)
         rows = online.trainer.tables["example"].export()
         counts = dict(zip(rows.ids.tolist(), rows.counts.tolist(), strict=True))
         assert counts == dict(times), f"trained and emitted differ: {_differences(counts, times)}"
@@ -135,24 +133,28 @@ class Checks:
             assert replica.sparse_version == online.deltas.version, f"{service.name} is behind"
             assert content_of(replica.tables) == newest, f"{service.name} differs from the trainer"
 
-    def _examples(self, brokers: Brokers) -> Counter[int]:
-        """Each once a revision, with its label, and none of before a watermark after it. How often each is there."""
-        expected = self._traffic.expected
+    def _examples(self, brokers: Brokers) -> tuple[Counter[int], dict[int, tuple[float, ...]]]:
+        """Each once a revision, with its name and label, and none of before a watermark after it. How often each is there, and
+        what its last label is."""
+        expected, names = self._traffic.expected, self._traffic.names
         times: Counter[int] = Counter()
+        last: dict[int, tuple[float, ...]] = {}
         for partition in range(PARTITIONS):
             due = [one for one in self._by_decision if one.partition == partition]
             at, told = 0, -1
             log = brokers.topics[EXAMPLES, partition]
             for record in log.committed(0, len(log.entries)):
                 batch, watermark = FORMAT.decode(record.value)
-                ids = [int(name) for name in batch.column("example_id").to_pylist()]
+                numbers, ids = (batch.column(name).to_pylist() for name in ("feature.example", "example_id"))
                 labels, revisions = FORMAT.label_values(batch).tolist(), batch.column("revision").to_pylist()
-                for number, values, revision in zip(ids, labels, revisions, strict=True):
+                for number, name, values, revision in zip(numbers, ids, labels, revisions, strict=True):
+                    assert name == names[number], f"example {number} is named {name}, not {names[number]}"
                     assert revision == times[number], f"emitted twice: revision {revision} of {number} after {times}"
                     times[number] += 1
+                    last[number] = tuple(values)
                     known = expected.get(number)
                     if known is not None:
-                        assert tuple(values) == known.labels, f"example {number}: {values}, by hand {known.labels}"
+                        assert last[number] == known.labels, f"example {number}: {values}, by hand {known.labels}"
                         assert revision == 0, f"example {number} was corrected without need"
                     else:
                         assert number in self._traffic.possible, f"example {number} was never to be"
@@ -162,16 +164,14 @@ class Checks:
                     assert due[at].number in times, f"watermark {watermark} was told before example {due[at].number}"
                     at += 1
         assert not (missing := expected.keys() - times.keys()), f"never emitted: {sorted(missing)}"
-        return times
+        return times, last
 
-    def _dead_letters(self, brokers: Brokers, at_once: bool) -> None:
+    def _dead_letters(self, letters: list[list[DeadLetter]], at_once: bool) -> None:
         """What must be refused is, once for each record; nothing else that was in order and in time."""
         found: Counter[tuple[str, int, int]] = Counter()
         payloads: Counter[tuple[int, bytes]] = Counter()
-        for partition in range(PARTITIONS):
-            log = brokers.topics[DEAD_LETTERS, partition]
-            for record in log.committed(0, len(log.entries)):
-                letter = _letter.decode(record.value)
+        for partition, each in enumerate(letters):
+            for letter in each:
                 if letter.reason != "unmatched" or at_once:
                     # Of what is due at once in several batches, who reads again may refuse anew what waited for its request.
                     found[letter.topic, letter.partition, letter.offset] += 1

@@ -18,7 +18,7 @@ from trainer.worker import Trainer
 FORMAT = ExampleFormat(FEATURES, LABELS)
 EXPIRE_SECONDS, STEP_SECONDS = 300, 120
 SETTINGS = TrainSettings(step_every=f"{STEP_SECONDS}s")
-_PLAN = RowPlan(FEATURES)
+_PLAN = RowPlan({name: FEATURES[name] for name in ("user", "example")})
 
 
 class Sum(RankingModel):

@@ -77,6 +77,11 @@ class _Member:
         )
         self.recovery: Generator[None] | None = None
         self.positioned = False
+        self.reached: dict[str, int] = {}
+
+    def read_until(self, topic: str) -> int:
+        """The offset before which there is nothing left to take."""
+        return max(self.join.offsets[topic], self.reached.get(topic, 0))
 
 
 class JoinerService:
@@ -128,6 +133,7 @@ class JoinerService:
         except StopIteration:
             member.recovery = None
             member.positioned = True
+            member.reached.clear()
             assert not member.join.gaps, f"retention took what a rebuild needs: {member.join.gaps}"
         except ForgottenError:
             assert member.outlet.is_fenced, "offsets were committed"  # by whoever got the partition while we slept
@@ -143,17 +149,24 @@ class JoinerService:
                 if member.outlet.is_fenced and member.join.offsets[topic] < self._log.begin(topic, at):
                     member.positioned = False  # others went on and needed what is gone no more
                     break
-                member.join.take(topic, self._log.read(topic, at, member.join.offsets[topic], limit))
+                records, member.reached[topic] = self._log.read_on(topic, at, member.join.offsets[topic], limit)
+                member.join.take(topic, records)
 
     def _step(self, member: _Member, ends: Mapping[str, int], as_of_ms: int) -> None:
         join = member.join
         if not join.busy and self.world.rng.random() < 0.2:  # more is awaited, to be sent together
             return
         try:
-            join.step({topic: join.offsets[topic] >= ends[topic] for topic in ends}, as_of_ms, _TELL_EVERY)
+            join.step({topic: member.read_until(topic) >= ends[topic] for topic in ends}, as_of_ms, _TELL_EVERY)
         except LogError:
             member.recovery = None
             member.positioned = False
+
+    def leave(self) -> list[int]:
+        """As a service does that is told to stop; the partitions that others take over at once."""
+        left = list(self._members)
+        self._members.clear()
+        return left
 
     @property
     def quiet(self) -> bool:
@@ -163,7 +176,7 @@ class JoinerService:
             member.positioned
             and not member.join.busy
             and not member.join.taken
-            and all(offset == topics[topic, at].stable for topic, offset in member.join.offsets.items())
+            and all(member.read_until(topic) == topics[topic, at].stable for topic in (IMPRESSIONS, ENGAGEMENTS))
             for at, member in self._members.items()
         )
 

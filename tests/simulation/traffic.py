@@ -22,26 +22,31 @@ PARTITIONS = 2
 LATENESS, LONGEST_DELAY = 60_000, 40_000
 FEATURES: dict[str, Feature] = {
     "user": SparseFeature(column="user", scope="request"),
+    "seen": SparseFeature(column="seen", scope="request", pool="mean"),
     "example": SparseFeature(column="example"),
 }
 LABELS = {
     "click": Label(action="click", window="60s"),
     "like": Label(action="like", decided_by="skip", window="150s"),
 }
-WINDOW = 150_000
+CLICK_WINDOW, WINDOW = 60_000, 150_000
+_NOBODY = "undefined"
+"""What a broken product sends as everybody's request id."""
 
 
 class Arrival(NamedTuple):
-    """One record on its way to the log."""
+    """One record on its way to the log. Of ``attempts`` to send it in a transaction only the last is committed; without any, it is
+    sent as it is."""
 
     at: int
     topic: str
     partition: int
     value: bytes
+    attempts: int
 
 
 class Expected(NamedTuple):
-    """An example: its number is its id and its key; times in ms."""
+    """An example: its number is its key; times in ms."""
 
     number: int
     partition: int
@@ -51,7 +56,7 @@ class Expected(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """``arrivals`` in order, to be joined by ``settings``.
+    """``arrivals`` in order, to be joined by ``settings``. ``names`` holds the ids of all examples by their numbers.
 
     ``expected`` must become examples, once, ``possible`` may, each revision once; ``possible_users`` are the users of the latter.
     Of the dead letters ``refused`` must be there, by partition and payload; ``refusable`` may be.
@@ -60,6 +65,7 @@ class Traffic(NamedTuple):
     settings: JoinSettings
     negatives: Negatives
     arrivals: list[Arrival]
+    names: dict[int, str]
     expected: dict[int, Expected]
     possible: set[int]
     possible_users: set[int]
@@ -68,7 +74,9 @@ class Traffic(NamedTuple):
     until: int
 
 
-class _Action(NamedTuple):
+class Action(NamedTuple):
+    """What a user did with an impression, and when (ms)."""
+
     name: str
     at: int
 
@@ -81,42 +89,55 @@ def make_traffic(rng: random.Random) -> Traffic:
     late: Literal["dead_letter", "correct"] = rng.choice(["dead_letter", "dead_letter", "correct"])
     settings = JoinSettings(emit=emit, late=late, lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
     negatives = Negatives(rng.choice([1.0, 1.0, 0.5]), seed=1)
+    twins = rng.choice([0, 0, 0.2])
+    huge = rng.choice([0, 0, 0.03])
+    transactions = rng.choice([0, 0, 0.1])
     arrivals: list[Arrival] = []
+    names: dict[int, str] = {}
     expected: dict[int, Expected] = {}
     possible: set[int] = set()
     possible_users: set[int] = set()
     refused: list[tuple[int, bytes]] = []
     refusable: set[bytes] = set()
-    at, number = START, 0
+    at, number, partition = START, 0, 0
+
+    def arrive(arrives: int, topic: str, partition: int, value: bytes) -> None:
+        attempts = rng.randint(1, 3) if rng.random() < transactions else 0
+        arrivals.append(Arrival(arrives, topic, partition, value, attempts))
 
     def send(topic: str, partition: int, happened_at: int, value: bytes, *, late: bool = False) -> None:
         arrives = happened_at + int(rng.random() ** 2 * LONGEST_DELAY)
         if late:
             refusable.add(value)
             arrives = happened_at + LATENESS + rng.randrange(2 * (WINDOW + LATENESS))
-        arrivals.append(Arrival(arrives, topic, partition, value))
+        arrive(arrives, topic, partition, value)
         while rng.random() < 0.08:  # a repeat, at once or much later
             again = arrives + rng.choice([0, 1000, LONGEST_DELAY, 5 * MINUTE, 30 * MINUTE])
             if again > happened_at + LONGEST_DELAY:
                 refusable.add(value)
-            arrivals.append(Arrival(again, topic, partition, value))
+            arrive(again, topic, partition, value)
 
     for name in range(requests):
-        at += int(rng.expovariate(1 / every)) + (rng.random() < 0.03) * 10 * MINUTE
-        partition, user = name % PARTITIONS, rng.randrange(users)
-        numbers = list(range(number, number + rng.randint(1, 3)))
+        if name == 0 or rng.random() >= twins:  # else it is served in the same millisecond as the one before it
+            at += int(rng.expovariate(1 / every)) + (rng.random() < 0.03) * 10 * MINUTE
+            partition = name % PARTITIONS
+        user = rng.randrange(users)
+        is_huge = rng.random() < huge
+        numbers = list(range(number, number + (rng.randint(100, 200) if is_huge else rng.randint(1, 3))))
         number += len(numbers)
         is_late = rng.random() < 0.02
-        request = _request(f"r{name}", at, numbers, user)
+        request_id = f"r/{name}%"
+        names |= {one: example_id(request_id, impression) for one, impression in zip(numbers, _shown(numbers), strict=True)}
+        request = _request(request_id, at, numbers, user, seen=500 if is_huge else rng.randrange(3))
         send(IMPRESSIONS, partition, at, request, late=is_late)
-        for one in numbers:
+        for one, impression in zip(numbers, _shown(numbers), strict=True):
             actions, late_action = [], False
-            while rng.random() < 0.45:
-                action = _Action(rng.choice(["click", "like", "skip", "unused"]), at + rng.randint(0, WINDOW))
-                value = _engagement(f"r{name}", one, action)
+            while rng.random() < (0.05 if is_huge else 0.45):
+                action = Action(rng.choice(["click", "like", "skip", "unused"]), at + rng.randint(0, WINDOW))
+                value = _engagement(request_id, impression, action)
                 too_late = rng.random() < 0.03
                 send(ENGAGEMENTS, partition, action.at, value, late=too_late)
-                if is_late or action.at - at > (60_000 if action.name == "click" else WINDOW):
+                if is_late or not counts(action, at):
                     refusable.add(value)
                 late_action |= too_late
                 actions.append(action)
@@ -124,74 +145,98 @@ def make_traffic(rng: random.Random) -> Traffic:
                 possible.add(one)
                 possible_users.add(user)
             else:
-                labels, decided_at = _decide(at, actions)
+                labels, decided_at = decide(at, actions)
                 if emit == "window":
                     decided_at = at + WINDOW
-                if not any(labels) and not _is_kept(one, negatives):
+                if not any(labels) and not is_kept(names[one], negatives):
                     continue
                 expected[one] = Expected(one, partition, user, labels, decided_at)
         if rng.random() < 0.15:
-            partition = rng.randrange(PARTITIONS)
-            topic, value, surely = _bad(rng, name, at)
-            arrivals.append(Arrival(at + rng.randrange(LONGEST_DELAY), topic, partition, value))
-            if surely:
-                refused.append((partition, value))
-            refusable.add(value)
+            topic, value = _bad(rng, name, request_id, at)
+            where = rng.randrange(PARTITIONS)
+            arrive(at + rng.randrange(LONGEST_DELAY), topic, where, value)
+            refused.append((where, value))
+    if rng.random() < 0.3:
+        for _ in range(rng.randint(5, 40)):
+            action = Action(rng.choice(["click", "like", "skip"]), rng.randint(START, at))
+            value = _engagement(_NOBODY, f"item{rng.randrange(3)}", action)
+            send(ENGAGEMENTS, 0, action.at, value)
+            refused.append((0, value))
+    refusable |= {value for _, value in refused}
     arrivals.sort(key=lambda arrival: arrival.at)
-    return Traffic(settings, negatives, arrivals, expected, possible, possible_users, refused, refusable, at)
+    return Traffic(settings, negatives, arrivals, names, expected, possible, possible_users, refused, refusable, at)
 
 
-def _request(name: str, at: int, numbers: list[int], user: int) -> bytes:
+def example_id(request_id: str, impression_id: str) -> str:
+    """As the contract writes it: the first slash parts the two."""
+    return f"{request_id.replace('%', '%25').replace('/', '%2F')}/{impression_id}"
+
+
+def is_kept(name: str, negatives: Negatives) -> bool:
+    """Whether sampling keeps an example that is negative."""
+    return xxhash.xxh3_64(name.encode(), negatives.seed).intdigest() / 2**64 < negatives.keep
+
+
+def counts(action: Action, served_at: int) -> bool:
+    """Whether an action came within its window."""
+    return 0 <= action.at - served_at <= (CLICK_WINDOW if action.name == "click" else WINDOW)
+
+
+def decide(served_at: int, actions: list[Action]) -> tuple[tuple[float, float], int]:
+    """Both labels and when the last was decided."""
+    clicks = [action.at for action in actions if action.name == "click" and action.at <= served_at + CLICK_WINDOW]
+    likes: dict[str, list[int]] = defaultdict(list)
+    for action in actions:
+        likes[action.name].append(action.at)
+    first = min(likes["like"] + likes["skip"], default=served_at + WINDOW)
+    liked = bool(likes["like"]) and min(likes["like"]) == first
+    return (float(bool(clicks)), float(liked)), max(min(clicks, default=served_at + CLICK_WINDOW), first)
+
+
+def _shown(numbers: list[int]) -> list[str]:
+    """The ids of a request's impressions: every request shows the same items."""
+    return [f"item{place}" for place in range(len(numbers))]
+
+
+def _request(name: str, at: int, numbers: list[int], user: int, seen: int = 0) -> bytes:
     return encode(
         Request(
             version=SCHEMA_VERSION,
             request_id=name,
             served_at=at,
-            impression_ids=[str(one) for one in numbers],
-            shared={"user": np.int64(user).tobytes()},
+            impression_ids=_shown(numbers),
+            shared={
+                "user": np.int64(user).tobytes(),
+                "seen": (np.int32(seen).tobytes(), np.arange(seen, dtype="<i8").tobytes()),
+            },
             features={"example": np.array(numbers, "<i8").tobytes()},
         )
     )
 
 
-def _engagement(request: str, number: int, action: _Action) -> bytes:
+def _engagement(request: str, impression: str, action: Action) -> bytes:
     return encode(
         Engagement(
             version=SCHEMA_VERSION,
             request_id=request,
-            impression_id=str(number),
+            impression_id=impression,
             action=action.name,
             happened_at=action.at,
         )
     )
 
 
-def _bad(rng: random.Random, name: int, at: int) -> tuple[str, bytes, bool]:
+def _bad(rng: random.Random, name: int, request_id: str, at: int) -> tuple[str, bytes]:
     """A record that must be refused: broken, from the far future, or about what was never served."""
-    unmatched = _Action("click", at)
+    unmatched = Action("click", at)
     match rng.randrange(5):
         case 0:
-            return rng.choice([IMPRESSIONS, ENGAGEMENTS]), b"\xc1 not a record " + bytes([name]), True
+            return rng.choice([IMPRESSIONS, ENGAGEMENTS]), b"\xc1 not a record " + bytes([name])
         case 1:
-            return IMPRESSIONS, _request(f"f{name}", at + 30 * DAY, [10**6 + name], 1), True
+            return IMPRESSIONS, _request(f"f{name}", at + 30 * DAY, [10**6 + name], 1)
         case 2:
-            return ENGAGEMENTS, _engagement(f"f{name}", 1, _Action("like", at + 30 * DAY)), True
+            return ENGAGEMENTS, _engagement(f"f{name}", "item0", Action("like", at + 30 * DAY))
         case 3:
-            return ENGAGEMENTS, _engagement(f"u{name}", 1, unmatched), True
+            return ENGAGEMENTS, _engagement(f"u{name}", "item0", unmatched)
         case _:
-            return ENGAGEMENTS, _engagement(f"r{name}", 10**6, unmatched), True
-
-
-def _is_kept(number: int, negatives: Negatives) -> bool:
-    return xxhash.xxh3_64(str(number).encode(), negatives.seed).intdigest() / 2**64 < negatives.keep
-
-
-def _decide(served_at: int, actions: list[_Action]) -> tuple[tuple[float, float], int]:
-    """Both labels and when the last was decided."""
-    clicks = [action.at for action in actions if action.name == "click" and action.at <= served_at + 60_000]
-    likes: dict[str, list[int]] = defaultdict(list)
-    for action in actions:
-        likes[action.name].append(action.at)
-    first = min(likes["like"] + likes["skip"], default=served_at + WINDOW)
-    liked = bool(likes["like"]) and min(likes["like"]) == first
-    return (float(bool(clicks)), float(liked)), max(min(clicks, default=served_at + 60_000), first)
+            return ENGAGEMENTS, _engagement(request_id, "item1000", unmatched)

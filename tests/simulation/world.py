@@ -24,7 +24,7 @@ Service: TypeAlias = JoinerService | TrainService | ReplicaService
 
 FAULTS = (
     "crash", "suspend", "power", "lose state", "rebalance", "brokers away", "unsure", "disk full", "clock", "retention",
-    "flaky reads", "pause",
+    "flaky reads", "pause", "stop",
 )  # fmt: skip
 _TRACE = 44
 _DEEPEST = 2
@@ -54,7 +54,7 @@ class World:
         self.now = START
         self.trace: deque[tuple[int, str, str]] = deque(maxlen=_TRACE)
         self.traffic = make_traffic(rng)
-        self.brokers = Brokers(rng, PARTITIONS)
+        self.brokers = Brokers(rng, PARTITIONS, lambda: self.now)
         self.disk = Disk(rng)
         self.checks = Checks(self.traffic)
         self.faults = {name for name in FAULTS if rng.random() < 0.5}
@@ -130,7 +130,7 @@ class World:
         arrivals = self.traffic.arrivals
         while self._arrived < len(arrivals) and arrivals[self._arrived].at <= self.now and not self.brokers.away:
             arrival = arrivals[self._arrived]
-            self.brokers.produce(arrival.topic, arrival.partition, arrival.value)
+            self.brokers.produce(arrival.topic, arrival.partition, arrival.value, arrival.attempts)
             self._arrived += 1
         ready = [actor for actor in self._order if not actor.busy and actor.paused_until <= self.now]
         if ready:
@@ -241,6 +241,19 @@ class World:
                 actor = rng.choice(self._order)
                 actor.paused_until = self.now + rng.choice([MINUTE, 10 * MINUTE, HOUR])
                 self.note(actor.name, f"paused for {(actor.paused_until - self.now) // MINUTE} min")
+            case "stop":
+                self._stop(rng.choice("ab"))
+
+    def _stop(self, name: str) -> None:
+        """A joiner leaves its group in order, and comes back later."""
+        actor = self.actors[name]
+        if actor.busy or not isinstance(actor.service, JoinerService):
+            return
+        for partition in actor.service.leave():
+            self.assigned[partition] = "b" if name == "a" else "a"
+        self._kill(actor)
+        actor.paused_until = self.now + self.rng.choice([0, MINUTE, HOUR])
+        self.note(name, f"stopped; partitions go to {self.assigned}")
 
     def _lose_power(self, name: str) -> None:
         """A joiner's machine, or the one of the trainer and its replicas."""

@@ -1,0 +1,85 @@
+"""Nothing vanishes: what was sent is in an example, dropped by sampling, of no use, or among the dead letters.
+
+By the records in the brokers' topics and the words of the contract alone; so it also holds of what came late, of which nobody can
+say beforehand what becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import DeadLetter, Engagement, Request
+from tests.simulation.brokers import Brokers
+from tests.simulation.traffic import LATENESS, WINDOW, Action, Traffic, counts, decide, is_kept
+
+_Event = TypeVar("_Event", Request, Engagement)
+
+
+class _Sent(NamedTuple):
+    """An engagement in its topic. One that is not ``in_time`` may find that nobody remembers its request, or an equal one that was
+    refused before it."""
+
+    action: Action
+    refused: bool
+    in_time: bool
+
+
+def check_conservation(
+    brokers: Brokers, traffic: Traffic, letters: Sequence[Sequence[DeadLetter]], labels: Mapping[int, tuple[float, ...]]
+) -> None:
+    """``letters`` by partition; ``labels`` are those of each example's last revision, by its number."""
+    for partition, refused in enumerate(letters):
+        places = {(letter.topic, letter.offset) for letter in refused}
+        taken = {
+            request.request_id: request
+            for offset, request in _records(brokers, IMPRESSIONS, partition, Request)
+            if (IMPRESSIONS, offset) not in places
+        }
+        sent: dict[tuple[str, str], list[_Sent]] = defaultdict(list)
+        for offset, done in _records(brokers, ENGAGEMENTS, partition, Engagement):
+            if done.action == "unused":
+                continue
+            request = taken.get(done.request_id)
+            action = Action(done.action, done.happened_at)
+            opened = done.happened_at if request is None else request.served_at
+            in_time = brokers.topics[ENGAGEMENTS, partition].appended_at(offset) <= opened + WINDOW + LATENESS
+            one = _Sent(action, (ENGAGEMENTS, offset) in places, in_time)
+            if request is not None and done.impression_id in request.impression_ids and counts(action, opened):
+                sent[done.request_id, done.impression_id].append(one)
+            else:
+                assert one.refused or not one.in_time, f"vanished: {done}"
+        for request in taken.values():
+            numbers = np.frombuffer(request.features["example"], "<i8").tolist()
+            for number, impression_id in zip(numbers, request.impression_ids, strict=True):
+                _check_example(traffic, number, request.served_at, sent[request.request_id, impression_id], labels)
+
+
+def _check_example(
+    traffic: Traffic, number: int, served_at: int, sent: Sequence[_Sent], labels: Mapping[int, tuple[float, ...]]
+) -> None:
+    """Its label is that of what came before the first engagement that was refused; and without one, sampling dropped it."""
+    first = next((at for at, one in enumerate(sent) if one.refused), len(sent))
+    sure = next((at for at, one in enumerate(sent[:first]) if not one.in_time), first)
+    allowed = {decide(served_at, [one.action for one in sent[:at]])[0] for at in range(sure, first + 1)}
+    if number in labels:
+        assert labels[number] in allowed, f"example {number} is {labels[number]}, by what was not refused {allowed}"
+    else:
+        dropped = not is_kept(traffic.names[number], traffic.negatives) and (0.0, 0.0) in allowed
+        assert dropped, f"example {number} vanished: {allowed}"
+
+
+def _records(brokers: Brokers, topic: str, partition: int, kind: type[_Event]) -> Iterator[tuple[int, _Event]]:
+    """The records that can be read at all, by offset."""
+    log = brokers.topics[topic, partition]
+    decoder = msgspec.msgpack.Decoder(kind)
+    for record in log.committed(0, len(log.entries)):
+        try:
+            yield record.offset, decoder.decode(record.value)
+        except msgspec.MsgspecError:
+            continue
