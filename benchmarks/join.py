@@ -201,7 +201,7 @@ def quix_python() -> Path:
 def examples_of(kafka: KafkaSettings, pipeline: Pipeline, closing: int) -> pa.Table:
     """All examples, read committed, but those of the closing request; by id."""
     table = pa.Table.from_batches(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)).batches)
-    return table.filter(pc.invert(pc.starts_with(table["example_id"], f"{closing}."))).sort_by("example_id")
+    return table.filter(pc.invert(pc.starts_with(table["example_id"], f"{closing}/"))).sort_by("example_id")
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ class Comparison:
     def engaged(self, engagement: Engagement) -> None:
         """Take what a user did."""
         found = self._waiting.get(engagement.request_id)
-        if found is None or engagement.action not in self._actions:
+        if found is None or engagement.action not in self._actions or engagement.happened_at < found.served_at:
             return
         if self._events >= _EVENTS:
             self.dropped += 1

@@ -38,6 +38,7 @@ from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.join.decided import gather
 from streaming.records.events import Engagement, Request
 from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.identity import example_id
 from streaming.records.labels import Label
 
 WINDOW_MS, LATENESS_MS = 10_000, 1000
@@ -75,7 +76,7 @@ def event_time(value: bytes, _headers: Any, _timestamp: float, _kind: Any) -> in
 
 def build(example_format: ExampleFormat, requests: list[Request], clicks: list[list[Engagement]]) -> bytes:
     """An examples record of all impressions of these requests, with the clicks of each."""
-    ids = [impression_id for request in requests for impression_id in request.impression_ids]
+    ids = [example_id(request.request_id, name) for request in requests for name in request.impression_ids]
     counts = [len(request.impression_ids) for request in requests]
     served_at = np.repeat([request.served_at for request in requests], counts)
     happened_at, decided_at = served_at.copy(), served_at + WINDOW_MS

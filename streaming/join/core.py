@@ -37,6 +37,7 @@ from streaming.records.events import (
     is_json,
 )
 from streaming.records.examples import ExampleFormat
+from streaming.records.identity import example_prefix
 from streaming.records.json_records import pack_request
 from streaming.records.labels import Decision, Label, Rule, decide, used_actions
 
@@ -102,8 +103,8 @@ class Joiner:
         self._earliest = earliest
         self._window = max(label.window for label in labels.values())
         self._negative = (0.0,) * len(labels)
-        self.known_emitted: Callable[[list[str], int], bytearray] | None = None
-        """How often impressions that were served then are in `examples`; set while that may be more than entries say."""
+        self.known_emitted: Callable[[str, int, list[str]], bytearray] | None = None
+        """How often impressions of a request are in `examples`; set while that may be more than entries say."""
         self.reads_again = False
         """Whether records are those of transactions that are over: what is due by now was emitted, or dropped by sampling."""
         self.taken_until = 0
@@ -195,7 +196,9 @@ class Joiner:
         pending.impression_ids = request.impression_ids
         pending.request = request
         count, known = len(request.impression_ids), self.known_emitted
-        pending.emitted = bytearray(count) if known is None else known(request.impression_ids, request.served_at)
+        pending.emitted = (
+            bytearray(count) if known is None else known(request.request_id, request.served_at, request.impression_ids)
+        )
         waiting, pending.waiting = pending.waiting, []
         for at, engagement in waiting:
             try:
@@ -262,7 +265,7 @@ class Joiner:
             return
         if len(events) >= _MAX_EVENTS:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {_MAX_EVENTS} engagements already")
-        self._refresh(pending)
+        self._refresh(request_id, pending)
         # Of what is read again, what happened before and after an example went out is read as one, and was answered then.
         if pending.emitted[index] and not self.reads_again:
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
@@ -287,10 +290,10 @@ class Joiner:
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
 
-    def _refresh(self, pending: Pending) -> None:
+    def _refresh(self, request_id: str, pending: Pending) -> None:
         """An entry learns what was emitted since its state was written."""
         if self.known_emitted is not None:
-            known = self.known_emitted(pending.impression_ids, pending.served_at)
+            known = self.known_emitted(request_id, pending.served_at, pending.impression_ids)
             pending.emitted = bytearray(map(max, pending.emitted, known))
 
     def _look_at(self, request_id: str, pending: Pending) -> None:
@@ -299,7 +302,7 @@ class Joiner:
         if pending.served_at < 0:
             self._drop_unmatched(request_id, pending)
             return
-        self._refresh(pending)
+        self._refresh(request_id, pending)
         closes_at = pending.served_at + self._window
         if pending.request is not None:
             next_due = NEVER
@@ -340,7 +343,8 @@ class Joiner:
         if self.reads_again:  # due by what was committed, and not in `examples`
             kept = []
         elif not any(decision.values) and self._negatives.keep < 1:
-            kept = [place for place in places if self._negatives.keeps(pending.impression_ids[place])]
+            prefix, names = example_prefix(request_id), pending.impression_ids
+            kept = [place for place in places if self._negatives.keeps(prefix + names[place])]
             self.counts["dropped"] += len(places) - len(kept)
         if self._served is not None and not self.reads_again:
             self._judge(self._served, pending.request, places, decision.values)

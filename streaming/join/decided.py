@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streaming.features.columns import Column, Ids, Ragged, unpack
 from streaming.features.kinds import Feature
 from streaming.records.events import Request
 from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.identity import example_prefix
 from streaming.records.labels import Decision
 
 
@@ -64,11 +66,12 @@ def _batch(
     ids = pa.array(
         chain.from_iterable(request.impression_ids for request in requests.values()), pa.string(), size=total
     )
+    prefixes = pa.array([example_prefix(item.request_id) for item in items], pa.string())
     decisions = [item.decision for item in items]
     return example_format.build(
         gather(example_format.features, list(requests.values()), rows),
         ExampleColumns(
-            ids.take(pa.array(rows)),
+            pc.binary_join_element_wise(prefixes.take(pa.array(of_row)), ids.take(pa.array(rows)), ""),
             np.array([decision.values for decision in decisions], np.float32)[of_row],
             np.array([item.request.served_at for item in items], np.int64)[of_row],
             np.array([decision.happened_at for decision in decisions], np.int64)[of_row],

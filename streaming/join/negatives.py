@@ -34,5 +34,5 @@ class Negatives(NamedTuple):
     seed: int = 0
 
     def keeps(self, example_id: str) -> bool:
-        """Whether a negative of this id becomes an example."""
+        """Whether a negative of this name (see `identity`) becomes an example."""
         return self.keep >= 1 or xxhash.xxh3_64_intdigest(example_id.encode(), self.seed) < self.keep * 2.0**64

@@ -17,7 +17,7 @@ from streaming.join.state import Cut, Head, JoinState, Outgoing
 from streaming.join.watermark import examples_records, watermark_of
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import encode
-from streaming.records.examples import example_revisions
+from streaming.records.examples import published_in
 
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _CUTS = 64
@@ -230,7 +230,7 @@ class JoinPartition:
         examples_end = self._history.end(EXAMPLES)
         for records in self._history.read(EXAMPLES, self._examples_end, examples_end):
             for record in records:
-                state.note_emitted(example_revisions(record.value))
+                state.note_emitted(published_in(record.value))
             yield
         joiner.watermark = committed.watermark
         joiner.known_emitted = state.known_emitted

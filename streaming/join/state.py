@@ -5,14 +5,14 @@ batch. That is not synced: a process that dies loses nothing by it, and a machin
 which does as well.
 
 Keys: ``head``, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
-``t<time><request>`` when to look at it, ``e<impression><served at>`` how often an impression was emitted, only while state is
-made good.
+``t<time><request>`` when to look at it, ``e<example><served at>`` how often an example was emitted, only while state is made
+good.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from streaming.join.pending import OVERHEAD_BYTES, Pending
 from streaming.join.store import Batch, JoinStore, RocksStore, is_damage
 from streaming.join.timers import Timers
 from streaming.records.events import Request, encode
+from streaming.records.examples import Published
+from streaming.records.identity import example_prefix
 
 
 class Cut(NamedTuple):
@@ -95,9 +97,10 @@ _request = msgspec.msgpack.Decoder(Request)
 _head = msgspec.msgpack.Decoder(Head)
 
 
-def _emitted_key(impression_id: str, served_at: int) -> bytes:
-    """With the time, since an id that is used again names another impression."""
-    return b"e" + impression_id.encode() + served_at.to_bytes(8, "big")
+def _emitted_key(version: int, name: str, served_at: int) -> bytes:
+    """With the time, since an id that is used again once it was forgotten names another request."""
+    kind = b"e" if version == 1 else b"e\xff"  # which no text holds: what version 1 named is apart
+    return kind + name.encode() + served_at.to_bytes(8, "big")
 
 
 class JoinState:
@@ -221,17 +224,21 @@ class JoinState:
         if self._bytes > self._memory_bytes:
             self._evict()
 
-    def note_emitted(self, revisions: Sequence[tuple[str, int, int]]) -> None:
-        """These impressions, served then (ms), are in `examples`, each with that revision, in the order of the topic."""
+    def note_emitted(self, published: Published) -> None:
+        """These are in `examples`, told in the order of the topic."""
         batch = self._db.batch()
-        for impression_id, served_at, revision in revisions:
-            batch.put(_emitted_key(impression_id, served_at), bytes([revision + 1]))
+        for name, served_at, revision in published.examples:
+            batch.put(_emitted_key(published.version, name, served_at), bytes([revision + 1]))
         self._db.write(batch)
 
-    def known_emitted(self, impression_ids: list[str], served_at: int) -> bytearray:
-        """How often each of these is in `examples`, as `note_emitted` was told."""
-        found: Any = self._db.get([_emitted_key(impression_id, served_at) for impression_id in impression_ids])
-        return bytearray(0 if value is None else value[0] for value in found)
+    def known_emitted(self, request_id: str, served_at: int, impression_ids: list[str]) -> bytearray:
+        """How often each impression of a request that was served then (ms) is in `examples`, as `note_emitted` was told."""
+        prefix = example_prefix(request_id)
+        keys = [_emitted_key(2, prefix + impression_id, served_at) for impression_id in impression_ids]
+        keys += [_emitted_key(1, impression_id, served_at) for impression_id in impression_ids]
+        found: Any = self._db.get(keys)
+        times = [0 if value is None else value[0] for value in found]
+        return bytearray(map(max, times[: len(impression_ids)], times[len(impression_ids) :]))
 
     @property
     def knows_emitted(self) -> bool:

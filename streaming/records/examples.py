@@ -18,19 +18,25 @@ from basis.decoding import refusing, why
 from streaming.features.columns import Column, Columns, arrow_type, from_arrow, to_arrow
 from streaming.features.kinds import Feature
 from streaming.log import EXAMPLES
-from streaming.records.events import FLOAT32_MAX, MIN_TIME_MS, SCHEMA_VERSION, BadRecord, encode
+from streaming.records.events import FLOAT32_MAX, MIN_TIME_MS, BadRecord, encode
 from streaming.records.labels import Label
 
 _log = logging.getLogger(__name__)
 _LATEST_MS = ((1 << 32) - 1) * 1000
 """Rows keep seconds in 32 bits."""
+_MAX_REVISION = 253
+"""Joiners count in a byte how often an example is out, and one value says that it was dropped."""
 _FINITE = (-FLOAT32_MAX, FLOAT32_MAX)
 _ALLOWED = {
     **dict.fromkeys(("served_at", "happened_at", "decided_at"), (MIN_TIME_MS, _LATEST_MS)),
     "weight": (0, FLOAT32_MAX),
     "sampling_rate": (0, 1),
+    "revision": (0, _MAX_REVISION),
 }
 _REVISION = {"example_id": pa.string(), "served_at": pa.int64(), "revision": pa.int32()}
+
+EXAMPLES_VERSION = 2
+"""Version 1 had the impression's id alone for ``example_id``; all else is the same."""
 
 
 class ExampleColumns(NamedTuple):
@@ -65,7 +71,7 @@ _decoder = msgspec.msgpack.Decoder(ExamplesRecord)
 class ExampleFormat:
     """The Arrow schema of one pipeline's examples, and their bytes.
 
-    Columns: ``example_id``, ``feature.<name>``, ``label.<name>``, ``served_at``, ``happened_at``, ``decided_at``,
+    Columns: ``example_id`` (see `identity`), ``feature.<name>``, ``label.<name>``, ``served_at``, ``happened_at``, ``decided_at``,
     ``weight``, ``sampling_rate``, ``revision``.
 
     >>> import numpy as np
@@ -124,14 +130,14 @@ class ExampleFormat:
 
     def encode(self, batch: pa.RecordBatch, watermark: int) -> bytes:
         """The record of a batch."""
-        return encode(ExamplesRecord(version=SCHEMA_VERSION, watermark=watermark, batch=self._codec.encode(batch)))
+        return encode(ExamplesRecord(version=EXAMPLES_VERSION, watermark=watermark, batch=self._codec.encode(batch)))
 
     def decode(self, payload: bytes) -> tuple[pa.RecordBatch, int]:
         """The batch in a record and its watermark; `BadRecord` where it is not one of this pipeline."""
         with refusing(partial(BadRecord, "malformed"), BadRecord):
             record = _decoder.decode(payload)
-            if record.version != SCHEMA_VERSION:
-                raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
+            if not 1 <= record.version <= EXAMPLES_VERSION:
+                raise BadRecord("version", f"schema version {record.version}; allowed: 1 to {EXAMPLES_VERSION}")
             batch = self._codec.decode(record.batch)
             _check_values(batch)
             return batch, record.watermark
@@ -160,19 +166,30 @@ def _check_values(batch: pa.RecordBatch) -> None:
                 raise BadRecord("malformed", f"column {name}: {found}; allowed: {low} to {high}")
 
 
-def example_revisions(payload: bytes) -> list[tuple[str, int, int]]:
-    """The ids in a record, when each was served (ms), and its revision, whatever pipeline wrote it.
+class Published(NamedTuple):
+    """The examples of a record of that version: the ``example_id`` of each, when it was served (ms), and its revision."""
 
-    None where it cannot be read: then no joiner wrote it. Those who train on it or archive it make a dead letter of it.
+    version: int
+    examples: list[tuple[str, int, int]]
+
+
+def published_in(payload: bytes) -> Published:
+    """What a record holds, whatever pipeline wrote it.
+
+    Nothing where it cannot be read: then no joiner wrote it. Those who train on it or archive it make a dead letter of it.
     """
     try:
-        batch = decode_stream(_decoder.decode(payload).batch)
+        record = _decoder.decode(payload)
+        batch = decode_stream(record.batch)
         columns = [batch.column(name).cast(kind) for name, kind in _REVISION.items()]
-        missing = any(column.null_count for column in columns)
-        return [] if missing else list(zip(*(column.to_pylist() for column in columns), strict=True))
+        rows = list(zip(*(column.to_pylist() for column in columns), strict=True))
+        for name, served_at, revision in rows:
+            if name is None or not MIN_TIME_MS <= served_at <= _LATEST_MS or not 0 <= revision <= _MAX_REVISION:
+                raise ValueError(f"example {name}, served at {served_at} ms, revision {revision}")
+        return Published(record.version, rows)
     except Exception as error:
         _log.warning("%s holds a record that is none of examples, passed over: %s", EXAMPLES, why(error))
-        return []
+        return Published(EXAMPLES_VERSION, [])
 
 
 def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:

@@ -39,7 +39,7 @@ from streaming.records.events import (
     decode_request,
     encode,
 )
-from streaming.records.examples import ExampleColumns, ExampleFormat, ExamplesRecord, cut_per_step, example_revisions
+from streaming.records.examples import ExampleColumns, ExampleFormat, ExamplesRecord, cut_per_step, published_in
 from streaming.records.json_records import pack_request
 from streaming.records.labels import Label
 from tests.fuzz.mutate import hostile_json, hostile_line, hostile_msgpack, hostile_tensors, mutated
@@ -186,7 +186,7 @@ def _read_examples(record: bytes) -> None:
 
 
 def _read_revisions(record: bytes) -> None:
-    if not example_revisions(record):
+    if not published_in(record).examples:
         FORMAT.decode(record)
 
 

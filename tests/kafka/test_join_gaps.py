@@ -21,6 +21,7 @@ from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, decode_engagement, decode_request
 from streaming.records.examples import ExampleFormat
+from streaming.records.identity import example_id
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
 from tests.kafka.traffic import (
     check_examples,
@@ -77,8 +78,11 @@ def test_what_was_deleted_before_it_was_joined_is_said_and_counted(
     assert seen[IMPRESSIONS] >= 100 if state_too else seen == {IMPRESSIONS: 100}
     emitted = read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels))
     assert set(emitted.times.values()) == {1}
-    assert emitted.times.keys() >= {name for request in kept for name in request.impression_ids}
-    clicked = {decode_engagement(value, MAX_TIME_MS).impression_id for _, value in read_topic(kafka, ENGAGEMENTS)[0]}
+    assert emitted.times.keys() >= {
+        example_id(request.request_id, name) for request in kept for name in request.impression_ids
+    }
+    done = [decode_engagement(value, MAX_TIME_MS) for _, value in read_topic(kafka, ENGAGEMENTS)[0]]
+    clicked = {example_id(each.request_id, each.impression_id) for each in done}
     assert {name for name, label in emitted.labels.items() if label} == clicked & emitted.times.keys()
 
 

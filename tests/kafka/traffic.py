@@ -36,7 +36,7 @@ class Event(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What arrives, in order, and what every impression's click label must be."""
+    """What arrives, in order, and what the click label of every example must be."""
 
     events: list[Event]
     labels: dict[str, float]
@@ -93,9 +93,10 @@ def make_traffic(
         )
         arrive(IMPRESSIONS, served_at, name, encode(request))
         for impression_id in ids:
-            labels[impression_id] = 0.0
+            example = f"{name}/{impression_id}"
+            labels[example] = 0.0
             if rng.random() < 0.05:
-                labels[impression_id] = 1.0
+                labels[example] = 1.0
                 happened_at = served_at + rng.randrange(window_ms)
                 click = Engagement(
                     version=SCHEMA_VERSION,

@@ -26,6 +26,7 @@ from streaming.features.columns import slice_columns
 from streaming.join.pending import PendingStore
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
 from streaming.records.events import Request
+from streaming.records.identity import example_id
 from streaming.source.load import LoggedEvents, load
 from tests.paramserver.published import MemoryFiles, up_to
 from trainer.metrics import class_metrics
@@ -159,6 +160,12 @@ class Ran:
         return {name: (rows.ids.tobytes(), rows.embeddings.tobytes()) for name, rows in tables.items()}
 
 
+def names_of(events: LoggedEvents) -> list[str]:
+    """The examples of all impressions, in order."""
+    requests = events.request_ids.take(pa.array(events.request_of_row)).to_pylist()
+    return [example_id(*pair) for pair in zip(requests, events.impression_ids.to_pylist(), strict=True)]
+
+
 @pytest.fixture(scope="module")
 def plain(pipeline: Pipeline, events: LoggedEvents) -> Ran:
     return Ran(pipeline, events, {"60s": MINUTE})
@@ -204,7 +211,7 @@ def test_another_cadence_serves_other_scores_of_the_same_examples(
 
 
 def test_every_impression_is_an_example_once(events: LoggedEvents, plain: Ran) -> None:
-    assert Counter(plain.trained) == Counter(events.impression_ids.to_pylist())
+    assert Counter(plain.trained) == Counter(names_of(events))
     assert plain.summary["examples"] == plain.summary["impressions"] == events.impressions
     assert plain.summary["engagements"] == len(events.engagements)
     assert plain.summary["dead_letters"] == 0
@@ -214,7 +221,7 @@ def test_every_impression_is_an_example_once(events: LoggedEvents, plain: Ran) -
 def test_labels_are_those_of_the_log(events: LoggedEvents, plain: Ran, pipeline: Pipeline) -> None:
     """The windows of this pipeline cut nothing, so what the joiner decided is what the log says."""
     truth = {name: events.truth(label) for name, label in pipeline.labels.items()}
-    row_of = {name: row for row, name in enumerate(events.impression_ids.to_pylist())}
+    row_of = {name: row for row, name in enumerate(names_of(events))}
     for payload in plain.log[EXAMPLES]:
         batch, _ = plain.loop.joiner.format.decode(payload)
         rows = [row_of[name] for name in batch.column("example_id").to_pylist()]
@@ -343,7 +350,7 @@ def test_a_short_window_cannot_flatter_the_metrics(folder: Path, pipeline: Pipel
 def test_windows_and_lateness_delay_examples_and_lose_none(folder: Path, events: LoggedEvents) -> None:
     join = {"emit": "window", "lateness": "90s", "max_rows": 5}
     ran = Ran(make_pipeline(folder, join=join), events, {"60s": MINUTE})
-    assert Counter(ran.trained) == Counter(events.impression_ids.to_pylist())
+    assert Counter(ran.trained) == Counter(names_of(events))
     assert ran.summary["replica_equals_table"]
     assert ran.summary["freshness_seconds"]["p99"] <= 60 + 90 + 1
 

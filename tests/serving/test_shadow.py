@@ -237,19 +237,20 @@ def _done(request_id: str, place: int, action: str, at: int, value: float = 1.0)
 
 
 def test_labels_are_the_joiners() -> None:
-    """Windows of their own, a least value, a deciding action that came first, and what comes late."""
+    """Windows of their own, a least value, a deciding action that came first, what comes late, and what came before the serving."""
     labels = {"like": _label("rate", "10s", min_value=4, decided_by="rate"), "click": _label("click", "5s")}
     comparison = Comparison(labels, lateness_ms=2000)
-    _take(comparison, "r", 0)
-    comparison.engaged(_done("r", 0, "rate", 1000, 2.0))
-    comparison.engaged(_done("r", 0, "rate", 2000, 5.0))
-    comparison.engaged(_done("r", 1, "rate", 9000, 5.0))
-    comparison.engaged(_done("r", 0, "click", 4000))
-    comparison.engaged(_done("r", 2, "click", 6000))
-    comparison.close(11_999)
+    _take(comparison, "r", 1000)
+    comparison.engaged(_done("r", 0, "rate", 2000, 2.0))
+    comparison.engaged(_done("r", 0, "rate", 3000, 5.0))
+    comparison.engaged(_done("r", 1, "rate", 10_000, 5.0))
+    comparison.engaged(_done("r", 0, "click", 5000))
+    comparison.engaged(_done("r", 1, "click", 999))
+    comparison.engaged(_done("r", 2, "click", 7000))
+    comparison.close(12_999)
     assert comparison.compared().judged == 0
-    comparison.engaged(_done("r", 2, "click", 5000))
-    comparison.close(12_000)
+    comparison.engaged(_done("r", 2, "click", 6000))
+    comparison.close(13_000)
     found = comparison.compared()
     assert found.judged == 3
     # the mean score, 0.5, over the mean label

@@ -20,6 +20,7 @@ from trainer.online import OnlineTrainer
 if TYPE_CHECKING:
     from tests.simulation.services import ReplicaService
 
+
 class Content(NamedTuple):
     """Rows as replicas hold them, and which examples and users have one."""
 

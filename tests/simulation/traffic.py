@@ -127,7 +127,9 @@ def make_traffic(rng: random.Random) -> Traffic:
         number += len(numbers)
         is_late = rng.random() < 0.02
         request_id = f"r/{name}%"
-        names |= {one: example_id(request_id, impression) for one, impression in zip(numbers, _shown(numbers), strict=True)}
+        names |= {
+            one: example_id(request_id, impression) for one, impression in zip(numbers, _shown(numbers), strict=True)
+        }
         request = _request(request_id, at, numbers, user, seen=500 if is_huge else rng.randrange(3))
         send(IMPRESSIONS, partition, at, request, late=is_late)
         for one, impression in zip(numbers, _shown(numbers), strict=True):

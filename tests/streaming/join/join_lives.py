@@ -97,8 +97,9 @@ def fill(brokers: Brokers, rng: random.Random, requests: int) -> dict[str, float
         )
         records = [(served_at, IMPRESSIONS, encode(request))]
         for name in ids:
-            labels[name] = float(rng.random() < 0.3)
-            if labels[name]:
+            clicked = rng.random() < 0.3
+            labels[f"r{number}/{name}"] = float(clicked)
+            if clicked:
                 at = served_at + rng.randrange(WINDOW + 1)
                 click = Engagement(
                     version=SCHEMA_VERSION, request_id=f"r{number}", impression_id=name, action="click", happened_at=at
@@ -223,6 +224,7 @@ class Published(NamedTuple):
 
 
 def published(brokers: Brokers) -> dict[str, list[Published]]:
+    """What is in `examples`, by the example's name."""
     found: dict[str, list[Published]] = {}
     for value in brokers.topics[EXAMPLES]:
         if value is not None:

@@ -141,7 +141,8 @@ def windows(labels: dict[str, Label]) -> dict[str, int]:
 
 def is_kept(world: World, name: str, labels: tuple[float, ...]) -> bool:
     """Positive in any label, or a negative whose hash falls into the kept share."""
-    return any(value != 0 for value in labels) or xxhash.xxh3_64(name.encode(), SEED).intdigest() / 2**64 < world.keep
+    hashed = xxhash.xxh3_64(f"{name.split('.')[0]}/{name}".encode(), SEED).intdigest()
+    return any(value != 0 for value in labels) or hashed / 2**64 < world.keep
 
 
 def brute_force(world: World) -> dict[str, Expected]:
@@ -306,14 +307,15 @@ def join_all(core: Joiner, records: Sequence[Arrival], seed: int) -> Joined:
 
 
 def by_id(core: Joiner, batches: Sequence[pa.RecordBatch]) -> dict[str, Expected]:
-    """What came out, with a check that no id came twice and that every example has its own features."""
+    """What came out by its impression, with a check that none came twice and that every example has its own features."""
     found = {}
     for batch in batches:
         columns = core.format.columns(batch)
         labels = core.format.label_values(batch)
         tags = columns["tags"]
         assert isinstance(tags, Ragged)
-        for row, name in enumerate(batch.column("example_id").to_pylist()):
+        for row, example in enumerate(batch.column("example_id").to_pylist()):
+            name = example.partition("/")[2]
             assert name not in found, f"{name} came twice"
             number = number_of(name)
             served_at, decided_at, happened_at = (

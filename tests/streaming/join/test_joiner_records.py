@@ -198,6 +198,19 @@ def test_the_share_of_negatives_that_is_kept() -> None:
     assert {name for name in names if Negatives(0.5, 8).keeps(name)} != kept[0.5]
 
 
+def test_an_item_that_is_seldom_clicked_is_a_negative_now_and_then() -> None:
+    """Of every request that shows it, by chance: by the item's id alone it would be always one or never."""
+    core = make_joiner(CLICK, keep=0.1)
+    items = [f"item{number}" for number in range(100)]
+    for number in range(200):
+        served = Served(f"r{number}", 1000 + number, len(items))
+        core.add_request(number, request_record(served, impression_ids=items))
+    core.advance(END)
+    names = [name for batch in core.drain().examples for name in batch.column("example_id").to_pylist()]
+    assert {name.partition("/")[2] for name in names} == set(items)
+    assert abs(len(names) - 2000) <= 4 * (20_000 * 0.1 * 0.9) ** 0.5
+
+
 def test_the_watermark_is_told_when_there_is_nothing_else_to_say() -> None:
     log, clock = MemoryLog(), EventClock(5000)
     core = Joiner(FEATURES, CLICK, JoinSettings(lateness="100ms"), PendingStore(1 << 30, no_disk), clock)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import pyarrow as pa
 import pytest
 
+from basis.arrow import BatchCodec
 from streaming.clock import EventClock
 from streaming.join.negatives import Negatives
 from streaming.join.partition import Committed, JoinPartition
@@ -28,6 +30,7 @@ from streaming.records.events import (
     decode_engagement,
     encode,
 )
+from streaming.records.examples import ExamplesRecord
 from streaming.records.labels import Rule, decide
 from tests.streaming.join.join_lives import (
     ENDED,
@@ -165,7 +168,6 @@ def test_what_was_refused_as_late_is_in_no_label_though_its_negative_was_dropped
 
 @pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
 def test_impressions_of_two_requests_may_share_an_id(lost: bool, tmp_path: Path) -> None:
-    """Who reads again after a crash tells them apart by when they were served."""
     world = World(random.Random(1), tmp_path)
     ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
     join = life(world)
@@ -180,7 +182,55 @@ def test_impressions_of_two_requests_may_share_an_id(lost: bool, tmp_path: Path)
     join = life(world)
     for as_of in (14_000, 16_000, 17_000):
         join.step(ended, as_of, 0)
-    assert len(published(world.brokers)["i"]) == 2
+    assert {name: len(items) for name, items in published(world.brokers).items()} == {"r1/i": 1, "r2/i": 1}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+def test_two_requests_of_one_millisecond_may_show_the_same_item(lost: bool, tmp_path: Path) -> None:
+    world = World(random.Random(1), tmp_path)
+    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world)
+    take(join, world.brokers, IMPRESSIONS, request(1, 10_000, "item7"), request(2, 10_000, "item7"))
+    join.step(ended, 10_050, 0)  # the state goes to disk
+    click = Engagement(
+        version=SCHEMA_VERSION, request_id="r1", impression_id="item7", action="click", happened_at=10_100
+    )
+    take(join, world.brokers, ENGAGEMENTS, encode(click))
+    join.step(ended, 10_500, 0)
+    assert published(world.brokers).keys() == {"r1/item7"}
+    join._state.close()
+    if lost:
+        shutil.rmtree(world.folders[0])
+    join = life(world)
+    join.step(ended, 13_000, 0)
+    labels = {name: [item.label for item in items] for name, items in published(world.brokers).items()}
+    assert labels == {"r1/item7": [1.0], "r2/item7": [0.0]}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+def test_what_an_older_joiner_emitted_is_not_emitted_again(lost: bool, tmp_path: Path) -> None:
+    """Records of version 1 name the impression alone, which when it was served makes good but for requests of one millisecond."""
+    world = World(random.Random(1), tmp_path)
+    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world)
+    take(join, world.brokers, IMPRESSIONS, request(1, 10_000, "item7"), request(2, 10_001, "item7"))
+    join.step(ended, 10_050, 0)
+    join.step(ended, 11_301, 0)
+    join._state.close()
+    if lost:
+        shutil.rmtree(world.folders[0])
+    examples = world.brokers.topics[EXAMPLES]
+    examples[:] = [None if value is None else as_version_1(value) for value in examples]
+    join = life(world)
+    join.step(ended, 13_000, 0)
+    assert {name: len(items) for name, items in published(world.brokers).items()} == {"item7": 1, "r2/item7": 1}
+
+
+def as_version_1(value: bytes) -> bytes:
+    batch, watermark = FORMAT.decode(value)
+    names = [name.partition("/")[2] for name in batch.column("example_id").to_pylist()]
+    batch = batch.set_column(0, "example_id", pa.array(names, pa.string()))
+    return encode(ExamplesRecord(version=1, watermark=watermark, batch=BatchCodec(FORMAT.schema).encode(batch)))
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["both inputs read", "one input far behind"])
@@ -196,7 +246,7 @@ def test_a_clock_that_was_set_back_makes_nothing_that_was_taken_the_future(behin
     world.clock = EventClock(0)
     join = life(world)
     join.step({IMPRESSIONS: True, ENGAGEMENTS: True}, start + 5000, 0)
-    assert len(published(world.brokers)["1.0"]) == 1
+    assert len(published(world.brokers)["r1/1.0"]) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -257,12 +307,14 @@ def counted(brokers: Brokers) -> dict[str, list[Counted]]:
     found: dict[str, list[Counted]] = {}
     for offset, value in enumerate(brokers.topics[IMPRESSIONS]):
         if (IMPRESSIONS, offset) not in refused:
-            found |= {name: [] for name in msgspec.msgpack.decode(value or b"", type=Request).impression_ids}
+            request = msgspec.msgpack.decode(value or b"", type=Request)
+            found |= {f"{request.request_id}/{name}": [] for name in request.impression_ids}
     for offset, value in enumerate(brokers.topics[ENGAGEMENTS]):
         done = decode_engagement(value or b"", MAX_TIME_MS)
-        if done.impression_id in found:
+        name = f"{done.request_id}/{done.impression_id}"
+        if name in found:
             event = (done.happened_at, done.action, done.value)
-            found[done.impression_id].append(Counted(event, (ENGAGEMENTS, offset) in refused))
+            found[name].append(Counted(event, (ENGAGEMENTS, offset) in refused))
     return found
 
 
@@ -282,7 +334,7 @@ def test_what_is_refused_is_in_no_label_and_what_is_not_is(seed: int, keep: floa
     examples = published(world.brokers)
     for name, events in counted(world.brokers).items():
         first = next((at for at, item in enumerate(events) if item.refused), len(events))
-        served_at = 10_000 + int(name.split(".")[0]) * 20
+        served_at = 10_000 + int(name[1:].split("/")[0]) * 20
         label = label_of(served_at, events[:first])
         expected = [(0, label, served_at)] if label or negatives.keeps(name) else []
         assert examples.pop(name, []) == expected, (name, events, world.lives)
@@ -301,7 +353,7 @@ def test_late_engagements_correct_examples_once_each_through_any_crashes(
     examples, times = published(world.brokers), Counter[int]()
     for name, events in counted(world.brokers).items():
         found = examples.pop(name, [])
-        served_at = 10_000 + int(name.split(".")[0]) * 20
+        served_at = 10_000 + int(name[1:].split("/")[0]) * 20
         label = label_of(served_at, events)
         if not found:
             first = next((at for at, item in enumerate(events) if item.refused), len(events))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.records.events import SCHEMA_VERSION, BadRecord, encode
-from streaming.records.examples import ExampleColumns, ExampleFormat, cut_per_step
+from streaming.records.events import BadRecord, encode
+from streaming.records.examples import EXAMPLES_VERSION, ExampleColumns, ExampleFormat, cut_per_step, published_in
 from streaming.records.labels import Label
 
 FEATURES: dict[str, Feature] = {
@@ -88,7 +88,7 @@ def test_an_empty_batch_carries_the_watermark() -> None:
 
 
 def record(batch: bytes, **changes: Any) -> bytes:
-    return encode({"version": SCHEMA_VERSION, "watermark": 5, "batch": batch, **changes})
+    return encode({"version": EXAMPLES_VERSION, "watermark": 5, "batch": batch, **changes})
 
 
 def stream(batch: pa.RecordBatch, **options: Any) -> bytes:
@@ -133,8 +133,8 @@ def test_records_of_another_kind_are_refused() -> None:
     good = msgspec.msgpack.decode(example_format.encode(batch, 5))["batch"]
     assert refused(b"") == "malformed"
     assert refused(b"\xc1") == "malformed"
-    assert refused(encode({"version": SCHEMA_VERSION})) == "malformed"
-    assert refused(record(good, version=SCHEMA_VERSION + 1)) == "version"
+    assert refused(encode({"version": EXAMPLES_VERSION})) == "malformed"
+    assert refused(record(good, version=0)) == refused(record(good, version=EXAMPLES_VERSION + 1)) == "version"
     assert refused(record(b"")) == "malformed"
     assert refused(record(b"no Arrow at all")) == "malformed"
 
@@ -163,6 +163,16 @@ def test_a_value_that_is_missing_is_refused() -> None:
     }.items():
         spoiled = batch.set_column(batch.schema.names.index(name), name, values)
         assert refused(record(stream(spoiled))) == "malformed", name
+
+
+@pytest.mark.parametrize(("name", "value"), [("revision", 254), ("revision", -1), ("served_at", -1)])
+def test_what_no_joiner_can_have_counted_is_refused_and_ends_no_recovery(name: str, value: int) -> None:
+    _, batch = make(1)
+    place = batch.schema.names.index(name)
+    spoiled = record(stream(batch.set_column(place, name, pa.array([value], batch.schema.field(place).type))))
+    assert refused(spoiled) == "malformed"
+    assert not published_in(spoiled).examples
+    assert len(published_in(record(stream(batch))).examples) == 1
 
 
 @pytest.mark.parametrize("foreign", [False, True])
