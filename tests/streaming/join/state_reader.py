@@ -20,7 +20,7 @@ def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """``head``; ``requests`` by id, each with its ``record``; ``timers`` as (time, request); ``emitted`` by (impression, time)."""
+    """``head``; ``requests`` by id, each with its ``record``; ``timers`` as (time, request); ``emitted`` by (name, time)."""
     db = Rdict(str(folder), Options(raw_mode=True))
     state: dict[str, Any] = {"head": None, "requests": {}, "timers": [], "emitted": {}}
     records: dict[str, Any] = {}
@@ -38,7 +38,8 @@ def read_state(folder: Path) -> dict[str, Any]:
                 state["timers"].append((int.from_bytes(rest[:8], "big"), rest[8:].decode()))
             else:
                 assert kind == b"e", key
-                state["emitted"][rest[:-8].decode(), int.from_bytes(rest[-8:], "big")] = value[0]
+                name = rest[:-8].removeprefix(b"\xff").decode()
+                state["emitted"][name, int.from_bytes(rest[-8:], "big")] = value[0]
     finally:
         db.close()
     for request_id, request in state["requests"].items():
@@ -56,7 +57,7 @@ def read_commit(metadata: str) -> dict[str, Any]:
 def read_examples(record: bytes) -> tuple[int, list[dict[str, Any]]]:
     """The watermark, and the examples as rows."""
     found = msgspec.msgpack.decode(record)
-    assert set(found) == {"version", "watermark", "batch"} and found["version"] == 1
+    assert set(found) == {"version", "watermark", "batch"} and found["version"] == 2
     with pa.ipc.open_stream(found["batch"]) as stream:
         batch = stream.read_next_batch()
     assert not any(column.null_count for column in batch.columns)
