@@ -15,11 +15,10 @@ from streaming.join.calibration import ServedCalibration
 from streaming.join.core import Joiner
 from streaming.join.metrics import JoinMetrics
 from streaming.join.negatives import Negatives
-from streaming.join.partition import JoinPartition
+from streaming.join.partition import History, JoinPartition, Outlet
 from streaming.join.service import JoinService
 from streaming.join.state import JoinState
-from streaming.kafka.history import KafkaHistory
-from streaming.kafka.outlet import KafkaOutlet
+from streaming.kafka.brokers import KafkaBrokers
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import patiently
 
@@ -56,7 +55,7 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
     bounds = pipeline.train.guards.served_calibration
     served = None if bounds is None else ServedCalibration(pipeline.labels, bounds, _log.warning, _log.info)
 
-    def make(partition: int, outlet: KafkaOutlet, history: KafkaHistory) -> tuple[JoinState, JoinPartition]:
+    def make(partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
         state = JoinState(folder / str(partition), settings.memory_bytes // pipeline.kafka.partitions)
 
         def joiner(over: JoinState) -> Joiner:
@@ -70,4 +69,5 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
             state, joiner, outlet, history, lambda: uuid.uuid4().hex, settings.lateness, keep_ms
         )
 
-    return JoinService(pipeline.kafka, make, clock, settings.max_wait, served)
+    brokers = KafkaBrokers(pipeline.kafka)
+    return JoinService(brokers, make, clock, max_wait_ms=settings.max_wait, asked=pipeline.kafka.asked, served=served)

@@ -60,6 +60,9 @@ class Outlet(Protocol):
     def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
         """One transaction. The offset after its last record in `examples`, 0 where it holds none."""
 
+    def close(self) -> None:
+        """Let go of it at once; a transaction that is under way is settled by its successor."""
+
 
 class History(Protocol):
     """Records of the partition that are still kept."""

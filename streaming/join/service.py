@@ -1,6 +1,7 @@
-"""The joiner as a service on Kafka: follows the partitions that its group gives it, and joins each.
+"""The joiners' service: follows the partitions that its group gives it, and joins each.
 
-A consumer that is no member of the group reads the inputs from where the joiner's own state says.
+One loop for all logs: it is told the `Brokers`, the clock and how a partition's joiner is made. What it keeps of a partition is how
+its recovery stands and how far behind it is; where to read on is the partition's own to say.
 """
 
 from __future__ import annotations
@@ -8,32 +9,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack
-from typing import Any
-
-from confluent_kafka import KafkaError, TopicPartition
+from collections.abc import Callable, Collection, Generator, Mapping
 
 from streaming.clock import Clock
+from streaming.join.brokers import Brokers, Place
 from streaming.join.calibration import ServedCalibration
-from streaming.join.partition import ForgottenError, JoinPartition
+from streaming.join.partition import ForgottenError, History, JoinPartition, Outlet
 from streaming.join.state import JoinState
 from streaming.join.store import is_damage
-from streaming.kafka.client import begins_of, broker_error, check_leaders, ends_of, reader_of, telling
-from streaming.kafka.history import KafkaHistory
-from streaming.kafka.membership import Membership
-from streaming.kafka.outlet import KafkaOutlet
-from streaming.kafka.settings import KafkaSettings
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, NoLeaderError, Record
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError, NoLeaderError
 from streaming.patience import Patience
 
 _log = logging.getLogger("minutely.join")
-_GROUP = "minutely-joiner"
-_RECORDS_AT_ONCE = 4000
-_BATCH_RECORDS = 2000
-_POLL_SECONDS = 0.05
-_ENDS_SECONDS = 5
-_TELL_EVERY_MS = 1000
+_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
+_PAUSE_MS = 50
+_RECOVERING_MS = 1
 _DONE = object()
 _GAP = (
     "%s/%d: records from offset %d to %d were deleted before they were joined, up to %d of them are lost; "
@@ -50,11 +40,9 @@ class DamagedError(Exception):
 
 
 class Member:
-    """One of our partitions: its joiner, and what it is busy with."""
+    """One of our partitions: its joiner, and how far it is."""
 
-    def __init__(
-        self, partition: int, state: JoinState, join: JoinPartition, outlet: KafkaOutlet, clock: Clock
-    ) -> None:
+    def __init__(self, partition: int, state: JoinState, join: JoinPartition, outlet: Outlet, clock: Clock) -> None:
         self.partition = partition
         self.state = state
         self.join = join
@@ -62,17 +50,23 @@ class Member:
         self.recovery: Generator[None] | None = None
         self.recovered = False
         self.positioned = False
-        self.committed_at = 0.0
+        self.stepped_at_ms = 0
+        """When it last committed, in elapsed time."""
         self.patience = Patience(_log, f"partition {partition}", clock)
-        self.lag = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
+        self.lag = dict.fromkeys(_INPUTS, 0)
         """Records that are in the topics and were not taken yet."""
         self.reached: dict[str, int] = {}
         """Up to where there was nothing to take; further than the last record where transactions left their marks."""
         self.lost = Counter[str]()
         """Records that were deleted before they were read, by topic."""
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was there when its ends were last named is joined."""
+        return self.positioned and not self.join.busy and not self.join.taken and not any(self.lag.values())
+
     def close(self) -> None:
-        """Let go of everything; what was not committed is joined by whoever gets the partition."""
+        """Let go of everything; what was not committed is joined by the next owner of the partition."""
         if self.recovery is not None:
             self.recovery.close()
         self.outlet.close()
@@ -80,98 +74,111 @@ class Member:
 
 
 class JoinService:
-    """`run` joins until told to stop. ``make_partition`` makes the joiner of one partition over its folder's state;
-    ``served`` is what all of them compare scores and labels by."""
+    """`run` joins until told to stop; a caller with a loop of its own calls `start`, `round` and `leave`.
+
+    ``make_partition`` makes the joiner of one partition over its state. A partition commits when it took ``batch_records``, or
+    ``max_wait_ms`` after it last did; where only its watermark moved, that is told when it moved by ``tell_every_ms``. ``asked``
+    names the brokers in messages. ``served`` is what all joiners compare scores and labels by.
+    """
 
     def __init__(
         self,
-        settings: KafkaSettings,
-        make_partition: Callable[[int, KafkaOutlet, KafkaHistory], tuple[JoinState, JoinPartition]],
+        brokers: Brokers,
+        make_partition: Callable[[int, Outlet, History], tuple[JoinState, JoinPartition]],
         clock: Clock,
+        *,
         max_wait_ms: int,
+        batch_records: int = 2000,
+        tell_every_ms: int = 1000,
+        asked: str | None = None,
         served: ServedCalibration | None = None,
     ) -> None:
-        self._settings = settings
+        self._brokers = brokers
         self._make_partition = make_partition
         self._clock = clock
+        self._max_wait_ms = max_wait_ms
+        self._batch_records = batch_records
+        self._tell_every_ms = tell_every_ms
         self.served = served
-        self._max_wait_seconds = max_wait_ms / 1000
-        self._names = {settings.topic(topic): topic for topic in (IMPRESSIONS, ENGAGEMENTS)}
-        self._reader = reader_of(settings, name_ends=True)
         self._reading: set[int] = set()
-        """Partitions that `_reader` goes on with where their joiners are."""
-        self._asker = reader_of(settings)  # the reader's own connection is taken while it waits for records
-        self._group = Membership(settings, _GROUP, IMPRESSIONS)
-        self._broker = Patience(_log, "brokers", clock, settings.asked)
+        """Partitions that are read where their joiners are."""
+        self._patience = Patience(_log, "brokers", clock, asked)
         self.members: dict[int, Member] = {}
         """Our partitions by number."""
+        self.caught_up = False
+        """Whether the last `round` left nothing to do: all that our partitions' inputs held before it is joined and committed."""
 
-    def run(self, stop: Callable[[], bool]) -> None:
+    def run(self, stop: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> None:
         """Join until ``stop`` says so; then leave the group, so that others take over at once."""
-        with ExitStack() as leaving:
-            for last_first in (self._asker.close, self._reader.close, self._group.leave, self._lose_all):
-                leaving.callback(last_first)
-            self._group.start()
+        try:
+            self.start()
             while not stop():
-                self.round()
+                pause_ms = self.round()
+                if pause_ms:
+                    sleep(pause_ms / 1000)
+        finally:
+            self.leave()
 
-    def round(self) -> None:
-        """Follow the group, read, and join once; bounded in time and memory."""
+    def start(self) -> None:
+        """Become a member of the group."""
+        self._brokers.join()
+
+    def leave(self) -> None:
+        """Let go of all partitions and of the group; others take over at once."""
+        try:
+            self._revoke(list(self.members))
+        finally:
+            self._brokers.leave()
+
+    def round(self) -> int:
+        """Follow the group, read, and join once; bounded in time and memory. How long (ms) the next round may wait."""
+        self.caught_up = False
         self._follow()
         # Who failed last comes last, so that none that fails keeps the others from their turn.
         for member in sorted(self.members.values(), key=lambda member: member.patience.not_before_ms):
             if not self._recover(member):
                 break  # brokers may be away, and each try takes long: the group waits for our next round
-        self._assign()
         active = [member for member in self.members.values() if member.positioned]
-        if not active:
-            recovering = any(member.recovery for member in self.members.values())
-            time.sleep(0.001 if recovering else _POLL_SECONDS)
-            return
         as_of_ms = self._clock.now_ms()
         try:
-            ats = [at for member in active for at in self._ats(member)]
-            ends = ends_of(self._asker, ats, _ENDS_SECONDS)
+            self._read_on(active)
+            if not active:
+                return _RECOVERING_MS if any(member.recovery for member in self.members.values()) else _PAUSE_MS
+            ends = self._brokers.ends([member.partition for member in active])
             if not any(member.join.busy for member in active):
                 self._take()
         except BrokerError as error:
-            if isinstance(error, NoLeaderError) and self._leave_out():
-                return
+            if isinstance(error, NoLeaderError) and self._leave_out(active):
+                return 0
             self._reading = set()  # what was read and not taken is read again
-            self._asker.poll(0)  # its callback says where brokers refused us
-            self._broker.failed(error)
-            time.sleep(_POLL_SECONDS)
-            return
-        self._broker.worked()
+            self._patience.failed(error)
+            return _PAUSE_MS
+        self._patience.worked()
         for member in active:
             if member.positioned and not self._step(member, ends, as_of_ms):
                 break  # the brokers are away, most likely: look before others wait as long
+        else:
+            self.caught_up = all(member.caught_up for member in self.members.values())
+        return 0
 
     def _follow(self) -> None:
-        """Take what the group gave us, leave what it took.
+        """Take the partitions that the group assigned to us, let go of those it revoked.
 
-        Who gets a partition fences us before it begins, so between the group's word and ours nothing is committed; one that slept
-        through both sees by the state's id that the last transaction is another's.
+        The new owner of a partition fences us before it begins, so nothing of ours is committed after that. A member that slept
+        through a change of owner sees by the state's id that the last transaction is not its own.
         """
-        self._group.poll()
-        ours = self._group.partitions
-        self._lose(self.members.keys() - ours)
-        self._gain(ours - self.members.keys())
-
-    def _gain(self, partitions: Iterable[int]) -> None:
-        for partition in partitions:
-            outlet = KafkaOutlet(self._settings, partition)
-            state, join = self._make_partition(partition, outlet, KafkaHistory(self._settings, partition))
+        ours = self._brokers.assigned()
+        self._revoke(self.members.keys() - ours)
+        for partition in sorted(ours - self.members.keys()):
+            outlet = self._brokers.outlet(partition)
+            state, join = self._make_partition(partition, outlet, self._brokers.history(partition))
             self.members[partition] = Member(partition, state, join, outlet, self._clock)
-            _log.info("partition %d is ours", partition)
+            _log.info("partition %d assigned", partition)
 
-    def _lose_all(self) -> None:
-        self._lose(list(self.members))
-
-    def _lose(self, partitions: Iterable[int]) -> None:
+    def _revoke(self, partitions: Collection[int]) -> None:
         for partition in partitions:
             self.members.pop(partition).close()
-            _log.info("partition %d is another's", partition)
+            _log.info("partition %d revoked", partition)
 
     def _recover(self, member: Member) -> bool:
         """One bounded step towards the state that belongs to what was committed; whether brokers answered."""
@@ -180,7 +187,7 @@ class JoinService:
         try:
             if not member.recovered:
                 if member.recovery is None:
-                    self._check_leaders(member)
+                    self._brokers.check_leaders([member.partition])
                     member.recovery = member.join.recover()
                 member.recovered = next(member.recovery, _DONE) is _DONE
             if member.recovered:
@@ -198,32 +205,26 @@ class JoinService:
 
     def _position(self, member: Member) -> None:
         """Read on where the joiner is, or where the records that are still kept begin."""
-        ats = self._ats(member)
-        self._check_leaders(member)
-        begins, ends = begins_of(self._asker, ats, _ENDS_SECONDS), ends_of(self._asker, ats, _ENDS_SECONDS)
-        for at in ats:
-            place, topic = (at.topic, at.partition), self._names[at.topic]
-            begin, end, offset = begins[place], ends[place], member.join.offsets[topic]
+        join, partition = member.join, member.partition
+        self._brokers.check_leaders([partition])
+        begins, ends = self._brokers.begins([partition]), self._brokers.ends([partition])
+        for topic in _INPUTS:
+            begin, end, offset = begins[topic, partition], ends[topic, partition], join.offsets[topic]
             if offset > end:  # of a broker that is not whole yet, or has lost what it had promised to keep
-                what = f"{topic} ends at offset {end}, records before {offset} were joined"
-                raise EndsEarlyError(what)
+                raise EndsEarlyError(f"{topic} ends at offset {end}, records before {offset} were joined")
             if offset < begin:
-                member.join.skip(topic, begin)
-        for gap in member.join.gaps:
+                join.skip(topic, begin)
+        for gap in join.gaps:
             member.lost[gap.topic] += gap.stop - gap.start
-            _log.error(_GAP, gap.topic, member.partition, gap.start, gap.stop, gap.stop - gap.start)
-        member.join.gaps.clear()
+            _log.error(_GAP, gap.topic, partition, gap.start, gap.stop, gap.stop - gap.start)
+        join.gaps.clear()
         member.reached.clear()
         member.positioned = True
-        member.committed_at = time.monotonic()
-        self._reading.discard(member.partition)
-
-    def _check_leaders(self, member: Member) -> None:
-        """Offsets of a partition without a leader are waited for in vain, and so are transactions that wrote or write to one."""
-        check_leaders(self._asker, self._everything(member), _ENDS_SECONDS)
+        member.stepped_at_ms = self._clock.elapsed_ms()
+        self._reading.discard(partition)
 
     def _broken(self, member: Member, error: Exception) -> None:
-        """A transaction came to no known end, or another worker has the partition: settle that by recovering anew."""
+        """A transaction came to no known end, or another worker has the partition: settle that by recovering again."""
         member.recovery = None
         member.recovered = member.positioned = False
         member.patience.failed(error)
@@ -234,60 +235,17 @@ class JoinService:
             raise error
         error.__traceback__ = None  # its frames hold cursors, and they the files, which would not open again
         member.join.discard()
-        self._broken(member, DamagedError(f"{error}; the state is made anew, from what Kafka keeps"))
+        self._broken(member, DamagedError(f"{error}; the state is rebuilt from what the log keeps"))
 
-    def _assign(self) -> None:
-        """Read those that have a place, and no others, each from there on."""
-        wanted = {member.partition for member in self.members.values() if member.positioned}
-        if wanted != self._reading:
-            self._reader.assign([at for partition in sorted(wanted) for at in self._ats(self.members[partition])])
-            self._reading = wanted
+    def _lose_place(self, member: Member, error: BrokerError) -> None:
+        """Others go on without it, until it is known again where to read."""
+        member.positioned = False
+        member.patience.failed(error)
 
-    @telling
-    def _take(self) -> None:
-        """Read once, all partitions together."""
-        found: dict[tuple[str, int], list[Record]] = {}
-        ends: dict[tuple[str, int], int] = {}
-        messages: list[Any] = self._reader.consume(_RECORDS_AT_ONCE, _POLL_SECONDS)
-        for message in messages:
-            place = (message.topic(), message.partition())
-            error = message.error()
-            if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                ends[place] = message.offset()
-            elif error is not None:
-                self._misplaced(*place, error)
-            elif place in found:
-                found[place].append(Record(message.offset(), message.value() or b""))
-            else:
-                found[place] = [Record(message.offset(), message.value() or b"")]
-        for (topic, partition), records in found.items():
-            member = self.members.get(partition)
-            if member is not None and member.positioned:
-                offset = member.join.offsets[self._names[topic]]
-                if records[0].offset < offset:  # what was on its way when it was placed anew
-                    records = [record for record in records if record.offset >= offset]
-                try:
-                    member.join.take(self._names[topic], records)
-                except Exception as error:
-                    self._damaged(member, error)
-        for (topic, partition), offset in ends.items():
-            member = self.members.get(partition)
-            if member is not None and member.positioned:
-                member.reached[self._names[topic]] = offset
-
-    def _misplaced(self, topic: str, partition: int, error: KafkaError) -> None:
-        """The client stopped reading a partition, mostly since its next record is gone: find out where to read on."""
-        member = self.members.get(partition) if topic in self._names else None
-        if member is None:
-            self._broker.failed(broker_error(error))
-        else:
-            self._lose_place(member, broker_error(error))
-
-    def _leave_out(self) -> bool:
+    def _leave_out(self, active: Collection[Member]) -> bool:
         """Others go on without members that miss a leader, of what they write as well; whether there are such."""
-        active = [member for member in self.members.values() if member.positioned]
         try:
-            check_leaders(self._asker, [at for member in active for at in self._everything(member)], _ENDS_SECONDS)
+            self._brokers.check_leaders([member.partition for member in active])
         except NoLeaderError as error:
             for member in active:
                 if member.partition in error.partitions:
@@ -297,41 +255,58 @@ class JoinService:
             pass
         return False
 
-    def _lose_place(self, member: Member, error: BrokerError) -> None:
-        """Others go on without it, until it is known again where to read."""
-        member.positioned = False
-        member.patience.failed(error)
+    def _read_on(self, active: Collection[Member]) -> None:
+        """Read those that have a place, and no others, each from there on."""
+        wanted = {member.partition for member in active}
+        if wanted != self._reading:
+            self._brokers.read_on(
+                {(topic, member.partition): member.join.offsets[topic] for member in active for topic in _INPUTS}
+            )
+            self._reading = wanted
 
-    def _step(self, member: Member, ends: dict[tuple[str, int], int], as_of_ms: int) -> bool:
-        """Whether nothing failed."""
+    def _take(self) -> None:
+        """Read once, all partitions together."""
+        fetched = self._brokers.read()
+        for (_, partition), failed in fetched.failed.items():
+            if (member := self._positioned(partition)) is not None:
+                self._lose_place(member, failed)  # find out where to read on
+        for (topic, partition), records in fetched.records.items():
+            if (member := self._positioned(partition)) is not None:
+                offset = member.join.offsets[topic]
+                if records[0].offset < offset:  # what was on its way when it got a new position
+                    records = [record for record in records if record.offset >= offset]
+                try:
+                    member.join.take(topic, records)
+                except Exception as error:
+                    self._damaged(member, error)
+        for (topic, partition), offset in fetched.reached.items():
+            if (member := self._positioned(partition)) is not None:
+                member.reached[topic] = offset
+
+    def _positioned(self, partition: int) -> Member | None:
+        """Our member of a partition, where it reads."""
+        member = self.members.get(partition)
+        return member if member is not None and member.positioned else None
+
+    def _step(self, member: Member, ends: Mapping[Place, int], as_of_ms: int) -> bool:
+        """Join what was taken, if it is time; whether nothing failed."""
         join = member.join
-        ats = self._ats(member)
-        for at in ats:
-            topic = self._names[at.topic]
-            reached = max(at.offset, member.reached.get(topic, 0))
-            member.lag[topic] = max(0, ends[at.topic, at.partition] - reached)
-        now = time.monotonic()
-        if join.taken < _BATCH_RECORDS and not join.busy and now - member.committed_at < self._max_wait_seconds:
+        for topic, offset in join.offsets.items():
+            reached = max(offset, member.reached.get(topic, 0))
+            member.lag[topic] = max(0, ends[topic, member.partition] - reached)
+        now_ms = self._clock.elapsed_ms()
+        waits = join.taken < self._batch_records and now_ms - member.stepped_at_ms < self._max_wait_ms
+        if waits and not join.busy:
             return True
         try:
-            join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, _TELL_EVERY_MS)
-            member.committed_at = now
+            join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, self._tell_every_ms)
+            member.stepped_at_ms = now_ms
         except BrokerError as error:
             self._broken(member, error)
-            self._leave_out()
+            self._leave_out([each for each in self.members.values() if each.positioned])
             return False
         except Exception as error:
             self._damaged(member, error)
             return True
         member.patience.worked()
         return True
-
-    def _everything(self, member: Member) -> list[TopicPartition]:
-        """A partition's places in all topics, read and written."""
-        names = (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
-        return [TopicPartition(self._settings.topic(name), member.partition) for name in names]
-
-    def _ats(self, member: Member) -> list[TopicPartition]:
-        """Where a partition's joiner reads on, in both inputs."""
-        offsets = member.join.offsets
-        return [TopicPartition(name, member.partition, offsets[topic]) for name, topic in self._names.items()]

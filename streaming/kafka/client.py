@@ -146,7 +146,7 @@ def whole(ats: list[TopicPartition]) -> list[TopicPartition]:
 
 
 def bounded(call: Callable[..., object], seconds: float, *arguments: object) -> None:
-    """The client may wait for ever for a broker that went away in the middle of a call, whatever time it was given; we do not.
+    """The client may wait forever for a broker that went away in the middle of a call, whatever time it was given; we do not.
 
     Raises:
         KafkaException: it took longer than ``seconds`` and a little; how a transaction ended is found out by recovering.

@@ -72,7 +72,7 @@ class SaslSettings(Section):
 
 
 class KafkaSettings(Section):
-    """The ``kafka`` section. ``$KAFKA_BOOTSTRAP`` goes before ``bootstrap``."""
+    """The ``kafka`` section. ``$KAFKA_BOOTSTRAP`` takes precedence over ``bootstrap``."""
 
     bootstrap: Annotated[str, Field(min_length=1)] = "127.0.0.1:9092"
     """Brokers to ask first, as ``host:port``, with commas between them."""
@@ -106,7 +106,7 @@ class KafkaSettings(Section):
             "reconnect.backoff.max.ms": 1000,
             "topic.metadata.refresh.interval.ms": 30_000,
             "allow.auto.create.topics": False,
-            "log_level": 0,  # it writes a line to stderr at every try to connect; what fails is said by whoever wanted it
+            "log_level": 0,  # it writes a line to stderr at every try to connect; the caller that fails says why
             "error_cb": _tell,
         }
         if self.tls is not None:

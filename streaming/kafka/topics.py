@@ -142,7 +142,7 @@ def _tell_of_longer_retention(configs: Mapping[str, Mapping[str, ConfigEntry]], 
 
 @cache
 def _tell_once(text: str) -> None:
-    """Topics are looked at whenever a service begins anew."""
+    """Topics are looked at whenever a service starts."""
     _log.info("%s", text)
 
 

@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.05
 
 @contextmanager
 def enduring(patience: Patience) -> Iterator[None]:
-    """What is tried here may fail for want of a broker: that is said, and waited for a little."""
+    """Run a step that fails while brokers are away: log that, and pause a little."""
     try:
         yield
     except BrokerError as error:

@@ -66,7 +66,7 @@ def test_joiners_one_then_three_then_two_under_load(tmp_path: Path) -> None:
             time.sleep(5)
             with started(*joiners[1:]):
                 until = time.monotonic() + _WAIT_SECONDS
-                while not all("is ours" in each.output for each in joiners):
+                while not all("assigned" in each.output for each in joiners):
                     assert time.monotonic() < until, said(joiners, "one joiner had nothing to do")
                     time.sleep(0.5)
                 feed.join(60)

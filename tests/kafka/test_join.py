@@ -97,6 +97,35 @@ def test_state_that_is_lost_or_not_the_last_is_made_good(kafka: KafkaSettings, t
     check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
 
 
+def test_a_service_has_caught_up_when_all_that_was_there_is_joined(kafka: KafkaSettings, tmp_path: Path) -> None:
+    """Not before its first round, nor while it has more to read; and no longer where more arrives."""
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    start = now_ms() - 20 * MINUTE
+    parts = [make_traffic(seed, 2000, 2, start, 50, first=2000 * seed).events for seed in range(2)]
+    service = make_join_service(pipeline, tmp_path / "a", WallClock())
+    sent, found = 0, list[int]()
+
+    def done(service: JoinService) -> bool:
+        nonlocal sent
+        if len(found) == sent == len(parts):
+            return True
+        if len(found) == sent:
+            with producer_of(kafka) as producer:
+                send(producer, kafka, parts[sent])
+            sent += 1
+            service.round()
+        if service.caught_up and len(service.members) == kafka.partitions:
+            members = service.members.values()
+            assert not any(member.join.taken for member in members)
+            found.append(sum(sum(member.join.offsets.values()) for member in members))
+        return False
+
+    assert not service.caught_up
+    run_until(service, done)
+    assert found == [len(parts[0]), len(parts[0]) + len(parts[1])]
+
+
 def test_when_input_stops_negatives_are_out_in_time(kafka: KafkaSettings, tmp_path: Path) -> None:
     window = 3
     pipeline = make_pipeline(

@@ -1,0 +1,120 @@
+"""Kafka as the joiners' service needs it: membership of a group, the inputs' records and offsets, outlets and histories."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from streaming.join.brokers import Fetched, Place
+from streaming.kafka.client import begins_of, broker_error, check_leaders, ends_of, reader_of, telling
+from streaming.kafka.history import KafkaHistory
+from streaming.kafka.membership import Membership
+from streaming.kafka.outlet import KafkaOutlet
+from streaming.kafka.settings import KafkaSettings
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, Record
+
+T = TypeVar("T")
+
+_GROUP = "minutely-joiner"
+_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
+_RECORDS_AT_ONCE = 4000
+_READ_SECONDS = 0.05
+_ANSWER_SECONDS = 5
+
+
+class KafkaBrokers:
+    """`Brokers` on Kafka. The group only says which partitions are ours; a consumer that is no member of it reads the inputs, from
+    where the joiners' own states say."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._names = {settings.topic(topic): topic for topic in _INPUTS}
+        self._reader = reader_of(settings, name_ends=True)
+        self._asker = reader_of(settings)  # the reader's own connection is taken while it waits for records
+        self._group = Membership(settings, _GROUP, IMPRESSIONS)
+
+    def join(self) -> None:
+        """Become a member of the group."""
+        self._group.start()
+
+    def assigned(self) -> frozenset[int]:
+        """Follow the group, without waiting: the partitions that are ours now."""
+        self._group.poll()
+        return self._group.partitions
+
+    @telling
+    def leave(self) -> None:
+        """Leave the group, so that others take over at once, and close every connection."""
+        with ExitStack() as leaving:
+            for last_first in (self._asker.close, self._reader.close, self._group.leave):
+                leaving.callback(last_first)
+
+    def outlet(self, partition: int) -> KafkaOutlet:
+        """Transactions of a partition, by a producer of its own."""
+        return KafkaOutlet(self._settings, partition)
+
+    def history(self, partition: int) -> KafkaHistory:
+        """What is still kept of a partition, by consumers of its own."""
+        return KafkaHistory(self._settings, partition)
+
+    def check_leaders(self, partitions: Collection[int]) -> None:
+        """`NoLeaderError` where nobody leads some of them, in a topic that joiners read or write: their offsets are waited for in
+        vain, and so are transactions with them."""
+        topics = (*_INPUTS, EXAMPLES, DEAD_LETTERS)
+        check_leaders(self._asker, self._ats(topics, partitions), _ANSWER_SECONDS)
+
+    def begins(self, partitions: Collection[int]) -> dict[Place, int]:
+        """The first offsets that are kept of both inputs."""
+        return self._ours(begins_of(self._asker, self._ats(_INPUTS, partitions), _ANSWER_SECONDS))
+
+    def ends(self, partitions: Collection[int]) -> dict[Place, int]:
+        """The offsets after the last committed records of both inputs, as they are now."""
+        try:
+            return self._ours(ends_of(self._asker, self._ats(_INPUTS, partitions), _ANSWER_SECONDS))
+        except BrokerError:
+            self._asker.poll(0)  # the client's callback says where brokers refused us
+            raise
+
+    @telling
+    def read_on(self, positions: Mapping[Place, int]) -> None:
+        """Read these places and no others, each from that offset."""
+        self._reader.assign(
+            [
+                TopicPartition(self._settings.topic(topic), partition, offset)
+                for (topic, partition), offset in positions.items()
+            ]
+        )
+
+    @telling
+    def read(self) -> Fetched:
+        """What comes next; waits a little where nothing is there."""
+        found: dict[tuple[str, int], list[Record]] = {}
+        reached: dict[tuple[str, int], int] = {}
+        failed: dict[tuple[str, int], BrokerError] = {}
+        messages: list[Any] = self._reader.consume(_RECORDS_AT_ONCE, _READ_SECONDS)
+        for message in messages:
+            place = (message.topic(), message.partition())
+            error = message.error()
+            if error is None:
+                if place in found:
+                    found[place].append(Record(message.offset(), message.value() or b""))
+                else:
+                    found[place] = [Record(message.offset(), message.value() or b"")]
+            elif error.code() == KafkaError._PARTITION_EOF:
+                reached[place] = message.offset()
+            elif message.topic() in self._names and message.partition() >= 0:
+                failed[place] = broker_error(error)
+            else:  # of no partition
+                raise KafkaException(error)
+        return Fetched(self._ours(found), self._ours(reached), self._ours(failed))
+
+    def _ats(self, topics: Sequence[str], partitions: Collection[int]) -> list[TopicPartition]:
+        names = [self._settings.topic(topic) for topic in topics]
+        return [TopicPartition(name, partition) for partition in partitions for name in names]
+
+    def _ours(self, by_name: Mapping[tuple[str, int], T]) -> dict[Place, T]:
+        """By the pipeline's own names of its topics."""
+        return {(self._names[name], partition): each for (name, partition), each in by_name.items()}

@@ -1,0 +1,112 @@
+"""Kafka as the joiners' service sees it: places by the pipeline's names of topics, what was reached, and what failed alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+from confluent_kafka import Producer
+
+from streaming.join.brokers import Fetched
+from streaming.kafka.brokers import KafkaBrokers
+from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
+from streaming.kafka.topics import ensure_topics
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError
+from tests.kafka.traffic import delete_before, producer_of
+
+WITHIN_SECONDS = 30
+
+
+def read_until(brokers: KafkaBrokers, done: Callable[[Fetched], bool]) -> Fetched:
+    """What came in all, once it holds."""
+    found = Fetched({}, {}, {})
+    until = time.monotonic() + WITHIN_SECONDS
+    while not done(found):
+        assert time.monotonic() < until, found
+        fetched = brokers.read()
+        records = {place: [*found.records.get(place, []), *more] for place, more in fetched.records.items()}
+        found = Fetched(
+            {**found.records, **records}, {**found.reached, **fetched.reached}, {**found.failed, **fetched.failed}
+        )
+    return found
+
+
+def test_inputs_are_read_from_where_they_are_asked_for(kafka: KafkaSettings) -> None:
+    """Past the marks of transactions, and past a place whose next record is gone."""
+    kafka = kafka.model_copy(update={"partitions": 2})
+    ensure_topics(kafka)
+    with producer_of(kafka) as producer:
+        for number in range(10):
+            producer.send(kafka.topic(IMPRESSIONS), bytes([number]), partition=0)
+            producer.send(kafka.topic(IMPRESSIONS), bytes([number]), partition=1)
+    with closing(Producer(kafka.client() | {"transactional.id": kafka.prefix})) as writer:
+        writer.init_transactions(20)
+        writer.begin_transaction()
+        writer.produce(kafka.topic(ENGAGEMENTS), b"click", partition=0)
+        writer.flush(20)
+        writer.commit_transaction(20)
+    delete_before(kafka, IMPRESSIONS, 1, 5)
+    brokers = KafkaBrokers(kafka)
+    try:
+        brokers.check_leaders([0, 1])
+        inputs = [(topic, partition) for topic in (IMPRESSIONS, ENGAGEMENTS) for partition in (0, 1)]
+        assert dict(brokers.begins([0, 1])) == dict(zip(inputs, (0, 5, 0, 0), strict=True))
+        until = time.monotonic() + WITHIN_SECONDS
+        while dict(brokers.ends([0, 1])) != dict(zip(inputs, (10, 10, 2, 0), strict=True)):
+            time.sleep(0.01)
+        assert time.monotonic() < until, "marks follow a commit a little later"
+        brokers.read_on({(IMPRESSIONS, 0): 7, (ENGAGEMENTS, 0): 0, (IMPRESSIONS, 1): 2, (ENGAGEMENTS, 1): 0})
+        found = read_until(
+            brokers, lambda found: bool(found.failed) and len(found.reached) == 3 and len(found.records) == 2
+        )
+        values = {place: [record.value for record in records] for place, records in found.records.items()}
+        assert values == {(IMPRESSIONS, 0): [b"\7", b"\10", b"\11"], (ENGAGEMENTS, 0): [b"click"]}
+        assert [record.offset for record in found.records[IMPRESSIONS, 0]] == [7, 8, 9]
+        assert found.reached == {(IMPRESSIONS, 0): 10, (ENGAGEMENTS, 0): 2, (ENGAGEMENTS, 1): 0}
+        assert found.failed.keys() == {(IMPRESSIONS, 1)}
+        brokers.read_on({(IMPRESSIONS, 1): 8})
+        found = read_until(brokers, lambda found: bool(found.reached))
+        assert [record.offset for record in found.records[IMPRESSIONS, 1]] == [8, 9]
+        assert not found.failed
+    finally:
+        brokers.leave()
+
+
+def test_partitions_are_shared_and_given_up_at_once(kafka: KafkaSettings) -> None:
+    ensure_topics(kafka)
+    first, second = KafkaBrokers(kafka), KafkaBrokers(kafka)
+    everything = frozenset(range(kafka.partitions))
+    until = time.monotonic() + WITHIN_SECONDS
+    first.join()
+    while first.assigned() != everything:
+        assert time.monotonic() < until, first.assigned()
+        time.sleep(0.01)
+    second.join()
+    ours, others = everything, frozenset[int]()
+    while not others or ours | others != everything or ours & others:
+        assert time.monotonic() < until, (ours, others)
+        time.sleep(0.01)
+        ours, others = first.assigned(), second.assigned()
+    left_at = time.monotonic()
+    first.leave()
+    while second.assigned() != everything:
+        assert time.monotonic() < until, second.assigned()
+        time.sleep(0.01)
+    assert time.monotonic() - left_at < 9, "well before its session would have ended"
+    second.leave()
+
+
+def test_brokers_that_are_away_are_an_error_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BOOTSTRAP, raising=False)
+    monkeypatch.setattr("streaming.kafka.brokers._ANSWER_SECONDS", 0.5)
+    brokers = KafkaBrokers(KafkaSettings(bootstrap="127.0.0.1:1", partitions=1))
+    try:
+        for ask in (brokers.begins, brokers.ends, brokers.check_leaders):
+            with pytest.raises(BrokerError, match=r"TRANSPORT|TIMED_OUT"):
+                ask([0])
+        brokers.read_on({(IMPRESSIONS, 0): 0})
+        assert brokers.read() == Fetched({}, {}, {})
+    finally:
+        brokers.leave()
