@@ -99,7 +99,7 @@ class Node:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             cwd=self._folder,
-            start_new_session=True,  # Ctrl-C goes to whoever started it, who then stops it
+            start_new_session=True,  # Ctrl-C goes to the program that started it, which then stops it
         )
 
     @property

@@ -16,6 +16,7 @@ INSTEAD = {
     r"for want of": "because there is no",
     r"of that kind": "such",
     r"\banew\b": "again, from the start, rebuilt",
+    r"that (is|are) none\b": "say what it is instead",
     r"is another's": "revoked, owned by another worker",
     r"without a word": "silently",
     r"has taken over; this": "took over; exiting",
@@ -23,7 +24,7 @@ INSTEAD = {
     r"\bfor ever\b": "forever, or say until when",
 }
 # A folder is added when its texts have been gone through.
-DONE = ("basis", "docs", "minutely", "paramserver", "serving", "trainer")
+DONE = ("basis", "benchmarks", "docs", "minutely", "paramserver", "serving", "stack", "trainer")
 TEXTS = [
     *(path for path in sorted(ROOT.glob("*.md")) if path.name != "CHANGELOG.md"),
     *(path for folder in DONE for path in sorted((ROOT / folder).rglob("*")) if path.suffix in (".py", ".md", ".pyi")),
