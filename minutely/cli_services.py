@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,17 +209,35 @@ def produce(config: Path, data: Path | None, speed: float | None, rate: float | 
 @config_argument
 @click.option("--reason", help="Only those refused for this reason.")
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many to show.")
-@click.option("--again", is_flag=True, help="Send them again, to where they came from.")
-def dead_letters(config: Path, reason: str | None, limit: int, again: bool) -> None:
-    """List what the joiners refused and why, or send it again after a fix."""
-    from minutely.dead_letters import send_again, show
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Send them to where they came from, each once: those of --reason, or else of all reasons that a fix can mend.",
+)
+@click.option("--run", type=click.Path(path_type=Path), help="List those of a replay, by the folder of its run.")
+def dead_letters(config: Path, reason: str | None, limit: int, again: bool, run: Path | None) -> None:
+    """List what was refused and why, or send it again after a fix."""
+    from minutely.again import send_again
+    from minutely.dead_letters import show, show_kept
+    from minutely.run import Run
 
+    if again and run is not None:
+        raise click.UsageError("--again sends what is on Kafka; a replay's are only listed")
     pipeline = load(config, None, None)
     console = Terminal()
-    if again:
-        console.print(f"sent {send_again(pipeline, reason)} again")
+    if run is not None:
+        show_kept(console, Run.find(run).dead_letters, reason, limit)
+    elif again:
+        found = send_again(pipeline, reason)
+        console.print(f"sent {found.sent.total()} again{_by_reason(found.sent)}")
+        if found.left:
+            console.print(f"passed over {found.left.total()}{_by_reason(found.left)}; --reason sends them all the same")
     else:
         show(console, pipeline, reason, limit)
+
+
+def _by_reason(counts: Counter[str]) -> str:
+    return f" ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})" if counts else ""
 
 
 COMMANDS = (join, archive, train, serve, freshness, produce, dead_letters)

@@ -20,6 +20,7 @@ from rocksdict import Options, Rdict
 from minutely.config import Pipeline
 from minutely.measure import Measures
 from minutely.parts import make_replica, make_trainer
+from minutely.run_letters import keep_letters
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.precision import rounded
@@ -179,6 +180,10 @@ class EmbeddedLoop:
     def dead_letters(self) -> int:
         """Records and rows refused so far."""
         return self._log.end(DEAD_LETTERS, _PARTITION)
+
+    def keep_dead_letters(self, path: Path) -> None:
+        """Write them to a file that stays when the log goes."""
+        keep_letters(self._log, _PARTITION, path)
 
     def dead_letters_by_reason(self) -> dict[str, int]:
         """How many were refused for which reason."""

@@ -94,6 +94,7 @@ def _replay(
             summary["cold_start"] = _cold_start(loop, run, cadences, warmup, console, stop)
             summary["interrupted"] = bool(stop)
         write_report(run.report, loop, summary)
+        loop.keep_dead_letters(run.dead_letters)
     run.summary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     for name in ("log", "pending"):
         shutil.rmtree(run.folder / name, ignore_errors=True)

@@ -16,7 +16,8 @@ _LATEST = "latest"
 
 
 class Run:
-    """The folder of one run: ``config.yaml``, ``deltas/``, ``summary.json``, ``report.html``; ``log/`` while it runs."""
+    """The folder of one run: ``config.yaml``, ``deltas/``, ``summary.json``, ``report.html``,
+    ``dead-letters.jsonl``; ``log/`` while it runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -24,6 +25,7 @@ class Run:
         self.config = folder / "config.yaml"
         self.summary = folder / "summary.json"
         self.report = folder / "report.html"
+        self.dead_letters = folder / "dead-letters.jsonl"
 
     @classmethod
     def create(cls, pipeline: Pipeline, out: Path | None, now_ms: int) -> Run:

@@ -221,10 +221,10 @@ class Joiner:
             if type(packed) is bytes and len(packed) == size and (not floats or all_finite(packed)):
                 continue
             if packed is None:
-                raise BadRecord("malformed", f"feature {name} is missing")
+                raise BadRecord("feature", f"feature {name} is missing")
             problem = check_packed(name, self._features[name], packed, 1 if shared else count)
             if problem is not None:
-                raise BadRecord("malformed", problem)
+                raise BadRecord("feature", problem)
 
     def _engagement(self, offset: int, payload: bytes) -> None:
         engagement = decode_engagement(payload, self._latest(), self._earliest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ _TRANSACTION_MS = 60_000
 _SEND_BYTES = 64 << 20
 _POLL_SECONDS = 0.2
 _GROUP = "minutely-joined"
+_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _COORDINATOR_BEGINS = (
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -47,25 +48,25 @@ class _Metadata(msgspec.Struct, kw_only=True):
 _decoder = msgspec.json.Decoder(_Metadata)
 
 
-class KafkaOutlet:
-    """`Outlet` by a transactional producer of the partition's own, with a group that only these transactions write."""
+class Transactions:
+    """A transactional producer for one partition of ``topics``, whose offsets in ``group`` only its transactions commit."""
 
-    def __init__(self, settings: KafkaSettings, partition: int) -> None:
+    def __init__(self, settings: KafkaSettings, group: str, partition: int, topics: Sequence[str]) -> None:
         self._settings = settings
         self._partition = partition
-        self._group = settings.topic(_GROUP)
-        self._inputs = {name: TopicPartition(settings.topic(name), partition) for name in (IMPRESSIONS, ENGAGEMENTS)}
+        self._topics = [settings.topic(name) for name in topics]
         self._producer: Producer | None = None
         self._membership: object = None
+        self.group = settings.topic(group)
 
     @telling
-    def open(self) -> Committed | None:
-        """Fence and settle a predecessor, then read what it committed."""
+    def open(self) -> list[tuple[int, str]]:
+        """Fence and settle a predecessor; offset (below 0: none) and metadata that were committed for each topic."""
         self.close()
         self._producer = Producer(
             self._settings.client()
             | {
-                "transactional.id": f"{self._group}-{self._partition}",
+                "transactional.id": f"{self.group}-{self._partition}",
                 "transaction.timeout.ms": _TRANSACTION_MS,
                 "socket.timeout.ms": _REQUEST_MS,  # the calls' own timeouts do not end a request that was sent
                 "linger.ms": 0,
@@ -75,32 +76,15 @@ class KafkaOutlet:
             }
         )
         bounded(self._producer.init_transactions, _BLOCK_SECONDS, _BLOCK_SECONDS)
-        with closing(reader_of(self._settings, self._group)) as consumer:
+        with closing(reader_of(self._settings, self.group)) as consumer:
             self._membership = consumer.consumer_group_metadata()
-            found = dict(zip(self._inputs, _committed(consumer, list(self._inputs.values())), strict=True))
-        if any(at.offset < 0 for at in found.values()):
-            return None
-        with refusing(self._forgotten):
-            metadata = _decoder.decode(found[IMPRESSIONS].metadata or "")
-        return Committed(
-            metadata.id,
-            metadata.sequence,
-            metadata.watermark,
-            metadata.due,
-            {name: at.offset for name, at in found.items()},
-            Cut(-1, *metadata.lowest),
-            metadata.newest,
-        )
-
-    def _forgotten(self, why: str) -> ForgottenError:
-        return ForgottenError(
-            f"group {self._group}: what is committed with the offsets of {self._inputs[IMPRESSIONS]} is no joiner's: "
-            f"{why}; allowed: offsets that only joiners commit, or another kafka.prefix"
-        )
+            found = _committed(consumer, [TopicPartition(name, self._partition) for name in self._topics])
+        return [(at.offset, at.metadata or "") for at in found]
 
     @telling
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
-        """One transaction with the outbox and the offsets. The offset after its last record in `examples`, or 0.
+    def send(self, outbox: Iterable[tuple[str, int, bytes]], offsets: Sequence[int], metadata: str) -> int:
+        """One transaction with records, as topic, partition and value, and the offsets of all topics. The offset after its last
+        record in `examples`, or 0.
 
         Raises:
             BrokerError: it was aborted, or it is not known how it ended, which `open` finds out.
@@ -116,11 +100,60 @@ class KafkaOutlet:
 
         producer.begin_transaction()
         until = time.monotonic() + _TRANSACTION_MS / 1000
-        for item in outbox:
-            told = delivered if item.topic == EXAMPLES else None
-            while not self._fits(producer, item, told):
+        for topic, partition, value in outbox:
+            told = delivered if topic == EXAMPLES else None
+            while not _fits(producer, self._settings.topic(topic), partition, value, told):
                 if time.monotonic() > until:
                     raise timed_out("brokers take no more of a transaction")
+        ats = [
+            TopicPartition(name, self._partition, offset, metadata)
+            for name, offset in zip(self._topics, offsets, strict=True)
+        ]
+        bounded(producer.send_offsets_to_transaction, _BLOCK_SECONDS, ats, self._membership, _BLOCK_SECONDS)
+        bounded(producer.commit_transaction, _TRANSACTION_MS / 1000, _TRANSACTION_MS / 1000)
+        return end
+
+    def close(self) -> None:
+        """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""
+        self._producer = None  # its own `close` would wait for brokers, to abort
+
+
+class KafkaOutlet:
+    """`Outlet` by transactions of the partition's own."""
+
+    def __init__(self, settings: KafkaSettings, partition: int) -> None:
+        self._partition = partition
+        self._transactions = Transactions(settings, _GROUP, partition, _INPUTS)
+
+    def open(self) -> Committed | None:
+        """Fence and settle a predecessor, then read what it committed."""
+        found = dict(zip(_INPUTS, self._transactions.open(), strict=True))
+        if any(offset < 0 for offset, _ in found.values()):
+            return None
+        with refusing(self._forgotten):
+            metadata = _decoder.decode(found[IMPRESSIONS][1])
+        return Committed(
+            metadata.id,
+            metadata.sequence,
+            metadata.watermark,
+            metadata.due,
+            {name: offset for name, (offset, _) in found.items()},
+            Cut(-1, *metadata.lowest),
+            metadata.newest,
+        )
+
+    def _forgotten(self, why: str) -> ForgottenError:
+        return ForgottenError(
+            f"group {self._transactions.group}: what is committed for partition {self._partition} is not a joiner's: {why}; "
+            "allowed: offsets that only joiners commit, or another kafka.prefix"
+        )
+
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+        """One transaction with the outbox and the offsets. The offset after its last record in `examples`, or 0.
+
+        Raises:
+            BrokerError: it was aborted, or it is not known how it ended, which `open` finds out.
+        """
         metadata = _Metadata(
             id=commit.state_id,
             sequence=commit.sequence,
@@ -129,26 +162,23 @@ class KafkaOutlet:
             lowest=list(commit.lowest[1:]),
             newest=commit.newest,
         )
+        records = ((item.topic, self._partition, item.value) for item in outbox)
         text = msgspec.json.encode(metadata).decode()
-        offsets = [
-            TopicPartition(at.topic, at.partition, commit.offsets[name], text) for name, at in self._inputs.items()
-        ]
-        bounded(producer.send_offsets_to_transaction, _BLOCK_SECONDS, offsets, self._membership, _BLOCK_SECONDS)
-        bounded(producer.commit_transaction, _TRANSACTION_MS / 1000, _TRANSACTION_MS / 1000)
-        return end
-
-    def _fits(self, producer: Producer, item: Outgoing, told: DeliveryCallback | None) -> bool:
-        """Hand a record over; False where what is on its way fills the client's memory, after waiting a little."""
-        try:
-            producer.produce(self._settings.topic(item.topic), item.value, partition=self._partition, on_delivery=told)
-        except BufferError:
-            producer.poll(_POLL_SECONDS)
-            return False
-        return True
+        return self._transactions.send(records, [commit.offsets[name] for name in _INPUTS], text)
 
     def close(self) -> None:
         """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""
-        self._producer = None  # its own `close` would wait for brokers, to abort
+        self._transactions.close()
+
+
+def _fits(producer: Producer, topic: str, partition: int, value: bytes, told: DeliveryCallback | None) -> bool:
+    """Hand a record over; False where what is on its way fills the client's memory, after waiting a little."""
+    try:
+        producer.produce(topic, value, partition=partition, on_delivery=told)
+    except BufferError:
+        producer.poll(_POLL_SECONDS)
+        return False
+    return True
 
 
 def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicPartition]:

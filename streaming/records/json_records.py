@@ -77,7 +77,7 @@ def pack_values(name: str, feature: Feature, values: Sequence[Any]) -> Packed:
 
 def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Column:
     """Values as they stand in JSON, one an impression, as a column; `BadRecord` where they do not fit the feature."""
-    with refusing(lambda why: BadRecord("malformed", f"feature {name}: {why}")):
+    with refusing(lambda why: BadRecord("feature", f"feature {name}: {why}")):
         match feature:
             case SparseFeature():
                 return given.lists(values) if feature.is_list else given.ids(values)

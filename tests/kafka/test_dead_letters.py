@@ -6,19 +6,24 @@ import io
 from collections import Counter
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from basis.problems import Problems
+from minutely import again
+from minutely.again import send_again
 from minutely.dead_letters import dead_letters, show
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, Cluster
 from streaming.clock import WallClock
 from streaming.kafka import history
+from streaming.kafka.outlet import Transactions
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
 from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat
 from tests.commands import execute, missing
@@ -32,6 +37,7 @@ from tests.kafka.traffic import (
     producer_of,
     read_dead_letters,
     read_examples,
+    read_topic,
     send,
 )
 from trainer.worker import NOT_FINITE
@@ -76,14 +82,98 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     console = Console(file=io.StringIO())
     show(console, right, "future", 2)
     assert f"{refused} dead letters, the first 2 shown" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"sent {refused + 1} again" in run(f"{config} --again")
+    said = run(f"{config} --again")
+    assert f"sent {refused} again (future {refused})" in said
+    assert "passed over 1 (malformed 1); --reason sends them all the same" in said
+    assert "sent 0 again" in run(f"{config} --again"), "it keeps its place"
     run_until(make_join_service(right, tmp_path / "a", Tomorrow()), joined_through(now_ms() + 60 * MINUTE, 3))
     check_examples(read_examples(kafka, ExampleFormat(right.features, right.labels)), there.labels | ahead.labels)
     assert Counter(letter.reason for letter in read_dead_letters(kafka)) == {
         "future": refused,
-        "malformed": 2,
+        "malformed": 1,
         NOT_FINITE: 1,
     }
+
+
+def letters(kafka: KafkaSettings, *refused: tuple[int, str, str, bytes]) -> None:
+    """Dead letters as joiners write them: partition, topic, reason, payload."""
+    with producer_of(kafka) as producer:
+        for partition, topic, reason, payload in refused:
+            letter = DeadLetter(topic=topic, partition=partition, offset=0, reason=reason, detail="", payload=payload)
+            producer.send(kafka.topic(DEAD_LETTERS), encode(letter), partition=partition)
+
+
+def sent_to(kafka: KafkaSettings, topic: str) -> list[tuple[int, bytes]]:
+    """What is in an input: partition and value, in order."""
+    return [(partition, value) for partition, records in read_topic(kafka, topic).items() for _, value in records]
+
+
+def test_each_letter_is_sent_again_once(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is not known how a transaction ended: the place that is committed with it says so."""
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    monkeypatch.setattr(again, "_LETTERS_AT_ONCE", 2)
+    letters(
+        kafka,
+        *((0, ENGAGEMENTS, "unmatched", b"e%d" % number) for number in range(3)),
+        *((number % 2, IMPRESSIONS, "future", b"r%d" % number) for number in range(5)),
+        (0, IMPRESSIONS, "malformed", b"bytes"),
+        (1, EXAMPLES, "feature", b"no input"),
+        (2, IMPRESSIONS, "late", b"late"),
+    )
+    send, calls = Transactions.send, 0
+
+    def unsure(transactions: Transactions, *arguments: Any) -> int:
+        nonlocal calls
+        calls += 1
+        end = send(transactions, *arguments)
+        if calls % 2:
+            raise BrokerError("TIMED_OUT: no answer")
+        return end
+
+    monkeypatch.setattr(Transactions, "send", unsure)
+    found = send_again(pipeline, None)
+    assert (found.sent, found.left) == ({"future": 5, "unmatched": 3}, {"malformed": 1, "late": 1})
+    assert sent_to(kafka, IMPRESSIONS) == [(0, b"r0"), (0, b"r2"), (0, b"r4"), (1, b"r1"), (1, b"r3")]
+    assert sent_to(kafka, ENGAGEMENTS) == [(0, b"e0"), (0, b"e1"), (0, b"e2")]
+    assert send_again(pipeline, None).sent == {}
+
+    letters(kafka, (1, IMPRESSIONS, "feature", b"new"))
+    assert send_again(pipeline, None).sent == {"feature": 1}
+    assert send_again(pipeline, "malformed").sent == {"malformed": 1}
+    assert send_again(pipeline, "malformed").sent == {}
+    assert send_again(pipeline, None).sent == {}
+    assert sorted(sent_to(kafka, IMPRESSIONS))[-1] == (1, b"r3")
+    assert len(sent_to(kafka, IMPRESSIONS)) == 7 and len(sent_to(kafka, ENGAGEMENTS)) == 3
+
+
+def test_of_two_at_once_the_later_one_sends(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    letters(kafka, (0, IMPRESSIONS, "future", b"r0"))
+    send = Transactions.send
+
+    def beside(transactions: Transactions, *arguments: Any) -> int:
+        monkeypatch.setattr(Transactions, "send", send)
+        assert send_again(pipeline, None).sent == {"future": 1}
+        return send(transactions, *arguments)
+
+    monkeypatch.setattr(Transactions, "send", beside)
+    with pytest.raises(Problems, match="--again: the same command, started elsewhere, took over"):
+        send_again(pipeline, None)
+    assert sent_to(kafka, IMPRESSIONS) == [(0, b"r0")]
+
+
+def test_a_place_that_is_not_one_is_named(kafka: KafkaSettings) -> None:
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    transactions = Transactions(kafka, "minutely-again", 1, [DEAD_LETTERS])
+    transactions.open()
+    transactions.send([], [0], '{"version": 9, "sent": {}}')
+    with pytest.raises(
+        Problems, match="minutely-again: version 9; allowed: 1; allowed: offsets that this command commits"
+    ):
+        send_again(pipeline, None)
 
 
 def test_a_record_that_is_no_dead_letter_is_passed_over(kafka: KafkaSettings) -> None:
@@ -93,7 +183,7 @@ def test_a_record_that_is_no_dead_letter_is_passed_over(kafka: KafkaSettings) ->
     with producer_of(kafka) as producer:
         for value in (b"\xc1", b"\x81\xa1x" + b"\x91" * 2000 + b"\xc0", encode(letter)):
             producer.send(kafka.topic(DEAD_LETTERS), value, partition=0)
-    assert list(dead_letters(pipeline, None, lambda: False)) == [letter]
+    assert list(dead_letters(pipeline, lambda: False)) == [letter]
 
 
 def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +212,7 @@ def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytes
                 )
                 producer.send(DEAD_LETTERS, msgspec.msgpack.encode(letter), partition=number % 2)
         (node,) = cluster.nodes
-        letters = dead_letters(pipeline, None, lambda: False)
+        letters = dead_letters(pipeline, lambda: False)
         found = [next(letters).offset]
         node.kill()
         back = Timer(4, cluster.restart, [node])

@@ -147,6 +147,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("negative")
     lines = ["time,request,item,clicked"]
     lines += [f"{1_700_000_000_000 + 1000 * at},r{at},{-5 if at % 2 else 7},{at % 3 // 2}" for at in range(60)]
+    lines.append("noon,r60,7,0")
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     config = {
         "name": "negative",
@@ -176,6 +177,16 @@ def test_rows_of_negative_ids(run: Path) -> None:
         assert "item -5, version" in done.output
     done = typed(f"rows item -6 --run {run}")
     assert done.exit_code == 1 and "table item: -6; not among the 2 rows" in done.output
+
+
+def test_dead_letters_of_a_replay(run: Path) -> None:
+    config = run.parent / "negative.yaml"
+    done = typed(f"dead-letters {config} --run {run} --reason malformed")
+    assert done.exit_code == 0 and "column time: not a time" in said(done), done.output
+    assert said(done).endswith("1 dead letters")
+    assert said(typed(f"dead-letters {config} --run {run} --reason late")).endswith("0 dead letters")
+    done = typed(f"dead-letters {config} --run {run} --again")
+    assert done.exit_code == 2 and "--again sends what is on Kafka" in said(done)
 
 
 def test_freshness_where_nobody_answers() -> None:

@@ -1,0 +1,55 @@
+"""What a replay keeps of its dead letters: all that fit, and how many there were."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from basis.problems import BadFile
+from minutely import run_letters
+from minutely.dead_letters import show_kept
+from minutely.run_letters import keep_letters, kept_letters
+from streaming.log import DEAD_LETTERS, EmbeddedLog
+from streaming.records.events import DeadLetter, encode
+
+
+def keep(folder: Path, count: int) -> tuple[list[DeadLetter], Path]:
+    letters = [
+        DeadLetter(
+            topic="impressions", partition=0, offset=at, reason="late", detail=f"it is {at}", payload=b"\xff" * at
+        )
+        for at in range(count)
+    ]
+    log = EmbeddedLog(folder / "log", durable=False)
+    log.append(DEAD_LETTERS, 0, [encode(letter) for letter in letters])
+    keep_letters(log, 0, folder / "kept.jsonl")
+    log.close()
+    return letters, folder / "kept.jsonl"
+
+
+def test_they_come_back_as_they_were(tmp_path: Path) -> None:
+    letters, path = keep(tmp_path, 2500)
+    *kept, last = kept_letters(path)
+    assert [each.letter for each in kept] == letters
+    assert (last.letter, last.count) == (None, 2500)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MOST", 7), ("_MOST_BYTES", 800)])
+def test_what_does_not_fit_is_counted(tmp_path: Path, limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_letters, limit, value)
+    _, path = keep(tmp_path, 50)
+    assert path.stat().st_size < 1100
+    out = io.StringIO()
+    show_kept(Console(file=out, width=200), path, None, 3)
+    assert "7 dead letters, the first 3 shown" in out.getvalue()
+    assert "of the first 7 of 50: the run kept no more" in out.getvalue()
+
+
+def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    path.write_bytes(b'{"count":1}\n{"letter":7}\n')
+    with pytest.raises(BadFile, match=r"kept.jsonl: line 2: Expected `object \| null`, got `int`"):
+        list(kept_letters(path))
