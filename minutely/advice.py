@@ -88,6 +88,7 @@ def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
     return [
         *_short_windows(pipeline, events),
         *_unbounded_values(pipeline, events),
+        *_values_below_0(pipeline, events),
         *_outliers(pipeline, events),
         *_leaks(pipeline, events),
         *_large_records(pipeline),
@@ -127,6 +128,19 @@ def _unbounded_values(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]
             what = f"{100 * _RARE:g} % of the values above 0 are at most {usual:.4g}; "
             what += f"{_upwards(10 * usual)} keeps any one from deciding what is learned"
             found.append(Problem(pipeline.name, f"labels.{name}.max_value", f"none, largest {values.max():.4g}", what))
+    return found
+
+
+def _values_below_0(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Values that a label's loss knows as 0 only, such as refunds among what was spent."""
+    found = []
+    for name, label in pipeline.labels.items():
+        values = events.engagements.value[events.of_action(label.action)] if label.is_value else np.empty(0)
+        below = values[values < label.bounds[0]]
+        if len(below):
+            what = f"{len(below):,} of {len(values):,} values are below 0, down to {below.min():.4g}, and count as 0; "
+            what += "loss: squared, without transform: log, takes them as they are"
+            found.append(Problem(pipeline.name, f"labels.{name}.loss", label.loss, what))
     return found
 
 

@@ -325,10 +325,11 @@ class DeltaLog:
         """Whether there are checksums of a version; a writer that continues another's has to read the rows for them."""
         newest = self.newest
         if self._checksums_of != version and newest is not None and newest.checksums:
-            checksums = self.begin_checksums(version)
+            checksums = Checksums(self._precision)
             for manifest in path_to(self._files, version):
                 for shard in manifest.shards:
                     checksums.take(read_shard(self._files, shard))
+            self._checksums, self._checksums_of = checksums, version
         return self._checksums_of == version
 
     def _written_form(self) -> FileRef:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from basis.problems import BadFile
 from paramserver import manifest as manifests
@@ -103,11 +104,9 @@ class Follower:
 
     def load(self, version: int) -> Manifest:
         """Make the tables equal to one version, older or newer; `BadFile` where no way leads to it."""
-        first, *later = path_to(self._files, version)
-        self._replace(first)
-        for manifest in later:
-            self._take(manifest)
-        return later[-1] if later else first
+        path = path_to(self._files, version)
+        self._replace(path)
+        return path[-1]
 
     def drifted(self) -> list[str]:
         """The tables whose rows are not those of the tables' version, by its checksums."""
@@ -155,7 +154,7 @@ class Follower:
             if following.parent not in (self.version, _NOTHING):
                 return False
             if following.is_whole:
-                self._replace(following)
+                self._replace([following])
             else:
                 self._take(following)
             moved = True
@@ -185,7 +184,7 @@ class Follower:
             if problem is not None and at < self.version:
                 break
             try:
-                self._replace(manifests.read_manifest(self._files, at, base=True))
+                self._replace([manifests.read_manifest(self._files, at, base=True)])
                 return
             except (BadFile, FileNotFoundError) as error:  # an older one and the deltas after it lead there too
                 problem = problem or error
@@ -198,16 +197,18 @@ class Follower:
             try:
                 manifest = manifests.read_manifest(self._files, version, base=base)
                 if manifest.is_whole:
-                    self._replace(manifest)
+                    self._replace([manifest])
                     return True
             except (BadFile, FileNotFoundError):
                 continue
         return False
 
-    def _replace(self, manifest: Manifest) -> None:
-        """Make the tables equal to a version that holds all rows, in place: beside the tables, it holds their ids and a shard."""
-        changes = self._read(manifest)
-        self._make_room(manifest)
+    def _replace(self, path: Sequence[Manifest]) -> None:
+        """Make the tables equal to the last version of a path, whose first holds all rows, in place: beside the tables, it holds
+        their ids and a shard, and no row is anything between what it was and what it is to be."""
+        manifest = path[-1]
+        changes = self._read(path)
+        self._make_room(path[0])
         with self._changing(manifest):
             if self.manifest is None:
                 for table in self._tables.values():
@@ -220,7 +221,7 @@ class Follower:
 
     def _take(self, manifest: Manifest) -> None:
         """Apply what a version changes."""
-        changes = self._read(manifest)
+        changes = self._read([manifest])
         with self._changing(manifest):
             self._put(changes)
         self._applied(manifest)
@@ -251,15 +252,16 @@ class Follower:
             del change  # else it stays while the next one is read
         return {name: there[gone[name]] for name, there in ids.items()}
 
-    def _read(self, manifest: Manifest) -> Iterable[Changes]:
-        """A version's rows. All are read and checked before anything is applied; what is large is then read again, a shard at a
-        time, and where the tables hold no version that could stay, only once."""
-        if self._fingerprint not in (None, manifest.fingerprint):
-            raise BadFile(
-                f"version {manifest.version}: made by another config: features, labels, model or tables differ"
-            )
-        changes = _Shards(self._files, manifest, self._tables)
-        if sum(shard.rows.size for shard in manifest.shards) <= _HELD_BYTES:
+    def _read(self, path: Sequence[Manifest]) -> Iterable[Changes]:
+        """What versions change in all. All is read and checked before anything is applied; what is large is then read again, a
+        shard at a time, and where the tables hold no version that could stay, only once."""
+        for manifest in path:
+            if self._fingerprint not in (None, manifest.fingerprint):
+                raise BadFile(
+                    f"version {manifest.version}: made by another config: features, labels, model or tables differ"
+                )
+        changes = _Shards(self._files, path, self._tables)
+        if sum(shard.rows.size for manifest in path for shard in manifest.shards) <= _HELD_BYTES:
             return list(changes)
         if self.manifest is not None:
             for _ in changes:
@@ -290,23 +292,43 @@ class Follower:
 
 
 class _Shards:
-    """What the shards of a version change, read one at a time, at each iteration."""
+    """What the shards of versions change in all, one at a time, at each iteration: the newest version's first, and of each row
+    only what nothing later changes."""
 
-    def __init__(self, files: Files, manifest: Manifest, tables: Mapping[str, Table]) -> None:
+    def __init__(self, files: Files, path: Sequence[Manifest], tables: Mapping[str, Table]) -> None:
         self._files = files
-        self._manifest = manifest
+        self._path = path
         self._tables = tables
 
     def __iter__(self) -> Iterator[Changes]:
-        for shard in self._manifest.shards:
-            yield self._read(shard)
+        if len(self._path) == 1:
+            yield from (self._read(self._path[0], shard) for shard in self._path[0].shards)
+            return
+        later = {name: Table(1, row_format="float32") for name in self._tables}  # their ids are what counts
+        defaults: dict[str, npt.NDArray[np.float32]] = {}
+        for manifest in reversed(self._path):
+            for shard in manifest.shards:
+                change = self._read(manifest, shard)
+                defaults = {name: rows.default for name, rows in change.items()} | defaults
+                yield {
+                    name: _without(rows, later[name], defaults[name]) for name, rows in change.items() if name in later
+                }
 
-    def _read(self, shard: Shard) -> Changes:
+    def _read(self, manifest: Manifest, shard: Shard) -> Changes:
         change = decode_rows(shard.rows.name, shard.rows.read(self._files))
         for name, rows in change.items():
             if name in self._tables and rows.embeddings.shape[1] != self._tables[name].dim:
                 raise BadFile(
-                    f"version {self._manifest.version}: table {name}: rows of {rows.embeddings.shape[1]} values, "
+                    f"version {manifest.version}: table {name}: rows of {rows.embeddings.shape[1]} values, "
                     f"this replica's have {self._tables[name].dim}"
                 )
         return change
+
+
+def _without(rows: RowsChange, later: Table, default: npt.NDArray[np.float32]) -> RowsChange:
+    """A change without the ids that have a row in ``later``, which then has one for each that is left, and with another default."""
+    expired, keys = (ids[~later.contains(ids)] for ids in (rows.expired, rows.keys))
+    embeddings = rows.embeddings[~later.contains(rows.keys)]
+    for ids in (expired, keys):
+        later.upsert(ids, np.zeros((len(ids), 1), np.float32))
+    return RowsChange(expired=expired, keys=keys, embeddings=embeddings, default=default)

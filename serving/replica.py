@@ -133,7 +133,10 @@ class Replica:
         """
         for attempt in range(_TRIES):
             try:
-                self._take_dense(self._follower.pull(until))
+                try:
+                    self._follower.pull(until)
+                finally:  # where a later version is damaged, the rows are of an earlier one, and need that one's weights
+                    self._take_dense(self._follower.manifest)
                 return
             except FileNotFoundError:  # newer versions replaced the weights meanwhile: look again
                 if attempt == _TRIES - 1:

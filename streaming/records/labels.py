@@ -74,6 +74,12 @@ class Label(Section):
         """Whether what a model says of it adds up to what comes, however values are distributed."""
         return self.transform == "none"
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What any value counts as at least and at most: only squared errors of the value itself know less than 0."""
+        least = -float("inf") if self.loss == "squared" and self.transform == "none" else 0.0
+        return least, float("inf") if self.max_value is None else self.max_value
+
 
 LabelSet: TypeAlias = Annotated[dict[Name, Label], Field(min_length=1, max_length=64)]
 
@@ -101,22 +107,22 @@ class Rule(NamedTuple):
     decided_by: str | None
     window: int
     is_value: bool
-    max_value: float
+    bounds: tuple[float, float]
 
     @classmethod
     def of(cls, label: Label) -> Rule:
         """The rule of a label."""
         least = -float("inf") if label.min_value is None else label.min_value
-        most = float("inf") if label.max_value is None else label.max_value
-        return cls(label.action, least, label.decided_by, label.window, label.is_value, most)
+        return cls(label.action, least, label.decided_by, label.window, label.is_value, label.bounds)
 
     def decide(self, served_at: int, events: Iterable[tuple[int, str, float]]) -> tuple[float, int, bool]:
         """Value, time of the decision (ms), and whether an event made it; events are (ms, action, value)."""
         closes = served_at + self.window
+        least, most = self.bounds
         best: tuple[int, int, float] | None = None
         for at, action, value in events:
             if action == self.action and value >= self.min_value:
-                rank = (at, 0, -min(value, self.max_value) if self.is_value else -1.0)
+                rank = (at, 0, -min(max(value, least), most) if self.is_value else -1.0)
             elif action == self.decided_by:
                 rank = (at, 1, 0.0)
             else:

@@ -92,7 +92,7 @@ class LoggedEvents:
         out = np.zeros(self.impressions, np.float32)
         # Backwards, so that what counts is written last: the first event, of several at once the one of the largest value.
         order = np.lexsort((-events.value[wanted], events.happened_at[wanted]))[::-1]
-        values = np.minimum(events.value, np.inf if label.max_value is None else label.max_value)
+        values = np.clip(events.value, *label.bounds)
         out[events.row[wanted][order]] = values[wanted][order] if label.is_value else 1.0
         return out
 

@@ -131,6 +131,18 @@ def test_a_value_label_without_a_bound(tmp_path: Path, columns: Columns, outlier
     assert advised(tmp_path, columns, labels={"spent": {**label, "max_value": advised_bound}}) == {}
 
 
+@pytest.mark.parametrize("loss", ["tweedie", "zero_inflated_log_normal", "squared"])
+def test_values_below_0_that_a_loss_does_not_know(tmp_path: Path, columns: Columns, loss: str) -> None:
+    columns["clicked"][:3] = True
+    columns["spent"][:3] = [-5.0, -2.0, -1.0]
+    found = advised(tmp_path, columns, labels={"spent": {**CLICK, "action": "buy", "loss": loss, "max_value": 1e4}})
+    if loss == "squared":
+        assert found == {}
+    else:
+        value, what = found["labels.spent.loss"]
+        assert value == loss and "3 of " in what and "down to -5, and count as 0" in what
+
+
 @pytest.mark.parametrize("value", [1e6, -999_999.0, 3e38])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_numbers_far_outside(tmp_path: Path, columns: Columns, value: float, rows: int) -> None:

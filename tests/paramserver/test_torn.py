@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -15,7 +15,18 @@ from paramserver import compaction, follower, manifest
 from paramserver.follower import Follower
 from paramserver.table import Table
 from tests.commands import ROOT
-from tests.paramserver.published import DIMS, BreakableFiles, MemoryFiles, Writer, flipped, replica_tables, state_of
+from tests.paramserver.published import (
+    DIMS,
+    BreakableFiles,
+    MemoryFiles,
+    Writer,
+    flipped,
+    published,
+    replica_tables,
+    state_of,
+)
+
+Rows: TypeAlias = dict[tuple[str, int], bytes]
 
 
 class Failing(Table):
@@ -191,3 +202,37 @@ def test_another_version_comes_without_a_second_copy_of_the_rows(tmp_path: Path,
 def test_rows_are_taken_out_without_a_copy_of_them(tmp_path: Path) -> None:
     growth = float(script("clear", tmp_path))
     assert growth < 0.4, f"{growth:.2f} of the rows"
+
+
+@pytest.mark.parametrize("held_bytes", [0, 16 << 20])
+@pytest.mark.parametrize("version", [1, 5, 9])
+def test_on_the_way_back_no_row_is_of_another_version(
+    version: int, held_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replicas answer meanwhile: the way led through every version from the base on, each with its rows of then."""
+    files, writer = published(12)
+    monkeypatch.setattr(follower, "_HELD_BYTES", held_bytes)
+    aim = replica_tables("float32")
+    Follower(files, aim).load(version)
+    steps: list[Rows] = []
+    tables = failing_tables(lambda: steps.append(_rows(tables)))
+    back = Follower(files, tables)
+    back.pull()
+    assert state_of(tables) == state_of(writer.tables)
+    begun, steps[:] = _rows(tables), []
+    back.pull(until=version)
+    wanted = _rows(aim)
+    assert _rows(tables) == wanted and state_of(tables) == state_of(aim)
+    assert back.version == version and back.drifted() == []
+    assert len(steps) > 3
+    for rows in steps:
+        for at, row in rows.items():
+            assert row in (begun.get(at), wanted.get(at)), at
+
+
+def _rows(tables: dict[str, Table]) -> Rows:
+    return {
+        (name, number): row.tobytes()
+        for name, table in tables.items()
+        for number, row in zip(table.ids().tolist(), table.lookup(table.ids()), strict=True)
+    }

@@ -192,6 +192,18 @@ def test_what_comes_after_an_answer_that_is_on_its_way_does_not_harm_it(server: 
     assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1, "and then it closes"
 
 
+def test_requests_that_wait_for_an_answer_are_bounded(server: Server) -> None:
+    """A bufferful of them stopped every listener for half a second, and took a hundred times its bytes."""
+    before = refused(server, "pipelined")
+    with connect(server) as hasty:
+        hasty.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        answer = b""
+        while part := hasty.recv(10_000):
+            answer += part
+    assert answer.count(b"HTTP/1.1 200") == 17, "what was read is answered, and then it closes"
+    assert refused(server, "pipelined") == before + 1
+
+
 @pytest.mark.parametrize("offered", ["h2c", "websocket"])
 @pytest.mark.parametrize("cut", ["nowhere", "after the header", "everywhere"])
 @pytest.mark.parametrize("chunked", [False, True])

@@ -125,6 +125,23 @@ def test_a_damaged_delta_changes_nothing(tmp_path: Path, pattern: str) -> None:
     assert world.trained() != before
 
 
+@pytest.mark.parametrize("pattern", ["{:012}.*rows.arrow", "manifest-{:012}.json"])
+@pytest.mark.parametrize("served", [0, 1])
+def test_versions_that_come_together_with_a_damaged_one_are_served(tmp_path: Path, pattern: str, served: int) -> None:
+    """With their dense weights: by a replica that starts now, and by one that was there before."""
+    world = World(tmp_path)
+    for minute in range(served + 1):
+        world.at(minute)
+        world.publisher.next(world.clock.now_ms(), dense=True)
+    trained = world.trained()
+    world.publisher.next(world.clock.now_ms(), dense=False)
+    _damage(world, pattern.format(served + 2))
+    world.at(served + 2)
+    assert (world.version, world.service.replica.dense_version) == (served + 1, served + 1)
+    assert world.scores() == trained and world.service.ready()[0]
+    assert world.puller.failures["damaged"] > 0
+
+
 def test_damaged_dense_weights_are_tried_again(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.publisher.next(world.clock.now_ms())
