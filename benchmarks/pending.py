@@ -19,7 +19,9 @@ import numpy as np
 
 from streaming.clock import EventClock
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
-from streaming.join.core import Joiner, JoinSettings
+from streaming.join.core import Joiner
+from streaming.join.policy import Living
+from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
 from streaming.records.events import SCHEMA_VERSION, Request, encode
 from streaming.records.labels import Label
@@ -47,11 +49,9 @@ def fill(per_request: int, impressions: int, folder: Path) -> dict[str, float]:
         "item": SparseFeature(column="item"),
         "vector": VectorFeature(kind="vector", column="vector", size=values),
     }
-    joiner_of = JoinSettings()
-    state = JoinState(folder, joiner_of.memory_bytes)
-    joiner = Joiner(
-        features, {"click": Label(action="click", window="1d")}, joiner_of, state, EventClock(START_MS + 86_400_000)
-    )
+    spec = JoinSpec(features, {"click": Label(action="click", window="1d")})
+    state = JoinState(folder, spec.settings.memory_bytes)
+    joiner = Joiner(spec, state, Living(spec, EventClock(START_MS + 86_400_000)))
     rng = np.random.default_rng(1)
     vectors = rng.random((64, per_request * values), np.float32)
     before = largest = resident_bytes()

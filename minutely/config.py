@@ -20,8 +20,8 @@ from paramserver.settings import SyncSettings, TablesSettings
 from serving.settings import ServeSettings
 from streaming.archive.table import ArchiveSettings
 from streaming.features.kinds import FeatureSet, SparseFeature
-from streaming.join.core import JoinSettings
 from streaming.join.negatives import NegativeSettings
+from streaming.join.settings import JoinSettings
 from streaming.kafka.settings import KafkaSettings
 from streaming.records.labels import Label, LabelSet
 from streaming.source.datasets import movielens_100k

@@ -8,14 +8,14 @@ import uuid
 from pathlib import Path
 
 from minutely.config import Pipeline
+from minutely.parts import join_spec
 from minutely.place import require_writable
 from minutely.service import Address, bind, serve_metrics, stop_on_signal
 from streaming.clock import Clock, WallClock
+from streaming.join.brokers import History, Outlet
 from streaming.join.calibration import ServedCalibration
-from streaming.join.core import Joiner
 from streaming.join.metrics import JoinMetrics
-from streaming.join.negatives import Negatives
-from streaming.join.partition import History, JoinPartition, Outlet
+from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
 from streaming.join.state import JoinState
 from streaming.kafka.brokers import KafkaBrokers
@@ -49,24 +49,14 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
 
 def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinService:
     """The service with a pipeline's joiners."""
-    settings = pipeline.join
-    negatives = Negatives(pipeline.negatives.keep, pipeline.seed)
-    window = max(label.window for label in pipeline.labels.values())
+    spec, settings = join_spec(pipeline), pipeline.join
     bounds = pipeline.train.guards.served_calibration
     served = None if bounds is None else ServedCalibration(pipeline.labels, bounds, _log.warning, _log.info)
 
     def make(partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
         state = JoinState(folder / str(partition), settings.memory_bytes // pipeline.kafka.partitions)
-
-        def joiner(over: JoinState) -> Joiner:
-            return Joiner(
-                pipeline.features, pipeline.labels, settings, over, clock, partition, negatives, served,
-                earliest=pipeline.source.earliest_ms,
-            )  # fmt: skip
-
-        keep_ms = 2 * window + settings.lateness
         return state, JoinPartition(
-            state, joiner, outlet, history, lambda: uuid.uuid4().hex, settings.lateness, keep_ms
+            spec, state, outlet, history, clock, partition, new_id=lambda: uuid.uuid4().hex, served=served
         )
 
     brokers = KafkaBrokers(pipeline.kafka)

@@ -19,7 +19,7 @@ from rocksdict import Options, Rdict
 
 from minutely.config import Pipeline
 from minutely.measure import Measures
-from minutely.parts import make_replica, make_trainer
+from minutely.parts import join_spec, make_replica, make_trainer
 from minutely.run_letters import keep_letters
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
@@ -30,8 +30,8 @@ from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.features.columns import slice_columns
 from streaming.join.core import Joiner
-from streaming.join.negatives import Negatives
 from streaming.join.pending import PendingStore
+from streaming.join.policy import Living
 from streaming.join.timers import NEVER
 from streaming.join.watermark import JoinWorker
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Log
@@ -98,11 +98,8 @@ class EmbeddedLoop:
         self._step_ms = pipeline.train.step_every
         self._producer = Producer(events, pipeline.features)
         self._log = log
-        negatives = Negatives(pipeline.negatives.keep, pipeline.seed)
-        self.joiner = Joiner(
-            pipeline.features, pipeline.labels, pipeline.join, pending, clock, _PARTITION, negatives,
-            earliest=pipeline.source.earliest_ms,
-        )  # fmt: skip
+        spec = join_spec(pipeline)
+        self.joiner = Joiner(spec, pending, Living(spec, clock), _PARTITION)
         self._join = JoinWorker(log, self.joiner, clock, pipeline.join.lateness, _PARTITION)
         self.trainer = make_trainer(pipeline)
         self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)

@@ -6,14 +6,47 @@ called as in `streaming.log`, without a prefix.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from streaming.join.partition import History, Outlet
+from streaming.join.commit import Committed
 from streaming.log import BrokerError, Record
 
 Place: TypeAlias = tuple[str, int]
 """A topic and a partition of it."""
+
+
+class Outgoing(NamedTuple):
+    """A record to send."""
+
+    topic: str
+    value: bytes
+
+
+class Outlet(Protocol):
+    """Where a partition's transactions go."""
+
+    def open(self) -> Committed | None:
+        """Fence and settle a predecessor, then read what it committed; None where there is nothing yet."""
+
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+        """One transaction. The offset after its last record in `examples`, 0 where it holds none."""
+
+    def close(self) -> None:
+        """Let go of it at once; a transaction that is under way is settled by its successor."""
+
+
+class History(Protocol):
+    """Records of the partition that are still kept."""
+
+    def beginning(self, topic: str) -> int:
+        """The first offset that is kept."""
+
+    def end(self, topic: str) -> int:
+        """The offset after the last committed record."""
+
+    def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
+        """The records from ``start`` to before ``stop``, in bounded lists; an empty list where there is nothing yet."""
 
 
 class Fetched(NamedTuple):

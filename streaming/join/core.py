@@ -9,25 +9,21 @@ depend on the order of arrival.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-from pydantic import Field
 
-from basis.settings import DurationMs, PositiveDurationMs, Section
-from streaming.clock import Clock
 from streaming.features.columns import all_finite, check_packed, packed_width
-from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.calibration import ServedCalibration
+from streaming.features.kinds import SparseFeature
 from streaming.join.decided import Ready, batches
-from streaming.join.negatives import Negatives
 from streaming.join.pending import DROPPED, Pending, PendingRequests
+from streaming.join.policy import InputPolicy
+from streaming.join.spec import JoinSpec
 from streaming.join.timers import NEVER
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
 from streaming.records.events import (
     MAX_TIME_MS,
-    MIN_TIME_MS,
     BadRecord,
     DeadLetter,
     Engagement,
@@ -37,32 +33,11 @@ from streaming.records.events import (
     is_json,
 )
 from streaming.records.examples import ExampleFormat
-from streaming.records.identity import example_prefix
 from streaming.records.json_records import pack_request
-from streaming.records.labels import Decision, Label, Rule, decide, used_actions
+from streaming.records.labels import Decision, Rule, decide, used_actions
 
 _DUE_AT_ONCE = 10_000
 _MAX_EVENTS = 1000
-
-
-class JoinSettings(Section):
-    """The ``join`` section."""
-
-    emit: Literal["decided", "window"] = "decided"
-    """Emit an example when all its labels are decided, or only when its longest window closes."""
-    lateness: DurationMs = 0
-    """How far out of order, in event time, records of one partition may arrive."""
-    late: Literal["dead_letter", "correct"] = "dead_letter"
-    """What becomes of an engagement that would have changed an example that is out: refused, or the example comes again with the
-    right labels and the next revision. For the latter, requests are kept until ``lateness`` after their window."""
-    max_future: DurationMs = 3_600_000
-    """Records from further ahead of the clock are dead letters."""
-    max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
-    """The most examples in one batch."""
-    max_wait: PositiveDurationMs = 200
-    """On Kafka, examples wait at most this long for others, to be sent together."""
-    memory_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
-    """What pending requests may take in memory; the rest is on disk."""
 
 
 class JoinOutput(NamedTuple):
@@ -75,51 +50,40 @@ class JoinOutput(NamedTuple):
 class Joiner:
     """Merges by impression. ``counts`` counts what came in and what became of it."""
 
-    def __init__(
-        self,
-        features: Mapping[str, Feature],
-        labels: Mapping[str, Label],
-        settings: JoinSettings,
-        store: PendingRequests,
-        clock: Clock,
-        partition: int = 0,
-        negatives: Negatives = Negatives(),
-        served: ServedCalibration | None = None,
-        earliest: int = MIN_TIME_MS,
-    ) -> None:
-        self._features = dict(features)
+    def __init__(self, spec: JoinSpec, store: PendingRequests, policy: InputPolicy, partition: int = 0) -> None:
+        self._features = dict(spec.features)
         self._widths = [
             (name, feature.scope == "request", packed_width(feature), not isinstance(feature, SparseFeature))
-            for name, feature in features.items()
+            for name, feature in spec.features.items()
         ]
-        self._rules = [Rule.of(label) for label in labels.values()]
-        self._actions = used_actions(labels)
-        self._settings = settings
+        self._rules = [Rule.of(label) for label in spec.labels.values()]
+        self._actions = used_actions(spec.labels)
+        self._settings = spec.settings
+        self._sampling_rate = spec.negatives.keep
+        self._earliest = spec.earliest_ms
+        self._window = spec.window_ms
         self._store = store
-        self._clock = clock
+        self.policy = policy
+        """Whether records are living ones, or read again to make the state good."""
         self._partition = partition
-        self._negatives = negatives
-        self._served = served
-        self._earliest = earliest
-        self._window = max(label.window for label in labels.values())
-        self._negative = (0.0,) * len(labels)
-        self.known_emitted: Callable[[str, int, list[str]], bytearray] | None = None
-        """How often impressions of a request are in `examples`; set while that may be more than entries say."""
-        self.reads_again = False
-        """Whether records are those of transactions that are over: what is due by now was emitted, or dropped by sampling."""
-        self.taken_until = 0
-        """The latest time (ms) of what is read again."""
+        self._negative = (0.0,) * len(spec.labels)
         self._action_window = {
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
         }
         self._ready: list[Ready] = []
         self._dead: list[DeadLetter] = []
-        self.format = ExampleFormat(features, labels)
+        self.format = ExampleFormat(spec.features, spec.labels)
         self.watermark = 0
         self.newest = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
         """The newest event time seen of each input (ms); records from the future do not count."""
         self.counts: Counter[str] = Counter()
+
+    def take(self, topic: str, records: Sequence[Record]) -> None:
+        """Take records of an input, in order."""
+        add = self.add_request if topic == IMPRESSIONS else self.add_engagement
+        for record in records:
+            add(record.offset, record.value)
 
     def add_request(self, offset: int, payload: bytes) -> None:
         """Take one record of `impressions`."""
@@ -155,7 +119,7 @@ class Joiner:
         """Take what came out so far."""
         ready, self._ready = self._ready, []
         dead, self._dead = self._dead, []
-        found = batches(ready, self.format, self._negatives.keep, self._settings.max_rows) if ready else []
+        found = batches(ready, self.format, self._sampling_rate, self._settings.max_rows) if ready else []
         self.counts["examples"] += sum(batch.num_rows for batch in found)
         return JoinOutput(found, dead)
 
@@ -181,11 +145,10 @@ class Joiner:
 
     def _request(self, offset: int, payload: bytes) -> None:
         packed = pack_request(payload, self._features) if is_json(payload) else payload
-        request = decode_request(packed, self._latest(), self._earliest)
+        request = decode_request(packed, self.policy.latest_ms(), self._earliest)
         self._check_features(request)
         forgotten_at = request.served_at + self._window + self._settings.lateness
-        # Requests that were forgotten since still have their engagements read again.
-        if forgotten_at < self.watermark and not self.reads_again:
+        if self.policy.is_forgotten(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
         self.newest[IMPRESSIONS] = max(self.newest[IMPRESSIONS], request.served_at)
         pending = self._store.get(request.request_id) or Pending()
@@ -195,10 +158,7 @@ class Joiner:
         pending.served_at = request.served_at
         pending.impression_ids = request.impression_ids
         pending.request = request
-        count, known = len(request.impression_ids), self.known_emitted
-        pending.emitted = (
-            bytearray(count) if known is None else known(request.request_id, request.served_at, request.impression_ids)
-        )
+        pending.emitted = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
         waiting, pending.waiting = pending.waiting, []
         for at, engagement in waiting:
             try:
@@ -207,11 +167,6 @@ class Joiner:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._store.wake(request.request_id, pending, request.served_at + self._window)
         self._store.add(request.request_id, pending, len(payload))
-
-    def _latest(self) -> int:
-        """The latest time (ms) that an event may have. What was taken once is taken again, though the clock was set back since."""
-        latest = self._clock.now_ms() + self._settings.max_future
-        return max(latest, self.taken_until) if self.reads_again else latest
 
     def _check_features(self, request: Request) -> None:
         count = len(request.impression_ids)
@@ -227,7 +182,7 @@ class Joiner:
                 raise BadRecord("feature", problem)
 
     def _engagement(self, offset: int, payload: bytes) -> None:
-        engagement = decode_engagement(payload, self._latest(), self._earliest)
+        engagement = decode_engagement(payload, self.policy.latest_ms(), self._earliest)
         self.newest[ENGAGEMENTS] = max(self.newest[ENGAGEMENTS], engagement.happened_at)
         if engagement.action not in self._actions:
             self.counts["unused"] += 1
@@ -265,9 +220,8 @@ class Joiner:
             return
         if len(events) >= _MAX_EVENTS:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {_MAX_EVENTS} engagements already")
-        self._refresh(request_id, pending)
-        # Of what is read again, what happened before and after an example went out is read as one, and was answered then.
-        if pending.emitted[index] and not self.reads_again:
+        self.policy.sent.refresh(request_id, pending)
+        if pending.emitted[index] and self.policy.answers_late:
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
             if before.values == after.values:
                 self.counts["redundant"] += 1
@@ -290,19 +244,13 @@ class Joiner:
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
 
-    def _refresh(self, request_id: str, pending: Pending) -> None:
-        """An entry learns what was emitted since its state was written."""
-        if self.known_emitted is not None:
-            known = self.known_emitted(request_id, pending.served_at, pending.impression_ids)
-            pending.emitted = bytearray(map(max, pending.emitted, known))
-
     def _look_at(self, request_id: str, pending: Pending) -> None:
         """Emit what is due of a request; forget it when its marker has served its time."""
         pending.wake_at = NEVER
         if pending.served_at < 0:
             self._drop_unmatched(request_id, pending)
             return
-        self._refresh(request_id, pending)
+        self.policy.sent.refresh(request_id, pending)
         closes_at = pending.served_at + self._window
         if pending.request is not None:
             next_due = NEVER
@@ -339,30 +287,15 @@ class Joiner:
 
     def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> None:
         """Impressions that were decided are examples, but for the negatives that are not kept."""
-        kept = places
-        if self.reads_again:  # due by what was committed, and not in `examples`
-            kept = []
-        elif not any(decision.values) and self._negatives.keep < 1:
-            prefix, names = example_prefix(request_id), pending.impression_ids
-            kept = [place for place in places if self._negatives.keeps(prefix + names[place])]
-            self.counts["dropped"] += len(places) - len(kept)
-        if self._served is not None and not self.reads_again:
-            self._judge(self._served, pending.request, places, decision.values)
+        kept = self.policy.publish(request_id, pending, places, decision)
+        if dropped := len(places) - len(kept):
+            self.counts["dropped"] += dropped
         for place in places:
             pending.emitted[place] = DROPPED
         for place in kept:
             pending.emitted[place] = 1
         if kept and pending.request is not None:
             self._ready.append(Ready(request_id, pending.request, kept, decision))
-
-    def _judge(
-        self, served: ServedCalibration, request: Request | None, places: Sequence[int], values: tuple[float, ...]
-    ) -> None:
-        """Compare what a model said with what came of it, dropped negatives included."""
-        if request is None or not request.sparse_version:
-            return
-        if len(request.scores) == 4 * len(self._rules) * len(request.impression_ids):
-            served.add(request.scores, places, values)
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting = pending.waiting, []

@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
 
 from streaming.clock import Clock
-from streaming.join.brokers import Brokers, Place
+from streaming.join.brokers import Brokers, History, Outlet, Place
 from streaming.join.calibration import ServedCalibration
-from streaming.join.partition import ForgottenError, History, JoinPartition, Outlet
+from streaming.join.commit import ForgottenError
+from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
 from streaming.join.store import is_damage
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError, NoLeaderError

@@ -12,7 +12,7 @@ good.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ from streaming.records.examples import Published
 from streaming.records.identity import example_prefix
 
 
-class Cut(NamedTuple):
-    """A point in the inputs: no record before these offsets has an event time after ``newest`` (ms)."""
+class ReadFrom(NamedTuple):
+    """Where a rebuild reads from: no record of the inputs before these offsets has an event time after ``newest`` (ms)."""
 
     newest: int
     impressions: int
@@ -39,7 +39,8 @@ class Head(msgspec.Struct, array_like=True):
     """What the state is of: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
-    takes. What later transactions put into `examples` begins at ``examples`` or after it. ``pending`` counts requests.
+    takes. What later transactions put into `examples` begins at ``examples`` or after it. ``pending`` counts requests. The
+    first of ``cuts`` is where a rebuild reads from now, the others where it may later.
     """
 
     state_id: str
@@ -48,16 +49,9 @@ class Head(msgspec.Struct, array_like=True):
     told: int
     offsets: dict[str, int]
     newest: dict[str, int]
-    cuts: list[Cut]
+    cuts: list[ReadFrom]
     examples: int
     pending: int = 0
-
-
-class Outgoing(NamedTuple):
-    """A record to send."""
-
-    topic: str
-    value: bytes
 
 
 class _Small(msgspec.Struct, array_like=True):
@@ -231,7 +225,7 @@ class JoinState:
             batch.put(_emitted_key(published.version, name, served_at), bytes([revision + 1]))
         self._db.write(batch)
 
-    def known_emitted(self, request_id: str, served_at: int, impression_ids: list[str]) -> bytearray:
+    def known_emitted(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
         """How often each impression of a request that was served then (ms) is in `examples`, as `note_emitted` was told."""
         prefix = example_prefix(request_id)
         keys = [_emitted_key(2, prefix + impression_id, served_at) for impression_id in impression_ids]

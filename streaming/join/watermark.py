@@ -67,10 +67,9 @@ class JoinWorker:
     def step(self) -> bool:
         """Read and join once. Whether an input had more to read."""
         ended = {}
-        for topic, take in ((IMPRESSIONS, self._joiner.add_request), (ENGAGEMENTS, self._joiner.add_engagement)):
+        for topic in (IMPRESSIONS, ENGAGEMENTS):
             records = self._log.read(topic, self._partition, self.offsets[topic], _RECORDS_AT_ONCE)
-            for record in records:
-                take(record.offset, record.value)
+            self._joiner.take(topic, records)
             if records:
                 self.offsets[topic] = records[-1].offset + 1
             ended[topic] = len(records) < _RECORDS_AT_ONCE

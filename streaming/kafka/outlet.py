@@ -7,12 +7,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from basis.decoding import refusing
-from streaming.join.partition import Committed, ForgottenError
-from streaming.join.state import Cut, Outgoing
+from streaming.join.brokers import Outgoing
+from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
 from streaming.kafka.client import bounded, reader_of, telling, timed_out, whole
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
@@ -32,20 +30,6 @@ _COORDINATOR_BEGINS = (
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 )
-
-
-class _Metadata(msgspec.Struct, kw_only=True):
-    """What a commit says besides its offsets; DESIGN's state id, sequence, watermark and lowest offsets still needed."""
-
-    id: str
-    sequence: int
-    watermark: int
-    due: int
-    lowest: list[int]
-    newest: int = 0
-
-
-_decoder = msgspec.json.Decoder(_Metadata)
 
 
 class Transactions:
@@ -130,17 +114,8 @@ class KafkaOutlet:
         found = dict(zip(_INPUTS, self._transactions.open(), strict=True))
         if any(offset < 0 for offset, _ in found.values()):
             return None
-        with refusing(self._forgotten):
-            metadata = _decoder.decode(found[IMPRESSIONS][1])
-        return Committed(
-            metadata.id,
-            metadata.sequence,
-            metadata.watermark,
-            metadata.due,
-            {name: offset for name, (offset, _) in found.items()},
-            Cut(-1, *metadata.lowest),
-            metadata.newest,
-        )
+        committed = decode_commit(found[IMPRESSIONS][1], self._forgotten)
+        return committed._replace(offsets={name: offset for name, (offset, _) in found.items()})
 
     def _forgotten(self, why: str) -> ForgottenError:
         return ForgottenError(
@@ -154,17 +129,9 @@ class KafkaOutlet:
         Raises:
             BrokerError: it was aborted, or it is not known how it ended, which `open` finds out.
         """
-        metadata = _Metadata(
-            id=commit.state_id,
-            sequence=commit.sequence,
-            watermark=commit.watermark,
-            due=commit.due,
-            lowest=list(commit.lowest[1:]),
-            newest=commit.newest,
-        )
         records = ((item.topic, self._partition, item.value) for item in outbox)
-        text = msgspec.json.encode(metadata).decode()
-        return self._transactions.send(records, [commit.offsets[name] for name in _INPUTS], text)
+        offsets = [commit.offsets[name] for name in _INPUTS]
+        return self._transactions.send(records, offsets, encode_commit(commit))
 
     def close(self) -> None:
         """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""

@@ -14,10 +14,12 @@ from rocksdict import Options, Rdict
 
 from minutely.config import Pipeline
 from minutely.join import make_join_service
+from minutely.parts import join_spec
 from streaming.clock import EventClock, WallClock
 from streaming.join.core import Joiner
 from streaming.join.metrics import JoinMetrics
 from streaming.join.pending import PendingStore
+from streaming.join.policy import Living
 from streaming.join.service import JoinService
 from streaming.join.watermark import JoinWorker
 from streaming.kafka.settings import KafkaSettings
@@ -44,7 +46,8 @@ def embedded(pipeline: Pipeline, traffic: Traffic, folder: Path) -> pa.Table:
     """The examples of the same records through the embedded log, in the order of their ids."""
     log, clock = EmbeddedLog(folder / "log", durable=False), EventClock()
     store = PendingStore(1 << 28, lambda: Rdict(str(folder / "pending"), Options(raw_mode=True)))
-    joiner = Joiner(pipeline.features, pipeline.labels, pipeline.join, store, clock)
+    spec = join_spec(pipeline)
+    joiner = Joiner(spec, store, Living(spec, clock))
     worker = JoinWorker(log, joiner, clock, pipeline.join.lateness)
     clock.move_to(now_ms())
     for event in traffic.events:

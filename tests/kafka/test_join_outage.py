@@ -12,7 +12,7 @@ import pytest
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
 from streaming.clock import WallClock
-from streaming.join.partition import Committed
+from streaming.join.commit import Committed
 from streaming.join.service import JoinService
 from streaming.kafka.client import reader_of
 from streaming.kafka.outlet import KafkaOutlet

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from stack.kafka import BrokerUnavailable, running
-from streaming.join.partition import Committed
-from streaming.join.state import Cut, Outgoing
+from streaming.join.brokers import Outgoing
+from streaming.join.commit import Committed
+from streaming.join.state import ReadFrom
 from streaming.kafka import outlet as kafka_outlet
 from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
@@ -22,7 +23,7 @@ from tests.kafka.traffic import read_topic
 
 
 def commit_of(sequence: int) -> Committed:
-    return Committed("id", sequence, sequence, sequence, {IMPRESSIONS: sequence, ENGAGEMENTS: 5}, Cut(-1, 0, 1, 2))
+    return Committed("id", sequence, sequence, sequence, {IMPRESSIONS: sequence, ENGAGEMENTS: 5}, ReadFrom(-1, 0, 1, 2))
 
 
 def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found_out(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from streaming.join.partition import Committed
-from streaming.join.state import Outgoing
+from streaming.join.brokers import Outgoing
+from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import DeadLetter
 from tests.simulation.process import Process
@@ -24,7 +24,7 @@ class LogError(Exception):
 class _Transaction:
     """``state``: open, decided (it will be committed, its marks are not written yet), committed or aborted."""
 
-    def __init__(self, state: str = "open", commit: Committed | None = None) -> None:
+    def __init__(self, state: str = "open", commit: str | None = None) -> None:
         self.state = state
         self.commit = commit
         self.partitions: set[str] = set()
@@ -79,7 +79,7 @@ class Brokers:
         self.rng = rng
         self._now_ms = now_ms
         self.topics = {(topic, at): Partition() for topic in TOPICS for at in range(partitions)}
-        self.groups: list[Committed | None] = [None] * partitions
+        self.groups: list[str | None] = [None] * partitions
         self.transactions: list[_Transaction | None] = [None] * partitions
         self.epochs = [0] * partitions
         self.away = False
@@ -115,6 +115,11 @@ class Brokers:
         if transaction.state == "committed":
             self.groups[partition] = transaction.commit
         self.transactions[partition] = None
+
+    def committed(self, partition: int) -> Committed | None:
+        """What the group's offsets of a partition come with."""
+        text = self.groups[partition]
+        return None if text is None else decode_commit(text)
 
     def trim(self, topic: str, partition: int, offset: int) -> None:
         log = self.topics[topic, partition]
@@ -208,13 +213,13 @@ class OutletOf:
         brokers.settle(at)
         self._process.touch(f"read the group's offsets of {at}")
         self._check()
-        return brokers.groups[at]
+        return brokers.committed(at)
 
     def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
         brokers, at = self._brokers, self._partition
         self._process.touch(f"begin a transaction of {at}")
         self._check()
-        transaction = brokers.transactions[at] = _Transaction(commit=commit)
+        transaction = brokers.transactions[at] = _Transaction(commit=encode_commit(commit))
         end = 0
         for number, item in enumerate(outbox):
             if number < 3:

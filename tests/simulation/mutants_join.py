@@ -8,10 +8,14 @@ from typing import Any
 from unittest.mock import patch
 
 from streaming.join import partition as join_partition
+from streaming.join.brokers import Outgoing
+from streaming.join.commit import Committed
 from streaming.join.core import Joiner, JoinOutput
 from streaming.join.negatives import Negatives
-from streaming.join.partition import Committed, JoinPartition
-from streaming.join.state import Head, JoinState, Outgoing
+from streaming.join.partition import JoinPartition
+from streaming.join.policy import Recovered, SentAsTold
+from streaming.join.recovery import Recovery, Restored
+from streaming.join.state import Head, JoinState
 from streaming.join.watermark import watermark_of
 from streaming.log import IMPRESSIONS
 from streaming.records.events import BadRecord
@@ -72,27 +76,27 @@ def outbox_not_sent_again() -> Any:
 
 @contextmanager
 def state_is_written_before_its_transaction_and_believed() -> Iterator[None]:
-    send, leads_to = JoinPartition._send, JoinPartition._leads_to
+    send, leads_to = JoinPartition._send, Recovery._leads_to
 
     def written(self: JoinPartition) -> None:
         self._state.write(self._head)
         send(self)
 
-    def believed(self: JoinPartition, head: Head, committed: Committed) -> bool:
+    def believed(self: Recovery, head: Head, committed: Committed) -> bool:
         return leads_to(self, head, committed._replace(sequence=max(head.sequence, committed.sequence)))
 
-    with patch.object(JoinPartition, "_send", written), patch.object(JoinPartition, "_leads_to", believed):
+    with patch.object(JoinPartition, "_send", written), patch.object(Recovery, "_leads_to", believed):
         yield
 
 
 def older_state_goes_on_as_it_is() -> Any:
     def make(go_on: Any) -> Any:
-        def changed(self: JoinPartition, head: Head, committed: Committed) -> Generator[None]:
-            yield from go_on(self, head, committed._replace(sequence=head.sequence))
+        def changed(self: Recovery, head: Head, committed: Committed) -> Generator[None, None, Restored]:
+            return (yield from go_on(self, head, committed._replace(sequence=head.sequence)))
 
         return changed
 
-    return wrap(JoinPartition, "_go_on", make)
+    return wrap(Recovery, "_go_on", make)
 
 
 def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
@@ -108,7 +112,7 @@ def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
 
 
 def entries_do_not_learn_what_was_emitted() -> Any:
-    return patch.object(Joiner, "_refresh", lambda self, request_id, pending: None)
+    return patch.object(SentAsTold, "refresh", lambda self, request_id, pending: None)
 
 
 def state_id_not_checked() -> Any:
@@ -164,7 +168,7 @@ def late_requests_vanish() -> Any:
 def rebuild_sends_what_was_sent() -> Any:
     def make(drain: Any) -> Any:
         def changed(self: Joiner) -> JoinOutput:
-            return JoinOutput([], []) if self.reads_again else drain(self)
+            return JoinOutput([], []) if isinstance(self.policy, Recovered) else drain(self)
 
         return changed
 

@@ -11,8 +11,9 @@ from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.table import Table
 from serving.replica import Replica
-from streaming.join.core import Joiner
-from streaming.join.partition import ForgottenError, JoinPartition
+from streaming.join.commit import ForgottenError
+from streaming.join.partition import JoinPartition
+from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.simulation.brokers import HistoryOf, LogError, LogOf, OutletOf
@@ -20,7 +21,7 @@ from tests.simulation.counting import FORMAT, make_replica, make_trainer
 from tests.simulation.disk import DiskOf
 from tests.simulation.process import Process
 from tests.simulation.store import Store, StoreFolder
-from tests.simulation.traffic import FEATURES, LABELS, LATENESS, PARTITIONS, WINDOW
+from tests.simulation.traffic import FEATURES, LABELS, PARTITIONS
 from trainer.online import OnlineTrainer
 
 if TYPE_CHECKING:
@@ -56,22 +57,16 @@ class _Member:
         folder = joining.folders.setdefault(partition, StoreFolder())
         memory = world.rng.choice([2000, 6000, 1 << 20])
         state = JoinState(FOLDER, memory, lambda _: Store(folder, process))
-
-        def joiner(over: JoinState) -> Joiner:
-            return Joiner(
-                FEATURES, LABELS, world.traffic.settings, over, joining.clock, partition, world.traffic.negatives
-            )
-
         self.outlet = OutletOf(world.brokers, process, partition)
         history = HistoryOf(world.brokers, process, partition)
         self.join = JoinPartition(
+            JoinSpec(FEATURES, LABELS, world.traffic.settings, world.traffic.negatives),
             state,
-            joiner,
             self.outlet,
             history,
-            world.new_id,
-            LATENESS,
-            2 * WINDOW + LATENESS,
+            joining.clock,
+            partition,
+            new_id=world.new_id,
             write_every_ms=world.rng.choice([0, 60_000, 1 << 40]),
             requests_at_once=world.requests_at_once,
         )

@@ -10,8 +10,8 @@ import numpy as np
 import xxhash
 
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.core import JoinSettings
 from streaming.join.negatives import Negatives
+from streaming.join.settings import JoinSettings
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
 from streaming.records.labels import Label

@@ -277,7 +277,7 @@ class World:
     def _retain(self) -> None:
         """Brokers delete what nobody needs: what a rebuild reads is in the metadata, what a trainer reads in its version."""
         for at in range(PARTITIONS):
-            committed = self.brokers.groups[at]
+            committed = self.brokers.committed(at)
             if committed is None:
                 continue
             self.brokers.trim(IMPRESSIONS, at, committed.lowest.impressions)

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from streaming.clock import EventClock
-from streaming.join.partition import ForgottenError
+from streaming.join.commit import ForgottenError
 from streaming.log import BrokerError
 from streaming.patience import Patience
 

@@ -17,10 +17,13 @@ import pytest
 
 from streaming.clock import EventClock
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.core import Joiner, JoinSettings
+from streaming.join.brokers import Outgoing, Outlet
+from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.join.negatives import Negatives
-from streaming.join.partition import Committed, JoinPartition, Outlet
-from streaming.join.state import JoinState, Outgoing
+from streaming.join.partition import JoinPartition
+from streaming.join.settings import JoinSettings
+from streaming.join.spec import JoinSpec
+from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
 from streaming.records.examples import ExampleFormat
@@ -47,11 +50,11 @@ class Brokers:
         self.topics: dict[str, list[bytes | None]] = {
             name: [] for name in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
         }
-        self.committed: Committed | None = None
+        self.committed: str | None = None
         self.crash: str = ""
 
     def open(self) -> Committed | None:
-        return self.committed
+        return None if self.committed is None else decode_commit(self.committed)
 
     def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
         if self.crash == "before":
@@ -60,7 +63,7 @@ class Brokers:
             self.topics[item.topic].append(item.value)
         for name in {item.topic for item in outbox}:
             self.topics[name].append(None)  # the mark that a transaction leaves takes an offset
-        self.committed = commit
+        self.committed = encode_commit(commit)
         if self.crash == "after":
             raise Crash
         return len(self.topics[EXAMPLES])
@@ -127,7 +130,7 @@ class World:
         self.rng = rng
         self.requests_at_once = requests_at_once
         self.clock = EventClock(10_000_000)
-        self.make = lambda over: Joiner(FEATURES, labels, join, over, self.clock, 0, negatives)
+        self.spec = JoinSpec(FEATURES, labels, join, negatives)
         self.folders = [folder / "a", folder / "b"]
         self.copies = folder / "copies"
         self.brokers = Brokers()
@@ -191,15 +194,15 @@ class World:
 
     def join(self, state: JoinState, outlet: Outlet, write_every_ms: int = 5000) -> JoinPartition:
         return JoinPartition(
+            self.spec,
             state,
-            self.make,
             outlet,
             self.brokers,
-            lambda: next(self.ids),
-            LATENESS,
-            2 * WINDOW + LATENESS,
-            write_every_ms,
-            self.requests_at_once,
+            self.clock,
+            0,
+            new_id=lambda: next(self.ids),
+            write_every_ms=write_every_ms,
+            requests_at_once=self.requests_at_once,
         )
 
     def recover(self, join: JoinPartition, rng: random.Random) -> bool:

@@ -18,9 +18,12 @@ from streaming.clock import EventClock
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join import core as joiner
-from streaming.join.core import Joiner, JoinSettings
+from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
 from streaming.join.pending import PendingStore
+from streaming.join.policy import Living
+from streaming.join.settings import JoinSettings
+from streaming.join.spec import JoinSpec
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
 from streaming.records.events import (
     SCHEMA_VERSION,
@@ -264,7 +267,8 @@ def make_joiner(
 ) -> Joiner:
     join = JoinSettings(emit=emit, lateness=f"{lateness}ms", late=late, max_rows=7)
     store = PendingStore(1 << 30, no_disk) if store is None else store
-    return Joiner(FEATURES, labels, join, store, EventClock(now), partition=3, negatives=Negatives(keep, SEED))
+    spec = JoinSpec(FEATURES, labels, join, Negatives(keep, SEED))
+    return Joiner(spec, store, Living(spec, EventClock(now)), partition=3)
 
 
 def no_disk() -> Rdict:

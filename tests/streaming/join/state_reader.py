@@ -12,7 +12,7 @@ from rocksdict import Options, Rdict
 
 HEAD = ("state_id", "sequence", "watermark", "published", "offsets", "newest", "replay_points", "examples", "pending")
 CHANGING = ("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting")
-COMMIT = {"id", "sequence", "watermark", "due", "lowest", "newest"}
+COMMIT = {"id", "sequence", "watermark", "due", "lowest", "newest", "offsets"}
 
 
 def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from streaming.clock import EventClock
 from streaming.join import core as joiner
 from streaming.join import watermark as join_worker
-from streaming.join.core import Joiner, JoinSettings
+from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
 from streaming.join.pending import PendingStore
+from streaming.join.policy import Living
+from streaming.join.settings import JoinSettings
+from streaming.join.spec import JoinSpec
 from streaming.join.timers import NEVER
 from streaming.join.watermark import JoinWorker
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
@@ -147,7 +150,8 @@ def test_the_worker_never_lets_its_watermark_pass_an_event_to_come(world: World,
     log, clock = MemoryLog(), EventClock(0)
     settings_ = JoinSettings(emit=world.emit, lateness=f"{world.lateness}ms")
     store = PendingStore(1 << 30, no_disk)
-    core = Joiner(FEATURES, world.labels, settings_, store, clock, 3, Negatives(world.keep, SEED))
+    spec = JoinSpec(FEATURES, world.labels, settings_, Negatives(world.keep, SEED))
+    core = Joiner(spec, store, Living(spec, clock), 3)
     with patch.object(join_worker, "_RECORDS_AT_ONCE", at_once):
         worker = JoinWorker(log, core, clock, world.lateness)
         while records:

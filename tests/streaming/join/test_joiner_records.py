@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.clock import EventClock
-from streaming.join.core import Joiner, JoinSettings
+from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
 from streaming.join.pending import PendingStore
+from streaming.join.policy import Living
+from streaming.join.settings import JoinSettings
+from streaming.join.spec import JoinSpec
 from streaming.join.timers import NEVER
 from streaming.join.watermark import JoinWorker
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
@@ -213,7 +216,8 @@ def test_an_item_that_is_seldom_clicked_is_a_negative_now_and_then() -> None:
 
 def test_the_watermark_is_told_when_there_is_nothing_else_to_say() -> None:
     log, clock = MemoryLog(), EventClock(5000)
-    core = Joiner(FEATURES, CLICK, JoinSettings(lateness="100ms"), PendingStore(1 << 30, no_disk), clock)
+    spec = JoinSpec(FEATURES, CLICK, JoinSettings(lateness="100ms"))
+    core = Joiner(spec, PendingStore(1 << 30, no_disk), Living(spec, clock))
     worker = JoinWorker(log, core, clock, 100)
     assert not worker.step()
     assert not worker.step()
@@ -225,7 +229,8 @@ def test_the_watermark_is_told_when_there_is_nothing_else_to_say() -> None:
 
 def test_a_worker_writes_dead_letters_to_their_topic() -> None:
     log, clock = MemoryLog(), EventClock(5000)
-    core = Joiner(FEATURES, CLICK, JoinSettings(), PendingStore(1 << 30, no_disk), clock)
+    spec = JoinSpec(FEATURES, CLICK)
+    core = Joiner(spec, PendingStore(1 << 30, no_disk), Living(spec, clock))
     worker = JoinWorker(log, core, clock, 0)
     log.append(IMPRESSIONS, 0, [b"\xc1"])
     worker.step()

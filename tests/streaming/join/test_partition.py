@@ -17,9 +17,11 @@ import pytest
 
 from basis.arrow import BatchCodec
 from streaming.clock import EventClock
+from streaming.join.brokers import Outgoing
+from streaming.join.commit import Committed
 from streaming.join.negatives import Negatives
-from streaming.join.partition import Committed, JoinPartition
-from streaming.join.state import JoinState, Outgoing
+from streaming.join.partition import JoinPartition
+from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import (
     MAX_TIME_MS,
@@ -257,7 +259,7 @@ def test_a_state_of_another_history_is_not_used(seed: int, tmp_path: Path) -> No
     worlds[1].ids = (f"another {at}" for at in itertools.count())
     labels = [fill(world.brokers, rng, 150) for world in worlds]
     for world in worlds:
-        while not world.brokers.committed or world.brokers.committed.sequence < 10:
+        while (committed := world.brokers.open()) is None or committed.sequence < 10:
             world.live(3)
     for folder in worlds[1].folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,8 +10,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from streaming.join.core import Joiner, JoinSettings
+from streaming.join.core import Joiner
 from streaming.join.pending import PendingStore
+from streaming.join.policy import Living
+from streaming.join.spec import JoinSpec
 from streaming.join.watermark import JoinWorker
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, BadRecord, decode_request
@@ -43,7 +45,8 @@ def nested_msgpack(depth: int) -> bytes:
 @pytest.mark.parametrize("depth", [1100, 100_000])
 def test_a_nested_record_is_a_dead_letter(depth: int) -> None:
     log, clock = MemoryLog(), EventClock(5000)
-    core = Joiner(FEATURES, CLICK, JoinSettings(), PendingStore(1 << 30, no_disk), clock)
+    spec = JoinSpec(FEATURES, CLICK)
+    core = Joiner(spec, PendingStore(1 << 30, no_disk), Living(spec, clock))
     for topic in (IMPRESSIONS, ENGAGEMENTS):
         log.append(topic, 0, [b'{"x":%b}' % nested_json(depth).encode(), nested_msgpack(depth)])
     JoinWorker(log, core, clock, 0).step()

@@ -1,0 +1,103 @@
+"""What a joiner's transaction says besides its records: text that goes with the inputs' offsets, for who has the partition next.
+
+It names the transaction, as the state's `Head` does, so that a state is known to be that of the last one, of an earlier one, or of
+neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from basis.decoding import refusing
+from streaming.join.core import Joiner
+from streaming.join.spec import JoinSpec
+from streaming.join.state import Head, ReadFrom
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+
+_POINTS = 64
+
+
+class Committed(NamedTuple):
+    """What the last transaction says: which it was, the inputs' next offsets, and what a rebuild has to read.
+
+    Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some. No event
+    that was taken is later than ``newest``.
+    """
+
+    state_id: str
+    sequence: int
+    watermark: int
+    due: int
+    offsets: dict[str, int]
+    lowest: ReadFrom
+    newest: int = 0
+
+
+class ForgottenError(Exception):
+    """The brokers no longer know what was committed, though it was something."""
+
+
+class _Text(msgspec.Struct, kw_only=True):
+    id: str
+    sequence: int
+    watermark: int
+    due: int
+    lowest: tuple[int, int, int]
+    newest: int = 0
+    offsets: dict[str, int] = {}
+
+
+_decoder = msgspec.json.Decoder(_Text)
+
+
+def commit_of(head: Head) -> Committed:
+    """What the transaction that leads to a state has to say."""
+    return Committed(
+        head.state_id,
+        head.sequence,
+        head.told,
+        max(head.watermark, head.told),
+        dict(head.offsets),
+        head.cuts[0],
+        max(head.newest.values()),
+    )
+
+
+def encode_commit(commit: Committed) -> str:
+    """A line of JSON, some 300 characters long."""
+    text = _Text(
+        id=commit.state_id,
+        sequence=commit.sequence,
+        watermark=commit.watermark,
+        due=commit.due,
+        lowest=commit.lowest[1:],
+        newest=commit.newest,
+        offsets=commit.offsets,
+    )
+    return msgspec.json.encode(text).decode()
+
+
+def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = ForgottenError) -> Committed:
+    """What `encode_commit` was given. Text that no joiner wrote is a ``refusal``, which is told why."""
+    with refusing(refusal):
+        found = _decoder.decode(text)
+    lowest = ReadFrom(-1, *found.lowest)
+    return Committed(found.id, found.sequence, found.watermark, found.due, found.offsets, lowest, found.newest)
+
+
+def next_head(
+    head: Head, spec: JoinSpec, joiner: Joiner, offsets: Mapping[str, int], examples_end: int, sequence: int, told: int
+) -> Head:
+    """What a state that was ``head``'s is now, with the points that a rebuild would read from."""
+    cuts, newest = head.cuts, joiner.newest
+    while len(cuts) > 1 and cuts[1].newest < told - spec.keep_ms:
+        cuts = cuts[1:]
+    at = max(newest.values())
+    if at >= cuts[-1].newest + spec.keep_ms // _POINTS and offsets.keys() == newest.keys():
+        cuts = [*cuts, ReadFrom(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], examples_end)]
+    if len(cuts) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more
+        cuts = [cuts[0], *cuts[1::2]]
+    return Head(head.state_id, sequence, joiner.watermark, told, dict(offsets), dict(newest), cuts, examples_end)

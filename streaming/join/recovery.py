@@ -1,0 +1,183 @@
+"""Recovery of one partition's joiner: from what was committed, to the state that belongs to it.
+
+The state on disk is that of some transaction. Where later ones began from it, what they took is read again, and what they put into
+`examples` is read before, so that nothing goes out twice. A state that is of no such transaction, or none, is made anew from all
+that may still matter. Nothing is kept here between two recoveries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from operator import ge
+from typing import NamedTuple
+
+from streaming.clock import Clock
+from streaming.join.brokers import History
+from streaming.join.commit import Committed, ForgottenError, next_head
+from streaming.join.core import Joiner
+from streaming.join.policy import NOTHING_SENT, InputPolicy, Recovered, Sent, SentAsTold
+from streaming.join.spec import JoinSpec
+from streaming.join.state import Head, JoinState, ReadFrom
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.records.examples import published_in
+
+_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
+
+
+class Gap(NamedTuple):
+    """Records from ``start`` to before ``stop`` were needed, and are no longer kept."""
+
+    topic: str
+    start: int
+    stop: int
+
+
+@dataclass
+class Restored:
+    """How far a partition's joiner is."""
+
+    joiner: Joiner
+    head: Head
+    offsets: dict[str, int]
+    examples_end: int
+    busy: bool = False
+    """Whether more was due than the last transaction took."""
+    unwritten: bool = False
+    """Whether the state on disk is an earlier one."""
+    gaps: list[Gap] = field(default_factory=list)
+
+
+class Recovery:
+    """What recovering one partition needs; ``living`` makes the policy for records that follow."""
+
+    def __init__(
+        self,
+        spec: JoinSpec,
+        state: JoinState,
+        history: History,
+        living: Callable[[Sent], InputPolicy],
+        clock: Clock,
+        partition: int,
+        new_id: Callable[[], str],
+        requests_at_once: int,
+    ) -> None:
+        self._spec = spec
+        self._state = state
+        self._history = history
+        self._living = living
+        self._clock = clock
+        self._partition = partition
+        self._new_id = new_id
+        self._requests_at_once = requests_at_once
+
+    def restore(self, committed: Committed | None) -> Generator[None, None, Restored]:
+        """Come to the state that belongs to what was committed; bounded work between two yields.
+
+        Raises:
+            ForgottenError: there is no telling what is in `examples` already.
+        """
+        self._state.reload()
+        head = self._state.head
+        if head is not None and committed is not None and self._leads_to(head, committed):
+            return (yield from self._go_on(head, committed))
+        return (yield from self._rebuild(committed))
+
+    def _leads_to(self, head: Head, committed: Committed) -> bool:
+        """Whether the state can be made that of the last transaction by what came after it."""
+        if head.state_id != committed.state_id or not 0 <= head.sequence <= committed.sequence:
+            return False
+        if head.sequence == committed.sequence:
+            return True
+        starts = {**head.offsets, EXAMPLES: head.examples}
+        needed = dict(zip((*_INPUTS, EXAMPLES), committed.lowest[1:], strict=True))
+        return all(start >= max(needed[topic], self._history.beginning(topic)) for topic, start in starts.items())
+
+    def _go_on(self, head: Head, committed: Committed) -> Generator[None, None, Restored]:
+        """From the state of an earlier transaction, or of the last."""
+        restored = self._begin(head, head.offsets, head.examples)
+        joiner = restored.joiner
+        joiner.newest.update(head.newest)
+        if head.sequence < committed.sequence:
+            lowest = committed.lowest  # what a rebuild has to read never grows again
+            head.cuts = [lowest, *(cut for cut in head.cuts if all(map(ge, cut[1:], lowest[1:])))]
+            yield from self._read_again(restored, committed)
+            return restored
+        joiner.watermark = head.watermark
+        restored.busy = head.told < head.watermark
+        if self._state.knows_emitted:
+            joiner.policy = self._living(SentAsTold(self._state))
+        return restored
+
+    def _rebuild(self, committed: Committed | None) -> Generator[None, None, Restored]:
+        """From what is kept: what was emitted from `examples`, the rest from the inputs up to what was committed."""
+        kept = ReadFrom(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES)))
+        if committed is None:
+            if any(self._history.read(EXAMPLES, kept.examples, self._history.end(EXAMPLES))):
+                raise ForgottenError(
+                    "no offsets are committed, but examples holds records, which joining would emit again; "
+                    "to begin anew, empty examples or choose another kafka.prefix"
+                )
+            return self._begin_anew(kept, -1)
+        needed = committed.lowest
+        restored = self._begin_anew(ReadFrom(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
+        reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], kept.examples)
+        for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:], kept[1:], reached, strict=True):
+            if start < min(stop, end):
+                restored.gaps.append(Gap(topic, start, min(stop, end)))
+        yield from self._read_again(restored, committed)
+        return restored
+
+    def _begin(self, head: Head, offsets: Mapping[str, int], examples_end: int) -> Restored:
+        joiner = Joiner(self._spec, self._state, self._living(NOTHING_SENT), self._partition)
+        return Restored(joiner, head, dict(offsets), examples_end)
+
+    def _begin_anew(self, lowest: ReadFrom, told: int) -> Restored:
+        """With an empty state of a new id."""
+        self._state.discard()
+        head = Head(self._new_id(), 0, 0, told, {}, {}, [lowest], lowest.examples)
+        offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
+        return self._begin(head, offsets, lowest.examples)
+
+    def _read_again(self, restored: Restored, committed: Committed) -> Generator[None]:
+        """Bring the state from where it is to the last transaction; what comes out of that was sent then."""
+        state, joiner, history = self._state, restored.joiner, self._history
+        examples_end = history.end(EXAMPLES)
+        for records in history.read(EXAMPLES, restored.examples_end, examples_end):
+            for record in records:
+                state.note_emitted(published_in(record.value))
+            yield
+        sent = SentAsTold(state)
+        joiner.watermark = committed.watermark
+        joiner.policy = Recovered(self._spec, self._clock, sent, committed.newest)
+        for topic in _INPUTS:
+            for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
+                joiner.take(topic, records)
+                if records:
+                    restored.offsets[topic] = records[-1].offset + 1
+                self._pass_over(restored, committed)
+                yield
+        # What was due by the committed watermark and is not in `examples` was dropped by sampling.
+        while not joiner.advance(committed.watermark, self._requests_at_once):
+            self._pass_over(restored, committed)
+            yield
+        joiner.drain()
+        joiner.policy = self._living(sent)
+        joiner.watermark = committed.due
+        restored.busy = committed.watermark < committed.due
+        restored.offsets = dict(committed.offsets)
+        restored.examples_end = max(restored.examples_end, examples_end)
+        restored.head = self._head_of(restored, committed.sequence, committed.watermark)
+        restored.unwritten = True
+
+    def _pass_over(self, restored: Restored, committed: Committed) -> None:
+        """What comes out while records are read again was sent before."""
+        restored.joiner.drain()
+        if self._state.is_full:
+            restored.head = self._head_of(restored, restored.head.sequence, committed.watermark)
+            self._state.write(restored.head)
+
+    def _head_of(self, restored: Restored, sequence: int, told: int) -> Head:
+        return next_head(
+            restored.head, self._spec, restored.joiner, restored.offsets, restored.examples_end, sequence, told
+        )

@@ -1,0 +1,29 @@
+"""The ``join`` section of a config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from basis.settings import DurationMs, PositiveDurationMs, Section
+
+
+class JoinSettings(Section):
+    """The ``join`` section."""
+
+    emit: Literal["decided", "window"] = "decided"
+    """Emit an example when all its labels are decided, or only when its longest window closes."""
+    lateness: DurationMs = 0
+    """How far out of order, in event time, records of one partition may arrive."""
+    late: Literal["dead_letter", "correct"] = "dead_letter"
+    """What becomes of an engagement that would have changed an example that is out: refused, or the example comes again with the
+    right labels and the next revision. For the latter, requests are kept until ``lateness`` after their window."""
+    max_future: DurationMs = 3_600_000
+    """Records from further ahead of the clock are dead letters."""
+    max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
+    """The most examples in one batch."""
+    max_wait: PositiveDurationMs = 200
+    """On Kafka, examples wait at most this long for others, to be sent together."""
+    memory_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """What pending requests may take in memory; the rest is on disk."""

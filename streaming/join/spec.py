@@ -1,0 +1,32 @@
+"""What is joined: the parts of a pipeline that a joiner depends on, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from streaming.features.kinds import Feature
+from streaming.join.negatives import Negatives
+from streaming.join.settings import JoinSettings
+from streaming.records.events import MIN_TIME_MS
+from streaming.records.labels import Label
+
+
+class JoinSpec(NamedTuple):
+    """Features and labels by name, and how they are joined; ``earliest_ms`` is the earliest time that an event may have."""
+
+    features: Mapping[str, Feature]
+    labels: Mapping[str, Label]
+    settings: JoinSettings = JoinSettings()
+    negatives: Negatives = Negatives()
+    earliest_ms: int = MIN_TIME_MS
+
+    @property
+    def window_ms(self) -> int:
+        """The longest window of a label."""
+        return max(label.window for label in self.labels.values())
+
+    @property
+    def keep_ms(self) -> int:
+        """How long after its event a record may matter to the joiner's state, in event time."""
+        return 2 * self.window_ms + self.settings.lateness
