@@ -26,6 +26,7 @@ from paramserver.marks import read_hold, unpin
 from paramserver.table import Table
 from streaming.clock import EventClock
 from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.records.unreadable import IN_A_ROW
 from tests.trainer.test_retrain import FORMAT, LABELS, SETTINGS, make_replica, make_trainer, records
 from trainer.guards import Guard
 from trainer.online import OnlineTrainer
@@ -331,6 +332,25 @@ def test_a_weight_that_is_no_number_holds_training_until_somebody_says_so(place:
     assert place.check().version == 3
 
 
+def test_where_nothing_can_be_read_training_is_held(place: Place) -> None:
+    online = place.start()
+    place.publish(online, 2)
+    place.log.append(EXAMPLES, 0, [b"\xc1"] * (IN_A_ROW + 1))
+    wanted = rf"config of the joiners.*; version 2 stays; read since: 0:2-{IN_A_ROW + 1}$"
+    with pytest.raises(GuardedError, match=wanted):
+        for _ in range(IN_A_ROW):
+            online.step()
+    with pytest.raises(GuardedError, match=r"held after version 2: examples/0, offset \d+: "):
+        place.start()
+    resumed = place.start(resume=True, pass_over={0: [range(2, IN_A_ROW + 3)]})
+    place.log.append(EXAMPLES, 0, records(1, 2))
+    for _ in range(IN_A_ROW):
+        resumed.step()
+    manifest = resumed.publish()
+    assert manifest is not None and (manifest.version, manifest.offsets) == (3, {"examples/0": IN_A_ROW + 4})
+    assert resumed.take_refused() == []
+
+
 def test_what_resuming_passes_over_is_not_trained_on(tmp_path: Path) -> None:
     """Not even read: the weights and rows are those of a log without it."""
     held, clean = (Place(tmp_path / name) for name in ("held", "clean"))
@@ -344,7 +364,7 @@ def test_what_resuming_passes_over_is_not_trained_on(tmp_path: Path) -> None:
         with pytest.raises(GuardedError, match=r"; version 2 stays; read since: 0:2-3$"):
             online.publish()
         held.log.append(EXAMPLES, 0, [b"no batch of examples", *records(1, 4)])
-        with pytest.raises(GuardedError, match=r"read since: 0:2-3; .* --pass-over leaves offsets out"):
+        with pytest.raises(GuardedError, match=r"read since: 0:2-3; .* --pass-over skips offsets"):
             held.start()
         left = {0: [range(2, 4), range(4, 5), range(9, 12)], 1: [range(5, 6)]}
         resumed = held.start(resume=True, pass_over=left)
