@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from streaming.join.commit import Committed, encode_commit
 from streaming.join.negatives import Negatives
-from streaming.join.state import JoinState
-from streaming.log import EXAMPLES
+from streaming.join.state import JoinState, ReadFrom
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.commands import ROOT
 from tests.streaming.join import state_reader
 from tests.streaming.join.join_lives import FORMAT, SETTINGS, Brokers, World, fill
@@ -32,6 +33,15 @@ def test_the_page_names_what_there_is() -> None:
         assert f"`{name}`" in page, column
     assert len(state_reader.HEAD) == page.split("**`head`**")[1].split("**`p`**")[0].count("\n| ") - 1
     assert len(state_reader.CHANGING) == page.split("**`p`**")[1].split("**`r`**")[0].count("\n| ") - 1
+
+
+def test_the_reader_reads_what_is_committed_with_the_offsets() -> None:
+    commit = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, ReadFrom(-1, 1, 2, 3), 1500)
+    found = state_reader.read_commit(encode_commit(commit))
+    assert (found["id"], found["sequence"], found["watermark"], found["due"]) == ("a1", 7, 1000, 1200)
+    assert (found["lowest"], found["newest"], found["offsets"]) == ([1, 2, 3], 1500, commit.offsets)
+    page = (ROOT / "docs/state-format.md").read_text().split("## What is committed")[1].split("## ")[0]
+    assert all(f"`{key}`" in page for key in found)
 
 
 def test_the_reader_reads_every_state_that_a_joiner_leaves(tmp_path: Path) -> None:
