@@ -18,7 +18,7 @@ from paramserver import manifest as manifests
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
 from paramserver.manifest import Manifest, TakenOverError
-from paramserver.marks import read_hold, read_pin, unpin
+from paramserver.marks import Hold, read_hold, read_pin, unpin
 
 _TRIES = 5
 _WIDTH = 150
@@ -26,7 +26,10 @@ _Mark = TypeVar("_Mark")
 
 
 def show_versions(console: Console, place: str, *, as_json: bool) -> None:
-    """Print every version that is there, the newest first. Reads all of their files: what is damaged or missing is named."""
+    """Print every version that is there, the newest first. Reads all of their files.
+
+    `BadFile` after all else was printed where files are damaged or missing, which are named; also where nothing is published.
+    """
     files = open_published(place)
     found = list(history.all_manifests(files))
     manifests = [item for item in found if isinstance(item, Manifest)]
@@ -38,7 +41,15 @@ def show_versions(console: Console, place: str, *, as_json: bool) -> None:
     if as_json:
         whole = {"versions": items, "damaged": damaged, "pin": pin, "hold": msgspec.to_builtins(hold)}
         console.print(msgspec.json.encode(whole).decode(), soft_wrap=True, highlight=False, markup=False)
-        return
+    else:
+        _print(console, items, damaged, hold)
+    if damaged:
+        raise BadFile(f"{place}: {len(damaged):,} damaged or missing")
+    if not items:
+        raise BadFile(f"{place}: nothing is published there")
+
+
+def _print(console: Console, items: list[dict[str, Any]], damaged: list[str], hold: Hold | None) -> None:
     table = TextTable("version", "kind", "lineage", "bytes", "rows", "expired", "watermark", "published", "held by")
     for item in items:
         texts = [str(item["version"]), item["kind"], str(item["lineage"])]

@@ -42,8 +42,8 @@ def invoke(*arguments: object) -> Result:
 
 def versions(*arguments: object) -> dict[str, Any]:
     done = invoke("versions", *arguments, "--json")
-    assert done.exit_code == 0, done.output
-    found: dict[str, Any] = json.loads(done.output)
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert done.exit_code == (1 if found["damaged"] else 0), done.output
     return found
 
 
@@ -83,7 +83,13 @@ def test_damaged_versions_are_shown_as_damaged(run: Path, tmp_path: Path) -> Non
     assert len(found["damaged"]) == 3
     for part in ("manifest-000000000003.json", rows.name, "000000000004."):
         assert any(part in text for text in found["damaged"]), part
-    assert "damaged" in invoke("versions", "--deltas", deltas).output
+    shown = invoke("versions", "--deltas", deltas)
+    assert shown.stdout.count("damaged") == 3 and "3 damaged or missing" in shown.stderr
+
+
+def test_a_place_without_versions_is_named(tmp_path: Path) -> None:
+    """As where a run's folder is given instead of its deltas."""
+    assert "nothing is published there" in invoke("versions", "--deltas", tmp_path).stderr
 
 
 @pytest.mark.parametrize("mark", ["pin", "hold"])
@@ -95,7 +101,7 @@ def test_a_damaged_mark_is_named_below_the_versions(run: Path, tmp_path: Path, m
     assert found["versions"] and found[mark] is None
     assert len(found["damaged"]) == 1 and f"{mark}.json" in found["damaged"][0]
     shown = invoke("versions", "--deltas", deltas)
-    assert shown.exit_code == 0 and f"damaged {mark}.json" in shown.output
+    assert f"damaged {mark}.json" in shown.output
 
 
 @pytest.mark.parametrize("train_from", ["old", "newest"])
