@@ -27,6 +27,8 @@ from serving.requests import EngagementsBody, RequestReader, engagement_of
 from serving.requests import decode as decode_body
 from streaming.features.columns import Ragged, check_packed
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
+from streaming.join.state import ReadFrom
 from streaming.records.events import (
     MAX_TIME_MS,
     SCHEMA_VERSION,
@@ -131,6 +133,8 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     yield "examples", Decoder(own, _read_examples, refused, hostile_msgpack, 2)
     yield "examples of another Arrow", Decoder(foreign, _read_examples, refused, hostile_msgpack)
     yield "revisions of examples", Decoder(own + foreign, _read_revisions, refused, hostile_msgpack)
+    commit = Committed("a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, ReadFrom(-1, 1, 2, 3), NOW)
+    yield "commit", Decoder([encode_commit(commit).encode()], _read_commit, (ForgottenError,), hostile_json)
     yield "dead letter", Decoder([encode(letter)], decode_letter, refused, hostile_msgpack)
 
 
@@ -188,6 +192,10 @@ def _read_examples(record: bytes) -> None:
 def _read_revisions(record: bytes) -> None:
     if not published_in(record).examples:
         FORMAT.decode(record)
+
+
+def _read_commit(text: bytes) -> None:
+    decode_commit(text.decode(errors="replace"))
 
 
 def _files() -> Iterator[tuple[str, Decoder]]:
