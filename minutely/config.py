@@ -20,8 +20,9 @@ from paramserver.settings import SyncSettings, TablesSettings
 from serving.settings import ServeSettings
 from streaming.archive.table import ArchiveSettings
 from streaming.features.kinds import FeatureSet, SparseFeature
-from streaming.join.negatives import NegativeSettings
+from streaming.join.negatives import Negatives, NegativeSettings
 from streaming.join.settings import JoinSettings
+from streaming.join.spec import JoinSpec
 from streaming.kafka.settings import KafkaSettings
 from streaming.records.labels import Label, LabelSet
 from streaming.source.datasets import movielens_100k
@@ -65,6 +66,11 @@ class Pipeline(Section):
         parts = {"features", "labels", "model", "tables"}
         form = self.model_dump(mode="json", include=parts, exclude={"labels": {"__all__": {"max_value"}}})
         return msgspec.json.encode(form).decode()
+
+    def join_spec(self) -> JoinSpec:
+        """What the pipeline's joiners join."""
+        negatives = Negatives(self.negatives.keep, self.seed)
+        return JoinSpec(self.features, self.labels, self.join, negatives, self.source.earliest_ms)
 
     @property
     def table_names(self) -> list[str]:

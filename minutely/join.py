@@ -8,7 +8,6 @@ import uuid
 from pathlib import Path
 
 from minutely.config import Pipeline
-from minutely.parts import join_spec
 from minutely.place import require_writable
 from minutely.service import Address, bind, serve_metrics, stop_on_signal
 from streaming.clock import Clock, WallClock
@@ -49,7 +48,7 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
 
 def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinService:
     """The service with a pipeline's joiners."""
-    spec, settings = join_spec(pipeline), pipeline.join
+    spec, settings = pipeline.join_spec(), pipeline.join
     bounds = pipeline.train.guards.served_calibration
     served = None if bounds is None else ServedCalibration(pipeline.labels, bounds, _log.warning, _log.info)
 

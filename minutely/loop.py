@@ -19,7 +19,7 @@ from rocksdict import Options, Rdict
 
 from minutely.config import Pipeline
 from minutely.measure import Measures
-from minutely.parts import join_spec, make_replica, make_trainer
+from minutely.parts import make_replica, make_trainer
 from minutely.run_letters import keep_letters
 from paramserver.delta_log import DeltaLog
 from paramserver.files import Files
@@ -98,7 +98,7 @@ class EmbeddedLoop:
         self._step_ms = pipeline.train.step_every
         self._producer = Producer(events, pipeline.features)
         self._log = log
-        spec = join_spec(pipeline)
+        spec = pipeline.join_spec()
         self.joiner = Joiner(spec, pending, Living(spec, clock), _PARTITION)
         self._join = JoinWorker(log, self.joiner, clock, pipeline.join.lateness, _PARTITION)
         self.trainer = make_trainer(pipeline)

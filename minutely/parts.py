@@ -9,19 +9,11 @@ from paramserver.files import Files
 from paramserver.form import fingerprint_of
 from paramserver.manifest import Manifest
 from serving.replica import Replica
-from streaming.join.negatives import Negatives
-from streaming.join.spec import JoinSpec
 from streaming.records.examples import ExampleFormat
 from trainer.models import make_model
 from trainer.newcomers import DefaultRows
 from trainer.prequential import Prequential
 from trainer.worker import Trainer
-
-
-def join_spec(pipeline: Pipeline) -> JoinSpec:
-    """What a pipeline's joiner joins."""
-    negatives = Negatives(pipeline.negatives.keep, pipeline.seed)
-    return JoinSpec(pipeline.features, pipeline.labels, pipeline.join, negatives, pipeline.source.earliest_ms)
 
 
 def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None, secret: int = 0) -> Trainer:
@@ -34,7 +26,7 @@ def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None, sec
     tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed, secret) for name in plan.tables}
     examples = ExampleFormat(pipeline.features, pipeline.labels)
     learned = {name: table for name, table in tables.items() if pipeline.tables.of(name).default_row == "learned"}
-    keep_ms = join_spec(pipeline).window_ms + pipeline.join.lateness
+    keep_ms = pipeline.join_spec().window_ms + pipeline.join.lateness
     default_rows = DefaultRows(learned, keep_ms) if learned else None
     return Trainer(model, plan, tables, pipeline.labels, examples, pipeline.train, prequential, default_rows)
 

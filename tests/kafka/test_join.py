@@ -14,7 +14,6 @@ from rocksdict import Options, Rdict
 
 from minutely.config import Pipeline
 from minutely.join import make_join_service
-from minutely.parts import join_spec
 from streaming.clock import EventClock, WallClock
 from streaming.join.core import Joiner
 from streaming.join.metrics import JoinMetrics
@@ -46,7 +45,7 @@ def embedded(pipeline: Pipeline, traffic: Traffic, folder: Path) -> pa.Table:
     """The examples of the same records through the embedded log, in the order of their ids."""
     log, clock = EmbeddedLog(folder / "log", durable=False), EventClock()
     store = PendingStore(1 << 28, lambda: Rdict(str(folder / "pending"), Options(raw_mode=True)))
-    spec = join_spec(pipeline)
+    spec = pipeline.join_spec()
     joiner = Joiner(spec, store, Living(spec, clock))
     worker = JoinWorker(log, joiner, clock, pipeline.join.lateness)
     clock.move_to(now_ms())

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import yaml
 
-from minutely.parts import join_spec
 from streaming.clock import EventClock
 from streaming.join import calibration
 from streaming.join.calibration import ServedCalibration
@@ -83,7 +82,7 @@ def test_a_joiner_compares_what_was_served_with_what_came_of_it(
     monkeypatch.setattr(calibration, "_BLOCK", 50)
     monkeypatch.setattr(calibration, "_BLOCKS", 1000)  # the whole log
     served = ServedCalibration(pipeline.labels, (0.5, 1.5), told.append, told.append)
-    spec = join_spec(pipeline)._replace(negatives=Negatives(keep, 1))
+    spec = pipeline.join_spec()._replace(negatives=Negatives(keep, 1))
     joiner = Joiner(spec, PendingStore(1 << 30, no_disk), Living(spec, EventClock(NOW), served=served))
     for topic, take in ((IMPRESSIONS, joiner.add_request), (ENGAGEMENTS, joiner.add_engagement)):
         for offset, record in enumerate(log[topic]):
