@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rocksdict import Options, Rdict
 
 from minutely.config import Pipeline
 from minutely.measure import Measures
@@ -30,11 +29,12 @@ from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.features.columns import slice_columns
 from streaming.join.core import Joiner
-from streaming.join.pending import PendingStore
-from streaming.join.policy import Living
+from streaming.join.embedded import EmbeddedJoiner
+from streaming.join.lazy_store import LazyStore
+from streaming.join.state import JoinState
+from streaming.join.store import RocksStore
 from streaming.join.timers import NEVER
-from streaming.join.watermark import JoinWorker
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Log
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
 from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.source.load import LoggedEvents
@@ -82,8 +82,8 @@ class EmbeddedLoop:
         self,
         pipeline: Pipeline,
         events: LoggedEvents,
-        log: Log,
-        pending: PendingStore,
+        log: EmbeddedLog,
+        state: JoinState,
         clock: EventClock,
         files: Files,
         cadences: Mapping[str, int | None],
@@ -98,9 +98,7 @@ class EmbeddedLoop:
         self._step_ms = pipeline.train.step_every
         self._producer = Producer(events, pipeline.features)
         self._log = log
-        spec = pipeline.join_spec()
-        self.joiner = Joiner(spec, pending, Living(spec, clock), _PARTITION)
-        self._join = JoinWorker(log, self.joiner, clock, pipeline.join.lateness, _PARTITION)
+        self._join = EmbeddedJoiner(log, pipeline.join_spec(), state, clock, _PARTITION)
         self.trainer = make_trainer(pipeline)
         self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)
         self.deltas = DeltaLog(files, pipeline.form(), pipeline.sync.keep_deltas, precision=pipeline.sync.rows)
@@ -118,6 +116,11 @@ class EmbeddedLoop:
         self._dense_unsent_since: int | None = None
         self._log.append(DEAD_LETTERS, _PARTITION, self._producer.rejects())
         self.truth = {name: events.truth(label) for name, label in pipeline.labels.items()}
+
+    @property
+    def joiner(self) -> Joiner:
+        """The joiner's core."""
+        return self._join.partition.joiner
 
     @property
     def impressions(self) -> int:
@@ -139,11 +142,10 @@ class EmbeddedLoop:
         start = at // self._step_ms * self._step_ms
         end = start + self._step_ms
         self._settle(start)
+        self.clock.move_to(end)
         self._serve(start, end)
         self._act(end)
-        self.clock.move_to(end)
-        while self._join.step():
-            pass
+        self._join.step()
         before = self.trainer.examples
         while self._train.step():
             pass
@@ -259,7 +261,7 @@ class EmbeddedLoop:
         """Seal and publish a version at event time ``now``."""
         dense = dense or self._dense.is_due(now)
         offsets = offsets_of([self._train])
-        offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.offsets.items()}
+        offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.partition.offsets.items()}
         cut = cut_of(self.trainer, min(self._train.watermark, now), now, offsets, dense=dense, state=state)
         epoch = self.trainer.seal()
         measuring = self.measures.before(epoch)
@@ -276,7 +278,7 @@ class EmbeddedLoop:
                 served.unpulled_since = served.unpulled_since or now
         if manifest.version % _TRIM_EVERY == 0:
             self._log.trim(EXAMPLES, _PARTITION, self._train.offset)
-            for topic, offset in self._join.offsets.items():
+            for topic, offset in self._join.partition.offsets.items():
                 self._log.trim(topic, _PARTITION, offset)
 
     def _pull(self, served: Served, now: int) -> None:
@@ -319,6 +321,11 @@ class EmbeddedLoop:
             self._engagement = last
 
 
+def open_state(pipeline: Pipeline, folder: Path) -> JoinState:
+    """A joiner's state that uses ``folder`` for what does not fit in memory."""
+    return JoinState(folder, pipeline.join.memory_bytes, lambda folder: LazyStore(lambda: RocksStore(folder)))
+
+
 def _next_point(at: int, every: int | None) -> int:
     """The first multiple of ``every`` that is not before ``at``, `NEVER` without one; all in ms."""
     return NEVER if every is None else -(-at // every) * every
@@ -339,10 +346,10 @@ def open_loop(
     warmup: float,
 ) -> Iterator[EmbeddedLoop]:
     """A loop whose log, and joiner state beyond its memory, are in ``folder``; closed at the end."""
-    log = EmbeddedLog(folder / "log", durable=False)
-    pending = PendingStore(pipeline.join.memory_bytes, lambda: Rdict(str(folder / "pending"), Options(raw_mode=True)))
+    clock, archiver = EventClock(), None
+    log = EmbeddedLog(folder / "log", durable=False, clock=clock)
+    state = open_state(pipeline, folder / "pending")
     try:
-        clock, archiver = EventClock(), None
         if pipeline.archive is not None:
             examples = ExampleFormat(pipeline.features, pipeline.labels)
             archive = Archive(str(folder / "archive"), examples)
@@ -352,7 +359,7 @@ def open_loop(
                 return True
 
             archiver = ArchiveWorker(log, archive, examples, clock, NEVER, [_PARTITION], tell)
-        yield EmbeddedLoop(pipeline, events, log, pending, clock, files, cadences, warmup, archiver)
+        yield EmbeddedLoop(pipeline, events, log, state, clock, files, cadences, warmup, archiver)
     finally:
         log.close()
-        pending.close()
+        state.close()

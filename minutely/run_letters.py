@@ -11,7 +11,7 @@ import msgspec
 
 from basis.decoding import refusing
 from basis.problems import BadFile
-from streaming.log import DEAD_LETTERS, Log
+from streaming.log import DEAD_LETTERS, EmbeddedLog
 from streaming.records.events import DeadLetter, decode_letter
 
 _MOST = 100_000
@@ -29,7 +29,7 @@ class KeptLetters(msgspec.Struct, omit_defaults=True):
 _decoder = msgspec.json.Decoder(KeptLetters)
 
 
-def keep_letters(log: Log, partition: int, path: Path) -> None:
+def keep_letters(log: EmbeddedLog, partition: int, path: Path) -> None:
     """Write the first 100,000 letters of a log, up to 64 MiB."""
     end, size = log.end(DEAD_LETTERS, partition), 0
     with path.open("wb") as file:
@@ -42,7 +42,7 @@ def keep_letters(log: Log, partition: int, path: Path) -> None:
         file.write(msgspec.json.encode(KeptLetters(count=end)) + b"\n")
 
 
-def _letters(log: Log, partition: int, end: int) -> Iterator[DeadLetter]:
+def _letters(log: EmbeddedLog, partition: int, end: int) -> Iterator[DeadLetter]:
     offset = 0
     while offset < end:
         records = log.read(DEAD_LETTERS, partition, offset, _RECORDS_AT_ONCE)

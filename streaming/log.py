@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
 from basis.problems import GapError
+from streaming.clock import Clock, WallClock
 
 IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS = "impressions", "engagements", "examples", "dead-letters"
+_WALL_CLOCK = WallClock()
+_STAMP_BYTES = 8
 
 
 class Record(NamedTuple):
-    """One record of a partition."""
+    """One record of a partition, and when its broker took it (ms since 1970, UTC, by the broker's clock)."""
 
     offset: int
     value: bytes
+    appended_at: int = 0
 
 
 class BrokerError(Exception):
@@ -37,23 +41,10 @@ class LogReader(Protocol):
     """What a component needs of a log that it only reads."""
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Up to ``limit`` records from ``offset`` on, in order; none at the end."""
+        """Up to ``limit`` records from ``offset`` on, in order; none at the end, `GapError` where that offset is gone."""
 
     def begin(self, topic: str, partition: int) -> int:
         """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
-
-
-class Log(LogReader, Protocol):
-    """What a component needs of a log."""
-
-    def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
-        """Add records at the partition's end, all or none."""
-
-    def end(self, topic: str, partition: int) -> int:
-        """The offset that the next record of the partition gets."""
-
-    def trim(self, topic: str, partition: int, offset: int) -> None:
-        """Records before ``offset`` are no longer needed."""
 
 
 def check_no_gap(log: LogReader, topic: str, partition: int, offset: int) -> None:
@@ -67,7 +58,7 @@ def check_no_gap(log: LogReader, topic: str, partition: int, offset: int) -> Non
 
 
 class EmbeddedLog:
-    """A log in a folder, for one process. Offsets start at 0 and grow by one a record.
+    """A log in a folder, for one process. Offsets start at 0 and grow by one a record; ``clock`` says when a record was taken.
 
     ``durable`` syncs every append to the disk; a replay, which can be run again, does without the write-ahead log.
 
@@ -82,7 +73,8 @@ class EmbeddedLog:
     ([b'second'], 2)
     """
 
-    def __init__(self, folder: Path, *, durable: bool) -> None:
+    def __init__(self, folder: Path, *, durable: bool, clock: Clock = _WALL_CLOCK) -> None:
+        self._clock = clock
         options = Options(raw_mode=True)
         options.create_if_missing(True)
         self._db = Rdict(str(folder), options)
@@ -95,14 +87,30 @@ class EmbeddedLog:
 
     def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
         """Add records at the partition's end, all or none."""
-        if not values:
-            return
-        end = self.end(topic, partition)
+        if values:
+            self._put(WriteBatch(raw_mode=True), partition, {topic: values})
+
+    def transact(self, partition: int, records: Mapping[str, Sequence[bytes]], commit: str) -> None:
+        """Add records at the end of several topics' partition, with a note of how far their writer is: all of it or nothing."""
         batch = WriteBatch(raw_mode=True)
-        for offset, value in enumerate(values, end):
-            batch.put(_key(topic, partition, offset), value)
+        batch.put(_commit_key(partition), commit.encode())
+        self._put(batch, partition, records)
+
+    def committed(self, partition: int) -> str | None:
+        """The note of the partition's last transaction; None where there was none yet."""
+        commit: Any = self._db.get(_commit_key(partition))
+        return None if commit is None else str(commit, "utf-8")
+
+    def _put(self, batch: WriteBatch, partition: int, records: Mapping[str, Sequence[bytes]]) -> None:
+        appended_at = struct.pack(">Q", self._clock.now_ms())
+        ends = {}
+        for topic, values in records.items():
+            end = self.end(topic, partition)
+            for offset, value in enumerate(values, end):
+                batch.put(_key(topic, partition, offset), appended_at + value)
+            ends[topic, partition] = end + len(values)
         self._db.write(batch, self._write)
-        self._ends[topic, partition] = end + len(values)
+        self._ends |= ends
 
     def end(self, topic: str, partition: int) -> int:
         """The offset that the next record of the partition gets."""
@@ -126,17 +134,18 @@ class EmbeddedLog:
         return struct.unpack(">Q", first.key()[-8:])[0] if found else 0
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Up to ``limit`` records from ``offset`` on, in order; none at the end. What is trimmed is passed over."""
+        """Up to ``limit`` records from ``offset`` on, in order; none at the end, `GapError` where that offset is trimmed."""
         end = self.end(topic, partition)
         if offset >= end:
             return []
-        if _key(topic, partition, offset) not in self._db:
-            cursor = self._db.iter()  # only here: making one takes as long as reading ten records
-            cursor.seek(_key(topic, partition, offset))
-            offset = struct.unpack(">Q", cursor.key()[-8:])[0]
         offsets = range(offset, min(end, offset + limit))
-        values: Any = self._db[[_key(topic, partition, at) for at in offsets]]
-        return [Record(at, value) for at, value in zip(offsets, values, strict=True)]
+        values: Any = self._db.get([_key(topic, partition, at) for at in offsets])
+        if values[0] is None:
+            check_no_gap(self, topic, partition, offset)
+        return [
+            Record(at, value[_STAMP_BYTES:], int.from_bytes(value[:_STAMP_BYTES], "big"))
+            for at, value in zip(offsets, values, strict=True)
+        ]
 
     def trim(self, topic: str, partition: int, offset: int) -> None:
         """Records before ``offset`` are no longer needed; the last one stays, since it tells the end."""
@@ -152,3 +161,7 @@ class EmbeddedLog:
 
 def _key(topic: str, partition: int, offset: int) -> bytes:
     return topic.encode() + struct.pack(">xIQ", partition, offset)
+
+
+def _commit_key(partition: int) -> bytes:
+    return b"\0commit" + struct.pack(">I", partition)

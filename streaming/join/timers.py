@@ -78,9 +78,12 @@ class Timers:
         if db is not None:
             cursor = db.iter()
             cursor.seek(self._passed)
+            while cursor.valid() and (key := cursor.key())[:1] == b"t":
+                if self._wakes_at(key[9:].decode()) is None:
+                    earliest = min(earliest, struct.unpack(">Q", key[1:9])[0])
+                    break
+                cursor.next()
             cursor.status()
-            if cursor.valid() and cursor.key()[:1] == b"t":
-                earliest = min(earliest, struct.unpack(">Q", cursor.key()[1:9])[0])
         return earliest
 
     def _is_live(self, timer: tuple[int, str]) -> bool:

@@ -100,9 +100,9 @@ class KafkaBrokers:
             error = message.error()
             if error is None:
                 if place in found:
-                    found[place].append(Record(message.offset(), message.value() or b""))
+                    found[place].append(Record(message.offset(), message.value() or b"", message.timestamp()[1]))
                 else:
-                    found[place] = [Record(message.offset(), message.value() or b"")]
+                    found[place] = [Record(message.offset(), message.value() or b"", message.timestamp()[1])]
             elif error.code() == KafkaError._PARTITION_EOF:
                 reached[place] = message.offset()
             elif message.topic() in self._names and message.partition() >= 0:

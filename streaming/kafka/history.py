@@ -78,5 +78,5 @@ def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record]
     for message in consumer.consume(_RECORDS_AT_ONCE, _POLL_SECONDS):
         position = position_after(message)
         if not message.error() and position <= stop:
-            records.append(Record(position - 1, message.value() or b""))
+            records.append(Record(position - 1, message.value() or b"", message.timestamp()[1]))
     return records, position

@@ -75,7 +75,7 @@ class KafkaLog:
                 assert partition is not None
                 self._reached[partition] = max(reached, self._reached[partition])
                 if message.error() is None:
-                    self._ready[partition].append(Record(reached - 1, value))
+                    self._ready[partition].append(Record(reached - 1, value, message.timestamp()[1]))
                     self._bytes += len(value)
         except KafkaException as error:
             self._placed = False  # what came after it in this batch was not taken

@@ -10,17 +10,14 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 from prometheus_client.registry import CollectorRegistry
-from rocksdict import Options, Rdict
 
 from minutely.config import Pipeline
 from minutely.join import make_join_service
+from minutely.loop import open_state
 from streaming.clock import EventClock, WallClock
-from streaming.join.core import Joiner
+from streaming.join.embedded import EmbeddedJoiner
 from streaming.join.metrics import JoinMetrics
-from streaming.join.pending import PendingStore
-from streaming.join.policy import Living
 from streaming.join.service import JoinService
-from streaming.join.watermark import JoinWorker
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
@@ -43,20 +40,17 @@ from tests.kafka.traffic import (
 
 def embedded(pipeline: Pipeline, traffic: Traffic, folder: Path) -> pa.Table:
     """The examples of the same records through the embedded log, in the order of their ids."""
-    log, clock = EmbeddedLog(folder / "log", durable=False), EventClock()
-    store = PendingStore(1 << 28, lambda: Rdict(str(folder / "pending"), Options(raw_mode=True)))
-    spec = pipeline.join_spec()
-    joiner = Joiner(spec, store, Living(spec, clock))
-    worker = JoinWorker(log, joiner, clock, pipeline.join.lateness)
-    clock.move_to(now_ms())
+    clock = EventClock(now_ms())
+    log = EmbeddedLog(folder / "log", durable=False, clock=clock)
+    state = open_state(pipeline, folder / "pending")
+    joiner = EmbeddedJoiner(log, pipeline.join_spec(), state, clock)
     for event in traffic.events:
         log.append(event.topic, 0, [event.value])
-    while worker.step():
-        pass
+    joiner.step()
     records = log.read(EXAMPLES, 0, 0, log.end(EXAMPLES, 0))
-    batches = [joiner.format.decode(record.value)[0] for record in records]
+    batches = [joiner.partition.joiner.format.decode(record.value)[0] for record in records]
     log.close()
-    store.close()
+    state.close()
     return pa.Table.from_batches(batches).sort_by("example_id").combine_chunks()
 
 

@@ -14,14 +14,14 @@ from streaming.join import calibration
 from streaming.join.calibration import ServedCalibration
 from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
-from streaming.join.pending import PendingStore
 from streaming.join.policy import Living
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.events import decode_request
 from streaming.source.load import LoggedEvents, load
 from tests.commands import execute
 from tests.minutely.news import PER_REQUEST, make_news, write_news
-from tests.minutely.test_loop import MINUTE, NOW, Ran, no_disk
+from tests.minutely.test_loop import MINUTE, NOW, Ran
+from tests.streaming.join.join_world import roomy_state
 
 ADMISSION = {"admit_after": 3}
 
@@ -83,7 +83,7 @@ def test_a_joiner_compares_what_was_served_with_what_came_of_it(
     monkeypatch.setattr(calibration, "_BLOCKS", 1000)  # the whole log
     served = ServedCalibration(pipeline.labels, (0.5, 1.5), told.append, told.append)
     spec = pipeline.join_spec()._replace(negatives=Negatives(keep, 1))
-    joiner = Joiner(spec, PendingStore(1 << 30, no_disk), Living(spec, EventClock(NOW), served=served))
+    joiner = Joiner(spec, roomy_state(), Living(spec, EventClock(NOW), served=served))
     for topic, take in ((IMPRESSIONS, joiner.add_request), (ENGAGEMENTS, joiner.add_engagement)):
         for offset, record in enumerate(log[topic]):
             take(offset, record)

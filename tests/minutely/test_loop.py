@@ -21,14 +21,14 @@ from minutely.results import results_of, summarize
 from paramserver import manifest as manifests
 from paramserver.files import Files
 from serving.replica import Replica
-from streaming.clock import EventClock
+from streaming.clock import Clock, EventClock
 from streaming.features.columns import slice_columns
-from streaming.join.pending import PendingStore
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
 from streaming.records.events import Request
 from streaming.records.identity import example_id
 from streaming.source.load import LoggedEvents, load
 from tests.paramserver.published import MemoryFiles, up_to
+from tests.streaming.join.join_world import roomy_state
 from trainer.metrics import class_metrics
 from trainer.models import make_model
 
@@ -112,8 +112,8 @@ def events(pipeline: Pipeline, folder: Path) -> LoggedEvents:
 class UntrimmedLog(EmbeddedLog):
     """The embedded log, which here keeps what it might have forgotten, and says when that is read."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, durable=False)
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        super().__init__(folder, durable=False, clock=clock)
         self._trimmed: dict[str, int] = {}
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
@@ -127,10 +127,6 @@ class UntrimmedLog(EmbeddedLog):
         return [record.value for record in super().read(topic, 0, 0, self.end(topic, 0))]
 
 
-def no_disk() -> Any:
-    raise AssertionError("a store with room enough opened its database")
-
-
 class Ran:
     """A loop at its end, with what its log holds by topic, its files, and the ids of the examples in the order in which they
     were trained."""
@@ -139,9 +135,9 @@ class Ran:
         self, pipeline: Pipeline, events: LoggedEvents, cadences: Mapping[str, int | None], warmup: float = 0.5
     ) -> None:
         self.files, self.trained = MemoryFiles(), list[str]()
-        with TemporaryDirectory() as folder, closing(UntrimmedLog(Path(folder))) as log:
-            pending = PendingStore(1 << 30, no_disk)
-            self.loop = EmbeddedLoop(pipeline, events, log, pending, EventClock(), self.files, cadences, warmup)
+        clock = EventClock()
+        with TemporaryDirectory() as folder, closing(UntrimmedLog(Path(folder), clock)) as log:
+            self.loop = EmbeddedLoop(pipeline, events, log, roomy_state(), clock, self.files, cadences, warmup)
             train = self.loop.trainer.train
 
             def noted(batch: pa.RecordBatch) -> np.ndarray:
@@ -370,9 +366,9 @@ def test_scores_count_after_the_warm_up(pipeline: Pipeline, events: LoggedEvents
 
 def test_a_loop_can_end_early(pipeline: Pipeline, events: LoggedEvents, tmp_path: Path) -> None:
     """As with Ctrl-C: what was learned by then is published whole."""
-    log, files = EmbeddedLog(tmp_path / "log", durable=False), MemoryFiles()
-    pending = PendingStore(1 << 30, no_disk)
-    loop = EmbeddedLoop(pipeline, events, log, pending, EventClock(), files, {"60s": MINUTE}, 0.5)
+    clock, files = EventClock(), MemoryFiles()
+    log = EmbeddedLog(tmp_path / "log", durable=False, clock=clock)
+    loop = EmbeddedLoop(pipeline, events, log, roomy_state(), clock, files, {"60s": MINUTE}, 0.5)
     for _ in range(40):
         assert loop.tick()
     loop.finish()

@@ -19,11 +19,11 @@ from minutely.loop import EmbeddedLoop
 from paramserver.delta_log import Cut
 from paramserver.manifest import Manifest
 from streaming.clock import EventClock
-from streaming.join.pending import PendingStore
 from streaming.log import EmbeddedLog
 from streaming.source.load import load
-from tests.minutely.test_loop import HOUR, MINUTE, START, make_pipeline, no_disk
+from tests.minutely.test_loop import HOUR, MINUTE, START, make_pipeline
 from tests.paramserver.published import MemoryFiles
+from tests.streaming.join.join_world import roomy_state
 
 SECOND, DAY = 1000, 24 * HOUR
 
@@ -93,9 +93,9 @@ def replayed(case: Timed, folder: Path) -> Replayed:
     cadences = {"served": case.sparse, "beside": case.beside}
     versions: list[Version] = []
     newest = 0
-    with closing(EmbeddedLog(folder / "log", durable=False)) as log:
-        pending = PendingStore(1 << 30, no_disk)
-        loop = EmbeddedLoop(pipeline, events, log, pending, EventClock(), MemoryFiles(), cadences, case.warmup)
+    clock = EventClock()
+    with closing(EmbeddedLog(folder / "log", durable=False, clock=clock)) as log:
+        loop = EmbeddedLoop(pipeline, events, log, roomy_state(), clock, MemoryFiles(), cadences, case.warmup)
         train, publish = loop.trainer.train, loop.deltas.publish
 
         def trained(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from basis.problems import GapError
 from streaming.join.brokers import Outgoing
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
@@ -65,7 +66,7 @@ class Partition:
         for at in range(start, min(stop, self.stable)):
             entry = self.entries[at]
             if entry.value is not None and (entry.transaction is None or entry.transaction.state == "committed"):
-                yield Record(at, entry.value)
+                yield Record(at, entry.value, entry.appended_at)
 
     def appended_at(self, offset: int) -> int:
         """When brokers took a record (ms)."""
@@ -145,9 +146,8 @@ class LogOf:
         self._process.touch(f"read {topic}/{partition} from {offset}")
         self._brokers.check()
         log = self._brokers.topics[topic, partition]
-        assert offset >= log.base, (
-            f"{topic}/{partition}: offset {offset} is wanted, retention left those from {log.base}"
-        )
+        if offset < log.base:
+            raise GapError(f"{topic}/{partition}: offset {offset} is wanted, retention left those from {log.base}")
         found = []
         for record in log.committed(offset, len(log.entries)):
             found.append(record)

@@ -6,25 +6,27 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from hypothesis import strategies as st
-from rocksdict import Options, Rdict
 
 from streaming.clock import EventClock
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join import core as joiner
 from streaming.join.core import Joiner
+from streaming.join.embedded import EmbeddedJoiner
+from streaming.join.lazy_store import LazyStore
 from streaming.join.negatives import Negatives
-from streaming.join.pending import PendingStore
+from streaming.join.pending import Pending
 from streaming.join.policy import Living
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
+from streaming.join.state import Head, JoinState
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, EmbeddedLog
 from streaming.records.events import (
     SCHEMA_VERSION,
     DeadLetter,
@@ -258,7 +260,7 @@ def arrivals(world: World, rng: random.Random) -> list[Arrival]:
 
 def make_joiner(
     labels: dict[str, Label],
-    store: PendingStore | None = None,
+    state: JoinState | None = None,
     emit: str = "decided",
     lateness: int = 0,
     now: int = NOW,
@@ -266,18 +268,41 @@ def make_joiner(
     late: str = "dead_letter",
 ) -> Joiner:
     join = JoinSettings(emit=emit, lateness=f"{lateness}ms", late=late, max_rows=7)
-    store = PendingStore(1 << 30, no_disk) if store is None else store
+    state = roomy_state() if state is None else state
     spec = JoinSpec(FEATURES, labels, join, Negatives(keep, SEED))
-    return Joiner(spec, store, Living(spec, EventClock(now)), partition=3)
+    return Joiner(spec, state, Living(spec, EventClock(now)), partition=3)
 
 
-def no_disk() -> Rdict:
-    raise AssertionError("a store with room enough opened its database")
+def roomy_state() -> JoinState:
+    return JoinState(Path("nowhere"), 1 << 30, lambda _: LazyStore(no_disk))
 
 
-def spilling_store(folder: str) -> PendingStore:
-    """Room for nothing but the request at hand."""
-    return PendingStore(1, lambda: Rdict(str(Path(folder, "pending")), Options(raw_mode=True)))
+def no_disk() -> NoReturn:
+    raise AssertionError("a state with room enough opened its store")
+
+
+HEAD = Head("id", 1, 0, 0, {}, {}, [], 0)
+
+
+class SpillingState(JoinState):
+    """Room for nothing: what changes goes to disk at once, and leaves memory."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(Path(folder, "pending"), 1)
+
+    def add(self, request_id: str, pending: Pending, grown_bytes: int) -> None:
+        super().add(request_id, pending, grown_bytes)
+        self.write(HEAD)
+
+    @property
+    def in_memory(self) -> int:
+        return len(self._entries)
+
+
+def embedded_joiner(log: EmbeddedLog, clock: EventClock, lateness: int = 0) -> EmbeddedJoiner:
+    """Of clicks, as a replay runs it."""
+    spec = JoinSpec(FEATURES, CLICK, JoinSettings(lateness=f"{lateness}ms"))
+    return EmbeddedJoiner(log, spec, roomy_state(), clock)
 
 
 def join(core: Joiner, records: Sequence[Arrival], rng: random.Random) -> Iterator[joiner.JoinOutput]:
@@ -350,22 +375,6 @@ def check(world: World, core: Joiner, joined: Joined, records: Sequence[Arrival]
 
 
 R1 = Served("r1", 1000, 2)
-
-
-class MemoryLog:
-    """A log for one test."""
-
-    def __init__(self) -> None:
-        self.topics: dict[str, list[bytes]] = defaultdict(list)
-
-    def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
-        self.topics[topic] += values
-
-    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        return [Record(at, value) for at, value in enumerate(self.topics[topic])][offset : offset + limit]
-
-    def trim(self, topic: str, partition: int, offset: int) -> None:
-        raise AssertionError("the joiner trims nothing")
 
 
 def reasons(dead: Sequence[DeadLetter]) -> list[tuple[str, int, str]]:

@@ -15,30 +15,28 @@ from hypothesis import strategies as st
 
 from streaming.clock import EventClock
 from streaming.join import core as joiner
-from streaming.join import watermark as join_worker
-from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
-from streaming.join.pending import PendingStore
-from streaming.join.policy import Living
+from streaming.join.partition import JoinPartition
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.timers import NEVER
-from streaming.join.watermark import JoinWorker
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import (
     DeadLetter,
     encode,
 )
+from tests.streaming.join.join_lives import Brokers
 from tests.streaming.join.join_world import (
     CLICK,
     END,
     FEATURES,
+    HEAD,
     SEED,
     Arrival,
     Done,
     Joined,
-    MemoryLog,
     Served,
+    SpillingState,
     World,
     arrivals,
     by_id,
@@ -46,9 +44,8 @@ from tests.streaming.join.join_world import (
     engagement_record,
     join_all,
     make_joiner,
-    no_disk,
     request_record,
-    spilling_store,
+    roomy_state,
     worlds,
 )
 
@@ -70,42 +67,43 @@ def test_joins_as_brute_force_does_in_any_order_of_arrival(world: World, seed: i
 
 @settings(max_examples=40)
 @given(worlds(), st.integers(0, 2**32), st.integers(1, 3))
-def test_joins_the_same_when_its_store_spills(world: World, seed: int, due_at_once: int) -> None:
+def test_joins_the_same_when_its_state_spills(world: World, seed: int, due_at_once: int) -> None:
     records = arrivals(world, random.Random(seed))
     roomy = make_joiner(world.labels, emit=world.emit, lateness=world.lateness)
     expected = join_all(roomy, records, seed)
     with tempfile.TemporaryDirectory() as folder, patch.object(joiner, "_DUE_AT_ONCE", due_at_once):
-        store = spilling_store(folder)
-        tight = make_joiner(world.labels, store, emit=world.emit, lateness=world.lateness)
+        state = SpillingState(folder)
+        tight = make_joiner(world.labels, state, emit=world.emit, lateness=world.lateness)
         joined = join_all(tight, records, seed)
-        assert len(store) == 0
+        assert len(state) == 0
         assert tight.next_due() == NEVER
-        store.close()
+        state.close()
     assert [batch.to_pydict() for batch in joined.examples] == [batch.to_pydict() for batch in expected.examples]
     assert sorted(map(encode, joined.dead)) == sorted(map(encode, expected.dead))
     assert tight.counts == roomy.counts
 
 
 def test_what_does_not_fit_in_memory_is_on_disk_and_comes_back(tmp_path: Path) -> None:
-    store = spilling_store(str(tmp_path))
-    core = make_joiner(CLICK, store, lateness=10)
+    state = SpillingState(tmp_path)
+    core = make_joiner(CLICK, state, lateness=10)
     for number in range(20):
         core.add_request(number, request_record(Served(f"r{number}", 1000 + number, 2)))
-    assert (len(store), store.spilled) == (20, 19)
+    assert (len(state), state.in_memory) == (20, 0)
     for number in range(20):
         core.add_engagement(number, engagement_record(Done(f"r{number}", f"r{number}.0", "click", 1050, 1.0)))
     assert core.next_due() == 1050
     core.advance(1051)
     assert len(by_id(core, core.drain().examples)) == 20
-    assert store.spilled > 0, "markers too"
+    state.write(HEAD)
+    assert (len(state), state.in_memory) == (20, 0), "markers too"
     core.advance(1105)
     assert {name: item.labels for name, item in by_id(core, core.drain().examples).items()} == {
         f"r{number}.1": (0.0,) for number in range(5)
     }
     core.advance(2000)
     assert len(by_id(core, core.drain().examples)) == 15
-    assert (len(store), store.spilled, core.next_due()) == (0, 0, NEVER)
-    store.close()
+    assert (len(state), core.next_due()) == (0, NEVER)
+    state.close()
 
 
 @settings(max_examples=80)
@@ -115,8 +113,8 @@ def test_nothing_comes_twice_or_vanishes_when_the_watermark_runs_ahead(world: Wo
     rng = random.Random(seed)
     records = arrivals(world, rng)
     with tempfile.TemporaryDirectory() as folder:
-        store = spilling_store(folder) if spills else None
-        core = make_joiner(world.labels, store, emit=world.emit, lateness=world.lateness)
+        state = SpillingState(folder) if spills else None
+        core = make_joiner(world.labels, state, emit=world.emit, lateness=world.lateness)
         examples, dead = [], []
         for offset, record in enumerate([*records, None]):
             if record is None:
@@ -128,8 +126,8 @@ def test_nothing_comes_twice_or_vanishes_when_the_watermark_runs_ahead(world: Wo
             examples += output.examples
             dead += output.dead_letters
         assert core.next_due() == NEVER
-        if store is not None:
-            store.close()
+        if state is not None:
+            state.close()
     found = by_id(core, examples)
     letters = Counter(letter.payload for letter in dead)
     sent = Counter(record.payload for record in records)
@@ -143,33 +141,49 @@ def test_nothing_comes_twice_or_vanishes_when_the_watermark_runs_ahead(world: Wo
 
 @settings(max_examples=100)
 @given(worlds(), st.integers(0, 2**32), st.integers(1, 5))
-def test_the_worker_never_lets_its_watermark_pass_an_event_to_come(world: World, seed: int, at_once: int) -> None:
-    """Records come in bursts, larger than what a step reads, so that inputs are at their end or far behind it in turns."""
+def test_a_partition_never_lets_its_watermark_pass_an_event_to_come(world: World, seed: int, at_once: int) -> None:
+    """Records come in bursts, larger than what a step takes, so that inputs are at their end or far behind it in turns."""
     rng = random.Random(seed)
     records = arrivals(world, rng)
-    log, clock = MemoryLog(), EventClock(0)
+    brokers, clock = Brokers(), EventClock(0)
     settings_ = JoinSettings(emit=world.emit, lateness=f"{world.lateness}ms")
-    store = PendingStore(1 << 30, no_disk)
+
     spec = JoinSpec(FEATURES, world.labels, settings_, Negatives(world.keep, SEED))
-    core = Joiner(spec, store, Living(spec, clock), 3)
-    with patch.object(join_worker, "_RECORDS_AT_ONCE", at_once):
-        worker = JoinWorker(log, core, clock, world.lateness)
-        while records:
-            burst, records = records[: (size := rng.randint(1, 12))], records[size:]
-            for record in burst:
-                log.append(record.topic, 0, [record.payload])
-                clock.move_to(record.at)
-            while worker.step() and rng.random() < 0.8:
-                pass
-        clock.move_to(END)
-        while worker.step():
+    partition = JoinPartition(
+        spec, roomy_state(), brokers, brokers, clock, 3, new_id=lambda: "id", write_every_ms=NEVER
+    )
+    for _ in partition.recover():
+        pass
+
+    def step() -> bool:
+        """Whether an input had more to take."""
+        ended = {}
+        for topic in (IMPRESSIONS, ENGAGEMENTS):
+            at = partition.offsets[topic]
+            values = brokers.topics[topic][at : at + at_once]
+            partition.take(topic, [Record(offset, value or b"") for offset, value in enumerate(values, at)])
+            ended[topic] = len(values) < at_once
+        partition.step(ended, clock.now_ms(), 1)
+        return not all(ended.values())
+
+    while records:
+        burst, records = records[: (size := rng.randint(1, 12))], records[size:]
+        for record in burst:
+            brokers.topics[record.topic].append(record.payload)
+            clock.move_to(record.at)
+        while step() and rng.random() < 0.8:
             pass
-    batches, watermarks = zip(*(core.format.decode(payload) for payload in log.topics[EXAMPLES]), strict=True)
-    dead = [msgspec.msgpack.decode(payload, type=DeadLetter) for payload in log.topics[DEAD_LETTERS]]
-    sent = [Arrival(0, topic, payload) for topic in (IMPRESSIONS, ENGAGEMENTS) for payload in log.topics[topic]]
-    check(world, core, Joined([batch for batch in batches if batch.num_rows], dead), sent)
+    clock.move_to(END)
+    while step():
+        pass
+    core = partition.joiner
+    sent = {topic: [value for value in values if value is not None] for topic, values in brokers.topics.items()}
+    batches, watermarks = zip(*(core.format.decode(payload) for payload in sent[EXAMPLES]), strict=True)
+    dead = [msgspec.msgpack.decode(payload, type=DeadLetter) for payload in sent[DEAD_LETTERS]]
+    came = [Arrival(0, topic, payload) for topic in (IMPRESSIONS, ENGAGEMENTS) for payload in sent[topic]]
+    check(world, core, Joined([batch for batch in batches if batch.num_rows], dead), came)
     assert list(watermarks) == sorted(watermarks), "a watermark never goes back"
     for batch, watermark in zip(batches, watermarks, strict=True):
         assert not batch.num_rows or batch.column("decided_at").to_numpy().max() < watermark
     assert watermarks[-1] == END - world.lateness
-    assert worker.offsets == {topic: len(log.topics[topic]) for topic in (IMPRESSIONS, ENGAGEMENTS)}
+    assert partition.offsets == {topic: len(sent[topic]) for topic in (IMPRESSIONS, ENGAGEMENTS)}

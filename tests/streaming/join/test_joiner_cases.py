@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rocksdict import Options, Rdict
 
-from streaming.join.pending import PendingStore
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.labels import Label
 from tests.streaming.join.join_world import (
@@ -16,6 +14,7 @@ from tests.streaming.join.join_world import (
     Done,
     Expected,
     Served,
+    SpillingState,
     by_id,
     engagement_record,
     make_joiner,
@@ -93,9 +92,9 @@ def test_an_event_that_changes_an_emitted_label_corrects_it_while_its_request_is
     emit: str, tmp_path: Path
 ) -> None:
     labels = {"like": Label(action="like", decided_by="end", window="100ms")}
-    store = PendingStore(1, lambda: Rdict(str(tmp_path / "pending"), Options(raw_mode=True)))
-    core = make_joiner(labels, store, lateness=500, late="correct", emit=emit)
-    for name in ("r1", "r2"):  # with this little memory, the other's record is on disk
+    state = SpillingState(tmp_path)
+    core = make_joiner(labels, state, lateness=500, late="correct", emit=emit)
+    for name in ("r1", "r2"):
         core.add_request(0, request_record(Served(name, 1000, 2)))
     core.add_engagement(0, engagement_record(Done("r1", "r1.0", "end", 1020, 1.0)))
     core.advance(1150)
@@ -116,7 +115,7 @@ def test_an_event_that_changes_an_emitted_label_corrects_it_while_its_request_is
     output = core.drain()
     assert output.examples == []
     assert reasons(output.dead_letters) == [(ENGAGEMENTS, 4, "unmatched")]
-    store.close()
+    state.close()
 
 
 def test_an_event_that_changes_nothing_any_more_is_only_counted() -> None:

@@ -1,9 +1,11 @@
-"""What the joiner refuses, and what a worker writes."""
+"""What the joiner refuses, and what it writes to the log."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,15 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.clock import EventClock
-from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
-from streaming.join.pending import PendingStore
-from streaming.join.policy import Living
-from streaming.join.settings import JoinSettings
-from streaming.join.spec import JoinSpec
 from streaming.join.timers import NEVER
-from streaming.join.watermark import JoinWorker
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
 from streaming.records.events import (
     MAX_ID_LENGTH,
     MAX_IMPRESSIONS,
@@ -34,16 +30,14 @@ from streaming.records.labels import Label
 from tests.streaming.join.join_world import (
     CLICK,
     END,
-    FEATURES,
     NOW,
     R1,
     Done,
-    MemoryLog,
     Served,
     by_id,
+    embedded_joiner,
     engagement_record,
     make_joiner,
-    no_disk,
     reasons,
     request_record,
 )
@@ -214,25 +208,25 @@ def test_an_item_that_is_seldom_clicked_is_a_negative_now_and_then() -> None:
     assert abs(len(names) - 2000) <= 4 * (20_000 * 0.1 * 0.9) ** 0.5
 
 
-def test_the_watermark_is_told_when_there_is_nothing_else_to_say() -> None:
-    log, clock = MemoryLog(), EventClock(5000)
-    spec = JoinSpec(FEATURES, CLICK, JoinSettings(lateness="100ms"))
-    core = Joiner(spec, PendingStore(1 << 30, no_disk), Living(spec, clock))
-    worker = JoinWorker(log, core, clock, 100)
-    assert not worker.step()
-    assert not worker.step()
-    clock.move_to(6000)
-    assert not worker.step()
-    told = [core.format.decode(payload) for payload in log.topics[EXAMPLES]]
+def test_the_watermark_is_told_when_there_is_nothing_else_to_say(tmp_path: Path) -> None:
+    clock = EventClock(5000)
+    with closing(EmbeddedLog(tmp_path, durable=False, clock=clock)) as log:
+        joiner = embedded_joiner(log, clock, lateness=100)
+        joiner.step()
+        joiner.step()
+        clock.move_to(6000)
+        joiner.step()
+        example_format = joiner.partition.joiner.format
+        told = [example_format.decode(record.value) for record in log.read(EXAMPLES, 0, 0, 10)]
     assert [(batch.num_rows, watermark) for batch, watermark in told] == [(0, 4900), (0, 5900)]
 
 
-def test_a_worker_writes_dead_letters_to_their_topic() -> None:
-    log, clock = MemoryLog(), EventClock(5000)
-    spec = JoinSpec(FEATURES, CLICK)
-    core = Joiner(spec, PendingStore(1 << 30, no_disk), Living(spec, clock))
-    worker = JoinWorker(log, core, clock, 0)
-    log.append(IMPRESSIONS, 0, [b"\xc1"])
-    worker.step()
-    (letter,) = (msgspec.msgpack.decode(payload, type=DeadLetter) for payload in log.topics[DEAD_LETTERS])
+def test_dead_letters_go_to_their_topic(tmp_path: Path) -> None:
+    clock = EventClock(5000)
+    with closing(EmbeddedLog(tmp_path, durable=False, clock=clock)) as log:
+        joiner = embedded_joiner(log, clock)
+        log.append(IMPRESSIONS, 0, [b"\xc1"])
+        joiner.step()
+        (record,) = log.read(DEAD_LETTERS, 0, 0, 10)
+    letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
     assert (letter.topic, letter.offset, letter.reason, letter.payload) == (IMPRESSIONS, 0, "malformed", b"\xc1")

@@ -6,16 +6,14 @@ import json
 import random
 import timeit
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from streaming.join.core import Joiner
-from streaming.join.pending import PendingStore
-from streaming.join.policy import Living
-from streaming.join.spec import JoinSpec
-from streaming.join.watermark import JoinWorker
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS, EmbeddedLog
 from streaming.records.events import MAX_TIME_MS, BadRecord, decode_request
 from streaming.records.examples import ExampleFormat
 from streaming.records.json_records import pack_request
@@ -27,10 +25,9 @@ from tests.streaming.join.join_world import (
     R1,
     Done,
     EventClock,
-    MemoryLog,
+    embedded_joiner,
     engagement_record,
     make_joiner,
-    no_disk,
     reasons,
     request_record,
 )
@@ -43,16 +40,16 @@ def nested_msgpack(depth: int) -> bytes:
 
 
 @pytest.mark.parametrize("depth", [1100, 100_000])
-def test_a_nested_record_is_a_dead_letter(depth: int) -> None:
-    log, clock = MemoryLog(), EventClock(5000)
-    spec = JoinSpec(FEATURES, CLICK)
-    core = Joiner(spec, PendingStore(1 << 30, no_disk), Living(spec, clock))
-    for topic in (IMPRESSIONS, ENGAGEMENTS):
-        log.append(topic, 0, [b'{"x":%b}' % nested_json(depth).encode(), nested_msgpack(depth)])
-    JoinWorker(log, core, clock, 0).step()
-    letters = [msgspec.msgpack.decode(payload, type=msgspec.Raw) for payload in log.topics[DEAD_LETTERS]]
-    assert len(letters) == 4
-    assert core.counts == {IMPRESSIONS: 2, ENGAGEMENTS: 2, "dead.malformed": 4, "examples": 0}
+def test_a_nested_record_is_a_dead_letter(depth: int, tmp_path: Path) -> None:
+    clock = EventClock(5000)
+    with closing(EmbeddedLog(tmp_path, durable=False, clock=clock)) as log:
+        joiner = embedded_joiner(log, clock)
+        for topic in (IMPRESSIONS, ENGAGEMENTS):
+            log.append(topic, 0, [b'{"x":%b}' % nested_json(depth).encode(), nested_msgpack(depth)])
+        joiner.step()
+        assert log.end(DEAD_LETTERS, 0) == 4
+    counts = joiner.partition.joiner.counts
+    assert counts == {IMPRESSIONS: 2, ENGAGEMENTS: 2, "dead.malformed": 4, "examples": 0}
 
 
 def advance(core: Joiner) -> None:
