@@ -143,7 +143,7 @@ def follower_applies_an_older_delta_again() -> Any:
     def make(take: Any) -> Any:
         def changed(self: Follower, manifest: Manifest) -> None:
             before = self.__dict__.get("before", [])
-            self.__dict__["before"] = list(self._read(manifest))
+            self.__dict__["before"] = list(self._read([manifest]))
             take(self, manifest)
             self._put(before)
 
@@ -153,7 +153,7 @@ def follower_applies_an_older_delta_again() -> Any:
 
 
 def rows_stay_where_a_follower_starts_over() -> Any:
-    return patch.object(Follower, "_replace", lambda self, manifest: self._take(manifest))
+    return patch.object(Follower, "_replace", lambda self, path: [self._take(manifest) for manifest in path])
 
 
 def _trainer_offset(by: int) -> Any:

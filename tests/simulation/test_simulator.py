@@ -8,7 +8,7 @@ from tests.simulation.mutants import MUTANTS, found_after
 from tests.simulation.simulate import begin, failure
 from tests.simulation.world import World
 
-SEEDS = 60
+SEEDS = 120
 RARE = {
     "files go before their manifests",
     "impressions known by id and time",
