@@ -38,7 +38,8 @@ class Writer:
 
 
 def read(kafka: KafkaSettings, start: int, stop: int) -> list[tuple[int, bytes]]:
-    return [tuple(record) for records in KafkaHistory(kafka, 0).read(EXAMPLES, start, stop) for record in records]
+    batches = KafkaHistory(kafka, 0).read(EXAMPLES, start, stop)
+    return [(record.offset, record.value) for records in batches for record in records]
 
 
 def wait_for_end(kafka: KafkaSettings, offset: int) -> None:

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -147,11 +147,14 @@ def test_a_large_body_is_no_header(server: Server) -> None:
 
 def test_who_does_not_read_is_ended(server: Server) -> None:
     before = refused(server, "reader_slow")
-    ask = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    body = json.dumps(rank_body(draw(np.random.default_rng(1), 2_000), list(range(2_000)))).encode()
+    head = f"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", server.port))
-        deaf.sendall(ask * 600)  # whose answers are more than what the system keeps for a client
+        deaf.settimeout(10)
+        with suppress(TimeoutError, ConnectionError):  # what is sent after the end
+            deaf.sendall((head.encode() + body) * 60)  # whose answers are more than what the system keeps for a client
         until = time.monotonic() + 20
         while refused(server, "reader_slow") == before and time.monotonic() < until:
             time.sleep(0.2)
