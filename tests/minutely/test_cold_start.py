@@ -40,7 +40,8 @@ def replayed(folder: Path, name: str, **changes: Any) -> tuple[dict[str, Any], s
     config.write_text(yaml.safe_dump(pipeline.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
     done = execute(f"minutely replay {config} --warmup 0.3 --out {out}")
     assert done.returncode == 0, done.stderr
-    assert {item.name for item in out.iterdir()} == {"config.yaml", "deltas", "summary.json", "report.html"}
+    kept = {"config.yaml", "dead-letters.jsonl", "deltas", "summary.json", "report.html"}
+    assert {item.name for item in out.iterdir()} == kept
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     assert summary["replica_equals_table"]
     return summary, done.stdout
