@@ -1,4 +1,4 @@
-"""The log: topics of partitions of records, each with an offset. Here the embedded one, in RocksDB."""
+"""The log: topics with partitions of records, each at an offset. `EmbeddedLog` keeps it in RocksDB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STAMP_BYTES = 8
 
 
 class Record(NamedTuple):
-    """One record of a partition, and when its broker took it (ms since 1970, UTC, by the broker's clock)."""
+    """One record of a partition. ``appended_at`` is when its broker took it, by the broker's clock (ms since 1970, UTC)."""
 
     offset: int
     value: bytes
@@ -26,7 +26,7 @@ class Record(NamedTuple):
 
 
 class BrokerError(Exception):
-    """Brokers are away or refuse, or it is not known how a call ended. The message begins with the client's name for it."""
+    """Brokers are down or refuse, or the outcome of a call is unknown. The message begins with the client's name of the error."""
 
 
 class NoLeaderError(BrokerError):
@@ -38,29 +38,29 @@ class NoLeaderError(BrokerError):
 
 
 class LogReader(Protocol):
-    """What a component needs of a log that it only reads."""
+    """A log, as its readers use it."""
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Up to ``limit`` records from ``offset`` on, in order; none at the end, `GapError` where that offset is gone."""
+        """Return up to ``limit`` records from ``offset`` on, in order; none at the end. `GapError` if that offset is gone."""
 
     def begin(self, topic: str, partition: int) -> int:
-        """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
+        """Return the first offset that is kept; of a partition without records, the offset of the next one."""
 
 
 def check_no_gap(log: LogReader, topic: str, partition: int, offset: int) -> None:
-    """`GapError` where records from ``offset`` on are no longer in the log."""
+    """Raise `GapError` if records from ``offset`` on are no longer in the log."""
     begin = log.begin(topic, partition)
     if begin > offset:
         raise GapError(
             f"{topic}/{partition}: the log begins at offset {begin}, records from {offset} on are needed; "
-            "start over without what was read before, and let the log keep its records for longer"
+            "start over with an empty output, and set a longer retention"
         )
 
 
 class EmbeddedLog:
-    """A log in a folder, for one process. Offsets start at 0 and grow by one a record; ``clock`` says when a record was taken.
+    """A log in a folder, for one process. Offsets start at 0 and grow by one per record; ``clock`` stamps each record.
 
-    ``durable`` syncs every append to the disk; a replay, which can be run again, does without the write-ahead log.
+    ``durable`` syncs every append to disk. Otherwise there is no write-ahead log: a replay can be run again.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -86,18 +86,18 @@ class EmbeddedLog:
         self._ends: dict[tuple[str, int], int] = {}
 
     def append(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
-        """Add records at the partition's end, all or none."""
+        """Append records to the partition, all or none."""
         if values:
             self._put(WriteBatch(raw_mode=True), partition, {topic: values})
 
     def transact(self, partition: int, records: Mapping[str, Sequence[bytes]], commit: str) -> None:
-        """Add records at the end of several topics' partition, with a note of how far their writer is: all of it or nothing."""
+        """Append records to one partition of several topics, and store ``commit``, the writer's position: all of it or nothing."""
         batch = WriteBatch(raw_mode=True)
         batch.put(_commit_key(partition), commit.encode())
         self._put(batch, partition, records)
 
     def committed(self, partition: int) -> str | None:
-        """The note of the partition's last transaction; None where there was none yet."""
+        """Return the ``commit`` of the partition's last transaction; None if there was none."""
         commit: Any = self._db.get(_commit_key(partition))
         return None if commit is None else str(commit, "utf-8")
 
@@ -113,12 +113,12 @@ class EmbeddedLog:
         self._ends |= ends
 
     def end(self, topic: str, partition: int) -> int:
-        """The offset that the next record of the partition gets."""
+        """Return the offset that the partition's next record will get."""
         known = self._ends.get((topic, partition))
         if known is None:
             last = self._db.iter()
             last.seek_for_prev(_key(topic, partition, 2**63))
-            last.status()  # a damaged block looks like an end
+            last.status()  # raises if a block is damaged, which otherwise looks like an end
             prefix = _key(topic, partition, 0)[:-8]
             found = last.valid() and last.key().startswith(prefix)
             known = struct.unpack(">Q", last.key()[-8:])[0] + 1 if found else 0
@@ -126,7 +126,7 @@ class EmbeddedLog:
         return known
 
     def begin(self, topic: str, partition: int) -> int:
-        """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
+        """Return the first offset that is kept; of a partition without records, the offset of the next one."""
         first = self._db.iter()
         first.seek(_key(topic, partition, 0))
         first.status()
@@ -134,7 +134,7 @@ class EmbeddedLog:
         return struct.unpack(">Q", first.key()[-8:])[0] if found else 0
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Up to ``limit`` records from ``offset`` on, in order; none at the end, `GapError` where that offset is trimmed."""
+        """Return up to ``limit`` records from ``offset`` on, in order; none at the end. `GapError` if that offset was trimmed."""
         end = self.end(topic, partition)
         if offset >= end:
             return []
@@ -148,7 +148,7 @@ class EmbeddedLog:
         ]
 
     def trim(self, topic: str, partition: int, offset: int) -> None:
-        """Records before ``offset`` are no longer needed; the last one stays, since it tells the end."""
+        """Delete the records before ``offset``. The last record is kept: it marks the end."""
         last = self.end(topic, partition) - 1
         if last < 0:
             return

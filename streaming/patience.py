@@ -1,4 +1,4 @@
-"""Patience with what fails for now: said once, tried again after growing pauses, and said once more when it works again."""
+"""Retries, after growing pauses, of what may work later. The first failure is logged, and so is the recovery."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _REFUSALS = tuple(f"{what}_AUTHORIZATION_FAILED" for what in ("TOPIC", "GROUP", 
 
 
 def reason(error: Exception) -> str:
-    """What went wrong; a `BrokerError` begins with the client's name for it."""
+    """Describe an error; the text of a `BrokerError` begins with the client's name of it."""
     return str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
 
 
 class Patience:
-    """Counts failures of one thing in a row, logs each kind of them once, and says how long to wait before the next try.
+    """Counts consecutive failures of one thing, logs each kind of failure once, and says when the next try is due.
 
-    ``asked`` names who does not answer where it fails.
+    ``asked`` names the brokers that were asked, for the log line.
     """
 
     def __init__(self, log: logging.Logger, what: str, clock: Clock, asked: str | None = None) -> None:
@@ -31,28 +31,28 @@ class Patience:
         self._failures = 0
         self._said = set[tuple[type[Exception], str]]()
         self.not_before_ms = 0
-        """When it is time for another try, in the clock's elapsed time."""
+        """When the next try is due, in the clock's elapsed time."""
 
     @property
     def ready(self) -> bool:
-        """Whether it is time for another try."""
+        """Whether the next try is due."""
         return self._clock.elapsed_ms() >= self.not_before_ms
 
     def failed(self, error: Exception) -> None:
-        """A try failed."""
+        """Record a failed try; the pause before the next one grows."""
         what = reason(error)
         kind = (type(error), what if what.startswith(_REFUSALS) else "")
-        if kind not in self._said:  # of another kind is what only people can end, after brokers that were away
+        if kind not in self._said:  # a refusal after an outage is logged too: only a person can end it
             self._said.add(kind)
-            self._log.warning("%s: waiting, since %s%s", self._what, what, self._asked)
+            self._log.warning("%s: %s; retrying in up to %d s%s", self._what, what, _LONGEST_MS // 1000, self._asked)
         self._failures += 1
         pause_ms = min(_FIRST_MS << min(self._failures - 1, 8), _LONGEST_MS)
         self.not_before_ms = self._clock.elapsed_ms() + pause_ms
 
     def worked(self) -> None:
-        """A try went well."""
+        """Record a successful try, and log it if tries failed before."""
         if self._failures:
-            self._log.warning("%s: goes on after %d tries", self._what, self._failures)
+            self._log.warning("%s: back after %d tries", self._what, self._failures)
         self._failures = 0
         self._said.clear()
         self.not_before_ms = 0

@@ -1,4 +1,4 @@
-"""Kafka as the joiners' service needs it: membership of a group, the inputs' records and offsets, outlets and histories."""
+"""Kafka as the joiners' service uses it: group membership, the inputs' records and offsets, outlets and histories."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _ANSWER_SECONDS = 5
 
 
 class KafkaBrokers:
-    """`Brokers` on Kafka. The group only says which partitions are ours; a consumer that is no member of it reads the inputs, from
-    where the joiners' own states say."""
+    """`Brokers` on Kafka. The group only assigns partitions. A consumer outside the group reads the inputs, from the offsets in the
+    joiners' own states."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._names = {settings.topic(topic): topic for topic in _INPUTS}
         self._reader = reader_of(settings, name_ends=True)
-        self._asker = reader_of(settings)  # the reader's own connection is taken while it waits for records
+        self._asker = reader_of(settings)  # the reader's connection is busy while it waits for records
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
 
     def join(self) -> None:
@@ -41,7 +41,7 @@ class KafkaBrokers:
         self._group.start()
 
     def assigned(self) -> frozenset[int]:
-        """Follow the group, without waiting: the partitions that are ours now."""
+        """Follow the group without waiting, and return the partitions that are ours now."""
         self._group.poll()
         return self._group.partitions
 
@@ -53,34 +53,34 @@ class KafkaBrokers:
                 leaving.callback(last_first)
 
     def outlet(self, partition: int) -> KafkaOutlet:
-        """Transactions of a partition, by a producer of its own."""
+        """Return the outlet of a partition, with its own producer."""
         return KafkaOutlet(self._settings, partition)
 
     def history(self, partition: int) -> KafkaHistory:
-        """What is still kept of a partition, by consumers of its own."""
+        """Return the history of a partition, with its own consumers."""
         return KafkaHistory(self._settings, partition)
 
     def check_leaders(self, partitions: Collection[int]) -> None:
-        """`NoLeaderError` where nobody leads some of them, in a topic that joiners read or write: their offsets are waited for in
-        vain, and so are transactions with them."""
+        """Raise `NoLeaderError` if one of them has no leader in a topic that joiners read or write: neither its offsets nor a
+        transaction with it could be had."""
         topics = (*_INPUTS, EXAMPLES, DEAD_LETTERS)
         check_leaders(self._asker, self._ats(topics, partitions), _ANSWER_SECONDS)
 
     def begins(self, partitions: Collection[int]) -> dict[Place, int]:
-        """The first offsets that are kept of both inputs."""
+        """Return the first offsets that are kept, of both inputs."""
         return self._ours(begins_of(self._asker, self._ats(_INPUTS, partitions), _ANSWER_SECONDS))
 
     def ends(self, partitions: Collection[int]) -> dict[Place, int]:
-        """The offsets after the last committed records of both inputs, as they are now."""
+        """Return the current offsets after the last committed records, of both inputs."""
         try:
             return self._ours(ends_of(self._asker, self._ats(_INPUTS, partitions), _ANSWER_SECONDS))
         except BrokerError:
-            self._asker.poll(0)  # the client's callback says where brokers refused us
+            self._asker.poll(0)  # runs the client's callback, which logs why brokers refuse us
             raise
 
     @telling
     def read_on(self, positions: Mapping[Place, int]) -> None:
-        """Read these places and no others, each from that offset."""
+        """Read these places and no others from now on, each from its offset."""
         self._reader.assign(
             [
                 TopicPartition(self._settings.topic(topic), partition, offset)
@@ -90,7 +90,7 @@ class KafkaBrokers:
 
     @telling
     def read(self) -> Fetched:
-        """What comes next; waits a little where nothing is there."""
+        """Return what comes next; wait up to 50 ms if nothing is there."""
         found: dict[tuple[str, int], list[Record]] = {}
         reached: dict[tuple[str, int], int] = {}
         failed: dict[tuple[str, int], BrokerError] = {}
@@ -107,7 +107,7 @@ class KafkaBrokers:
                 reached[place] = message.offset()
             elif message.topic() in self._names and message.partition() >= 0:
                 failed[place] = broker_error(error)
-            else:  # of no partition
+            else:  # not of one partition
                 raise KafkaException(error)
         return Fetched(self._ours(found), self._ours(reached), self._ours(failed))
 
@@ -116,5 +116,5 @@ class KafkaBrokers:
         return [TopicPartition(name, partition) for partition in partitions for name in names]
 
     def _ours(self, by_name: Mapping[tuple[str, int], T]) -> dict[Place, T]:
-        """By the pipeline's own names of its topics."""
+        """Translate the brokers' topic names to the pipeline's own."""
         return {(self._names[name], partition): each for (name, partition), each in by_name.items()}

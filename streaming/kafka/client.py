@@ -1,6 +1,6 @@
-"""Kafka's client as the rest of this folder uses it: readers, offsets, leaders, bounded calls, and one kind of error.
+"""Kafka's client as this folder uses it: readers, offsets, leaders, bounded calls, and one kind of error.
 
-Outside of this folder nobody meets an error of the client: what fails is a `BrokerError`.
+Outside this folder, every failure of the client is a `BrokerError`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _BEGIN, _END = -2, -1
 
 
 def broker_error(cause: KafkaError | KafkaException) -> BrokerError:
-    """What the client says: its name for it and its words. It keeps nothing of the client alive."""
+    """Convert an error of the client to its name and text. The result keeps no object of the client alive."""
     error = cause.args[0] if isinstance(cause, KafkaException) and cause.args else cause
     return BrokerError(f"{error.name().strip('_')}: {error.str()}" if isinstance(error, KafkaError) else str(error))
 
 
 def timed_out(what: str) -> KafkaException:
-    """Brokers did not do in time what they were asked for."""
+    """Return the client's error for brokers that did not do in time what they were asked for."""
     return KafkaException(KafkaError(KafkaError._TIMED_OUT, what))
 
 
 def telling(call: Callable[P, T]) -> Callable[P, T]:
-    """``call``, whose failures are a `BrokerError` in place of the client's own.
+    """Wrap ``call`` so that it raises `BrokerError` instead of the client's errors.
 
-    It is raised once the client's error is gone: as a context, even a hidden one, that would live on with the frames it passed,
-    and with them a producer, whose thread would go on and fence the next one.
+    The client's error must be gone by then. As a context, even a suppressed one, it would keep the frames that it passed alive, and
+    with them a producer, whose thread would go on and fence the next one.
     """
 
     @wraps(call)
@@ -55,22 +55,22 @@ def telling(call: Callable[P, T]) -> Callable[P, T]:
         try:
             raise failed
         finally:
-            del failed  # this frame, which it passes, would keep it
+            del failed  # else this frame and the error keep each other alive
 
     return told
 
 
 @telling
 def reader_of(settings: KafkaSettings, group: str | None = None, *, name_ends: bool = False) -> Consumer:
-    """A consumer that takes partitions by hand and commits nothing; where records are gone, it gives an error in their place.
+    """Return a consumer that is assigned by hand and commits nothing. In place of deleted records, it returns an error.
 
-    With ``name_ends``, it also gives one where it reached a partition's end.
+    With ``name_ends``, it also returns one at each partition's end.
     """
     return Consumer(
         settings.client()
         | {
             "group.id": group
-            or settings.topic(_READERS),  # the client wants one; without a subscription it is nobody's
+            or settings.topic(_READERS),  # the client requires one; without a subscription it has no effect
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
@@ -80,19 +80,19 @@ def reader_of(settings: KafkaSettings, group: str | None = None, *, name_ends: b
             "fetch.message.max.bytes": _FETCH_BYTES,
             "fetch.max.bytes": _AHEAD_BYTES,
             "queued.max.messages.kbytes": _AHEAD_BYTES >> 10,
-            "fetch.queue.backoff.ms": 10,  # of 1000, a reader that empties its queue waits most of the time
+            "fetch.queue.backoff.ms": 10,  # with 1000, the default, a reader that empties its queue mostly waits
             "fetch.error.backoff.ms": 100,
         }
     )
 
 
 def begins_of(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> dict[tuple[str, int], int]:
-    """The first offsets that are kept, by topic and partition."""
+    """Return the first offsets that are kept, by topic and partition."""
     return _offsets(consumer, ats, _BEGIN, seconds)
 
 
 def ends_of(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> dict[tuple[str, int], int]:
-    """The offsets after the last committed records, by topic and partition, as their brokers name them now."""
+    """Ask brokers for the current offsets after the last committed records, by topic and partition."""
     return _offsets(consumer, ats, _END, seconds)
 
 
@@ -100,18 +100,18 @@ def ends_of(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -
 def _offsets(
     consumer: Consumer, ats: Sequence[TopicPartition], which: int, seconds: float
 ) -> dict[tuple[str, int], int]:
-    # One request a broker for all partitions; `get_watermark_offsets` takes two for each. Times below 0 are the protocol's own.
+    # One request per broker; `get_watermark_offsets` takes two per partition. Negative times are constants of the protocol.
     asked = [TopicPartition(at.topic, at.partition, which) for at in ats]
     until = time.monotonic() + seconds
     while True:
         try:
             found = whole(consumer.offsets_for_times(asked, seconds))
-            if any(at.offset < 0 for at in found):  # would be taken for an end that is reached
+            if any(at.offset < 0 for at in found):  # would pass for an end that was reached
                 raise KafkaException(KafkaError(KafkaError._NO_OFFSET, f"no offsets of {found}"))
             return {(at.topic, at.partition): at.offset for at in found}
         except KafkaException as error:
             failed = error
-        try:  # it may have asked by what it knew of leaders, and does not itself look again
+        try:  # the client may have asked a former leader, and does not look for the new one by itself
             _check_leaders(consumer, ats, max(until - time.monotonic(), _POLL_SECONDS))
         except KafkaException as error:
             failed = error
@@ -133,12 +133,12 @@ def _check_leaders(consumer: Consumer, ats: Iterable[TopicPartition], seconds: f
 
 @telling
 def check_leaders(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> None:
-    """`NoLeaderError` where some have none; they are not to be asked, read or written."""
+    """Raise `NoLeaderError` if some have no leader; do not ask, read or write those."""
     _check_leaders(consumer, ats, seconds)
 
 
 def whole(ats: list[TopicPartition]) -> list[TopicPartition]:
-    """An answer of which no partition is an error; `KafkaException` of the first that is."""
+    """Return an answer; `KafkaException` if one of its partitions has an error, of the first that has."""
     for at in ats:
         if at.error:
             raise KafkaException(at.error)
@@ -146,10 +146,10 @@ def whole(ats: list[TopicPartition]) -> list[TopicPartition]:
 
 
 def bounded(call: Callable[..., object], seconds: float, *arguments: object) -> None:
-    """The client may wait forever for a broker that went away in the middle of a call, whatever time it was given; we do not.
+    """Run a call. The client can ignore its own timeout when a broker disappears mid-call; this function does not wait longer.
 
     Raises:
-        KafkaException: it took longer than ``seconds`` and a little; how a transaction ended is found out by recovering.
+        KafkaException: it took more than ``seconds`` + 2 s. Recovery then finds out how a transaction ended.
     """
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
@@ -170,14 +170,14 @@ def bounded(call: Callable[..., object], seconds: float, *arguments: object) -> 
         try:
             raise error
         finally:
-            del error  # its frames would keep it and so the producer, which would go on and fence the next one
+            del error  # else its frames keep it and the producer alive, which would fence the next one
 
 
 def position_after(message: Message) -> int:
-    """The offset after a record, or at which nothing but the marks of transactions came before a partition's end.
+    """Return the offset after a record, or that of a partition's end, which is after its transaction markers.
 
     Raises:
-        KafkaException: the client gave an error in place of a record.
+        KafkaException: the client returned an error in place of a record.
     """
     error = message.error()
     if error is not None and error.code() != KafkaError._PARTITION_EOF:

@@ -1,4 +1,4 @@
-"""What one partition's topics still hold, for a joiner that recovers."""
+"""The records that one partition's topics still hold, for a joiner that recovers."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ _POLL_SECONDS = 0.2
 
 
 class KafkaHistory:
-    """`History` by a consumer of its own, closed when it was read."""
+    """`History` on Kafka. Each call opens a consumer of its own and closes it in the end."""
 
     def __init__(self, settings: KafkaSettings, partition: int) -> None:
         self._settings = settings
         self._partition = partition
 
     def beginning(self, topic: str) -> int:
-        """The first offset that is kept."""
+        """Return the first offset that is kept."""
         with closing(reader_of(self._settings)) as consumer:
             (offset,) = begins_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
         return offset
 
     def end(self, topic: str) -> int:
-        """The offset after the last committed record."""
+        """Return the offset after the last committed record."""
         with closing(reader_of(self._settings)) as consumer:
             (offset,) = ends_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
         return offset
 
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
-        """The records from ``start`` to before ``stop``, in bounded lists; an empty list where there is nothing yet.
+        """Yield the records from ``start`` to before ``stop``, in bounded lists; an empty list while nothing comes.
 
         Raises:
-            BrokerError: records were deleted meanwhile, or nothing came for a minute.
+            BrokerError: records were deleted meanwhile, or nothing came for 60 s.
         """
         if start >= stop:
             return
@@ -73,7 +73,7 @@ class KafkaHistory:
 
 @telling
 def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record], int]:
-    """The next records before ``stop``, and the offset that was reached."""
+    """Return the next records before ``stop``, and the offset reached."""
     records: list[Record] = []
     for message in consumer.consume(_RECORDS_AT_ONCE, _POLL_SECONDS):
         position = position_after(message)

@@ -1,4 +1,4 @@
-"""Dead letters of the services that read `examples`: on the brokers before anything passes what they are about."""
+"""Dead letters of the services that read `examples`: brokers have them before a service commits past the records concerned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streaming.records.events import DeadLetter, encode
 
 
 class LetterSender:
-    """Sends dead letters and says so. It waits for brokers that are away, until ``stop``."""
+    """Sends dead letters and logs them. It waits for brokers that are down, until ``stop``."""
 
     def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
         self._topic = settings.topic(DEAD_LETTERS)
@@ -21,7 +21,7 @@ class LetterSender:
         self._is_missing_some = False
 
     def send(self, letters: Sequence[DeadLetter]) -> bool:
-        """Whether the brokers have all of them, and those from before; not where ``stop`` came first."""
+        """Send letters; return whether brokers have them and all earlier ones, False if ``stop`` came first."""
         first = letters[0]
         self._log.warning(
             "%d dead letters, such as %s/%d, offset %d, %s: %s",
@@ -34,5 +34,5 @@ class LetterSender:
         return self.wait()
 
     def wait(self) -> bool:
-        """Wait until brokers have all that was sent; whether they do."""
+        """Wait until brokers have all letters, or ``stop``; return whether they have."""
         return not self._sender.wait() and not self._is_missing_some

@@ -1,4 +1,4 @@
-"""A topic of Kafka as a log that is read: committed records only, with their offsets."""
+"""A Kafka topic as a log to read: committed records only, with their offsets."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, Kaf
 
 
 class KafkaLog:
-    """`LogReader` of all partitions of one topic. `fill` reads ahead, up to a bound; `read` takes what is there.
+    """`LogReader` of all partitions of one topic. `fill` reads ahead, up to 32 MiB; `read` takes what is there.
 
-    An offset that the topic does not have is a `GapError`: going on elsewhere would leave records out, or take them twice.
+    An offset that the topic does not have is a `GapError`: reading on elsewhere would skip records or take them twice.
     """
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
@@ -32,26 +32,26 @@ class KafkaLog:
         self._consumer = reader_of(settings, name_ends=True)
         self._ready: dict[int, deque[Record]] = {partition: deque() for partition in range(settings.partitions)}
         self._position: dict[int, int] = {}
-        """The next offset that is taken from each partition that was asked for."""
+        """The next offset to take, of each partition that was asked for."""
         self._reached: dict[int, int] = {}
-        """The next offset that comes from the brokers; it also passes the marks of transactions."""
+        """The next offset to fetch; it also passes transaction markers."""
         self._placed = True
-        """Whether the client reads on from there."""
+        """Whether the client is positioned there."""
         self._bytes = 0
         self._lag_at = 0.0
         self._heard_at = time.monotonic()
         self.lag: dict[int, int] = {}
-        """Offsets of each partition that were not read yet, the marks of transactions among them, as of a second ago."""
+        """Offsets that were not read yet, by partition, including transaction markers; at most about a second old."""
 
     def begin(self, topic: str, partition: int) -> int:
-        """The offset from which on the partition is whole: of its first record, or where it has none of the next."""
+        """Return the first offset that is kept; of a partition without records, the offset of the next one."""
         assert topic == self._topic, topic
         at = TopicPartition(self._name, partition)
         return begins_of(self._consumer, [at], _BLOCK_SECONDS)[self._name, partition]
 
     @telling
     def fill(self, timeout_ms: int) -> None:
-        """Read ahead in the partitions that were asked for; waits for records up to ``timeout_ms`` where none are ready."""
+        """Read ahead in the partitions that were asked for; wait up to ``timeout_ms`` if no record is ready."""
         if self._bytes >= _BUFFERED_BYTES:
             return
         if not self._placed:
@@ -66,7 +66,7 @@ class KafkaLog:
         elif self._reached and time.monotonic() - self._heard_at > _SILENT_SECONDS:
             ends_of(
                 self._consumer, self._ats(self._reached), _SILENT_SECONDS
-            )  # reading does not say that brokers are away
+            )  # raises if brokers are down, which reading does not report
             self._heard_at = time.monotonic()
         try:
             for message in messages:
@@ -78,7 +78,7 @@ class KafkaLog:
                     self._ready[partition].append(Record(reached - 1, value, message.timestamp()[1]))
                     self._bytes += len(value)
         except KafkaException as error:
-            self._placed = False  # what came after it in this batch was not taken
+            self._placed = False  # the rest of this batch was not taken
             if error.args[0].code() in _NOT_THERE:
                 raise GapError(self._gap(error)) from None
             raise
@@ -87,7 +87,7 @@ class KafkaLog:
             self.lag = self._measure_lag()
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        """Up to ``limit`` records from ``offset`` on, in order; none where `fill` has not read that far."""
+        """Return up to ``limit`` records from ``offset`` on, in order; none if `fill` has not read that far."""
         assert topic == self._topic, topic
         ready = self._ready[partition]
         if self._position.get(partition) != offset:
@@ -101,7 +101,7 @@ class KafkaLog:
         return taken
 
     def _measure_lag(self) -> dict[int, int]:
-        """By what the brokers said when they were last read from, so that it costs no call of its own."""
+        """Use the ends that brokers sent with the last fetch, which costs no call."""
         lag = {}
         for at in self._ats(self._reached):
             _, end = self._consumer.get_watermark_offsets(at, cached=True)
@@ -115,13 +115,11 @@ class KafkaLog:
         begins, ends = begins_of(self._consumer, ats, _BLOCK_SECONDS), ends_of(self._consumer, ats, _BLOCK_SECONDS)
         wrong = [
             f"{at.topic}/{at.partition}: the topic has offsets {begins[place]} to {ends[place]}, "
-            f"it is to be read from {at.offset} on"
+            f"records from {at.offset} on are needed"
             for at in ats
             if not begins[place := (at.topic, at.partition)] <= at.offset <= ends[place]
         ]
-        remedy = (
-            "start over without what was read before; where records were deleted, let the topic keep them for longer"
-        )
+        remedy = "start over with an empty output; if records were deleted, set a longer retention"
         return f"{'; '.join(wrong) or error}; {remedy}"
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Membership of a consumer group that is told which partitions are ours, and reads nothing."""
+"""Membership of a consumer group that only assigns partitions and reads nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _HUNG_MS = 300_000
 
 
 class Membership:
-    """``partitions`` of a topic are ours; cooperative, so that those that stay with us go on.
+    """``partitions`` of a topic are ours. Rebalancing is cooperative, so joining continues on those that stay with us.
 
-    The client's own thread says that the process is there; that the service works is said by `poll`, and partitions go to others
-    where it has not been for long.
+    The client's own thread sends heartbeats while the process lives. Only `poll` shows that the service works: after 5 minutes
+    without it, the partitions go to other members.
     """
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
@@ -41,11 +41,11 @@ class Membership:
 
     @telling
     def start(self) -> None:
-        """Become a member."""
+        """Join the group."""
         self._consumer.subscribe([self._topic], on_assign=self._gained, on_revoke=self._lost, on_lost=self._lost)
 
     def poll(self) -> None:
-        """Follow the group; never waits."""
+        """Follow rebalances; never waits."""
         try:
             message = self._consumer.poll(0)
             error = message and message.error()
@@ -61,7 +61,7 @@ class Membership:
 
     def _gained(self, consumer: Consumer, ats: list[TopicPartition]) -> None:
         for at in ats:
-            at.offset = 0  # any: with none, the group would be asked for one
+            at.offset = 0  # any will do: without one, the client would ask the group
         consumer.incremental_assign(ats)
         consumer.pause(ats)
         self._patience.worked()

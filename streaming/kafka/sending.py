@@ -1,4 +1,4 @@
-"""Producers of what is not a transaction: every record arrives once and in order, or it is said that it did not."""
+"""Producers for records outside transactions: every record arrives once and in order, or the failure is reported."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FOR_EVER = 0
 
 @telling
 def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -> Producer:
-    """A producer that gives a record up after ``delivery_ms``."""
+    """Return a producer that gives up on a record after ``delivery_ms``; never, if that is 0."""
     return Producer(
         settings.client()
         | {
             "enable.idempotence": True,
-            "partitioner": "murmur2_random",  # as other clients do: both records of a request must share a partition
+            "partitioner": "murmur2_random",  # like other clients: all records of a request must share a partition
             "linger.ms": linger_ms,
             "delivery.timeout.ms": delivery_ms,
             "message.max.bytes": MAX_OUTPUT_BYTES,
@@ -38,7 +38,7 @@ def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -
 
 
 class _Sending:
-    """What is on its way is bounded; ``taken`` counts what brokers have, by topic."""
+    """Sends from a bounded queue; ``taken`` counts the records that brokers acknowledged, by topic."""
 
     def __init__(self, settings: KafkaSettings, delivery_ms: int, linger_ms: int) -> None:
         self._producer = producer_of(settings, delivery_ms, linger_ms)
@@ -47,7 +47,7 @@ class _Sending:
 
     @telling
     def _offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
-        """Hand a record over; False where too much is on its way, after waiting a little."""
+        """Queue a record; False, after a short wait, if the queue is full."""
         try:
             self._producer.produce(topic, value, key, partition, on_delivery=self._delivered)
         except BufferError:
@@ -70,24 +70,24 @@ class _Sending:
 
 
 class Sender(_Sending):
-    """Sends everything or raises; `send` waits where too much is on its way."""
+    """Sends everything or raises; `send` waits while the queue is full."""
 
     def __init__(self, settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -> None:
         super().__init__(settings, delivery_ms, linger_ms)
         self._seconds = delivery_ms / 1000
 
     def send(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int = -1) -> None:
-        """Hand a record over; to the partition of its key, where none is given.
+        """Queue a record, for the partition of its key if none is given.
 
         Raises:
-            BrokerError: brokers refused a record, this one or one before, or did not take it in time.
+            BrokerError: brokers refused this record or an earlier one, or did not acknowledge it in time.
         """
         while not self._offer(topic, value, key, partition):
             pass
 
     @telling
     def flush(self) -> None:
-        """Wait until brokers have everything; `BrokerError` where they did not take it in time."""
+        """Wait until brokers have everything; `BrokerError` if they do not acknowledge it in time."""
         left = self._producer.flush(self._seconds)
         self._check()
         if left:
@@ -104,7 +104,7 @@ class Sender(_Sending):
 
 
 class PatientSender(_Sending):
-    """Waits for brokers however long they are away, says so once, and gives up where ``stop`` says so."""
+    """Waits for brokers however long they are down, logs that once, and gives up when ``stop`` returns true."""
 
     def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
         super().__init__(settings, _FOR_EVER, 5)
@@ -114,10 +114,10 @@ class PatientSender(_Sending):
         self._moved_at = time.monotonic()
 
     def send(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int = -1) -> bool:
-        """Hand a record over, to the partition of its key where none is given; False where ``stop`` came first.
+        """Queue a record, for the partition of its key if none is given; False if ``stop`` came first.
 
         Raises:
-            BrokerError: brokers refused a record, this one or one before.
+            BrokerError: brokers refused this record or an earlier one.
         """
         self._moved_at = time.monotonic()
         while not self._offer(topic, value, key, partition):
@@ -128,7 +128,7 @@ class PatientSender(_Sending):
 
     @telling
     def wait(self) -> int:
-        """Wait until brokers have everything; how much they do not have where ``stop`` came first.
+        """Wait until brokers have everything. Return how many records they lack, which is 0 unless ``stop`` came first.
 
         Raises:
             BrokerError: brokers refused a record.
@@ -146,7 +146,7 @@ class PatientSender(_Sending):
         return 0
 
     def _look(self) -> None:
-        """Say where brokers have taken nothing for a while."""
+        """Log if brokers have acknowledged nothing for 2 s."""
         now, taken = time.monotonic(), self.taken.total()
         if taken > self._before:
             self._before, self._moved_at = taken, now
@@ -156,4 +156,4 @@ class PatientSender(_Sending):
 
 
 def _not_taken(count: int, seconds: float) -> KafkaException:
-    return timed_out(f"{count} records were not taken in {seconds} s")
+    return timed_out(f"{count} records were not acknowledged in {seconds:g} s")

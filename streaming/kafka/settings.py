@@ -1,4 +1,4 @@
-"""The ``kafka`` section: where the brokers are, how to get in, and what the topics are like."""
+"""The ``kafka`` section: where the brokers are, how to authenticate, and how topics are set up."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from streaming.records.events import MAX_RECORD_BYTES
 
 BOOTSTRAP = "KAFKA_BOOTSTRAP"
 MAX_OUTPUT_BYTES = 2 * MAX_RECORD_BYTES
-"""What records of the joiner's outputs may take, so that a refused record of the largest size fits, with its reason."""
+"""The largest record of the joiner's outputs: a refused record of the largest size must fit, with its reason."""
 RETRY_BACKOFF_MS = 5
-"""The client's default of 100 makes a transaction of 13 to 39 ms take 95 to 107."""
+"""With the client's default of 100 ms, a transaction that takes 13 to 39 ms takes 95 to 107 ms."""
 _log = logging.getLogger("minutely.kafka")
 _REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE)
 _SAY_AGAIN_SECONDS = 600
 
 
 class TlsSettings(Section):
-    """Encryption; the certificate and key are for brokers that ask who their clients are."""
+    """Encryption. ``certificate`` and ``key`` are for brokers that require client certificates."""
 
     ca: str | None = None
-    """PEM file of the authority that signed the brokers' certificates; without it, the system's authorities."""
+    """PEM file of the authority that signed the brokers' certificates; by default, the system's authorities."""
     certificate: str | None = None
     key: str | None = None
 
@@ -42,7 +42,7 @@ class TlsSettings(Section):
 
 
 class SaslSettings(Section):
-    """A name and a password, which stands in an environment variable or a file, never in the configuration."""
+    """User name and password. The password is in an environment variable or a file, never in the configuration."""
 
     mechanism: Literal["PLAIN", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     username: str
@@ -56,7 +56,7 @@ class SaslSettings(Section):
         return self
 
     def password(self) -> str:
-        """The secret itself; `Problems` where it is not to be had."""
+        """Return the password; `Problems` if the variable or file does not provide it."""
         if self.password_env is not None:
             found = os.environ.get(self.password_env)
             if not found:
@@ -77,16 +77,16 @@ class KafkaSettings(Section):
     bootstrap: Annotated[str, Field(min_length=1)] = "127.0.0.1:9092"
     """Brokers to ask first, as ``host:port``, with commas between them."""
     prefix: Annotated[str, matching(r"[A-Za-z0-9._-]{0,100}", "up to 100 of letters, digits and . _ -")] = ""
-    """Goes before the names of topics, groups and transactions, so that several pipelines share brokers."""
+    """Prepended to the names of topics, groups and transactions, so that several pipelines can share brokers."""
     partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
     replication: Annotated[int, Field(ge=1, le=100)] = 1
     retention: PositiveDurationMs = 7 * 86_400_000
-    """How long records are kept at least. Where a pipeline does not set it, this or what its windows need, whichever is longer."""
+    """How long records are kept at least. If a pipeline does not set it: 7 days, or what its windows need if that is longer."""
     tls: TlsSettings | None = None
     sasl: SaslSettings | None = None
 
     def topic(self, name: str) -> str:
-        """A topic's name on the brokers."""
+        """Return a topic's name on the brokers."""
         return self.prefix + name
 
     @property
@@ -96,17 +96,17 @@ class KafkaSettings(Section):
 
     @property
     def asked(self) -> str:
-        """The brokers to ask first, and where that is set, for messages."""
+        """The brokers to ask first and the setting that names them, for messages."""
         return f"{', '.join(self.brokers)} ({'$' + BOOTSTRAP if os.environ.get(BOOTSTRAP) else 'kafka.bootstrap'})"
 
     def client(self) -> dict[str, Any]:
-        """What every Kafka client of this process is made with; it may hold a password, so nobody prints it."""
+        """Return the options of every Kafka client of this process. They may hold a password: never print them."""
         options: dict[str, Any] = {
             "bootstrap.servers": ",".join(self.brokers),
             "reconnect.backoff.max.ms": 1000,
             "topic.metadata.refresh.interval.ms": 30_000,
             "allow.auto.create.topics": False,
-            "log_level": 0,  # it writes a line to stderr at every try to connect; the caller that fails says why
+            "log_level": 0,  # else it writes to stderr at every try to connect; the failing caller reports the cause
             "error_cb": _tell,
         }
         if self.tls is not None:
@@ -125,7 +125,7 @@ class KafkaSettings(Section):
 
 
 class _Refusals:
-    """Says why brokers cannot be reached at all: what fails for it only knows that nothing came in time."""
+    """Logs why brokers cannot be reached at all: the call that fails only reports a timeout."""
 
     def __init__(self) -> None:
         self._said: dict[int, float] = {}
@@ -141,7 +141,7 @@ _tell = _Refusals()
 
 
 def _check(tls: TlsSettings) -> None:
-    """`Problems` that names the files, where the client would only say that it cannot be made."""
+    """Raise `Problems` that names the bad files; the client would only say that it cannot be created."""
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate is not None:

@@ -1,4 +1,4 @@
-"""The pipeline's topics: made where they are missing, checked where they are there."""
+"""The pipeline's topics: created if missing, checked if present."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PASSING = (KafkaError.REQUEST_TIMED_OUT, KafkaError.NOT_CONTROLLER)
 
 
 class _Setting(NamedTuple):
-    """One setting of a topic, as the brokers spell it; a larger value than ``at_least`` is as good."""
+    """One setting of a topic, as the brokers spell it. With ``at_least``, a larger value is as good."""
 
     name: str
     value: str
@@ -44,12 +44,12 @@ class _Setting(NamedTuple):
 
 @telling
 def ensure_topics(settings: KafkaSettings) -> None:
-    """Make the topics that are missing; `Problems` with everything that is not as configured, and how to mend it."""
+    """Create missing topics; `Problems` with everything that is not as configured, and how to fix it."""
     with AdminClient(settings.client()) as admin:
         try:
             problems = _ensure(admin, settings)
         except KafkaException:
-            admin.poll(0)  # the client's callback says where brokers refused us
+            admin.poll(0)  # runs the client's callback, which logs why brokers refuse us
             raise
     if problems:
         raise Problems(problems)
@@ -76,7 +76,7 @@ def _ensure(admin: AdminClient, settings: KafkaSettings) -> list[Problem]:
 
 
 def _led(cluster: ClusterMetadata, names: list[str]) -> bool:
-    """Whether brokers know the topics, and who leads each partition."""
+    """Whether brokers know the topics and a leader of each partition."""
     found = [cluster.topics.get(name) for name in names]
     return all(
         topic is not None
@@ -88,7 +88,7 @@ def _led(cluster: ClusterMetadata, names: list[str]) -> bool:
 
 
 def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, ConfigEntry]] | None:
-    """The settings of each topic; None where the broker that was asked has not heard of one yet, as others have."""
+    """Return the settings of each topic; None if the broker that answered does not know one of them yet."""
     resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in names}
     described = admin.describe_configs(list(resources.values()), request_timeout=_BLOCK_SECONDS)
     try:
@@ -104,7 +104,7 @@ def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
         _Setting("max.message.bytes", str(_LARGEST[name]), at_least=True),
         _Setting(_RETENTION, str(settings.retention), at_least=True),
         _Setting("cleanup.policy", "delete"),
-        # Event time is in the payload: a broker refuses future timestamps, and deletes by old ones.
+        # Event time stays in the payload: as a timestamp, brokers would refuse it if in the future, and delete early if old.
         _Setting("message.timestamp.type", "LogAppendTime"),
     ]
 
@@ -118,7 +118,7 @@ def _create(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
     except KafkaException as error:
         cause = error.args[0]
         if cause.code() == KafkaError.TOPIC_ALREADY_EXISTS:
-            return  # another service was faster; what it made is checked like any other
+            return  # another service was faster; its topic is checked like any other
         if cause.code() < 0 or cause.code() in _PASSING:
             raise
         allowed = (
@@ -130,7 +130,7 @@ def _create(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
 def _tell_of_longer_retention(configs: Mapping[str, Mapping[str, ConfigEntry]], settings: KafkaSettings) -> None:
     kept = {topic: str(entries[_RETENTION].value) for topic, entries in configs.items()}
     longer = [
-        f"{topic} for {'ever' if value == _FOREVER else format_duration(int(value))}"
+        f"{topic} {'forever' if value == _FOREVER else 'for ' + format_duration(int(value))}"
         for topic, value in kept.items()
         if value != str(settings.retention)
     ]
@@ -142,7 +142,7 @@ def _tell_of_longer_retention(configs: Mapping[str, Mapping[str, ConfigEntry]], 
 
 @cache
 def _tell_once(text: str) -> None:
-    """Topics are looked at whenever a service starts."""
+    """Log a text once: topics are checked whenever a service starts."""
     _log.info("%s", text)
 
 
@@ -157,7 +157,7 @@ def _mismatches(
         if len(partitions) != settings.partitions:
             fix = (
                 f"allowed: {settings.partitions}. Set kafka.partitions to {len(partitions)}, or use another kafka.prefix: "
-                "partitions of a topic that holds records cannot change, since requests would part from their engagements"
+                "the number must not change while a topic holds records, or requests would part from their engagements"
             )
             found.append(Problem("kafka", place, f"{len(partitions)} partitions", fix))
         copies = min((len(partition.replicas) for partition in partitions), default=0)

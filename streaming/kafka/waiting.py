@@ -1,4 +1,4 @@
-"""Waiting for brokers that are away, for services that have nothing else to do meanwhile."""
+"""Waiting for brokers that are down, for services that have nothing else to do meanwhile."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from streaming.patience import Patience
 T = TypeVar("T")
 
 PERSON_SECONDS = 60.0
-"""How long commands that a person begins wait for brokers at their start."""
+"""How long commands that a person runs wait for brokers at their start."""
 _PAUSE_SECONDS = 0.1
 _LOOK_SECONDS = 0.05
 
 
 @contextmanager
 def enduring(patience: Patience) -> Iterator[None]:
-    """Run a step that fails while brokers are away: log that, and pause a little."""
+    """Run a step; if brokers fail it, log that and pause for 100 ms."""
     try:
         yield
     except BrokerError as error:
@@ -37,9 +37,9 @@ def enduring(patience: Patience) -> Iterator[None]:
 def patiently(
     log: logging.Logger, stop: Callable[[], bool], begin: Callable[[], T], asked: str, within_seconds: float = math.inf
 ) -> T | None:
-    """What ``begin`` gives, tried again while the brokers that are ``asked`` are away; None where ``stop`` came first.
+    """Return what ``begin`` returns, retrying while brokers (named by ``asked``) are down; None if ``stop`` came first.
 
-    `NoAnswerError` where they still are ``within_seconds``.
+    `NoAnswerError` if they are still down after ``within_seconds``.
     """
     patience, until = Patience(log, "start", WallClock(), asked), time.monotonic() + within_seconds
     while not stop():

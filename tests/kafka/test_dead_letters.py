@@ -199,11 +199,11 @@ def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytes
     service = Service("dead-letters", ["dead-letters", config], tmp_path, tmp_path / "dead-letters.log", forks=True)
     try:
         with started(service):
-            service.waits_for("waiting, since")
+            service.waits_for("retrying in up to 2 s")
             cluster.start()
             assert service.wait() == 0, service.output
             assert "0 dead letters" in service.said
-            assert service.said.count("waiting, since") == 1
+            assert service.said.count("retrying in up to 2 s") == 1
 
         with producer_of(pipeline.kafka) as producer:
             for number in range(20):

@@ -51,7 +51,7 @@ def test_records_that_are_gone_are_not_passed_over(kafka: KafkaSettings) -> None
     delete_before(kafka, EXAMPLES, 1, 2)
     with closing(KafkaLog(kafka, EXAMPLES)) as log:
         assert log.begin(EXAMPLES, 1) == 2
-        with pytest.raises(GapError, match=r"examples/1: the topic has offsets 2 to 3, it is to be read from 1 on"):
+        with pytest.raises(GapError, match=r"examples/1: the topic has offsets 2 to 3, records from 1 on are needed"):
             read(log, 1, 1)
 
 
@@ -60,6 +60,6 @@ def test_a_topic_that_was_made_anew_is_not_read_from_its_beginning(kafka: KafkaS
     write(kafka, [b"a"])
     with (
         closing(KafkaLog(kafka, EXAMPLES)) as log,
-        pytest.raises(GapError, match=r"examples/1: the topic has offsets 0 to 1, it is to be read from 7 on"),
+        pytest.raises(GapError, match=r"examples/1: the topic has offsets 0 to 1, records from 7 on are needed"),
     ):
         read(log, 7, 1)

@@ -120,19 +120,19 @@ def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytes
         with started(service):
             begun(service, kafka, 0)
             node.kill()
-            service.waits_for("brokers: waiting, since")
+            service.waits_for("brokers: TIMED_OUT")
             cluster.restart(node)
-            service.waits_for("brokers: goes on")
+            service.waits_for("brokers: back after")
             assert service.wait() == 0, service.output
             assert f"sent {REQUESTS} requests" in service.said
-            assert service.said.split("brokers: goes on")[0].count("brokers: waiting, since") == 1
+            assert service.said.split("brokers: back after")[0].count("brokers: TIMED_OUT") == 1
             ids = [request.request_id for _, _, request in sent(kafka, IMPRESSIONS)]
             assert sorted(ids) == sorted(f"r{number}" for number in range(REQUESTS))
 
             service.start()
             begun(service, kafka, REQUESTS)
             node.kill()
-            service.waits_for("brokers: waiting, since")
+            service.waits_for("brokers: TIMED_OUT")
             assert service.end(signal.SIGINT) == 0, service.output
             assert "records were not acknowledged" in service.said.splitlines()[-2], service.said
     finally:

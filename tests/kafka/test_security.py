@@ -101,7 +101,7 @@ def test_a_wrong_password_is_said_once_and_not_shown(guarded: tuple[str, Path], 
     service = joiner(config, tmp_path, "a")
     with started(service):
         until = time.monotonic() + 100
-        while not ("waiting" in service.output and "invalid credentials" in service.output):
+        while not ("retrying" in service.output and "invalid credentials" in service.output):
             assert time.monotonic() < until, service.output
             time.sleep(0.2)
         assert service.runs, service.output

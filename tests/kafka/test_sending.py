@@ -77,6 +77,6 @@ def test_brokers_that_are_away_are_waited_for_until_asked_to_stop(
         handed += 1
     assert time.monotonic() > until
     assert handed == 3
-    assert caplog.text.count("brokers: waiting") == 1
+    assert caplog.text.count("brokers: TIMED_OUT") == 1
     assert sender.wait() == handed
     assert sender.taken.total() == 0

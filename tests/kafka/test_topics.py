@@ -59,7 +59,7 @@ def test_a_longer_retention_is_said_once_and_only_a_shorter_one_refused(
     resource = ConfigResource(ConfigResource.Type.TOPIC, name)
     ensure_topics(kafka)
     assert caplog.messages == []
-    kept = [("30d", str(30 * 86_400_000)), ("ever", "-1"), ("", str(7 * 86_400_000 - 1))]
+    kept = [("for 30d", str(30 * 86_400_000)), ("forever", "-1"), ("", str(7 * 86_400_000 - 1))]
     with AdminClient(kafka.client()) as admin:
         for told, value in kept:
             changed = ConfigEntry("retention.ms", value, incremental_operation=AlterConfigOpType.SET)
@@ -69,7 +69,7 @@ def test_a_longer_retention_is_said_once_and_only_a_shorter_one_refused(
             if told:
                 ensure_topics(kafka)
                 ensure_topics(kafka)
-                assert caplog.messages == [f"brokers keep records longer than kafka.retention (7d): {name} for {told}"]
+                assert caplog.messages == [f"brokers keep records longer than kafka.retention (7d): {name} {told}"]
     (refused,) = problems(kafka)
     assert f"topic {name}: retention.ms=604799999; allowed: 604800000 or more" in refused
 

@@ -256,8 +256,8 @@ def test_a_service_that_waits_for_brokers_names_them(
     done = typed("join shop.yaml")
     timer.join()
     assert done.exit_code == 0, done.output
-    assert [record.message for record in caplog.records if "waiting" in record.message] == [
-        f"start: waiting, since TRANSPORT: Failed to get metadata: Local: Broker transport failure; asked {address} "
+    assert [record.message for record in caplog.records if "retrying" in record.message] == [
+        f"start: TRANSPORT: Failed to get metadata: Local: Broker transport failure; retrying in up to 2 s; asked {address} "
         "($KAFKA_BOOTSTRAP)"
     ]
 

@@ -112,8 +112,8 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost(world: World, caplog: pyte
         assert world.run(world.start(), 9, each)
     said = [record.getMessage() for record in caplog.records if record.name == "minutely.train"]
     assert len(said) == 2, said
-    assert "publication: waiting, since OSError: [Errno 28] No space left on device" in said[0]
-    assert said[1] == "publication: goes on after 4 tries"
+    assert "publication: OSError: [Errno 28] No space left on device" in said[0]
+    assert said[1] == "publication: back after 4 tries"
     assert world.status.refused == 4
     assert world.trained() == (list(range(27)), {1})
 

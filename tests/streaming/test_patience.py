@@ -1,4 +1,4 @@
-"""What is said of failures: each kind once, and when it goes on; the pauses between tries."""
+"""Failures are logged once a kind, and so is the recovery; the pauses between tries grow."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def test_what_only_people_can_end_is_said_though_brokers_were_away_before(caplog
         patience.failed(error)
     said = [record.message for record in caplog.records]
     assert len(said) == 3
-    assert said[0].startswith("partition 3: waiting, since TIMED_OUT")
-    assert said[1] == "partition 3: waiting, since ForgottenError: no offsets"
-    assert said[2].startswith("partition 3: waiting, since TOPIC_AUTHORIZATION_FAILED")
+    assert said[0].startswith("partition 3: TIMED_OUT")
+    assert said[1] == "partition 3: ForgottenError: no offsets; retrying in up to 2 s"
+    assert said[2].startswith("partition 3: TOPIC_AUTHORIZATION_FAILED")
     patience.worked()
     patience.failed(AWAY[0])
     assert len(caplog.records) == 5
