@@ -1,1 +1,1 @@
-"""From values of files, JSON and requests to columns of features."""
+"""Turns values of files, JSON and requests into columns of features."""

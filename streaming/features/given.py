@@ -1,4 +1,4 @@
-"""Raw columns of plain values: what a record or a ranking request gives for a feature, by the rules that files are read by."""
+"""Raw columns from the plain values that a record or a ranking request has for a feature, by the same rules as files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streaming.source.tabular import as_numbers
 
 
 def ids(values: Sequence[Any]) -> Ids:
-    """The ids of integers, texts, booleans and nulls, in any mixture; int64 [n]."""
+    """Return the ids of integers, texts, booleans and nulls, in any mixture; int64 [n]."""
     found = plain_ids(values)
     if found is not None:
         return found
@@ -29,7 +29,7 @@ def ids(values: Sequence[Any]) -> Ids:
 
 
 def lists(values: Sequence[Any]) -> Ragged:
-    """The ids of lists; null is an empty one."""
+    """Return the ids of lists; null is an empty list."""
     found = plain_lists(values)
     if found is not None:
         return found
@@ -38,13 +38,13 @@ def lists(values: Sequence[Any]) -> Ragged:
 
 
 def numbers(values: Sequence[Any]) -> npt.NDArray[np.float64]:
-    """Numbers, and texts that are some, float64 [n]; NaN for null."""
+    """Return numbers, and texts that spell numbers, as float64 [n]; NaN for null."""
     found = plain_numbers(values)
     return plain(_whole("number", values, *as_numbers(as_arrow(values)))) if found is None else found
 
 
 def vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64]:
-    """Lists of ``size`` numbers, float64 [n, size]; NaN for null."""
+    """Return lists of ``size`` numbers as float64 [n, size]; NaN for null."""
     for value in values:
         if isinstance(value, list) and len(value) != size:
             raise ValueError(f"a list of {len(value)} numbers")
@@ -53,7 +53,7 @@ def vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64]:
 
 
 def raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
-    """The raw column of what a product has, one value an impression; an error of any kind where it does not fit the feature."""
+    """Return the raw column of a product's values, one per impression; any kind of error if they do not fit the feature."""
     raw = _raw_of_values(feature, values)
     wrong = beyond(feature, raw)
     if wrong is not None and wrong.any():
@@ -80,7 +80,7 @@ def _raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
 
 
 def _check_whole(values: Sequence[Any]) -> None:
-    """``TypeError`` for numbers with fractions, which beside texts would pass for some."""
+    """Raise ``TypeError`` for numbers with fractions, which would pass for texts beside texts."""
     if float in set(map(type, values)) and any(
         isinstance(value, float) and not (value.is_integer() or value != value) for value in values
     ):
@@ -96,5 +96,5 @@ def _check_lists(values: Sequence[Any]) -> None:
 def _whole(kind: str, values: Sequence[Any], found: pa.Array, broken: pa.Array | None) -> pa.Array:
     at = -1 if broken is None else broken.index(True).as_py()
     if at >= 0:
-        raise ValueError(f"{values[at]!r:.60} is no {kind}")
+        raise ValueError(f"{values[at]!r:.60} is not a {kind}")
     return found

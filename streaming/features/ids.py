@@ -1,7 +1,7 @@
 """Ids of values: integers as they are, texts hashed to 64 bits, the same in every file format, record, request and command.
 
 One rule: a value's id is that of its text, and a text that spells an integer of 64 bits is that integer. So neither the format
-nor what stands beside a value changes its id.
+nor the other values of a column change an id.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _TRUTH = {"true": 1, "false": 0}
 
 
 def text_id(text: str) -> int:
-    """The id of a text: the integer that it spells in the usual way, else its XXH3-64, as a signed number.
+    """Return the id of a text: the integer that it spells in the usual way, else its XXH3-64 as a signed number.
 
-    Whole numbers as programs write floats (``17.0``) are the integers that they are, since what has gaps in a column of
-    integers often makes floats of them; ``true`` and ``false`` are 1 and 0, as in formats that know them.
+    Whole numbers written as floats (``17.0``) count as integers, since programs often turn a column of integers with gaps into
+    floats. ``true`` and ``false`` are 1 and 0, as in formats with booleans.
     """
     if text[:1] in _FIRST and len(text) <= _LONGEST:
         number = _spelled(text)
@@ -41,7 +41,7 @@ _LONGEST = 24  # the longest text of a float
 
 
 def _spelled(text: str) -> int | None:
-    """The integer that a text spells as `str` of an int or of a float would."""
+    """Return the integer that a text spells as `str` of an int or float does; None if it spells none."""
     try:
         if text[-1:].isdecimal() and "e" not in text and "." not in text:
             number = int(text)
@@ -53,11 +53,11 @@ def _spelled(text: str) -> int | None:
 
 
 MISSING = text_id("")
-"""The id that stands for a missing value: it has a row like any other."""
+"""The id of a missing value; it has a row like any other id."""
 
 
 def ids_of(values: pa.Array) -> npt.NDArray[np.int64]:
-    """The ids of an Arrow array of integers, texts, booleans or whole numbers, int64 [n]; ``TypeError`` for others."""
+    """Return the ids of an Arrow array of integers, texts, booleans or whole floats, int64 [n]; ``TypeError`` for others."""
     kind = values.type
     if pa.types.is_null(kind):
         return np.full(len(values), MISSING)
@@ -82,12 +82,12 @@ def ids_of(values: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def cross(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The ids of pairs of ids, mixed by the finalizer of SplitMix64 so that no pair meets another but by chance."""
+    """Return the ids of pairs of ids, mixed by SplitMix64's finalizer so that pairs collide only by chance."""
     return _mix(_mix(left.view(np.uint64)) + right.view(np.uint64)).view(np.int64)
 
 
 def _whole_ids(values: pa.Array) -> npt.NDArray[np.int64]:
-    """The ids of whole numbers in floats; what is NaN is missing."""
+    """Return the ids of whole floats; NaN is missing."""
     numbers = np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))  # null becomes NaN
     known = ~np.isnan(numbers)
     if not (np.isfinite(numbers) & (np.floor(numbers) == numbers) | ~known).all():

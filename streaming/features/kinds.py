@@ -1,4 +1,4 @@
-"""Features: the named inputs that an impression is scored on, as the configuration describes them."""
+"""Features: the named inputs of an impression's score, as the configuration describes them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MAX_VECTOR = 65_536
 
 class _Feature(Section):
     scope: Literal["impression", "request"] = "impression"
-    """``request``: the same for all impressions of a request (user, context), so that it is logged once."""
+    """``request``: the same for all impressions of a request (user, context), and logged once."""
 
 
 class SparseFeature(_Feature):
-    """Ids, looked up in a table: from a column, from the event time, or two other sparse features crossed."""
+    """Ids that are looked up in a table. They come from a column, from the event time, or from two other features, crossed."""
 
     kind: Literal["sparse"] = "sparse"
     column: str | None = None
     side: str | None = None
-    """The side table that holds the column; without it, the impressions do."""
+    """The side table that holds the column; by default, the impressions hold it."""
     time: Literal["hour", "weekday"] | None = None
     cross: Annotated[tuple[str, str], pair("[one sparse feature, another]")] | None = None
     split: Annotated[str, Field(min_length=1)] | None = None
@@ -35,7 +35,7 @@ class SparseFeature(_Feature):
     pool: Literal["first", "mean", "sum"] | None = None
     """How the ids of a list become one row."""
     table: Name | None = None
-    """The table that holds the rows, the feature's own by default; features may share one."""
+    """The table that holds the rows; by default, the feature's own. Features may share one."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> SparseFeature:
@@ -44,9 +44,9 @@ class SparseFeature(_Feature):
         if self.column is None and any((self.side, self.split, self.bucket, self.pool)):
             raise ValueError("side, split, bucket and pool go with column")
         if self.bucket and (self.split or self.pool):
-            raise ValueError("bucket takes one number an impression, so it does not go with split or pool")
+            raise ValueError("bucket needs one number per impression, so it does not go with split or pool")
         if self.split and self.pool is None:
-            raise ValueError("split makes lists, so say how they are pooled; allowed: pool: first, mean or sum")
+            raise ValueError("split makes lists, so it needs pool; allowed: pool: first, mean or sum")
         return self
 
     @property
@@ -56,14 +56,14 @@ class SparseFeature(_Feature):
 
 
 class DenseFeature(_Feature):
-    """One number, transformed; ``age`` is the time in seconds from the column's to the event's."""
+    """One number, transformed; ``age`` is the number of seconds from the column's time to the event's."""
 
     kind: Literal["dense"]
     column: str
     side: str | None = None
     transform: Literal["none", "log", "sqrt", "square", "age"] = "none"
     unit: Literal["s", "ms", "us"] = "ms"
-    """The unit of the column's times under ``age``, where they are numbers."""
+    """For ``age``: the unit of the column's times, if they are numbers."""
 
 
 class VectorFeature(_Feature):

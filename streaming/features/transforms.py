@@ -1,8 +1,8 @@
-"""From what a product has to what the model reads: buckets, transforms, ages, times and crosses.
+"""From a product's values to the model's inputs: buckets, transforms, ages, times and crosses.
 
-Files and ranking requests alike become *raw* columns first, which are independent of where they came from: ids as int64 [n] or
-`Ragged`, numbers as float64 [n], times as float64 [n] in ms since 1970, vectors as float64 [n, size]; a missing number is NaN.
-`from_raw` and `derived` make features of them, so that what is trained is what was served.
+Files and ranking requests first become *raw* columns, the same whatever they came from: ids as int64 [n] or `Ragged`, numbers as
+float64 [n], times as float64 [n] in ms since 1970, vectors as float64 [n, size]; a missing number is NaN.
+`from_raw` and `derived` turn them into features, so that a model is trained on what it was served with.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _LIMITS = {"none": FLOAT32_MAX, "log": _LARGEST, "sqrt": FLOAT32_MAX**2, "square
 
 
 def is_derived(feature: Feature) -> bool:
-    """Whether a feature has no column of its own: it comes from the time of the event, or from other features."""
+    """Whether a feature has no column of its own, but comes from the event's time or from other features."""
     return isinstance(feature, SparseFeature) and feature.column is None
 
 
 def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
-    """The feature's column of a raw one without numbers `beyond` 32 bits; ``served_at`` int64 [n] in ms."""
+    """Turn a raw column without numbers `beyond` 32 bits into the feature's; ``served_at`` int64 [n] in ms."""
     if isinstance(raw, Ragged) or (isinstance(feature, SparseFeature) and feature.bucket is None):
         return raw.astype(np.int64, copy=False) if isinstance(raw, np.ndarray) else raw
     found = _transformed(feature, raw, served_at)
@@ -41,9 +41,9 @@ def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
 
 
 def beyond(feature: Feature, raw: Raw) -> npt.NDArray[np.bool_] | None:
-    """Where numbers of a raw column make none that is finite in 32 bits; bool in its shape, None where there are no numbers.
+    """Return where numbers of a raw column give no finite 32-bit float: bool in its shape, None if it has no numbers.
 
-    They are refused, wherever they come from.
+    Such numbers are refused, wherever they come from.
     """
     if isinstance(raw, Ragged) or raw.dtype == np.int64:
         return None
@@ -59,7 +59,7 @@ def beyond(feature: Feature, raw: Raw) -> npt.NDArray[np.bool_] | None:
 
 
 def _transformed(feature: Feature, raw: npt.NDArray[np.float64] | Ids, served_at: Ids) -> npt.NDArray[np.float64]:
-    """What a feature makes of numbers, float64 in their shape; 0 for what is missing."""
+    """Transform numbers for a feature, float64 in their shape; missing ones become 0."""
     if isinstance(feature, DenseFeature) and feature.transform == "age":
         return np.maximum(_filled((served_at - raw) / 1000.0), 0)
     found = _filled(raw)
@@ -78,7 +78,7 @@ def _transformed(feature: Feature, raw: npt.NDArray[np.float64] | Ids, served_at
 
 
 def derived(feature: SparseFeature, made: Mapping[str, Column], served_at: Ids) -> Ids:
-    """The ids of a feature without a column; ``made`` has those that it crosses, of n impressions or of one for all."""
+    """Return the ids of a feature without a column; ``made`` has the features it crosses, for n impressions or one for all."""
     if feature.time is not None:
         return time_ids(served_at, feature.time)
     assert feature.cross is not None
@@ -88,14 +88,14 @@ def derived(feature: SparseFeature, made: Mapping[str, Column], served_at: Ids) 
 
 
 def time_ids(served_at: Ids, part: str) -> Ids:
-    """The hour or the weekday (Monday is 0) of times in ms, UTC."""
+    """Return the hour or the weekday (Monday is 0) of times in ms, UTC."""
     if part == "hour":
         return served_at // _HOUR_MS % 24
     return (served_at // _DAY_MS + 3) % 7  # 1970 began on a Thursday
 
 
 def take(raw: Raw, at: Ids) -> Raw:
-    """The rows ``at`` int64 [n] of a raw column of any length; what is missing where it is -1."""
+    """Return the rows ``at`` int64 [n] of a raw column of any length; -1 gives a missing value."""
     if isinstance(raw, Ragged):
         return raw.take(at)
     known = at >= 0

@@ -1,7 +1,7 @@
-"""Plain values, as JSON and msgpack have them, one an impression, as Arrow arrays and as raw columns.
+"""Turns plain values of JSON and msgpack, one per impression, into Arrow arrays and raw columns.
 
-What a column of a JSON file, a feature of a JSON record and a column of a ranking request are is decided here. Most are ints and
-texts, or floats alone, which become raw columns directly; all else takes the way of files.
+This is where columns of JSON files and ranking requests and features of JSON records get their types. Most are ints and texts, or
+floats alone, and become raw columns directly; the rest is read as files are.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _IDS = {int, str, type(None)}
 
 
 def as_arrow(values: Sequence[Any]) -> pa.Array:
-    """Values of any one kind as an array; integers beyond 64 bits, and values of several kinds, as their texts.
+    """Return values of one kind as an array; integers beyond 64 bits and values of several kinds become texts.
 
-    ``TypeError`` where lists stand beside other values, and where there are objects, or lists within lists: of those Arrow makes
-    types as deep as they are, in seconds where that is deep.
+    ``TypeError`` for lists beside other values, for objects, and for lists within lists: Arrow's types would nest as deep as they
+    do, which takes seconds if that is deep.
     """
     kinds = set(map(type, values))
     if dict in kinds:
@@ -62,22 +62,22 @@ def _text(value: Any) -> str | None:
 
 
 def plain_ids(values: Sequence[Any]) -> Ids | None:
-    """The ids of ints, texts and nulls in any mixture, None where there is anything else."""
+    """Return the ids of ints, texts and nulls in any mixture; None if there is anything else."""
     kinds = set(map(type, values))
     if not values or not kinds <= _IDS:
         return None
-    if kinds != {int}:  # Arrow takes no mixture, and making texts of all takes three times as long
+    if kinds != {int}:  # Arrow accepts no mixture, and turning all into texts takes three times as long
         values = [
             each if type(each) is int else text_id(each or "") for each in values
-        ]  # "" has the id of what is missing
-    try:  # half the time of numpy's way, a twentieth of Arrow's
+        ]  # "" has the id of a missing value
+    try:  # takes half as long as numpy's way, and a twentieth of Arrow's
         return np.frombuffer(struct.pack(f"<{len(values)}q", *values), "<i8")
     except struct.error:
         return None
 
 
 def plain_lists(values: Sequence[Any]) -> Ragged | None:
-    """The ids of lists of ints, texts and nulls, none for null; None where there is anything else."""
+    """Return the ids of lists of ints, texts and nulls, an empty list for null; None if there is anything else."""
     if not set(map(type, values)) <= {list, type(None)}:
         return None
     values = [each or [] for each in values]
@@ -87,7 +87,7 @@ def plain_lists(values: Sequence[Any]) -> Ragged | None:
 
 
 def plain_numbers(values: Sequence[Any]) -> npt.NDArray[np.float64] | None:
-    """Numbers and nulls (NaN) alone as float64 [n], None where there is anything else."""
+    """Return numbers and nulls (NaN) as float64 [n]; None if there is anything else."""
     if not set(map(type, values)) <= _NUMBERS:
         return None
     try:
@@ -97,7 +97,7 @@ def plain_numbers(values: Sequence[Any]) -> npt.NDArray[np.float64] | None:
 
 
 def plain_vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64] | None:
-    """Lists of ``size`` numbers and nulls alone as float64 [n, size], None where there is anything else."""
+    """Return lists of ``size`` numbers and nulls (NaN) as float64 [n, size]; None if there is anything else."""
     if not all(type(each) is list and len(each) == size for each in values):
         return None
     flat = plain_numbers(list(chain.from_iterable(values)))

@@ -1,1 +1,1 @@
-"""Own logs and data sets: reading them, and making records of them."""
+"""Own logs and data sets: reads them and turns them into records."""

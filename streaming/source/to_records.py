@@ -1,4 +1,4 @@
-"""The producer: logged events as records for the log's two inputs."""
+"""Turns logged events into records for the log's two inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streaming.source.load import LoggedEvents
 
 
 class Producer:
-    """Makes records out of a log, a stretch at a time."""
+    """Makes records from a log, a range at a time."""
 
     def __init__(self, events: LoggedEvents, features: Mapping[str, Feature]) -> None:
         self._events = events
@@ -24,7 +24,7 @@ class Producer:
     def requests(
         self, start: int, stop: int, scores: npt.NDArray[np.float32], sparse_version: int, dense_version: int
     ) -> list[bytes]:
-        """Requests ``start`` to ``stop``, as served: ``scores`` float32 [impressions of the log, labels]."""
+        """Return requests ``start`` to ``stop`` as served; ``scores`` float32 [impressions of the log, labels]."""
         events = self._events
         bounds = events.starts[start : stop + 1].tolist()
         first, last = bounds[0], bounds[-1]
@@ -49,7 +49,7 @@ class Producer:
         return records
 
     def engagements(self, start: int, stop: int) -> list[bytes]:
-        """Engagements ``start`` to ``stop``."""
+        """Return engagements ``start`` to ``stop``."""
         events = self._events.engagements
         return [
             encode(
@@ -73,7 +73,7 @@ class Producer:
         ]
 
     def rejects(self) -> list[bytes]:
-        """Rows of the files that could not be used, as dead letters of the topic ``source``."""
+        """Return rows of the files that could not be used, as dead letters of the topic ``source``."""
         return [
             encode(
                 DeadLetter(

@@ -254,7 +254,7 @@ def test_a_side_key_that_stands_there_twice(tmp_path: Path, kind: str) -> None:
     )
     assert (Path(file).name, place) == (f"users.{kind}", "column id")
     assert "1" in value
-    assert "one row a key" in allowed
+    assert "one row per key" in allowed
 
 
 def test_an_impression_that_stands_in_its_request_twice(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tests.streaming.source.own_logs import (
     write,
 )
 
-ALLOWED = "allowed: 1990-01-01 to 2027-01-16, or what source.earliest and source.latest say"
+ALLOWED = "allowed: 1990-01-01 to 2027-01-16; source.earliest and source.latest change that"
 YEAR = 365 * DAY
 
 
