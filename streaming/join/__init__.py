@@ -1,1 +1,1 @@
-"""The joiner: events in, examples out, with its state, its recovery and its service."""
+"""The joiner: events in, examples out. Also its state, recovery and service."""

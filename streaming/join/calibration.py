@@ -1,4 +1,4 @@
-"""Served calibration: whether scores that were served add up to the labels that came of them, and who is told where they do not."""
+"""Served calibration: compares served scores with the labels that followed, and reports labels that are out of bounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEVIATIONS = 5.0
 
 
 class Sums(NamedTuple):
-    """Of one label: how many impressions, their served scores, their values, and the squares of both."""
+    """Sums for one label: impressions, their served scores, their values, and the squares of both."""
 
     impressions: int = 0
     scores: float = 0.0
@@ -27,7 +27,7 @@ class Sums(NamedTuple):
 
     @classmethod
     def of(cls, scores: npt.NDArray[Any], values: npt.NDArray[Any]) -> Sums:
-        """Of scores and values [n]; those of which either is no finite number are left out."""
+        """Sum scores and values [n], leaving out pairs in which either is not finite."""
         exact = np.stack((scores, values)).astype(np.float64)
         exact = exact[:, np.isfinite(exact).all(0)]
         return cls(exact.shape[1], float(exact[0].sum()), float(exact[1].sum()), float((exact**2).sum()))
@@ -46,32 +46,32 @@ class Sums(NamedTuple):
         return self.scores / self.values if self.values > 0 else None
 
     def stray(self, bounds: Bounds) -> bool:
-        """Whether the calibration is out of bounds by more than chance does: 5 standard deviations of the sums' difference."""
+        """Whether the calibration is out of bounds by more than chance: 5 standard deviations of the sums' difference."""
         low, high = bounds
         by_chance = abs(self.scores - self.values) <= _DEVIATIONS * self.squares**0.5
         return not by_chance and not low * self.values <= self.scores <= high * self.values
 
     def say(self, name: str, label: Label, bounds: Bounds) -> str:
-        """A line for people about a label that is out of bounds, with what can be done where its loss is the cause."""
+        """Return a log line about a label that is out of bounds, with the remedy if its loss is the cause."""
         low, high = bounds
         ratio = "" if self.calibration is None else f" (calibration {self.calibration:.3g})"
         mean_score, mean_value = self.scores / self.impressions, self.values / self.impressions
         remedy = (
             ""
             if label.predicts_mean
-            else f"; labels.{name}.transform: log predicts about a median; set labels.{name}.loss: tweedie or "
-            "zero_inflated_log_normal, without transform, for the mean"
+            else f"; labels.{name}.transform: log predicts about a median; for the mean, remove it and set "
+            f"labels.{name}.loss: tweedie or zero_inflated_log_normal"
         )
         return (
-            f"{name}: served scores average {mean_score:.4g}, what came of them {mean_value:.4g}{ratio}, over "
+            f"{name}: served scores average {mean_score:.4g}, the labels {mean_value:.4g}{ratio}, over "
             f"{self.impressions:,} impressions; allowed by train.guards.served_calibration: {low:g} to {high:g}{remedy}"
         )
 
 
 class ServedCalibration:
-    """Sums over the newest 16,000 impressions, at most, that a model scored and whose labels are decided, by label.
+    """Sums by label over at most the newest 16,000 impressions that a model scored and whose labels are decided.
 
-    After every 1,000, ``warn`` is told of a label that went out of ``bounds``, and ``inform`` of one that came back.
+    After every 1,000, it calls ``warn`` for each label that went out of ``bounds``, and ``inform`` for each that came back.
     Single-threaded.
     """
 
@@ -95,7 +95,7 @@ class ServedCalibration:
         """Which labels are out of bounds."""
 
     def add(self, scores: bytes, places: Sequence[int], values: tuple[float, ...]) -> None:
-        """Take impressions of one request: its ``scores``, float32 [n, labels], whose they are, and the values of their labels."""
+        """Add impressions at ``places`` of one request's ``scores``, float32 [n, labels]; all of them have the label ``values``."""
         self._served.append((scores, places, values))
         self._waiting += len(places)
         if self._waiting >= _BLOCK:
@@ -114,11 +114,11 @@ class ServedCalibration:
             if stray and not self.stray[name]:
                 self._warn(sums.say(name, self._labels[name], self._bounds))
             elif self.stray[name] and not stray:
-                self._inform(f"{name}: served scores average what comes of them again")
+                self._inform(f"{name}: served scores are within bounds again")
             self.sums[name], self.stray[name] = sums, stray
 
     def _sums(self, at: int, scores: npt.NDArray[np.float32], values: npt.NDArray[np.float64]) -> Sums:
         kept = (
             slice(None) if self._is_value[at] else (scores >= 0) & (scores <= 1)
-        )  # what is no probability no model said
+        )  # no model gave a score that is not a probability
         return Sums.of(scores[kept], values[kept])

@@ -1,7 +1,6 @@
-"""Negative sampling: the joiner publishes a share of the negatives, and says which share in every example.
+"""Negative sampling: the joiner publishes a share of the negatives, and every example says which share.
 
-Which ones are kept depends on the seed and the ``example_id`` alone, so a replay, a rebuild, the archive and a test's oracle
-agree on every one.
+The choice depends on the seed and the ``example_id`` alone, so a replay, a rebuild, the archive and a test's oracle agree on it.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ class NegativeSettings(Section):
     """The ``negatives`` section. A negative is an example all of whose labels are 0."""
 
     keep: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
-    """The share of negatives that becomes examples; losses and metrics are corrected for it."""
+    """The share of negatives that become examples; losses and metrics are corrected for it."""
 
 
 class Negatives(NamedTuple):
-    """Which negatives are kept.
+    """Chooses the negatives that are kept.
 
     >>> from streaming.join.negatives import Negatives
     >>> negatives = Negatives(keep=0.1, seed=1)
@@ -34,5 +33,5 @@ class Negatives(NamedTuple):
     seed: int = 0
 
     def keeps(self, example_id: str) -> bool:
-        """Whether a negative of this name (see `identity`) becomes an example."""
+        """Whether a negative with this id (see `identity`) becomes an example."""
         return self.keep >= 1 or xxhash.xxh3_64_intdigest(example_id.encode(), self.seed) < self.keep * 2.0**64

@@ -1,4 +1,4 @@
-"""When to look at which request: a heap for those in memory, keys in RocksDB for those on disk."""
+"""When the joiner looks at each request again: a heap for requests in memory, keys in RocksDB for those on disk."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ NEVER = 2**62
 
 
 class Ordered(Protocol):
-    """Where keys are in order."""
+    """A store whose keys are in order."""
 
     def iter(self) -> Cursor:
-        """A cursor over them."""
+        """Return a cursor over the keys."""
 
 
 class Timers:
-    """Times (ms) and request ids. ``wakes_at`` gives the time of one in memory, -1 where it is gone, None where it is on disk.
+    """Times (ms) at which requests are due. ``wakes_at`` returns that of a request in memory, -1 if gone, None if on disk.
 
-    On disk a timer is the key `key` gives; the store writes and deletes it together with what it wakes.
+    On disk, a timer is the key that `key` returns. The store writes and deletes it together with its request.
     """
 
     def __init__(self, wakes_at: Callable[[str], int | None]) -> None:
         self._wakes_at = wakes_at
         self._heap: list[tuple[int, str]] = []
         self._passed = b"t"
-        """Where timers on disk begin; before it there are only those that went, which a search would wade through."""
+        """Where timers on disk begin. Before it are only deleted ones, which would slow down a search."""
 
     @staticmethod
     def key(at: int, request_id: bytes) -> bytes:
-        """The key of a timer on disk."""
+        """Return the key of a timer on disk."""
         return b"t" + struct.pack(">Q", at) + request_id
 
     def push(self, at: int, request_id: str) -> None:
-        """One in memory is to be woken at ``at``; earlier calls for it are void where ``wakes_at`` differs."""
+        """Set the time of a request in memory. Its timers from earlier calls are void if ``wakes_at`` differs."""
         heapq.heappush(self._heap, (at, request_id))
 
     def stored(self, key: bytes) -> None:
-        """A timer was put on disk."""
+        """Note that a timer was put on disk."""
         self._passed = min(self._passed, key)
 
     def evicted(self) -> None:
-        """Some are on disk only now."""
+        """Drop the timers of requests that are now only on disk."""
         self._heap = [timer for timer in self._heap if self._is_live(timer)]
         heapq.heapify(self._heap)
 
     def due(self, before: int, limit: int, db: Ordered | None) -> list[str]:
-        """Up to ``limit`` ids whose time is before ``before``, each once; those of ``db`` where there is one."""
-        ready: dict[str, None] = {}  # one that came back from disk may stand in the heap twice
+        """Return up to ``limit`` ids whose time is before ``before``, each once, including those in ``db`` if given."""
+        ready: dict[str, None] = {}  # a request that came back from disk may be in the heap more than once
         while self._heap and self._heap[0][0] < before and len(ready) < limit:
             timer = heapq.heappop(self._heap)
             if self._is_live(timer):
@@ -63,7 +63,7 @@ class Timers:
             while cursor.valid() and (key := cursor.key()) < end and len(ready) < limit:
                 self._passed = key + b"\0"
                 request_id = key[9:].decode()
-                # What is in memory has its timer there, and what is gone leaves the disk with the next write.
+                # A request in memory has its timer there; one that is gone leaves the disk with the next write.
                 if self._wakes_at(request_id) is None:
                     ready[request_id] = None
                 cursor.next()
@@ -71,7 +71,7 @@ class Timers:
         return list(ready)
 
     def next_due(self, db: Ordered | None) -> int:
-        """The earliest time (ms) that `due` waits for, or `NEVER`."""
+        """Return the earliest time (ms) that `due` waits for, or `NEVER`."""
         while self._heap and not self._is_live(self._heap[0]):
             heapq.heappop(self._heap)
         earliest = self._heap[0][0] if self._heap else NEVER

@@ -1,1 +1,1 @@
-"""What the topics hold: events, labels, examples, and JSON in place of events."""
+"""The records of the topics: events, labels, examples, and JSON in place of events."""

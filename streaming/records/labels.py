@@ -1,8 +1,7 @@
-"""Labels: which action makes one positive, which decides it negative, and when it is decided.
+"""Labels: the action that makes one positive, the action that decides it negative, and when it is decided.
 
-A label is decided by the first event, in event time, that can decide it, else by its window's close. Nothing about it
-depends on the order of arrival; at the same millisecond a positive action goes before a deciding one, and the larger
-value before the smaller.
+A label is decided by the first event, in event time, that can decide it, else by its window's close. The order of arrival does
+not matter: at the same millisecond, a positive action wins over a deciding one, and the larger value over the smaller.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ class Label(Section):
     action: Action
     """The action that makes the label positive, or gives its value."""
     min_value: float | None = None
-    """The action is positive only with at least this value; without it, always."""
+    """The action is positive only with at least this value; by default, with any."""
     decided_by: Action | None = None
     """The action that ends the wait: without a positive action up to then, the label is negative."""
     window: PositiveDurationMs
-    """At its close, counted from the serving, an undecided label is negative."""
+    """An undecided label is negative this long after the serving."""
     loss: Literal["log", "squared", "zero_inflated_log_normal", "tweedie"] = "log"
-    """Of a class ``log``. Of a value ``squared``, or for many zeros and a heavy tail one whose prediction is the mean."""
+    """For a class ``log``. For a value ``squared``, or for many zeros and a heavy tail one of the others; they predict the mean."""
     weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """The weight of this label's loss in the sum over labels."""
     transform: Literal["none", "log"] = "none"
     """``log`` trains on log(1 + value)."""
     scale: Annotated[float, Field(gt=0)] = 1.0
-    """Values are divided by this first, such as 1000 for seconds out of milliseconds."""
+    """Values are divided by this first, for example by 1000 to turn milliseconds into seconds."""
     max_value: Annotated[float, Field(gt=0, le=FLOAT32_MAX)] | None = None
-    """Larger values count as this much, so that no single one decides what is learned; in the log's unit, before ``scale``."""
+    """Larger values count as this much, so that no single one dominates training; in the logged unit, before ``scale``."""
 
     @model_validator(mode="after")
     def _fits(self) -> Label:
@@ -71,12 +70,12 @@ class Label(Section):
 
     @property
     def predicts_mean(self) -> bool:
-        """Whether what a model says of it adds up to what comes, however values are distributed."""
+        """Whether the model's predictions add up to the labels, however values are distributed."""
         return self.transform == "none"
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """What any value counts as at least and at most: only squared errors of the value itself know less than 0."""
+        """The least and the most that a value counts as; below 0 only with ``squared`` loss of the value itself."""
         least = -float("inf") if self.loss == "squared" and self.transform == "none" else 0.0
         return least, float("inf") if self.max_value is None else self.max_value
 
@@ -85,7 +84,7 @@ LabelSet: TypeAlias = Annotated[dict[Name, Label], Field(min_length=1, max_lengt
 
 
 class Decision(NamedTuple):
-    """The labels of one impression, when the last was decided and when the newest event in it happened (ms)."""
+    """The labels of one impression, when the last was decided, and when the newest deciding event happened (ms)."""
 
     values: tuple[float, ...]
     decided_at: int
@@ -93,14 +92,14 @@ class Decision(NamedTuple):
 
 
 def used_actions(labels: Mapping[str, Label]) -> frozenset[str]:
-    """The actions that any label looks at."""
+    """Return the actions that any label uses."""
     return frozenset(
         action for label in labels.values() for action in (label.action, label.decided_by) if action is not None
     )
 
 
 class Rule(NamedTuple):
-    """A `Label` as `decide` reads it, once for every impression."""
+    """A `Label` prepared once for the `decide` of every impression."""
 
     action: str
     min_value: float
@@ -111,12 +110,12 @@ class Rule(NamedTuple):
 
     @classmethod
     def of(cls, label: Label) -> Rule:
-        """The rule of a label."""
+        """Return the rule of a label."""
         least = -float("inf") if label.min_value is None else label.min_value
         return cls(label.action, least, label.decided_by, label.window, label.is_value, label.bounds)
 
     def decide(self, served_at: int, events: Iterable[tuple[int, str, float]]) -> tuple[float, int, bool]:
-        """Value, time of the decision (ms), and whether an event made it; events are (ms, action, value)."""
+        """Return the value, when it was decided (ms), and whether by an event; events are (ms, action, value)."""
         closes = served_at + self.window
         least, most = self.bounds
         best: tuple[int, int, float] | None = None
@@ -133,7 +132,7 @@ class Rule(NamedTuple):
 
 
 def decide(rules: Iterable[Rule], served_at: int, events: Iterable[tuple[int, str, float]]) -> Decision:
-    """The labels of an impression served at ``served_at`` (ms) with these events (ms, action, value), in any order."""
+    """Return the labels of an impression served at ``served_at`` (ms) with these events (ms, action, value), in any order."""
     values = []
     decided_at = happened_at = served_at
     for rule in rules:

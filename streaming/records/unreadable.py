@@ -1,4 +1,4 @@
-"""Records of `examples` that a reader cannot take: each is a dead letter, and where nothing else comes, reading ends."""
+"""Records of `examples` that cannot be read: each becomes a dead letter, and after too many in a row, reading ends."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from streaming.log import EXAMPLES, Record
 from streaming.records.events import MAX_RECORD_BYTES, BadRecord, DeadLetter
 
 IN_A_ROW = 100
-"""One record may be anybody's mistake; when so many come in a row, it is the reader that has another config."""
+"""One unreadable record may be anybody's mistake; this many in a row mean that the reader has another config."""
 
 
 class Unreadable:
-    """Dead letters of one partition's records, until somebody takes them. ``reader`` is who says so in their details."""
+    """Collects dead letters of one partition's records, until `take`. ``reader`` begins their details."""
 
     def __init__(self, reader: str, partition: int) -> None:
         self._reader = reader
@@ -20,18 +20,18 @@ class Unreadable:
         self._letters: list[DeadLetter] = []
 
     def was_read(self) -> None:
-        """A record could be read."""
+        """Note that a record could be read."""
         self._in_a_row = 0
 
     def add(self, record: Record, bad: BadRecord) -> None:
-        """A record could not be read; `UnreadableError` where none could for too long."""
+        """Add an unreadable record; `UnreadableError` after more than 100 in a row."""
         self._in_a_row += 1
         if self._in_a_row > IN_A_ROW:
             raise UnreadableError(
                 f"{EXAMPLES}/{self._partition}, offset {record.offset}: {bad}; the {IN_A_ROW} records before it cannot be read "
                 "either. Is this the config of the joiners that write there?"
             )
-        # With the payload of the largest record, the letter would be larger than any.
+        # With the payload of the largest record, the letter would be larger than any record may be.
         cut = f"; the first {MAX_RECORD_BYTES} of {len(record.value)} bytes" * (len(record.value) > MAX_RECORD_BYTES)
         self._letters.append(
             DeadLetter(
@@ -45,6 +45,6 @@ class Unreadable:
         )
 
     def take(self) -> list[DeadLetter]:
-        """The dead letters since the last call."""
+        """Return the dead letters since the last call."""
         taken, self._letters = self._letters, []
         return taken
