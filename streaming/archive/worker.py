@@ -1,4 +1,4 @@
-"""The archiver at work on a log: reads `examples`, commits them to the archive, and keeps its files large."""
+"""The archiver's loop: it reads `examples`, commits them to the archive, and keeps the archive's files large."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 class ArchiveWorker:
     """Synchronous: every `step` reads a bounded number of records and commits when it is time.
 
-    What was read since the last commit is in memory, at most 64 MiB and the records of one step. A commit holds all partitions.
+    Records read since the last commit are in memory: at most 64 MiB and those of one step. A commit covers all partitions.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class ArchiveWorker:
         partitions: Sequence[int],
         tell: Callable[[Sequence[DeadLetter]], bool],
     ) -> None:
-        """Begin where the archive ends; `GapError` where the log no longer reaches back to there.
+        """Start where the archive ends; `GapError` if the log no longer goes back that far.
 
-        ``tell`` puts dead letters of records that cannot be read where people find them; False where it could not.
+        ``tell`` sends dead letters of unreadable records, and returns whether it could.
         """
         self._log = log
         self._archive = archive
@@ -49,17 +49,17 @@ class ArchiveWorker:
         self._tidied_at = 0
         self._vacuumed_at: int | None = None
         self.examples = 0
-        """Archived by this worker."""
+        """How many this worker archived."""
         self.commits = 0
         self._start()
 
     def step(self) -> bool:
-        """Read once, and commit where an example waited long enough or enough came together. Whether there is more.
+        """Read once; commit if an example waited long enough or there are enough of them. Return whether there is more to read.
 
-        A record that cannot be read is told of before any commit passes it; `UnreadableError` where none can be read any more.
-        Records without examples, of which an idle stream has one whenever its watermark moves, wait ten times as long, but
-        no more than ten minutes where examples wait less. They are committed all the same: retention deletes them, and where the
-        archive ends before what is left, nobody goes on.
+        An unreadable record's dead letter is sent before a commit passes it; `UnreadableError` after too many in a row.
+        Records without examples (an idle stream has one whenever its watermark moves) wait ten times as long, but at most ten
+        minutes, or ``commit_every_ms`` if that is longer. They must be committed too: retention deletes them, and an archive that
+        ends before the first record left cannot be continued.
         """
         if not self._started:
             self._start()
@@ -71,7 +71,7 @@ class ArchiveWorker:
             more |= len(records) == _RECORDS_AT_ONCE
         letters = [letter for each in self._unreadable.values() for letter in each.take()]
         if letters and not self._tell(letters):
-            self._start()  # nothing passes them
+            self._start()  # no commit may pass unsent letters
             return False
         elapsed_ms, patience = self._clock.elapsed_ms(), self._commit_every_ms
         waited = bool(self._rows) and elapsed_ms - self._waiting_since >= patience
@@ -82,11 +82,11 @@ class ArchiveWorker:
         return more
 
     def commit(self) -> None:
-        """Commit what was read; where another archiver was here before, go on after it instead."""
+        """Commit what was read; if another archiver committed meanwhile, resume after it instead."""
         if not self._moved:
             return
         moved = {partition: self.positions[partition] for partition in self._moved}
-        # Every commit also shows what others committed, which Delta then no longer counts as a conflict: look first.
+        # A commit also loads what others committed, and Delta then no longer reports those as conflicts: check first.
         alone = all(self._archive.position(partition) == self._archived[partition] for partition in moved)
         if not alone or not self._archive.append(self._waiting, moved):
             self._start()
@@ -98,7 +98,7 @@ class ArchiveWorker:
         self._tidy()
 
     def _start(self) -> None:
-        self._started = False  # where the log does not answer, the next step tries again
+        self._started = False  # if the log does not answer, the next step tries again
         self._forget_waiting()
         self._unreadable = {at: Unreadable("not archived", at) for at in self._partitions}
         self._archived: dict[int, Position | None] = {at: self._archive.position(at) for at in self._partitions}
@@ -108,7 +108,7 @@ class ArchiveWorker:
             check_no_gap(self._log, EXAMPLES, partition, position.offset)
             positions[partition] = position
         self.positions = positions
-        """How far each partition was read."""
+        """The next position to read, by partition."""
         self._started = True
 
     def _forget_waiting(self) -> None:
@@ -138,7 +138,7 @@ class ArchiveWorker:
             self._bytes += len(record.value)
 
     def _tidy(self) -> None:
-        """Compact when event time came to another hour, and delete what is no longer used once a day."""
+        """Compact when event time enters another hour; once a day, delete files that are no longer used."""
         watermark = min(position.watermark for position in self.positions.values())
         if watermark // _HOUR_MS > self._tidied_at // _HOUR_MS:
             self._archive.compact(watermark)
