@@ -1,7 +1,7 @@
-"""A disk of one folder below `LocalFiles`: what is not synced is lost or torn when the machine goes down.
+"""A simulated disk with one folder, below `LocalFiles`: what is not synced is lost or torn when the machine goes down.
 
-Names are kept in the order of their changes, as journals of file systems do; bytes are not: a file that was renamed before it was
-synced may come back empty or cut off.
+Changes of names survive in their order, as in a file system's journal. Bytes do not: a file that was renamed before it was synced
+may come back empty or cut off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Inode:
 
 
 class Disk:
-    """``full`` makes writes fail, some after a part of the bytes."""
+    """A disk; ``full`` makes writes fail, some of them after a part of the bytes."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng

@@ -1,4 +1,4 @@
-"""Processes that can die or be suspended between any two of their steps that others can see."""
+"""Processes that can die, or be suspended, between any two steps that are visible to others."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 
 class Crash(BaseException):
-    """The process is gone: nothing of it runs on, no handler and nothing that tidies up."""
+    """The process died: nothing of it may run any more, neither handlers nor clean-up."""
 
 
 class Process:
-    """One life of a component. ``touch`` comes before everything that it reads or writes outside of its own memory.
+    """One life of a component, which calls ``touch`` before every read or write outside its own memory.
 
-    ``crash_in`` and ``suspend_in`` count such steps; ``suspended`` runs the others meanwhile.
+    ``crash_in`` and ``suspend_in`` count such steps; ``suspended`` runs the other processes meanwhile.
     """
 
     def __init__(self, name: str, suspended: Callable[[Process], None]) -> None:
@@ -21,7 +21,7 @@ class Process:
         self.crash_in = 0
         self.suspend_in = 0
         self.last = ""
-        """The step before which it stands."""
+        """The step that it is about to take."""
         self._suspended = suspended
 
     def touch(self, step: str) -> None:

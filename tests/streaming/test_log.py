@@ -1,4 +1,4 @@
-"""The embedded log: records come back in order, from where they were asked for, also after a restart."""
+"""The embedded log: records come back in order from any offset, also after a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def log(tmp_path: Path) -> EmbeddedLog:
 
 
 def open_log(folder: Path, durable: bool = False) -> EmbeddedLog:
-    """With a clock that stands at 0, so that records can be compared."""
+    """Open a log with a clock that stays at 0, so that records can be compared."""
     return EmbeddedLog(folder / "log", durable=durable, clock=EventClock())
 
 
@@ -48,7 +48,7 @@ def test_offsets_sort_as_numbers(log: EmbeddedLog) -> None:
 
 
 def test_partitions_and_topics_do_not_mix(log: EmbeddedLog) -> None:
-    """Names that begin alike, and partitions whose bytes do, are others all the same."""
+    """Even if the names of topics, or the bytes of partitions, begin alike."""
     places = [(topic, partition) for topic in ("a", "a-b", "ab", "b") for partition in (0, 1, 256)]
     for at, (topic, partition) in enumerate(places):
         assert log.end(topic, partition) == 0
@@ -90,7 +90,7 @@ def test_trimmed_records_are_gone(log: EmbeddedLog) -> None:
 
 
 def test_an_empty_partition_can_be_trimmed(log: EmbeddedLog) -> None:
-    """As the loop does with an input that nothing has arrived in yet."""
+    """The loop does this to an input without records."""
     log.trim("topic", 0, 0)
     log.append("topic", 0, [b"0"])
     assert log.read("topic", 0, 0, 10) == numbered(0, 1)

@@ -61,7 +61,7 @@ def test_every_text_has_an_id_of_64_bits(text: str) -> None:
 
 
 def test_the_ids_of_texts_do_not_change() -> None:
-    """Rows are found by them in every later version: these are the values of XXH3-64 with seed 0."""
+    """Later versions must find the same rows: these are the values of XXH3-64 with seed 0."""
     assert text_id("") == MISSING == 0x2D06800538D394C2
     assert text_id("abc") == 0x78AF5F94892F3950
 
@@ -109,7 +109,7 @@ def test_truth_values_are_one_and_zero() -> None:
 
 @pytest.mark.parametrize("number", [2**63, 2**63 + 5, 2**64 - 1])
 def test_integers_of_64_bits_without_sign_are_as_their_texts(number: int) -> None:
-    """So that no two of them share a row: 2^64 - 1 is not -1."""
+    """No two of them may share a row: 2^64 - 1 is not -1."""
     found = ids_of(pa.array([number, 7, None], pa.uint64())).tolist()
     assert found == [hashed(str(number)), 7, MISSING] == ids_of(pa.array([str(number), "7", None])).tolist()
 
@@ -141,7 +141,7 @@ def test_what_is_no_id_is_a_type_error(values: pa.Array) -> None:
 
 
 def test_a_number_that_is_none_is_missing() -> None:
-    """Integers with gaps are floats in much of what writes logs, and nan is their gap."""
+    """Many programs write integers with gaps as floats, with NaN for a gap."""
     assert ids_of(pa.array([1.0, float("nan"), None])).tolist() == [1, MISSING, MISSING]
 
 

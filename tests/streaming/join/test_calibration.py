@@ -1,4 +1,4 @@
-"""Served calibration: who is told when scores do not add up to labels, when not, and that no score ends it."""
+"""Served calibration: scores that do not add up to their labels are reported, chance is not, and no score breaks it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Told:
         self.served = ServedCalibration(LABELS, BOUNDS, self.warned.append, self.informed.append)
 
     def serve(self, likes: float, score: float, requests: int = 500) -> None:
-        """``requests`` of two impressions, a share of which is liked, all scored alike; whoever likes spends 10."""
+        """Add ``requests`` of two impressions with equal scores. A share ``likes`` of the requests is liked; a like spends 10."""
         for at in range(requests):
             liked = math.floor((at + 1) * likes) - math.floor(at * likes)
             scores = np.array([[score, 10 * score]] * 3, np.float32).tobytes()
@@ -58,7 +58,7 @@ def test_a_loss_that_predicts_no_mean_is_named_with_those_that_do() -> None:
 
 
 def test_too_few_labels_say_nothing() -> None:
-    """Two likes where one was promised are no calibration of 2."""
+    """Two likes where one was predicted are chance, not a calibration of 2."""
     told = Told()
     told.serve(0.002, 0.001, 500)
     assert not told.warned

@@ -1,4 +1,4 @@
-"""A joiner's folder opens, or begins anew where its files are damaged; what is closed gives its memory back."""
+"""A joiner's folder opens, or starts empty if its files are damaged; a closed state releases its memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_state(folder: Path) -> JoinState:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of a state that was written and closed."""
+    """The folder of a state that was written and closed."""
     state = open_state(tmp_path / "0")
     state.write(HEAD)
     state.close()
@@ -51,7 +51,7 @@ def cut(pattern: str) -> Callable[[Path], None]:
 
 
 def flip(folder: Path) -> None:
-    """A bit of the block before the footer."""
+    """Flip a bit of the block before the footer."""
     for path in folder.glob("*.sst"):
         content = bytearray(path.read_bytes())
         content[-60] ^= 1
@@ -87,7 +87,7 @@ def test_a_folder_with_damaged_or_missing_files_begins_anew(
 
 
 def test_a_damaged_block_is_no_end(tmp_path: Path) -> None:
-    """RocksDB's cursor stops at one as it does at its last key, and what is due after it would never be decided."""
+    """RocksDB's cursor stops at a damaged block as at its last key: requests after it would never be decided."""
     folder, count = tmp_path / "0", 10_000
     state = open_state(folder)
     for number in range(count):
@@ -110,7 +110,7 @@ def test_a_damaged_block_is_no_end(tmp_path: Path) -> None:
 
 
 def rewritten(state: JoinState, requests: int) -> None:
-    """Every request is written again, and with little memory for that RocksDB compacts meanwhile."""
+    """Write every request again; with small write buffers, RocksDB compacts meanwhile."""
     for number in range(requests):
         pending = Pending()
         state.wake(f"r{number}", pending, number)
@@ -121,7 +121,7 @@ def rewritten(state: JoinState, requests: int) -> None:
 def test_a_state_whose_damage_is_found_by_compaction_is_discarded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From then on RocksDB refuses to write, and to close in peace."""
+    """After that, RocksDB refuses to write, and closing fails too."""
     monkeypatch.setattr(join_store, "_WRITE_BUFFER_BYTES", 64 << 10)
     folder = tmp_path / "0"
     state = open_state(folder)
@@ -180,7 +180,7 @@ def test_a_damaged_folder_begins_anew_though_one_discarded_before_is_left(folder
 def test_what_passes_ends_the_joiner_and_leaves_its_state(
     error: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As rocksdict says it; the tests may be run by root, who is refused nothing."""
+    """The errors are those of rocksdict. Real ones are not an option: root, who may run the tests, has every permission."""
 
     def refused(*_: object) -> None:
         raise Exception(error)
@@ -221,7 +221,7 @@ def test_a_closed_state_gives_its_memory_back_without_a_search_for_cycles(tmp_pa
     gc.disable()
     try:
         state.close()
-        assert sys.getrefcount(pending) == held, "whoever still has the state has no requests by it"
+        assert sys.getrefcount(pending) == held, "a closed state still holds requests"
         del state
         assert gone() is None
     finally:

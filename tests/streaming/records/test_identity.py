@@ -1,4 +1,4 @@
-"""What examples are called."""
+"""Ids of examples."""
 
 from __future__ import annotations
 

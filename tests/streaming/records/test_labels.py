@@ -1,4 +1,4 @@
-"""What a value counts as, by the joiner's rule and by the log's truth, which are compared elsewhere."""
+"""How values are clipped, by the joiner's rule and by the log's truth; other tests compare the two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of own logs in every format, and what is read from them: for the tests of the source."""
+"""Rows of own logs in every format, and how the tests of the source read them."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_dates_of_parquet(tmp_path: Path) -> None:
 
 
 def test_dictionaries_of_parquet(tmp_path: Path) -> None:
-    """As pandas writes categories."""
+    """pandas writes categories like this."""
     item = pa.array(["a", "b", None, "a"]).dictionary_encode()
     table = pa.table({"t": [T, T + 1, T + 2, T + 3], "user": [1, 2, 3, 4], "item": item})
     pa.parquet.write_table(table, tmp_path / "log.parquet")

@@ -1,4 +1,4 @@
-"""Own logs whose files cannot be used: every mistake is told, at once, and never thrown."""
+"""Own logs whose files cannot be used: all mistakes are reported together, and none is a traceback."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_no_bytes_end_it_with_anything_but_problems(tmp_path: Path, kind: str, c
 
 
 def test_json_lines_of_null_do_not_end_the_process(tmp_path: Path) -> None:
-    """Arrow's reader does (26.0 reads into nowhere), so this one is tried in a process of its own."""
+    """Arrow's own reader crashes the process (26.0 reads invalid memory), so this test runs ours in another process."""
     write(tmp_path / "log.jsonl", [])
     (tmp_path / "log.jsonl").write_text("null\nnull\n")
     program = (

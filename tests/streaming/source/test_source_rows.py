@@ -1,4 +1,4 @@
-"""Own logs with rows that cannot be used: each costs itself, and is told."""
+"""Own logs with unusable rows: each one is left out and reported, and the others are used."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def spoiled(at: int, **changes: Any) -> list[Row]:
 
 
 def columns_of(kind: str, rows: list[Row], column: str) -> list[Row]:
-    """Parquet has one type a column, so that a broken number makes it text."""
+    """Parquet has one type per column, so a broken number turns the column into text."""
     if kind != "parquet":
         return rows
     return [{**row, column: None if row[column] is None else str(row[column])} for row in rows]
@@ -161,7 +161,7 @@ def test_engagements_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_engagement_with_a_broken_value_is_none(tmp_path: Path, kind: str) -> None:
-    """It counts as refused, so it must not decide a label with a value that nobody gave."""
+    """It counts as refused, so it must not decide a label with a made-up value."""
     engaged = columns_of(kind, [ENGAGED[0], {**ENGAGED[1], "much": "lots"}], "much")
     write(tmp_path / f"engaged.{kind}", engaged)
     events = load_rows(tmp_path, kind, KEYED, actions={}, **engagement_file(kind))
@@ -202,7 +202,7 @@ def test_an_action_of_a_column_with_such_a_value_is_refused(tmp_path: Path, kind
     ("kind", "missing"), [*((kind, None) for kind in FORMATS), ("parquet", math.nan)], ids=lambda value: str(value)
 )
 def test_what_is_missing_is_missing_however_it_is_written(tmp_path: Path, kind: str, missing: float | None) -> None:
-    """Of an engagement the value is then 1; an action whose value or ``when`` is missing did not happen; a feature is 0."""
+    """A missing engagement's value is 1, and a missing feature 0; an action without its value or ``when`` did not happen."""
     write(tmp_path / f"engaged.{kind}", [{**ENGAGED[0], "much": missing}, ENGAGED[1]])
     events = load_rows(tmp_path, kind, KEYED, actions={}, **engagement_file(kind))
     assert (events.rejects, events.engagements.value.tolist()) == ([], [1, 1])
@@ -219,7 +219,7 @@ def test_what_is_missing_is_missing_however_it_is_written(tmp_path: Path, kind: 
 def test_a_number_that_makes_none_of_32_bits_is_refused_alone(
     tmp_path: Path, kind: str, transform: str, value: float
 ) -> None:
-    """As in records and ranking requests, where its request is."""
+    """Records and ranking requests with such a number are refused too, as a whole."""
     if kind == "jsonl" and math.isinf(value):
         return
     wanted = features(price={"kind": "dense", "column": "price", "transform": transform})
