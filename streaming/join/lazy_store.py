@@ -1,4 +1,4 @@
-"""A state store for joiners whose state mostly fits in memory: nothing is on disk until something has to be."""
+"""A state store for one run, whose state mostly fits in memory: nothing is on disk until something has to be."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ class LazyStore:
         """Close what was opened."""
         if self._store is not None:
             self._store.close()
+
+    def is_damage(self, error: Exception) -> bool:
+        """Never: a run's log keeps nothing that was joined, so what is lost ends the run."""
+        return False
 
 
 class _NoKeys:

@@ -17,7 +17,6 @@ from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import ForgottenError
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
-from streaming.join.store import is_damage
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError, NoLeaderError
 from streaming.patience import Patience
 
@@ -232,7 +231,7 @@ class JoinService:
 
     def _damaged(self, member: Member, error: Exception) -> None:
         """Files of a state may be found damaged long after they were opened; whatever else it is, is raised."""
-        if not is_damage(error):
+        if not member.state.is_damage(error):
             raise error
         error.__traceback__ = None  # its frames hold cursors, and they the files, which would not open again
         member.join.discard()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streaming.join.pending import OVERHEAD_BYTES, Pending
-from streaming.join.store import Batch, JoinStore, RocksStore, is_damage
+from streaming.join.store import Batch, JoinStore, RocksStore
 from streaming.join.timers import Timers
 from streaming.records.events import Request, encode
 from streaming.records.examples import Published
@@ -109,7 +109,7 @@ class JoinState:
         try:
             self.reload()
         except Exception as error:  # rocksdict raises no narrower kind
-            if not is_damage(error):
+            if not self.is_damage(error):
                 raise
             _log.warning("%s is damaged and begins anew, from what Kafka keeps: %s", folder, error)
             self.discard()
@@ -245,6 +245,10 @@ class JoinState:
     def forget_emitted(self) -> None:
         """What `note_emitted` was told is in the entries."""
         self._db.delete_range(b"e", b"f")
+
+    def is_damage(self, error: Exception) -> bool:
+        """Whether the state is damaged and may begin anew."""
+        return self._db.is_damage(error)
 
     def discard(self) -> None:
         """Begin anew with an empty folder."""

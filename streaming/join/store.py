@@ -72,6 +72,9 @@ class JoinStore(Protocol):
     def close(self) -> None:
         """Let go of it."""
 
+    def is_damage(self, error: Exception) -> bool:
+        """Whether an error tells that what was written is lost, and may be made anew from the log."""
+
 
 def is_damage(error: Exception) -> bool:
     """Whether files turned out to be damaged or missing; a full disk or a missing permission is nothing of that kind."""
@@ -134,6 +137,10 @@ class RocksStore:
             if not is_damage(error):
                 raise
             _log.warning("%s was closed damaged: %s", self._folder, error)
+
+    def is_damage(self, error: Exception) -> bool:
+        """Whether files turned out to be damaged or missing."""
+        return is_damage(error)
 
 
 def _open(folder: Path) -> Rdict:

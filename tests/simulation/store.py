@@ -101,3 +101,6 @@ class Store:
 
     def close(self) -> None:
         pass
+
+    def is_damage(self, error: Exception) -> bool:
+        return False
