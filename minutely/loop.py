@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,10 @@ from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.features.columns import slice_columns
 from streaming.join.core import Joiner
-from streaming.join.embedded import EmbeddedJoiner
+from streaming.join.embedded import catch_up, embedded_service
 from streaming.join.lazy_store import LazyStore
+from streaming.join.partition import JoinPartition
+from streaming.join.service import JoinService
 from streaming.join.state import JoinState
 from streaming.join.store import RocksStore
 from streaming.join.timers import NEVER
@@ -74,8 +77,8 @@ class Served:
 class EmbeddedLoop:
     """Takes a log through the loop. ``cadences`` name the replicas; the first one serves, the others watch from the warm-up on.
 
-    ``files`` takes the published versions. The warm-up is the first
-    ``warmup`` share of the impressions; when it ends, every replica pulls everything.
+    ``joining`` is the joiners' service over ``log``, by ``clock``, and not started. ``files`` takes the published versions. The
+    warm-up is the first ``warmup`` share of the impressions; when it ends, every replica pulls everything.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class EmbeddedLoop:
         pipeline: Pipeline,
         events: LoggedEvents,
         log: EmbeddedLog,
-        state: JoinState,
+        joining: JoinService,
         clock: EventClock,
         files: Files,
         cadences: Mapping[str, int | None],
@@ -98,7 +101,9 @@ class EmbeddedLoop:
         self._step_ms = pipeline.train.step_every
         self._producer = Producer(events, pipeline.features)
         self._log = log
-        self._join = EmbeddedJoiner(log, pipeline.join_spec(), state, clock, _PARTITION)
+        self._joining = joining
+        joining.start()
+        catch_up(joining)
         self.trainer = make_trainer(pipeline)
         self._train = TrainWorker(self._log, self.trainer, self.joiner.format, _PARTITION)
         self.deltas = DeltaLog(files, pipeline.form(), pipeline.sync.keep_deltas, precision=pipeline.sync.rows)
@@ -120,7 +125,11 @@ class EmbeddedLoop:
     @property
     def joiner(self) -> Joiner:
         """The joiner's core."""
-        return self._join.partition.joiner
+        return self._join.joiner
+
+    @property
+    def _join(self) -> JoinPartition:
+        return self._joining.members[_PARTITION].join
 
     @property
     def impressions(self) -> int:
@@ -145,7 +154,7 @@ class EmbeddedLoop:
         self.clock.move_to(end)
         self._serve(start, end)
         self._act(end)
-        self._join.step()
+        catch_up(self._joining)
         before = self.trainer.examples
         while self._train.step():
             pass
@@ -261,7 +270,7 @@ class EmbeddedLoop:
         """Seal and publish a version at event time ``now``."""
         dense = dense or self._dense.is_due(now)
         offsets = offsets_of([self._train])
-        offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.partition.offsets.items()}
+        offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.offsets.items()}
         cut = cut_of(self.trainer, min(self._train.watermark, now), now, offsets, dense=dense, state=state)
         epoch = self.trainer.seal()
         measuring = self.measures.before(epoch)
@@ -278,7 +287,7 @@ class EmbeddedLoop:
                 served.unpulled_since = served.unpulled_since or now
         if manifest.version % _TRIM_EVERY == 0:
             self._log.trim(EXAMPLES, _PARTITION, self._train.offset)
-            for topic, offset in self._join.partition.offsets.items():
+            for topic, offset in self._join.offsets.items():
                 self._log.trim(topic, _PARTITION, offset)
 
     def _pull(self, served: Served, now: int) -> None:
@@ -347,9 +356,7 @@ def open_loop(
 ) -> Iterator[EmbeddedLoop]:
     """A loop whose log, and joiner state beyond its memory, are in ``folder``; closed at the end."""
     clock, archiver = EventClock(), None
-    log = EmbeddedLog(folder / "log", durable=False, clock=clock)
-    state = open_state(pipeline, folder / "pending")
-    try:
+    with closing(EmbeddedLog(folder / "log", durable=False, clock=clock)) as log:
         if pipeline.archive is not None:
             examples = ExampleFormat(pipeline.features, pipeline.labels)
             archive = Archive(str(folder / "archive"), examples)
@@ -359,7 +366,9 @@ def open_loop(
                 return True
 
             archiver = ArchiveWorker(log, archive, examples, clock, NEVER, [_PARTITION], tell)
-        yield EmbeddedLoop(pipeline, events, log, state, clock, files, cadences, warmup, archiver)
-    finally:
-        log.close()
-        state.close()
+        open_pending = partial(open_state, pipeline, folder / "pending")
+        joining = embedded_service(log, pipeline.join_spec(), open_pending, clock, _PARTITION)
+        try:
+            yield EmbeddedLoop(pipeline, events, log, joining, clock, files, cadences, warmup, archiver)
+        finally:
+            joining.leave()

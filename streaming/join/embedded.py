@@ -1,25 +1,26 @@
-"""A partition's joiner over the embedded log, in one process: what `minutely replay` runs.
+"""The embedded log as the joiners' service needs it, in one process: what `minutely replay` runs.
 
-The partition, its recovery and its state are those of the service on Kafka. A transaction is one write to the log, with what it
+The service, its partition, recovery and state are those that run on Kafka. A transaction is one write to the log, with what it
 says beside its records.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from streaming.clock import Clock
-from streaming.join.brokers import Outgoing
+from streaming.join.brokers import Fetched, History, Outgoing, Outlet, Place
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.join.partition import JoinPartition
+from streaming.join.service import JoinService
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
 
+_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _RECORDS_AT_ONCE = 4096
-_ENDED = {IMPRESSIONS: True, ENGAGEMENTS: True}
 
 
 class EmbeddedOutlet:
@@ -67,32 +68,89 @@ class EmbeddedHistory:
             yield self._log.read(topic, self._partition, at, min(_RECORDS_AT_ONCE, stop - at))
 
 
-class EmbeddedJoiner:
-    """One partition's joiner, which `step` drives; nothing else writes to the log meanwhile."""
+class EmbeddedBrokers:
+    """`Brokers` over one partition. It is always ours, and no call fails: the log is in this process, and nobody else joins it."""
 
-    def __init__(self, log: EmbeddedLog, spec: JoinSpec, state: JoinState, clock: Clock, number: int = 0) -> None:
-        """All that is due is emitted at once, and the state goes to disk only where its memory is full."""
+    def __init__(self, log: EmbeddedLog, partition: int) -> None:
         self._log = log
-        self._clock = clock
-        self._number = number
-        self.partition = JoinPartition(
+        self._partition = partition
+        self._partitions = frozenset({partition})
+        self._positions: dict[Place, int] = {}
+
+    def join(self) -> None:
+        """There is nobody to share with."""
+
+    def assigned(self) -> frozenset[int]:
+        """The one partition."""
+        return self._partitions
+
+    def leave(self) -> None:
+        """The log is closed by whoever opened it."""
+
+    def outlet(self, partition: int) -> EmbeddedOutlet:
+        """Where its transactions go."""
+        return EmbeddedOutlet(self._log, partition)
+
+    def history(self, partition: int) -> EmbeddedHistory:
+        """What is still kept of it."""
+        return EmbeddedHistory(self._log, partition)
+
+    def check_leaders(self, partitions: Collection[int]) -> None:
+        """The log is always there."""
+
+    def begins(self, partitions: Collection[int]) -> dict[Place, int]:
+        """The first offsets that are kept of both inputs."""
+        return {(topic, partition): self._log.begin(topic, partition) for partition in partitions for topic in _INPUTS}
+
+    def ends(self, partitions: Collection[int]) -> dict[Place, int]:
+        """The offsets after the last records of both inputs."""
+        return {(topic, partition): self._log.end(topic, partition) for partition in partitions for topic in _INPUTS}
+
+    def read_on(self, positions: Mapping[Place, int]) -> None:
+        """Read these places and no others, each from that offset."""
+        self._positions = dict(positions)
+
+    def read(self) -> Fetched:
+        """All that is there: whoever replays appends one step of event time, and it is joined whole."""
+        found = {}
+        for place, offset in self._positions.items():
+            topic, partition = place
+            end = self._log.end(topic, partition)
+            if offset < end:
+                found[place] = self._log.read(topic, partition, offset, end - offset)
+                self._positions[place] = end
+        return Fetched(found, {}, {})
+
+
+def embedded_service(
+    log: EmbeddedLog, spec: JoinSpec, open_state: Callable[[], JoinState], clock: Clock, partition: int = 0
+) -> JoinService:
+    """The joiners' service over one partition, for a caller that drives it by `catch_up`.
+
+    All that is due comes out at once, so that the examples of a step are in one order. The state goes to disk only where its
+    memory is full, and the watermark is told whenever it moved.
+    """
+
+    def make(number: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
+        state = open_state()
+        return state, JoinPartition(
             spec,
             state,
-            EmbeddedOutlet(log, number),
-            EmbeddedHistory(log, number),
+            outlet,
+            history,
             clock,
             number,
             new_id=lambda: "embedded",
             write_every_ms=NEVER,
-            requests_at_once=NEVER,
+            requests_at_once=None,
         )
-        for _ in self.partition.recover():
-            pass
 
-    def step(self) -> None:
-        """Read both inputs to their end, and emit all that this decides."""
-        partition = self.partition
-        for topic in (IMPRESSIONS, ENGAGEMENTS):
-            while records := self._log.read(topic, self._number, partition.offsets[topic], _RECORDS_AT_ONCE):
-                partition.take(topic, records)
-        partition.step(_ENDED, self._clock.now_ms(), tell_every_ms=1)
+    return JoinService(EmbeddedBrokers(log, partition), make, clock, max_wait_ms=1, batch_records=1, tell_every_ms=1)
+
+
+def catch_up(service: JoinService) -> None:
+    """Join all that the log holds as of the clock's time, which stands still meanwhile, as does the log."""
+    service.round()
+    while not service.caught_up:
+        assert all(member.patience.ready for member in service.members.values()), "no clock moves"
+        service.round()

@@ -40,10 +40,10 @@ class JoinPartition:
         new_id: Callable[[], str],
         served: ServedCalibration | None = None,
         write_every_ms: int = 5000,
-        requests_at_once: int = 2000,
+        requests_at_once: int | None = 2000,
     ) -> None:
         """The state goes to disk every ``write_every_ms``, or when its memory is full. A batch looks at up to ``requests_at_once``
-        that are due. ``new_id`` names a state that is made anew."""
+        that are due, None: at all. ``new_id`` names a state that is made anew."""
         self._spec = spec
         self._state = state
         self._outlet = outlet

@@ -60,7 +60,7 @@ class Recovery:
         clock: Clock,
         partition: int,
         new_id: Callable[[], str],
-        requests_at_once: int,
+        requests_at_once: int | None,
     ) -> None:
         self._spec = spec
         self._state = state

@@ -15,7 +15,7 @@ from minutely.config import Pipeline
 from minutely.join import make_join_service
 from minutely.loop import open_state
 from streaming.clock import EventClock, WallClock
-from streaming.join.embedded import EmbeddedJoiner
+from streaming.join.embedded import catch_up, embedded_service
 from streaming.join.metrics import JoinMetrics
 from streaming.join.service import JoinService
 from streaming.kafka.settings import KafkaSettings
@@ -42,15 +42,15 @@ def embedded(pipeline: Pipeline, traffic: Traffic, folder: Path) -> pa.Table:
     """The examples of the same records through the embedded log, in the order of their ids."""
     clock = EventClock(now_ms())
     log = EmbeddedLog(folder / "log", durable=False, clock=clock)
-    state = open_state(pipeline, folder / "pending")
-    joiner = EmbeddedJoiner(log, pipeline.join_spec(), state, clock)
+    service = embedded_service(log, pipeline.join_spec(), partial(open_state, pipeline, folder / "pending"), clock)
+    service.start()
     for event in traffic.events:
         log.append(event.topic, 0, [event.value])
-    joiner.step()
+    catch_up(service)
     records = log.read(EXAMPLES, 0, 0, log.end(EXAMPLES, 0))
-    batches = [joiner.partition.joiner.format.decode(record.value)[0] for record in records]
+    batches = [service.members[0].join.joiner.format.decode(record.value)[0] for record in records]
+    service.leave()
     log.close()
-    state.close()
     return pa.Table.from_batches(batches).sort_by("example_id").combine_chunks()
 
 

@@ -23,6 +23,8 @@ from paramserver.files import Files
 from serving.replica import Replica
 from streaming.clock import Clock, EventClock
 from streaming.features.columns import slice_columns
+from streaming.join.embedded import embedded_service
+from streaming.join.service import JoinService
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
 from streaming.records.events import Request
 from streaming.records.identity import example_id
@@ -127,17 +129,26 @@ class UntrimmedLog(EmbeddedLog):
         return [record.value for record in super().read(topic, 0, 0, self.end(topic, 0))]
 
 
+def all_at_once(pipeline: Pipeline, log: EmbeddedLog, clock: EventClock) -> JoinService:
+    return embedded_service(log, pipeline.join_spec(), roomy_state, clock)
+
+
 class Ran:
     """A loop at its end, with what its log holds by topic, its files, and the ids of the examples in the order in which they
     were trained."""
 
     def __init__(
-        self, pipeline: Pipeline, events: LoggedEvents, cadences: Mapping[str, int | None], warmup: float = 0.5
+        self,
+        pipeline: Pipeline,
+        events: LoggedEvents,
+        cadences: Mapping[str, int | None],
+        warmup: float = 0.5,
     ) -> None:
         self.files, self.trained = MemoryFiles(), list[str]()
         clock = EventClock()
         with TemporaryDirectory() as folder, closing(UntrimmedLog(Path(folder), clock)) as log:
-            self.loop = EmbeddedLoop(pipeline, events, log, roomy_state(), clock, self.files, cadences, warmup)
+            service = all_at_once(pipeline, log, clock)
+            self.loop = EmbeddedLoop(pipeline, events, log, service, clock, self.files, cadences, warmup)
             train = self.loop.trainer.train
 
             def noted(batch: pa.RecordBatch) -> np.ndarray:
@@ -368,7 +379,7 @@ def test_a_loop_can_end_early(pipeline: Pipeline, events: LoggedEvents, tmp_path
     """As with Ctrl-C: what was learned by then is published whole."""
     clock, files = EventClock(), MemoryFiles()
     log = EmbeddedLog(tmp_path / "log", durable=False, clock=clock)
-    loop = EmbeddedLoop(pipeline, events, log, roomy_state(), clock, files, {"60s": MINUTE}, 0.5)
+    loop = EmbeddedLoop(pipeline, events, log, all_at_once(pipeline, log, clock), clock, files, {"60s": MINUTE}, 0.5)
     for _ in range(40):
         assert loop.tick()
     loop.finish()

@@ -19,6 +19,7 @@ from minutely.loop import EmbeddedLoop
 from paramserver.delta_log import Cut
 from paramserver.manifest import Manifest
 from streaming.clock import EventClock
+from streaming.join.embedded import embedded_service
 from streaming.log import EmbeddedLog
 from streaming.source.load import load
 from tests.minutely.test_loop import HOUR, MINUTE, START, make_pipeline
@@ -95,7 +96,8 @@ def replayed(case: Timed, folder: Path) -> Replayed:
     newest = 0
     clock = EventClock()
     with closing(EmbeddedLog(folder / "log", durable=False, clock=clock)) as log:
-        loop = EmbeddedLoop(pipeline, events, log, roomy_state(), clock, MemoryFiles(), cadences, case.warmup)
+        joining = embedded_service(log, pipeline.join_spec(), roomy_state, clock)
+        loop = EmbeddedLoop(pipeline, events, log, joining, clock, MemoryFiles(), cadences, case.warmup)
         train, publish = loop.trainer.train, loop.deltas.publish
 
         def trained(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:

@@ -18,11 +18,12 @@ from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join import core as joiner
 from streaming.join.core import Joiner
-from streaming.join.embedded import EmbeddedJoiner
+from streaming.join.embedded import embedded_service
 from streaming.join.lazy_store import LazyStore
 from streaming.join.negatives import Negatives
 from streaming.join.pending import Pending
 from streaming.join.policy import Living
+from streaming.join.service import JoinService
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
@@ -299,10 +300,12 @@ class SpillingState(JoinState):
         return len(self._entries)
 
 
-def embedded_joiner(log: EmbeddedLog, clock: EventClock, lateness: int = 0) -> EmbeddedJoiner:
-    """Of clicks, as a replay runs it."""
+def clicks_service(log: EmbeddedLog, clock: EventClock, lateness: int = 0) -> JoinService:
+    """The joiners' service as a replay runs it, started."""
     spec = JoinSpec(FEATURES, CLICK, JoinSettings(lateness=f"{lateness}ms"))
-    return EmbeddedJoiner(log, spec, roomy_state(), clock)
+    service = embedded_service(log, spec, roomy_state, clock)
+    service.start()
+    return service
 
 
 def join(core: Joiner, records: Sequence[Arrival], rng: random.Random) -> Iterator[joiner.JoinOutput]:

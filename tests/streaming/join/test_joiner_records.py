@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.clock import EventClock
+from streaming.join.embedded import catch_up
 from streaming.join.negatives import Negatives
 from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
@@ -35,7 +36,7 @@ from tests.streaming.join.join_world import (
     Done,
     Served,
     by_id,
-    embedded_joiner,
+    clicks_service,
     engagement_record,
     make_joiner,
     reasons,
@@ -209,14 +210,13 @@ def test_an_item_that_is_seldom_clicked_is_a_negative_now_and_then() -> None:
 
 
 def test_the_watermark_is_told_when_there_is_nothing_else_to_say(tmp_path: Path) -> None:
-    clock = EventClock(5000)
+    clock = EventClock()
     with closing(EmbeddedLog(tmp_path, durable=False, clock=clock)) as log:
-        joiner = embedded_joiner(log, clock, lateness=100)
-        joiner.step()
-        joiner.step()
-        clock.move_to(6000)
-        joiner.step()
-        example_format = joiner.partition.joiner.format
+        service = clicks_service(log, clock, lateness=100)
+        for now in (4000, 5000, 5000, 6000):
+            clock.move_to(now)
+            catch_up(service)
+        example_format = service.members[0].join.joiner.format
         told = [example_format.decode(record.value) for record in log.read(EXAMPLES, 0, 0, 10)]
     assert [(batch.num_rows, watermark) for batch, watermark in told] == [(0, 4900), (0, 5900)]
 
@@ -224,9 +224,9 @@ def test_the_watermark_is_told_when_there_is_nothing_else_to_say(tmp_path: Path)
 def test_dead_letters_go_to_their_topic(tmp_path: Path) -> None:
     clock = EventClock(5000)
     with closing(EmbeddedLog(tmp_path, durable=False, clock=clock)) as log:
-        joiner = embedded_joiner(log, clock)
+        service = clicks_service(log, clock)
         log.append(IMPRESSIONS, 0, [b"\xc1"])
-        joiner.step()
+        catch_up(service)
         (record,) = log.read(DEAD_LETTERS, 0, 0, 10)
     letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
     assert (letter.topic, letter.offset, letter.reason, letter.payload) == (IMPRESSIONS, 0, "malformed", b"\xc1")

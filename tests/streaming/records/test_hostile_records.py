@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from streaming.join.core import Joiner
+from streaming.join.embedded import catch_up
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS, EmbeddedLog
 from streaming.records.events import MAX_TIME_MS, BadRecord, decode_request
 from streaming.records.examples import ExampleFormat
@@ -25,7 +26,7 @@ from tests.streaming.join.join_world import (
     R1,
     Done,
     EventClock,
-    embedded_joiner,
+    clicks_service,
     engagement_record,
     make_joiner,
     reasons,
@@ -43,12 +44,12 @@ def nested_msgpack(depth: int) -> bytes:
 def test_a_nested_record_is_a_dead_letter(depth: int, tmp_path: Path) -> None:
     clock = EventClock(5000)
     with closing(EmbeddedLog(tmp_path, durable=False, clock=clock)) as log:
-        joiner = embedded_joiner(log, clock)
+        service = clicks_service(log, clock)
         for topic in (IMPRESSIONS, ENGAGEMENTS):
             log.append(topic, 0, [b'{"x":%b}' % nested_json(depth).encode(), nested_msgpack(depth)])
-        joiner.step()
+        catch_up(service)
         assert log.end(DEAD_LETTERS, 0) == 4
-    counts = joiner.partition.joiner.counts
+    counts = service.members[0].join.joiner.counts
     assert counts == {IMPRESSIONS: 2, ENGAGEMENTS: 2, "dead.malformed": 4, "examples": 0}
 
 
