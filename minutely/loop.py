@@ -156,8 +156,7 @@ class EmbeddedLoop:
         self._act(end)
         catch_up(self._joining)
         before = self.trainer.examples
-        while self._train.step():
-            pass
+        self._train.step(self._log.end(EXAMPLES, _PARTITION) - self._train.offset)
         self._log.append(DEAD_LETTERS, _PARTITION, [encode(letter) for letter in self._train.take_refused()])
         while self._archiver is not None and self._archiver.step():
             pass

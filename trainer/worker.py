@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import save
 
@@ -18,6 +19,7 @@ from streaming.features.columns import Columns, Ids
 from streaming.log import EXAMPLES, LogReader, Record
 from streaming.records.events import BadRecord, DeadLetter
 from streaming.records.examples import ExampleFormat, cut_per_step
+from streaming.records.identity import request_ids
 from streaming.records.labels import Label
 from streaming.records.unreadable import Unreadable
 from trainer.flat_adam import FlatAdam
@@ -287,12 +289,13 @@ class TrainWorker:
         self.offset = 0
         self.watermark = 0
 
-    def step(self) -> bool:
-        """Read and train once. Whether there was more to read.
+    def step(self, at_most: int = _RECORDS_AT_ONCE) -> bool:
+        """Read ``at_most`` records and train on them as one. Whether there may be more to read.
 
+        What comes of them does not depend on how the joiner has cut what it sent into records and transactions.
         `UnreadableError` where no record can be read any more; nothing of this step is trained on then.
         """
-        records = self._log.read(EXAMPLES, self.partition, self.offset, _RECORDS_AT_ONCE)
+        records = self._log.read(EXAMPLES, self.partition, self.offset, at_most)
         batches, offsets = [], []
         for record in records:
             batch = self._batch_in(record)
@@ -302,18 +305,17 @@ class TrainWorker:
             self.offset = record.offset + 1
         if batches:  # as one, since the joiner's records may part what belongs to one step
             batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+            order = _order(batch, np.cumsum([each.num_rows for each in batches[:-1]], dtype=np.int64))
+            if order is not None:
+                batch = batch.take(pa.array(order))
             decided = batch.column("decided_at").to_numpy()
-            order = None
-            if (decided[1:] < decided[:-1]).any():  # the joiner worked off a backlog in several batches
-                order = np.argsort(decided, kind="stable")
-                batch, decided = batch.take(pa.array(order)), decided[order]
             left_out = self._trainer.train(batch)
             if len(left_out):
                 places = left_out if order is None else order[left_out]
                 self._tell(batch.take(pa.array(left_out)), places, offsets, [each.num_rows for each in batches])
             self._decided.append(decided)
             self._happened.append(batch.column("happened_at").to_numpy())
-        return len(records) == _RECORDS_AT_ONCE
+        return len(records) == at_most
 
     def _batch_in(self, record: Record) -> pa.RecordBatch | None:
         """The examples in a record; None where it is passed over, or cannot be read and is a dead letter."""
@@ -371,6 +373,17 @@ class TrainWorker:
     def take_times(self) -> Times:
         """Event times of the examples trained since the last call (ms)."""
         return Times(_take(self._happened), _take(self._decided))
+
+
+def _order(batch: pa.RecordBatch, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    """How to bring records' batches, of which all but the first begin at ``starts``, into the order that the joiner gives one: by
+    decision, request, and the place in it; None where they are."""
+    decided = batch.column("decided_at").to_numpy()
+    if not (decided[1:] < decided[:-1]).any() and not (decided[starts] == decided[starts - 1]).any():
+        return None
+    # What is decided of a request at one time comes out together, in the order of the places.
+    requests = pc.rank(request_ids(batch.column("example_id")), tiebreaker="dense").to_numpy()
+    return np.lexsort((requests, decided))
 
 
 def _take(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

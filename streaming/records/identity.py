@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 
 def example_prefix(request_id: str) -> str:
     """What the names of a request's examples begin with.
@@ -16,3 +19,9 @@ def example_prefix(request_id: str) -> str:
 def example_id(request_id: str, impression_id: str) -> str:
     """The name of one example."""
     return example_prefix(request_id) + impression_id
+
+
+def request_ids(example_ids: pa.StringArray) -> pa.StringArray:
+    """The request of each example, by its name."""
+    escaped = pc.replace_substring_regex(example_ids, "(?s)/.*", "")
+    return pc.replace_substring(pc.replace_substring(escaped, "%2F", "/"), "%25", "%")

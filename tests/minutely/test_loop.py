@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -23,8 +23,12 @@ from paramserver.files import Files
 from serving.replica import Replica
 from streaming.clock import Clock, EventClock
 from streaming.features.columns import slice_columns
-from streaming.join.embedded import embedded_service
+from streaming.join.brokers import History, Outlet
+from streaming.join.embedded import EmbeddedBrokers, embedded_service
+from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
+from streaming.join.state import JoinState
+from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
 from streaming.records.events import Request
 from streaming.records.identity import example_id
@@ -129,8 +133,21 @@ class UntrimmedLog(EmbeddedLog):
         return [record.value for record in super().read(topic, 0, 0, self.end(topic, 0))]
 
 
+Joining: TypeAlias = Callable[[Pipeline, EmbeddedLog, EventClock], JoinService]
+
+
 def all_at_once(pipeline: Pipeline, log: EmbeddedLog, clock: EventClock) -> JoinService:
     return embedded_service(log, pipeline.join_spec(), roomy_state, clock)
+
+
+def three_requests_at_once(pipeline: Pipeline, log: EmbeddedLog, clock: EventClock) -> JoinService:
+    def make(number: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
+        state, spec = roomy_state(), pipeline.join_spec()
+        return state, JoinPartition(
+            spec, state, outlet, history, clock, number, new_id=lambda: "cut", write_every_ms=NEVER, requests_at_once=3
+        )
+
+    return JoinService(EmbeddedBrokers(log, 0), make, clock, max_wait_ms=1, batch_records=1, tell_every_ms=1)
 
 
 class Ran:
@@ -143,11 +160,12 @@ class Ran:
         events: LoggedEvents,
         cadences: Mapping[str, int | None],
         warmup: float = 0.5,
+        joining: Joining = all_at_once,
     ) -> None:
         self.files, self.trained = MemoryFiles(), list[str]()
         clock = EventClock()
         with TemporaryDirectory() as folder, closing(UntrimmedLog(Path(folder), clock)) as log:
-            service = all_at_once(pipeline, log, clock)
+            service = joining(pipeline, log, clock)
             self.loop = EmbeddedLoop(pipeline, events, log, service, clock, self.files, cadences, warmup)
             train = self.loop.trainer.train
 
@@ -360,6 +378,23 @@ def test_windows_and_lateness_delay_examples_and_lose_none(folder: Path, events:
     assert Counter(ran.trained) == Counter(names_of(events))
     assert ran.summary["replica_equals_table"]
     assert ran.summary["freshness_seconds"]["p99"] <= 60 + 90 + 1
+
+
+@pytest.mark.parametrize("emit", ["decided", "window"])
+def test_a_step_of_event_time_reaches_the_trainer_whole_whatever_the_batches(
+    folder: Path, events: LoggedEvents, emit: str
+) -> None:
+    """Here a step has more records than a worker reads at once, and is cut into many transactions."""
+    hourly = {"train": {"step_every": "1h"}, "sync": {"sparse_every": "1h"}}
+    whole = Ran(make_pipeline(folder, join={"emit": emit}, **hourly), events, {"1h": HOUR})
+    pipeline = make_pipeline(folder, join={"emit": emit, "max_rows": 2}, **hourly)
+    cut = Ran(pipeline, events, {"1h": HOUR}, joining=three_requests_at_once)
+    assert len(cut.log[EXAMPLES]) > 64 * len(whole.log[EXAMPLES])
+    assert cut.trained == whole.trained
+    assert cut.rows() == whole.rows()
+    assert cut.loop.trainer.state() == whole.loop.trainer.state()
+    assert cut.loop.primary.scores.tobytes() == whole.loop.primary.scores.tobytes()
+    assert {**cut.summary, "config": None} == {**whole.summary, "config": None}
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.3])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
@@ -20,6 +22,7 @@ from streaming.kafka.settings import MAX_OUTPUT_BYTES
 from streaming.log import EXAMPLES, EmbeddedLog
 from streaming.records.events import MAX_RECORD_BYTES, encode
 from streaming.records.examples import ExampleColumns, ExampleFormat, ExamplesRecord
+from streaming.records.identity import example_id
 from streaming.records.labels import Label
 from streaming.records.unreadable import IN_A_ROW
 from trainer.flat_adam import FlatAdam
@@ -141,6 +144,34 @@ def test_a_worker_knows_what_its_rows_contain(tmp_path: Path) -> None:
     while worker.step():
         pass
     assert (worker.offset, worker.watermark) == (203, 80_000), "a watermark never goes back"
+    log.close()
+
+
+def test_examples_are_trained_in_one_order_however_the_joiner_cut_them(tmp_path: Path) -> None:
+    """By decision, request and place: that of one record, whatever records and transactions they came in."""
+    trainer, example_format = make()
+    trained: list[str] = []
+
+    def noted(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        trained.extend(batch.column("example_id").to_pylist())
+        return np.empty(0, np.int64)
+
+    trainer.train = noted  # type: ignore[method-assign]
+    log = EmbeddedLog(tmp_path / "log", durable=False)
+    worker = TrainWorker(log, trainer, example_format)
+    decisions = [("x.", 500, "8"), ("x%", 1000, "1"), ("x.", 1000, "9"), ("x/1", 1000, "73"), ("a", 2000, "5")]
+    in_order = [example_id(request, place) for request, _, places in decisions for place in places]
+    for seed in range(30):
+        random.Random(seed).shuffle(decisions)
+        for request, at, places in decisions:
+            batch = examples(example_format, [at] * len(places))
+            ids = pa.array([example_id(request, place) for place in places])
+            batch = batch.set_column(0, batch.schema.field(0), ids)
+            records = [batch] if seed % 2 else [batch.slice(row, 1) for row in range(len(places))]
+            log.append(EXAMPLES, 0, [example_format.encode(record, 1) for record in records])
+        worker.step()
+        assert trained == in_order
+        trained.clear()
     log.close()
 
 
