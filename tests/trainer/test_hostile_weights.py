@@ -102,7 +102,7 @@ def test_tensors_that_nobody_can_use_are_named(kind: str) -> None:
         for other in wrong_ones(name, tensor):
             with pytest.raises(BadFile, match=f"^it: {name}"):
                 read(save({**tensors, name: other}))
-    some = next(iter(tensors))
+    some = min(tensors)  # a weight; only what training adds may be left out
     for changed, named in (
         ({**tensors, "more": tensors[some].clone()}, "more"),
         ({**tensors, "optimizer.more": tensors[some].clone()}, "optimizer.more"),
