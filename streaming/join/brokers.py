@@ -29,8 +29,8 @@ class Outlet(Protocol):
     def open(self) -> Committed | None:
         """Fence and settle a predecessor, then read what it committed; None where there is nothing yet."""
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
-        """One transaction. The offset after its last record in `examples`, 0 where it holds none."""
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> Mapping[str, int]:
+        """One transaction. The offset after its last record in each topic that it wrote to."""
 
     def close(self) -> None:
         """Let go of it at once; a transaction that is under way is settled by its successor."""

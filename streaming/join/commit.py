@@ -15,7 +15,7 @@ from basis.decoding import refusing
 from streaming.join.core import Joiner
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, ReadFrom
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
 _POINTS = 64
 
@@ -46,6 +46,7 @@ class _Text(msgspec.Struct, kw_only=True):
     watermark: int
     due: int
     lowest: tuple[int, int, int]
+    dead_letters: int = 0
     newest: int = 0
     offsets: dict[str, int] = {}
 
@@ -73,7 +74,8 @@ def encode_commit(commit: Committed) -> str:
         sequence=commit.sequence,
         watermark=commit.watermark,
         due=commit.due,
-        lowest=commit.lowest[1:],
+        lowest=commit.lowest[1:4],
+        dead_letters=commit.lowest.dead_letters,
         newest=commit.newest,
         offsets=commit.offsets,
     )
@@ -84,20 +86,38 @@ def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = Forgotte
     """What `encode_commit` was given. Text that no joiner wrote is a ``refusal``, which is told why."""
     with refusing(refusal):
         found = _decoder.decode(text)
-    lowest = ReadFrom(-1, *found.lowest)
+    lowest = ReadFrom(-1, *found.lowest, found.dead_letters)
     return Committed(found.id, found.sequence, found.watermark, found.due, found.offsets, lowest, found.newest)
 
 
 def next_head(
-    head: Head, spec: JoinSpec, joiner: Joiner, offsets: Mapping[str, int], examples_end: int, sequence: int, told: int
+    head: Head,
+    spec: JoinSpec,
+    joiner: Joiner,
+    offsets: Mapping[str, int],
+    outputs: Mapping[str, int],
+    sequence: int,
+    told: int,
 ) -> Head:
-    """What a state that was ``head``'s is now, with the points that a rebuild would read from."""
+    """What a state that was ``head``'s is now, with the points that a rebuild would read from. ``outputs`` are the offsets after
+    what was sent."""
     cuts, newest = head.cuts, joiner.newest
     while len(cuts) > 1 and cuts[1].newest < told - spec.keep_ms:
         cuts = cuts[1:]
     at = max(newest.values())
     if at >= cuts[-1].newest + spec.keep_ms // _POINTS and offsets.keys() == newest.keys():
-        cuts = [*cuts, ReadFrom(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], examples_end)]
+        ends = outputs[EXAMPLES], outputs[DEAD_LETTERS]
+        cuts = [*cuts, ReadFrom(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], *ends)]
     if len(cuts) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more
         cuts = [cuts[0], *cuts[1::2]]
-    return Head(head.state_id, sequence, joiner.watermark, told, dict(offsets), dict(newest), cuts, examples_end)
+    return Head(
+        head.state_id,
+        sequence,
+        joiner.watermark,
+        told,
+        dict(offsets),
+        dict(newest),
+        cuts,
+        outputs[EXAMPLES],
+        dead_letters=outputs[DEAD_LETTERS],
+    )

@@ -131,6 +131,8 @@ class Joiner:
             self._refuse(topic, offset, payload, bad)
 
     def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
+        if self.policy.sent.is_refused(topic, offset):
+            return
         self.counts[f"dead.{bad.reason}"] += 1
         self._dead.append(
             DeadLetter(
@@ -161,6 +163,8 @@ class Joiner:
         pending.emitted = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
         waiting, pending.waiting = pending.waiting, []
         for at, engagement in waiting:
+            if self.policy.sent.is_refused(ENGAGEMENTS, at):
+                continue
             try:
                 self._attribute(pending, decode_engagement(engagement, MAX_TIME_MS))
             except BadRecord as bad:

@@ -17,7 +17,7 @@ from streaming.join.service import JoinService
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
-from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, EmbeddedLog, Record
 
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _RECORDS_AT_ONCE = 4096
@@ -35,13 +35,13 @@ class EmbeddedOutlet:
         said = self._log.committed(self._partition)
         return None if said is None else decode_commit(said)
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
-        """One transaction. The offset after its last record in `examples`, 0 where it holds none."""
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
+        """One transaction. The offset after its last record in each topic that it wrote to."""
         records: dict[str, list[bytes]] = defaultdict(list)
         for item in outbox:
             records[item.topic].append(item.value)
         self._log.transact(self._partition, records, encode_commit(commit))
-        return self._log.end(EXAMPLES, self._partition) if EXAMPLES in records else 0
+        return {topic: self._log.end(topic, self._partition) for topic in records}
 
     def close(self) -> None:
         """The log is closed by whoever opened it."""

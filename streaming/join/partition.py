@@ -2,7 +2,7 @@
 
 Synchronous and without input or output of its own. A batch of input is one transaction of the `Outlet`, whose metadata says
 which it was. Every few seconds, after a transaction, the state goes to disk; so after a crash it is that of some transaction, and
-what the later ones did to it is known by what they took, which is read again, and by what they put into `examples`. Only a
+what the later ones did to it is known by what they took, which is read again, and by what they sent. Only a
 state that is not what another worker's transactions began from, or none, has to be rebuilt from all that may still matter.
 """
 
@@ -55,7 +55,8 @@ class JoinPartition:
         self._head = Head("", 0, 0, -1, {}, {}, [], 0)
         self._offsets: dict[str, int] = {}
         self._taken = 0
-        self._examples_end = 0
+        self._outputs: dict[str, int] = {}
+        """The offsets after what was sent, by topic."""
         self._outbox: list[Outgoing] | None = None
         """What is in a transaction that is not known to be committed."""
         self._recovered = False
@@ -104,7 +105,7 @@ class JoinPartition:
         self.gaps.clear()
         restored = yield from self._recovery.restore(committed)
         self.joiner, self._head, self._offsets = restored.joiner, restored.head, restored.offsets
-        self._examples_end, self.busy = restored.examples_end, restored.busy
+        self._outputs, self.busy = restored.outputs, restored.busy
         self.gaps += restored.gaps
         if restored.unwritten:
             self._write()
@@ -164,16 +165,16 @@ class JoinPartition:
         self._taken = 0
         self._send()
         if self._state.is_full or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
-            self._head.examples = self._examples_end
+            self._head.examples, self._head.dead_letters = self._outputs[EXAMPLES], self._outputs[DEAD_LETTERS]
             self._write()
             self._written_at_ms = as_of_ms
 
     def _head_of(self, sequence: int, told: int) -> Head:
         """What the state is now."""
-        return next_head(self._head, self._spec, self.joiner, self._offsets, self._examples_end, sequence, told)
+        return next_head(self._head, self._spec, self.joiner, self._offsets, self._outputs, sequence, told)
 
     def _send(self) -> None:
         """The outbox and the head, as one transaction."""
         assert self._outbox is not None
-        self._examples_end = max(self._examples_end, self._outlet.send(self._outbox, commit_of(self._head)))
+        self._outputs |= self._outlet.send(self._outbox, commit_of(self._head))
         self._outbox = None

@@ -20,13 +20,16 @@ from streaming.records.labels import Decision
 
 
 class Sent(Protocol):
-    """How often impressions are in `examples`, where that may be more than their entries say."""
+    """What is in `examples` and among the dead letters, where that may be more than entries say."""
 
     def of(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
         """How often each impression of a new request, served then (ms), is in `examples`."""
 
     def refresh(self, request_id: str, pending: Pending) -> None:
         """Tell an entry what was sent since its state was written."""
+
+    def is_refused(self, topic: str, offset: int) -> bool:
+        """Whether a record is among the dead letters already."""
 
 
 class NothingSent:
@@ -39,12 +42,16 @@ class NothingSent:
     def refresh(self, request_id: str, pending: Pending) -> None:
         """There is nothing to add."""
 
+    def is_refused(self, topic: str, offset: int) -> bool:
+        """No entry holds what was refused."""
+        return False
+
 
 NOTHING_SENT = NothingSent()
 
 
 class SentAsTold:
-    """What `examples` was found to hold when it was read again."""
+    """What `examples` and `dead-letters` were found to hold when they were read again."""
 
     def __init__(self, state: JoinState) -> None:
         self._state = state
@@ -57,6 +64,10 @@ class SentAsTold:
         """An entry may be older than what was found."""
         known = self._state.known_emitted(request_id, pending.served_at, pending.impression_ids)
         pending.emitted = bytearray(map(max, pending.emitted, known))
+
+    def is_refused(self, topic: str, offset: int) -> bool:
+        """Whether it was found there."""
+        return bool(self._state.known_refused(topic, [offset]))
 
 
 class InputPolicy(Protocol):

@@ -1,13 +1,13 @@
 """Recovery of one partition's joiner: from what was committed, to the state that belongs to it.
 
-The state on disk is that of some transaction. Where later ones began from it, what they took is read again, and what they put into
-`examples` is read before, so that nothing goes out twice. A state that is of no such transaction, or none, is made anew from all
-that may still matter. Nothing is kept here between two recoveries.
+The state on disk is that of some transaction. Where later ones began from it, what they took is read again, and what they sent is
+read before: no example goes out twice, and what was refused stays refused, however it would be judged now. A state that is of no
+such transaction, or none, is made anew from all that may still matter. Nothing is kept here between two recoveries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import ge
 from typing import NamedTuple
@@ -19,7 +19,8 @@ from streaming.join.core import Joiner
 from streaming.join.policy import NOTHING_SENT, InputPolicy, Recovered, Sent, SentAsTold
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState, ReadFrom
-from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.records.events import BadRecord, decode_letter
 from streaming.records.examples import published_in
 
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
@@ -40,7 +41,8 @@ class Restored:
     joiner: Joiner
     head: Head
     offsets: dict[str, int]
-    examples_end: int
+    outputs: dict[str, int]
+    """The offsets after what was sent, by topic; where that is not known, from which on it is."""
     busy: bool = False
     """Whether more was due than the last transaction took."""
     unwritten: bool = False
@@ -90,12 +92,13 @@ class Recovery:
         if head.sequence == committed.sequence:
             return True
         starts = {**head.offsets, EXAMPLES: head.examples}
-        needed = dict(zip((*_INPUTS, EXAMPLES), committed.lowest[1:], strict=True))
+        # Dead letters are kept for longer than what they are about, so there is no gap among them.
+        needed = dict(zip((*_INPUTS, EXAMPLES), committed.lowest[1:4], strict=True))
         return all(start >= max(needed[topic], self._history.beginning(topic)) for topic, start in starts.items())
 
     def _go_on(self, head: Head, committed: Committed) -> Generator[None, None, Restored]:
         """From the state of an earlier transaction, or of the last."""
-        restored = self._begin(head, head.offsets, head.examples)
+        restored = self._begin(head, head.offsets, {EXAMPLES: head.examples, DEAD_LETTERS: head.dead_letters})
         joiner = restored.joiner
         joiner.newest.update(head.newest)
         if head.sequence < committed.sequence:
@@ -111,48 +114,53 @@ class Recovery:
 
     def _rebuild(self, committed: Committed | None) -> Generator[None, None, Restored]:
         """From what is kept: what was emitted from `examples`, the rest from the inputs up to what was committed."""
-        kept = ReadFrom(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES)))
+        kept = ReadFrom(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES, DEAD_LETTERS)))
         if committed is None:
             if any(self._history.read(EXAMPLES, kept.examples, self._history.end(EXAMPLES))):
                 raise ForgottenError(
                     "no offsets are committed, but examples holds records, which joining would emit again; "
                     "to begin anew, empty examples or choose another kafka.prefix"
                 )
-            return self._begin_anew(kept, -1)
+            return self._begin_anew(kept._replace(dead_letters=self._history.end(DEAD_LETTERS)), -1)
         needed = committed.lowest
         restored = self._begin_anew(ReadFrom(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], kept.examples)
-        for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:], kept[1:], reached, strict=True):
+        for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:4], kept[1:4], reached, strict=True):
             if start < min(stop, end):
                 restored.gaps.append(Gap(topic, start, min(stop, end)))
         yield from self._read_again(restored, committed)
         return restored
 
-    def _begin(self, head: Head, offsets: Mapping[str, int], examples_end: int) -> Restored:
+    def _begin(self, head: Head, offsets: Mapping[str, int], outputs: dict[str, int]) -> Restored:
         joiner = Joiner(self._spec, self._state, self._living(NOTHING_SENT), self._partition)
-        return Restored(joiner, head, dict(offsets), examples_end)
+        return Restored(joiner, head, dict(offsets), outputs)
 
     def _begin_anew(self, lowest: ReadFrom, told: int) -> Restored:
         """With an empty state of a new id."""
         self._state.discard()
-        head = Head(self._new_id(), 0, 0, told, {}, {}, [lowest], lowest.examples)
+        head = Head(self._new_id(), 0, 0, told, {}, {}, [lowest], lowest.examples, dead_letters=lowest.dead_letters)
         offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
-        return self._begin(head, offsets, lowest.examples)
+        return self._begin(head, offsets, {EXAMPLES: lowest.examples, DEAD_LETTERS: lowest.dead_letters})
 
     def _read_again(self, restored: Restored, committed: Committed) -> Generator[None]:
         """Bring the state from where it is to the last transaction; what comes out of that was sent then."""
         state, joiner, history = self._state, restored.joiner, self._history
-        examples_end = history.end(EXAMPLES)
-        for records in history.read(EXAMPLES, restored.examples_end, examples_end):
+        ends = {topic: history.end(topic) for topic in (EXAMPLES, DEAD_LETTERS)}
+        for records in history.read(EXAMPLES, restored.outputs[EXAMPLES], ends[EXAMPLES]):
             for record in records:
                 state.note_emitted(published_in(record.value))
+            yield
+        begin = max(restored.outputs[DEAD_LETTERS], history.beginning(DEAD_LETTERS))
+        for records in history.read(DEAD_LETTERS, begin, ends[DEAD_LETTERS]):
+            state.note_refused(list(_refused_in(records, self._partition)))
             yield
         sent = SentAsTold(state)
         joiner.watermark = committed.watermark
         joiner.policy = Recovered(self._spec, self._clock, sent, committed.newest)
         for topic in _INPUTS:
             for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
-                joiner.take(topic, records)
+                refused = state.known_refused(topic, [record.offset for record in records])
+                joiner.take(topic, [record for record in records if record.offset not in refused])
                 if records:
                     restored.offsets[topic] = records[-1].offset + 1
                 self._pass_over(restored, committed)
@@ -166,7 +174,7 @@ class Recovery:
         joiner.watermark = committed.due
         restored.busy = committed.watermark < committed.due
         restored.offsets = dict(committed.offsets)
-        restored.examples_end = max(restored.examples_end, examples_end)
+        restored.outputs = {topic: max(end, restored.outputs[topic]) for topic, end in ends.items()}
         restored.head = self._head_of(restored, committed.sequence, committed.watermark)
         restored.unwritten = True
 
@@ -178,6 +186,15 @@ class Recovery:
             self._state.write(restored.head)
 
     def _head_of(self, restored: Restored, sequence: int, told: int) -> Head:
-        return next_head(
-            restored.head, self._spec, restored.joiner, restored.offsets, restored.examples_end, sequence, told
-        )
+        return next_head(restored.head, self._spec, restored.joiner, restored.offsets, restored.outputs, sequence, told)
+
+
+def _refused_in(records: Sequence[Record], partition: int) -> Iterator[tuple[str, int]]:
+    """Topics and offsets of the partition's inputs that letters are about. What is no letter, no joiner wrote."""
+    for record in records:
+        try:
+            letter = decode_letter(record.value)
+        except BadRecord:
+            continue
+        if letter.topic in _INPUTS and letter.partition == partition and 0 <= letter.offset < 1 << 63:
+            yield letter.topic, letter.offset

@@ -5,14 +5,14 @@ batch. That is not synced: a process that dies loses nothing by it, and a machin
 which does as well.
 
 Keys: ``head``, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
-``t<time><request>`` when to look at it, ``e<example><served at>`` how often an example was emitted, only while state is made
-good.
+``t<time><request>`` when to look at it; only while state is made good, ``e<example><served at>`` how often an example was
+emitted, and ``e<topic><offset>`` a record that was refused.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,14 +33,16 @@ class ReadFrom(NamedTuple):
     impressions: int
     engagements: int
     examples: int
+    dead_letters: int = 0
 
 
 class Head(msgspec.Struct, array_like=True):
     """What the state is of: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
-    takes. What later transactions put into `examples` begins at ``examples`` or after it. ``pending`` counts requests. The
-    first of ``cuts`` is where a rebuild reads from now, the others where it may later.
+    takes. What later transactions put into `examples` begins at ``examples`` or after it, and into `dead-letters` at
+    ``dead_letters``. ``pending`` counts requests. The first of ``cuts`` is where a rebuild reads from now, the others where it
+    may later.
     """
 
     state_id: str
@@ -52,6 +54,7 @@ class Head(msgspec.Struct, array_like=True):
     cuts: list[ReadFrom]
     examples: int
     pending: int = 0
+    dead_letters: int = 0
 
 
 class _Small(msgspec.Struct, array_like=True):
@@ -95,6 +98,11 @@ def _emitted_key(version: int, name: str, served_at: int) -> bytes:
     """With the time, since an id that is used again once it was forgotten names another request."""
     kind = b"e" if version == 1 else b"e\xff"  # which no text holds: what version 1 named is apart
     return kind + name.encode() + served_at.to_bytes(8, "big")
+
+
+def _refused_key(topic: str, offset: int) -> bytes:
+    """Apart from examples: no text holds this byte."""
+    return b"e\xfe" + topic.encode() + offset.to_bytes(8, "big")
 
 
 class JoinState:
@@ -234,16 +242,28 @@ class JoinState:
         times = [0 if value is None else value[0] for value in found]
         return bytearray(map(max, times[: len(impression_ids)], times[len(impression_ids) :]))
 
+    def note_refused(self, places: Collection[tuple[str, int]]) -> None:
+        """Records of these topics, at these offsets, are among the dead letters."""
+        batch = self._db.batch()
+        for topic, offset in places:
+            batch.put(_refused_key(topic, offset), b"")
+        self._db.write(batch)
+
+    def known_refused(self, topic: str, offsets: Sequence[int]) -> set[int]:
+        """Which of these records were refused, as `note_refused` was told."""
+        found: Any = self._db.get([_refused_key(topic, offset) for offset in offsets])
+        return {offset for offset, value in zip(offsets, found, strict=True) if value is not None}
+
     @property
     def knows_emitted(self) -> bool:
-        """Whether there is anything that `note_emitted` was told."""
+        """Whether there is anything that `note_emitted` or `note_refused` was told."""
         cursor = self._db.iter()
         cursor.seek(b"e")
         cursor.status()
         return cursor.valid() and cursor.key()[:1] == b"e"
 
     def forget_emitted(self) -> None:
-        """What `note_emitted` was told is in the entries."""
+        """What `note_emitted` and `note_refused` were told is in the entries."""
         self._db.delete_range(b"e", b"f")
 
     def is_damage(self, error: Exception) -> bool:

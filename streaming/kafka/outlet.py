@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -13,7 +14,7 @@ from streaming.join.brokers import Outgoing
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
 from streaming.kafka.client import bounded, reader_of, telling, timed_out, whole
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
-from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
 
 if TYPE_CHECKING:
     from confluent_kafka.cimpl import DeliveryCallback
@@ -66,26 +67,25 @@ class Transactions:
         return [(at.offset, at.metadata or "") for at in found]
 
     @telling
-    def send(self, outbox: Iterable[tuple[str, int, bytes]], offsets: Sequence[int], metadata: str) -> int:
-        """One transaction with records, as topic, partition and value, and the offsets of all topics. The offset after its last
-        record in `examples`, or 0.
+    def send(self, outbox: Iterable[tuple[str, int, bytes]], offsets: Sequence[int], metadata: str) -> dict[str, int]:
+        """One transaction with records, as topic, partition and value, and the offsets of all topics. The largest offset after its
+        last record in each topic that it wrote to.
 
         Raises:
             BrokerError: it was aborted, or it is not known how it ended, which `open` finds out.
         """
         producer = self._producer
         assert producer is not None
-        end = 0
+        ends: dict[str, int] = {}
 
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            nonlocal end
+        def delivered(topic: str, error: KafkaError | None, message: Message) -> None:
             if error is None:
-                end = max(end, (message.offset() or 0) + 1)
+                ends[topic] = max(ends.get(topic, 0), (message.offset() or 0) + 1)
 
         producer.begin_transaction()
         until = time.monotonic() + _TRANSACTION_MS / 1000
         for topic, partition, value in outbox:
-            told = delivered if topic == EXAMPLES else None
+            told = partial(delivered, topic)
             while not _fits(producer, self._settings.topic(topic), partition, value, told):
                 if time.monotonic() > until:
                     raise timed_out("brokers take no more of a transaction")
@@ -95,7 +95,7 @@ class Transactions:
         ]
         bounded(producer.send_offsets_to_transaction, _BLOCK_SECONDS, ats, self._membership, _BLOCK_SECONDS)
         bounded(producer.commit_transaction, _TRANSACTION_MS / 1000, _TRANSACTION_MS / 1000)
-        return end
+        return ends
 
     def close(self) -> None:
         """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""
@@ -123,8 +123,8 @@ class KafkaOutlet:
             "allowed: offsets that only joiners commit, or another kafka.prefix"
         )
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
-        """One transaction with the outbox and the offsets. The offset after its last record in `examples`, or 0.
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
+        """One transaction with the outbox and the offsets. The offset after its last record in each topic that it wrote to.
 
         Raises:
             BrokerError: it was aborted, or it is not known how it ended, which `open` finds out.
@@ -138,7 +138,7 @@ class KafkaOutlet:
         self._transactions.close()
 
 
-def _fits(producer: Producer, topic: str, partition: int, value: bytes, told: DeliveryCallback | None) -> bool:
+def _fits(producer: Producer, topic: str, partition: int, value: bytes, told: DeliveryCallback) -> bool:
     """Hand a record over; False where what is on its way fills the client's memory, after waiting a little."""
     try:
         producer.produce(topic, value, partition=partition, on_delivery=told)

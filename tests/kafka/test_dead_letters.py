@@ -123,13 +123,13 @@ def test_each_letter_is_sent_again_once(kafka: KafkaSettings, monkeypatch: pytes
     )
     send, calls = Transactions.send, 0
 
-    def unsure(transactions: Transactions, *arguments: Any) -> int:
+    def unsure(transactions: Transactions, *arguments: Any) -> dict[str, int]:
         nonlocal calls
         calls += 1
-        end = send(transactions, *arguments)
+        ends = send(transactions, *arguments)
         if calls % 2:
             raise BrokerError("TIMED_OUT: no answer")
-        return end
+        return ends
 
     monkeypatch.setattr(Transactions, "send", unsure)
     found = send_again(pipeline, None)
@@ -153,7 +153,7 @@ def test_of_two_at_once_the_later_one_sends(kafka: KafkaSettings, monkeypatch: p
     letters(kafka, (0, IMPRESSIONS, "future", b"r0"))
     send = Transactions.send
 
-    def beside(transactions: Transactions, *arguments: Any) -> int:
+    def beside(transactions: Transactions, *arguments: Any) -> dict[str, int]:
         monkeypatch.setattr(Transactions, "send", send)
         assert send_again(pipeline, None).sent == {"future": 1}
         return send(transactions, *arguments)

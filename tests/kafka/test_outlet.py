@@ -37,7 +37,7 @@ def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found
             ensure_topics(kafka)
             outlet = KafkaOutlet(kafka, 0)
             assert outlet.open() is None
-            assert outlet.send([Outgoing(EXAMPLES, b"1"), Outgoing(EXAMPLES, b"2")], commit_of(1)) == 2
+            assert outlet.send([Outgoing(EXAMPLES, b"1"), Outgoing(EXAMPLES, b"2")], commit_of(1)) == {EXAMPLES: 2}
             monkeypatch.setattr(kafka_outlet, "_BLOCK_SECONDS", 2)
             os.kill(cluster.nodes[0].pid, signal.SIGSTOP)
             began = time.monotonic()
@@ -53,7 +53,7 @@ def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found
             assert found in (commit_of(1), commit_of(2))
             values = [value for _, value in read_topic(kafka, EXAMPLES)[0]]
             assert values == [b"1", b"2", b"3"][: 1 + found.sequence]
-            assert outlet.send([Outgoing(EXAMPLES, b"4")], commit_of(3)) > 3
+            assert outlet.send([Outgoing(EXAMPLES, b"4")], commit_of(3))[EXAMPLES] > 3
             assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [*values, b"4"]
             assert outlet.open() == commit_of(3)
             outlet.close()
@@ -109,6 +109,6 @@ def test_more_than_the_client_keeps_at_once_goes_out(kafka: KafkaSettings, monke
     outlet = KafkaOutlet(kafka, 0)
     outlet.open()
     outbox = [Outgoing(EXAMPLES, bytes([number]) * 300_000) for number in range(20)]
-    assert outlet.send(outbox, commit_of(1)) == 20
+    assert outlet.send(outbox, commit_of(1)) == {EXAMPLES: 20}
     outlet.close()
     assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [item.value for item in outbox]

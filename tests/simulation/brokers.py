@@ -215,20 +215,18 @@ class OutletOf:
         self._check()
         return brokers.committed(at)
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
         brokers, at = self._brokers, self._partition
         self._process.touch(f"begin a transaction of {at}")
         self._check()
         transaction = brokers.transactions[at] = _Transaction(commit=encode_commit(commit))
-        end = 0
+        ends: dict[str, int] = {}
         for number, item in enumerate(outbox):
             if number < 3:
                 self._process.touch(f"send to {item.topic}/{at}")
                 self._check()
-            after = brokers.append(item.topic, at, item.value, transaction)
+            ends[item.topic] = brokers.append(item.topic, at, item.value, transaction)
             transaction.partitions.add(item.topic)
-            if item.topic == EXAMPLES:
-                end = after
         self._process.touch(f"commit the transaction of {at}")
         self._check()
         self._doubt("whether the transaction was committed: it was not")
@@ -238,7 +236,7 @@ class OutletOf:
         self._check()
         brokers.settle(at)
         self._doubt("whether the transaction was committed: it was")
-        return end
+        return ends
 
     @property
     def is_fenced(self) -> bool:

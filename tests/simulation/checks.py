@@ -117,13 +117,10 @@ class Checks:
         """It may have seen a version that was not durable yet, and forgets it with everything else."""
         self._pulled.pop(name, None)
 
-    def at_the_end(
-        self, brokers: Brokers, online: OnlineTrainer, replicas: list[ReplicaService], at_once: bool
-    ) -> None:
-        """``at_once`` says that one batch took all that was due."""
+    def at_the_end(self, brokers: Brokers, online: OnlineTrainer, replicas: list[ReplicaService]) -> None:
         times, labels = self._examples(brokers)
         letters = [brokers.dead_letters(partition) for partition in range(PARTITIONS)]
-        self._dead_letters(letters, at_once)
+        self._dead_letters(letters)
         check_conservation(brokers, self._traffic, letters, labels)
         rows = online.trainer.tables["example"].export()
         counts = dict(zip(rows.ids.tolist(), rows.counts.tolist(), strict=True))
@@ -167,15 +164,13 @@ class Checks:
         assert not (missing := expected.keys() - times.keys()), f"never emitted: {sorted(missing)}"
         return times, last
 
-    def _dead_letters(self, letters: list[list[DeadLetter]], at_once: bool) -> None:
+    def _dead_letters(self, letters: list[list[DeadLetter]]) -> None:
         """What must be refused is, once for each record; nothing else that was in order and in time."""
         found: Counter[tuple[str, int, int]] = Counter()
         payloads: Counter[tuple[int, bytes]] = Counter()
         for partition, each in enumerate(letters):
             for letter in each:
-                if letter.reason != "unmatched" or at_once:
-                    # Of what is due at once in several batches, who reads again may refuse anew what waited for its request.
-                    found[letter.topic, letter.partition, letter.offset] += 1
+                found[letter.topic, letter.partition, letter.offset] += 1
                 payloads[partition, letter.payload] += 1
                 assert letter.payload in self._traffic.refusable, f"refused without need: {letter}"
         assert not (twice := [place for place, count in found.items() if count > 1]), f"dead letters twice: {twice}"

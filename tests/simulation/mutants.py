@@ -240,6 +240,7 @@ MUTANTS: list[Callable[[], Any]] = [
     mutants_join.impressions_known_by_id_and_time,
     mutants_join.negatives_by_impression_id,
     mutants_join.late_requests_vanish,
+    mutants_join.refusals_are_not_read_again,
     trainer_goes_on_one_record_too_far,
     trainer_goes_on_one_record_too_early,
     fold_drops_a_delta,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -165,6 +165,10 @@ def late_requests_vanish() -> Any:
     return wrap(Joiner, "_refuse", make)
 
 
+def refusals_are_not_read_again() -> Any:
+    return patch.object(JoinState, "note_refused", lambda self, places: None)
+
+
 def rebuild_sends_what_was_sent() -> Any:
     def make(drain: Any) -> Any:
         def changed(self: Joiner) -> JoinOutput:
@@ -181,7 +185,7 @@ def rebuild_begins_one_cut_too_late() -> Any:
             outlet = self._outlet
             told = outlet.send
 
-            def late(items: Sequence[Outgoing], commit: Committed) -> int:
+            def late(items: Sequence[Outgoing], commit: Committed) -> Mapping[str, int]:
                 return told(items, commit._replace(lowest=self._head.cuts[-1]))
 
             with patch.object(outlet, "send", late):

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
-from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.simulation.brokers import Brokers, LogError
 from tests.simulation.checks import Checks
 from tests.simulation.disk import Disk
@@ -109,9 +109,7 @@ class World:
                 self.turn(int(self.rng.expovariate(1 / 120_000)))
                 turns += 1
                 assert turns < _QUIET_TURNS, f"no end in sight for {names}"
-        self.checks.at_the_end(
-            self.brokers, self._trainer().online, self._replicas(), at_once=self.requests_at_once >= 2000
-        )
+        self.checks.at_the_end(self.brokers, self._trainer().online, self._replicas())
 
     def _trainer(self) -> TrainService:
         service = self.actors["trainer"].service
@@ -284,6 +282,7 @@ class World:
             self.brokers.trim(ENGAGEMENTS, at, committed.lowest.engagements)
             trained = self.checks.trained.get(f"{EXAMPLES}/{at}", 0)
             self.brokers.trim(EXAMPLES, at, min(committed.lowest.examples, trained))
+            self.brokers.trim(DEAD_LETTERS, at, committed.lowest.dead_letters)
         self.note("retention", "deleted what nobody needs")
 
     def _set_flaky(self, chance: float) -> None:

@@ -25,7 +25,7 @@ from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
-from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
+from streaming.records.events import SCHEMA_VERSION, Engagement, Request, decode_letter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
 
@@ -56,7 +56,7 @@ class Brokers:
     def open(self) -> Committed | None:
         return None if self.committed is None else decode_commit(self.committed)
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
         if self.crash == "before":
             raise Crash
         for item in outbox:
@@ -66,7 +66,7 @@ class Brokers:
         self.committed = encode_commit(commit)
         if self.crash == "after":
             raise Crash
-        return len(self.topics[EXAMPLES])
+        return {name: len(self.topics[name]) for name in {item.topic for item in outbox}}
 
     def beginning(self, topic: str) -> int:
         return 0
@@ -236,3 +236,42 @@ def published(brokers: Brokers) -> dict[str, list[Published]]:
                 item = Published(row["revision"], row["label.click"], row["served_at"])
                 found.setdefault(row["example_id"], []).append(item)
     return found
+
+
+def life(world: World) -> JoinPartition:
+    join = world.join(JoinState(world.folders[0], 1 << 20), world.brokers)
+    list(join.recover())
+    return join
+
+
+def take(join: JoinPartition, brokers: Brokers, topic: str, *values: bytes) -> None:
+    at = len(brokers.topics[topic])
+    brokers.topics[topic] += values
+    join.take(topic, [Record(at + number, value) for number, value in enumerate(values)])
+
+
+def clicked(request_id: str, impression_id: str, happened_at: int) -> Engagement:
+    return Engagement(
+        version=SCHEMA_VERSION,
+        request_id=request_id,
+        impression_id=impression_id,
+        action="click",
+        happened_at=happened_at,
+    )
+
+
+def request(number: int, served_at: int, impression_id: str = "") -> bytes:
+    return encode(
+        Request(
+            version=SCHEMA_VERSION,
+            request_id=f"r{number}",
+            served_at=served_at,
+            impression_ids=[impression_id or f"{number}.0"],
+            features={"key": number.to_bytes(8, "little")},
+        )
+    )
+
+
+def letters(brokers: Brokers) -> list[tuple[str, int, str]]:
+    found = [decode_letter(value) for value in brokers.topics[DEAD_LETTERS] if value is not None]
+    return sorted((letter.topic, letter.offset, letter.reason) for letter in found)

@@ -10,9 +10,12 @@ import msgspec
 import pyarrow as pa
 from rocksdict import Options, Rdict
 
-HEAD = ("state_id", "sequence", "watermark", "published", "offsets", "newest", "replay_points", "examples", "pending")
+HEAD = (
+    *("state_id", "sequence", "watermark", "published", "offsets", "newest", "replay_points", "examples", "pending"),
+    "dead_letters",
+)
 CHANGING = ("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting")
-COMMIT = {"id", "sequence", "watermark", "due", "lowest", "newest", "offsets"}
+COMMIT = {"id", "sequence", "watermark", "due", "lowest", "dead_letters", "newest", "offsets"}
 
 
 def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:
@@ -20,9 +23,10 @@ def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """``head``; ``requests`` by id, each with its ``record``; ``timers`` as (time, request); ``emitted`` by (name, time)."""
+    """``head``; ``requests`` by id, each with its ``record``; ``timers`` as (time, request); ``emitted`` by (name, time);
+    ``refused`` as (topic, offset)."""
     db = Rdict(str(folder), Options(raw_mode=True))
-    state: dict[str, Any] = {"head": None, "requests": {}, "timers": [], "emitted": {}}
+    state: dict[str, Any] = {"head": None, "requests": {}, "timers": [], "emitted": {}, "refused": set()}
     records: dict[str, Any] = {}
     try:
         for key, value in db.items():
@@ -36,6 +40,8 @@ def read_state(folder: Path) -> dict[str, Any]:
             elif kind == b"t":
                 assert value == b""
                 state["timers"].append((int.from_bytes(rest[:8], "big"), rest[8:].decode()))
+            elif rest[:1] == b"\xfe":
+                state["refused"].add((rest[1:-8].decode(), int.from_bytes(rest[-8:], "big")))
             else:
                 assert kind == b"e", key
                 name = rest[:-8].removeprefix(b"\xff").decode()

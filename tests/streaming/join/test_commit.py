@@ -10,11 +10,11 @@ from streaming.join.commit import Committed, ForgottenError, decode_commit, enco
 from streaming.join.state import ReadFrom
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 
-COMMIT = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, ReadFrom(-1, 1, 2, 3), 1500)
+COMMIT = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, ReadFrom(-1, 1, 2, 3, 4), 1500)
 NUMBERS = st.integers(-1, 2**62)
 
 
-@given(st.text(), NUMBERS, NUMBERS, NUMBERS, st.lists(NUMBERS, min_size=5, max_size=5), NUMBERS)
+@given(st.text(), NUMBERS, NUMBERS, NUMBERS, st.lists(NUMBERS, min_size=6, max_size=6), NUMBERS)
 def test_a_commit_comes_back_as_it_was(
     state_id: str, sequence: int, watermark: int, due: int, offsets: list[int], newest: int
 ) -> None:
@@ -24,9 +24,9 @@ def test_a_commit_comes_back_as_it_was(
 
 
 def test_the_text_of_a_joiner_that_ran_before_is_read() -> None:
-    """Its offsets are the group's alone."""
+    """Its offsets are the group's alone, and of dead letters it read none."""
     before = '{"id":"a1","sequence":7,"watermark":1000,"due":1200,"lowest":[1,2,3],"newest":1500}'
-    assert decode_commit(before) == COMMIT._replace(offsets={})
+    assert decode_commit(before) == COMMIT._replace(offsets={}, lowest=ReadFrom(-1, 1, 2, 3, 0))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ from tests.streaming.join.join_lives import (
     Crash,
     World,
     fill,
+    life,
     published,
+    request,
+    take,
 )
 
 SEEDS = int(os.environ.get("JOIN_SEEDS", "6"))
@@ -86,7 +89,7 @@ class Fencing:
         Fencing.newest = self
         return self._brokers.open()
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
         if Fencing.newest is not self:
             raise Crash
         return self._brokers.send(outbox, commit)
@@ -118,30 +121,6 @@ def test_a_worker_that_slept_does_not_take_anothers_transaction_for_its_own(take
         feed(ours, world.brokers, 0 if ours.busy else 20)
     times = Counter(name for name, items in published(world.brokers).items() for _ in items)
     assert times == dict.fromkeys(labels, 1)
-
-
-def life(world: World) -> JoinPartition:
-    join = world.join(JoinState(world.folders[0], 1 << 20), world.brokers)
-    list(join.recover())
-    return join
-
-
-def take(join: JoinPartition, brokers: Brokers, topic: str, *values: bytes) -> None:
-    at = len(brokers.topics[topic])
-    brokers.topics[topic] += values
-    join.take(topic, [Record(at + number, value) for number, value in enumerate(values)])
-
-
-def request(number: int, served_at: int, impression_id: str = "") -> bytes:
-    return encode(
-        Request(
-            version=SCHEMA_VERSION,
-            request_id=f"r{number}",
-            served_at=served_at,
-            impression_ids=[impression_id or f"{number}.0"],
-            features={"key": number.to_bytes(8, "little")},
-        )
-    )
 
 
 def test_what_was_refused_as_late_is_in_no_label_though_its_negative_was_dropped_unsaid(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What was refused stays refused, once, when it is read again after a crash."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from streaming.clock import EventClock
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import DeadLetter, encode
+from tests.streaming.join.join_lives import SETTINGS, World, clicked, letters, life, published, request, take
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+def test_a_request_that_was_refused_as_late_is_not_taken_when_it_is_read_again(lost: bool, tmp_path: Path) -> None:
+    """Else its engagements, which wait for it, count towards examples that nobody gets, and vanish."""
+    world = World(random.Random(1), tmp_path)
+    brokers, ended = world.brokers, {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world)
+    take(join, brokers, IMPRESSIONS, request(0, 19_000))
+    join.step(ended, 20_000, 0)
+    take(join, brokers, IMPRESSIONS, request(1, 10_000))
+    clicks = (("r1", "1.0", 10_900), ("r1", "1.0", 19_800))
+    take(join, brokers, ENGAGEMENTS, *(encode(clicked(*click)) for click in clicks))
+    join.step(ended, 20_050, 0)
+    refused = [(ENGAGEMENTS, 0, "unmatched"), (IMPRESSIONS, 1, "late")]
+    assert letters(brokers) == refused
+    join._state.close()
+    if lost:
+        shutil.rmtree(world.folders[0])
+    join = life(world)
+    join.step(ended, 30_000, 0)
+    assert letters(brokers) == sorted([*refused, (ENGAGEMENTS, 1, "unmatched")])
+    assert published(brokers).keys() == {"r0/0.0"}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+def test_a_request_from_the_future_stays_refused_when_its_time_has_come(lost: bool, tmp_path: Path) -> None:
+    world = World(random.Random(1), tmp_path)
+    brokers, ended = world.brokers, {IMPRESSIONS: True, ENGAGEMENTS: True}
+    world.clock = EventClock(20_000)
+    join = life(world)
+    take(join, brokers, IMPRESSIONS, request(0, 19_000))
+    join.step(ended, 20_000, 0)
+    ahead = 20_000 + SETTINGS.max_future + 100
+    take(join, brokers, IMPRESSIONS, request(1, ahead))
+    join.step(ended, 20_050, 0)
+    assert letters(brokers) == [(IMPRESSIONS, 1, "future")]
+    join._state.close()
+    if lost:
+        shutil.rmtree(world.folders[0])
+    world.clock.move_to(ahead)
+    join = life(world)
+    join.step(ended, ahead + 10_000, 0)
+    assert letters(brokers) == [(IMPRESSIONS, 1, "future")]
+    assert published(brokers).keys() == {"r0/0.0"}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+def test_what_waited_in_vain_is_refused_once_though_more_is_due_than_a_batch_takes(lost: bool, tmp_path: Path) -> None:
+    world = World(random.Random(1), tmp_path, requests_at_once=3)
+    brokers, ended = world.brokers, {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world)
+    join.step(ended, 10_000, 0)
+    take(join, brokers, ENGAGEMENTS, *(encode(clicked(f"r{number}", "none", 10_000)) for number in range(8)))
+    join.step(ended, 10_050, 0)
+    join.step(ended, 14_000, 0)  # the state goes to disk every 5 s, so it is the one of 10,000
+    assert join.busy and 0 < len(letters(brokers)) < 8
+    join._state.close()
+    if lost:
+        shutil.rmtree(world.folders[0])
+    join = life(world)
+    while join.busy:
+        join.step(ended, 14_000, 0)
+    assert letters(brokers) == [(ENGAGEMENTS, offset, "unmatched") for offset in range(8)]
+
+
+def test_letters_about_topics_that_were_made_anew_are_of_no_account(tmp_path: Path) -> None:
+    """Who begins where nothing is committed cannot have refused what older letters are about."""
+    world = World(random.Random(1), tmp_path)
+    brokers, ended = world.brokers, {IMPRESSIONS: True, ENGAGEMENTS: True}
+    letter = DeadLetter(topic=IMPRESSIONS, partition=0, offset=0, reason="late", detail="", payload=b"")
+    brokers.topics[DEAD_LETTERS] += [encode(letter), b"no letter", encode(letter), None]
+    join = life(world)
+    take(join, brokers, IMPRESSIONS, request(0, 19_000))
+    join.step(ended, 19_100, 0)
+    join._state.close()
+    shutil.rmtree(world.folders[0])
+    join = life(world)
+    join.step(ended, 30_000, 0)
+    assert published(brokers).keys() == {"r0/0.0"}
