@@ -1,25 +1,24 @@
-"""Brokers: partitions of records, transactions read committed, one group's offsets, fencing, and retention."""
+"""Brokers: partitions of records, transactions read committed, one group's members and offsets, fencing, and retention."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 
 import msgspec
 
 from basis.problems import GapError
-from streaming.join.brokers import Outgoing
+from streaming.join.brokers import Fetched, Outgoing, Place
 from streaming.join.commit import Committed, decode_commit, encode_commit
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, NoLeaderError, Record
 from streaming.records.events import DeadLetter
 from tests.simulation.process import Process
 
-TOPICS = (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
+JOINERS = ("a", "b")
+_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
+_TOPICS = (*_INPUTS, EXAMPLES, DEAD_LETTERS)
 _letter = msgspec.msgpack.Decoder(DeadLetter)
-
-
-class LogError(Exception):
-    """What a client raises: brokers are away, or another producer has fenced this one."""
 
 
 class _Transaction:
@@ -74,16 +73,19 @@ class Partition:
 
 
 class Brokers:
-    """``away`` makes every call fail; ``unsure`` is the chance that a transaction's sender does not learn how it ended."""
+    """``owners`` says which joiner the group gives each partition. ``away`` makes every call fail, ``leaderless`` those of some
+    partitions; ``unsure`` is the chance that a transaction's sender does not learn how it ended."""
 
     def __init__(self, rng: random.Random, partitions: int, now_ms: Callable[[], int]) -> None:
         self.rng = rng
         self._now_ms = now_ms
-        self.topics = {(topic, at): Partition() for topic in TOPICS for at in range(partitions)}
+        self.topics = {(topic, at): Partition() for topic in _TOPICS for at in range(partitions)}
         self.groups: list[str | None] = [None] * partitions
         self.transactions: list[_Transaction | None] = [None] * partitions
         self.epochs = [0] * partitions
+        self.owners = [rng.choice(JOINERS) for _ in range(partitions)]
         self.away = False
+        self.leaderless: set[int] = set()
         self.unsure = 0.0
 
     def append(self, topic: str, partition: int, value: bytes | None, transaction: _Transaction | None = None) -> int:
@@ -126,44 +128,35 @@ class Brokers:
         log = self.topics[topic, partition]
         log.base = max(log.base, min(offset, log.stable))
 
-    def check(self) -> None:
+    def check(self, partitions: Collection[int] = ()) -> None:
+        """What a client raises where nobody answers."""
         if self.away:
-            raise LogError("brokers are away")
+            raise BrokerError("_TRANSPORT: brokers are away")
+        if missing := self.leaderless.intersection(partitions):
+            raise NoLeaderError(f"LEADER_NOT_AVAILABLE: nobody leads {sorted(missing)}", missing)
 
 
 class LogOf:
-    """`LogReader` of one process, with what a consumer knows besides."""
+    """`LogReader` of one process."""
 
     def __init__(self, brokers: Brokers, process: Process) -> None:
         self._brokers = brokers
         self._process = process
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
-        return self.read_on(topic, partition, offset, limit)[0]
-
-    def read_on(self, topic: str, partition: int, offset: int, limit: int) -> tuple[list[Record], int]:
-        """Records, and the offset before which there is nothing else: further on where transactions left their marks."""
         self._process.touch(f"read {topic}/{partition} from {offset}")
         self._brokers.check()
         log = self._brokers.topics[topic, partition]
         if offset < log.base:
             raise GapError(f"{topic}/{partition}: offset {offset} is wanted, retention left those from {log.base}")
-        found = []
-        for record in log.committed(offset, len(log.entries)):
-            found.append(record)
-            if len(found) == limit:
-                return found, record.offset + 1
-        return found, log.stable
+        if partition in self._brokers.leaderless:
+            return []
+        return list(islice(log.committed(offset, len(log.entries)), limit))
 
     def begin(self, topic: str, partition: int) -> int:
         self._process.touch(f"begin of {topic}/{partition}")
-        self._brokers.check()
+        self._brokers.check([partition])
         return self._brokers.topics[topic, partition].base
-
-    def end(self, topic: str, partition: int) -> int:
-        self._process.touch(f"end of {topic}/{partition}")
-        self._brokers.check()
-        return self._brokers.topics[topic, partition].stable
 
 
 class HistoryOf:
@@ -179,17 +172,18 @@ class HistoryOf:
         return self._log.begin(topic, self._partition)
 
     def end(self, topic: str) -> int:
-        return self._log.end(topic, self._partition)
+        self._process.touch(f"end of {topic}/{self._partition}")
+        self._brokers.check([self._partition])
+        return self._brokers.topics[topic, self._partition].stable
 
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
         log = self._brokers.topics[topic, self._partition]
         while start < stop:
             self._process.touch(f"read back {topic}/{self._partition} from {start}")
-            self._brokers.check()
-            if (
-                start < log.base
-            ):  # others have moved on meanwhile; where it is still needed, recovering anew finds a gap
-                raise LogError(f"{topic}/{self._partition}: {start} is read back, retention left {log.base}")
+            self._brokers.check([self._partition])
+            if start < log.base:
+                # Others have moved on meanwhile; where it is still needed, recovering anew finds a gap.
+                raise BrokerError(f"{topic}/{self._partition}: {start} is read back, retention left {log.base}")
             until = min(stop, start + self._brokers.rng.randint(1, 40))
             yield list(log.committed(start, until))
             start = until
@@ -207,7 +201,7 @@ class OutletOf:
     def open(self) -> Committed | None:
         brokers, at = self._brokers, self._partition
         self._process.touch(f"fence {at}")
-        brokers.check()
+        brokers.check([at])
         brokers.epochs[at] += 1
         self._epoch = brokers.epochs[at]
         brokers.settle(at)
@@ -238,16 +232,100 @@ class OutletOf:
         self._doubt("whether the transaction was committed: it was")
         return ends
 
+    def close(self) -> None:
+        self._process.touch(f"let go of the transactions of {self._partition}")
+
     @property
     def is_fenced(self) -> bool:
         """Whether another one has the partition."""
         return self._epoch != self._brokers.epochs[self._partition]
 
     def _check(self) -> None:
-        self._brokers.check()
+        self._brokers.check([self._partition])
         if self.is_fenced:
-            raise LogError("fenced")
+            raise BrokerError("_FENCED: another one has the partition")
 
     def _doubt(self, what: str) -> None:
         if self._brokers.unsure and self._brokers.rng.random() < self._brokers.unsure:
-            raise LogError(f"unknown {what}")
+            raise BrokerError(f"_TIMED_OUT: unknown {what}")
+
+
+class BrokersOf:
+    """`Brokers` as the joiner of one process sees them: the group's word comes late, and a read gives any part of what there is."""
+
+    def __init__(self, brokers: Brokers, process: Process, name: str) -> None:
+        self._brokers = brokers
+        self._process = process
+        self._name = name
+        self._assigned: frozenset[int] | None = None
+        self._positions: dict[Place, int] = {}
+
+    def join(self) -> None:
+        self._process.touch("join the group")
+
+    def assigned(self) -> frozenset[int]:
+        self._process.touch("follow the group")
+        if self._assigned is None or self._brokers.rng.random() >= 0.3:
+            self._assigned = frozenset(at for at, owner in enumerate(self._brokers.owners) if owner == self._name)
+        return self._assigned
+
+    def leave(self) -> None:
+        self._process.touch("leave the group")
+        (other,) = set(JOINERS) - {self._name}
+        self._brokers.owners[:] = [other] * len(self._brokers.owners)
+
+    def outlet(self, partition: int) -> OutletOf:
+        return OutletOf(self._brokers, self._process, partition)
+
+    def history(self, partition: int) -> HistoryOf:
+        return HistoryOf(self._brokers, self._process, partition)
+
+    def check_leaders(self, partitions: Collection[int]) -> None:
+        self._process.touch(f"look for leaders of {partitions}")
+        self._brokers.check(partitions)
+
+    def begins(self, partitions: Collection[int]) -> dict[Place, int]:
+        self._process.touch(f"begins of {partitions}")
+        self._brokers.check(partitions)
+        return {(topic, at): self._brokers.topics[topic, at].base for at in partitions for topic in _INPUTS}
+
+    def ends(self, partitions: Collection[int]) -> dict[Place, int]:
+        self._process.touch(f"ends of {partitions}")
+        self._brokers.check(partitions)
+        return {(topic, at): self._brokers.topics[topic, at].stable for at in partitions for topic in _INPUTS}
+
+    def read_on(self, positions: Mapping[Place, int]) -> None:
+        """With what was on its way, which may come from before a position."""
+        self._process.touch("choose where to read")
+        rng, topics = self._brokers.rng, self._brokers.topics
+        back = rng.choice([0, 0, 0, rng.randint(1, 9)])
+        self._positions = {
+            place: max(offset - back, min(offset, topics[place].base)) for place, offset in positions.items()
+        }
+
+    def read(self) -> Fetched:
+        self._process.touch("read the inputs")
+        brokers, rng = self._brokers, self._brokers.rng
+        brokers.check()
+        records: dict[Place, list[Record]] = {}
+        reached: dict[Place, int] = {}
+        failed: dict[Place, BrokerError] = {}
+        silent = rng.choice([*_INPUTS, *[""] * 6])
+        for place in rng.sample(list(self._positions), len(self._positions)):
+            topic, partition = place
+            offset = self._positions[place]
+            log = brokers.topics[place]
+            if topic == silent or partition in brokers.leaderless:
+                continue
+            if offset < log.base:
+                failed[place] = BrokerError(f"OFFSET_OUT_OF_RANGE: {offset} is read, retention left {log.base}")
+                continue
+            limit = rng.choice([1, 5, 30])
+            found = list(islice(log.committed(offset, len(log.entries)), limit))
+            if found:
+                records[place] = found
+            if len(found) < limit:
+                self._positions[place] = reached[place] = log.stable
+            else:
+                self._positions[place] = found[-1].offset + 1
+        return Fetched(records, reached, failed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import re
@@ -241,6 +240,10 @@ MUTANTS: list[Callable[[], Any]] = [
     mutants_join.negatives_by_impression_id,
     mutants_join.late_requests_vanish,
     mutants_join.refusals_are_not_read_again,
+    mutants_join.marks_of_transactions_are_waited_for,
+    mutants_join.an_end_is_as_of_the_time_after_the_read,
+    mutants_join.what_was_on_its_way_is_taken_again,
+    mutants_join.a_transaction_of_unknown_end_is_taken_for_committed,
     trainer_goes_on_one_record_too_far,
     trainer_goes_on_one_record_too_early,
     fold_drops_a_delta,
@@ -268,7 +271,6 @@ def _find(job: tuple[int, int]) -> tuple[int, int, str]:
 
 def main() -> int:
     limit = int(os.environ.get("SEEDS") or SEEDS)
-    logging.disable(logging.CRITICAL)
     began, missed = time.monotonic(), 0
     with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), begin, maxtasksperchild=1) as pool:
         chosen = os.environ.get("MUTANT", "").replace(" ", "_")

@@ -15,6 +15,7 @@ from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
 from streaming.join.policy import Recovered, SentAsTold
 from streaming.join.recovery import Recovery, Restored
+from streaming.join.service import JoinService, Member
 from streaming.join.state import Head, JoinState
 from streaming.join.watermark import watermark_of
 from streaming.log import IMPRESSIONS
@@ -167,6 +168,60 @@ def late_requests_vanish() -> Any:
 
 def refusals_are_not_read_again() -> Any:
     return patch.object(JoinState, "note_refused", lambda self, places: None)
+
+
+def _stepped(change: Callable[[JoinService, Member, int], int]) -> Any:
+    """Before the service steps a member something happens to it, which gives the time (ms) that ends are as of."""
+
+    def make(step: Any) -> Any:
+        def changed(self: JoinService, member: Member, ends: Any, as_of_ms: int) -> bool:
+            stepped: bool = step(self, member, ends, change(self, member, as_of_ms))
+            return stepped
+
+        return changed
+
+    return wrap(JoinService, "_step", make)
+
+
+def marks_of_transactions_are_waited_for() -> Any:
+    def change(self: JoinService, member: Member, as_of_ms: int) -> int:
+        member.reached.clear()
+        return as_of_ms
+
+    return _stepped(change)
+
+
+def an_end_is_as_of_the_time_after_the_read() -> Any:
+    return _stepped(lambda self, member, as_of_ms: self._clock.now_ms())
+
+
+def what_was_on_its_way_is_taken_again() -> Any:
+    def take(self: JoinService) -> None:
+        fetched = self._brokers.read()
+        for (_, partition), failed in fetched.failed.items():
+            if (member := self._positioned(partition)) is not None:
+                self._lose_place(member, failed)
+        for (topic, partition), records in fetched.records.items():
+            if (member := self._positioned(partition)) is not None:
+                member.join.take(topic, records)
+        for (topic, partition), offset in fetched.reached.items():
+            if (member := self._positioned(partition)) is not None:
+                member.reached[topic] = offset
+
+    return patch.object(JoinService, "_take", take)
+
+
+def a_transaction_of_unknown_end_is_taken_for_committed() -> Any:
+    def make(broken: Any) -> Any:
+        def changed(self: JoinService, member: Member, error: Exception) -> None:
+            if member.positioned:
+                member.patience.failed(error)
+            else:
+                broken(self, member, error)
+
+        return changed
+
+    return wrap(JoinService, "_broken", make)
 
 
 def rebuild_sends_what_was_sent() -> Any:

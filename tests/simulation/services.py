@@ -1,22 +1,23 @@
-"""The outermost loops of the services, as on Kafka but in simulated processes: everything inside them is what ships."""
+"""The services in simulated processes: what ships, and of trainer and replicas the outermost loops."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.table import Table
 from serving.replica import Replica
+from streaming.join.brokers import History, Outlet
 from streaming.join.commit import ForgottenError
 from streaming.join.partition import JoinPartition
+from streaming.join.service import JoinService
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
-from tests.simulation.brokers import HistoryOf, LogError, LogOf, OutletOf
+from tests.simulation.brokers import BrokersOf, LogOf, OutletOf
 from tests.simulation.counting import FORMAT, make_replica, make_trainer
 from tests.simulation.disk import DiskOf
 from tests.simulation.process import Process
@@ -49,135 +50,82 @@ class Clock:
         return int(self._world.now * self.pace)
 
 
-class _Member:
-    """One partition at a joiner; see `streaming.join.service.Member`."""
+class _Partition(JoinPartition):
+    """One whose brokers are known to keep what was committed."""
 
-    def __init__(self, joining: JoinerService, partition: int) -> None:
-        world, process = joining.world, joining.process
-        folder = joining.folders.setdefault(partition, StoreFolder())
-        memory = world.rng.choice([2000, 6000, 1 << 20])
-        state = JoinState(FOLDER, memory, lambda _: Store(folder, process))
-        self.outlet = OutletOf(world.brokers, process, partition)
-        history = HistoryOf(world.brokers, process, partition)
-        self.join = JoinPartition(
+    def recover(self) -> Generator[None]:
+        try:
+            yield from super().recover()
+        except ForgottenError as error:
+            assert cast(OutletOf, self._outlet).is_fenced, f"offsets were committed: {error}"
+            raise
+
+
+class JoinerService:
+    """`streaming.join.service.JoinService` on one machine, a round at a time."""
+
+    def __init__(
+        self, world: World, process: Process, clock: Clock, name: str, folders: dict[int, StoreFolder]
+    ) -> None:
+        self._world = world
+        self._process = process
+        self._clock = clock
+        self._folders = folders
+        self._lost: dict[int, int] = {}
+        self.service = JoinService(
+            BrokersOf(world.brokers, process, name),
+            self._make,
+            clock,
+            max_wait_ms=world.rng.choice([0, 0, 20_000]),
+            batch_records=world.rng.choice([1, 50, 2000]),
+            tell_every_ms=_TELL_EVERY,
+        )
+        self.service.start()
+
+    def _make(self, partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
+        world, process = self._world, self._process
+        folder = self._folders.setdefault(partition, StoreFolder())
+        state = JoinState(FOLDER, world.rng.choice([2000, 6000, 1 << 20]), lambda _: Store(folder, process))
+        return state, _Partition(
             JoinSpec(FEATURES, LABELS, world.traffic.settings, world.traffic.negatives),
             state,
-            self.outlet,
+            outlet,
             history,
-            joining.clock,
+            self._clock,
             partition,
             new_id=world.new_id,
             write_every_ms=world.rng.choice([0, 60_000, 1 << 40]),
             requests_at_once=world.requests_at_once,
         )
-        self.recovery: Generator[None] | None = None
-        self.positioned = False
-        self.reached: dict[str, int] = {}
-
-    def read_until(self, topic: str) -> int:
-        """The offset before which there is nothing left to take."""
-        return max(self.join.offsets[topic], self.reached.get(topic, 0))
-
-
-class JoinerService:
-    """`streaming.join.service.JoinService`, a round at a time."""
-
-    def __init__(
-        self, world: World, process: Process, clock: Clock, name: str, folders: dict[int, StoreFolder]
-    ) -> None:
-        self.world = world
-        self.process = process
-        self.clock = clock
-        self.name = name
-        self.folders = folders
-        self._log = LogOf(world.brokers, process)
-        self._members: dict[int, _Member] = {}
 
     def step(self) -> None:
-        self._follow()
-        for member in self._members.values():
-            self._recover(member)
-        active = {at: member for at, member in self._members.items() if member.positioned}
-        as_of_ms = self.clock.now_ms()
-        try:
-            ends = {at: {topic: self._log.end(topic, at) for topic in (IMPRESSIONS, ENGAGEMENTS)} for at in active}
-            if not any(member.join.busy for member in active.values()):
-                self._take(active)
-        except LogError:
-            return
-        for at, member in active.items():
-            if member.positioned:
-                self._step(member, ends[at], as_of_ms)
+        self.service.round()
+        lost = {at: member.lost.total() for at, member in self.service.members.items()}
+        for at, member in self.service.members.items():
+            is_fenced = cast(OutletOf, member.outlet).is_fenced  # others went on, and needed what is gone no more
+            assert is_fenced or lost[at] <= self._lost.get(at, 0), f"retention took what {at} needs: {member.lost}"
+        self._lost = lost
 
-    def _follow(self) -> None:
-        if self._members and self.world.rng.random() < 0.3:  # the group's word comes late
-            return
-        ours = {at for at in range(PARTITIONS) if self.world.assigned[at] == self.name}
-        for partition in self._members.keys() - ours:
-            del self._members[partition]
-        for partition in sorted(ours - self._members.keys()):
-            self._members[partition] = _Member(self, partition)
-
-    def _recover(self, member: _Member) -> None:
-        if member.positioned:
-            return
-        try:
-            if member.recovery is None:
-                member.recovery = member.join.recover()
-            next(member.recovery)
-        except StopIteration:
-            member.recovery = None
-            member.positioned = True
-            member.reached.clear()
-            assert not member.join.gaps, f"retention took what a rebuild needs: {member.join.gaps}"
-        except ForgottenError:
-            assert member.outlet.is_fenced, "offsets were committed"  # by whoever got the partition while we slept
-            member.recovery = None
-        except LogError:
-            member.recovery = None
-
-    def _take(self, active: Mapping[int, _Member]) -> None:
-        rng = self.world.rng
-        for at, member in active.items():
-            for topic in rng.sample((IMPRESSIONS, ENGAGEMENTS), rng.choice([1, 2, 2, 2])):
-                limit = rng.choice([1, 5, 30])
-                if member.outlet.is_fenced and member.join.offsets[topic] < self._log.begin(topic, at):
-                    member.positioned = False  # others went on and needed what is gone no more
-                    break
-                records, member.reached[topic] = self._log.read_on(topic, at, member.join.offsets[topic], limit)
-                member.join.take(topic, records)
-
-    def _step(self, member: _Member, ends: Mapping[str, int], as_of_ms: int) -> None:
-        join = member.join
-        if not join.busy and self.world.rng.random() < 0.2:  # more is awaited, to be sent together
-            return
-        try:
-            join.step({topic: member.read_until(topic) >= ends[topic] for topic in ends}, as_of_ms, _TELL_EVERY)
-        except LogError:
-            member.recovery = None
-            member.positioned = False
-
-    def leave(self) -> list[int]:
-        """As a service does that is told to stop; the partitions that others take over at once."""
-        left = list(self._members)
-        self._members.clear()
-        return left
+    def leave(self) -> None:
+        """As a service does that is told to stop."""
+        self.service.leave()
 
     @property
     def quiet(self) -> bool:
         """Whether everything that was sent is joined."""
-        topics = self.world.brokers.topics
+        topics = self._world.brokers.topics
         return all(
-            member.positioned
-            and not member.join.busy
-            and not member.join.taken
-            and all(member.read_until(topic) == topics[topic, at].stable for topic in (IMPRESSIONS, ENGAGEMENTS))
-            for at, member in self._members.items()
+            member.caught_up
+            and all(
+                max(offset, member.reached.get(topic, 0)) == topics[topic, at].stable
+                for topic, offset in member.join.offsets.items()
+            )
+            for at, member in self.service.members.items()
         )
 
     @property
     def told(self) -> dict[int, int]:
-        return {at: member.join.told for at, member in self._members.items()}
+        return {at: member.join.told for at, member in self.service.members.items()}
 
 
 class TrainService:

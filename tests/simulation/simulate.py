@@ -19,6 +19,7 @@ from tests.simulation.world import World
 def failure(seed: int) -> str:
     """Runs a seed; what went wrong and what happened before, at most 50 lines, or nothing."""
     world = World(seed)
+    logging.disable(logging.CRITICAL)  # components say what they meet; the trace is what people need
     try:
         world.run()
     except Exception as error:
@@ -28,6 +29,8 @@ def failure(seed: int) -> str:
         lines += [f"  {(now - START) / 1000:9.1f} s  {who:10} {what}" for now, who, what in world.trace]
         lines += [f"  {place}: {type(error).__name__}: {error}"[:2000]]
         return "\n".join(lines)
+    finally:
+        logging.disable(logging.NOTSET)
     return ""
 
 
@@ -47,7 +50,6 @@ def _run(seed: int) -> tuple[int, str]:
 
 def main() -> int:
     begin()
-    logging.disable(logging.CRITICAL)  # components say what they meet; the trace is what people need
     if os.environ.get("SEED"):
         said = failure(int(os.environ["SEED"]))
         print(said or f"seed {os.environ['SEED']} passed")

@@ -11,20 +11,30 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
-from tests.simulation.brokers import Brokers, LogError
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
+from tests.simulation.brokers import JOINERS, Brokers
 from tests.simulation.checks import Checks
 from tests.simulation.disk import Disk
 from tests.simulation.process import Crash, Process
 from tests.simulation.services import Clock, JoinerService, ReplicaService, TrainService
 from tests.simulation.store import StoreFolder
-from tests.simulation.traffic import HOUR, LATENESS, LONGEST_DELAY, MINUTE, PARTITIONS, START, WINDOW, make_traffic
+from tests.simulation.traffic import (
+    HOUR,
+    LATENESS,
+    LONGEST_DELAY,
+    MINUTE,
+    PARTITIONS,
+    START,
+    WINDOW,
+    Arrival,
+    make_traffic,
+)
 
 Service: TypeAlias = JoinerService | TrainService | ReplicaService
 
 FAULTS = (
-    "crash", "suspend", "power", "lose state", "rebalance", "brokers away", "unsure", "disk full", "clock", "retention",
-    "flaky reads", "pause", "stop",
+    "crash", "suspend", "power", "lose state", "rebalance", "brokers away", "no leader", "unsure", "disk full", "clock",
+    "retention", "flaky reads", "pause", "stop",
 )  # fmt: skip
 _TRACE = 44
 _DEEPEST = 2
@@ -60,9 +70,9 @@ class World:
         self.faults = {name for name in FAULTS if rng.random() < 0.5}
         self.rate = rng.choice([0.03, 0.08, 0.2])
         self.flaky = 0.0
-        self.assigned = [rng.choice("ab") for _ in range(PARTITIONS)]
         self.turns = 0
         self._arrived = 0
+        self._held_back: list[Arrival] = []
         self._ids = 0
         self._depth = 0
         self._calm = False
@@ -125,35 +135,54 @@ class World:
         self.now += passes
         if not self._calm:
             self._break_something()
-        arrivals = self.traffic.arrivals
-        while self._arrived < len(arrivals) and arrivals[self._arrived].at <= self.now and not self.brokers.away:
-            arrival = arrivals[self._arrived]
-            self.brokers.produce(arrival.topic, arrival.partition, arrival.value, arrival.attempts)
-            self._arrived += 1
+        if not self.brokers.away:
+            self._arrive()
         ready = [actor for actor in self._order if not actor.busy and actor.paused_until <= self.now]
         if ready:
             self._take_turn(self.rng.choice(ready))
 
+    def _arrive(self) -> None:
+        """Producers send what is due; each waits for a leader of its own partition."""
+        arrivals, due = self.traffic.arrivals, self._held_back
+        self._held_back = []
+        while self._arrived < len(arrivals) and arrivals[self._arrived].at <= self.now:
+            due.append(arrivals[self._arrived])
+            self._arrived += 1
+        for one in due:
+            if one.partition in self.brokers.leaderless:
+                self._held_back.append(one)
+            else:
+                self.brokers.produce(one.topic, one.partition, one.value, one.attempts)
+
     def _take_turn(self, actor: Actor) -> None:
         rng = self.rng
-        actor.busy = True
         if actor.process is None:
             actor.process = Process(actor.name, self._meanwhile)
         process = actor.process
-        try:
-            if not self._calm:
-                if "crash" in self.faults and rng.random() < self.rate:
-                    process.crash_in = rng.randint(1, rng.choice([6, 60]))
-                if "suspend" in self.faults and rng.random() < 2 * self.rate:
-                    process.suspend_in = rng.randint(1, rng.choice([6, 20]))
+        if not self._calm:
+            if "crash" in self.faults and rng.random() < self.rate:
+                process.crash_in = rng.randint(1, rng.choice([6, 60]))
+            if "suspend" in self.faults and rng.random() < 2 * self.rate:
+                process.suspend_in = rng.randint(1, rng.choice([6, 20]))
+
+        def step() -> None:
             if actor.service is None:
                 actor.service = actor.begin(process, actor.clock)
                 self.note(actor.name, "begins")
             actor.service.step()
+
+        self._run(actor, process, step)
+
+    def _run(self, actor: Actor, process: Process, step: Callable[[], None]) -> None:
+        """Something that a component does, of which it may die."""
+        actor.busy = True
+        try:
+            step()
         except Crash:
             self.note(actor.name, f"died: {process.last}")
             self._kill(actor)
-        except LogError as error:  # of a trainer that begins
+        except BrokerError as error:
+            assert actor.name == "trainer", f"{actor.name} ends where brokers fail: {error}"
             self.note(actor.name, f"could not begin: {error}")
             actor.service = None
         except OSError as error:
@@ -188,6 +217,9 @@ class World:
         if self.brokers.away and rng.random() < 0.2:
             self.brokers.away = False
             self.note("brokers", "back")
+        if self.brokers.leaderless and rng.random() < 0.2:
+            self.brokers.leaderless.clear()
+            self.note("brokers", "lead all partitions again")
         if self.disk.full and rng.random() < 0.1:
             self.disk.full = False
             self.note("disk", "has room again")
@@ -214,15 +246,18 @@ class World:
             case "power":
                 self._lose_power(rng.choice(["a", "b", "trainer"]))
             case "lose state":
-                folders = self.actors[rng.choice("ab")].folders
+                folders = self.actors[rng.choice(JOINERS)].folders
                 self.note("state", "lost")
                 folders.clear()
             case "rebalance":
-                self.assigned[rng.randrange(PARTITIONS)] = rng.choice("ab")
-                self.note("group", f"partitions go to {self.assigned}")
+                self.brokers.owners[rng.randrange(PARTITIONS)] = rng.choice(JOINERS)
+                self.note("group", f"partitions go to {self.brokers.owners}")
             case "brokers away":
                 self.brokers.away = True
                 self.note("brokers", "away")
+            case "no leader":
+                self.brokers.leaderless.add(rng.randrange(PARTITIONS))
+                self.note("brokers", f"nobody leads {sorted(self.brokers.leaderless)}")
             case "unsure":
                 self.brokers.unsure = rng.choice([0, 0.1, 0.3])
             case "disk full":
@@ -240,18 +275,17 @@ class World:
                 actor.paused_until = self.now + rng.choice([MINUTE, 10 * MINUTE, HOUR])
                 self.note(actor.name, f"paused for {(actor.paused_until - self.now) // MINUTE} min")
             case "stop":
-                self._stop(rng.choice("ab"))
+                self._stop(rng.choice(JOINERS))
 
     def _stop(self, name: str) -> None:
         """A joiner leaves its group in order, and comes back later."""
         actor = self.actors[name]
-        if actor.busy or not isinstance(actor.service, JoinerService):
+        if actor.busy or actor.process is None or not isinstance(actor.service, JoinerService):
             return
-        for partition in actor.service.leave():
-            self.assigned[partition] = "b" if name == "a" else "a"
+        self._run(actor, actor.process, actor.service.leave)
         self._kill(actor)
         actor.paused_until = self.now + self.rng.choice([0, MINUTE, HOUR])
-        self.note(name, f"stopped; partitions go to {self.assigned}")
+        self.note(name, f"stopped; partitions go to {self.brokers.owners}")
 
     def _lose_power(self, name: str) -> None:
         """A joiner's machine, or the one of the trainer and its replicas."""
@@ -268,7 +302,7 @@ class World:
 
     def _move_clock(self, actor: Actor) -> None:
         """A joiner's may go ahead by what lateness leaves; a trainer's or a replica's may say anything."""
-        latest = LATENESS - LONGEST_DELAY if isinstance(actor.service, JoinerService) or actor.name in "ab" else HOUR
+        latest = LATENESS - LONGEST_DELAY if isinstance(actor.service, JoinerService) or actor.name in JOINERS else HOUR
         actor.clock.ahead = self.rng.choice([0, self.rng.randint(-HOUR, latest)])
         self.note(actor.name, f"clock {actor.clock.ahead} ms ahead")
 
@@ -293,6 +327,7 @@ class World:
     def _end_faults(self) -> None:
         self._calm = self.checks.quiet = True
         self.brokers.away = self.disk.full = False
+        self.brokers.leaderless.clear()
         self.brokers.unsure = 0.0
         self._set_flaky(0.0)
         for actor in self._order:
@@ -300,16 +335,16 @@ class World:
             if actor.process is not None:
                 actor.process.crash_in = actor.process.suspend_in = 0
         for at in range(PARTITIONS):  # what a dead producer left open ends with its time
-            if self.actors[self.assigned[at]].service is None and self.brokers.transactions[at] is not None:
+            if self.actors[self.brokers.owners[at]].service is None and self.brokers.transactions[at] is not None:
                 self.brokers.epochs[at] += 1
                 self.brokers.settle(at)
         self.note("world", "faults end")
 
     def _is_joined(self) -> bool:
         """Whether everything was read, and every window and marker is over."""
-        if self._arrived < len(self.traffic.arrivals):
+        if self._arrived < len(self.traffic.arrivals) or self._held_back:
             return False
-        services = [self.actors[name].service for name in "ab"]
+        services = [self.actors[name].service for name in JOINERS]
         joiners = [service for service in services if isinstance(service, JoinerService)]
         told = {at: one for service in joiners for at, one in service.told.items()}
         over = self.traffic.until + 2 * (WINDOW + LATENESS)
