@@ -12,6 +12,7 @@ SEEDS = 120
 RARE = {
     "files go before their manifests",
     "impressions known by id and time",
+    "refusals are not read again",
     "rows stay where a follower starts over",
     "state id not checked",
 }
