@@ -55,7 +55,9 @@ def check_conservation(
             else:
                 assert one.refused or not one.in_time, f"vanished: {done}"
         for request in taken.values():
-            numbers = np.frombuffer(request.features["example"], "<i8").tolist()
+            packed = request.features["example"]
+            assert isinstance(packed, bytes)  # one id each
+            numbers = np.frombuffer(packed, "<i8").tolist()
             for number, impression_id in zip(numbers, request.impression_ids, strict=True):
                 _check_example(traffic, number, request.served_at, sent[request.request_id, impression_id], labels)
 

@@ -93,7 +93,8 @@ def state_is_written_before_its_transaction_and_believed() -> Iterator[None]:
 def older_state_goes_on_as_it_is() -> Any:
     def make(go_on: Any) -> Any:
         def changed(self: Recovery, head: Head, committed: Committed) -> Generator[None, None, Restored]:
-            return (yield from go_on(self, head, committed._replace(sequence=head.sequence)))
+            restored: Restored = yield from go_on(self, head, committed._replace(sequence=head.sequence))
+            return restored
 
         return changed
 
