@@ -67,10 +67,6 @@ class Partition:
             if entry.value is not None and (entry.transaction is None or entry.transaction.state == "committed"):
                 yield Record(at, entry.value, entry.appended_at)
 
-    def appended_at(self, offset: int) -> int:
-        """When brokers took a record (ms)."""
-        return self.entries[offset].appended_at
-
 
 class Brokers:
     """``owners`` says which joiner the group gives each partition. ``away`` makes every call fail, ``leaderless`` those of some

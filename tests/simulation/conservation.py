@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
 from streaming.records.events import DeadLetter, Engagement, Request
 from tests.simulation.brokers import Brokers
 from tests.simulation.traffic import LATENESS, WINDOW, Action, Traffic, counts, decide, is_kept
@@ -38,18 +38,18 @@ def check_conservation(
         places = {(letter.topic, letter.offset) for letter in refused}
         taken = {
             request.request_id: request
-            for offset, request in _records(brokers, IMPRESSIONS, partition, Request)
-            if (IMPRESSIONS, offset) not in places
+            for record, request in _records(brokers, IMPRESSIONS, partition, Request)
+            if (IMPRESSIONS, record.offset) not in places
         }
         sent: dict[tuple[str, str], list[_Sent]] = defaultdict(list)
-        for offset, done in _records(brokers, ENGAGEMENTS, partition, Engagement):
+        for record, done in _records(brokers, ENGAGEMENTS, partition, Engagement):
             if done.action == "unused":
                 continue
             request = taken.get(done.request_id)
             action = Action(done.action, done.happened_at)
             opened = done.happened_at if request is None else request.served_at
-            in_time = brokers.topics[ENGAGEMENTS, partition].appended_at(offset) <= opened + WINDOW + LATENESS
-            one = _Sent(action, (ENGAGEMENTS, offset) in places, in_time)
+            in_time = record.appended_at <= opened + WINDOW + LATENESS
+            one = _Sent(action, (ENGAGEMENTS, record.offset) in places, in_time)
             if request is not None and done.impression_id in request.impression_ids and counts(action, opened):
                 sent[done.request_id, done.impression_id].append(one)
             else:
@@ -76,12 +76,12 @@ def _check_example(
         assert dropped, f"example {number} vanished: {allowed}"
 
 
-def _records(brokers: Brokers, topic: str, partition: int, kind: type[_Event]) -> Iterator[tuple[int, _Event]]:
-    """The records that can be read at all, by offset."""
+def _records(brokers: Brokers, topic: str, partition: int, kind: type[_Event]) -> Iterator[tuple[Record, _Event]]:
+    """The records that can be read at all, and what is in them."""
     log = brokers.topics[topic, partition]
     decoder = msgspec.msgpack.Decoder(kind)
     for record in log.committed(0, len(log.entries)):
         try:
-            yield record.offset, decoder.decode(record.value)
+            yield record, decoder.decode(record.value)
         except msgspec.MsgspecError:
             continue
