@@ -216,6 +216,7 @@ class Service:
             raise Busy("no whole version yet")
         read = partial(replica.reader.rank, payload, msgpack=packed, now_ms=replica.clock.now_ms())
         asked = await self._reading.read(len(payload), read, gone)
+        self._metrics.count_unknown(asked.unknown)
         answer = await replica.scoring.score(asked, gone)
         if gone():
             raise ClientDisconnect  # the client saw no answer
@@ -229,6 +230,7 @@ class Service:
             raise Busy("no whole version yet")
         read = partial(v2.read, payload, replica.reader, msgpack=packed, now_ms=replica.clock.now_ms())
         request, asked = await self._reading.read(len(payload), read, gone)
+        self._metrics.count_unknown(asked.unknown)
         answer = await replica.scoring.score(asked, gone)
         return 200, v2.answer_of(request, replica.model, replica.ranker.labels, answer)
 

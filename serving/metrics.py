@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, get_args
 
@@ -15,11 +15,13 @@ from serving.freshness import BOUNDS_SECONDS
 from serving.freshness import Histogram as Delays
 from serving.status import STATES, PinnedBy
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import MAX_ID_LENGTH
 
 if TYPE_CHECKING:
     from serving.service import ReplicaService
 
 _ANSWER_SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_NAMES = 16
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # times of creation are one more line for each count
@@ -33,9 +35,23 @@ class RequestMetrics:
         self.unused = Counter(
             "minutely_serve_unused_engagements", "Engagements whose action no label looks at.", registry=registry
         )
+        self._unknown = Counter(
+            "minutely_serve_unknown_features",
+            "Requests with a feature that the config does not have.",
+            ["feature"],
+            registry=registry,
+        )
+        self._names: set[str] = set()
         self.seconds = Histogram(
             "minutely_serve_seconds", "From request to answer.", ["route"], buckets=_ANSWER_SECONDS, registry=registry
         )
+
+    def count_unknown(self, features: Iterable[str]) -> None:
+        """Count what was given and ignored, by name as long as these are few: they come from strangers."""
+        for name in features:
+            if len(self._names) < _NAMES and len(name) <= MAX_ID_LENGTH:
+                self._names.add(name)
+            self._unknown.labels(name if name in self._names else "others").inc()
 
 
 class ConnectionMetrics:

@@ -124,7 +124,7 @@ def read(payload: bytes, reader: RequestReader, *, msgpack: bool, now_ms: int) -
     given = {item.name: item for item in request.inputs}
     inputs: dict[str, Feature] = {**reader.inputs.of_request, **reader.inputs.of_candidates}
     wanted = {item.name for item in inputs_of(reader.inputs)}
-    if given.keys() != wanted or len(given) != len(request.inputs):
+    if not given.keys() >= wanted or len(given) != len(request.inputs):
         raise BadRequest(f"inputs: {', '.join(sorted(given))[:200]}; allowed: each once of {', '.join(sorted(wanted))}")
     first = next(iter(inputs))
     count = given.get(first + LENGTHS, given[first]).shape[0]
@@ -134,7 +134,7 @@ def read(payload: bytes, reader: RequestReader, *, msgpack: bool, now_ms: int) -
     raw = reader.raw_columns(
         [Given(name, name, item, _values(name, item, given, count), count) for name, item in inputs.items()]
     )
-    return request, Asked(reader.columns(raw, count, now_ms), count)
+    return request, Asked(reader.columns(raw, count, now_ms), count, unknown=sorted(given.keys() - wanted))
 
 
 def _values(name: str, feature: Feature, given: Mapping[str, TensorInput], count: int) -> list[Any]:

@@ -105,7 +105,7 @@ def _features(features: Mapping[str, Feature], *, column: bool) -> dict[str, Any
             name: {"type": "array", "items": each, "minItems": 1} if column else each for name, each in values.items()
         },
         "required": list(features),
-        "additionalProperties": False,
+        "additionalProperties": {"type": "array"} if column else True,
         "description": "In msgpack a column may be packed bytes." if column else "Of the request: user, context.",
     }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -115,10 +115,11 @@ def decode(body: type[T], payload: bytes, *, msgpack: bool) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Candidates to score, with the columns of their features."""
+    """Candidates to score, with the columns of their features, and the names of what was given beyond those."""
 
     columns: ServedColumns
     count: int
+    unknown: Sequence[str] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,10 @@ class RequestReader:
             ids=ids,
             limit=count if body.limit is None else min(body.limit, count),
             asked_at=now_ms,
+            unknown=sorted(
+                (once.keys() - self.inputs.of_request.keys())
+                | (body.candidates.features.keys() - self.inputs.of_candidates.keys())
+            ),
         )
 
     def check_count(self, count: int) -> None:
@@ -215,11 +220,11 @@ class RequestReader:
 
 
 def _given(inputs: Mapping[str, Feature], given: Mapping[str, Any], count: int, place: str) -> list[Given]:
-    if given.keys() != inputs.keys():
-        missing, unknown = sorted(inputs.keys() - given.keys()), sorted(given.keys() - inputs.keys())
-        said = [f"missing {', '.join(missing)}"] if missing else []
-        said += [f"unknown {', '.join(unknown)[:200]}"] if unknown else []
-        raise BadRequest(f"{place}: {'; '.join(said)}; allowed: {', '.join(inputs) or 'none'}")
+    """What is not among the inputs is ignored: products send a feature before every replica has the config with it."""
+    if missing := sorted(inputs.keys() - given.keys()):
+        unknown = sorted(given.keys() - inputs.keys())
+        said = f"missing {', '.join(missing)}" + (f"; unknown {', '.join(unknown)[:200]}" if unknown else "")
+        raise BadRequest(f"{place}: {said}; allowed: {', '.join(inputs)}")
     return [Given(name, f"{place}.{name}", feature, given[name], count) for name, feature in inputs.items()]
 
 

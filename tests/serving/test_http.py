@@ -177,8 +177,11 @@ def test_open_inference(setup: Setup) -> None:
             "price: 1e+300; allowed: ",
         ),
         (("candidates", "features", "picture"), [[1, 2]] * 10, "picture"),
-        (("candidates", "features", "colour"), [1] * 10, "unknown colour; allowed: item, tags, price, picture"),
-        (("candidates", "features"), {}, "missing item"),
+        (
+            ("candidates", "features"),
+            {"colour": [1] * 10, "item": [1] * 10},
+            "missing picture, price, tags; unknown colour; allowed: item, tags, price, picture",
+        ),
         (("candidates", "ids"), list("aabcdefghi"), "an id is given twice"),
         (("candidates", "ids"), [], "length"),
         (("features", "user"), [1], "user"),
@@ -199,6 +202,25 @@ def test_wrong_values_are_named(setup: Setup, path: tuple[str, ...], value: Any,
     status, answer = setup.server.ask("POST", "/v1/rank", body, token=TOKENS["rank"])
     assert status == 422
     assert said in answer["error"]
+
+
+def test_features_that_the_config_does_not_have_are_ignored_and_counted(setup: Setup) -> None:
+    """Products send a feature before every replica has the config with it."""
+    body = rank_body(draw(np.random.default_rng(6), 10), list(range(10)))
+    before = setup.server.ask("POST", "/v1/rank", body, token=TOKENS["rank"])[1]
+    for at in range(20):
+        body["features"] = {"user": body["features"]["user"], f"mood{at:02}": "good"}
+        body["candidates"]["features"] |= {"colour": ["red"] * 3}
+        status, answer = setup.server.ask("POST", "/v1/rank", body, token=TOKENS["rank"])
+        assert status == 200, answer
+        assert (answer["ids"], answer["scores"]) == (before["ids"], before["scores"])
+    lines = setup.server.ask("GET", "/metrics")[1].splitlines()
+    name = "minutely_serve_unknown_features_total"
+    counts = dict(line.rsplit(" ", 1) for line in lines if line.startswith(name))
+    assert counts[f'{name}{{feature="colour"}}'] == "20.0"
+    assert counts[f'{name}{{feature="mood14"}}'] == "1.0"
+    assert counts[f'{name}{{feature="others"}}'] == "5.0"
+    assert len(counts) == 17
 
 
 def test_what_cannot_be_read_is_refused(setup: Setup) -> None:
