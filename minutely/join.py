@@ -13,6 +13,7 @@ from minutely.service import Address, bind, serve_metrics, stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.join.brokers import History, Outlet
 from streaming.join.calibration import ServedCalibration
+from streaming.join.memory import MemoryShare
 from streaming.join.metrics import JoinMetrics
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
@@ -50,13 +51,16 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
     """The service with a pipeline's joiners."""
     spec, settings = pipeline.join_spec(), pipeline.join
     bounds = pipeline.train.guards.served_calibration
+    memory = MemoryShare(settings.memory_bytes)
     served = None if bounds is None else ServedCalibration(pipeline.labels, bounds, _log.warning, _log.info)
 
     def make(partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
-        state = JoinState(folder / str(partition), settings.memory_bytes // pipeline.kafka.partitions)
+        state = memory.open(folder / str(partition))
         return state, JoinPartition(
             spec, state, outlet, history, clock, partition, new_id=lambda: uuid.uuid4().hex, served=served
         )
 
     brokers = KafkaBrokers(pipeline.kafka)
-    return JoinService(brokers, make, clock, max_wait_ms=settings.max_wait, asked=pipeline.kafka.asked, served=served)
+    return JoinService(
+        brokers, make, clock, max_wait_ms=settings.max_wait, asked=pipeline.kafka.asked, served=served, memory=memory
+    )

@@ -88,6 +88,14 @@ Packed: TypeAlias = bytes | tuple[bytes, bytes]
 """A column in a record: little-endian values; for lists, int32 lengths and then the values of all lists."""
 
 
+def packed_bytes(columns: Mapping[str, Packed]) -> int:
+    """The bytes of packed columns."""
+    total = 0
+    for packed in columns.values():
+        total += len(packed) if isinstance(packed, bytes) else len(packed[0]) + len(packed[1])
+    return total
+
+
 def columns_bytes(columns: ServedColumns) -> int:
     """The bytes of the arrays of all columns."""
     return sum(map(_column_bytes, columns.values()))

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from streaming.features.columns import all_finite, check_packed, packed_width
+from streaming.features.columns import all_finite, check_packed, packed_bytes, packed_width
 from streaming.features.kinds import SparseFeature
 from streaming.join.decided import Ready, batches
-from streaming.join.pending import DROPPED, Pending, PendingRequests
+from streaming.join.pending import DROPPED, WAITING_BYTES, Pending, PendingRequests
 from streaming.join.policy import InputPolicy
 from streaming.join.spec import JoinSpec
 from streaming.join.timers import NEVER
@@ -36,8 +36,14 @@ from streaming.records.examples import ExampleFormat
 from streaming.records.json_records import pack_request
 from streaming.records.labels import Decision, Rule, decide, used_actions
 
-_DUE_AT_ONCE = 10_000
-_MAX_EVENTS = 1000
+_DUE_AT_ONCE = 32
+"""Few, since each is brought into memory, whatever its size."""
+_ROW_BYTES = 96
+"""What a row holds besides ids and features."""
+_LETTER_BYTES = 512
+"""What a dead letter holds besides the payload."""
+_UNEVEN_BYTES = 64 << 10
+"""Where the impressions of a request hold more than this, one of them may hold nearly all of it."""
 
 
 class JoinOutput(NamedTuple):
@@ -59,6 +65,7 @@ class Joiner:
         self._rules = [Rule.of(label) for label in spec.labels.values()]
         self._actions = used_actions(spec.labels)
         self._settings = spec.settings
+        self._limits = spec.limits
         self._sampling_rate = spec.negatives.keep
         self._earliest = spec.earliest_ms
         self._window = spec.window_ms
@@ -73,17 +80,27 @@ class Joiner:
         }
         self._ready: list[Ready] = []
         self._dead: list[DeadLetter] = []
+        self._bytes = 0
+        """Of what came out since the last `drain`, about."""
         self.format = ExampleFormat(spec.features, spec.labels)
         self.watermark = 0
         self.newest = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
         """The newest event time seen of each input (ms); records from the future do not count."""
         self.counts: Counter[str] = Counter()
 
-    def take(self, topic: str, records: Sequence[Record]) -> None:
-        """Take records of an input, in order."""
+    @property
+    def is_full(self) -> bool:
+        """Whether what came out is enough for one transaction: `drain` it before anything else is done."""
+        return self._bytes >= self._limits.batch_bytes
+
+    def take(self, topic: str, records: Sequence[Record]) -> int:
+        """Take records of an input, in order, until `is_full`. How many were taken."""
         add = self.add_request if topic == IMPRESSIONS else self.add_engagement
-        for record in records:
+        for count, record in enumerate(records):
+            if self.is_full:
+                return count
             add(record.offset, record.value)
+        return len(records)
 
     def add_request(self, offset: int, payload: bytes) -> None:
         """Take one record of `impressions`."""
@@ -96,20 +113,25 @@ class Joiner:
     def advance(self, watermark: int, at_most: int | None = None) -> bool:
         """Every event before ``watermark`` (ms) has arrived, as far as ``lateness`` promises; emit what that decides.
 
-        ``at_most`` bounds how many requests are looked at. Whether all were; until then, take no further records.
+        ``at_most`` bounds how many requests are looked at, and `is_full` ends it. Whether all were; until then, take no further
+        records.
         """
         self.watermark = max(self.watermark, watermark)
-        left = _DUE_AT_ONCE if at_most is None else at_most
-        while due := self._store.due(self.watermark, min(left, _DUE_AT_ONCE)):
+        left = NEVER if at_most is None else at_most
+        while left > 0 and not self.is_full:
+            due = self._store.due(self.watermark, min(left, _DUE_AT_ONCE))
+            if not due:
+                return True
+            left -= len(due)
             for request_id in due:
                 pending = self._store.get(request_id)
                 assert pending is not None, request_id
-                self._look_at(request_id, pending)
-            if at_most is not None:
-                left -= len(due)
-                if left <= 0:
-                    return False
-        return True
+                if self.is_full:
+                    at, pending.wake_at = pending.wake_at, NEVER
+                    self._store.wake(request_id, pending, at)
+                else:
+                    self._look_at(request_id, pending)
+        return False
 
     def next_due(self) -> int:
         """The next event time (ms) at which `advance` may have something to do."""
@@ -119,6 +141,7 @@ class Joiner:
         """Take what came out so far."""
         ready, self._ready = self._ready, []
         dead, self._dead = self._dead, []
+        self._bytes = 0
         found = batches(ready, self.format, self._sampling_rate, self._settings.max_rows) if ready else []
         self.counts["examples"] += sum(batch.num_rows for batch in found)
         return JoinOutput(found, dead)
@@ -134,6 +157,7 @@ class Joiner:
         if self.policy.sent.is_refused(topic, offset):
             return
         self.counts[f"dead.{bad.reason}"] += 1
+        self._bytes += len(payload) + _LETTER_BYTES
         self._dead.append(
             DeadLetter(
                 topic=topic,
@@ -161,7 +185,7 @@ class Joiner:
         pending.impression_ids = request.impression_ids
         pending.request = request
         pending.emitted = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
-        waiting, pending.waiting = pending.waiting, []
+        waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
         for at, engagement in waiting:
             if self.policy.sent.is_refused(ENGAGEMENTS, at):
                 continue
@@ -200,9 +224,20 @@ class Joiner:
         if wait_until < self.watermark:
             raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {engagement.request_id}")
         pending = pending or Pending()
+        self._check_waiting(engagement.request_id, pending, len(payload))
         pending.waiting.append((offset, payload))
+        pending.waiting_bytes += len(payload)
         self._store.wake(engagement.request_id, pending, wait_until)
-        self._store.add(engagement.request_id, pending, len(payload))
+        self._store.add(engagement.request_id, pending, len(payload) + WAITING_BYTES)
+
+    def _check_waiting(self, request_id: str, pending: Pending, size: int) -> None:
+        count, limits = len(pending.waiting), self._limits
+        if count and (count >= limits.waiting or pending.waiting_bytes + size > limits.waiting_bytes):
+            raise BadRecord(
+                "too_many",
+                f"{count} engagements of {pending.waiting_bytes} bytes wait for request {request_id} already; "
+                f"allowed: {limits.waiting} of {limits.waiting_bytes} bytes. Is its id what the product served it under?",
+            )
 
     def _attribute(self, pending: Pending, engagement: Engagement) -> None:
         """Count an engagement towards its impression's labels."""
@@ -222,8 +257,10 @@ class Joiner:
         if event in events:
             self.counts["repeated"] += 1
             return
-        if len(events) >= _MAX_EVENTS:
-            raise BadRecord("too_many", f"impression {engagement.impression_id} has {_MAX_EVENTS} engagements already")
+        if len(events) >= self._limits.impression_events:
+            raise BadRecord("too_many", f"impression {engagement.impression_id} has {len(events)} engagements already")
+        if pending.event_count >= self._limits.request_events:
+            raise BadRecord("too_many", f"request {request_id} has {pending.event_count} engagements already")
         self.policy.sent.refresh(request_id, pending)
         if pending.emitted[index] and self.policy.answers_late:
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
@@ -232,6 +269,7 @@ class Joiner:
             else:
                 self._correct(pending, request_id, index, after)
         events.append(event)
+        pending.event_count += 1
         if self._settings.emit == "decided" and not pending.emitted[index]:
             self._store.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
 
@@ -242,6 +280,8 @@ class Joiner:
             raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
         pending.emitted[index] = revision + 1
         self.counts["corrected"] += 1
+        shared, own = _sizes(pending.request)
+        self._bytes += shared + (own if own > _UNEVEN_BYTES else own // len(pending.impression_ids)) + _ROW_BYTES
         decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
         self._ready.append(Ready(request_id, pending.request, (index,), decision, revision))
 
@@ -259,23 +299,27 @@ class Joiner:
         if pending.request is not None:
             next_due = NEVER
             emitted, events = pending.emitted, pending.events
+            shared, own = _sizes(pending.request)
+            row_bytes = shared + _ROW_BYTES
+            room = rows = max(1, (self._limits.batch_bytes - self._bytes) // row_bytes)
             for index, happened in events.items():
                 if not emitted[index]:
                     decision = self._decide(pending.served_at, happened)
                     if self._settings.emit == "window":
                         decision = decision._replace(decided_at=closes_at)
-                    if decision.decided_at < self.watermark:
-                        self._emit(request_id, pending, [index], decision)
+                    if decision.decided_at < self.watermark and room > 0:
+                        room -= self._emit(request_id, pending, [index], decision)
                     else:
                         next_due = min(next_due, decision.decided_at)
             if 0 in emitted:
                 # Most impressions have no events: one decision serves them all, and no other is later than it.
-                if closes_at < self.watermark:
+                if closes_at < self.watermark and room > 0:
                     without = [index for index, times in enumerate(emitted) if not times and index not in events]
                     decision = Decision(self._negative, closes_at, pending.served_at)
-                    self._emit(request_id, pending, without, decision)
-                else:
+                    room -= self._emit(request_id, pending, without[:room], decision)
+                if 0 in emitted:
                     next_due = min(next_due, closes_at)
+            self._bytes += own + row_bytes * (rows - room)
             if next_due != NEVER:
                 self._store.wake(request_id, pending, next_due)
                 return
@@ -289,8 +333,8 @@ class Joiner:
             # Nobody waits for markers to go, so they go in groups, at multiples of the window.
             self._store.wake(request_id, pending, -(-forget_at // self._window) * self._window)
 
-    def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> None:
-        """Impressions that were decided are examples, but for the negatives that are not kept."""
+    def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> int:
+        """Impressions that were decided are examples, but for the negatives that are not kept. How many are."""
         kept = self.policy.publish(request_id, pending, places, decision)
         if dropped := len(places) - len(kept):
             self.counts["dropped"] += dropped
@@ -300,9 +344,10 @@ class Joiner:
             pending.emitted[place] = 1
         if kept and pending.request is not None:
             self._ready.append(Ready(request_id, pending.request, kept, decision))
+        return len(kept)
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
-        waiting, pending.waiting = pending.waiting, []
+        waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
         for offset, payload in waiting:
             try:
                 engagement = decode_engagement(payload, MAX_TIME_MS)
@@ -313,6 +358,13 @@ class Joiner:
                 self._refuse(ENGAGEMENTS, offset, payload, bad)
                 continue
             pending.waiting.append((offset, payload))
+            pending.waiting_bytes += len(payload)
             self._store.wake(request_id, pending, wait_until)
         if not pending.waiting:
             self._store.drop(request_id)
+
+
+def _sizes(request: Request) -> tuple[int, int]:
+    """The bytes of a request that each of its rows repeats, and those that all its rows share among them."""
+    shared = packed_bytes(request.shared) + len(request.request_id)
+    return shared, packed_bytes(request.features) + len("".join(request.impression_ids))

@@ -131,6 +131,8 @@ def embedded_service(
     memory is full, and the watermark is told whenever it moved.
     """
 
+    spec = spec._replace(limits=spec.limits._replace(batch_bytes=NEVER))
+
     def make(number: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
         state = open_state()
         return state, JoinPartition(

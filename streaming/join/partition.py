@@ -54,7 +54,7 @@ class JoinPartition:
         self.joiner = Joiner(spec, state, self._living(NOTHING_SENT), partition)
         self._head = Head("", 0, 0, -1, {}, {}, [], 0)
         self._offsets: dict[str, int] = {}
-        self._taken = 0
+        self._taken = self._taken_bytes = 0
         self._outputs: dict[str, int] = {}
         """The offsets after what was sent, by topic."""
         self._outbox: list[Outgoing] | None = None
@@ -86,6 +86,11 @@ class JoinPartition:
         """Records taken since the last step."""
         return self._taken
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a transaction has enough to hold: `step` before more is taken."""
+        return self.joiner.is_full or self._taken_bytes >= self._spec.limits.taken_bytes
+
     def recover(self) -> Generator[None]:
         """Come to the state that belongs to what was committed; bounded work between two yields.
 
@@ -110,7 +115,7 @@ class JoinPartition:
         if restored.unwritten:
             self._write()
         self.joiner.counts.clear()
-        self._taken = 0
+        self._taken = self._taken_bytes = 0
         self._recovered = True
 
     def discard(self) -> None:
@@ -127,12 +132,14 @@ class JoinPartition:
             self.joiner.policy = self._living(NOTHING_SENT)
             self._state.forget_emitted()
 
-    def take(self, topic: str, records: Sequence[Record]) -> None:
-        """Join a bounded number of records of an input, in order."""
-        self.joiner.take(topic, records)
-        if records:
-            self._offsets[topic] = records[-1].offset + 1
-            self._taken += len(records)
+    def take(self, topic: str, records: Sequence[Record]) -> int:
+        """Join a bounded number of records of an input, in order, until what comes of them fills a transaction. How many."""
+        count = self.joiner.take(topic, records)
+        if count:
+            self._offsets[topic] = records[count - 1].offset + 1
+            self._taken += count
+            self._taken_bytes += sum(len(record.value) for record in records[:count])
+        return count
 
     def skip(self, topic: str, offset: int) -> None:
         """Records of an input before ``offset`` are gone, untaken."""
@@ -150,19 +157,23 @@ class JoinPartition:
         # All that was due by now is out, or was dropped by sampling without a word. Who reads again takes that for granted up to
         # what is told; so what came late goes out first, and no less than this is told.
         complete = self._head.told if self.busy else max(self._head.told, joiner.watermark)
-        if self._taken:
-            joiner.advance(complete)
-        self.busy = not joiner.advance(watermark, self._requests_at_once)
-        told = complete if self.busy else joiner.watermark
+        if self._taken and not joiner.advance(complete):
+            self.busy = True  # it came late, and is more than a transaction holds: what is told goes back to it
+            told = min(complete, joiner.next_due())
+        else:
+            self.busy = not joiner.advance(watermark, self._requests_at_once)
+            told = complete if self.busy else joiner.watermark
         output = joiner.drain()
         moved = told - self._head.told
-        if not (self._taken or output.examples or output.dead_letters or self.busy) and moved < tell_every_ms:
+        news = self._taken or output.examples or output.dead_letters or self.busy or self._state.is_full
+        if not news and moved < tell_every_ms:
             return
-        examples = examples_records(joiner.format, output.examples, self._head.told, told)
+        before = self._head.told
+        examples = examples_records(joiner.format, output.examples, before, max(before, told))
         self._outbox = [Outgoing(EXAMPLES, record) for record in examples]
         self._outbox += [Outgoing(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
         self._head = self._head_of(self._head.sequence + 1, told)
-        self._taken = 0
+        self._taken = self._taken_bytes = 0
         self._send()
         if self._state.is_full or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
             self._head.examples, self._head.dead_letters = self._outputs[EXAMPLES], self._outputs[DEAD_LETTERS]

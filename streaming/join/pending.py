@@ -11,7 +11,10 @@ from streaming.records.events import Request
 
 OVERHEAD_BYTES = 1024
 """What a pending request costs in memory besides its features, measured with one impression of 11 features."""
-
+ID_BYTES = 56
+"""What the id of each further impression costs beside its characters."""
+WAITING_BYTES = 128
+"""What an engagement that waits costs beside its bytes."""
 
 DROPPED = 255
 """In ``emitted``: a negative that sampling dropped."""
@@ -33,6 +36,10 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     emitted: bytearray = msgspec.field(default_factory=bytearray)
     events: dict[int, list[tuple[int, str, float]]] = {}
     waiting: list[tuple[int, bytes]] = []
+    waiting_bytes: int = 0
+    """Of the payloads in ``waiting``."""
+    event_count: int = 0
+    """How many there are in ``events``."""
 
 
 class PendingRequests(Protocol):

@@ -160,10 +160,14 @@ class Recovery:
         for topic in _INPUTS:
             for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
                 refused = state.known_refused(topic, [record.offset for record in records])
-                joiner.take(topic, [record for record in records if record.offset not in refused])
+                left = [record for record in records if record.offset not in refused]
+                while left:
+                    count = joiner.take(topic, left)
+                    restored.offsets[topic] = left[count - 1].offset + 1
+                    left = left[count:]
+                    self._pass_over(restored, committed)
                 if records:
                     restored.offsets[topic] = records[-1].offset + 1
-                self._pass_over(restored, committed)
                 yield
         # What was due by the committed watermark and is not in `examples` was dropped by sampling.
         while not joiner.advance(committed.watermark, self._requests_at_once):

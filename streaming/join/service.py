@@ -15,6 +15,7 @@ from streaming.clock import Clock
 from streaming.join.brokers import Brokers, History, Outlet, Place
 from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import ForgottenError
+from streaming.join.memory import MemoryShare
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError, NoLeaderError
@@ -78,7 +79,7 @@ class JoinService:
 
     ``make_partition`` makes the joiner of one partition over its state. A partition commits when it took ``batch_records``, or
     ``max_wait_ms`` after it last did; where only its watermark moved, that is told when it moved by ``tell_every_ms``. ``asked``
-    names the brokers in messages. ``served`` is what all joiners compare scores and labels by.
+    names the brokers in messages. ``served`` is what all joiners compare scores and labels by, ``memory`` what they share.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class JoinService:
         tell_every_ms: int = 1000,
         asked: str | None = None,
         served: ServedCalibration | None = None,
+        memory: MemoryShare | None = None,
     ) -> None:
+        self._memory = memory
         self._brokers = brokers
         self._make_partition = make_partition
         self._clock = clock
@@ -168,6 +171,8 @@ class JoinService:
         through a change of owner sees by the state's id that the last transaction is not its own.
         """
         ours = self._brokers.assigned()
+        if ours != self.members.keys() and self._memory is not None:
+            self._memory.divide(len(ours))
         self._revoke(self.members.keys() - ours)
         for partition in sorted(ours - self.members.keys()):
             outlet = self._brokers.outlet(partition)
@@ -270,18 +275,22 @@ class JoinService:
         for (_, partition), failed in fetched.failed.items():
             if (member := self._positioned(partition)) is not None:
                 self._lose_place(member, failed)  # find out where to read on
+        left = set()
         for (topic, partition), records in fetched.records.items():
             if (member := self._positioned(partition)) is not None:
                 offset = member.join.offsets[topic]
                 if records[0].offset < offset:  # what was on its way when it got a new position
                     records = [record for record in records if record.offset >= offset]
                 try:
-                    member.join.take(topic, records)
+                    if member.join.take(topic, records) < len(records):
+                        left.add((topic, partition))
                 except Exception as error:
                     self._damaged(member, error)
         for (topic, partition), offset in fetched.reached.items():
-            if (member := self._positioned(partition)) is not None:
+            if (member := self._positioned(partition)) is not None and (topic, partition) not in left:
                 member.reached[topic] = offset
+        if left:
+            self._reading = set()  # what did not fit is read again, after the step that makes room
 
     def _positioned(self, partition: int) -> Member | None:
         """Our member of a partition, where it reads."""
@@ -296,7 +305,7 @@ class JoinService:
             member.lag[topic] = max(0, ends[topic, member.partition] - reached)
         now_ms = self._clock.elapsed_ms()
         waits = join.taken < self._batch_records and now_ms - member.stepped_at_ms < self._max_wait_ms
-        if waits and not join.busy:
+        if waits and not (join.busy or join.is_full):
             return True
         try:
             join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, self._tell_every_ms)

@@ -25,5 +25,6 @@ class JoinSettings(Section):
     """The most examples in one batch."""
     max_wait: PositiveDurationMs = 200
     """On Kafka, examples wait at most this long for others, to be sent together."""
-    memory_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
-    """What pending requests may take in memory; the rest is on disk."""
+    memory_bytes: Annotated[int, Field(ge=16 << 20)] = 256 << 20
+    """What pending requests may take in memory, with the buffers of the store that has the rest on disk; of all partitions of a
+    joiner together."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from streaming.features.kinds import Feature
+from streaming.join.limits import Limits
 from streaming.join.negatives import Negatives
 from streaming.join.settings import JoinSettings
 from streaming.records.events import MIN_TIME_MS
@@ -20,6 +21,7 @@ class JoinSpec(NamedTuple):
     settings: JoinSettings = JoinSettings()
     negatives: Negatives = Negatives()
     earliest_ms: int = MIN_TIME_MS
+    limits: Limits = Limits()
 
     @property
     def window_ms(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from streaming.join.pending import OVERHEAD_BYTES, Pending
+from streaming.join.pending import ID_BYTES, OVERHEAD_BYTES, WAITING_BYTES, Pending
 from streaming.join.store import Batch, JoinStore, RocksStore
 from streaming.join.timers import Timers
 from streaming.records.events import Request, encode
@@ -71,7 +71,16 @@ class _Small(msgspec.Struct, array_like=True):
 
 class _Entry(msgspec.Struct, gc=False):
     pending: Pending
-    size: int
+    payload: int
+    """The bytes that came for it."""
+    fixed: int = 0
+    """The bytes that stay when those are released."""
+    ids: int = -1
+    """How many ids ``fixed`` holds."""
+    record: int = 0
+    """Bytes of ``payload`` that are on disk and never written again: the request's."""
+    unwritten: int = 0
+    """What the next write takes for it; 0 where it has not changed."""
     stored_wake: int = -1
     """The time that its key on disk has; -1 where it is not on disk."""
     request_stored: bool = False
@@ -85,7 +94,7 @@ class _Gone(NamedTuple):
 
 
 _log = logging.getLogger("minutely.join")
-_UNWRITTEN_BYTES = 64 << 20
+UNWRITTEN_BYTES = 64 << 20
 _GONE_BYTES = 300
 """What an entry that was dropped costs in memory until that is on disk."""
 
@@ -108,11 +117,20 @@ def _refused_key(topic: str, offset: int) -> bytes:
 class JoinState:
     """`PendingRequests` over RocksDB: up to ``memory_bytes`` of requests also stay in memory.
 
-    What the joiner changes is in memory until `write` puts it on disk, whole. ``head`` is the last write's, None in a new folder.
+    What the joiner changes is in memory until `write` puts it on disk, whole; it is time for that after ``unwritten_bytes``.
+    ``head`` is the last write's, None in a new folder.
     """
 
-    def __init__(self, folder: Path, memory_bytes: int, open_store: Callable[[Path], JoinStore] = RocksStore) -> None:
-        self._memory_bytes = memory_bytes
+    def __init__(
+        self,
+        folder: Path,
+        memory_bytes: int,
+        open_store: Callable[[Path], JoinStore] = RocksStore,
+        unwritten_bytes: int = UNWRITTEN_BYTES,
+    ) -> None:
+        self.memory_bytes = memory_bytes
+        """May change at any time; what is too much then leaves memory with the next `write`."""
+        self._unwritten_bytes = unwritten_bytes
         self._db = open_store(folder)
         try:
             self.reload()
@@ -139,7 +157,7 @@ class JoinState:
     @property
     def is_full(self) -> bool:
         """Whether memory is used up, or one `write` has enough to do: it is to be called."""
-        return self._bytes > self._memory_bytes or self._unwritten > _UNWRITTEN_BYTES
+        return self._bytes > self.memory_bytes or self._unwritten > self._unwritten_bytes
 
     def get(self, request_id: str) -> Pending | None:
         """The entry, brought into memory."""
@@ -155,26 +173,28 @@ class JoinState:
         """Put in an entry, or tell that one which is there grew by ``grown_bytes`` of payload."""
         entry = self._entries.pop(request_id, None)
         if entry is None:
-            entry = _Entry(pending, OVERHEAD_BYTES)
-            self._bytes += OVERHEAD_BYTES
-        entry.size += grown_bytes
+            entry = _Entry(pending, 0)
+        if entry.ids != len(pending.impression_ids):
+            self._bytes += _set_fixed(entry)
+        entry.payload += grown_bytes
         self._bytes += grown_bytes
-        self._unwritten += grown_bytes
         self._entries[request_id] = entry
-        self._dirty.add(request_id)
+        self._changed(request_id, entry)
 
     def shrink(self, request_id: str) -> None:
         """Tell that an entry gave its payload away."""
         entry = self._entries[request_id]
-        self._gave(entry)
-        self._dirty.add(request_id)
+        self._release_payload(entry)
+        self._changed(request_id, entry)
 
     def wake(self, request_id: str, pending: Pending, at: int) -> None:
         """Make `due` return the entry when ``at`` has passed, or earlier where that was asked for before."""
         if at < pending.wake_at:
             pending.wake_at = at
             self._timers.push(at, request_id)
-            self._dirty.add(request_id)
+            entry = self._entries.get(request_id)
+            if entry is not None:  # else `add` comes next
+                self._changed(request_id, entry)
 
     def due(self, before: int, limit: int) -> list[str]:
         """Up to ``limit`` ids whose time is before ``before``; `get` each and `wake` it anew."""
@@ -187,20 +207,27 @@ class JoinState:
     def drop(self, request_id: str) -> None:
         """Forget an entry that `get` returned."""
         entry = self._entries.pop(request_id)
-        self._gave(entry)
-        self._bytes -= OVERHEAD_BYTES
+        self._release_payload(entry)
+        self._bytes -= entry.fixed
         self._dirty.discard(request_id)
         if entry.stored_wake >= 0:
             self._dropped[request_id] = _Gone(entry.stored_wake, entry.request_stored)
             self._bytes += _GONE_BYTES
 
-    def _gave(self, entry: _Entry) -> None:
+    def _release_payload(self, entry: _Entry) -> None:
         """An entry's payload is no longer needed."""
-        payload = entry.size - OVERHEAD_BYTES
-        self._bytes -= payload
-        if entry.stored_wake < 0:
-            self._unwritten -= payload
-        entry.size = OVERHEAD_BYTES
+        self._bytes -= entry.payload
+        self._unwritten -= entry.unwritten
+        entry.payload = entry.record = entry.unwritten = 0
+
+    def _changed(self, request_id: str, entry: _Entry) -> None:
+        """The next write takes all of an entry but the request that is on disk, however little of it changed."""
+        self._dirty.add(request_id)
+        takes = entry.payload - entry.record
+        if entry.pending.request is None:  # its ids are not in a record of their own
+            takes += entry.fixed - OVERHEAD_BYTES
+        self._unwritten += takes - entry.unwritten
+        entry.unwritten = takes
 
     def write(self, head: Head) -> None:
         """Put everything that changed since the last write on disk, with the head, at once."""
@@ -223,7 +250,7 @@ class JoinState:
         self._unwritten = 0
         self._dropped.clear()
         self._dirty.clear()
-        if self._bytes > self._memory_bytes:
+        if self._bytes > self.memory_bytes:
             self._evict()
 
     def note_emitted(self, published: Published) -> None:
@@ -301,16 +328,19 @@ class JoinState:
             pending.waiting,
         )
         batch.put(b"p" + key, encode(small))
+        timer = Timers.key(pending.wake_at, key)
         if entry.stored_wake != pending.wake_at:
             if entry.stored_wake >= 0:
                 batch.delete(Timers.key(entry.stored_wake, key))
-            timer = Timers.key(pending.wake_at, key)
             batch.put(timer, b"")
-            self._timers.stored(timer)
             entry.stored_wake = pending.wake_at
+        self._timers.stored(timer)  # one that was due, and is still, has been passed
+        entry.unwritten = 0
         if request is not None and not entry.request_stored:
-            batch.put(b"r" + key, encode(request))
+            record = encode(request)
+            batch.put(b"r" + key, record)
             entry.request_stored = True
+            entry.record = min(len(record), entry.payload)
         elif request is None and entry.request_stored:
             batch.delete(b"r" + key)
             entry.request_stored = False
@@ -327,10 +357,14 @@ class JoinState:
             emitted=bytearray(small.emitted),
             events=small.events,
             waiting=small.waiting,
+            waiting_bytes=sum(len(payload) for _, payload in small.waiting),
+            event_count=sum(map(len, small.events.values())),
         )
-        size = OVERHEAD_BYTES + len(packed) + len(record or b"")
-        self._entries[request_id] = _Entry(pending, size, small.wake_at, small.has_request)
-        self._bytes += size
+        stored = len(record or b"")
+        payload = len(packed) + stored + WAITING_BYTES * len(small.waiting)
+        entry = _Entry(pending, payload, record=stored, stored_wake=small.wake_at, request_stored=small.has_request)
+        self._entries[request_id] = entry
+        self._bytes += payload + _set_fixed(entry)
         self._on_disk -= 1
         self._timers.push(pending.wake_at, request_id)
         return pending
@@ -338,8 +372,19 @@ class JoinState:
     def _evict(self) -> None:
         """Let the half of memory that was touched first be on disk only; everything is there after a write."""
         for request_id in list(self._entries):
-            if self._bytes <= self._memory_bytes // 2:
+            if self._bytes <= self.memory_bytes // 2:
                 break
-            self._bytes -= self._entries.pop(request_id).size
+            entry = self._entries.pop(request_id)
+            self._bytes -= entry.payload + entry.fixed
             self._on_disk += 1
         self._timers.evicted()
+
+
+def _set_fixed(entry: _Entry) -> int:
+    """Set what an entry and its ids cost; by how much that grew."""
+    ids, before = entry.pending.impression_ids, entry.fixed
+    entry.ids = len(ids)
+    entry.fixed = OVERHEAD_BYTES
+    if len(ids) > 1:
+        entry.fixed += (len(ids) - 1) * ID_BYTES + len("".join(ids))
+    return entry.fixed - before

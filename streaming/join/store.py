@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteBufferManager
 
 from basis.problems import Problem, Problems
 
 _log = logging.getLogger("minutely.join")
 _WRITE_BUFFER_BYTES = 32 << 20
-_BLOCK_CACHE_BYTES = 32 << 20
+_OWN_BYTES = 64 << 20
 _IN_USE = ("IO error: While lock file: ", "IO error: lock hold by current process")
 _DAMAGED = ("Corruption: ", "IO error: No such file or directory: ")
 """How RocksDB's errors begin where files are damaged or missing."""
@@ -81,10 +81,28 @@ def is_damage(error: Exception) -> bool:
     return str(error).startswith(_DAMAGED)
 
 
-class RocksStore:
-    """A folder of its own; `Problems` where another joiner uses it. Where files of it are damaged or missing, it begins anew."""
+class StoreMemory:
+    """What all the stores that share it have in memory, half of ``memory_bytes`` for reading and half for writing.
 
-    def __init__(self, folder: Path) -> None:
+    That for writing is passed for as long as flushes take: writers do not wait, since what they would wait for may be in a store
+    that nobody writes to.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        half = memory_bytes // 2
+        self.cache = Cache(half)
+        self.buffers = WriteBufferManager(half, False)
+        self.buffer_bytes = min(half, _WRITE_BUFFER_BYTES)
+
+
+class RocksStore:
+    """A folder of its own; `Problems` where another joiner uses it. Where files of it are damaged or missing, it begins anew.
+
+    ``memory`` is shared by stores; without it, one has 64 MiB to itself.
+    """
+
+    def __init__(self, folder: Path, memory: StoreMemory | None = None) -> None:
+        self._memory = memory or StoreMemory(_OWN_BYTES)
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._discarded = folder.with_name(f"{folder.name}.discarded")
@@ -92,13 +110,13 @@ class RocksStore:
 
     def _begin(self) -> None:
         try:
-            db = _open(self._folder)
+            db = _open(self._folder, self._memory)
         except Exception as error:  # rocksdict raises no narrower kind
             if not is_damage(error):
                 raise
             _log.warning("%s does not open and begins anew, from what Kafka keeps: %s", self._folder, error)
             self._discard()
-            db = _open(self._folder)
+            db = _open(self._folder, self._memory)
         self._db, self._closed = db, False
         self.get = db.get
         self.write = db.write
@@ -143,15 +161,16 @@ class RocksStore:
         return is_damage(error)
 
 
-def _open(folder: Path) -> Rdict:
+def _open(folder: Path, memory: StoreMemory) -> Rdict:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
-    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+    options.set_write_buffer_size(memory.buffer_bytes)
     options.set_max_write_buffer_number(2)
+    options.set_write_buffer_manager(memory.buffers)
     options.set_compression_type(DBCompressionType.lz4())
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)
-    table.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
+    table.set_block_cache(memory.cache)
     table.set_cache_index_and_filter_blocks(True)
     options.set_block_based_table_factory(table)
     try:

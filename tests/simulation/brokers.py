@@ -83,6 +83,8 @@ class Brokers:
         self.away = False
         self.leaderless: set[int] = set()
         self.unsure = 0.0
+        self.largest = 1 << 30
+        """Bytes that a transaction may have."""
 
     def append(self, topic: str, partition: int, value: bytes | None, transaction: _Transaction | None = None) -> int:
         """The offset after it."""
@@ -209,6 +211,8 @@ class OutletOf:
         brokers, at = self._brokers, self._partition
         self._process.touch(f"begin a transaction of {at}")
         self._check()
+        size = sum(len(item.value) for item in outbox)
+        assert size <= brokers.largest, f"a transaction of {size} bytes; allowed: {brokers.largest}"
         transaction = brokers.transactions[at] = _Transaction(commit=encode_commit(commit))
         ends: dict[str, int] = {}
         for number, item in enumerate(outbox):

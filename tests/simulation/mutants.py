@@ -229,6 +229,7 @@ MUTANTS: list[Callable[[], Any]] = [
     mutants_join.older_state_goes_on_as_it_is,
     mutants_join.what_was_emitted_is_forgotten_while_more_is_due,
     mutants_join.entries_do_not_learn_what_was_emitted,
+    mutants_join.a_batch_is_as_large_as_what_is_due,
     mutants_join.state_id_not_checked,
     mutants_join.state_written_in_two_batches,
     mutants_join.emitted_ids_not_read_again,

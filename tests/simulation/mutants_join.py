@@ -117,6 +117,10 @@ def entries_do_not_learn_what_was_emitted() -> Any:
     return patch.object(SentAsTold, "refresh", lambda self, request_id, pending: None)
 
 
+def a_batch_is_as_large_as_what_is_due() -> Any:
+    return patch.object(Joiner, "is_full", property(lambda self: False))
+
+
 def state_id_not_checked() -> Any:
     return patch.object(World, "new_id", lambda self: "always this one")
 
@@ -124,10 +128,10 @@ def state_id_not_checked() -> Any:
 def state_written_in_two_batches() -> Any:
     def make(write: Any) -> Any:
         def changed(self: JoinState, head: Head) -> None:
-            dirty, dropped, memory = self._dirty, self._dropped, self._memory_bytes
-            self._dirty, self._dropped, self._memory_bytes = set(), {}, 1 << 40
+            dirty, dropped, memory = self._dirty, self._dropped, self.memory_bytes
+            self._dirty, self._dropped, self.memory_bytes = set(), {}, 1 << 40
             write(self, head)
-            self._dirty, self._dropped, self._memory_bytes = dirty, dropped, memory
+            self._dirty, self._dropped, self.memory_bytes = dirty, dropped, memory
             write(self, head)
 
         return changed

@@ -87,7 +87,7 @@ class JoinerService:
         folder = self._folders.setdefault(partition, StoreFolder())
         state = JoinState(FOLDER, world.rng.choice([2000, 6000, 1 << 20]), lambda _: Store(folder, process))
         return state, _Partition(
-            JoinSpec(FEATURES, LABELS, world.traffic.settings, world.traffic.negatives),
+            JoinSpec(FEATURES, LABELS, world.traffic.settings, world.traffic.negatives, limits=world.limits),
             state,
             outlet,
             history,

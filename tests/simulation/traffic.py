@@ -87,7 +87,7 @@ def make_traffic(rng: random.Random) -> Traffic:
     users = rng.choice([2, 6, 12])
     emit: Literal["decided", "window"] = rng.choice(["decided", "decided", "window"])
     late: Literal["dead_letter", "correct"] = rng.choice(["dead_letter", "dead_letter", "correct"])
-    settings = JoinSettings(emit=emit, late=late, lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
+    settings = JoinSettings(emit=emit, late=late, lateness=f"{LATENESS}ms", max_rows=16)
     negatives = Negatives(rng.choice([1.0, 1.0, 0.5]), seed=1)
     twins = rng.choice([0, 0, 0.2])
     huge = rng.choice([0, 0, 0.03])

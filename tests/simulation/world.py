@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
+from streaming.join.limits import Limits
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
 from tests.simulation.brokers import JOINERS, Brokers
 from tests.simulation.checks import Checks
@@ -38,7 +39,7 @@ FAULTS = (
 )  # fmt: skip
 _TRACE = 44
 _DEEPEST = 2
-_QUIET_TURNS = 400
+_QUIET_TURNS = 3000
 
 
 class Actor:
@@ -85,6 +86,10 @@ class World:
         }
         self._order = [self.actors[name] for name in ("a", "b", "trainer", *self.actors)]
         self.requests_at_once = rng.choice([1, 3, 2000])
+        batch_bytes = random.Random(f"{seed} limits").choice([Limits().batch_bytes, Limits().batch_bytes, 4000, 1500])
+        self.limits = Limits(batch_bytes=batch_bytes)
+        self.checks.splits = self.limits != Limits()
+        self.brokers.largest = 8 * batch_bytes + 40_000  # a record of a few rows is mostly its columns' names
 
     def _joiner(self, name: str) -> Actor:
         def begin(process: Process, clock: Clock) -> Service:

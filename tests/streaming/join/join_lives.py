@@ -36,7 +36,7 @@ ENDED = {"click": Label(action="click", decided_by="end", window=f"{WINDOW}ms")}
 FORMAT = ExampleFormat(FEATURES, LABELS)
 
 
-SETTINGS = JoinSettings(lateness=f"{LATENESS}ms", max_rows=16, memory_bytes=1 << 20)
+SETTINGS = JoinSettings(lateness=f"{LATENESS}ms", max_rows=16)
 
 
 class Crash(Exception):

@@ -125,7 +125,7 @@ def test_what_it_holds_survives_the_disk_as_it_was(tmp_path: Path) -> None:
     state = SpillingState(tmp_path)
     pending = Pending(served_at=7, impression_ids=["x", "y"], emitted=bytearray(b"\1\0"))
     pending.events = {1: [(8, "click", 1.5)]}
-    pending.waiting = [(3, b"\xff raw")]
+    pending.waiting, pending.waiting_bytes, pending.event_count = [(3, b"\xff raw")], 5, 1
     state.wake("näme", pending, 9)
     state.add("näme", pending, 100)
     assert state.in_memory == 0
