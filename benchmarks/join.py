@@ -201,6 +201,9 @@ def quix_python() -> Path:
 def examples_of(kafka: KafkaSettings, pipeline: Pipeline, closing: int) -> pa.Table:
     """All examples, read committed, but those of the closing request; by id."""
     table = pa.Table.from_batches(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)).batches)
+    scores = table["score.click"]
+    scores = pc.if_else(pc.is_nan(scores), pa.scalar(None, scores.type), scores)  # a NaN equals none
+    table = table.set_column(table.schema.get_field_index("score.click"), "score.click", scores)
     return table.filter(pc.invert(pc.starts_with(table["example_id"], f"{closing}/"))).sort_by("example_id")
 
 

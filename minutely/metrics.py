@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from paramserver.table import Table
 from streaming.clock import Clock
-from trainer.prequential import Prequential
+from trainer.prequential import LabelMetrics, Prequential
 from trainer.worker import NOT_FINITE
 
 _MS = 1000
@@ -87,7 +87,12 @@ class StatusMetrics(Collector):
         if status.tables:
             yield from self._rows(status.tables)
         if status.prequential is not None:
-            yield from self._quality(status.prequential.metrics())
+            yield from self._quality("", "before they were trained on", {(): status.prequential.metrics()})
+            yield from self._quality("served_", "as they were served", {(): status.prequential.served()})
+            by_version: dict[tuple[str, ...], LabelMetrics] = {
+                (str(at),): found for at, found in status.prequential.served_by_version().items()
+            }
+            yield from self._quality("served_version_", "as a version served them", by_version, ("version",))
 
     def _rows(self, tables: Mapping[str, Table]) -> Iterator[Metric]:
         prefix = f"{self._prefix}rows_"
@@ -103,16 +108,20 @@ class StatusMetrics(Collector):
             evicted.add_metric([name], stats.evicted)
         yield from (live, admitted, expired, evicted)
 
-    def _quality(self, by_label: Mapping[str, Mapping[str, float | None]]) -> Iterator[Metric]:
-        """A gauge for each metric; labels for which it is not defined, such as AUC before the first positive, have none."""
+    def _quality(
+        self, kind: str, when: str, found: Mapping[tuple[str, ...], LabelMetrics], names: tuple[str, ...] = ()
+    ) -> Iterator[Metric]:
+        """A gauge for each metric; labels for which it is not defined, such as AUC before the first positive, have none.
+
+        ``found`` has metrics by the values of further ``names`` of Prometheus' labels.
+        """
         for name, what in _QUALITY.items():
             family = GaugeMetricFamily(
-                f"{self._prefix}{name}",
-                f"{what} of the newest examples, before they were trained on.",
-                labels=["label"],
+                f"{self._prefix}{kind}{name}", f"{what} of the newest examples, {when}.", labels=["label", *names]
             )
-            for label, metrics in by_label.items():
-                value = metrics.get(name)
-                if value is not None:
-                    family.add_metric([label], value)
+            for values, by_label in found.items():
+                for label, metrics in by_label.items():
+                    value = metrics.get(name)
+                    if value is not None:
+                        family.add_metric([label, *values], value)
             yield family

@@ -126,6 +126,8 @@ class Trainer:
             self._backward(step)
         if self.prequential is not None:
             self.prequential.add(step.outputs.detach(), step.targets, step.rates)
+            served, revisions = self._format.served(batch), batch.column("revision").to_numpy()
+            self.prequential.add_served(served, revisions, step.targets, step.rates)
         if self._guard.is_on:
             self._guard.add(step.loss.detach(), step.outputs.detach())
         if self._default_rows is not None:

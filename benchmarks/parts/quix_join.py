@@ -35,7 +35,7 @@ from quixstreams.context import message_context
 from quixstreams.models import Deserializer
 
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
-from streaming.join.decided import gather
+from streaming.join.decided import gather, gather_served
 from streaming.records.events import Engagement, Request
 from streaming.records.examples import ExampleColumns, ExampleFormat
 from streaming.records.identity import example_id
@@ -88,8 +88,9 @@ def build(example_format: ExampleFormat, requests: list[Request], clicks: list[l
             labels[at] = 1
             happened_at[at] = decided_at[at] = each.happened_at
         start += count
-    columns = gather(example_format.features, requests, np.arange(len(ids)))
-    rest = ExampleColumns(ids, labels, served_at, happened_at, decided_at)
+    rows = np.arange(len(ids))
+    columns, served = gather(example_format.features, requests, rows), gather_served(requests, rows, 1)
+    rest = ExampleColumns(ids, labels, served_at, happened_at, decided_at, served=served)
     return example_format.encode(example_format.build(columns, rest), requests[-1].served_at)
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from basis.problems import Problem, Problems
@@ -65,12 +66,25 @@ class Archive:
         self._format = example_format
         self.schema = pa.schema([*example_format.schema, *_PLACE])
         self._table = DeltaTable.create(place, self.schema, mode="ignore", partition_by=["hour"])
+        self._add_served_columns()
         there = {field.name: field.type for field in pa.schema(self._table.schema().to_arrow())}
         wrong = [field.name for field in self.schema if not _fits(field.type, there.pop(field.name, None))]
         problems = [Problem(place, f"column {name}", "not as the config has it", _NEW_PLACE) for name in wrong]
         problems += [Problem(place, f"column {name}", "the config has no such column", _NEW_PLACE) for name in there]
         if problems:
             raise Problems(problems)
+
+    def _add_served_columns(self) -> None:
+        """A table from before examples said how they were served gets the columns for it; its rows have nulls there."""
+        there = {field.name for field in self._table.schema().fields}
+        lacking = [field for field in self._format.served_schema if field.name not in there]
+        if not lacking:
+            return
+        try:
+            self._table.alter.add_columns(Schema.from_arrow(pa.schema(lacking)).fields)
+        except CommitFailedError:  # another archiver did the same, or committed meanwhile
+            self._table = DeltaTable(self._place)
+            self._add_served_columns()
 
     def position(self, partition: int) -> Position | None:
         """How far a partition is archived; None where nothing of it is."""
@@ -162,9 +176,18 @@ class Archive:
             ],
             columns=[*self._format.schema.names, "partition", "offset", "row"],
         )
-        ordered = found.sort_by([(name, "ascending") for name in _ORDER])
+        ordered = self._fill_served(found.sort_by([(name, "ascending") for name in _ORDER]))
         table = ordered.select(self._format.schema.names).cast(self._format.schema).combine_chunks()
         return table.to_batches()[0] if table.num_rows else self._format.empty()
+
+    def _fill_served(self, table: pa.Table) -> pa.Table:
+        """The table with what is unknown of rows from before, in place of nulls."""
+        unknown = self._format.build_unknown_served(1)
+        for name, column in zip(unknown.schema.names, unknown.columns, strict=True):
+            at = table.schema.get_field_index(name)
+            if table.column(at).null_count:
+                table = table.set_column(at, name, pc.fill_null(table.column(at), column[0]))
+        return table
 
     def _files(self) -> pa.Table:
         return pa.table(self._table.get_add_actions(flatten=True))

@@ -12,10 +12,13 @@ import pyarrow.compute as pc
 
 from streaming.features.columns import Column, Ids, Ragged, unpack
 from streaming.features.kinds import Feature
-from streaming.records.events import Request
-from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.events import MAX_IMPRESSIONS, Request
+from streaming.records.examples import ExampleColumns, ExampleFormat, ServedColumns
 from streaming.records.identity import example_prefix
 from streaming.records.labels import Decision
+
+_IN_ORDER = np.arange(MAX_IMPRESSIONS, dtype="<i4").tobytes()
+_NO_SCORE = np.full(1, np.nan, "<f4").tobytes()
 
 
 class Ready(NamedTuple):
@@ -68,8 +71,9 @@ def _batch(
     )
     prefixes = pa.array([example_prefix(item.request_id) for item in items], pa.string())
     decisions = [item.decision for item in items]
+    in_order = list(requests.values())
     return example_format.build(
-        gather(example_format.features, list(requests.values()), rows),
+        gather(example_format.features, in_order, rows),
         ExampleColumns(
             pc.binary_join_element_wise(prefixes.take(pa.array(of_row)), ids.take(pa.array(rows)), ""),
             np.array([decision.values for decision in decisions], np.float32)[of_row],
@@ -78,6 +82,7 @@ def _batch(
             np.array([decision.decided_at for decision in decisions], np.int64)[of_row],
             sampling_rate,
             np.array([item.revision for item in items], np.int32)[of_row],
+            gather_served(in_order, rows, len(example_format.labels)),
         ),
     )
 
@@ -98,3 +103,23 @@ def gather(features: Mapping[str, Feature], requests: Sequence[Request], rows: I
                 continue
         columns[name] = column.take(index) if isinstance(column, Ragged) else column[index]
     return columns
+
+
+def gather_served(requests: Sequence[Request], rows: Ids, labels: int) -> ServedColumns:
+    """How some impressions were served, as their requests say; ``rows`` as `gather` takes them.
+
+    Positions and scores of another number than there are impressions and labels are not used: a replica may have one label more.
+    """
+    positions, scores = [], []
+    for request in requests:
+        count = len(request.impression_ids)
+        positions.append(request.positions if len(request.positions) == 4 * count else _IN_ORDER[: 4 * count])
+        size = 4 * labels * count
+        scores.append(request.scores if len(request.scores) == size else _NO_SCORE * (labels * count))
+    of_row = np.repeat(np.arange(len(requests)), [len(request.impression_ids) for request in requests])[rows]
+    return ServedColumns(
+        np.frombuffer(b"".join(positions), "<i4")[rows],
+        np.frombuffer(b"".join(scores), "<f4").reshape(-1, labels)[rows],
+        np.array([request.sparse_version for request in requests], np.int64)[of_row],
+        np.array([request.dense_version for request in requests], np.int64)[of_row],
+    )

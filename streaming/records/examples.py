@@ -35,8 +35,27 @@ _ALLOWED = {
 }
 _REVISION = {"example_id": pa.string(), "served_at": pa.int64(), "revision": pa.int32()}
 
-EXAMPLES_VERSION = 2
-"""Version 1 had the impression's id alone for ``example_id``; all else is the same."""
+EXAMPLES_VERSION = 3
+"""Version 2 had no columns of what was served; version 1 had the impression's id alone for ``example_id`` as well."""
+_SERVED_SINCE = 3
+
+
+class ServedColumns(NamedTuple):
+    """How n impressions were served: ``positions`` int32 [n] in the order that was shown, from 0, and -1 where that is unknown;
+    ``scores`` float32 [n, labels], NaN where a label was not scored; the versions that they were scored with, int64 [n], 0 where
+    there was none.
+    """
+
+    positions: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    sparse_versions: npt.NDArray[np.int64]
+    dense_versions: npt.NDArray[np.int64]
+
+    @classmethod
+    def unknown(cls, count: int, labels: int) -> ServedColumns:
+        """Of impressions of which nobody said how they were served."""
+        none, scores = np.zeros(count, np.int64), np.full((count, labels), np.nan, np.float32)
+        return cls(np.full(count, -1, np.int32), scores, none, none)
 
 
 class ExampleColumns(NamedTuple):
@@ -45,7 +64,7 @@ class ExampleColumns(NamedTuple):
     ``labels`` is float32 [n, labels]; ``happened_at`` is the newest event in the example, ``decided_at`` the moment at
     which its last label was decided. ``sampling_rate`` is the share of negatives that was kept where these come from: it
     stands in positive examples too, since it says what the whole of them lacks. ``revisions`` is int32 [n]: how many examples of
-    the same id went before, zeros where none corrects another.
+    the same id went before, zeros where none corrects another. ``served`` is None where nobody said.
     """
 
     example_ids: Sequence[str] | pa.StringArray
@@ -55,6 +74,7 @@ class ExampleColumns(NamedTuple):
     decided_at: npt.NDArray[np.int64]
     sampling_rate: float = 1.0
     revisions: npt.NDArray[np.int32] | None = None
+    served: ServedColumns | None = None
 
 
 class ExamplesRecord(msgspec.Struct, kw_only=True):
@@ -72,7 +92,8 @@ class ExampleFormat:
     """The Arrow schema of one pipeline's examples, and their bytes.
 
     Columns: ``example_id`` (see `identity`), ``feature.<name>``, ``label.<name>``, ``served_at``, ``happened_at``, ``decided_at``,
-    ``weight``, ``sampling_rate``, ``revision``.
+    ``weight``, ``sampling_rate``, ``revision``, and how it was served: ``position``, ``score.<label>``, ``sparse_version``,
+    ``dense_version``.
 
     >>> import numpy as np
     >>> from streaming.features.kinds import SparseFeature
@@ -89,7 +110,15 @@ class ExampleFormat:
     def __init__(self, features: Mapping[str, Feature], labels: Mapping[str, Label]) -> None:
         self.features = dict(features)
         self.labels = list(labels)
-        self.schema = pa.schema(
+        self.served_schema = pa.schema(
+            [
+                ("position", pa.int32()),
+                *((f"score.{name}", pa.float32()) for name in self.labels),
+                ("sparse_version", pa.int64()),
+                ("dense_version", pa.int64()),
+            ]
+        )
+        before = pa.schema(
             [
                 ("example_id", pa.string()),
                 *((f"feature.{name}", arrow_type(feature)) for name, feature in self.features.items()),
@@ -102,7 +131,9 @@ class ExampleFormat:
                 ("revision", pa.int32()),
             ]
         )
+        self.schema = pa.schema([*before, *self.served_schema])
         self._codec = BatchCodec(self.schema)
+        self._codec_before = BatchCodec(before)
         self._empty = pa.RecordBatch.from_arrays(
             [pa.array([], field.type) for field in self.schema], schema=self.schema
         )
@@ -121,8 +152,23 @@ class ExampleFormat:
             pa.array(np.ones(count, np.float32)),
             pa.array(np.full(count, rest.sampling_rate, np.float32)),
             pa.array(np.zeros(count, np.int32) if rest.revisions is None else rest.revisions),
+            *self._served_arrays(rest.served or ServedColumns.unknown(count, len(self.labels))),
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def build_unknown_served(self, count: int) -> pa.RecordBatch:
+        """The columns of how ``count`` examples were served, of which nobody said."""
+        unknown = ServedColumns.unknown(count, len(self.labels))
+        return pa.RecordBatch.from_arrays(self._served_arrays(unknown), schema=self.served_schema)
+
+    def _served_arrays(self, served: ServedColumns) -> list[pa.Array]:
+        scores = np.ascontiguousarray(served.scores.T)
+        return [
+            pa.array(served.positions),
+            *(pa.array(values) for values in scores),
+            pa.array(served.sparse_versions),
+            pa.array(served.dense_versions),
+        ]
 
     def empty(self) -> pa.RecordBatch:
         """A batch without examples, which only carries a watermark."""
@@ -138,7 +184,12 @@ class ExampleFormat:
             record = _decoder.decode(payload)
             if not 1 <= record.version <= EXAMPLES_VERSION:
                 raise BadRecord("version", f"schema version {record.version}; allowed: 1 to {EXAMPLES_VERSION}")
-            batch = self._codec.decode(record.batch)
+            if record.version >= _SERVED_SINCE:
+                batch = self._codec.decode(record.batch)
+            else:
+                batch = self._codec_before.decode(record.batch)
+                unknown = self.build_unknown_served(batch.num_rows)
+                batch = pa.RecordBatch.from_arrays([*batch.columns, *unknown.columns], schema=self.schema)
             _check_values(batch)
             return batch, record.watermark
 
@@ -149,6 +200,15 @@ class ExampleFormat:
     def label_values(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
         """The labels of a batch, float32 [n, labels]."""
         return np.stack([batch.column(f"label.{name}").to_numpy() for name in self.labels], axis=1)
+
+    def served(self, batch: pa.RecordBatch) -> ServedColumns:
+        """How the impressions of a batch were served."""
+        return ServedColumns(
+            batch.column("position").to_numpy(),
+            np.stack([batch.column(f"score.{name}").to_numpy() for name in self.labels], axis=1),
+            batch.column("sparse_version").to_numpy(),
+            batch.column("dense_version").to_numpy(),
+        )
 
 
 def _check_values(batch: pa.RecordBatch) -> None:

@@ -41,7 +41,14 @@ from streaming.records.events import (
     decode_request,
     encode,
 )
-from streaming.records.examples import ExampleColumns, ExampleFormat, ExamplesRecord, cut_per_step, published_in
+from streaming.records.examples import (
+    EXAMPLES_VERSION,
+    ExampleColumns,
+    ExampleFormat,
+    ExamplesRecord,
+    cut_per_step,
+    published_in,
+)
 from streaming.records.json_records import pack_request
 from streaming.records.labels import Label
 from tests.fuzz.mutate import hostile_json, hostile_line, hostile_msgpack, hostile_tensors, mutated
@@ -156,7 +163,7 @@ def _examples() -> tuple[list[bytes], list[bytes]]:
         with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
             writer.write_batch(batch)
         stream = sink.getvalue().to_pybytes()
-        foreign.append(encode(ExamplesRecord(version=SCHEMA_VERSION, watermark=NOW, batch=stream)))
+        foreign.append(encode(ExamplesRecord(version=EXAMPLES_VERSION, watermark=NOW, batch=stream)))
     return [FORMAT.encode(batch, NOW), FORMAT.encode(FORMAT.empty(), NOW)], foreign
 
 

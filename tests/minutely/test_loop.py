@@ -35,8 +35,9 @@ from streaming.records.identity import example_id
 from streaming.source.load import LoggedEvents, load
 from tests.paramserver.published import MemoryFiles, up_to
 from tests.streaming.join.join_world import roomy_state
-from trainer.metrics import class_metrics
+from trainer.metrics import class_metrics, value_metrics
 from trainer.models import make_model
+from trainer.prequential import Prequential
 
 START = 1_700_000_000_000
 MINUTE, HOUR = 60_000, 3_600_000
@@ -167,6 +168,7 @@ class Ran:
         with TemporaryDirectory() as folder, closing(UntrimmedLog(Path(folder), clock)) as log:
             service = joining(pipeline, log, clock)
             self.loop = EmbeddedLoop(pipeline, events, log, service, clock, self.files, cadences, warmup)
+            self.prequential = self.loop.trainer.prequential = Prequential(pipeline.labels)
             train = self.loop.trainer.train
 
             def noted(batch: pa.RecordBatch) -> np.ndarray:
@@ -233,6 +235,31 @@ def test_another_cadence_serves_other_scores_of_the_same_examples(
     beside = {served.name: served for served in compared.loop.replicas}[cadence]
     begin = compared.loop.scored_from
     assert not np.array_equal(beside.scores[begin:], plain.loop.primary.scores[begin:])
+
+
+def test_examples_say_how_they_were_served_and_the_trainer_measures_that(events: LoggedEvents, plain: Ran) -> None:
+    """Its metrics are those of a replay's own scores, which never went through the log."""
+    place = {name: at for at, name in enumerate(names_of(events))}
+    examples = plain.loop.joiner.format
+    found = np.zeros(events.impressions, np.int64)
+    for value in plain.log[EXAMPLES]:
+        batch, _ = examples.decode(value)
+        at = np.array([place[name] for name in batch.column("example_id").to_pylist()], np.int64)
+        served = examples.served(batch)
+        assert served.scores.tobytes() == plain.loop.primary.scores[at].tobytes()
+        assert (served.positions == at - events.starts[events.request_of_row[at]]).all()
+        found[at] = served.sparse_versions
+    assert 0 < (found > 0).sum() < events.impressions
+    assert (np.diff(found) >= 0).all() and found.max() < plain.loop.deltas.version
+    scored, scores = found > 0, plain.loop.primary.scores
+    metrics = plain.prequential.served()
+    like = class_metrics(scores[scored, 0], plain.loop.truth["like"][scored])
+    watched = value_metrics(scores[scored, 1], plain.loop.truth["watched"][scored])
+    for measured, expected in ((metrics["like"], like), (metrics["watched"], watched)):
+        assert measured == {
+            name: None if value is None else pytest.approx(value, rel=1e-5) for name, value in expected.items()
+        }
+    assert like["auc"] is not None
 
 
 def test_every_impression_is_an_example_once(events: LoggedEvents, plain: Ran) -> None:

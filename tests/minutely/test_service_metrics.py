@@ -11,6 +11,7 @@ from prometheus_client.registry import CollectorRegistry
 from minutely.metrics import Status, StatusMetrics
 from paramserver.table import Table
 from streaming.clock import EventClock
+from streaming.records.examples import ServedColumns
 from streaming.records.labels import Label
 from tests.clocks import SetClock
 from trainer.metrics import class_metrics, value_metrics
@@ -98,3 +99,25 @@ def test_how_well_a_trainer_predicts_its_newest_examples() -> None:
     for name in ("rmse", "calibration"):
         assert float(said[f'minutely_train_{name}{{label="spent"}}']) == pytest.approx(errors[name], rel=1e-5)
     assert 'minutely_train_auc{label="spent"}' not in said
+    assert 'minutely_train_served_auc{label="click"}' not in said
+
+
+def test_how_well_replicas_predicted_what_they_served() -> None:
+    labels = {"click": Label.model_validate({"action": "click", "window": "1m"})}
+    status, registry, random = Status(), CollectorRegistry(), np.random.default_rng(1)
+    status.prequential = Prequential(labels)
+    registry.register(StatusMetrics("train", "versions", status, EventClock(0)))
+    scores = random.uniform(0.1, 0.9, (2500, 1)).astype(np.float32)
+    truth = (random.random((2500, 1)) < scores).astype(np.float32)
+    versions = np.repeat([41, 42], [1500, 1000])
+    served = ServedColumns(np.zeros(2500, np.int32), scores, versions, versions)
+    status.prequential.add_served(served, np.zeros(2500, np.int32), torch.tensor(truth), None)
+    said = dict(line.split(" ") for line in generate_latest(registry).decode().splitlines() if line[0] != "#")
+    for name in ("auc", "log_loss", "calibration"):
+        wanted = class_metrics(scores[:, 0], truth[:, 0])[name]
+        assert float(said[f'minutely_train_served_{name}{{label="click"}}']) == pytest.approx(wanted)
+        for version in (41, 42):
+            rows = versions == version
+            wanted = class_metrics(scores[rows, 0], truth[rows, 0])[name]
+            found = float(said[f'minutely_train_served_version_{name}{{label="click",version="{version}"}}'])
+            assert found == pytest.approx(wanted)

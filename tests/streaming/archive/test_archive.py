@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basis.problems import GapError, Problems, UnreadableError
 from streaming.archive import table as archives
-from streaming.archive.table import Archive, Archived, Position
+from streaming.archive.table import _PLACE, Archive, Archived, Position, _with_place
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.features.columns import Ragged
@@ -22,7 +23,7 @@ from streaming.features.kinds import DenseFeature, Feature, SparseFeature, Vecto
 from streaming.join.timers import NEVER
 from streaming.log import EXAMPLES, EmbeddedLog, Record
 from streaming.records.events import DeadLetter
-from streaming.records.examples import ExampleColumns, ExampleFormat
+from streaming.records.examples import ExampleColumns, ExampleFormat, ServedColumns
 from streaming.records.labels import Label
 from streaming.records.unreadable import IN_A_ROW
 
@@ -52,7 +53,9 @@ def examples(decided_at: list[int], first: int = 0) -> pa.RecordBatch:
         "embedding": np.stack((numbers, -numbers), 1).astype(np.float32),
     }
     labels = (numbers % 2).astype(np.float32)[:, None]
-    return FORMAT.build(columns, ExampleColumns([f"e{n}" for n in numbers], labels, times - 5, times, times, 0.5))
+    served = ServedColumns(numbers.astype(np.int32), labels / 4, numbers + 7, numbers + 6)
+    rest = ExampleColumns([f"e{n}" for n in numbers], labels, times - 5, times, times, 0.5, served=served)
+    return FORMAT.build(columns, rest)
 
 
 def fill(log: EmbeddedLog, partition: int, times: list[int], first: int = 0) -> None:
@@ -353,6 +356,27 @@ def test_another_pipeline_s_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Problems) as raised:
         Archive(str(tmp_path / "archive"), ExampleFormat(changed, LABELS))
     assert [problem.place for problem in raised.value.problems] == ["column feature.tags", "column feature.new"]
+
+
+def test_a_table_from_before_examples_said_how_they_were_served(tmp_path: Path) -> None:
+    """It gets the columns, and what it held is read as unknown."""
+    place = str(tmp_path / "archive")
+    Archive(place, FORMAT)
+    shutil.rmtree(place)
+    served = FORMAT.served_schema.names
+    schema = pa.schema([*(field for field in FORMAT.schema if field.name not in served), *_PLACE])
+    old = DeltaTable.create(place, schema, partition_by=["hour"])
+    before = examples([0, 1, 2]).select([name for name in schema.names if name not in _PLACE.names])
+    write_deltalake(old, pa.Table.from_batches([_with_place(Archived(0, 0, before))]), mode="append")
+    for _ in range(2):
+        archive = Archive(place, FORMAT)
+    assert names(archive) == ["e0", "e1", "e2"]
+    assert archive.append([Archived(0, 1, examples([3, 4], first=3))], {0: Position(2, 0)})
+    (found,) = Archive(place, FORMAT).batches(START, START + HOUR)
+    assert found.schema.equals(FORMAT.schema) and not any(column.null_count for column in found.columns)
+    assert found.column("position").to_pylist() == [-1, -1, -1, 3, 4]
+    assert found.column("sparse_version").to_pylist() == [0, 0, 0, 10, 11]
+    assert np.isnan(FORMAT.served(found).scores[:, 0]).tolist() == [True, True, True, False, False]
 
 
 def test_an_empty_archive_has_nothing(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def read_commit(metadata: str) -> dict[str, Any]:
 def read_examples(record: bytes) -> tuple[int, list[dict[str, Any]]]:
     """The watermark, and the examples as rows."""
     found = msgspec.msgpack.decode(record)
-    assert set(found) == {"version", "watermark", "batch"} and found["version"] == 2
+    assert set(found) == {"version", "watermark", "batch"} and found["version"] == 3
     with pa.ipc.open_stream(found["batch"]) as stream:
         batch = stream.read_next_batch()
     assert not any(column.null_count for column in batch.columns)

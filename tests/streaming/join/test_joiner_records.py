@@ -187,6 +187,35 @@ def test_an_engagement_after_its_negative_was_dropped_is_late(late: str) -> None
     assert core.counts["dropped"] == R1.impressions
 
 
+def test_what_was_served_travels_with_the_example() -> None:
+    """Of requests with scores and positions, without any, and of a replica with one label more."""
+    core = make_joiner(CLICK)
+    scores, positions = np.array([0.25, 0.5, 0.125], "<f4"), np.array([2, 0, 1], "<i4")
+    versions = {"sparse_version": 41, "dense_version": 40}
+    core.add_request(
+        0,
+        request_record(Served("r1", 1000, 3), scores=scores.tobytes(), positions=positions.tobytes(), **versions),
+    )
+    core.add_request(1, request_record(Served("r2", 1000, 3)))
+    core.add_request(2, request_record(Served("r3", 1000, 3), scores=bytes(24), positions=bytes(3), **versions))
+    core.add_engagement(0, engagement_record(Done("r1", "r1.1", "click", 1010, 1.0)))
+    core.advance(END)
+    found = {}
+    for batch in core.drain().examples:
+        found |= {row["example_id"]: row for row in batch.to_pylist()}
+    columns = ("position", "score.click", "sparse_version", "dense_version")
+    assert [[found[f"r1/r1.{at}"][name] for name in columns] for at in range(3)] == [
+        [2, 0.25, 41, 40],
+        [0, 0.5, 41, 40],
+        [1, 0.125, 41, 40],
+    ]
+    for name, version in (("r2", 0), ("r3", 41)):
+        rows = [found[f"{name}/{name}.{at}"] for at in range(3)]
+        assert [row["position"] for row in rows] == [0, 1, 2]
+        assert all(np.isnan(row["score.click"]) for row in rows)
+        assert {row["sparse_version"] for row in rows} == {version}
+
+
 def test_the_share_of_negatives_that_is_kept() -> None:
     names = [f"example {number}" for number in range(20_000)]
     kept = {rate: {name for name in names if Negatives(rate, 7).keeps(name)} for rate in (1.0, 0.5, 0.1, 0.01)}

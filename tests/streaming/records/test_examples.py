@@ -12,10 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from basis.arrow import BatchCodec
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.records.events import BadRecord, encode
-from streaming.records.examples import EXAMPLES_VERSION, ExampleColumns, ExampleFormat, cut_per_step, published_in
+from streaming.records.examples import (
+    EXAMPLES_VERSION,
+    ExampleColumns,
+    ExampleFormat,
+    ServedColumns,
+    cut_per_step,
+    published_in,
+)
 from streaming.records.labels import Label
 
 FEATURES: dict[str, Feature] = {
@@ -44,6 +52,7 @@ def make(count: int, decided_at: list[int] | None = None) -> tuple[ExampleFormat
             at + 1000,
             at + 2000,
             np.array(decided_at, np.int64) if decided_at is not None else at + 3000,
+            served=ServedColumns(at.astype(np.int32), np.stack((at / 8, at * 2), 1).astype(np.float32), at + 5, at + 4),
         ),
     )
     return example_format, batch
@@ -59,10 +68,29 @@ def test_a_batch_comes_back(count: int) -> None:
     assert back.schema.names[:5] == ["example_id", "feature.user", "feature.tags", "feature.price", "feature.vector"]
     assert back.column("weight").to_pylist() == back.column("sampling_rate").to_pylist() == [1.0] * count
     assert example_format.label_values(back).tolist() == [[at % 2, at * 1.5] for at in range(count)]
+    served = example_format.served(back)
+    assert served.scores.tolist() == [[at / 8, at * 2] for at in range(count)]
+    assert served.positions.tolist() == list(range(count))
+    assert (served.sparse_versions - 5).tolist() == (served.dense_versions - 4).tolist() == list(range(count))
     columns = example_format.columns(back)
     assert list(columns) == list(FEATURES)
     assert columns["user"].tolist() == [at * 10 for at in range(count)]  # type: ignore[union-attr]
     assert columns["vector"].tolist() == [[at, -at] for at in range(count)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_records_from_before_examples_said_how_they_were_served(version: int, foreign: bool) -> None:
+    example_format, batch = make(3)
+    names = [name for name in batch.schema.names if name not in example_format.served_schema.names]
+    before = batch.select(names)
+    bytes_of = stream if foreign else BatchCodec(before.schema).encode
+    back, watermark = example_format.decode(record(bytes_of(before), version=version))
+    assert watermark == 5 and back.select(names).equals(before) and back.schema.equals(batch.schema)
+    served = example_format.served(back)
+    assert served.positions.tolist() == [-1, -1, -1] and np.isnan(served.scores).all()
+    assert not served.sparse_versions.any() and not served.dense_versions.any()
+    assert refused(record(bytes_of(before))) == refused(record(stream(batch), version=version)) == "malformed"
 
 
 def test_a_slice_of_a_batch_has_its_own_rows() -> None:
