@@ -18,11 +18,12 @@ from streaming.join.negatives import Negatives
 from streaming.log import EmbeddedLog
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
+from streaming.records.schema import Schema
 from tests.commands import ROOT
 from trainer.metrics import class_metrics
 
 SHOWN: list[Any] = [
-    *(Ragged, Label, ExampleFormat, Negatives, EmbeddedLog),
+    *(Ragged, Label, Schema, ExampleFormat, Negatives, EmbeddedLog),
     *(Table, LocalFiles, DeltaLog, Follower, Replica, class_metrics, load_pipeline),
 ]
 """What people use from Python; `serving.client.Client` needs a replica, and has its example in docs/serving.md."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streaming.features.ids import MISSING
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 
 Ids: TypeAlias = npt.NDArray[np.int64]
@@ -94,6 +95,19 @@ def packed_bytes(columns: Mapping[str, Packed]) -> int:
     for packed in columns.values():
         total += len(packed) if isinstance(packed, bytes) else len(packed[0]) + len(packed[1])
     return total
+
+
+def missing_column(feature: Feature, count: int) -> Column:
+    """What files that have no value give: the id of an empty text, an empty list, or 0, for each of ``count`` impressions."""
+    match feature:
+        case SparseFeature(is_list=True):
+            return Ragged(np.zeros(count + 1, np.int64), np.zeros(0, np.int64))
+        case SparseFeature():
+            return np.full(count, 0 if feature.bucket else MISSING, np.int64)  # a bucket is of a number
+        case DenseFeature():
+            return np.zeros(count, np.float32)
+        case VectorFeature():
+            return np.zeros((count, feature.size), np.float32)
 
 
 def columns_bytes(columns: ServedColumns) -> int:
