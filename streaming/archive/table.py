@@ -64,7 +64,7 @@ class Archive:
         """Open the table, making it where there is none; `Problems` where it holds other columns."""
         self._place = place
         self._format = example_format
-        self.schema = pa.schema([*example_format.schema, *_PLACE])
+        self.schema = pa.schema([*(field.remove_metadata() for field in example_format.schema), *_PLACE])
         self._table = DeltaTable.create(place, self.schema, mode="ignore", partition_by=["hour"])
         self._add_served_columns()
         there = {field.name: field.type for field in pa.schema(self._table.schema().to_arrow())}
@@ -182,11 +182,10 @@ class Archive:
 
     def _fill_served(self, table: pa.Table) -> pa.Table:
         """The table with what is unknown of rows from before, in place of nulls."""
-        unknown = self._format.build_unknown_served(1)
-        for name, column in zip(unknown.schema.names, unknown.columns, strict=True):
-            at = table.schema.get_field_index(name)
-            if table.column(at).null_count:
-                table = table.set_column(at, name, pc.fill_null(table.column(at), column[0]))
+        for name in self._format.served_schema.names:
+            at, missing = table.schema.get_field_index(name), self._format.missing(name, 1)
+            if table.column(at).null_count and missing is not None:
+                table = table.set_column(at, name, pc.fill_null(table.column(at), missing[0]))
         return table
 
     def _files(self) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from basis.arrow import BatchCodec, decode_stream
 from basis.decoding import refusing, why
-from streaming.features.columns import Column, Columns, arrow_type, from_arrow, to_arrow
+from streaming.features.columns import Column, Columns, arrow_type, from_arrow, missing_column, to_arrow
 from streaming.features.kinds import Feature
 from streaming.log import EXAMPLES
 from streaming.records.events import FLOAT32_MAX, MIN_TIME_MS, BadRecord, encode
 from streaming.records.labels import Label
+from streaming.records.schema import Schema, mismatch
 
 _log = logging.getLogger(__name__)
 _LATEST_MS = ((1 << 32) - 1) * 1000
@@ -37,7 +38,9 @@ _REVISION = {"example_id": pa.string(), "served_at": pa.int64(), "revision": pa.
 
 EXAMPLES_VERSION = 3
 """Version 2 had no columns of what was served; version 1 had the impression's id alone for ``example_id`` as well."""
-_SERVED_SINCE = 3
+_SCHEMA = b"minutely.schema"
+"""In a batch's Arrow metadata: the fingerprint of its `Schema`; in that of each feature and label: its hash there."""
+_FEATURE, _LABEL = "feature.", "label."
 
 
 class ServedColumns(NamedTuple):
@@ -93,7 +96,8 @@ class ExampleFormat:
 
     Columns: ``example_id`` (see `identity`), ``feature.<name>``, ``label.<name>``, ``served_at``, ``happened_at``, ``decided_at``,
     ``weight``, ``sampling_rate``, ``revision``, and how it was served: ``position``, ``score.<label>``, ``sparse_version``,
-    ``dense_version``.
+    ``dense_version``. What each was made under goes with them, so that a config to which features came, or went, takes the examples
+    of another one.
 
     >>> import numpy as np
     >>> from streaming.features.kinds import SparseFeature
@@ -110,6 +114,7 @@ class ExampleFormat:
     def __init__(self, features: Mapping[str, Feature], labels: Mapping[str, Label]) -> None:
         self.features = dict(features)
         self.labels = list(labels)
+        self.made_under = made_under = Schema.of(features, labels)
         self.served_schema = pa.schema(
             [
                 ("position", pa.int32()),
@@ -118,22 +123,28 @@ class ExampleFormat:
                 ("dense_version", pa.int64()),
             ]
         )
-        before = pa.schema(
+        self.schema = pa.schema(
             [
                 ("example_id", pa.string()),
-                *((f"feature.{name}", arrow_type(feature)) for name, feature in self.features.items()),
-                *((f"label.{name}", pa.float32()) for name in self.labels),
+                *(
+                    pa.field(f"feature.{name}", arrow_type(feature), metadata={_SCHEMA: made_under.features[name]})
+                    for name, feature in self.features.items()
+                ),
+                *(
+                    pa.field(f"label.{name}", pa.float32(), metadata={_SCHEMA: made_under.labels[name]})
+                    for name in self.labels
+                ),
                 ("served_at", pa.int64()),
                 ("happened_at", pa.int64()),
                 ("decided_at", pa.int64()),
                 ("weight", pa.float32()),
                 ("sampling_rate", pa.float32()),
                 ("revision", pa.int32()),
-            ]
+                *self.served_schema,
+            ],
+            metadata={_SCHEMA: made_under.fingerprint},
         )
-        self.schema = pa.schema([*before, *self.served_schema])
         self._codec = BatchCodec(self.schema)
-        self._codec_before = BatchCodec(before)
         self._empty = pa.RecordBatch.from_arrays(
             [pa.array([], field.type) for field in self.schema], schema=self.schema
         )
@@ -156,11 +167,6 @@ class ExampleFormat:
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
-    def build_unknown_served(self, count: int) -> pa.RecordBatch:
-        """The columns of how ``count`` examples were served, of which nobody said."""
-        unknown = ServedColumns.unknown(count, len(self.labels))
-        return pa.RecordBatch.from_arrays(self._served_arrays(unknown), schema=self.served_schema)
-
     def _served_arrays(self, served: ServedColumns) -> list[pa.Array]:
         scores = np.ascontiguousarray(served.scores.T)
         return [
@@ -179,19 +185,56 @@ class ExampleFormat:
         return encode(ExamplesRecord(version=EXAMPLES_VERSION, watermark=watermark, batch=self._codec.encode(batch)))
 
     def decode(self, payload: bytes) -> tuple[pa.RecordBatch, int]:
-        """The batch in a record and its watermark; `BadRecord` where it is not one of this pipeline."""
+        """The batch in a record and its watermark; `BadRecord` where it is not one of this pipeline.
+
+        Of another config of it, features that are here alone are missing, and those that are there alone are dropped.
+        """
         with refusing(partial(BadRecord, "malformed"), BadRecord):
             record = _decoder.decode(payload)
             if not 1 <= record.version <= EXAMPLES_VERSION:
                 raise BadRecord("version", f"schema version {record.version}; allowed: 1 to {EXAMPLES_VERSION}")
-            if record.version >= _SERVED_SINCE:
+            if self._codec.begins(record.batch):
                 batch = self._codec.decode(record.batch)
             else:
-                batch = self._codec_before.decode(record.batch)
-                unknown = self.build_unknown_served(batch.num_rows)
-                batch = pa.RecordBatch.from_arrays([*batch.columns, *unknown.columns], schema=self.schema)
+                batch = self._upgraded(decode_stream(record.batch))
             _check_values(batch)
             return batch, record.watermark
+
+    def _upgraded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """A batch of another config, or of another Arrow, as one of ours."""
+        problem = mismatch(self._made_under(batch.schema), self.made_under)
+        if problem is not None:
+            raise BadRecord("schema", problem)
+        return pa.RecordBatch.from_arrays([self._column(batch, field) for field in self.schema], schema=self.schema)
+
+    def _made_under(self, schema: pa.Schema) -> Schema:
+        """What a batch was made under. Where it does not say, as before examples said so, the types of its columns decide."""
+        found = schema_of(schema)
+        for name in found.features:
+            place = self.schema.get_field_index(_FEATURE + name)
+            is_ours = place >= 0 and schema.field(_FEATURE + name).type == self.schema.field(place).type
+            if not found.features[name] and is_ours:
+                found.features[name] = self.made_under.features[name]
+        for name in found.labels:
+            found.labels[name] = found.labels[name] or self.made_under.labels.get(name, "")
+        return Schema.made_of(found.features, found.labels)
+
+    def _column(self, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+        places = batch.schema.get_all_field_indices(field.name)
+        if not places and (missing := self.missing(field.name, batch.num_rows)) is not None:
+            return missing
+        if len(places) != 1 or batch.schema.field(places[0]).type != field.type:
+            found = ", ".join(str(batch.schema.field(place).type) for place in places) or "none"
+            raise BadRecord("malformed", f"column {field.name}: {found}; allowed: one of {field.type}")
+        return batch.column(places[0])
+
+    def missing(self, name: str, count: int) -> pa.Array | None:
+        """The column, called as in the Arrow schema, that ``count`` examples were made without; None where none are."""
+        if name.startswith(_FEATURE):
+            feature = self.features[name.removeprefix(_FEATURE)]
+            return to_arrow(missing_column(feature, count), feature)
+        place = self.served_schema.get_field_index(name)
+        return None if place < 0 else self._served_arrays(ServedColumns.unknown(count, len(self.labels)))[place]
 
     def columns(self, batch: pa.RecordBatch) -> dict[str, Column]:
         """The features of a batch, as views where their layout allows."""
@@ -211,6 +254,19 @@ class ExampleFormat:
         )
 
 
+def schema_of(batch_schema: pa.Schema) -> Schema:
+    """What a batch's columns say that they were made under; empty hashes where they say nothing."""
+
+    def hashes(prefix: str) -> dict[str, str]:
+        return {
+            field.name.removeprefix(prefix): ((field.metadata or {}).get(_SCHEMA) or b"").decode()
+            for field in batch_schema
+            if field.name.startswith(prefix)
+        }
+
+    return Schema.made_of(hashes(_FEATURE), hashes(_LABEL))
+
+
 def _check_values(batch: pa.RecordBatch) -> None:
     """`BadRecord` where a value would harm more than its own example: times of rows and of the archive's partitions, or what a
     model knows of a feature. What is wrong with a label shows in its example's loss."""
@@ -218,7 +274,7 @@ def _check_values(batch: pa.RecordBatch) -> None:
         flat = column.flatten() if pa.types.is_nested(column.type) else column
         if column.null_count or flat.null_count:
             raise BadRecord("malformed", f"column {name}: a value is missing")
-        allowed = _FINITE if name.startswith("feature.") and pa.types.is_floating(flat.type) else _ALLOWED.get(name)
+        allowed = _FINITE if name.startswith(_FEATURE) and pa.types.is_floating(flat.type) else _ALLOWED.get(name)
         if allowed is not None and len(flat):
             values, (low, high) = flat.to_numpy(), allowed
             if not (values.min() >= low and values.max() <= high):
@@ -227,10 +283,14 @@ def _check_values(batch: pa.RecordBatch) -> None:
 
 
 class Published(NamedTuple):
-    """The examples of a record of that version: the ``example_id`` of each, when it was served (ms), and its revision."""
+    """The examples of a record of that version: the ``example_id`` of each, when it was served (ms), and its revision.
+
+    ``made_under`` is None where the record does not say.
+    """
 
     version: int
     examples: list[tuple[str, int, int]]
+    made_under: Schema | None = None
 
 
 def published_in(payload: bytes) -> Published:
@@ -246,7 +306,9 @@ def published_in(payload: bytes) -> Published:
         for name, served_at, revision in rows:
             if name is None or not MIN_TIME_MS <= served_at <= _LATEST_MS or not 0 <= revision <= _MAX_REVISION:
                 raise ValueError(f"example {name}, served at {served_at} ms, revision {revision}")
-        return Published(record.version, rows)
+        made_under = schema_of(batch.schema)
+        says = all(chain(made_under.features.values(), made_under.labels.values()))
+        return Published(record.version, rows, made_under if says else None)
     except Exception as error:
         _log.warning("%s holds a record that is none of examples, passed over: %s", EXAMPLES, why(error))
         return Published(EXAMPLES_VERSION, [])

@@ -66,6 +66,10 @@ def read_examples(record: bytes) -> tuple[int, list[dict[str, Any]]]:
     assert set(found) == {"version", "watermark", "batch"} and found["version"] == 3
     with pa.ipc.open_stream(found["batch"]) as stream:
         batch = stream.read_next_batch()
+    assert len(batch.schema.metadata[b"minutely.schema"]) == 16
+    for column in batch.schema:
+        if column.name.startswith(("feature.", "label.")):
+            assert len(column.metadata[b"minutely.schema"]) == 8
     assert not any(column.null_count for column in batch.columns)
     rows: list[dict[str, Any]] = batch.to_pylist()
     return found["watermark"], rows

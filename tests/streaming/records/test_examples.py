@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from basis.arrow import BatchCodec
-from streaming.features.columns import Ragged
+from streaming.features.columns import Ragged, missing_column
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.records.events import BadRecord, encode
 from streaming.records.examples import (
@@ -90,7 +89,6 @@ def test_records_from_before_examples_said_how_they_were_served(version: int, fo
     served = example_format.served(back)
     assert served.positions.tolist() == [-1, -1, -1] and np.isnan(served.scores).all()
     assert not served.sparse_versions.any() and not served.dense_versions.any()
-    assert refused(record(bytes_of(before))) == refused(record(stream(batch), version=version)) == "malformed"
 
 
 def test_a_slice_of_a_batch_has_its_own_rows() -> None:
@@ -169,14 +167,77 @@ def test_records_of_another_kind_are_refused() -> None:
 
 def test_batches_of_another_pipeline_are_refused() -> None:
     _, batch = make(3)
-    assert refused(record(stream(batch.drop_columns(["feature.user"])))) == "malformed"
     renamed = batch.rename_columns(["id", *batch.schema.names[1:]])
     assert refused(record(stream(renamed))) == "malformed"
     wider = batch.set_column(4, "feature.vector", pa.array([[1.0] * 3] * 3, pa.list_(pa.float32(), 3)))
-    assert refused(record(stream(wider))) == "malformed"
+    assert refused(record(stream(wider))) == "schema"
+    assert refused(record(stream(batch.drop_columns(["label.like"])))) == "schema"
+    twice = batch.append_column("feature.user", batch.column("feature.user"))
+    assert refused(record(stream(twice))) == "malformed"
     no_batch = io.BytesIO()
     pa.ipc.new_stream(no_batch, batch.schema).close()
     assert refused(record(no_batch.getvalue())) == "malformed"
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["as written", "before examples said what made them"])
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_feature_that_came_is_missing_and_one_that_went_is_dropped(name: str, says: bool) -> None:
+    more, batch = make(3)
+    fewer = ExampleFormat({each: feature for each, feature in FEATURES.items() if each != name}, LABELS)
+    narrow = batch.drop_columns([f"feature.{name}"])
+
+    def written(by: ExampleFormat, batch: pa.RecordBatch) -> bytes:
+        return by.encode(batch, 5) if says else record(stream(batch.cast(bare(batch.schema))))
+
+    dropped, watermark = fewer.decode(written(more, batch))
+    assert watermark == 5 and dropped.equals(narrow)
+    filled, watermark = more.decode(written(fewer, narrow))
+    assert watermark == 5 and filled.drop_columns([f"feature.{name}"]).equals(narrow) and filled.schema == batch.schema
+    column = more.columns(filled)[name]
+    assert repr(column) == repr(missing_column(FEATURES[name], 3))
+    again, _ = more.decode(more.encode(filled, 5))
+    assert again.equals(filled)
+    empty, watermark = more.decode(written(fewer, fewer.empty()))
+    assert (empty.num_rows, watermark) == (0, 5)
+
+
+def bare(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.remove_metadata() for field in schema])
+
+
+def test_a_label_that_went_is_dropped() -> None:
+    more, batch = make(3)
+    fewer = ExampleFormat(FEATURES, {"time": LABELS["time"]})
+    back, _ = fewer.decode(more.encode(batch, 5))
+    assert back.equals(batch.drop_columns(["label.like", "score.like"]))
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "said"),
+    [
+        ({"price": DenseFeature(kind="dense", column="p", transform="log")}, {}, "feature price differs"),
+        ({"vector": VectorFeature(kind="vector", column="v", size=3)}, {}, "feature vector differs"),
+        ({"tags": SparseFeature(column="t")}, {}, "feature tags differs"),
+        ({}, {"like": Label(action="like", window="2m")}, "label like differs"),
+        ({}, {"buy": Label(action="buy", window="1m")}, "label buy is new"),
+    ],
+)
+def test_examples_of_another_meaning_are_refused_with_both_fingerprints(
+    features: dict[str, Feature], labels: dict[str, Label], said: str
+) -> None:
+    """Types alone would not tell a logarithm from a number."""
+    theirs, batch = make(3)
+    ours = ExampleFormat({**FEATURES, **features}, {**LABELS, **labels})
+    with pytest.raises(BadRecord, match=f"{said}$") as caught:
+        ours.decode(theirs.encode(batch, 5))
+    assert caught.value.reason == "schema"
+    assert all(each.made_under.fingerprint in str(caught.value) for each in (theirs, ours))
+
+
+def test_a_recovery_learns_what_examples_were_made_under() -> None:
+    example_format, batch = make(3)
+    assert published_in(example_format.encode(batch, 5)).made_under == example_format.made_under
+    assert published_in(record(stream(batch.cast(bare(batch.schema))))).made_under is None
 
 
 def test_a_value_that_is_missing_is_refused() -> None:
