@@ -48,6 +48,7 @@ from serving.sides import Sides
 from serving.worker import Worker
 from streaming.clock import Clock, WallClock
 from streaming.records.labels import used_actions
+from streaming.records.schema import Schema
 
 _log = logging.getLogger("minutely.serve")
 
@@ -266,6 +267,7 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         outbox=Outbox(settings.log_buffer_bytes),
         gate=Gate({role: tokens.read(role) for role, tokens in settings.tokens.items()}),
         actions=used_actions(pipeline.labels),
+        schema=Schema.of(pipeline.features, pipeline.labels).fingerprint,
         earliest_ms=pipeline.source.earliest_ms,
         max_future_ms=pipeline.join.max_future,
     )

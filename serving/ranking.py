@@ -107,9 +107,11 @@ def record_problems(name: str, features: Mapping[str, Feature], labels: int, max
 
 
 def impressions_record(
-    features: Mapping[str, Feature], asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]
+    features: Mapping[str, Feature], schema: str, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]
 ) -> bytes:
-    """What was served, as `impressions` holds it: the features that were scored, in the order that was answered."""
+    """What was served, as `impressions` holds it: the features that were scored, in the order that was answered.
+
+    ``schema`` is the fingerprint of the config, by which a joiner with another one takes it over."""
     shared, own = {}, {}
     for name, feature in features.items():
         column = asked.columns[name]
@@ -130,6 +132,7 @@ def impressions_record(
             scores=np.ascontiguousarray(answer.scores[order]).tobytes(),
             sparse_version=answer.versions.sparse,
             dense_version=answer.versions.dense,
+            schema=schema,
         )
     )
 

@@ -38,7 +38,8 @@ _LONGEST_WAIT_SECONDS = 0.25
 @dataclass(frozen=True)
 class ReplicaService:
     """What answers need. ``outbox`` is where served impressions and engagements wait for the log. ``actions`` are those that labels
-    look at; engagements may be as early as ``earliest_ms``, and ``max_future_ms`` ahead."""
+    look at; engagements may be as early as ``earliest_ms``, and ``max_future_ms`` ahead. ``schema`` is the fingerprint of features
+    and labels."""
 
     name: str
     model: str
@@ -55,6 +56,7 @@ class ReplicaService:
     outbox: Outbox
     gate: Gate
     actions: frozenset[str]
+    schema: str
     earliest_ms: int
     max_future_ms: int
     draining: threading.Event = field(default_factory=threading.Event)
@@ -108,7 +110,7 @@ class ReplicaService:
         """Note what is to be answered, for the log and for a shadow; never waits. `BadRequest` where no joiner would take
         its record: then it must not be answered."""
         if self.settings.log:
-            record = impressions_record(self.reader.features, asked, answer, order)
+            record = impressions_record(self.reader.features, self.schema, asked, answer, order)
             if len(record) > MAX_RECORD_BYTES:
                 said = f"a record of {len(record)} bytes for the log; allowed: {MAX_RECORD_BYTES}"
                 raise BadRequest(f"{said}, so give limit, or fewer candidates than {asked.count}", 413)

@@ -6,7 +6,7 @@ neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -14,17 +14,20 @@ import msgspec
 from basis.decoding import refusing
 from streaming.join.core import Joiner
 from streaming.join.spec import JoinSpec
-from streaming.join.state import Head, ReadFrom
+from streaming.join.state import Head, ReadFrom, TakenUnder
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
 _POINTS = 64
+_SCHEMAS = 8
+_VERSION = 2
+"""Version 1 did not say under which schema requests were taken."""
 
 
 class Committed(NamedTuple):
     """What the last transaction says: which it was, the inputs' next offsets, and what a rebuild has to read.
 
     Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some. No event
-    that was taken is later than ``newest``.
+    that was taken is later than ``newest``. ``taken_under`` says which requests were taken under which schema.
     """
 
     state_id: str
@@ -34,6 +37,7 @@ class Committed(NamedTuple):
     offsets: dict[str, int]
     lowest: ReadFrom
     newest: int = 0
+    taken_under: Sequence[TakenUnder] = ()
 
 
 class ForgottenError(Exception):
@@ -49,6 +53,8 @@ class _Text(msgspec.Struct, kw_only=True):
     dead_letters: int = 0
     newest: int = 0
     offsets: dict[str, int] = {}
+    schemas: list[TakenUnder] = []
+    version: int = 1
 
 
 _decoder = msgspec.json.Decoder(_Text)
@@ -64,11 +70,12 @@ def commit_of(head: Head) -> Committed:
         dict(head.offsets),
         head.cuts[0],
         max(head.newest.values()),
+        tuple(head.taken_under),
     )
 
 
 def encode_commit(commit: Committed) -> str:
-    """A line of JSON, some 300 characters long."""
+    """A line of JSON, some 400 characters long."""
     text = _Text(
         id=commit.state_id,
         sequence=commit.sequence,
@@ -78,6 +85,8 @@ def encode_commit(commit: Committed) -> str:
         dead_letters=commit.lowest.dead_letters,
         newest=commit.newest,
         offsets=commit.offsets,
+        schemas=list(commit.taken_under),
+        version=_VERSION,
     )
     return msgspec.json.encode(text).decode()
 
@@ -86,8 +95,20 @@ def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = Forgotte
     """What `encode_commit` was given. Text that no joiner wrote is a ``refusal``, which is told why."""
     with refusing(refusal):
         found = _decoder.decode(text)
-    lowest = ReadFrom(-1, *found.lowest, found.dead_letters)
-    return Committed(found.id, found.sequence, found.watermark, found.due, found.offsets, lowest, found.newest)
+        if found.version > _VERSION:
+            raise ValueError(f"version {found.version}; allowed: up to {_VERSION}")
+    lowest, taken_under = ReadFrom(-1, *found.lowest, found.dead_letters), tuple(found.schemas)
+    return Committed(
+        found.id, found.sequence, found.watermark, found.due, found.offsets, lowest, found.newest, taken_under
+    )
+
+
+def taken_on(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int) -> list[TakenUnder]:
+    """What requests were taken under, where those from offset ``impressions`` on are taken by ``spec``."""
+    ours = TakenUnder(spec.schema.fingerprint, impressions, spec.window_ms)
+    if taken and taken[-1].fingerprint == ours.fingerprint:
+        return list(taken)
+    return [*(each for each in taken if each.impressions < impressions), ours][-_SCHEMAS:]
 
 
 def next_head(
@@ -110,6 +131,9 @@ def next_head(
         cuts = [*cuts, ReadFrom(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], *ends)]
     if len(cuts) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more
         cuts = [cuts[0], *cuts[1::2]]
+    taken = head.taken_under
+    while len(taken) > 1 and taken[1].impressions <= cuts[0].impressions:
+        taken = taken[1:]
     return Head(
         head.state_id,
         sequence,
@@ -120,4 +144,6 @@ def next_head(
         cuts,
         outputs[EXAMPLES],
         dead_letters=outputs[DEAD_LETTERS],
+        schemas=dict(joiner.upgrades.known),
+        taken_under=taken,
     )

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from streaming.features.columns import all_finite, check_packed, packed_bytes, packed_width
-from streaming.features.kinds import SparseFeature
+from streaming.features.columns import packed_bytes
 from streaming.join.decided import Ready, batches
 from streaming.join.pending import DROPPED, WAITING_BYTES, Pending, PendingRequests
 from streaming.join.policy import InputPolicy
 from streaming.join.spec import JoinSpec
 from streaming.join.timers import NEVER
+from streaming.join.upgrades import Upgrades
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
 from streaming.records.events import (
     MAX_TIME_MS,
@@ -30,6 +30,7 @@ from streaming.records.events import (
     Request,
     decode_engagement,
     decode_request,
+    encode,
     is_json,
 )
 from streaming.records.examples import ExampleFormat
@@ -46,6 +47,11 @@ _UNEVEN_BYTES = 64 << 10
 """Where the impressions of a request hold more than this, one of them may hold nearly all of it."""
 
 
+def _closed(emitted: bytearray) -> bytearray:
+    """With nothing open any more."""
+    return bytearray(times or DROPPED for times in emitted)
+
+
 class JoinOutput(NamedTuple):
     """What came out since the last `Joiner.drain`. Examples are in order of their decision."""
 
@@ -57,11 +63,8 @@ class Joiner:
     """Merges by impression. ``counts`` counts what came in and what became of it."""
 
     def __init__(self, spec: JoinSpec, store: PendingRequests, policy: InputPolicy, partition: int = 0) -> None:
-        self._features = dict(spec.features)
-        self._widths = [
-            (name, feature.scope == "request", packed_width(feature), not isinstance(feature, SparseFeature))
-            for name, feature in spec.features.items()
-        ]
+        self.upgrades = Upgrades(spec)
+        """Which requests of other configs can be taken over."""
         self._rules = [Rule.of(label) for label in spec.labels.values()]
         self._actions = used_actions(spec.labels)
         self._settings = spec.settings
@@ -154,7 +157,7 @@ class Joiner:
             self._refuse(topic, offset, payload, bad)
 
     def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
-        if self.policy.sent.is_refused(topic, offset):
+        if self.policy.sent.refusal(topic, offset) is not None:
             return
         self.counts[f"dead.{bad.reason}"] += 1
         self._bytes += len(payload) + _LETTER_BYTES
@@ -170,44 +173,43 @@ class Joiner:
         )
 
     def _request(self, offset: int, payload: bytes) -> None:
-        packed = pack_request(payload, self._features) if is_json(payload) else payload
+        taken, outdated = self.policy.taken_under(offset), self.policy.outdated(offset)
+        packed = pack_request(payload, self.upgrades.features(taken)) if is_json(payload) else payload
         request = decode_request(packed, self.policy.latest_ms(), self._earliest)
-        self._check_features(request)
+        self.upgrades.take(request, taken)
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if self.policy.is_forgotten(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
         self.newest[IMPRESSIONS] = max(self.newest[IMPRESSIONS], request.served_at)
         pending = self._store.get(request.request_id) or Pending()
-        if pending.served_at >= 0:
+        if pending.served_at >= 0 and not self._comes_again(pending, request, offset):
             self.counts["repeated"] += 1
             return
         pending.served_at = request.served_at
         pending.impression_ids = request.impression_ids
         pending.request = request
-        pending.emitted = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
+        pending.offset = offset
+        sent = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
+        pending.emitted = bytearray(map(max, sent, pending.emitted)) if pending.emitted else sent
+        if taken is not None and request.served_at + taken.window_ms < self.watermark:
+            # By its own labels, all that is not in `examples` was dropped then.
+            pending.emitted = _closed(pending.emitted)
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
         for at, engagement in waiting:
-            if self.policy.sent.is_refused(ENGAGEMENTS, at):
+            if self.policy.sent.refusal(ENGAGEMENTS, at) is not None:
                 continue
             try:
-                self._attribute(pending, decode_engagement(engagement, MAX_TIME_MS))
+                found = decode_engagement(engagement, MAX_TIME_MS)
+                if found.action in self._actions:  # a label that went may have waited for it
+                    self._attribute(pending, found)
+                else:
+                    self.counts["unused"] += 1
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._store.wake(request.request_id, pending, request.served_at + self._window)
         self._store.add(request.request_id, pending, len(payload))
-
-    def _check_features(self, request: Request) -> None:
-        count = len(request.impression_ids)
-        for name, shared, width, floats in self._widths:
-            packed: Any = (request.shared if shared else request.features).get(name)
-            size = width if shared else width * count
-            if type(packed) is bytes and len(packed) == size and (not floats or all_finite(packed)):
-                continue
-            if packed is None:
-                raise BadRecord("feature", f"feature {name} is missing")
-            problem = check_packed(name, self._features[name], packed, 1 if shared else count)
-            if problem is not None:
-                raise BadRecord("feature", problem)
+        if outdated:
+            self._outdate(request.request_id, pending, outdated)
 
     def _engagement(self, offset: int, payload: bytes) -> None:
         engagement = decode_engagement(payload, self.policy.latest_ms(), self._earliest)
@@ -242,6 +244,10 @@ class Joiner:
     def _attribute(self, pending: Pending, engagement: Engagement) -> None:
         """Count an engagement towards its impression's labels."""
         at, request_id = engagement.happened_at, engagement.request_id
+        if self.policy.is_living and self._is_anothers(pending):
+            self._take_over(request_id, pending)
+        if pending.outdated and self.policy.is_living:
+            raise BadRecord("schema", f"its request was {pending.outdated}")
         try:
             index = pending.impression_ids.index(engagement.impression_id)
         except ValueError:
@@ -262,7 +268,7 @@ class Joiner:
         if pending.event_count >= self._limits.request_events:
             raise BadRecord("too_many", f"request {request_id} has {pending.event_count} engagements already")
         self.policy.sent.refresh(request_id, pending)
-        if pending.emitted[index] and self.policy.answers_late:
+        if pending.emitted[index] and self.policy.is_living:
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
             if before.values == after.values:
                 self.counts["redundant"] += 1
@@ -295,6 +301,12 @@ class Joiner:
             self._drop_unmatched(request_id, pending)
             return
         self.policy.sent.refresh(request_id, pending)
+        if self._is_anothers(pending):
+            if self.policy.is_living:
+                self._take_over(request_id, pending)
+            elif 0 in pending.emitted:  # under its own schema it may not have been due yet: the living decide
+                self._store.wake(request_id, pending, self.watermark)
+                return
         closes_at = pending.served_at + self._window
         if pending.request is not None:
             next_due = NEVER
@@ -332,6 +344,44 @@ class Joiner:
         else:
             # Nobody waits for markers to go, so they go in groups, at multiples of the window.
             self._store.wake(request_id, pending, -(-forget_at // self._window) * self._window)
+
+    def _comes_again(self, pending: Pending, request: Request, offset: int) -> bool:
+        """Whether it is a dead letter that is sent again, now that the config can take it: then it is open as it was."""
+        if not pending.outdated or offset <= pending.offset or pending.impression_ids != request.impression_ids:
+            return False
+        pending.outdated = ""
+        pending.emitted = bytearray(0 if times == DROPPED else times for times in pending.emitted)
+        return True
+
+    def _is_anothers(self, pending: Pending) -> bool:
+        """Whether a request was made under another schema, and is as it was."""
+        return pending.request is not None and not self.upgrades.is_ours(pending.request)
+
+    def _take_over(self, request_id: str, pending: Pending) -> None:
+        """Make a request ours, or a dead letter where impressions of it are open."""
+        assert pending.request is not None
+        self.policy.sent.refresh(request_id, pending)
+        problem = self.upgrades.take_over(pending.request)
+        if problem is None:
+            return
+        if 0 in pending.emitted:
+            self._refuse(IMPRESSIONS, pending.offset, encode(pending.request), BadRecord("schema", problem))
+        self._outdate(request_id, pending, problem)
+
+    def _outdate(self, request_id: str, pending: Pending, problem: str) -> None:
+        """Only the marker of a request stays, with the engagements that counted."""
+        pending.emitted, pending.request, pending.outdated = _closed(pending.emitted), None, problem
+        self._store.shrink(request_id)
+
+    def note_outdated(self, letter: DeadLetter) -> None:
+        """A request is a dead letter `schema`, and stays one where the state is of before that."""
+        try:
+            request_id = decode_request(letter.payload, MAX_TIME_MS).request_id
+        except BadRecord:  # it was never taken
+            return
+        pending = self._store.get(request_id)
+        if pending is not None and pending.offset == letter.offset and not pending.outdated:
+            self._outdate(request_id, pending, letter.detail)
 
     def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> int:
         """Impressions that were decided are examples, but for the negatives that are not kept. How many are."""

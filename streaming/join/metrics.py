@@ -14,7 +14,7 @@ from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 if TYPE_CHECKING:
     from streaming.join.service import JoinService
 
-_ALWAYS_SHOWN = ("late", "unmatched")
+_ALWAYS_SHOWN = ("late", "schema", "unmatched")
 
 
 class JoinMetrics(Collector):

@@ -27,6 +27,9 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     (offset, payload). ``emitted`` holds a byte an impression: 0 while it is open, else how often it is in `examples`, which
     is its last revision plus 1, or `DROPPED`. Once every impression is emitted, ``request`` is None, unless late events correct
     examples, and the rest stays as the marker that repeated and late events are recognised by.
+
+    ``offset`` is that of the request in `impressions`. Where it was made under another schema and became a dead letter for that,
+    ``outdated`` says why.
     """
 
     wake_at: int = NEVER
@@ -40,6 +43,8 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     """Of the payloads in ``waiting``."""
     event_count: int = 0
     """How many there are in ``events``."""
+    offset: int = -1
+    outdated: str = ""
 
 
 class PendingRequests(Protocol):

@@ -6,6 +6,7 @@ After a crash, records of transactions that are committed are taken once more to
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,7 +14,8 @@ from streaming.clock import Clock
 from streaming.join.calibration import ServedCalibration
 from streaming.join.pending import Pending
 from streaming.join.spec import JoinSpec
-from streaming.join.state import JoinState
+from streaming.join.state import JoinState, TakenUnder
+from streaming.log import IMPRESSIONS
 from streaming.records.events import Request
 from streaming.records.identity import example_prefix
 from streaming.records.labels import Decision
@@ -28,8 +30,9 @@ class Sent(Protocol):
     def refresh(self, request_id: str, pending: Pending) -> None:
         """Tell an entry what was sent since its state was written."""
 
-    def is_refused(self, topic: str, offset: int) -> bool:
-        """Whether a record is among the dead letters already."""
+    def refusal(self, topic: str, offset: int) -> str | None:
+        """Whether a record is among the dead letters already: what that of a request that was taken before says, else an empty
+        text; None where it is not."""
 
 
 class NothingSent:
@@ -42,9 +45,9 @@ class NothingSent:
     def refresh(self, request_id: str, pending: Pending) -> None:
         """There is nothing to add."""
 
-    def is_refused(self, topic: str, offset: int) -> bool:
+    def refusal(self, topic: str, offset: int) -> str | None:
         """No entry holds what was refused."""
-        return False
+        return None
 
 
 NOTHING_SENT = NothingSent()
@@ -65,9 +68,9 @@ class SentAsTold:
         known = self._state.known_emitted(request_id, pending.served_at, pending.impression_ids)
         pending.emitted = bytearray(map(max, pending.emitted, known))
 
-    def is_refused(self, topic: str, offset: int) -> bool:
+    def refusal(self, topic: str, offset: int) -> str | None:
         """Whether it was found there."""
-        return bool(self._state.known_refused(topic, [offset]))
+        return self._state.known_refused(topic, [offset]).get(offset)
 
 
 class InputPolicy(Protocol):
@@ -78,14 +81,20 @@ class InputPolicy(Protocol):
         """What may be in `examples` besides what entries say."""
 
     @property
-    def answers_late(self) -> bool:
-        """Whether an event that comes after its example is refused or corrects it; of recovered ones, that was done then."""
+    def is_living(self) -> bool:
+        """Whether what comes of records is to be told: examples, corrections, dead letters; of recovered ones, it was."""
 
     def latest_ms(self) -> int:
         """The latest event time that is taken."""
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
         """Whether a request comes too late, of which nothing is kept after ``forgotten_at``."""
+
+    def taken_under(self, offset: int) -> TakenUnder | None:
+        """What the request at this offset was taken under, where that was another schema than the config's."""
+
+    def outdated(self, offset: int) -> str:
+        """What the dead letter `schema` of the request at this offset says; empty where there is none."""
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
         """Which of a request's impressions become examples, of those that one decision is made for."""
@@ -94,7 +103,7 @@ class InputPolicy(Protocol):
 class Living:
     """Records that nobody has joined: their negatives are sampled, and ``served`` is told what came of scores."""
 
-    answers_late = True
+    is_living = True
 
     def __init__(
         self, spec: JoinSpec, clock: Clock, sent: Sent = NOTHING_SENT, served: ServedCalibration | None = None
@@ -113,6 +122,14 @@ class Living:
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
         """When the watermark has passed that time."""
         return forgotten_at < watermark
+
+    def taken_under(self, offset: int) -> TakenUnder | None:
+        """It is taken now."""
+        return None
+
+    def outdated(self, offset: int) -> str:
+        """It is new."""
+        return ""
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
         """All but the negatives that are not kept."""
@@ -136,12 +153,16 @@ class Living:
 class Recovered:
     """Records of transactions that are over, none later than ``newest_ms``: what is due by now was sent, or dropped by sampling."""
 
-    answers_late = False
+    is_living = False
 
-    def __init__(self, spec: JoinSpec, clock: Clock, sent: Sent, newest_ms: int) -> None:
+    def __init__(
+        self, spec: JoinSpec, clock: Clock, sent: Sent, newest_ms: int, taken: Sequence[TakenUnder] = ()
+    ) -> None:
         self.sent = sent
         self._living = Living(spec, clock)
         self._newest_ms = newest_ms
+        self._taken = taken
+        self._fingerprint = spec.schema.fingerprint
 
     def latest_ms(self) -> int:
         """What was taken once is taken again, though the clock was set back since."""
@@ -150,6 +171,15 @@ class Recovered:
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
         """Never: requests that were forgotten since still have their engagements read again."""
         return False
+
+    def taken_under(self, offset: int) -> TakenUnder | None:
+        """By what was committed; before that was said, all were taken under the config's own."""
+        at = bisect_right(self._taken, offset, key=lambda each: each.impressions) - 1
+        return self._taken[at] if at >= 0 and self._taken[at].fingerprint != self._fingerprint else None
+
+    def outdated(self, offset: int) -> str:
+        """What was found among the dead letters."""
+        return self.sent.refusal(IMPRESSIONS, offset) or ""
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
         """Nothing."""

@@ -14,16 +14,18 @@ from typing import NamedTuple
 
 from streaming.clock import Clock
 from streaming.join.brokers import History
-from streaming.join.commit import Committed, ForgottenError, next_head
+from streaming.join.commit import Committed, ForgottenError, next_head, taken_on
 from streaming.join.core import Joiner
 from streaming.join.policy import NOTHING_SENT, InputPolicy, Recovered, Sent, SentAsTold
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState, ReadFrom
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
-from streaming.records.events import BadRecord, decode_letter
+from streaming.records.events import BadRecord, DeadLetter, decode_letter
 from streaming.records.examples import published_in
 
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
+_DETAIL = 1000
+"""Characters that are kept of what a letter says."""
 
 
 class Gap(NamedTuple):
@@ -82,8 +84,12 @@ class Recovery:
         self._state.reload()
         head = self._state.head
         if head is not None and committed is not None and self._leads_to(head, committed):
-            return (yield from self._go_on(head, committed))
-        return (yield from self._rebuild(committed))
+            restored = yield from self._go_on(head, committed)
+        else:
+            restored = yield from self._rebuild(committed)
+        taken = () if committed is None else committed.taken_under
+        restored.head.taken_under = taken_on(taken, self._spec, restored.offsets[IMPRESSIONS])
+        return restored
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:
         """Whether the state can be made that of the last transaction by what came after it."""
@@ -133,12 +139,15 @@ class Recovery:
 
     def _begin(self, head: Head, offsets: Mapping[str, int], outputs: dict[str, int]) -> Restored:
         joiner = Joiner(self._spec, self._state, self._living(NOTHING_SENT), self._partition)
+        joiner.upgrades.know(head.schemas.values())
         return Restored(joiner, head, dict(offsets), outputs)
 
     def _begin_anew(self, lowest: ReadFrom, told: int) -> Restored:
         """With an empty state of a new id."""
+        known = {} if self._state.head is None else self._state.head.schemas  # which are what they say, in any state
         self._state.discard()
-        head = Head(self._new_id(), 0, 0, told, {}, {}, [lowest], lowest.examples, dead_letters=lowest.dead_letters)
+        head = Head(self._new_id(), 0, 0, told, {}, {}, [lowest], lowest.examples)
+        head.dead_letters, head.schemas = lowest.dead_letters, known
         offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
         return self._begin(head, offsets, {EXAMPLES: lowest.examples, DEAD_LETTERS: lowest.dead_letters})
 
@@ -148,19 +157,25 @@ class Recovery:
         ends = {topic: history.end(topic) for topic in (EXAMPLES, DEAD_LETTERS)}
         for records in history.read(EXAMPLES, restored.outputs[EXAMPLES], ends[EXAMPLES]):
             for record in records:
-                state.note_emitted(published_in(record.value))
+                published = published_in(record.value)
+                state.note_emitted(published)
+                if published.made_under is not None:
+                    joiner.upgrades.know([published.made_under])
             yield
         begin = max(restored.outputs[DEAD_LETTERS], history.beginning(DEAD_LETTERS))
         for records in history.read(DEAD_LETTERS, begin, ends[DEAD_LETTERS]):
-            state.note_refused(list(_refused_in(records, self._partition)))
+            letters = list(_letters_in(records, self._partition))
+            state.note_refused([(letter.topic, letter.offset, _outdated(letter)) for letter in letters])
+            for letter in filter(_outdated, letters):
+                joiner.note_outdated(letter)
             yield
         sent = SentAsTold(state)
         joiner.watermark = committed.watermark
-        joiner.policy = Recovered(self._spec, self._clock, sent, committed.newest)
+        joiner.policy = Recovered(self._spec, self._clock, sent, committed.newest, committed.taken_under)
         for topic in _INPUTS:
             for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
                 refused = state.known_refused(topic, [record.offset for record in records])
-                left = [record for record in records if record.offset not in refused]
+                left = [record for record in records if refused.get(record.offset) != ""]  # else it is a marker now
                 while left:
                     count = joiner.take(topic, left)
                     restored.offsets[topic] = left[count - 1].offset + 1
@@ -169,7 +184,8 @@ class Recovery:
                 if records:
                     restored.offsets[topic] = records[-1].offset + 1
                 yield
-        # What was due by the committed watermark and is not in `examples` was dropped by sampling.
+        # What was due by the committed watermark and is not in `examples` was dropped by sampling, but for what another schema
+        # waited for longer: that stays pending.
         while not joiner.advance(committed.watermark, self._requests_at_once):
             self._pass_over(restored, committed)
             yield
@@ -193,12 +209,18 @@ class Recovery:
         return next_head(restored.head, self._spec, restored.joiner, restored.offsets, restored.outputs, sequence, told)
 
 
-def _refused_in(records: Sequence[Record], partition: int) -> Iterator[tuple[str, int]]:
-    """Topics and offsets of the partition's inputs that letters are about. What is no letter, no joiner wrote."""
+def _letters_in(records: Sequence[Record], partition: int) -> Iterator[DeadLetter]:
+    """The letters that are about the partition's inputs. What is no letter, no joiner wrote."""
     for record in records:
         try:
             letter = decode_letter(record.value)
         except BadRecord:
             continue
         if letter.topic in _INPUTS and letter.partition == partition and 0 <= letter.offset < 1 << 63:
-            yield letter.topic, letter.offset
+            yield letter
+
+
+def _outdated(letter: DeadLetter) -> str:
+    """What is said of a request that may have been taken before it became a dead letter; empty of all other records."""
+    is_outdated = letter.topic == IMPRESSIONS and letter.reason == "schema"
+    return letter.detail[:_DETAIL] or letter.reason if is_outdated else ""

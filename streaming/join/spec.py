@@ -11,6 +11,7 @@ from streaming.join.negatives import Negatives
 from streaming.join.settings import JoinSettings
 from streaming.records.events import MIN_TIME_MS
 from streaming.records.labels import Label
+from streaming.records.schema import Schema
 
 
 class JoinSpec(NamedTuple):
@@ -22,6 +23,11 @@ class JoinSpec(NamedTuple):
     negatives: Negatives = Negatives()
     earliest_ms: int = MIN_TIME_MS
     limits: Limits = Limits()
+
+    @property
+    def schema(self) -> Schema:
+        """What requests are taken under."""
+        return Schema.of(self.features, self.labels)
 
     @property
     def window_ms(self) -> int:

@@ -24,6 +24,10 @@ from streaming.join.timers import Timers
 from streaming.records.events import Request, encode
 from streaming.records.examples import Published
 from streaming.records.identity import example_prefix
+from streaming.records.schema import Schema
+
+STATE_VERSION = 2
+"""In version 1, heads and requests did not say under which schema they were made; it is still read."""
 
 
 class ReadFrom(NamedTuple):
@@ -36,13 +40,22 @@ class ReadFrom(NamedTuple):
     dead_letters: int = 0
 
 
+class TakenUnder(NamedTuple):
+    """From offset ``impressions`` on, requests were taken under a schema with that longest window (ms) of a label."""
+
+    fingerprint: str
+    impressions: int
+    window_ms: int
+
+
 class Head(msgspec.Struct, array_like=True):
     """What the state is of: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
     takes. What later transactions put into `examples` begins at ``examples`` or after it, and into `dead-letters` at
     ``dead_letters``. ``pending`` counts requests. The first of ``cuts`` is where a rebuild reads from now, the others where it
-    may later.
+    may later. ``schemas`` by fingerprint are those that requests here may have been made under; ``taken_under`` says from where
+    on, the last being ours.
     """
 
     state_id: str
@@ -55,6 +68,9 @@ class Head(msgspec.Struct, array_like=True):
     examples: int
     pending: int = 0
     dead_letters: int = 0
+    schemas: dict[str, Schema] = {}
+    taken_under: list[TakenUnder] = []
+    version: int = STATE_VERSION
 
 
 class _Small(msgspec.Struct, array_like=True):
@@ -67,6 +83,8 @@ class _Small(msgspec.Struct, array_like=True):
     emitted: bytes
     events: dict[int, list[tuple[int, str, float]]]
     waiting: list[tuple[int, bytes]]
+    offset: int = -1
+    outdated: str = ""
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -144,6 +162,10 @@ class JoinState:
         """Forget what was not written."""
         packed: Any = self._db.get(b"head")
         self.head: Head | None = None if packed is None else _head.decode(packed)
+        if self.head is not None and self.head.version > STATE_VERSION:
+            _log.warning("a state of version %d; allowed: up to %d. It is rebuilt", self.head.version, STATE_VERSION)
+            self._db.clear()
+            self.head = None
         self._entries: dict[str, _Entry] = {}
         self._dropped: dict[str, _Gone] = {}
         self._dirty: set[str] = set()
@@ -269,17 +291,17 @@ class JoinState:
         times = [0 if value is None else value[0] for value in found]
         return bytearray(map(max, times[: len(impression_ids)], times[len(impression_ids) :]))
 
-    def note_refused(self, places: Collection[tuple[str, int]]) -> None:
-        """Records of these topics, at these offsets, are among the dead letters."""
+    def note_refused(self, places: Collection[tuple[str, int, str]]) -> None:
+        """Records of these topics, at these offsets, are among the dead letters; the text is kept with that."""
         batch = self._db.batch()
-        for topic, offset in places:
-            batch.put(_refused_key(topic, offset), b"")
+        for topic, offset, text in places:
+            batch.put(_refused_key(topic, offset), text.encode())
         self._db.write(batch)
 
-    def known_refused(self, topic: str, offsets: Sequence[int]) -> set[int]:
-        """Which of these records were refused, as `note_refused` was told."""
+    def known_refused(self, topic: str, offsets: Sequence[int]) -> dict[int, str]:
+        """Which of these records were refused, with the texts, as `note_refused` was told."""
         found: Any = self._db.get([_refused_key(topic, offset) for offset in offsets])
-        return {offset for offset, value in zip(offsets, found, strict=True) if value is not None}
+        return {offset: bytes(text).decode() for offset, text in zip(offsets, found, strict=True) if text is not None}
 
     @property
     def knows_emitted(self) -> bool:
@@ -326,6 +348,8 @@ class JoinState:
             bytes(pending.emitted),
             pending.events,
             pending.waiting,
+            pending.offset,
+            pending.outdated,
         )
         batch.put(b"p" + key, encode(small))
         timer = Timers.key(pending.wake_at, key)
@@ -359,6 +383,8 @@ class JoinState:
             waiting=small.waiting,
             waiting_bytes=sum(len(payload) for _, payload in small.waiting),
             event_count=sum(map(len, small.events.values())),
+            offset=small.offset,
+            outdated=small.outdated,
         )
         stored = len(record or b"")
         payload = len(packed) + stored + WAITING_BYTES * len(small.waiting)

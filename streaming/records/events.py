@@ -35,7 +35,8 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The impressions served together; ``served_at`` in ms of event time.
 
     ``shared`` holds the features of the request, one value each; ``features`` those of its n impressions, n each.
-    ``scores`` is float32 [n, labels], ``positions`` int32 [n] (the order of the list where empty).
+    ``scores`` is float32 [n, labels], ``positions`` int32 [n] (the order of the list where empty). ``schema`` is the fingerprint of
+    what they were made under (see `Schema`), empty where the producer has no config of ours.
     """
 
     version: int
@@ -48,6 +49,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     scores: bytes = b""
     sparse_version: Int64 = 0
     dense_version: Int64 = 0
+    schema: Annotated[str, msgspec.Meta(max_length=MAX_ID_LENGTH)] = ""
 
 
 class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

@@ -32,6 +32,7 @@ class _JsonRequest(msgspec.Struct, kw_only=True):
     scores: list[list[float]] = []
     sparse_version: Int64 = 0
     dense_version: Int64 = 0
+    schema: str = ""
 
 
 _decoder = msgspec.json.Decoder(_JsonRequest)
@@ -61,6 +62,7 @@ def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
                 scores=_packed("scores", read.scores, "<f4"),
                 sparse_version=read.sparse_version,
                 dense_version=read.dense_version,
+                schema=read.schema,
             )
         )
 

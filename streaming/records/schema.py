@@ -7,8 +7,7 @@ pipeline's. The form of rows and weights is another matter (see `paramserver.for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -59,8 +58,18 @@ def mismatch(theirs: Schema, ours: Schema) -> str | None:
     """Why what was made under ``theirs`` cannot be made that of ``ours``, with both fingerprints; None where it can."""
     if theirs.fingerprint == ours.fingerprint:
         return None
-    differences = list(chain(feature_differences(theirs, ours), _label_differences(theirs, ours)))
-    return between(theirs.fingerprint, ours, differences) if differences else None
+    found = list(differences(theirs, ours))
+    return between(theirs.fingerprint, ours, found) if found else None
+
+
+def differences(theirs: Schema, ours: Schema) -> Iterator[str]:
+    """What keeps records from being taken over, one by one."""
+    yield from feature_differences(theirs, ours)
+    for name, made in ours.labels.items():
+        if name not in theirs.labels:
+            yield f"label {name} is new"  # nobody looked for its actions
+        elif theirs.labels[name] != made:
+            yield f"label {name} differs"
 
 
 def feature_differences(theirs: Schema, ours: Schema) -> Iterator[str]:
@@ -70,17 +79,8 @@ def feature_differences(theirs: Schema, ours: Schema) -> Iterator[str]:
             yield f"feature {name} differs"
 
 
-def _label_differences(theirs: Schema, ours: Schema) -> Iterator[str]:
-    for name, made in ours.labels.items():
-        if name not in theirs.labels:
-            yield f"label {name} is new"  # nobody looked for its actions
-        elif theirs.labels[name] != made:
-            yield f"label {name} differs"
-
-
-def between(theirs: str, ours: Schema, differences: Iterable[str]) -> str:
-    """What is said of a record made under the fingerprint ``theirs``."""
-    found = list(differences)
+def between(theirs: str, ours: Schema, found: Sequence[str]) -> str:
+    """What is said of a record made under the fingerprint ``theirs``, with what was found to differ."""
     more = f" and {len(found) - _SHOWN} more" * (len(found) > _SHOWN)
     said = ", ".join(found[:_SHOWN]) + more
     return f"made under schema {theirs:.16}, this config has {ours.fingerprint}: {said}"

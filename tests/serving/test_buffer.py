@@ -98,6 +98,7 @@ def test_memory_while_brokers_are_away_is_bounded(tmp_path: Path) -> None:
     records = [decode_request(record.value, MAX_TIME_MS) for record in service.outbox.take(LIMIT_BYTES)]
     assert len(records) + service.outbox.dropped[IMPRESSIONS] == 751
     assert {len(record.impression_ids) for record in records} == {10, 2000}
+    assert {record.schema for record in records} == {pipeline.join_spec().schema.fingerprint}
 
 
 def test_the_old_key_names_the_new_one(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from rocksdict import Options, Rdict
 
 HEAD = (
     *("state_id", "sequence", "watermark", "published", "offsets", "newest", "replay_points", "examples", "pending"),
-    "dead_letters",
+    *("dead_letters", "schemas", "taken_under", "version"),
 )
-CHANGING = ("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting")
-COMMIT = {"id", "sequence", "watermark", "due", "lowest", "dead_letters", "newest", "offsets"}
+CHANGING = (
+    *("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting", "offset", "outdated"),
+)
+COMMIT = {"id", "sequence", "watermark", "due", "lowest", "dead_letters", "newest", "offsets", "schemas", "version"}
 
 
 def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def read_commit(metadata: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(metadata)
-    assert set(found) == COMMIT and len(metadata) < 1000
+    assert set(found) == COMMIT and found["version"] == 2 and len(metadata) < 1000
     return found
 
 

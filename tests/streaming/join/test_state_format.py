@@ -11,7 +11,7 @@ import msgspec
 
 from streaming.join.commit import Committed, encode_commit
 from streaming.join.negatives import Negatives
-from streaming.join.state import JoinState, ReadFrom
+from streaming.join.state import JoinState, ReadFrom, TakenUnder
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.commands import ROOT
 from tests.streaming.join import state_reader
@@ -36,11 +36,13 @@ def test_the_page_names_what_there_is() -> None:
 
 
 def test_the_reader_reads_what_is_committed_with_the_offsets() -> None:
-    commit = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, ReadFrom(-1, 1, 2, 3, 4), 1500)
+    taken = [TakenUnder(f"{number:016x}", 10**12, 2**33) for number in range(8)]
+    commit = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, ReadFrom(-1, 1, 2, 3, 4), 1500, taken)
     found = state_reader.read_commit(encode_commit(commit))
     assert (found["id"], found["sequence"], found["watermark"], found["due"]) == ("a1", 7, 1000, 1200)
     assert (found["lowest"], found["dead_letters"], found["newest"]) == ([1, 2, 3], 4, 1500)
     assert found["offsets"] == commit.offsets
+    assert [TakenUnder(*each) for each in found["schemas"]] == taken
     page = (ROOT / "docs/state-format.md").read_text().split("## What is committed")[1].split("## ")[0]
     assert all(f"`{key}`" in page for key in found)
 
@@ -71,6 +73,8 @@ def check_state(folder: Path, kinds: dict[str, int]) -> None:
             assert found["head"] is None
             return
         assert list(found["head"].values()) == msgspec.msgpack.decode(msgspec.msgpack.encode(head))
+        assert found["head"]["taken_under"][-1][0] == FORMAT.made_under.fingerprint
+        assert found["head"]["schemas"][FORMAT.made_under.fingerprint] == list(FORMAT.made_under)
         assert found["head"]["pending"] == len(found["requests"]) == len(state)
         assert sorted(found["timers"]) == sorted((item["wake_at"], at) for at, item in found["requests"].items())
         for request_id, item in found["requests"].items():
@@ -85,11 +89,15 @@ def check_request(item: dict[str, Any], pending: Any, kinds: dict[str, int]) -> 
     assert item["has_request"] == (item["record"] is not None) == (pending.request is not None)
     if item["record"] is not None:
         assert item["record"] == msgspec.msgpack.decode(msgspec.msgpack.encode(pending.request))
+        assert item["record"]["schema"] == FORMAT.made_under.fingerprint
     ids = item["record"]["impression_ids"] if item["record"] else item["impression_ids"]
     assert ids == pending.impression_ids
     assert item["emitted"] == bytes(pending.emitted) and len(item["emitted"]) == (len(ids) if ids else 0)
     assert {at: [tuple(one) for one in each] for at, each in item["events"].items()} == pending.events
     assert [tuple(one) for one in item["waiting"]] == pending.waiting
+    assert (item["offset"], item["outdated"]) == (pending.offset, "") and (item["offset"] < 0) == (
+        item["served_at"] < 0
+    )
     kinds["open"] += 0 in item["emitted"]
     kinds["dropped"] += 255 in item["emitted"]
     kinds["emitted"] += any(0 < times < 255 for times in item["emitted"])

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from basis.arrow import BatchCodec
 from streaming.features.columns import Ragged, missing_column
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.records.events import BadRecord, encode

@@ -1,0 +1,144 @@
+"""Requests of this config and of others: whether their columns fit its features, and what becomes of those that it can take over.
+
+A config changes between two starts, so what is pending may have been made under another; and while replicas restart one by one,
+some serve by a config that the joiner does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from streaming.features.columns import all_finite, check_packed, missing_column, pack, packed_width
+from streaming.features.kinds import Feature, SparseFeature
+from streaming.join.spec import JoinSpec
+from streaming.join.state import TakenUnder
+from streaming.records.events import BadRecord, Request
+from streaming.records.schema import Schema, between, differences, feature_differences
+
+_KNOWN = 8
+
+
+class _Expected(NamedTuple):
+    name: str
+    feature: Feature
+    shared: bool
+    width: int
+    floats: bool
+
+
+class Upgrades:
+    """What of requests a config can take. ``known`` has the schemas that are known, by fingerprint, its own last."""
+
+    def __init__(self, spec: JoinSpec) -> None:
+        self.ours = spec.schema
+        self.fingerprint = self.ours.fingerprint
+        self.known: dict[str, Schema] = {}
+        self._features = dict(spec.features)
+        self._expected = [
+            _Expected(
+                name,
+                feature,
+                feature.scope == "request",
+                packed_width(feature),
+                not isinstance(feature, SparseFeature),
+            )
+            for name, feature in spec.features.items()
+        ]
+        self.know([])
+
+    def know(self, schemas: Iterable[Schema]) -> None:
+        """What was found in a state or in `examples`; of all, the newest few are kept."""
+        for schema in (*schemas, self.ours):
+            self.known.pop(schema.fingerprint, None)
+            self.known[schema.fingerprint] = schema
+        while len(self.known) > _KNOWN:
+            del self.known[next(iter(self.known))]
+
+    def is_ours(self, request: Request) -> bool:
+        """Whether a request that was taken is one of this config."""
+        return request.schema == self.fingerprint
+
+    def features(self, taken: TakenUnder | None) -> Mapping[str, Feature]:
+        """The features that requests of JSON are read by; those that were taken under another schema, as they were then."""
+        theirs = None if taken is None else self.known.get(taken.fingerprint)
+        if theirs is None:
+            return self._features
+        return {name: feature for name, feature in self._features.items() if self._is_same(name, theirs)}
+
+    def take(self, request: Request, taken: TakenUnder | None) -> None:
+        """Take a new request as one of ours; one that was ``taken`` under another schema, as that one's, to `take_over`.
+
+        A product has to send all features. What a replica with another config did not have is missing.
+
+        Raises:
+            BadRecord: it does not fit, or did not fit then.
+        """
+        if taken is not None:
+            self._take_again(request, taken.fingerprint)
+        elif not request.schema or self.is_ours(request):
+            self._check(request, self._expected, may_lack=False)
+            request.schema = self.fingerprint
+        elif problem := self._made_ours(request, feature_differences):
+            raise BadRecord("schema", problem)
+
+    def _take_again(self, request: Request, fingerprint: str) -> None:
+        theirs = self.known.get(fingerprint)
+        if theirs is not None:
+            same = [each for each in self._expected if self._is_same(each.name, theirs)]
+            self._check(request, same, may_lack=bool(request.schema))
+        request.schema = fingerprint
+
+    def _is_same(self, name: str, theirs: Schema) -> bool:
+        return theirs.features.get(name) == self.ours.features[name]
+
+    def take_over(self, request: Request) -> str | None:
+        """Make a request that is pending under another schema one of ours; why it cannot be, None where it is."""
+        return self._made_ours(request, differences)
+
+    def _made_ours(self, request: Request, differ: Callable[[Schema, Schema], Iterator[str]]) -> str | None:
+        theirs = self.known.get(request.schema)
+        wrong = [] if theirs is None else list(differ(theirs, self.ours))
+        if not wrong:
+            problems = (_problem(request, each) for each in self._expected if _column(request, each) is not None)
+            wrong = [problem for problem in problems if problem is not None]
+        if wrong:
+            return between(request.schema, self.ours, wrong)
+        count = len(request.impression_ids)
+        for each in self._expected:
+            if _column(request, each) is None:
+                missing = missing_column(each.feature, 1 if each.shared else count)
+                _columns(request, each)[each.name] = pack(missing, 0, 1 if each.shared else count)
+        if theirs is None or list(theirs.labels) != list(self.ours.labels):
+            request.scores = b""  # nobody knows which label's they are
+        request.schema = self.fingerprint
+        return None
+
+    def _check(self, request: Request, expected: Iterable[_Expected], *, may_lack: bool) -> None:
+        count = len(request.impression_ids)
+        for each in expected:
+            name, _, shared, width, floats = each
+            packed: Any = (request.shared if shared else request.features).get(name)
+            size = width if shared else width * count
+            if type(packed) is bytes and len(packed) == size and (not floats or all_finite(packed)):
+                continue
+            if packed is None:
+                if may_lack:
+                    continue
+                raise BadRecord("feature", f"feature {name} is missing")
+            problem = _problem(request, each)
+            if problem is not None:
+                raise BadRecord("feature", problem)
+
+
+def _columns(request: Request, expected: _Expected) -> dict[str, Any]:
+    return request.shared if expected.shared else request.features
+
+
+def _column(request: Request, expected: _Expected) -> Any:
+    return _columns(request, expected).get(expected.name)
+
+
+def _problem(request: Request, expected: _Expected) -> str | None:
+    count = 1 if expected.shared else len(request.impression_ids)
+    return check_packed(expected.name, expected.feature, _column(request, expected), count)
