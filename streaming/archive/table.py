@@ -1,7 +1,9 @@
 """The archive: every example in a Delta Lake table, once, with the offsets that it came from.
 
 Columns are those of `ExampleFormat`, and ``hour`` (the event hour of ``decided_at``, UTC, such as 2024-01-31T05), by which the
-table is partitioned; ``partition`` and ``offset`` of the record in `examples` and ``row`` in it, which order equal times.
+table is partitioned; ``partition`` and ``offset`` of the record in `examples` and ``row`` in it, which order equal times. They
+say what they were made under as examples do. A feature that comes to the config is another column, which is null in the rows
+before; one that goes leaves its column, null from then on.
 
 A commit holds the rows of some records together with two application transactions a partition: the next offset to read and the
 watermark. Delta refuses the second of two commits that move the same transaction, so a retry, or a writer that believes it
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from basis.problems import Problem, Problems
@@ -61,30 +63,24 @@ class Archive:
     """The table as of one commit: its own last one, or the newest when it was opened."""
 
     def __init__(self, place: str, example_format: ExampleFormat) -> None:
-        """Open the table, making it where there is none; `Problems` where it holds other columns."""
+        """Open the table, making it where there is none; `Problems` where it holds what the config cannot take over."""
         self._place = place
         self._format = example_format
-        self.schema = pa.schema([*(field.remove_metadata() for field in example_format.schema), *_PLACE])
+        self.schema = pa.schema([*example_format.schema, *_PLACE])
         self._table = DeltaTable.create(place, self.schema, mode="ignore", partition_by=["hour"])
-        self._add_served_columns()
-        there = {field.name: field.type for field in pa.schema(self._table.schema().to_arrow())}
-        wrong = [field.name for field in self.schema if not _fits(field.type, there.pop(field.name, None))]
-        problems = [Problem(place, f"column {name}", "not as the config has it", _NEW_PLACE) for name in wrong]
-        problems += [Problem(place, f"column {name}", "the config has no such column", _NEW_PLACE) for name in there]
-        if problems:
-            raise Problems(problems)
-
-    def _add_served_columns(self) -> None:
-        """A table from before examples said how they were served gets the columns for it; its rows have nulls there."""
-        there = {field.name for field in self._table.schema().fields}
-        lacking = [field for field in self._format.served_schema if field.name not in there]
-        if not lacking:
-            return
-        try:
-            self._table.alter.add_columns(Schema.from_arrow(pa.schema(lacking)).fields)
-        except CommitFailedError:  # another archiver did the same, or committed meanwhile
-            self._table = DeltaTable(self._place)
-            self._add_served_columns()
+        there = pa.schema(self._table.schema().to_arrow())
+        for at, field in enumerate(there):
+            place_of = self.schema.get_field_index(field.name)
+            if place_of >= 0 and _fits(self.schema.field(place_of).type, field.type):
+                there = there.set(at, field.with_type(self.schema.field(place_of).type))
+        problem = example_format.mismatch(there)
+        if problem is not None:
+            raise Problems([Problem(place, "archive", problem, _NEW_PLACE)])
+        types = {field.name: field.type for field in there}
+        must = [field for field in self.schema if field.name in types or field.name not in example_format.may_lack]
+        wrong = [field.name for field in must if types.get(field.name) != field.type]
+        if wrong:
+            raise Problems([Problem(place, f"column {name}", "not what archives have", _NEW_PLACE) for name in wrong])
 
     def position(self, partition: int) -> Position | None:
         """How far a partition is archived; None where nothing of it is."""
@@ -116,6 +112,7 @@ class Archive:
                 self._table,
                 pa.Table.from_batches(rows, self.schema),
                 mode="append",
+                schema_mode="merge",
                 commit_properties=CommitProperties(app_transactions=transactions),
             )
         except CommitFailedError:
@@ -167,6 +164,7 @@ class Archive:
 
     def _read(self, begin: int, end: int) -> pa.RecordBatch:
         first, last = _hours(np.array([begin, end - 1]))
+        there = {field.name for field in self._table.schema().fields}
         found = self._table.to_pyarrow_table(
             filters=[
                 ("hour", ">=", first),
@@ -174,25 +172,31 @@ class Archive:
                 ("decided_at", ">=", begin),
                 ("decided_at", "<", end),
             ],
-            columns=[*self._format.schema.names, "partition", "offset", "row"],
+            columns=[name for name in (*self._format.schema.names, "partition", "offset", "row") if name in there],
         )
-        ordered = self._fill_served(found.sort_by([(name, "ascending") for name in _ORDER]))
-        table = ordered.select(self._format.schema.names).cast(self._format.schema).combine_chunks()
+        for name in found.column_names:
+            if name.startswith("label."):  # rows that were made without it: nobody looked for its actions
+                found = found.filter(pc.is_valid(found.column(name)))
+        ordered = found.sort_by([(name, "ascending") for name in _ORDER])
+        columns = [self._column(ordered, field) for field in self._format.schema]
+        table = pa.Table.from_arrays(columns, schema=self._format.schema).combine_chunks()
         return table.to_batches()[0] if table.num_rows else self._format.empty()
 
-    def _fill_served(self, table: pa.Table) -> pa.Table:
-        """The table with what is unknown of rows from before, in place of nulls."""
-        for name in self._format.served_schema.names:
-            at, missing = table.schema.get_field_index(name), self._format.missing(name, 1)
-            if table.column(at).null_count and missing is not None:
-                table = table.set_column(at, name, pc.fill_null(table.column(at), missing[0]))
-        return table
+    def _column(self, rows: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+        """A column of rows, some of which may have been made without it."""
+        if field.name not in rows.column_names:
+            return pa.chunked_array([self._format.missing(field.name, rows.num_rows)])
+        column = rows.column(field.name)
+        if column.null_count:
+            missing = self._format.missing(field.name, rows.num_rows)
+            column = pc.coalesce(column, missing.cast(column.type))
+        return column.cast(field.type)
 
     def _files(self) -> pa.Table:
         return pa.table(self._table.get_add_actions(flatten=True))
 
 
-_NEW_PLACE = "allowed: the columns that the table was made with, or another archive.dir"
+_NEW_PLACE = "allowed: what the table was made with, features added or removed, or another archive.dir"
 
 
 def _offset_id(partition: int) -> str:
@@ -222,9 +226,9 @@ def _hours(times: npt.NDArray[np.int64]) -> list[str]:
     return hours
 
 
-def _fits(ours: pa.DataType, theirs: pa.DataType | None) -> bool:
+def _fits(ours: pa.DataType, theirs: pa.DataType) -> bool:
     """Whether a column of the table is ours; Delta knows no lists of fixed size."""
-    if theirs is None or not pa.types.is_list(theirs):
+    if not pa.types.is_list(theirs):
         return bool(ours == theirs)
     return hasattr(ours, "value_type") and bool(ours.value_type == theirs.value_type)
 

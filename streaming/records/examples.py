@@ -144,6 +144,8 @@ class ExampleFormat:
             ],
             metadata={_SCHEMA: made_under.fingerprint},
         )
+        self.may_lack = frozenset((*(_FEATURE + name for name in features), *self.served_schema.names))
+        """Columns that examples of another config, or of before there were such, are without."""
         self._codec = BatchCodec(self.schema)
         self._empty = pa.RecordBatch.from_arrays(
             [pa.array([], field.type) for field in self.schema], schema=self.schema
@@ -202,10 +204,14 @@ class ExampleFormat:
 
     def _upgraded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch of another config, or of another Arrow, as one of ours."""
-        problem = mismatch(self._made_under(batch.schema), self.made_under)
+        problem = self.mismatch(batch.schema)
         if problem is not None:
             raise BadRecord("schema", problem)
         return pa.RecordBatch.from_arrays([self._column(batch, field) for field in self.schema], schema=self.schema)
+
+    def mismatch(self, schema: pa.Schema) -> str | None:
+        """Why examples of this Arrow schema cannot be taken over, with both fingerprints; None where they can."""
+        return mismatch(self._made_under(schema), self.made_under)
 
     def _made_under(self, schema: pa.Schema) -> Schema:
         """What a batch was made under. Where it does not say, as before examples said so, the types of its columns decide."""
@@ -221,20 +227,20 @@ class ExampleFormat:
 
     def _column(self, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
         places = batch.schema.get_all_field_indices(field.name)
-        if not places and (missing := self.missing(field.name, batch.num_rows)) is not None:
-            return missing
+        if not places and field.name in self.may_lack:
+            return self.missing(field.name, batch.num_rows)
         if len(places) != 1 or batch.schema.field(places[0]).type != field.type:
             found = ", ".join(str(batch.schema.field(place).type) for place in places) or "none"
             raise BadRecord("malformed", f"column {field.name}: {found}; allowed: one of {field.type}")
         return batch.column(places[0])
 
-    def missing(self, name: str, count: int) -> pa.Array | None:
-        """The column, called as in the Arrow schema, that ``count`` examples were made without; None where none are."""
+    def missing(self, name: str, count: int) -> pa.Array:
+        """One of the columns that examples `may_lack`, as ``count`` of them have it that were made without."""
         if name.startswith(_FEATURE):
             feature = self.features[name.removeprefix(_FEATURE)]
             return to_arrow(missing_column(feature, count), feature)
-        place = self.served_schema.get_field_index(name)
-        return None if place < 0 else self._served_arrays(ServedColumns.unknown(count, len(self.labels)))[place]
+        unknown = self._served_arrays(ServedColumns.unknown(count, len(self.labels)))
+        return unknown[self.served_schema.get_field_index(name)]
 
     def columns(self, batch: pa.RecordBatch) -> dict[str, Column]:
         """The features of a batch, as views where their layout allows."""

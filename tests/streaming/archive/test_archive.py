@@ -349,13 +349,87 @@ def test_a_log_that_was_trimmed_too_far_is_an_error(log: EmbeddedLog, tmp_path: 
 
 def test_another_pipeline_s_table_is_refused(tmp_path: Path) -> None:
     Archive(str(tmp_path / "archive"), FORMAT)
-    other = {name: item for name, item in FEATURES.items() if name != "price"}
-    with pytest.raises(Problems, match=r"column feature\.price: the config has no such column"):
-        Archive(str(tmp_path / "archive"), ExampleFormat(other, LABELS))
     changed: dict[str, Feature] = {**FEATURES, "tags": SparseFeature(column="tags"), "new": SparseFeature(column="new")}
-    with pytest.raises(Problems) as raised:
+    with pytest.raises(
+        Problems, match=r"made under schema \w{16}, this config has \w{16}: feature tags differs; allowed"
+    ):
         Archive(str(tmp_path / "archive"), ExampleFormat(changed, LABELS))
-    assert [problem.place for problem in raised.value.problems] == ["column feature.tags", "column feature.new"]
+    with pytest.raises(Problems, match="label new is new"):
+        Archive(str(tmp_path / "archive"), ExampleFormat(FEATURES, {**LABELS, "new": Label(action="new", window="1m")}))
+    DeltaTable.create(str(tmp_path / "other"), pa.schema([("decided_at", pa.string())]))
+    with pytest.raises(Problems, match=r"label \w+ is new"):
+        Archive(str(tmp_path / "other"), FORMAT)
+
+
+MORE: dict[str, Feature] = {
+    "hour": SparseFeature(time="hour"),
+    **FEATURES,
+    "words": SparseFeature(column="words", pool="sum"),
+    "face": VectorFeature(kind="vector", column="face", size=3),
+}
+GROWN = ExampleFormat(MORE, LABELS)
+
+
+def grown(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same examples with what came to the config."""
+    count = batch.num_rows
+    added = {
+        "feature.hour": pa.array([7] * count),
+        "feature.words": pa.array([[1, 2]] * count, pa.list_(pa.int64())),
+        "feature.face": pa.array([[1, 2, 3]] * count, pa.list_(pa.float32(), 3)),
+    }
+    columns = [added.get(name) or batch.column(name) for name in GROWN.schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=GROWN.schema)
+
+
+def rows_of(archive: Archive) -> pa.Table:
+    return pa.Table.from_batches(list(archive.batches(START, START + HOUR)))
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["as it is made", "made before columns said what they are"])
+def test_a_feature_that_came_is_one_more_column_whoever_writes(says: bool, tmp_path: Path) -> None:
+    place = str(tmp_path / "archive")
+    if not says:
+        bare = [field.remove_metadata() for field in Archive(str(tmp_path / "other"), FORMAT).schema]
+        DeltaTable.create(place, pa.schema(bare), partition_by=["hour"])
+    before = Archive(place, FORMAT)
+    assert before.append([Archived(0, 0, examples([10, 20]))], {0: Position(1, 1)})
+    after = Archive(place, GROWN)
+    assert after.append([Archived(0, 1, grown(examples([30, 40], 2)))], {0: Position(2, 2)})
+    assert not before.append([Archived(0, 2, examples([50, 60], 4))], {0: Position(3, 3)}), "another one was here"
+    assert before.append([Archived(0, 2, examples([50, 60], 4))], {0: Position(3, 3)})
+    for archive in (before, Archive(place, FORMAT)):
+        assert rows_of(archive).equals(pa.Table.from_batches([examples([10, 20, 30, 40, 50, 60])]))
+    Archive(place, GROWN).compact(START + 2 * HOUR)
+    found = rows_of(Archive(place, GROWN))
+    assert found.drop_columns(["feature.hour", "feature.words", "feature.face"]).equals(rows_of(before))
+    empty = GROWN.missing("feature.hour", 1).to_pylist()[0]
+    assert found.column("feature.hour").to_pylist() == [empty, empty, 7, 7, empty, empty]
+    assert found.column("feature.words").to_pylist() == [[], [], [1, 2], [1, 2], [], []]
+    assert found.column("feature.face").to_pylist() == [[0, 0, 0]] * 2 + [[1, 2, 3]] * 2 + [[0, 0, 0]] * 2
+    with pytest.raises(Problems, match="feature hour differs"):
+        Archive(place, ExampleFormat({**MORE, "hour": SparseFeature(time="weekday")}, LABELS))
+
+
+def test_a_table_without_a_feature_of_ours_can_be_read(tmp_path: Path) -> None:
+    """As `retrain` does before the archiver has the new config."""
+    place = str(tmp_path / "archive")
+    assert Archive(place, FORMAT).append([Archived(0, 0, examples([10, 20]))], {0: Position(1, 1)})
+    found = rows_of(Archive(place, GROWN))
+    assert found.column("feature.face").to_pylist() == [[0, 0, 0]] * 2
+    assert found.select(FORMAT.schema.names).equals(pa.Table.from_batches([examples([10, 20])]))
+
+
+def test_rows_without_a_label_of_ours_are_left_out(tmp_path: Path) -> None:
+    place = str(tmp_path / "archive")
+    more = ExampleFormat(FEATURES, {**LABELS, "buy": Label(action="buy", window="1m")})
+    with_both = examples([10, 20])
+    columns = [with_both.column(name.replace(".buy", ".click")) for name in more.schema.names]
+    archived = Archived(0, 0, pa.RecordBatch.from_arrays(columns, schema=more.schema))
+    assert Archive(place, more).append([archived], {0: Position(1, 1)})
+    assert Archive(place, FORMAT).append([Archived(0, 1, examples([30, 40], 2))], {0: Position(2, 2)})
+    assert names(Archive(place, FORMAT)) == ["e0", "e1", "e2", "e3"]
+    assert names(Archive(place, more)) == ["e0", "e1"]
 
 
 def test_a_table_from_before_examples_said_how_they_were_served(tmp_path: Path) -> None:
