@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from minutely.config import Pipeline
 from paramserver.files import Files
-from paramserver.form import fingerprint_of
 from paramserver.manifest import Manifest
 from serving.replica import Replica
 from streaming.records.examples import ExampleFormat
@@ -34,8 +33,9 @@ def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None, sec
 def make_replica(
     pipeline: Pipeline, files: Files, applied: Callable[[Manifest], None] = lambda manifest: None, secret: int = 0
 ) -> Replica:
-    """A replica that has pulled nothing yet, and refuses versions of another config; ``secret`` as for a trainer."""
+    """A replica that has pulled nothing yet, and refuses versions of a config that the pipeline's does not continue; ``secret`` as
+    for a trainer."""
     model, plan = make_model(pipeline.model, pipeline.features, pipeline.labels, pipeline.seed)
     rows, seed = pipeline.sync.rows, pipeline.seed
     tables = {name: pipeline.tables.make_replica(name, model.row_dim, seed, rows, secret) for name in plan.tables}
-    return Replica(files, model, plan, tables, pipeline.labels, applied, fingerprint_of(pipeline.form()))
+    return Replica(files, model, plan, tables, pipeline.labels, applied, pipeline.form())

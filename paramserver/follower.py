@@ -16,6 +16,7 @@ from paramserver.checksum import checksum_of
 from paramserver.delta import Ids, RowsChange, decode_rows
 from paramserver.files import Files
 from paramserver.fold import find
+from paramserver.form import check_form, fingerprint_of
 from paramserver.history import path_to
 from paramserver.manifest import Manifest, Shard
 from paramserver.marks import read_pin
@@ -66,12 +67,14 @@ class Follower:
         files: Files,
         tables: Mapping[str, Table],
         applied: Callable[[Manifest], None] = lambda manifest: None,
-        fingerprint: str | None = None,
+        form: str | None = None,
     ) -> None:
+        """With a ``form`` (see `paramserver.form`), versions of forms that it does not continue are refused."""
         self._files = files
         self._tables = tables
         self._applied = applied
-        self._fingerprint = fingerprint
+        self._form = form
+        self._continued = {} if form is None else {fingerprint_of(form): form}
         self.manifest: Manifest | None = None
         self.applying: Manifest | None = None
         self.held_at = 0
@@ -119,6 +122,14 @@ class Follower:
             for name, table in self._tables.items()
             if table.row_format in exact and manifest.checksums.get(name) not in (None, checksum_of(table))
         ]
+
+    def form_of(self, manifest: Manifest) -> str | None:
+        """The form of a version, which the follower's continues; None where it takes any. `BadFile` where it does not."""
+        if self._form is None:
+            return None
+        if manifest.fingerprint not in self._continued:
+            self._continued[manifest.fingerprint] = check_form(self._files, manifest, self._form)
+        return self._continued[manifest.fingerprint]
 
     def forget(self) -> None:
         """Say that the tables hold no version: the next pull loads all rows again."""
@@ -256,10 +267,7 @@ class Follower:
         """What versions change in all. All is read and checked before anything is applied; what is large is then read again, a
         shard at a time, and where the tables hold no version that could stay, only once."""
         for manifest in path:
-            if self._fingerprint not in (None, manifest.fingerprint):
-                raise BadFile(
-                    f"version {manifest.version}: made by another config: features, labels, model or tables differ"
-                )
+            self.form_of(manifest)
         changes = _Shards(self._files, path, self._tables)
         if sum(shard.rows.size for manifest in path for shard in manifest.shards) <= _HELD_BYTES:
             return list(changes)

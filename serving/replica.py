@@ -17,6 +17,7 @@ from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
 from streaming.features.columns import ServedColumns, slice_columns
 from streaming.records.labels import Label
+from trainer.growth import grow_weights
 from trainer.losses import Loss
 from trainer.models import RankingModel, load_weights
 from trainer.rows import RowPlan
@@ -49,7 +50,8 @@ class Replica:
     """Scores impressions with the version it has. When dense weights go out is the trainer's to say; a replica takes the newest.
 
     Before the first dense version it scores with the weights that the model came with. One thread may `pull` while another
-    scores. ``applied`` is called with every version as soon as the rows are of it.
+    scores. ``applied`` is called with every version as soon as the rows are of it. With a ``form`` (see `paramserver.form`), it
+    takes versions of that and of those with fewer features, which say with more what they said before, and no others.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -84,7 +86,7 @@ class Replica:
         tables: Mapping[str, Table],
         labels: Mapping[str, Label],
         applied: Callable[[Manifest], None] = lambda manifest: None,
-        fingerprint: str | None = None,
+        form: str | None = None,
     ) -> None:
         self._files = files
         self._weights = _Weights(model.eval(), None)
@@ -92,7 +94,8 @@ class Replica:
         self._labels = labels
         self._predict = Loss(labels).predict
         self._lineage = 0
-        self._follower = Follower(files, tables, applied, fingerprint)
+        self._follower = Follower(files, tables, applied, form)
+        self._form = form
         self.tables = tables
 
     @property
@@ -146,7 +149,7 @@ class Replica:
         if manifest is None:
             return
         if manifest.dense is not None and manifest.dense != self._weights.dense:
-            self._load_dense(manifest.dense)
+            self._load_dense(manifest, manifest.dense)
         self._lineage = manifest.lineage
 
     def drifted(self) -> list[str]:
@@ -162,13 +165,16 @@ class Replica:
         newest that is not after it. `BadFile` where there is none, with what there is."""
         manifest = self._follower.load(as_of(self._files, at).version)
         if manifest.dense is not None:
-            self._load_dense(manifest.dense)
+            self._load_dense(manifest, manifest.dense)
         self._lineage = manifest.lineage
         return manifest
 
-    def _load_dense(self, dense: Dense) -> None:
-        model = copy.deepcopy(self._weights.model)
-        load_weights(model, dense.file.name, dense.file.read(self._files))
+    def _load_dense(self, manifest: Manifest, dense: Dense) -> None:
+        model, name = copy.deepcopy(self._weights.model), dense.file.name
+        weights, form = dense.file.read(self._files), self._follower.form_of(manifest)
+        if form != self._form and form is not None:
+            weights = grow_weights(name, weights, form, model, self._plan)
+        load_weights(model, name, weights)
         self._weights = _Weights(model, dense)
 
     def score(self, columns: ServedColumns, impressions: int) -> npt.NDArray[np.float32]:

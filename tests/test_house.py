@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
         "basis",
         "streaming",
         "paramserver",
+        "trainer.growth",
         "trainer.losses",
         "trainer.models",
         "trainer.rows",

@@ -18,7 +18,7 @@ from paramserver.files import LocalFiles
 from paramserver.settings import TablesSettings
 from serving.replica import Replica
 from streaming.clock import EventClock
-from streaming.features.kinds import Feature, FeatureSet, SparseFeature
+from streaming.features.kinds import DenseFeature, Feature, FeatureSet, SparseFeature, VectorFeature
 from streaming.log import EXAMPLES, EmbeddedLog
 from streaming.records.examples import ExampleColumns, ExampleFormat
 from streaming.records.labels import LabelSet
@@ -56,7 +56,7 @@ class Config:
     def replica(self, files: LocalFiles) -> Replica:
         model, plan = make_model(self.model, self.features, LABELS, 1)
         tables = {name: TablesSettings().make_replica(name, model.row_dim, 1) for name in plan.tables}
-        return Replica(files, model, plan, tables, LABELS)
+        return Replica(files, model, plan, tables, LABELS, form=self.form())
 
     def record(self, at: int) -> bytes:
         """Three examples of one moment."""
@@ -140,6 +140,74 @@ def test_an_added_feature_starts_empty_and_training_goes_on(place: Place, model:
     newest = grown.deltas.newest
     assert newest is not None
     assert replica.dense_version == versions + 1, "replicas got weights of the new form with its first version"
+
+
+GROWN_BY_NUMBERS: dict[str, Feature] = {
+    "age": DenseFeature(kind="dense", column="a"),
+    **GROWN,
+    "face": VectorFeature(kind="vector", column="f", size=2),
+    "maker": SparseFeature(column="m", table="user"),
+}
+
+
+@pytest.mark.parametrize("model", KINDS, ids=lambda model: model.kind)
+@pytest.mark.parametrize("features", [GROWN, GROWN_BY_NUMBERS], ids=["ids", "ids, numbers, and a table that is shared"])
+def test_a_replica_with_a_new_feature_serves_the_versions_before_as_they_were(
+    place: Place, model: ModelSettings, features: dict[str, Feature]
+) -> None:
+    """In a rolling restart replicas may come first, or last."""
+    before, after = Config(FEATURES, model), Config(features, model)
+    online = place.start(before)
+    place.train(before, online, 3)
+    first, last, late = after.replica(place.files), before.replica(place.files), after.replica(place.files)
+    rng = np.random.default_rng(1)
+    columns = {
+        **{name: rng.integers(0, 9, 20) for name in ("user", "example", "hour")},
+        "maker": rng.integers(1000, 1009, 20),  # users have rows in their table
+        "age": rng.normal(size=20).astype(np.float32),
+        "face": rng.normal(size=(20, 2)).astype(np.float32),
+    }
+
+    def check_equal(version: int) -> None:
+        for replica in (first, last):
+            replica.pull()
+            assert (replica.sparse_version, replica.whole) == (version, True)
+        ours, theirs = (replica.score(columns, 20) for replica in (first, last))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+        assert len(np.unique(ours)) > 5
+
+    check_equal(3)
+    place.train(before, online, 2)
+    check_equal(5)
+    scores = last.score(columns, 20)
+    grown = place.start(after)
+    for _ in range(3):
+        times = START + place.appended * 20_000
+        numbers = np.arange(3 * place.appended, 3 * place.appended + 3)
+        stamps = np.full(3, times, np.int64)
+        rest = ExampleColumns(
+            [f"e{n}" for n in numbers], (numbers % 2).astype(np.float32)[:, None], stamps - 10, stamps, stamps
+        )
+        batch = after.format.build(
+            {"user": numbers % 7, "example": numbers}
+            | {name: columns[name][:3] for name in features.keys() - FEATURES.keys()},
+            rest,
+        )
+        place.log.append(EXAMPLES, 0, [after.format.encode(batch, times + 1)])
+        place.appended += 1
+        grown.step()
+        assert grown.publish() is not None
+    for replica in (first, late):
+        replica.pull()
+        assert (replica.sparse_version, replica.whole) == (8, True)
+        assert replica.drifted() == []
+    assert first.score(columns, 20).tobytes() == late.score(columns, 20).tobytes()
+    with pytest.raises(
+        BadFile, match=r"(?s)version \d: made by another config.*features\.hour\.kind: .sparse. before, nothing now"
+    ):
+        last.pull()
+    assert (last.sparse_version, last.whole) == (5, True)
+    assert last.score(columns, 20).tobytes() == scores.tobytes(), "it goes on serving what it has"
 
 
 @pytest.mark.parametrize(
