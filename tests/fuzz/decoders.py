@@ -25,10 +25,13 @@ from serving import open_inference
 from serving.inputs import BadRequest, Inputs
 from serving.requests import EngagementsBody, RequestReader, engagement_of
 from serving.requests import decode as decode_body
-from streaming.features.columns import Ragged, check_packed
+from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
-from streaming.join.state import ReadFrom
+from streaming.join.decided import gather
+from streaming.join.spec import JoinSpec
+from streaming.join.state import ReadFrom, TakenUnder
+from streaming.join.upgrades import Upgrades
 from streaming.records.events import (
     MAX_TIME_MS,
     SCHEMA_VERSION,
@@ -69,6 +72,7 @@ FEATURES: dict[str, Feature] = {
 }
 LABELS = {"click": Label(action="click", window="1m"), "buy": Label(action="buy", window="1h", loss="squared")}
 FORMAT = ExampleFormat(FEATURES, LABELS)
+UPGRADES = Upgrades(JoinSpec(FEATURES, LABELS))
 _KEY = bytes(range(32))
 
 
@@ -133,14 +137,18 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     done = Engagement(version=1, request_id="r1", impression_id="a", action="buy", happened_at=NOW, value=2.5)
     letter = DeadLetter(topic="impressions", partition=1, offset=7, reason="late", detail="so", payload=b"it")
     own, foreign = _examples()
-    yield "request", Decoder([encode(request)], _read_request, refused, hostile_msgpack, 2)
+    older = {name: column for name, column in packed.items() if name not in ("tags", "picture")}
+    of_another = msgspec.structs.replace(request, features=older, schema="0123456789abcdef")
+    yield "request", Decoder([encode(request), encode(of_another)], _read_request, refused, hostile_msgpack, 2)
     yield "JSON request", Decoder([json.dumps(written).encode()], _read_json_request, refused, hostile_json, 2)
     yield "engagement", Decoder([encode(done)], _read_engagement, refused, hostile_msgpack)
     yield "JSON engagement", Decoder([msgspec.json.encode(done)], _read_engagement, refused, hostile_json)
     yield "examples", Decoder(own, _read_examples, refused, hostile_msgpack, 2)
     yield "examples of another Arrow", Decoder(foreign, _read_examples, refused, hostile_msgpack)
     yield "revisions of examples", Decoder(own + foreign, _read_revisions, refused, hostile_msgpack)
-    commit = Committed("a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, ReadFrom(-1, 1, 2, 3), NOW)
+    commit = Committed(
+        "a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, ReadFrom(-1, 1, 2, 3), NOW, [TakenUnder("a", 3, 9)]
+    )
     yield "commit", Decoder([encode_commit(commit).encode()], _read_commit, (ForgottenError,), hostile_json)
     yield "dead letter", Decoder([encode(letter)], decode_letter, refused, hostile_msgpack)
 
@@ -164,15 +172,15 @@ def _examples() -> tuple[list[bytes], list[bytes]]:
             writer.write_batch(batch)
         stream = sink.getvalue().to_pybytes()
         foreign.append(encode(ExamplesRecord(version=EXAMPLES_VERSION, watermark=NOW, batch=stream)))
+    fewer = ExampleFormat({name: each for name, each in FEATURES.items() if name not in ("tags", "picture")}, LABELS)
+    foreign.append(fewer.encode(batch.drop_columns(["feature.tags", "feature.picture"]), NOW))
     return [FORMAT.encode(batch, NOW), FORMAT.encode(FORMAT.empty(), NOW)], foreign
 
 
 def _check(request: Request) -> None:
-    for name, feature in FEATURES.items():
-        shared = name in ("user",)
-        given = request.shared if shared else request.features
-        if name in given:
-            check_packed(name, feature, given[name], 1 if shared else len(request.impression_ids))
+    """As joiners take them, and then read them."""
+    UPGRADES.take(request, None)
+    gather(FEATURES, [request], np.arange(len(request.impression_ids)))
 
 
 def _read_request(record: bytes) -> None:
