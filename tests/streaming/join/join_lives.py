@@ -226,12 +226,13 @@ class Published(NamedTuple):
     served_at: int
 
 
-def published(brokers: Brokers) -> dict[str, list[Published]]:
+def published(brokers: Brokers, labels: dict[str, Label] = LABELS) -> dict[str, list[Published]]:
     """What is in `examples`, by the example's name."""
     found: dict[str, list[Published]] = {}
+    form = ExampleFormat(FEATURES, labels)
     for value in brokers.topics[EXAMPLES]:
         if value is not None:
-            batch, _ = FORMAT.decode(value)
+            batch, _ = form.decode(value)
             for row in batch.to_pylist():
                 item = Published(row["revision"], row["label.click"], row["served_at"])
                 found.setdefault(row["example_id"], []).append(item)

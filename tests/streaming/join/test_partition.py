@@ -312,7 +312,7 @@ def test_what_is_refused_is_in_no_label_and_what_is_not_is(seed: int, keep: floa
     world = World(rng, tmp_path, ENDED, SETTINGS, negatives)
     fill_unruly(world.brokers, rng, 100)
     world.run()
-    examples = published(world.brokers)
+    examples = published(world.brokers, ENDED)
     for name, events in counted(world.brokers).items():
         first = next((at for at, item in enumerate(events) if item.refused), len(events))
         served_at = 10_000 + int(name[1:].split("/")[0]) * 20
@@ -331,7 +331,7 @@ def test_late_engagements_correct_examples_once_each_through_any_crashes(
     world = World(rng, tmp_path, ENDED, SETTINGS.model_copy(update={"late": "correct"}), negatives)
     fill_unruly(world.brokers, rng, 100)
     world.run()
-    examples, times = published(world.brokers), Counter[int]()
+    examples, times = published(world.brokers, ENDED), Counter[int]()
     for name, events in counted(world.brokers).items():
         found = examples.pop(name, [])
         served_at = 10_000 + int(name[1:].split("/")[0]) * 20
