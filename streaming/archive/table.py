@@ -70,9 +70,9 @@ class Archive:
         self._table = DeltaTable.create(place, self.schema, mode="ignore", partition_by=["hour"])
         there = pa.schema(self._table.schema().to_arrow())
         for at, field in enumerate(there):
-            place_of = self.schema.get_field_index(field.name)
-            if place_of >= 0 and _fits(self.schema.field(place_of).type, field.type):
-                there = there.set(at, field.with_type(self.schema.field(place_of).type))
+            ours = self.schema.get_field_index(field.name)
+            if ours >= 0 and _fits(self.schema.field(ours).type, field.type):
+                there = there.set(at, field.with_type(self.schema.field(ours).type))
         problem = example_format.mismatch(there)
         if problem is not None:
             raise Problems([Problem(place, "archive", problem, _NEW_PLACE)])
