@@ -1,4 +1,4 @@
-"""Retries, after growing pauses, of what may work later. The first failure is logged, and so is the recovery."""
+"""Retries with growing pauses. The first failure of a kind is logged, and so is the recovery."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The archive: every example in a Delta Lake table, once, with the offsets that it came from.
+"""The archive: a Delta Lake table that holds every example once, with the offset that it came from.
 
 Columns are those of `ExampleFormat`, and ``hour`` (the event hour of ``decided_at``, UTC, such as 2024-01-31T05), by which the
-table is partitioned; ``partition`` and ``offset`` of the record in `examples` and ``row`` in it, which order equal times. They
-say what they were made under as examples do. A feature that comes to the config is another column, which is null in the rows
-before; one that goes leaves its column, null from then on.
+table is partitioned; ``partition`` and ``offset`` of the record in `examples` and ``row`` in it, which order equal times. Columns
+have schema hashes as in examples. A feature that is added to the config adds a column, null in older rows; one that is removed
+leaves its column, null from then on.
 
-A commit holds the rows of some records together with two application transactions a partition: the next offset to read and the
-watermark. Delta refuses the second of two commits that move the same transaction, so a retry, or a writer that believes it
-is alone, writes nothing twice.
+A commit holds the rows of some records and, for each partition, two application transactions: the next offset to read and the
+watermark. Delta refuses the second of two commits that move the same transaction, so neither a retry nor a second writer writes
+anything twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ArchiveSettings(Section):
     dir: str | None = None
     """Folder or object store address of the table; a replay's is ``archive`` in its run's folder."""
     commit_every: PositiveDurationMs = 60_000
-    """The longest that an example waits for its commit, by the clock."""
+    """The longest that an example waits for its commit, in wall-clock time."""
 
 
 class Position(NamedTuple):
@@ -60,10 +60,10 @@ class Archived(NamedTuple):
 
 
 class Archive:
-    """The table as of one commit: its own last one, or the newest when it was opened."""
+    """The table as of one commit: the last one made here, or the newest when the table was opened."""
 
     def __init__(self, place: str, example_format: ExampleFormat) -> None:
-        """Open the table, making it where there is none; `Problems` where it holds what the config cannot take over."""
+        """Open the table, or create it; `Problems` if the config cannot take over what it has."""
         self._place = place
         self._format = example_format
         self.schema = pa.schema([*example_format.schema, *_PLACE])
@@ -83,21 +83,21 @@ class Archive:
             raise Problems([Problem(place, f"column {name}", "not what archives have", _NEW_PLACE) for name in wrong])
 
     def position(self, partition: int) -> Position | None:
-        """How far a partition is archived; None where nothing of it is."""
+        """Return how far a partition is archived; None if nothing of it is."""
         offset = self._table.transaction_version(_offset_id(partition))
         watermark = self._table.transaction_version(_watermark_id(partition))
         return None if offset is None or watermark is None else Position(offset, watermark)
 
     def positions(self) -> dict[int, Position]:
-        """The positions of all partitions that examples came from."""
+        """Return the positions of all partitions that examples came from."""
         files = self._files()
         last = max(files.column("max.partition").to_pylist()) if len(files) else -1
         found = ((partition, self.position(partition)) for partition in range(last + 1))
         return {partition: position for partition, position in found if position is not None}
 
     def append(self, records: Sequence[Archived], positions: Mapping[int, Position]) -> bool:
-        """Commit records, and that partitions are archived up to there. False, and nothing written, where another writer has
-        moved one of these partitions since; then positions are the newest again."""
+        """Commit records and positions. If another writer has moved one of these partitions since, write nothing, load the newest
+        positions, and return False."""
         transactions = [
             transaction
             for partition, position in positions.items()
@@ -121,7 +121,7 @@ class Archive:
         return True
 
     def compact(self, before_ms: int) -> None:
-        """Make one file of the files of each hour that ended by ``before_ms`` (event time); what readers see stays the same."""
+        """Merge the files of each hour that ended by ``before_ms`` (event time) into one; readers see the same rows."""
         end = _hours(np.array([before_ms]))[0]
         counts: dict[str, int] = {}
         for hour in self._files().column("partition.hour").to_pylist():
@@ -134,11 +134,11 @@ class Archive:
                 self._table = DeltaTable(self._place)
 
     def vacuum(self) -> None:
-        """Delete files that no commit of the last week names: compacted ones, and those of writers that died."""
+        """Delete files that no commit of the last week uses: compacted ones, and those of writers that died."""
         self._table.vacuum(dry_run=False, full=True)
 
     def hours(self, since: int, until: int) -> dict[str, int]:
-        """The event hours that may hold examples decided in [since, until) (ms), in order, with their number of rows."""
+        """Return the event hours that may hold examples decided in [since, until) (ms), in order, with their number of rows."""
         first, last = _hours(np.clip([since, until - 1], 0, _LATEST_MS))
         found: dict[str, int] = {}
         files = self._files()
@@ -150,7 +150,7 @@ class Archive:
         return dict(sorted(found.items()))
 
     def batches(self, since: int, until: int) -> Iterator[pa.RecordBatch]:
-        """The examples decided in [since, until) (ms of event time) in order of their decision, about a million at once at most.
+        """Yield the examples decided in [since, until) (ms of event time) in order of decision, at most about a million at once.
 
         Batches begin at full minutes.
         """
@@ -175,7 +175,7 @@ class Archive:
             columns=[name for name in (*self._format.schema.names, "partition", "offset", "row") if name in there],
         )
         for name in found.column_names:
-            if name.startswith("label."):  # rows that were made without it: nobody looked for its actions
+            if name.startswith("label."):  # rows made without it: its actions were not recorded
                 found = found.filter(pc.is_valid(found.column(name)))
         ordered = found.sort_by([(name, "ascending") for name in _ORDER])
         columns = [self._column(ordered, field) for field in self._format.schema]
@@ -183,7 +183,7 @@ class Archive:
         return table.to_batches()[0] if table.num_rows else self._format.empty()
 
     def _column(self, rows: pa.Table, field: pa.Field) -> pa.ChunkedArray:
-        """A column of rows, some of which may have been made without it."""
+        """Return a column of rows, with missing values for rows that were made without it."""
         if field.name not in rows.column_names:
             return pa.chunked_array([self._format.missing(field.name, rows.num_rows)])
         column = rows.column(field.name)
@@ -208,7 +208,7 @@ def _watermark_id(partition: int) -> str:
 
 
 def _stretches(hours: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
-    """Hours in a row that have few rows, read together since every read looks through the list of files; with their rows."""
+    """Group consecutive hours with few rows, and count the rows. Each read scans the list of files, so read them together."""
     together: list[str] = []
     rows = 0
     for hour, count in hours.items():
@@ -227,7 +227,7 @@ def _hours(times: npt.NDArray[np.int64]) -> list[str]:
 
 
 def _fits(ours: pa.DataType, theirs: pa.DataType) -> bool:
-    """Whether a column of the table is ours; Delta knows no lists of fixed size."""
+    """Whether a column of the table has our type; Delta has no lists of fixed size."""
     if not pa.types.is_list(theirs):
         return bool(ours == theirs)
     return hasattr(ours, "value_type") and bool(ours.value_type == theirs.value_type)

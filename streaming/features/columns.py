@@ -36,12 +36,12 @@ class Ragged(NamedTuple):
     values: Ids
 
     def rows(self, start: int, stop: int) -> Ragged:
-        """The lists of impressions ``start`` to ``stop``; ``values`` is a view."""
+        """Return the lists of impressions ``start`` to ``stop``; ``values`` is a view."""
         offsets = self.offsets[start : stop + 1]
         return Ragged(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
 
     def take(self, index: Ids) -> Ragged:
-        """The lists of the impressions in ``index``, in that order; an empty one where it is -1."""
+        """Return the lists of the impressions in ``index``, in that order; an empty list for -1."""
         starts = self.offsets[index]
         lengths = np.where(index < 0, 0, self.offsets[index + 1] - starts)
         offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
@@ -54,29 +54,29 @@ Columns: TypeAlias = Mapping[str, Column]
 
 
 class Repeated(NamedTuple):
-    """Lists of requests, for their impressions: list i stands for ``counts[i]`` impressions; ``counts`` is int64 [requests]."""
+    """One list per request, for all its impressions: list i is that of ``counts[i]`` impressions; ``counts`` int64 [requests]."""
 
     lists: Ragged
     counts: Ids
 
     def rows(self, start: int, stop: int) -> Repeated:
-        """Those of impressions ``start`` to ``stop``."""
+        """Return the lists of impressions ``start`` to ``stop``."""
         ends = np.cumsum(self.counts)
         counts = np.minimum(ends, stop) - np.maximum(ends - self.counts, start)
         kept = np.flatnonzero(counts > 0)
         return Repeated(self.lists.take(kept), counts[kept])
 
     def take(self, index: Ids) -> Ragged:
-        """The lists of the impressions in ``index``, in that order."""
+        """Return the lists of the impressions in ``index``, in that order."""
         return self.lists.take(np.searchsorted(np.cumsum(self.counts), index, side="right"))
 
 
 ServedColumns: TypeAlias = Mapping[str, Column | Repeated]
-"""Columns as they are scored: what a request has once need not be there for each of its impressions."""
+"""Columns for scoring: a value that a request has once need not be repeated for its impressions."""
 
 
 def repeated(column: Column, count: int) -> Column | Repeated:
-    """A column of one impression for ``count``, without a copy for each; one of ``count`` as it is."""
+    """Repeat a column of one impression for ``count``, without copies; return one of ``count`` as it is."""
     if isinstance(column, Ragged):
         return column if len(column.offsets) == count + 1 else Repeated(column, np.array([count]))
     if len(column) == count:
@@ -90,7 +90,7 @@ Packed: TypeAlias = bytes | tuple[bytes, bytes]
 
 
 def packed_bytes(columns: Mapping[str, Packed]) -> int:
-    """The bytes of packed columns."""
+    """Return the bytes of packed columns."""
     total = 0
     for packed in columns.values():
         total += len(packed) if isinstance(packed, bytes) else len(packed[0]) + len(packed[1])
@@ -98,12 +98,12 @@ def packed_bytes(columns: Mapping[str, Packed]) -> int:
 
 
 def missing_column(feature: Feature, count: int) -> Column:
-    """What files that have no value give: the id of an empty text, an empty list, or 0, for each of ``count`` impressions."""
+    """Return missing values for ``count`` impressions, as files give them: the id of an empty text, an empty list, or 0."""
     match feature:
         case SparseFeature(is_list=True):
             return Ragged(np.zeros(count + 1, np.int64), np.zeros(0, np.int64))
         case SparseFeature():
-            return np.full(count, 0 if feature.bucket else MISSING, np.int64)  # a bucket is of a number
+            return np.full(count, 0 if feature.bucket else MISSING, np.int64)  # buckets are made from numbers
         case DenseFeature():
             return np.zeros(count, np.float32)
         case VectorFeature():
@@ -111,7 +111,7 @@ def missing_column(feature: Feature, count: int) -> Column:
 
 
 def columns_bytes(columns: ServedColumns) -> int:
-    """The bytes of the arrays of all columns."""
+    """Return the bytes of the arrays of all columns."""
     return sum(map(_column_bytes, columns.values()))
 
 
@@ -120,7 +120,7 @@ def _column_bytes(column: Any) -> int:
 
 
 def slice_columns(columns: ServedColumns, start: int, stop: int) -> dict[str, Column | Repeated]:
-    """Impressions ``start`` to ``stop`` of every column, as views."""
+    """Return impressions ``start`` to ``stop`` of every column, as views."""
     return {
         name: column.rows(start, stop) if isinstance(column, Ragged | Repeated) else column[start:stop]
         for name, column in columns.items()
@@ -128,7 +128,7 @@ def slice_columns(columns: ServedColumns, start: int, stop: int) -> dict[str, Co
 
 
 def pack(column: Column, start: int, stop: int) -> Packed:
-    """Impressions ``start`` to ``stop`` of a column for a record."""
+    """Pack impressions ``start`` to ``stop`` of a column for a record."""
     if isinstance(column, Ragged):
         part = column.rows(start, stop)
         return np.diff(part.offsets).astype("<i4").tobytes(), part.values.tobytes()
@@ -136,7 +136,7 @@ def pack(column: Column, start: int, stop: int) -> Packed:
 
 
 def packed_width(feature: Feature) -> int:
-    """The bytes of one impression in a packed column; -1 for lists of ids, which have no such."""
+    """Return the bytes per impression of a packed column; -1 for lists of ids, whose length varies."""
     match feature:
         case SparseFeature():
             return -1 if feature.is_list else 8
@@ -152,7 +152,7 @@ def all_finite(packed: bytes) -> bool:
 
 
 def check_packed(name: str, feature: Feature, packed: Any, impressions: int) -> str | None:
-    """What is wrong with a packed column of ``impressions`` impressions, or None."""
+    """Return what is wrong with a packed column of ``impressions`` impressions, or None."""
     if isinstance(feature, SparseFeature) and feature.is_list:
         if not isinstance(packed, tuple):
             return f"feature {name}: one value an impression, lists of ids are expected"
@@ -173,7 +173,7 @@ def check_packed(name: str, feature: Feature, packed: Any, impressions: int) -> 
 
 
 def unpack(feature: Feature, parts: Sequence[Any]) -> Column:
-    """One column out of packed columns that `check_packed` found right, laid end to end."""
+    """Concatenate packed columns that passed `check_packed` into one column."""
     if isinstance(feature, SparseFeature) and feature.is_list:
         lengths = np.frombuffer(b"".join([part[0] for part in parts]), "<i4")
         offsets = np.zeros(len(lengths) + 1, np.int64)
@@ -187,7 +187,7 @@ def unpack(feature: Feature, parts: Sequence[Any]) -> Column:
 
 
 def arrow_type(feature: Feature) -> pa.DataType:
-    """The type of a feature's column in an examples batch."""
+    """Return the type of a feature's column in an examples batch."""
     match feature:
         case SparseFeature():
             return pa.list_(pa.int64()) if feature.is_list else pa.int64()
@@ -198,7 +198,7 @@ def arrow_type(feature: Feature) -> pa.DataType:
 
 
 def to_arrow(column: Column, feature: Feature) -> pa.Array:
-    """A column as an Arrow array of `arrow_type`, without a copy of its values."""
+    """Return a column as an Arrow array of `arrow_type`, without copying its values."""
     if isinstance(column, Ragged):
         return pa.ListArray.from_arrays(pa.array(column.offsets.astype(np.int32)), pa.array(column.values))
     if isinstance(feature, VectorFeature):
@@ -207,7 +207,7 @@ def to_arrow(column: Column, feature: Feature) -> pa.Array:
 
 
 def from_arrow(array: pa.Array, feature: Feature) -> Column:
-    """The column of an Arrow array of `arrow_type`, as a view where its layout allows."""
+    """Return the column of an Arrow array of `arrow_type`, as a view if its layout allows."""
     if isinstance(feature, SparseFeature) and feature.is_list:
         offsets = array.offsets.to_numpy().astype(np.int64)
         return Ragged(offsets - offsets[0], array.flatten().to_numpy())

@@ -1,7 +1,7 @@
-"""What a joiner needs of a log: a group that shares its partitions, inputs to read, transactions, and what is still kept.
+"""The log as a joiner uses it: a group that shares the partitions, inputs to read, transactions, and the records still kept.
 
-Every call fails by `BrokerError` alone, where brokers are away or refuse, or where it is not known how the call ended. Topics are
-called as in `streaming.log`, without a prefix.
+Calls fail only with `BrokerError`: brokers are down or refuse, or the outcome of the call is unknown. Topics have the names of
+`streaming.log`, without a prefix.
 """
 
 from __future__ import annotations
@@ -27,68 +27,68 @@ class Outlet(Protocol):
     """Where a partition's transactions go."""
 
     def open(self) -> Committed | None:
-        """Fence and settle a predecessor, then read what it committed; None where there is nothing yet."""
+        """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was."""
 
     def send(self, outbox: Sequence[Outgoing], commit: Committed) -> Mapping[str, int]:
-        """One transaction. The offset after its last record in each topic that it wrote to."""
+        """Send one transaction. Return the offset after its last record, by topic that it wrote to."""
 
     def close(self) -> None:
-        """Let go of it at once; a transaction that is under way is settled by its successor."""
+        """Close without waiting; the next owner settles a transaction that is under way."""
 
 
 class History(Protocol):
-    """Records of the partition that are still kept."""
+    """The records of a partition that are still kept."""
 
     def beginning(self, topic: str) -> int:
-        """The first offset that is kept."""
+        """Return the first offset that is kept."""
 
     def end(self, topic: str) -> int:
-        """The offset after the last committed record."""
+        """Return the offset after the last committed record."""
 
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
-        """The records from ``start`` to before ``stop``, in bounded lists; an empty list where there is nothing yet."""
+        """Yield the records from ``start`` to before ``stop``, in bounded lists; an empty list while nothing comes."""
 
 
 class Fetched(NamedTuple):
-    """What one read of the inputs gave, by place."""
+    """The result of one read of the inputs, by place."""
 
     records: Mapping[Place, list[Record]]
     """In order of their offsets."""
     reached: Mapping[Place, int]
-    """There is nothing to read before this offset: past the last record are marks of transactions, or what was aborted."""
+    """Everything before this offset was read: after the last record come only transaction markers or aborted records."""
     failed: Mapping[Place, BrokerError]
-    """Reading stopped there, mostly since the next record is gone."""
+    """Why reading stopped there, mostly because the next record was deleted."""
 
 
 class Brokers(Protocol):
     """The log of all partitions, and the group of joiners that shares them."""
 
     def join(self) -> None:
-        """Become a member of the group."""
+        """Join the group."""
 
     def assigned(self) -> frozenset[int]:
-        """Follow the group, without waiting: the partitions that are ours now."""
+        """Follow the group without waiting, and return the partitions that are ours now."""
 
     def leave(self) -> None:
         """Leave the group, so that others take over at once, and close every connection."""
 
     def outlet(self, partition: int) -> Outlet:
-        """Where the transactions of a partition go."""
+        """Return the outlet of a partition."""
 
     def history(self, partition: int) -> History:
-        """What is still kept of a partition."""
+        """Return the history of a partition."""
 
     def check_leaders(self, partitions: Collection[int]) -> None:
-        """`NoLeaderError` where nobody leads some of them, in a topic that joiners read or write."""
+        """Raise `NoLeaderError` if one of them has no leader in a topic that joiners read or write."""
 
     def begins(self, partitions: Collection[int]) -> Mapping[Place, int]:
-        """The first offsets that are kept of both inputs."""
+        """Return the first offsets that are kept, of both inputs."""
 
     def ends(self, partitions: Collection[int]) -> Mapping[Place, int]:
-        """The offsets after the last committed records of both inputs, as they are now."""
+        """Return the current offsets after the last committed records, of both inputs."""
 
     def read_on(self, positions: Mapping[Place, int]) -> None:
-        """Read these places and no others, each from that offset."""
+        """Read these places and no others from now on, each from its offset."""
 
     def read(self) -> Fetched:
-        """What comes next, bounded in records, bytes and time."""
+        """Return what comes next, bounded in records, bytes and time."""

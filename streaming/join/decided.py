@@ -1,4 +1,4 @@
-"""What a joiner emits: impressions that were decided, from any number of requests, as batches in order of their decision."""
+"""The joiner's output: decided impressions of any number of requests, as batches in the order of their decision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_SCORE = np.full(1, np.nan, "<f4").tobytes()
 
 
 class Ready(NamedTuple):
-    """Impressions of one request, by their places in it, that one decision is made for."""
+    """Impressions of one request, given by their places in it, that share one decision."""
 
     request_id: str
     request: Request
@@ -34,9 +34,9 @@ class Ready(NamedTuple):
 def batches(
     ready: Sequence[Ready], example_format: ExampleFormat, sampling_rate: float, max_rows: int
 ) -> list[pa.RecordBatch]:
-    """Examples of at most ``max_rows`` each, ordered by the time of decision, the request's id and the place in it.
+    """Return batches of at most ``max_rows`` examples, ordered by the time of decision, the request's id and the place in it.
 
-    Columns are built over all requests at once: one request at a time they cost 15 times as much.
+    Columns are built over all requests at once: one request at a time would cost 15 times as much.
     """
     counts = [len(item.places) for item in ready]
     group = np.repeat(np.arange(len(ready)), counts)
@@ -88,7 +88,7 @@ def _batch(
 
 
 def gather(features: Mapping[str, Feature], requests: Sequence[Request], rows: Ids) -> dict[str, Column]:
-    """Feature columns of some impressions: ``rows`` index the impressions of all ``requests`` laid end to end."""
+    """Return the feature columns of some impressions; ``rows`` index the impressions of all ``requests``, concatenated."""
     counts = [len(request.impression_ids) for request in requests]
     request_of_row = np.repeat(np.arange(len(requests)), counts)[rows]
     all_in_order = len(rows) == sum(counts) and bool((rows[1:] > rows[:-1]).all())
@@ -106,9 +106,9 @@ def gather(features: Mapping[str, Feature], requests: Sequence[Request], rows: I
 
 
 def gather_served(requests: Sequence[Request], rows: Ids, labels: int) -> ServedColumns:
-    """How some impressions were served, as their requests say; ``rows`` as `gather` takes them.
+    """Return how some impressions were served, by their requests; ``rows`` as in `gather`.
 
-    Positions and scores of another number than there are impressions and labels are not used: a replica may have one label more.
+    Positions and scores whose number does not match impressions and labels are not used: a replica may have one more label.
     """
     positions, scores = [], []
     for request in requests:

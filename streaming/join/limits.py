@@ -1,7 +1,7 @@
-"""What one partition's joiner holds at most, of anything that others decide the size of.
+"""Limits of what one partition's joiner holds, wherever its inputs decide the size.
 
-Records themselves are bounded by `streaming.records.events`. Work is split before anything is refused: a transaction ends when it
-is full, and the next one continues, in the middle of a request where need be.
+`streaming.records.events` bounds the records themselves. Work is split before anything is refused: a transaction ends when it is
+full, and the next one continues, if need be in the middle of a request.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-    """Numbers, and bytes where a name says so. One record or one row may pass a limit that is in bytes."""
+    """Counts, or bytes if the name says so. A single record or row may exceed a limit in bytes."""
 
     waiting: int = 10_000
-    """Engagements that wait for one request; a product that sends ``request_id: "undefined"`` has all of them wait for that."""
+    """Engagements that wait for one request. If a product sends ``request_id: "undefined"``, all of them wait for that one."""
     waiting_bytes: int = 1 << 20
     impression_events: int = 1000
-    """Engagements of one impression that count."""
+    """Engagements of one impression."""
     request_events: int = 20_000
-    """Those of all impressions of a request, which are written together: about 0.5 MB."""
+    """Engagements of all impressions of a request, which are written together: about 0.5 MB."""
     taken_bytes: int = 8 << 20
-    """What is taken before a transaction; one read of the brokers, some 24 MiB, may pass it."""
+    """Records taken before a transaction; one read of the brokers, some 24 MiB, may exceed it."""
     batch_bytes: int = 16 << 20
-    """What is in one transaction: rows with the features that they share, as they are sent, and dead letters."""
+    """Output of one transaction: dead letters, and rows as they are sent, each with the features that they share."""

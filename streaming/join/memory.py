@@ -1,4 +1,4 @@
-"""How a joiner's memory is divided: a quarter to the store's buffers, the rest to the requests of the partitions that it has."""
+"""Divides a joiner's memory: a quarter for the stores' buffers, the rest for the requests of the partitions that it owns."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from streaming.join.store import RocksStore, StoreMemory
 
 
 class MemoryShare:
-    """``memory_bytes`` for all partitions that one joiner has, however many those are.
+    """``memory_bytes`` for all partitions that one joiner owns, however many those are.
 
-    One that gets a smaller share writes what is too much, and lets go of it, with its next transaction.
+    A partition whose share shrinks drops what is too much from memory when it writes its state after the next transaction.
     """
 
     def __init__(self, memory_bytes: int) -> None:
         buffers = memory_bytes // 4
         self._stores = StoreMemory(buffers)
-        self._unwritten_bytes = buffers // 2  # a write is a batch in the buffers for writing
+        self._unwritten_bytes = buffers // 2  # a write is one batch in the write buffers
         self._entries = memory_bytes - buffers
         self._states = WeakSet[JoinState]()
         self._partitions = 1
 
     def divide(self, partitions: int) -> None:
-        """Share it among so many."""
+        """Divide the memory among this many partitions."""
         self._partitions = max(1, partitions)
         for state in self._states:
             state.memory_bytes = self._entries // self._partitions
 
     def open(self, folder: Path) -> JoinState:
-        """The state in a folder, with its share."""
+        """Open the state in a folder, with its share of memory."""
         state = JoinState(
             folder,
             self._entries // self._partitions,

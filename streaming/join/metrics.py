@@ -1,4 +1,4 @@
-"""Metrics of the joiner, by partition, as Prometheus asks for them."""
+"""Prometheus metrics of the joiner, by partition."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _ALWAYS_SHOWN = ("late", "schema", "unmatched")
 
 
 class JoinMetrics(Collector):
-    """Reads the counts that the joiners keep anyway, when asked. They begin at 0 when a partition comes."""
+    """Reads the joiners' own counts at each scrape. They begin at 0 when a partition is assigned."""
 
     def __init__(self, service: JoinService) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        """Everything, by partition."""
+        """Yield all metrics, by partition."""
         lag = GaugeMetricFamily("minutely_join_lag", "Records not joined yet.", labels=["topic", "partition"])
         pending = GaugeMetricFamily("minutely_join_pending", "Requests in the state.", labels=["partition"])
         watermark = GaugeMetricFamily(
-            "minutely_join_watermark_seconds", "Event time up to which everything is out.", labels=["partition"]
+            "minutely_join_watermark_seconds", "Event time up to which everything is emitted.", labels=["partition"]
         )
         records = CounterMetricFamily("minutely_join_records", "Records read.", labels=["topic", "partition"])
         examples = CounterMetricFamily("minutely_join_examples", "Examples written.", labels=["partition"])
-        repeated = CounterMetricFamily("minutely_join_repeated", "Records known already.", labels=["partition"])
+        repeated = CounterMetricFamily("minutely_join_repeated", "Records taken before.", labels=["partition"])
         corrected = CounterMetricFamily("minutely_join_corrected", "Examples sent again.", labels=["partition"])
         lost = CounterMetricFamily(
             "minutely_join_lost", "Records deleted before they were read.", labels=["topic", "partition"]
@@ -64,7 +64,7 @@ class JoinMetrics(Collector):
             labels=["label"],
         )
         stray = GaugeMetricFamily(
-            "minutely_join_miscalibrated", "1 where that is out of train.guards.served_calibration.", labels=["label"]
+            "minutely_join_miscalibrated", "1 if that is outside train.guards.served_calibration.", labels=["label"]
         )
         for label, sums in served.sums.copy().items():
             if sums.calibration is not None:

@@ -1,7 +1,7 @@
-"""The joiners' service: follows the partitions that its group gives it, and joins each.
+"""The joiners' service: joins the partitions that its group assigns to it.
 
-One loop for all logs: it is told the `Brokers`, the clock and how a partition's joiner is made. What it keeps of a partition is how
-its recovery stands and how far behind it is; where to read on is the partition's own to say.
+One loop serves all logs: it is given the `Brokers`, the clock and a function that makes a partition's joiner. Of each partition it
+keeps the recovery's progress and the lag; the partition itself knows where to read on.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _PAUSE_MS = 50
 _RECOVERING_MS = 1
 _DONE = object()
 _GAP = (
-    "%s/%d: records from offset %d to %d were deleted before they were joined, up to %d of them are lost; "
-    "make kafka.retention longer than joiners may be away"
+    "%s/%d: records from offset %d to %d were deleted before they were joined: up to %d lost. "
+    "Set kafka.retention longer than the longest outage."
 )
 
 
 class EndsEarlyError(BrokerError):
-    """A topic ends before what was joined."""
+    """A topic ends before the records that were joined."""
 
 
 class DamagedError(Exception):
-    """Files of a partition's state are not what was written."""
+    """Files of a partition's state are damaged or missing."""
 
 
 class Member:
-    """One of our partitions: its joiner, and how far it is."""
+    """One of our partitions: its joiner and its progress."""
 
     def __init__(self, partition: int, state: JoinState, join: JoinPartition, outlet: Outlet, clock: Clock) -> None:
         self.partition = partition
@@ -55,19 +55,19 @@ class Member:
         """When it last committed, in elapsed time."""
         self.patience = Patience(_log, f"partition {partition}", clock)
         self.lag = dict.fromkeys(_INPUTS, 0)
-        """Records that are in the topics and were not taken yet."""
+        """Records of each input that were not taken yet."""
         self.reached: dict[str, int] = {}
-        """Up to where there was nothing to take; further than the last record where transactions left their marks."""
+        """Up to which offset each input was read; past the last record if transaction markers follow it."""
         self.lost = Counter[str]()
         """Records that were deleted before they were read, by topic."""
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was there when its ends were last named is joined."""
+        """Whether everything before the ends that were last fetched is joined."""
         return self.positioned and not self.join.busy and not self.join.taken and not any(self.lag.values())
 
     def close(self) -> None:
-        """Let go of everything; what was not committed is joined by the next owner of the partition."""
+        """Close everything; the partition's next owner joins what was not committed."""
         if self.recovery is not None:
             self.recovery.close()
         self.outlet.close()
@@ -77,9 +77,9 @@ class Member:
 class JoinService:
     """`run` joins until told to stop; a caller with a loop of its own calls `start`, `round` and `leave`.
 
-    ``make_partition`` makes the joiner of one partition over its state. A partition commits when it took ``batch_records``, or
-    ``max_wait_ms`` after it last did; where only its watermark moved, that is told when it moved by ``tell_every_ms``. ``asked``
-    names the brokers in messages. ``served`` is what all joiners compare scores and labels by, ``memory`` what they share.
+    ``make_partition`` makes the joiner of one partition over its state. A partition commits after ``batch_records``, or
+    ``max_wait_ms`` after its last commit; if only its watermark moved, once it has moved by ``tell_every_ms``. ``asked`` names the
+    brokers in messages. All joiners share ``memory``, and compare scores with labels in ``served``.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class JoinService:
         self._tell_every_ms = tell_every_ms
         self.served = served
         self._reading: set[int] = set()
-        """Partitions that are read where their joiners are."""
+        """Partitions that are being read, each from its joiner's offsets."""
         self._patience = Patience(_log, "brokers", clock, asked)
         self.members: dict[int, Member] = {}
         """Our partitions by number."""
@@ -112,7 +112,7 @@ class JoinService:
         """Whether the last `round` left nothing to do: all that our partitions' inputs held before it is joined and committed."""
 
     def run(self, stop: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> None:
-        """Join until ``stop`` says so; then leave the group, so that others take over at once."""
+        """Join until ``stop`` returns true; then leave the group, so that others take over at once."""
         try:
             self.start()
             while not stop():
@@ -123,24 +123,24 @@ class JoinService:
             self.leave()
 
     def start(self) -> None:
-        """Become a member of the group."""
+        """Join the group."""
         self._brokers.join()
 
     def leave(self) -> None:
-        """Let go of all partitions and of the group; others take over at once."""
+        """Close all partitions and leave the group; others take over at once."""
         try:
             self._revoke(list(self.members))
         finally:
             self._brokers.leave()
 
     def round(self) -> int:
-        """Follow the group, read, and join once; bounded in time and memory. How long (ms) the next round may wait."""
+        """Follow the group, read, and join once; bounded in time and memory. Return how long (ms) the next round may wait."""
         self.caught_up = False
         self._follow()
-        # Who failed last comes last, so that none that fails keeps the others from their turn.
+        # A member that failed comes after the others, so that it does not keep them from their turn.
         for member in sorted(self.members.values(), key=lambda member: member.patience.not_before_ms):
             if not self._recover(member):
-                break  # brokers may be away, and each try takes long: the group waits for our next round
+                break  # brokers may be down, and each try takes long: the group waits for our next round
         active = [member for member in self.members.values() if member.positioned]
         as_of_ms = self._clock.now_ms()
         try:
@@ -153,22 +153,22 @@ class JoinService:
         except BrokerError as error:
             if isinstance(error, NoLeaderError) and self._leave_out(active):
                 return 0
-            self._reading = set()  # what was read and not taken is read again
+            self._reading = set()  # what was read but not taken is re-read
             self._patience.failed(error)
             return _PAUSE_MS
         self._patience.worked()
         for member in active:
             if member.positioned and not self._step(member, ends, as_of_ms):
-                break  # the brokers are away, most likely: look before others wait as long
+                break  # brokers are probably down: check before others wait as long
         else:
             self.caught_up = all(member.caught_up for member in self.members.values())
         return 0
 
     def _follow(self) -> None:
-        """Take the partitions that the group assigned to us, let go of those it revoked.
+        """Take the partitions that the group assigned to us, and close those it revoked.
 
-        The new owner of a partition fences us before it begins, so nothing of ours is committed after that. A member that slept
-        through a change of owner sees by the state's id that the last transaction is not its own.
+        The new owner of a partition fences us before it starts, so we commit nothing after that. A member that was paused during a
+        change of owner finds a different state id in the last transaction.
         """
         ours = self._brokers.assigned()
         if ours != self.members.keys() and self._memory is not None:
@@ -186,7 +186,7 @@ class JoinService:
             _log.info("partition %d revoked", partition)
 
     def _recover(self, member: Member) -> bool:
-        """One bounded step towards the state that belongs to what was committed; whether brokers answered."""
+        """Take one bounded step of the recovery; return whether brokers answered."""
         if member.positioned or not member.patience.ready:
             return True
         try:
@@ -200,7 +200,7 @@ class JoinService:
                 self._position(member)
         except NoLeaderError as error:
             member.recovery = None
-            self._lose_place(member, error)  # that was told at once: others need not wait for the next round
+            self._lose_place(member, error)  # brokers said so at once: the others need not wait for the next round
         except (BrokerError, ForgottenError) as error:
             self._broken(member, error)
             return False
@@ -209,13 +209,13 @@ class JoinService:
         return True
 
     def _position(self, member: Member) -> None:
-        """Read on where the joiner is, or where the records that are still kept begin."""
+        """Read on at the joiner's offsets, or at the first records that are still kept."""
         join, partition = member.join, member.partition
         self._brokers.check_leaders([partition])
         begins, ends = self._brokers.begins([partition]), self._brokers.ends([partition])
         for topic in _INPUTS:
             begin, end, offset = begins[topic, partition], ends[topic, partition], join.offsets[topic]
-            if offset > end:  # of a broker that is not whole yet, or has lost what it had promised to keep
+            if offset > end:  # the broker is still recovering, or has lost acknowledged records
                 raise EndsEarlyError(f"{topic} ends at offset {end}, records before {offset} were joined")
             if offset < begin:
                 join.skip(topic, begin)
@@ -229,26 +229,26 @@ class JoinService:
         self._reading.discard(partition)
 
     def _broken(self, member: Member, error: Exception) -> None:
-        """A transaction came to no known end, or another worker has the partition: settle that by recovering again."""
+        """Recover again: a transaction's outcome is unknown, or another worker owns the partition."""
         member.recovery = None
         member.recovered = member.positioned = False
         member.patience.failed(error)
 
     def _damaged(self, member: Member, error: Exception) -> None:
-        """Files of a state may be found damaged long after they were opened; whatever else it is, is raised."""
+        """Discard a state whose files turn out to be damaged, maybe long after they were opened; raise any other error."""
         if not member.state.is_damage(error):
             raise error
-        error.__traceback__ = None  # its frames hold cursors, and they the files, which would not open again
+        error.__traceback__ = None  # its frames hold cursors, which hold the files, which could then not be reopened
         member.join.discard()
-        self._broken(member, DamagedError(f"{error}; the state is rebuilt from what the log keeps"))
+        self._broken(member, DamagedError(f"{error}; the state is rebuilt from the log"))
 
     def _lose_place(self, member: Member, error: BrokerError) -> None:
-        """Others go on without it, until it is known again where to read."""
+        """Stop reading for a member until it is known again where to read on; the others continue."""
         member.positioned = False
         member.patience.failed(error)
 
     def _leave_out(self, active: Collection[Member]) -> bool:
-        """Others go on without members that miss a leader, of what they write as well; whether there are such."""
+        """Stop reading for members without a leader, also of a topic that they write; return whether there are any."""
         try:
             self._brokers.check_leaders([member.partition for member in active])
         except NoLeaderError as error:
@@ -256,12 +256,12 @@ class JoinService:
                 if member.partition in error.partitions:
                     self._lose_place(member, error)
             return True
-        except BrokerError:  # nobody answers, which is no news
+        except BrokerError:  # no broker answers, which is known already
             pass
         return False
 
     def _read_on(self, active: Collection[Member]) -> None:
-        """Read those that have a place, and no others, each from there on."""
+        """Read for these members and no others, each from its offsets."""
         wanted = {member.partition for member in active}
         if wanted != self._reading:
             self._brokers.read_on(
@@ -270,7 +270,7 @@ class JoinService:
             self._reading = wanted
 
     def _take(self) -> None:
-        """Read once, all partitions together."""
+        """Read all partitions once, and take the records."""
         fetched = self._brokers.read()
         for (_, partition), failed in fetched.failed.items():
             if (member := self._positioned(partition)) is not None:
@@ -279,7 +279,7 @@ class JoinService:
         for (topic, partition), records in fetched.records.items():
             if (member := self._positioned(partition)) is not None:
                 offset = member.join.offsets[topic]
-                if records[0].offset < offset:  # what was on its way when it got a new position
+                if records[0].offset < offset:  # records that were on their way when the position changed
                     records = [record for record in records if record.offset >= offset]
                 try:
                     if member.join.take(topic, records) < len(records):
@@ -290,15 +290,15 @@ class JoinService:
             if (member := self._positioned(partition)) is not None and (topic, partition) not in left:
                 member.reached[topic] = offset
         if left:
-            self._reading = set()  # what did not fit is read again, after the step that makes room
+            self._reading = set()  # what did not fit is re-read after the step that makes room
 
     def _positioned(self, partition: int) -> Member | None:
-        """Our member of a partition, where it reads."""
+        """Return our member of a partition if it is being read."""
         member = self.members.get(partition)
         return member if member is not None and member.positioned else None
 
     def _step(self, member: Member, ends: Mapping[Place, int], as_of_ms: int) -> bool:
-        """Join what was taken, if it is time; whether nothing failed."""
+        """Join what was taken, if it is time; return whether brokers did not fail."""
         join = member.join
         for topic, offset in join.offsets.items():
             reached = max(offset, member.reached.get(topic, 0))

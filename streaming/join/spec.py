@@ -1,4 +1,4 @@
-"""What is joined: the parts of a pipeline that a joiner depends on, as one value."""
+"""The parts of a pipeline that a joiner depends on, as one value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class JoinSpec(NamedTuple):
 
     @property
     def schema(self) -> Schema:
-        """What requests are taken under."""
+        """The schema under which requests are taken."""
         return Schema.of(self.features, self.labels)
 
     @property
@@ -36,5 +36,5 @@ class JoinSpec(NamedTuple):
 
     @property
     def keep_ms(self) -> int:
-        """How long after its event a record may matter to the joiner's state, in event time."""
+        """How long after its event a record may matter to the joiner's state (ms of event time)."""
         return 2 * self.window_ms + self.settings.lateness

@@ -1,4 +1,4 @@
-"""Where a joiner's state is kept: RocksDB; a simulator has a store of its own that loses what a crash would take."""
+"""The store of a joiner's state: RocksDB. A simulator has a store of its own, which loses what a crash would."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _WRITE_BUFFER_BYTES = 32 << 20
 _OWN_BYTES = 64 << 20
 _IN_USE = ("IO error: While lock file: ", "IO error: lock hold by current process")
 _DAMAGED = ("Corruption: ", "IO error: No such file or directory: ")
-"""How RocksDB's errors begin where files are damaged or missing."""
+"""How RocksDB's errors begin if files are damaged or missing."""
 
 
 class Batch(Protocol):
-    """Changes that are made together or not at all."""
+    """Changes that are applied together or not at all."""
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set a key."""
@@ -30,7 +30,7 @@ class Batch(Protocol):
 
 
 class Cursor(Protocol):
-    """A place among the keys, in their order."""
+    """A position among the keys, in their order."""
 
     def seek(self, key: bytes) -> None:
         """Go to the first key that is not before this one."""
@@ -39,53 +39,53 @@ class Cursor(Protocol):
         """Whether there is a key."""
 
     def key(self) -> Any:
-        """The key."""
+        """Return the key."""
 
     def next(self) -> None:
-        """Go on to the next key."""
+        """Go to the next key."""
 
     def status(self) -> None:
-        """Raise what made it invalid, where that was not the last key."""
+        """Raise the error that made the cursor invalid, if it was one."""
 
 
 class JoinStore(Protocol):
-    """Keys in order; what was written is whole and outlives the process, if not the machine."""
+    """Keys in order. A write is atomic and survives the process, but not always the machine."""
 
     def get(self, key: Any) -> Any:
-        """The value of a key or None; of a list of keys, a list."""
+        """Return the value of a key or None; for a list of keys, a list."""
 
     def batch(self) -> Any:
-        """An empty `Batch`, for `write`."""
+        """Return an empty `Batch`, for `write`."""
 
     def write(self, batch: Any) -> None:
-        """Make the changes of a batch."""
+        """Apply a batch."""
 
     def iter(self) -> Cursor:
-        """A cursor over what was written so far."""
+        """Return a cursor over what was written so far."""
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
         """Remove the keys from ``begin`` to before ``end``."""
 
     def clear(self) -> None:
-        """Begin anew, empty."""
+        """Start over, empty."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the store."""
 
     def is_damage(self, error: Exception) -> bool:
-        """Whether an error tells that what was written is lost, and may be made anew from the log."""
+        """Whether an error means that written data is lost and can be rebuilt from the log."""
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether files turned out to be damaged or missing; a full disk or a missing permission is nothing of that kind."""
+    """Whether files turned out to be damaged or missing; not for a full disk or a missing permission."""
     return str(error).startswith(_DAMAGED)
 
 
 class StoreMemory:
-    """What all the stores that share it have in memory, half of ``memory_bytes`` for reading and half for writing.
+    """Memory that several stores share: half of ``memory_bytes`` for reading, half for writing.
 
-    That for writing is passed for as long as flushes take: writers do not wait, since what they would wait for may be in a store
-    that nobody writes to.
+    The half for writing may be exceeded while flushes run: writers do not wait, since the memory may be held by a store that is
+    not written to.
     """
 
     def __init__(self, memory_bytes: int) -> None:
@@ -96,9 +96,9 @@ class StoreMemory:
 
 
 class RocksStore:
-    """A folder of its own; `Problems` where another joiner uses it. Where files of it are damaged or missing, it begins anew.
+    """A store in a folder of its own; `Problems` if another joiner uses it. With damaged or missing files, it starts empty.
 
-    ``memory`` is shared by stores; without it, one has 64 MiB to itself.
+    Stores share ``memory``; without it, a store has 64 MiB of its own.
     """
 
     def __init__(self, folder: Path, memory: StoreMemory | None = None) -> None:
@@ -114,7 +114,7 @@ class RocksStore:
         except Exception as error:  # rocksdict raises no narrower kind
             if not is_damage(error):
                 raise
-            _log.warning("%s does not open and begins anew, from what Kafka keeps: %s", self._folder, error)
+            _log.warning("%s does not open, rebuilding it from the log: %s", self._folder, error)
             self._discard()
             db = _open(self._folder, self._memory)
         self._db, self._closed = db, False
@@ -125,7 +125,7 @@ class RocksStore:
         self._remove_discarded()
 
     def _discard(self) -> None:
-        # By one step: a folder that was half removed when its process was killed does not open.
+        # Rename first: a folder that was half removed when its process was killed does not open.
         self._remove_discarded()
         if self._folder.exists():
             self._folder.rename(self._discarded)
@@ -135,17 +135,17 @@ class RocksStore:
             shutil.rmtree(self._discarded)
 
     def batch(self) -> WriteBatch:
-        """An empty batch, for `write`."""
+        """Return an empty batch, for `write`."""
         return WriteBatch(raw_mode=True)
 
     def clear(self) -> None:
-        """Begin anew with an empty folder."""
+        """Start over with an empty folder."""
         self.close()
         self._discard()
         self._begin()
 
     def close(self) -> None:
-        """Close the folder; damage that keeps it from being whole on disk is found by whoever opens it."""
+        """Close the folder. Damage is only logged: the next open finds it."""
         if self._closed:
             return
         self._closed = True
@@ -154,10 +154,10 @@ class RocksStore:
         except Exception as error:  # rocksdict raises no narrower kind
             if not is_damage(error):
                 raise
-            _log.warning("%s was closed damaged: %s", self._folder, error)
+            _log.warning("%s: damage found while closing: %s", self._folder, error)
 
     def is_damage(self, error: Exception) -> bool:
-        """Whether files turned out to be damaged or missing."""
+        """Whether an error means that files are damaged or missing."""
         return is_damage(error)
 
 

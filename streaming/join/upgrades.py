@@ -1,7 +1,7 @@
-"""Requests of this config and of others: whether their columns fit its features, and what becomes of those that it can take over.
+"""Requests of this config and of others: checks whether their columns fit its features, and converts those that it can take over.
 
-A config changes between two starts, so what is pending may have been made under another; and while replicas restart one by one,
-some serve by a config that the joiner does not have.
+A config can change between two starts, so pending requests may have been made under another one. And while replicas restart one by
+one, some serve by a config that the joiner does not have.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Expected(NamedTuple):
 
 
 class Upgrades:
-    """What of requests a config can take. ``known`` has the schemas that are known, by fingerprint, its own last."""
+    """Decides which requests a config can take. ``known`` has the known schemas by fingerprint, the config's own last."""
 
     def __init__(self, spec: JoinSpec) -> None:
         self.ours = spec.schema
@@ -48,7 +48,7 @@ class Upgrades:
         self.know([])
 
     def know(self, schemas: Iterable[Schema]) -> None:
-        """What was found in a state or in `examples`; of all, the newest few are kept."""
+        """Add schemas found in a state or in `examples`; only the newest few are kept."""
         for schema in (*schemas, self.ours):
             self.known.pop(schema.fingerprint, None)
             self.known[schema.fingerprint] = schema
@@ -56,23 +56,23 @@ class Upgrades:
             del self.known[next(iter(self.known))]
 
     def is_ours(self, request: Request) -> bool:
-        """Whether a request that was taken is one of this config."""
+        """Whether a request that was taken is of this config."""
         return request.schema == self.fingerprint
 
     def features(self, taken: TakenUnder | None) -> Mapping[str, Feature]:
-        """The features that requests of JSON are read by; those that were taken under another schema, as they were then."""
+        """Return the features for reading a JSON request; of one taken under another schema, only those that are unchanged."""
         theirs = None if taken is None else self.known.get(taken.fingerprint)
         if theirs is None:
             return self._features
         return {name: feature for name, feature in self._features.items() if self._is_same(name, theirs)}
 
     def take(self, request: Request, taken: TakenUnder | None) -> None:
-        """Take a new request as one of ours; one that was ``taken`` under another schema, as that one's, to `take_over`.
+        """Take a new request as one of ours; if it was ``taken`` under another schema, as one of that, for `take_over`.
 
-        A product has to send all features. What a replica with another config did not have is missing.
+        A product must send all features. Features that a replica with another config lacks are missing values.
 
         Raises:
-            BadRecord: it does not fit, or did not fit then.
+            BadRecord: the request does not fit, or did not fit then.
         """
         if taken is not None:
             self._take_again(request, taken.fingerprint)
@@ -93,7 +93,7 @@ class Upgrades:
         return theirs.features.get(name) == self.ours.features[name]
 
     def take_over(self, request: Request) -> str | None:
-        """Make a request that is pending under another schema one of ours; why it cannot be, None where it is."""
+        """Convert a request that is pending under another schema to ours. Return None, or why that is impossible."""
         return self._made_ours(request, differences)
 
     def _made_ours(self, request: Request, differ: Callable[[Schema, Schema], Iterator[str]]) -> str | None:
@@ -110,7 +110,7 @@ class Upgrades:
                 missing = missing_column(each.feature, 1 if each.shared else count)
                 _columns(request, each)[each.name] = pack(missing, 0, 1 if each.shared else count)
         if theirs is None or list(theirs.labels) != list(self.ours.labels):
-            request.scores = b""  # nobody knows which label's they are
+            request.scores = b""  # it is unknown which labels they are of
         request.schema = self.fingerprint
         return None
 

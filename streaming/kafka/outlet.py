@@ -1,4 +1,4 @@
-"""Where one partition's joiner writes: transactions of a producer of its own."""
+"""The outlet of one partition's joiner: transactions of a producer of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COORDINATOR_BEGINS = (
 
 
 class Transactions:
-    """A transactional producer for one partition of ``topics``, whose offsets in ``group`` only its transactions commit."""
+    """A transactional producer for one partition of ``topics``. Only its transactions commit the offsets of it in ``group``."""
 
     def __init__(self, settings: KafkaSettings, group: str, partition: int, topics: Sequence[str]) -> None:
         self._settings = settings
@@ -46,7 +46,7 @@ class Transactions:
 
     @telling
     def open(self) -> list[tuple[int, str]]:
-        """Fence and settle a predecessor; offset (below 0: none) and metadata that were committed for each topic."""
+        """Fence the previous owner and settle its transaction; return each topic's committed offset (< 0: none) and metadata."""
         self.close()
         self._producer = Producer(
             self._settings.client()
@@ -68,11 +68,11 @@ class Transactions:
 
     @telling
     def send(self, outbox: Iterable[tuple[str, int, bytes]], offsets: Sequence[int], metadata: str) -> dict[str, int]:
-        """One transaction with records, as topic, partition and value, and the offsets of all topics. The largest offset after its
-        last record in each topic that it wrote to.
+        """Send one transaction with records, as topic, partition and value, and the offsets of all topics. Return the offset after
+        its last record, by topic that it wrote to.
 
         Raises:
-            BrokerError: it was aborted, or it is not known how it ended, which `open` finds out.
+            BrokerError: it was aborted, or its outcome is unknown until `open` finds out.
         """
         producer = self._producer
         assert producer is not None
@@ -88,7 +88,7 @@ class Transactions:
             told = partial(delivered, topic)
             while not _fits(producer, self._settings.topic(topic), partition, value, told):
                 if time.monotonic() > until:
-                    raise timed_out("brokers take no more of a transaction")
+                    raise timed_out("brokers accept no more records of a transaction")
         ats = [
             TopicPartition(name, self._partition, offset, metadata)
             for name, offset in zip(self._topics, offsets, strict=True)
@@ -98,19 +98,19 @@ class Transactions:
         return ends
 
     def close(self) -> None:
-        """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""
+        """Drop the producer without waiting; a transaction that is under way ends by timeout or by the next owner."""
         self._producer = None  # its own `close` would wait for brokers, to abort
 
 
 class KafkaOutlet:
-    """`Outlet` by transactions of the partition's own."""
+    """`Outlet` on Kafka."""
 
     def __init__(self, settings: KafkaSettings, partition: int) -> None:
         self._partition = partition
         self._transactions = Transactions(settings, _GROUP, partition, _INPUTS)
 
     def open(self) -> Committed | None:
-        """Fence and settle a predecessor, then read what it committed."""
+        """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was."""
         found = dict(zip(_INPUTS, self._transactions.open(), strict=True))
         if any(offset < 0 for offset, _ in found.values()):
             return None
@@ -119,27 +119,27 @@ class KafkaOutlet:
 
     def _forgotten(self, why: str) -> ForgottenError:
         return ForgottenError(
-            f"group {self._transactions.group}: what is committed for partition {self._partition} is not a joiner's: {why}; "
+            f"group {self._transactions.group}: the commit for partition {self._partition} is not a joiner's: {why}; "
             "allowed: offsets that only joiners commit, or another kafka.prefix"
         )
 
     def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
-        """One transaction with the outbox and the offsets. The offset after its last record in each topic that it wrote to.
+        """Send one transaction with the outbox and the offsets. Return the offset after its last record, by topic that it wrote to.
 
         Raises:
-            BrokerError: it was aborted, or it is not known how it ended, which `open` finds out.
+            BrokerError: it was aborted, or its outcome is unknown until `open` finds out.
         """
         records = ((item.topic, self._partition, item.value) for item in outbox)
         offsets = [commit.offsets[name] for name in _INPUTS]
         return self._transactions.send(records, offsets, encode_commit(commit))
 
     def close(self) -> None:
-        """Let go of the producer at once; a transaction that is under way ends with its timeout or its successor."""
+        """Drop the producer without waiting; a transaction that is under way ends by timeout or by the next owner."""
         self._transactions.close()
 
 
 def _fits(producer: Producer, topic: str, partition: int, value: bytes, told: DeliveryCallback) -> bool:
-    """Hand a record over; False where what is on its way fills the client's memory, after waiting a little."""
+    """Queue a record; False, after a short wait, if the client's queue is full."""
     try:
         producer.produce(topic, value, partition=partition, on_delivery=told)
     except BufferError:
@@ -149,7 +149,7 @@ def _fits(producer: Producer, topic: str, partition: int, value: bytes, told: De
 
 
 def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicPartition]:
-    """The group's offsets and metadata. The client does not itself wait for a coordinator that has only begun."""
+    """Return the group's offsets and metadata; retry while the coordinator starts, which the client itself does not."""
     until = time.monotonic() + _BLOCK_SECONDS
     while True:
         try:

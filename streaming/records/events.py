@@ -1,6 +1,6 @@
-"""Records: what was served and what was done, as they travel through a log.
+"""Records of the log: what was served, what was done with it, and what was refused.
 
-msgpack with named fields inside; features are packed columns (`streaming.features.columns`), so that a request of 50 impressions is
+They are msgpack with named fields. Features are packed columns (`streaming.features.columns`), so a request of 50 impressions is
 one record of a few kilobytes that decodes in microseconds.
 """
 
@@ -23,11 +23,11 @@ MAX_ID_LENGTH = 256
 MIN_TIME_MS = 0
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
 FLOAT32_MAX = 3.4028234663852886e38
-"""Numbers are trained on as float32, so what is larger is refused where it enters."""
+"""Training uses float32, so larger numbers are refused on entry."""
 NUMBERS_ALLOWED = "allowed: numbers that are finite in 32 bits"
 
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-"""What msgpack can hold beyond that, Arrow and numpy cannot; and JSON has integers of any length."""
+"""msgpack and JSON can hold larger integers, but Arrow and numpy cannot."""
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
 
@@ -35,8 +35,8 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The impressions served together; ``served_at`` in ms of event time.
 
     ``shared`` holds the features of the request, one value each; ``features`` those of its n impressions, n each.
-    ``scores`` is float32 [n, labels], ``positions`` int32 [n] (the order of the list where empty). ``schema`` is the fingerprint of
-    what they were made under (see `Schema`), empty where the producer has no config of ours.
+    ``scores`` is float32 [n, labels], ``positions`` int32 [n] (if empty, the order of the list). ``schema`` is the fingerprint of
+    the `Schema` they were made under, empty if the producer has no config of ours.
     """
 
     version: int
@@ -64,7 +64,7 @@ class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
 
 class DeadLetter(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A record that was refused: where it was, why (``reason`` from a short list, ``detail`` for people), its bytes."""
+    """A refused record: where it was, why (``reason`` from a short list, ``detail`` for people), and its bytes."""
 
     topic: str
     partition: int
@@ -105,7 +105,7 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
 
 
 def is_json(payload: bytes) -> bool:
-    """Whether a record is JSON; as msgpack, its first byte would be a number and no map."""
+    """Whether a record is JSON. As msgpack, its first byte would be a number rather than a map."""
     return payload[:1] == b"{"
 
 
@@ -115,7 +115,7 @@ def fits_float32(values: float) -> bool: ...
 def fits_float32(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]: ...
 def fits_float32(values: Any) -> Any:
     """Whether values of engagements, wherever they come from, can be used as float32."""
-    return abs(values) <= FLOAT32_MAX  # of NaN this is false
+    return abs(values) <= FLOAT32_MAX  # False for NaN
 
 
 def _check_time(name: str, milliseconds: int, latest: int, earliest: int) -> None:
@@ -127,17 +127,17 @@ def _check_time(name: str, milliseconds: int, latest: int, earliest: int) -> Non
 
 
 def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Request:
-    """The request in ``payload``; `BadRecord` where it breaks the contract or was not served between these times (ms)."""
+    """Decode a request; `BadRecord` if it breaks the contract or was not served between these times (ms)."""
     request: Request = _checked(payload, _request_decoder)
     _check_time("served_at", request.served_at, latest, earliest)
     count = len(request.impression_ids)
     if count > 1 and len(set(request.impression_ids)) != count:
-        raise BadRecord("malformed", "an impression_id stands in the request twice")
+        raise BadRecord("malformed", "an impression_id is given twice")
     return request
 
 
 def decode_engagement(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Engagement:
-    """The engagement in ``payload``; `BadRecord` where it breaks the contract or did not happen between these times (ms)."""
+    """Decode an engagement; `BadRecord` if it breaks the contract or did not happen between these times (ms)."""
     decoder = _json_engagement_decoder if is_json(payload) else _engagement_decoder
     engagement: Engagement = _checked(payload, decoder)
     _check_time("happened_at", engagement.happened_at, latest, earliest)
@@ -147,6 +147,6 @@ def decode_engagement(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) 
 
 
 def decode_letter(payload: bytes) -> DeadLetter:
-    """The dead letter in ``payload``; `BadRecord` where it is none."""
+    """Decode a dead letter; `BadRecord` for anything else."""
     with refusing(partial(BadRecord, "malformed")):
         return _letter_decoder.decode(payload)

@@ -1,4 +1,4 @@
-"""Examples: Arrow record batches of impressions with their labels, and how they travel through the log."""
+"""Examples: Arrow record batches of impressions with their labels, and their records in the log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _LATEST_MS = ((1 << 32) - 1) * 1000
 """Rows keep seconds in 32 bits."""
 _MAX_REVISION = 253
-"""Joiners count in a byte how often an example is out, and one value says that it was dropped."""
+"""Joiners count in one byte how often an example is emitted, and one value of it means dropped."""
 _FINITE = (-FLOAT32_MAX, FLOAT32_MAX)
 _ALLOWED = {
     **dict.fromkeys(("served_at", "happened_at", "decided_at"), (MIN_TIME_MS, _LATEST_MS)),
@@ -37,16 +37,15 @@ _ALLOWED = {
 _REVISION = {"example_id": pa.string(), "served_at": pa.int64(), "revision": pa.int32()}
 
 EXAMPLES_VERSION = 3
-"""Version 2 had no columns of what was served; version 1 had the impression's id alone for ``example_id`` as well."""
+"""Version 2 has no columns about the serving; version 1 also has only the impression's id as ``example_id``."""
 _SCHEMA = b"minutely.schema"
-"""In a batch's Arrow metadata: the fingerprint of its `Schema`; in that of each feature and label: its hash there."""
+"""The key in Arrow metadata: of a batch, for the fingerprint of its `Schema`; of a feature's or label's field, for its hash."""
 _FEATURE, _LABEL = "feature.", "label."
 
 
 class ServedColumns(NamedTuple):
-    """How n impressions were served: ``positions`` int32 [n] in the order that was shown, from 0, and -1 where that is unknown;
-    ``scores`` float32 [n, labels], NaN where a label was not scored; the versions that they were scored with, int64 [n], 0 where
-    there was none.
+    """How n impressions were served: ``positions`` int32 [n] in the order shown, from 0, -1 if unknown; ``scores`` float32
+    [n, labels], NaN if a label was not scored; and the versions that scored them, int64 [n], 0 if there was none.
     """
 
     positions: npt.NDArray[np.int32]
@@ -56,7 +55,7 @@ class ServedColumns(NamedTuple):
 
     @classmethod
     def unknown(cls, count: int, labels: int) -> ServedColumns:
-        """Of impressions of which nobody said how they were served."""
+        """Return the columns of impressions without information about their serving."""
         none, scores = np.zeros(count, np.int64), np.full((count, labels), np.nan, np.float32)
         return cls(np.full(count, -1, np.int32), scores, none, none)
 
@@ -65,9 +64,9 @@ class ExampleColumns(NamedTuple):
     """The columns of n examples besides features; times in ms of event time.
 
     ``labels`` is float32 [n, labels]; ``happened_at`` is the newest event in the example, ``decided_at`` the moment at
-    which its last label was decided. ``sampling_rate`` is the share of negatives that was kept where these come from: it
-    stands in positive examples too, since it says what the whole of them lacks. ``revisions`` is int32 [n]: how many examples of
-    the same id went before, zeros where none corrects another. ``served`` is None where nobody said.
+    which its last label was decided. ``sampling_rate`` is the share of negatives that the joiner kept; positive examples have it
+    too, since losses are corrected by it. ``revisions`` is int32 [n]: how many examples with the same id came before; by default,
+    zeros. ``served`` is None if it is unknown.
     """
 
     example_ids: Sequence[str] | pa.StringArray
@@ -81,7 +80,7 @@ class ExampleColumns(NamedTuple):
 
 
 class ExamplesRecord(msgspec.Struct, kw_only=True):
-    """What `examples` holds: an Arrow IPC stream of one batch, and the joiner's watermark (ms)."""
+    """A record of `examples`: an Arrow IPC stream of one batch, and the joiner's watermark (ms)."""
 
     version: int
     watermark: Annotated[int, msgspec.Meta(ge=-_LATEST_MS, le=_LATEST_MS)]
@@ -145,14 +144,14 @@ class ExampleFormat:
             metadata={_SCHEMA: made_under.fingerprint},
         )
         self.may_lack = frozenset((*(_FEATURE + name for name in features), *self.served_schema.names))
-        """Columns that examples of another config, or of before there were such, are without."""
+        """Columns that examples of another config, or of an older version, may lack."""
         self._codec = BatchCodec(self.schema)
         self._empty = pa.RecordBatch.from_arrays(
             [pa.array([], field.type) for field in self.schema], schema=self.schema
         )
 
     def build(self, columns: Columns, rest: ExampleColumns) -> pa.RecordBatch:
-        """A batch of examples of weight 1."""
+        """Return a batch of examples of weight 1."""
         count = len(rest.example_ids)
         labels = np.ascontiguousarray(rest.labels.T)
         arrays = [
@@ -179,17 +178,17 @@ class ExampleFormat:
         ]
 
     def empty(self) -> pa.RecordBatch:
-        """A batch without examples, which only carries a watermark."""
+        """Return a batch without examples, whose record only carries a watermark."""
         return self._empty
 
     def encode(self, batch: pa.RecordBatch, watermark: int) -> bytes:
-        """The record of a batch."""
+        """Return the record of a batch."""
         return encode(ExamplesRecord(version=EXAMPLES_VERSION, watermark=watermark, batch=self._codec.encode(batch)))
 
     def decode(self, payload: bytes) -> tuple[pa.RecordBatch, int]:
-        """The batch in a record and its watermark; `BadRecord` where it is not one of this pipeline.
+        """Return a record's batch and watermark; `BadRecord` if it is not one of this pipeline.
 
-        Of another config of it, features that are here alone are missing, and those that are there alone are dropped.
+        In a record of another config, features that only we have are missing, and those that only it has are dropped.
         """
         with refusing(partial(BadRecord, "malformed"), BadRecord):
             record = _decoder.decode(payload)
@@ -203,18 +202,18 @@ class ExampleFormat:
             return batch, record.watermark
 
     def _upgraded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """A batch of another config, or of another Arrow, as one of ours."""
+        """Convert a batch of another config, or of another Arrow version, to ours."""
         problem = self.mismatch(batch.schema)
         if problem is not None:
             raise BadRecord("schema", problem)
         return pa.RecordBatch.from_arrays([self._column(batch, field) for field in self.schema], schema=self.schema)
 
     def mismatch(self, schema: pa.Schema) -> str | None:
-        """Why examples of this Arrow schema cannot be taken over, with both fingerprints; None where they can."""
+        """Return why examples of this Arrow schema cannot be converted, with both fingerprints; None if they can."""
         return mismatch(self._made_under(schema), self.made_under)
 
     def _made_under(self, schema: pa.Schema) -> Schema:
-        """What a batch was made under. Where it does not say, as before examples said so, the types of its columns decide."""
+        """Return the schema that a batch was made under. An old one has no hashes; then the types of its columns decide."""
         found = schema_of(schema)
         for name in found.features:
             place = self.schema.get_field_index(_FEATURE + name)
@@ -235,7 +234,7 @@ class ExampleFormat:
         return batch.column(places[0])
 
     def missing(self, name: str, count: int) -> pa.Array:
-        """One of the columns that examples `may_lack`, as ``count`` of them have it that were made without."""
+        """Return a column that examples `may_lack`, with missing values for ``count`` examples."""
         if name.startswith(_FEATURE):
             feature = self.features[name.removeprefix(_FEATURE)]
             return to_arrow(missing_column(feature, count), feature)
@@ -243,15 +242,15 @@ class ExampleFormat:
         return unknown[self.served_schema.get_field_index(name)]
 
     def columns(self, batch: pa.RecordBatch) -> dict[str, Column]:
-        """The features of a batch, as views where their layout allows."""
+        """Return the features of a batch, as views if their layout allows."""
         return {name: from_arrow(batch.column(f"feature.{name}"), item) for name, item in self.features.items()}
 
     def label_values(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-        """The labels of a batch, float32 [n, labels]."""
+        """Return the labels of a batch, float32 [n, labels]."""
         return np.stack([batch.column(f"label.{name}").to_numpy() for name in self.labels], axis=1)
 
     def served(self, batch: pa.RecordBatch) -> ServedColumns:
-        """How the impressions of a batch were served."""
+        """Return how the impressions of a batch were served."""
         return ServedColumns(
             batch.column("position").to_numpy(),
             np.stack([batch.column(f"score.{name}").to_numpy() for name in self.labels], axis=1),
@@ -261,7 +260,7 @@ class ExampleFormat:
 
 
 def schema_of(batch_schema: pa.Schema) -> Schema:
-    """What a batch's columns say that they were made under; empty hashes where they say nothing."""
+    """Return the schema in a batch's metadata; hashes that are not there are empty."""
 
     def hashes(prefix: str) -> dict[str, str]:
         return {
@@ -274,8 +273,8 @@ def schema_of(batch_schema: pa.Schema) -> Schema:
 
 
 def _check_values(batch: pa.RecordBatch) -> None:
-    """`BadRecord` where a value would harm more than its own example: times of rows and of the archive's partitions, or what a
-    model knows of a feature. What is wrong with a label shows in its example's loss."""
+    """Raise `BadRecord` for a value that would harm more than its own example: a time, which table rows and the archive's
+    partitions use, or a feature, which the model learns. A bad label shows in its example's loss."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         flat = column.flatten() if pa.types.is_nested(column.type) else column
         if column.null_count or flat.null_count:
@@ -291,7 +290,7 @@ def _check_values(batch: pa.RecordBatch) -> None:
 class Published(NamedTuple):
     """The examples of a record of that version: the ``example_id`` of each, when it was served (ms), and its revision.
 
-    ``made_under`` is None where the record does not say.
+    ``made_under`` is None if the record does not contain it.
     """
 
     version: int
@@ -300,9 +299,9 @@ class Published(NamedTuple):
 
 
 def published_in(payload: bytes) -> Published:
-    """What a record holds, whatever pipeline wrote it.
+    """Return the examples of a record, of any pipeline.
 
-    Nothing where it cannot be read: then no joiner wrote it. Those who train on it or archive it make a dead letter of it.
+    An unreadable record, which no joiner wrote, has none. Trainers and archivers make a dead letter of it.
     """
     try:
         record = _decoder.decode(payload)
@@ -316,7 +315,7 @@ def published_in(payload: bytes) -> Published:
         says = all(chain(made_under.features.values(), made_under.labels.values()))
         return Published(record.version, rows, made_under if says else None)
     except Exception as error:
-        _log.warning("%s holds a record that is none of examples, passed over: %s", EXAMPLES, why(error))
+        _log.warning("%s: skipped a record that is not an examples record: %s", EXAMPLES, why(error))
         return Published(EXAMPLES_VERSION, [])
 
 

@@ -1,4 +1,4 @@
-"""What an example is called: an impression's id is unique within its request only, so the name holds both."""
+"""Ids of examples. An impression's id is unique only within its request, so an example's id holds both."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import pyarrow.compute as pc
 
 
 def example_prefix(request_id: str) -> str:
-    """What the names of a request's examples begin with.
+    """Return the prefix of the ids of a request's examples.
 
-    The first slash parts the two ids: in the request's it is written ``%2F``, and ``%`` as ``%25``, so no two pairs share a name.
+    The first slash separates the two ids: in the request's, ``/`` becomes ``%2F`` and ``%`` becomes ``%25``, so no two pairs share
+    an id.
     """
     if "%" in request_id or "/" in request_id:
         request_id = request_id.replace("%", "%25").replace("/", "%2F")
@@ -17,11 +18,11 @@ def example_prefix(request_id: str) -> str:
 
 
 def example_id(request_id: str, impression_id: str) -> str:
-    """The name of one example."""
+    """Return the id of one example."""
     return example_prefix(request_id) + impression_id
 
 
 def request_ids(example_ids: pa.StringArray) -> pa.StringArray:
-    """The request of each example, by its name."""
+    """Return the request id of each example, by its id."""
     escaped = pc.replace_substring_regex(example_ids, "(?s)/.*", "")
     return pc.replace_substring(pc.replace_substring(escaped, "%2F", "/"), "%25", "%")

@@ -1,4 +1,4 @@
-"""Requests as JSON, for producers that do not pack columns: features are lists with one value an impression.
+"""Requests as JSON, for producers that do not pack columns: features are lists with one value per impression.
 
 ``{"version": 1, "request_id": "r1", "served_at": 1700000000000, "impression_ids": ["a", "b"],
 "shared": {"user": "u7"}, "features": {"item": [12, 15], "tags": [[1, 2], []], "price": [0.5, 2]}}``
@@ -39,7 +39,7 @@ _decoder = msgspec.json.Decoder(_JsonRequest)
 
 
 def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
-    """A request of JSON as msgpack with packed columns; `BadRecord` where its values do not fit its features."""
+    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features."""
     with refusing(partial(BadRecord, "malformed"), BadRecord):
         read = _decoder.decode(payload)
         return encode(
@@ -73,12 +73,12 @@ def _packed(name: str, values: Sequence[Any], kind: str) -> bytes:
 
 
 def pack_values(name: str, feature: Feature, values: Sequence[Any]) -> Packed:
-    """Values as they stand in JSON, one an impression, as a packed column."""
+    """Turn JSON values, one per impression, into a packed column."""
     return pack(column_of_values(name, feature, values), 0, len(values))
 
 
 def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Column:
-    """Values as they stand in JSON, one an impression, as a column; `BadRecord` where they do not fit the feature."""
+    """Turn JSON values, one per impression, into a column; `BadRecord` if they do not fit the feature."""
     with refusing(lambda why: BadRecord("feature", f"feature {name}: {why}")):
         match feature:
             case SparseFeature():
@@ -90,6 +90,6 @@ def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Colu
 
 
 def _floats(values: npt.NDArray[np.float64]) -> Floats:
-    """What is missing is 0, as in files; what 32 bits cannot hold is infinite, which no record may be."""
+    """Convert to float32. Missing values become 0, as in files; too large ones become infinite, which records refuse."""
     with np.errstate(over="ignore"):
         return np.where(np.isnan(values), 0.0, values).astype("<f4")

@@ -1,8 +1,8 @@
-"""What recorded values depend on: a hash for each feature and label of a config, and one fingerprint of all.
+"""Schemas: a hash for each feature and label of a config, of everything that recorded values depend on, and one fingerprint of all.
 
-Requests and examples outlive the config that they were made under. One rule says which of them another config can take: a feature
-that came to it is missing in them, what it no longer has is dropped, and what it describes otherwise makes them another
-pipeline's. The form of rows and weights is another matter (see `paramserver.form`).
+Requests and examples outlive the config that they were made under. One rule decides which of them another config can take: a
+feature that was added is missing in them, one that was removed is dropped, and with one that changed they are of another pipeline.
+The form of rows and weights is another matter (see `paramserver.form`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _SHOWN = 5
 
 
 class Schema(NamedTuple):
-    """Hashes by name, 8 hexadecimal digits each: of what decides a feature's recorded value, and a label's.
+    """Hashes by name, 8 hexadecimal digits each, of what decides the recorded values of a feature or label.
 
-    The ``fingerprint``, 16 digits, is of all of them; features may be in any order, labels have theirs, since scores go by it.
+    The ``fingerprint``, 16 digits, covers all of them: features in any order, labels in theirs, since scores depend on it.
 
     >>> from streaming.features.kinds import SparseFeature, VectorFeature
     >>> from streaming.records.labels import Label
@@ -42,7 +42,7 @@ class Schema(NamedTuple):
 
     @classmethod
     def of(cls, features: Mapping[str, Feature], labels: Mapping[str, Label]) -> Schema:
-        """The schema of a config."""
+        """Return the schema of a config."""
         return cls.made_of(
             {name: _hash(_recorded(feature))[:8] for name, feature in features.items()},
             {name: _hash(_decided(label))[:8] for name, label in labels.items()},
@@ -50,12 +50,12 @@ class Schema(NamedTuple):
 
     @classmethod
     def made_of(cls, features: dict[str, str], labels: dict[str, str]) -> Schema:
-        """The schema of these hashes."""
+        """Return the schema with these hashes."""
         return cls(features, labels, _hash([sorted(features.items()), list(labels.items())]))
 
 
 def mismatch(theirs: Schema, ours: Schema) -> str | None:
-    """Why what was made under ``theirs`` cannot be made that of ``ours``, with both fingerprints; None where it can."""
+    """Return why records made under ``theirs`` cannot be converted to ``ours``, with both fingerprints; None if they can."""
     if theirs.fingerprint == ours.fingerprint:
         return None
     found = list(differences(theirs, ours))
@@ -63,31 +63,31 @@ def mismatch(theirs: Schema, ours: Schema) -> str | None:
 
 
 def differences(theirs: Schema, ours: Schema) -> Iterator[str]:
-    """What keeps records from being taken over, one by one."""
+    """Yield the differences that keep records from being converted."""
     yield from feature_differences(theirs, ours)
     for name, made in ours.labels.items():
         if name not in theirs.labels:
-            yield f"label {name} is new"  # nobody looked for its actions
+            yield f"label {name} is new"  # its actions were not recorded
         elif theirs.labels[name] != made:
             yield f"label {name} differs"
 
 
 def feature_differences(theirs: Schema, ours: Schema) -> Iterator[str]:
-    """The features that both have, with other values."""
+    """Yield the features that both have, with different hashes."""
     for name, made in ours.features.items():
         if theirs.features.get(name, made) != made:
             yield f"feature {name} differs"
 
 
 def between(theirs: str, ours: Schema, found: Sequence[str]) -> str:
-    """What is said of a record made under the fingerprint ``theirs``, with what was found to differ."""
+    """Return the message about a record made under the fingerprint ``theirs``, with the differences found."""
     more = f" and {len(found) - _SHOWN} more" * (len(found) > _SHOWN)
     said = ", ".join(found[:_SHOWN]) + more
     return f"made under schema {theirs:.16}, this config has {ours.fingerprint}: {said}"
 
 
 def _recorded(feature: Feature) -> dict[str, Any]:
-    """Not where a value comes from, nor what a model makes of it."""
+    """Return what decides a recorded value; neither its source nor its use in a model does."""
     match feature:
         case SparseFeature():
             own = {
@@ -104,13 +104,13 @@ def _recorded(feature: Feature) -> dict[str, Any]:
 
 
 def _decided(label: Label) -> dict[str, Any]:
-    """Not what only clips a value: one that is recorded stays as it was clipped."""
+    """Return what decides a recorded label; settings that only clip it do not: recorded values stay as clipped."""
     own = {name: getattr(label, name) for name in ("action", "min_value", "decided_by", "window")}
     return {**own, "is_value": label.is_value}
 
 
 def _hash(value: Any) -> str:
-    """Without what is not set, so that a setting that comes to features or labels changes no hash where it is not used."""
+    """Hash a value without its unset settings, so that a new kind of setting changes no hash where it is not used."""
     if isinstance(value, dict):
         value = {name: each for name, each in value.items() if each is not None and each is not False}
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode(value, order="sorted"))

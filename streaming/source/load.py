@@ -1,4 +1,4 @@
-"""Own logs: files of impressions, with side tables, as requests and engagements in the order of event time."""
+"""Own logs: reads files of impressions, with side tables, as requests and engagements in the order of event time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_KEY = MAX_ID_LENGTH - 16  # a place may be added
 
 @dataclass(frozen=True)
 class Engagements:
-    """m engagements in the order of ``happened_at`` (int64 ms); ``row`` is the impression's, -1 where there is none."""
+    """m engagements in the order of ``happened_at`` (int64 ms); ``row`` is the impression's, -1 without an impression."""
 
     happened_at: Ids
     row: Ids
@@ -71,26 +71,26 @@ class LoggedEvents:
         return len(self.served_at)
 
     def delays(self) -> Ids:
-        """How long after the serving each engagement happened, int64 [m] ms; without an impression, a number that says nothing."""
+        """Return how long after the serving each engagement happened, int64 [m] ms; meaningless without an impression."""
         return self.engagements.happened_at - self.served_at[self.request_of_row[np.maximum(self.engagements.row, 0)]]
 
     def of_action(self, action: str | None) -> Bools:
-        """Which engagements are an action on an impression, not before it was served; bool [m]."""
+        """Return which engagements are an action on an impression, not before it was served; bool [m]."""
         events = self.engagements
         code = events.actions.index(action) if action in events.actions else -1
         found: Bools = (events.row >= 0) & (events.action == code) & (self.delays() >= 0)
         return found
 
     def positive(self, label: Label) -> Bools:
-        """Which engagements make a label positive, or give its value, at whatever time; bool [m]."""
+        """Return which engagements make a label positive, or give its value, at any time; bool [m]."""
         least = -np.inf if label.min_value is None else label.min_value
         return self.of_action(label.action) & (self.engagements.value >= least)
 
     def truth(self, label: Label) -> npt.NDArray[np.float32]:
-        """What the log says of a label, whatever its window and whatever decided it: float32 [n]."""
+        """Return a label by the whole log, regardless of its window and of what decided it: float32 [n]."""
         events, wanted = self.engagements, self.positive(label)
         out = np.zeros(self.impressions, np.float32)
-        # Backwards, so that what counts is written last: the first event, of several at once the one of the largest value.
+        # Backwards, so that the event that counts is written last: the first one; at equal times, the largest value.
         order = np.lexsort((-events.value[wanted], events.happened_at[wanted]))[::-1]
         values = np.clip(events.value, *label.bounds)
         out[events.row[wanted][order]] = values[wanted][order] if label.is_value else 1.0
@@ -101,7 +101,7 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
     """Read a pipeline's logs. ``now_ms`` is the wall clock's time, which bounds those of events.
 
     Raises:
-        Problems: everything that is wrong with the files as a whole, and then also the rows that could not be used.
+        Problems: everything that is wrong with the files as a whole, with the rows that could not be used.
     """
     problems = ProblemList()
     files: list[RowFile] = []
@@ -124,8 +124,8 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
 def read_side(
     folder: Path, settings: SourceSettings, name: str, features: Mapping[str, Feature], files: list[RowFile]
 ) -> SideTable:
-    """A side table; ``files`` is given its file, with the rows that could not be used. `Problems` where it cannot be read;
-    ``problems`` of it are columns that do not fit."""
+    """Read a side table, and append its file, with the rejected rows, to ``files``. `Problems` if it cannot be read; the table's
+    own ``problems`` are columns that do not fit."""
     side = settings.sides[name]
     rows = read(folder, side, [side.key, *feature_columns(features, name)])
     files.append(rows)
@@ -174,7 +174,7 @@ class _Loader:
         )
 
     def _joined(self, side: SideTable, on: str) -> Ids:
-        """Where the impressions' rows are in a side table."""
+        """Return the impressions' rows in a side table."""
         keys = key_ids(self._rows, on)
         places = side.find(keys)
         if (places < 0).all():
@@ -186,7 +186,7 @@ class _Loader:
         return places
 
     def _usable(self, rows: RowFile, file: ImpressionFile | EngagementFile) -> tuple[Ids, pa.Array | None]:
-        """Times and request keys of the rows that have both; the others are rejected."""
+        """Return times and request keys of the rows that have both; the others are rejected."""
         at, good = self._bounds.usable(rows, file.time)
         keys = None
         if file.request is not None:
@@ -204,7 +204,11 @@ class _Loader:
             kept = np.asarray(good.to_numpy(zero_copy_only=False)).copy()
             kept[kept] = first
             rows.reject(
-                pc.and_not(good, pa.array(kept)), "+".join(file.impression), names, "repeated", "in its request twice"
+                pc.and_not(good, pa.array(kept)),
+                "+".join(file.impression),
+                names,
+                "repeated",
+                "is given twice in its request",
             )
             good = pa.array(kept)
         if not pc.any(good).as_py():
@@ -223,7 +227,7 @@ class _Loader:
         return pc.and_(good, usable)
 
     def _impression_ids(self, request_ids: pa.Array, request_of_row: Ids, starts: Ids) -> pa.Array:
-        """The request's key with the impression's own, else with its place; so that it is the impression's alone."""
+        """Return the request's key with the impression's own key, else with its place, which makes it unique."""
         requests = request_ids.take(pa.array(request_of_row))
         file = self._settings.impressions
         if file.request is None or file.impression is None:
@@ -271,7 +275,7 @@ class _Loader:
         )
 
     def _action(self, action: Action, served_at: Ids) -> tuple[Bools, Ids, npt.NDArray[np.float64]]:
-        """On which impressions it happened, after how long (ms), and with which value."""
+        """Return on which impressions an action happened, after how long (ms), and with which value."""
         count = self._rows.table.num_rows
         happened = np.ones(count, np.bool_)
         values = np.ones(count)
@@ -302,7 +306,7 @@ class _Loader:
         return happened, delays, values
 
     def _from_file(self, folder: Path, file: EngagementFile, known: pa.Array, names: list[str]) -> Engagements:
-        """Engagements of a file of their own; new actions are added to ``names``."""
+        """Return engagements of a file of their own; new actions are added to ``names``."""
         columns = [file.time.column, *file.request, *file.impression, file.action]
         rows = read(folder, file, columns + ([file.value] if file.value else []))
         self._problems.found += rows.missing
@@ -310,7 +314,7 @@ class _Loader:
         values = pa.array(np.ones(rows.table.num_rows))
         if file.value:
             raw, values = rows.column(file.value), numbers(rows, file.value)
-            given = pc.or_(values.is_valid(), raw.is_null(nan_is_null=True))  # what is no number is rejected already
+            given = pc.or_(values.is_valid(), raw.is_null(nan_is_null=True))  # other values are rejected already
             values = values.fill_null(1.0)
             mask = _usable_values(rows, file.value, _plain(values), np.asarray(given.to_numpy(zero_copy_only=False)))
             values = values.filter(pa.array(mask))
@@ -336,14 +340,14 @@ class _Loader:
 
 
 def _usable_values(rows: RowFile, column: str, values: npt.NDArray[np.float64], given: Bools) -> Bools:
-    """Which of the ``given`` values an engagement may have; the others are rejected."""
+    """Return which of the ``given`` values an engagement may have; the others are rejected."""
     usable = given & fits_float32(values)
     rows.reject(pa.array(given & ~usable), column, rows.column(column), "malformed", NUMBERS_ALLOWED)
     return usable
 
 
 def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, Ids, pa.Array]:
-    """Order of rows by request, starts of requests, their times, the request of each row, and the requests' ids."""
+    """Return the order of rows by request, starts of requests, their times, the request of each row, and the requests' ids."""
     count = len(served_at)
     if keys is None:
         group = np.arange(count)
@@ -353,7 +357,7 @@ def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, I
         group, names = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
     first = np.full(len(names), np.iinfo(np.int64).max)
     np.minimum.at(first, group, served_at)
-    rank = np.argsort(first, kind="stable")  # dictionary order is that of the file, which breaks ties
+    rank = np.argsort(first, kind="stable")  # at equal times, the order of the dictionary, which is that of the file
     place = np.empty(len(names), np.int64)
     place[rank] = np.arange(len(names))
     request_of_row = place[group]
@@ -368,7 +372,7 @@ def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, I
 
 
 def _key(rows: RowFile, columns: Sequence[str]) -> pa.Array:
-    """The values of columns as one text."""
+    """Return the values of columns as one text."""
     try:
         parts = [rows.column(column).cast(pa.string()) for column in columns]
     except pa.ArrowException as error:
@@ -378,7 +382,7 @@ def _key(rows: RowFile, columns: Sequence[str]) -> pa.Array:
 
 
 def _joined(*parts: pa.Array) -> pa.Array:
-    """Texts joined by slashes so that different ones stay different."""
+    """Join texts by slashes, escaped so that different texts stay different."""
     escaped = [pc.replace_substring(pc.replace_substring(part, "\\", "\\\\"), "/", "\\/") for part in parts]
     return pc.binary_join_element_wise(*escaped, "/")
 
@@ -386,7 +390,7 @@ def _joined(*parts: pa.Array) -> pa.Array:
 def _check_shared(
     rows: RowFile, features: Mapping[str, Feature], columns: Columns, starts: Ids, request_of_row: Ids
 ) -> None:
-    """A feature of the request must be the same for all its impressions."""
+    """Check that each feature of the request is the same for all its impressions."""
     problems = []
     first = starts[request_of_row]
     for name, feature in features.items():
@@ -405,7 +409,7 @@ def _check_shared(
 
 
 def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:
-    """The columns of the impressions, or of a side table, that features are made of."""
+    """Return the columns of the impressions, or of a side table, that features are made from."""
     return [item.column for item in features.values() if not is_derived(item) and item.side == side and item.column]
 
 
