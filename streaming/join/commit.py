@@ -1,7 +1,7 @@
-"""What a joiner's transaction says besides its records: text that goes with the inputs' offsets, for who has the partition next.
+"""The metadata that a joiner commits with the inputs' offsets, for the partition's next owner.
 
-It names the transaction, as the state's `Head` does, so that a state is known to be that of the last one, of an earlier one, or of
-neither.
+It names the transaction, as the state's `Head` does. So the next owner knows whether a state is that of the last transaction, of an
+earlier one, or of neither.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 _POINTS = 64
 _SCHEMAS = 8
 _VERSION = 2
-"""Version 1 did not say under which schema requests were taken."""
+"""Version 1 does not have the schemas under which requests were taken."""
 
 
 class Committed(NamedTuple):
-    """What the last transaction says: which it was, the inputs' next offsets, and what a rebuild has to read.
+    """What the last transaction committed: its identity, the inputs' next offsets, and where a rebuild must read from.
 
     Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some. No event
     that was taken is later than ``newest``. ``taken_under`` says which requests were taken under which schema.
@@ -41,7 +41,7 @@ class Committed(NamedTuple):
 
 
 class ForgottenError(Exception):
-    """The brokers no longer know what was committed, though it was something."""
+    """The brokers have no commit of a joiner, though there must have been one."""
 
 
 class _Text(msgspec.Struct, kw_only=True):
@@ -61,7 +61,7 @@ _decoder = msgspec.json.Decoder(_Text)
 
 
 def commit_of(head: Head) -> Committed:
-    """What the transaction that leads to a state has to say."""
+    """Return the commit of the transaction that leads to a state."""
     return Committed(
         head.state_id,
         head.sequence,
@@ -75,7 +75,7 @@ def commit_of(head: Head) -> Committed:
 
 
 def encode_commit(commit: Committed) -> str:
-    """A line of JSON, some 400 characters long."""
+    """Encode a commit as a line of JSON, some 400 characters long."""
     text = _Text(
         id=commit.state_id,
         sequence=commit.sequence,
@@ -92,7 +92,7 @@ def encode_commit(commit: Committed) -> str:
 
 
 def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = ForgottenError) -> Committed:
-    """What `encode_commit` was given. Text that no joiner wrote is a ``refusal``, which is told why."""
+    """Decode a commit. Raise ``refusal``, with the reason, for text that no joiner wrote."""
     with refusing(refusal):
         found = _decoder.decode(text)
         if found.version > _VERSION:

@@ -1,8 +1,8 @@
 """The joiner's core: requests and engagements in, in any order; examples and dead letters out, each once.
 
-Synchronous, single-threaded, one partition, no input or output of its own: records come as bytes with their offsets, the
-watermark is told by `advance`, and what came out is taken with `drain`. Since labels are decided in event time
-(`streaming.records.labels`) and examples are only emitted once the watermark has passed their decision, the result does not
+It is synchronous and single-threaded, joins one partition, and does no I/O: the caller passes records as bytes with their offsets,
+moves the watermark with `advance`, and takes the output with `drain`. Labels are decided in event time
+(`streaming.records.labels`), and an example is emitted only once the watermark has passed its decision. So the result does not
 depend on the order of arrival.
 """
 
@@ -38,33 +38,33 @@ from streaming.records.json_records import pack_request
 from streaming.records.labels import Decision, Rule, decide, used_actions
 
 _DUE_AT_ONCE = 32
-"""Few, since each is brought into memory, whatever its size."""
+"""Few, since each request is loaded into memory, whatever its size."""
 _ROW_BYTES = 96
-"""What a row holds besides ids and features."""
+"""The bytes of a row besides ids and features."""
 _LETTER_BYTES = 512
-"""What a dead letter holds besides the payload."""
+"""The bytes of a dead letter besides its payload."""
 _UNEVEN_BYTES = 64 << 10
-"""Where the impressions of a request hold more than this, one of them may hold nearly all of it."""
+"""If the impressions of a request have more bytes than this, a single one may have nearly all of them."""
 
 
 def _closed(emitted: bytearray) -> bytearray:
-    """With nothing open any more."""
+    """Return ``emitted`` with all open impressions dropped."""
     return bytearray(times or DROPPED for times in emitted)
 
 
 class JoinOutput(NamedTuple):
-    """What came out since the last `Joiner.drain`. Examples are in order of their decision."""
+    """The output since the last `Joiner.drain`. Examples are in the order of their decision."""
 
     examples: list[pa.RecordBatch]
     dead_letters: list[DeadLetter]
 
 
 class Joiner:
-    """Merges by impression. ``counts`` counts what came in and what became of it."""
+    """Joins engagements with impressions. ``counts`` counts the records taken and what became of them."""
 
     def __init__(self, spec: JoinSpec, store: PendingRequests, policy: InputPolicy, partition: int = 0) -> None:
         self.upgrades = Upgrades(spec)
-        """Which requests of other configs can be taken over."""
+        """Checks requests, and takes over those of other configs."""
         self._rules = [Rule.of(label) for label in spec.labels.values()]
         self._actions = used_actions(spec.labels)
         self._settings = spec.settings
@@ -74,7 +74,7 @@ class Joiner:
         self._window = spec.window_ms
         self._store = store
         self.policy = policy
-        """Whether records are living ones, or read again to make the state good."""
+        """How to treat records: as new ones, or as records that recovery re-reads."""
         self._partition = partition
         self._negative = (0.0,) * len(spec.labels)
         self._action_window = {
@@ -84,7 +84,7 @@ class Joiner:
         self._ready: list[Ready] = []
         self._dead: list[DeadLetter] = []
         self._bytes = 0
-        """Of what came out since the last `drain`, about."""
+        """The approximate size of the output since the last `drain`."""
         self.format = ExampleFormat(spec.features, spec.labels)
         self.watermark = 0
         self.newest = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
@@ -93,11 +93,11 @@ class Joiner:
 
     @property
     def is_full(self) -> bool:
-        """Whether what came out is enough for one transaction: `drain` it before anything else is done."""
+        """Whether the output fills a transaction: call `drain` before anything else."""
         return self._bytes >= self._limits.batch_bytes
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
-        """Take records of an input, in order, until `is_full`. How many were taken."""
+        """Take records of an input, in order, until `is_full`. Return how many were taken."""
         add = self.add_request if topic == IMPRESSIONS else self.add_engagement
         for count, record in enumerate(records):
             if self.is_full:
@@ -114,10 +114,10 @@ class Joiner:
         self._guarded(self._engagement, ENGAGEMENTS, offset, payload)
 
     def advance(self, watermark: int, at_most: int | None = None) -> bool:
-        """Every event before ``watermark`` (ms) has arrived, as far as ``lateness`` promises; emit what that decides.
+        """Move the watermark (ms): as far as ``lateness`` promises, every event before it has arrived. Emit what that decides.
 
-        ``at_most`` bounds how many requests are looked at, and `is_full` ends it. Whether all were; until then, take no further
-        records.
+        Look at no more than ``at_most`` requests, and stop if `is_full`. Return whether all due requests were looked at; if not,
+        take no further records until they are.
         """
         self.watermark = max(self.watermark, watermark)
         left = NEVER if at_most is None else at_most
@@ -137,11 +137,11 @@ class Joiner:
         return False
 
     def next_due(self) -> int:
-        """The next event time (ms) at which `advance` may have something to do."""
+        """Return the next event time (ms) at which `advance` may have something to do."""
         return self._store.next_due()
 
     def drain(self) -> JoinOutput:
-        """Take what came out so far."""
+        """Return the output so far, and forget it."""
         ready, self._ready = self._ready, []
         dead, self._dead = self._dead, []
         self._bytes = 0
@@ -192,7 +192,7 @@ class Joiner:
         sent = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
         pending.emitted = bytearray(map(max, sent, pending.emitted)) if pending.emitted else sent
         if taken is not None and request.served_at + taken.window_ms < self.watermark:
-            # By its own labels, all that is not in `examples` was dropped then.
+            # By the labels of its own schema, everything that is not in `examples` was dropped.
             pending.emitted = _closed(pending.emitted)
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
         for at, engagement in waiting:
@@ -200,7 +200,7 @@ class Joiner:
                 continue
             try:
                 found = decode_engagement(engagement, MAX_TIME_MS)
-                if found.action in self._actions:  # a label that went may have waited for it
+                if found.action in self._actions:  # else only a removed label used it
                     self._attribute(pending, found)
                 else:
                     self.counts["unused"] += 1
@@ -280,7 +280,7 @@ class Joiner:
             self._store.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
 
     def _correct(self, pending: Pending, request_id: str, index: int, decision: Decision) -> None:
-        """Emit an example once more, decided now; one that sampling dropped has nothing to correct."""
+        """Emit an example again, decided now. One that sampling dropped cannot be corrected."""
         revision = pending.emitted[index]
         if self._settings.late == "dead_letter" or pending.request is None or revision >= DROPPED - 1:
             raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
@@ -295,7 +295,7 @@ class Joiner:
         return decide(self._rules, served_at, events)
 
     def _look_at(self, request_id: str, pending: Pending) -> None:
-        """Emit what is due of a request; forget it when its marker has served its time."""
+        """Emit what is due of a request; drop its entry once late events need no marker any more."""
         pending.wake_at = NEVER
         if pending.served_at < 0:
             self._drop_unmatched(request_id, pending)
@@ -304,7 +304,7 @@ class Joiner:
         if self._is_anothers(pending):
             if self.policy.is_living:
                 self._take_over(request_id, pending)
-            elif 0 in pending.emitted:  # under its own schema it may not have been due yet: the living decide
+            elif 0 in pending.emitted:  # under its own schema it may not have been due: decide after the recovery
                 self._store.wake(request_id, pending, self.watermark)
                 return
         closes_at = pending.served_at + self._window
@@ -324,7 +324,7 @@ class Joiner:
                     else:
                         next_due = min(next_due, decision.decided_at)
             if 0 in emitted:
-                # Most impressions have no events: one decision serves them all, and no other is later than it.
+                # Most impressions have no events: one decision, later than any other, serves them all.
                 if closes_at < self.watermark and room > 0:
                     without = [index for index, times in enumerate(emitted) if not times and index not in events]
                     decision = Decision(self._negative, closes_at, pending.served_at)
@@ -342,11 +342,11 @@ class Joiner:
         if forget_at < self.watermark:
             self._store.drop(request_id)
         else:
-            # Nobody waits for markers to go, so they go in groups, at multiples of the window.
+            # Nobody waits for markers to be dropped, so drop them in groups, at multiples of the window.
             self._store.wake(request_id, pending, -(-forget_at // self._window) * self._window)
 
     def _comes_again(self, pending: Pending, request: Request, offset: int) -> bool:
-        """Whether it is a dead letter that is sent again, now that the config can take it: then it is open as it was."""
+        """Whether a request is its dead letter sent again, which the config can now take; if so, reopen its impressions."""
         if not pending.outdated or offset <= pending.offset or pending.impression_ids != request.impression_ids:
             return False
         pending.outdated = ""
@@ -354,11 +354,11 @@ class Joiner:
         return True
 
     def _is_anothers(self, pending: Pending) -> bool:
-        """Whether a request was made under another schema, and is as it was."""
+        """Whether a request is still in the form of another schema."""
         return pending.request is not None and not self.upgrades.is_ours(pending.request)
 
     def _take_over(self, request_id: str, pending: Pending) -> None:
-        """Make a request ours, or a dead letter where impressions of it are open."""
+        """Convert a request to our schema. If that fails, make it a dead letter if impressions of it are open."""
         assert pending.request is not None
         self.policy.sent.refresh(request_id, pending)
         problem = self.upgrades.take_over(pending.request)
@@ -369,12 +369,12 @@ class Joiner:
         self._outdate(request_id, pending, problem)
 
     def _outdate(self, request_id: str, pending: Pending, problem: str) -> None:
-        """Only the marker of a request stays, with the engagements that counted."""
+        """Reduce a request to its marker, with the engagements that counted."""
         pending.emitted, pending.request, pending.outdated = _closed(pending.emitted), None, problem
         self._store.shrink(request_id)
 
     def note_outdated(self, letter: DeadLetter) -> None:
-        """A request is a dead letter `schema`, and stays one where the state is of before that."""
+        """Note that a request became a dead letter `schema`, for a state from before that."""
         try:
             request_id = decode_request(letter.payload, MAX_TIME_MS).request_id
         except BadRecord:  # it was never taken
@@ -384,7 +384,7 @@ class Joiner:
             self._outdate(request_id, pending, letter.detail)
 
     def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> int:
-        """Impressions that were decided are examples, but for the negatives that are not kept. How many are."""
+        """Turn decided impressions into examples, except the negatives that are not kept. Return the number of examples."""
         kept = self.policy.publish(request_id, pending, places, decision)
         if dropped := len(places) - len(kept):
             self.counts["dropped"] += dropped

@@ -1,7 +1,7 @@
-"""The embedded log as the joiners' service needs it, in one process: what `minutely replay` runs.
+"""The embedded log as the joiners' service uses it, in one process: `minutely replay` runs this.
 
-The service, its partition, recovery and state are those that run on Kafka. A transaction is one write to the log, with what it
-says beside its records.
+The service, its partition, recovery and state are those that run on Kafka. A transaction is one write to the log, which holds the
+commit too.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _RECORDS_AT_ONCE = 4096
 
 
 class EmbeddedOutlet:
-    """`Outlet` of one partition. There is no other process, so there is nobody to fence."""
+    """`Outlet` of one partition. There is no other process, so there is no owner to fence."""
 
     def __init__(self, log: EmbeddedLog, partition: int) -> None:
         self._log = log
         self._partition = partition
 
     def open(self) -> Committed | None:
-        """What the last transaction said; None where there is none yet."""
+        """Return the last transaction's commit; None if there is none yet."""
         said = self._log.committed(self._partition)
         return None if said is None else decode_commit(said)
 
     def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
-        """One transaction. The offset after its last record in each topic that it wrote to."""
+        """Send one transaction. Return the offset after its last record, by topic that it wrote to."""
         records: dict[str, list[bytes]] = defaultdict(list)
         for item in outbox:
             records[item.topic].append(item.value)
@@ -44,7 +44,7 @@ class EmbeddedOutlet:
         return {topic: self._log.end(topic, self._partition) for topic in records}
 
     def close(self) -> None:
-        """The log is closed by whoever opened it."""
+        """Do nothing: the log belongs to the caller."""
 
 
 class EmbeddedHistory:
@@ -55,21 +55,21 @@ class EmbeddedHistory:
         self._partition = partition
 
     def beginning(self, topic: str) -> int:
-        """The first offset that is kept."""
+        """Return the first offset that is kept."""
         return self._log.begin(topic, self._partition)
 
     def end(self, topic: str) -> int:
-        """The offset after the last record."""
+        """Return the offset after the last record."""
         return self._log.end(topic, self._partition)
 
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
-        """The records from ``start`` to before ``stop``, in bounded lists."""
+        """Yield the records from ``start`` to before ``stop``, in bounded lists."""
         for at in range(start, stop, _RECORDS_AT_ONCE):
             yield self._log.read(topic, self._partition, at, min(_RECORDS_AT_ONCE, stop - at))
 
 
 class EmbeddedBrokers:
-    """`Brokers` over one partition. It is always ours, and no call fails: the log is in this process, and nobody else joins it."""
+    """`Brokers` over one partition. It is always ours, and no call fails: the log is in this process, and has no other joiner."""
 
     def __init__(self, log: EmbeddedLog, partition: int) -> None:
         self._log = log
@@ -78,40 +78,40 @@ class EmbeddedBrokers:
         self._positions: dict[Place, int] = {}
 
     def join(self) -> None:
-        """There is nobody to share with."""
+        """Do nothing: there are no other joiners."""
 
     def assigned(self) -> frozenset[int]:
-        """The one partition."""
+        """Return the one partition."""
         return self._partitions
 
     def leave(self) -> None:
-        """The log is closed by whoever opened it."""
+        """Do nothing: the log belongs to the caller."""
 
     def outlet(self, partition: int) -> EmbeddedOutlet:
-        """Where its transactions go."""
+        """Return the outlet of the partition."""
         return EmbeddedOutlet(self._log, partition)
 
     def history(self, partition: int) -> EmbeddedHistory:
-        """What is still kept of it."""
+        """Return the history of the partition."""
         return EmbeddedHistory(self._log, partition)
 
     def check_leaders(self, partitions: Collection[int]) -> None:
-        """The log is always there."""
+        """Do nothing: the log is always available."""
 
     def begins(self, partitions: Collection[int]) -> dict[Place, int]:
-        """The first offsets that are kept of both inputs."""
+        """Return the first offsets that are kept, of both inputs."""
         return {(topic, partition): self._log.begin(topic, partition) for partition in partitions for topic in _INPUTS}
 
     def ends(self, partitions: Collection[int]) -> dict[Place, int]:
-        """The offsets after the last records of both inputs."""
+        """Return the offsets after the last records of both inputs."""
         return {(topic, partition): self._log.end(topic, partition) for partition in partitions for topic in _INPUTS}
 
     def read_on(self, positions: Mapping[Place, int]) -> None:
-        """Read these places and no others, each from that offset."""
+        """Read these places and no others from now on, each from its offset."""
         self._positions = dict(positions)
 
     def read(self) -> Fetched:
-        """All that is there: whoever replays appends one step of event time, and it is joined whole."""
+        """Return all records: a replay appends one step of event time, which is joined whole."""
         found = {}
         for place, offset in self._positions.items():
             topic, partition = place
@@ -125,10 +125,10 @@ class EmbeddedBrokers:
 def embedded_service(
     log: EmbeddedLog, spec: JoinSpec, open_state: Callable[[], JoinState], clock: Clock, partition: int = 0
 ) -> JoinService:
-    """The joiners' service over one partition, for a caller that drives it by `catch_up`.
+    """Return the joiners' service over one partition, for a caller that drives it with `catch_up`.
 
-    All that is due comes out at once, so that the examples of a step are in one order. The state goes to disk only where its
-    memory is full, and the watermark is told whenever it moved.
+    Everything due is emitted at once, so that the examples of a step are in one order. The state is written to disk only when its
+    memory is full, and the watermark is published whenever it moves.
     """
 
     spec = spec._replace(limits=spec.limits._replace(batch_bytes=NEVER))
@@ -151,7 +151,7 @@ def embedded_service(
 
 
 def catch_up(service: JoinService) -> None:
-    """Join all that the log holds as of the clock's time, which stands still meanwhile, as does the log."""
+    """Join everything in the log as of the clock's time. Neither the clock nor the log may change meanwhile."""
     service.round()
     while not service.caught_up:
         assert all(member.patience.ready for member in service.members.values()), "no clock moves"

@@ -1,9 +1,9 @@
-"""One partition's joiner that survives: state, transactions and recovery around the join core.
+"""One partition's joiner that survives crashes: state, transactions and recovery around the join core.
 
-Synchronous and without input or output of its own. A batch of input is one transaction of the `Outlet`, whose metadata says
-which it was. Every few seconds, after a transaction, the state goes to disk; so after a crash it is that of some transaction, and
-what the later ones did to it is known by what they took, which is read again, and by what they sent. Only a
-state that is not what another worker's transactions began from, or none, has to be rebuilt from all that may still matter.
+It is synchronous and does no I/O of its own. A batch of input is one transaction of the `Outlet`, whose metadata names it. Every
+few seconds, after a transaction, the state is written to disk. So after a crash, the state is that of some transaction. Recovery
+re-reads what the later ones took and what they sent. Only without a state, or if another worker's transactions did not begin from
+it, the state is rebuilt from all records that may still matter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from streaming.records.events import encode
 
 
 class JoinPartition:
-    """Recovers by `recover`, then takes records by `take` and joins by `step`."""
+    """One partition's joiner. Call `recover` first, then `take` for records and `step` to join them."""
 
     def __init__(
         self,
@@ -42,8 +42,8 @@ class JoinPartition:
         write_every_ms: int = 5000,
         requests_at_once: int | None = 2000,
     ) -> None:
-        """The state goes to disk every ``write_every_ms``, or when its memory is full. A batch looks at up to ``requests_at_once``
-        that are due, None: at all. ``new_id`` names a state that is made anew."""
+        """The state is written every ``write_every_ms``, and when its memory is full. A batch looks at up to ``requests_at_once``
+        due requests (None: all). ``new_id`` returns the id of a rebuilt state."""
         self._spec = spec
         self._state = state
         self._outlet = outlet
@@ -56,15 +56,15 @@ class JoinPartition:
         self._offsets: dict[str, int] = {}
         self._taken = self._taken_bytes = 0
         self._outputs: dict[str, int] = {}
-        """The offsets after what was sent, by topic."""
+        """The offsets after the records sent, by topic."""
         self._outbox: list[Outgoing] | None = None
-        """What is in a transaction that is not known to be committed."""
+        """The records of a transaction that is not known to be committed."""
         self._recovered = False
         self._written_at_ms = 0
         self.busy = False
-        """Whether more is due than one batch takes: `step` again before anything is taken."""
+        """Whether more is due than one batch takes: call `step` again before `take`."""
         self.gaps: list[Gap] = []
-        """What was passed over; whoever tells people of it takes it out."""
+        """Records that were skipped; the caller reports them and clears the list."""
 
     @property
     def offsets(self) -> Mapping[str, int]:
@@ -73,7 +73,7 @@ class JoinPartition:
 
     @property
     def told(self) -> int:
-        """The watermark (ms) that `examples` was told."""
+        """The watermark (ms) published in `examples`."""
         return self._head.told
 
     @property
@@ -88,14 +88,14 @@ class JoinPartition:
 
     @property
     def is_full(self) -> bool:
-        """Whether a transaction has enough to hold: `step` before more is taken."""
+        """Whether there is enough for a transaction: call `step` before `take`."""
         return self.joiner.is_full or self._taken_bytes >= self._spec.limits.taken_bytes
 
     def recover(self) -> Generator[None]:
-        """Come to the state that belongs to what was committed; bounded work between two yields.
+        """Restore the state that belongs to the last commit; bounded work between two yields.
 
         Raises:
-            ForgottenError: there is no telling what is in `examples` already; only people can end that.
+            ForgottenError: it is unknown what is in `examples` already; only a person can resolve that.
         """
         committed = self._outlet.open()
         if self._recovered and committed and committed.state_id == self._head.state_id:
@@ -119,21 +119,21 @@ class JoinPartition:
         self._recovered = True
 
     def discard(self) -> None:
-        """The state turned out to be damaged: `recover` makes it anew."""
+        """Discard a damaged state; `recover` rebuilds it."""
         self._recovered = False
         self._state.discard()
 
     def _write(self) -> None:
-        """The state of the last transaction goes to disk."""
+        """Write the state of the last transaction to disk."""
         self._state.write(self._head)
         if (
             isinstance(self.joiner.policy.sent, SentAsTold) and not self.busy
-        ):  # everything that it tells is in the state
+        ):  # everything that it knows is in the state
             self.joiner.policy = self._living(NOTHING_SENT)
             self._state.forget_emitted()
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
-        """Join a bounded number of records of an input, in order, until what comes of them fills a transaction. How many."""
+        """Join records of an input, in order, until their output fills a transaction. Return how many were taken."""
         count = self.joiner.take(topic, records)
         if count:
             self._offsets[topic] = records[count - 1].offset + 1
@@ -142,15 +142,15 @@ class JoinPartition:
         return count
 
     def skip(self, topic: str, offset: int) -> None:
-        """Records of an input before ``offset`` are gone, untaken."""
+        """Skip the records of an input before ``offset``, which were deleted."""
         self.gaps.append(Gap(topic, self._offsets[topic], offset))
         self._offsets[topic] = offset
 
     def step(self, ended: Mapping[str, bool], as_of_ms: int, tell_every_ms: int) -> None:
         """Emit what is due, and commit what was taken.
 
-        ``ended`` says which inputs were read to their end as of ``as_of_ms``. Where nothing else is to be said, the watermark is
-        told when it moved by ``tell_every_ms``.
+        ``ended`` says which inputs were read to their end as of ``as_of_ms``. Without anything else to commit, the watermark is
+        published once it has moved by ``tell_every_ms``.
         """
         joiner = self.joiner
         watermark = watermark_of(joiner.newest, ended, as_of_ms, self._spec.settings.lateness)
@@ -158,7 +158,7 @@ class JoinPartition:
         # what is told; so what came late goes out first, and no less than this is told.
         complete = self._head.told if self.busy else max(self._head.told, joiner.watermark)
         if self._taken and not joiner.advance(complete):
-            self.busy = True  # it came late, and is more than a transaction holds: what is told goes back to it
+            self.busy = True  # late arrivals exceed a transaction: publish no later watermark than theirs
             told = min(complete, joiner.next_due())
         else:
             self.busy = not joiner.advance(watermark, self._requests_at_once)
@@ -181,11 +181,11 @@ class JoinPartition:
             self._written_at_ms = as_of_ms
 
     def _head_of(self, sequence: int, told: int) -> Head:
-        """What the state is now."""
+        """Return the head of the current state."""
         return next_head(self._head, self._spec, self.joiner, self._offsets, self._outputs, sequence, told)
 
     def _send(self) -> None:
-        """The outbox and the head, as one transaction."""
+        """Send the outbox and the head as one transaction."""
         assert self._outbox is not None
         self._outputs |= self._outlet.send(self._outbox, commit_of(self._head))
         self._outbox = None

@@ -1,4 +1,4 @@
-"""What a joiner knows of a request, and what it needs of the place that keeps it."""
+"""The joiner's entry of a request, and the store of entries as the joiner uses it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from streaming.records.events import Request
 OVERHEAD_BYTES = 1024
 """What a pending request costs in memory besides its features, measured with one impression of 11 features."""
 ID_BYTES = 56
-"""What the id of each further impression costs beside its characters."""
+"""Memory of the id of each further impression besides its characters."""
 WAITING_BYTES = 128
-"""What an engagement that waits costs beside its bytes."""
+"""Memory of a waiting engagement besides its bytes."""
 
 DROPPED = 255
 """In ``emitted``: a negative that sampling dropped."""
@@ -48,25 +48,25 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
 
 
 class PendingRequests(Protocol):
-    """What the joiner needs of its state."""
+    """The joiner's state, as the joiner uses it."""
 
     def get(self, request_id: str) -> Pending | None:
-        """The entry; changes made to it stay, once `add`, `wake` or `shrink` told of them."""
+        """Return the entry. Changes to it are kept once `add`, `wake` or `shrink` is called for it."""
 
     def add(self, request_id: str, pending: Pending, grown_bytes: int) -> None:
-        """Put in an entry, or tell that one which is there grew by ``grown_bytes`` of payload."""
+        """Insert an entry, or note that an entry grew by ``grown_bytes`` of payload."""
 
     def shrink(self, request_id: str) -> None:
-        """Tell that an entry gave its payload away."""
+        """Note that an entry released its payload."""
 
     def wake(self, request_id: str, pending: Pending, at: int) -> None:
-        """Make `due` return the entry when ``at`` (ms) has passed, or earlier where that was asked for before."""
+        """Make `due` return the entry when ``at`` (ms) has passed, or earlier if an earlier call asked for that."""
 
     def due(self, before: int, limit: int) -> list[str]:
-        """Up to ``limit`` ids whose time is before ``before`` (ms); `get` each and `wake` it anew."""
+        """Return up to ``limit`` ids whose time is before ``before`` (ms); `get` each, and `wake` it again."""
 
     def next_due(self) -> int:
-        """The earliest time (ms) that `due` waits for, or `NEVER`."""
+        """Return the earliest time (ms) that `due` waits for, or `NEVER`."""
 
     def drop(self, request_id: str) -> None:
         """Forget an entry that `get` returned."""

@@ -1,7 +1,7 @@
-"""Living or recovered input: what the joiner does with records that nobody has joined yet, and with those it reads again.
+"""How the joiner treats new records, and records that it re-reads in recovery.
 
-After a crash, records of transactions that are committed are taken once more to make the state good. What they led to is in
-`examples` already, so nothing of it may be published again or judged by how late it is now.
+After a crash, the joiner re-reads records of committed transactions to restore its state. What they led to is in `examples`
+already, so it must not be published again, and records must not be judged by how late they are now.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from streaming.records.labels import Decision
 
 
 class Sent(Protocol):
-    """What is in `examples` and among the dead letters, where that may be more than entries say."""
+    """What is in `examples` and among the dead letters, which may be more than entries say."""
 
     def of(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
-        """How often each impression of a new request, served then (ms), is in `examples`."""
+        """Return how often each impression of a new request, served at ``served_at`` (ms), is in `examples`."""
 
     def refresh(self, request_id: str, pending: Pending) -> None:
-        """Tell an entry what was sent since its state was written."""
+        """Update an entry with what was sent since its state was written."""
 
     def refusal(self, topic: str, offset: int) -> str | None:
-        """Whether a record is among the dead letters already: what that of a request that was taken before says, else an empty
-        text; None where it is not."""
+        """Return None if a record is not among the dead letters; else the letter's text if it is a request that had been taken
+        before, or an empty text."""
 
 
 class NothingSent:
-    """Entries say all: what the joiner sends, it notes in them."""
+    """Entries are complete: the joiner notes in them what it sends."""
 
     def of(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
-        """None of them was sent."""
+        """Return zeros: none of them was sent."""
         return bytearray(len(impression_ids))
 
     def refresh(self, request_id: str, pending: Pending) -> None:
-        """There is nothing to add."""
+        """Do nothing."""
 
     def refusal(self, topic: str, offset: int) -> str | None:
-        """No entry holds what was refused."""
+        """Return None: entries do not hold refused records."""
         return None
 
 
@@ -54,54 +54,54 @@ NOTHING_SENT = NothingSent()
 
 
 class SentAsTold:
-    """What `examples` and `dead-letters` were found to hold when they were read again."""
+    """What recovery found in `examples` and `dead-letters`."""
 
     def __init__(self, state: JoinState) -> None:
         self._state = state
 
     def of(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
-        """How often each is in `examples`."""
+        """Return how often each is in `examples`."""
         return self._state.known_emitted(request_id, served_at, impression_ids)
 
     def refresh(self, request_id: str, pending: Pending) -> None:
-        """An entry may be older than what was found."""
+        """Raise the counts of an entry that is older than what was found."""
         known = self._state.known_emitted(request_id, pending.served_at, pending.impression_ids)
         pending.emitted = bytearray(map(max, pending.emitted, known))
 
     def refusal(self, topic: str, offset: int) -> str | None:
-        """Whether it was found there."""
+        """Return what was found in `dead-letters`."""
         return self._state.known_refused(topic, [offset]).get(offset)
 
 
 class InputPolicy(Protocol):
-    """What differs between living and recovered input; times in ms."""
+    """What differs between new and re-read records; times in ms."""
 
     @property
     def sent(self) -> Sent:
-        """What may be in `examples` besides what entries say."""
+        """What `examples` may hold beyond what entries say."""
 
     @property
     def is_living(self) -> bool:
-        """Whether what comes of records is to be told: examples, corrections, dead letters; of recovered ones, it was."""
+        """Whether to publish examples, corrections and dead letters; for re-read records, that was done before."""
 
     def latest_ms(self) -> int:
         """The latest event time that is taken."""
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
-        """Whether a request comes too late, of which nothing is kept after ``forgotten_at``."""
+        """Whether a request whose entry is dropped at ``forgotten_at`` comes too late."""
 
     def taken_under(self, offset: int) -> TakenUnder | None:
-        """What the request at this offset was taken under, where that was another schema than the config's."""
+        """Return the schema under which the request at this offset was taken, if it is not the config's."""
 
     def outdated(self, offset: int) -> str:
-        """What the dead letter `schema` of the request at this offset says; empty where there is none."""
+        """Return the text of the dead letter `schema` of the request at this offset; empty if there is none."""
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
-        """Which of a request's impressions become examples, of those that one decision is made for."""
+        """Return which of the impressions at ``places``, which share a decision, become examples."""
 
 
 class Living:
-    """Records that nobody has joined: their negatives are sampled, and ``served`` is told what came of scores."""
+    """The policy for new records: negatives are sampled, and ``served`` compares scores with labels."""
 
     is_living = True
 
@@ -120,19 +120,19 @@ class Living:
         return self._clock.now_ms() + self._max_future
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
-        """When the watermark has passed that time."""
+        """Whether the watermark has passed that time."""
         return forgotten_at < watermark
 
     def taken_under(self, offset: int) -> TakenUnder | None:
-        """It is taken now."""
+        """Return None: new requests are taken under the config's own schema."""
         return None
 
     def outdated(self, offset: int) -> str:
-        """It is new."""
+        """Return an empty text: a new request has no dead letter."""
         return ""
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
-        """All but the negatives that are not kept."""
+        """Return all but the negatives that are not kept."""
         if self._served is not None:
             self._judge(self._served, pending.request, places, decision.values)
         if any(decision.values) or self._negatives.keep >= 1:
@@ -143,7 +143,7 @@ class Living:
     def _judge(
         self, served: ServedCalibration, request: Request | None, places: Sequence[int], values: tuple[float, ...]
     ) -> None:
-        """Compare what a model said with what came of it, dropped negatives included."""
+        """Compare a model's scores with the labels, dropped negatives included."""
         if request is None or not request.sparse_version:
             return
         if len(request.scores) == 4 * self._labels * len(request.impression_ids):
@@ -169,18 +169,18 @@ class Recovered:
         return max(self._living.latest_ms(), self._newest_ms)
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
-        """Never: requests that were forgotten since still have their engagements read again."""
+        """Return False: engagements of requests that were dropped since are re-read, too."""
         return False
 
     def taken_under(self, offset: int) -> TakenUnder | None:
-        """By what was committed; before that was said, all were taken under the config's own."""
+        """Look it up in the commit. Requests before its first schema count as taken under the config's own."""
         at = bisect_right(self._taken, offset, key=lambda each: each.impressions) - 1
         return self._taken[at] if at >= 0 and self._taken[at].fingerprint != self._fingerprint else None
 
     def outdated(self, offset: int) -> str:
-        """What was found among the dead letters."""
+        """Return what was found among the dead letters."""
         return self.sent.refusal(IMPRESSIONS, offset) or ""
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
-        """Nothing."""
+        """Return nothing: it was published before."""
         return ()

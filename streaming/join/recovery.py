@@ -1,8 +1,8 @@
 """Recovery of one partition's joiner: from what was committed, to the state that belongs to it.
 
-The state on disk is that of some transaction. Where later ones began from it, what they took is read again, and what they sent is
-read before: no example goes out twice, and what was refused stays refused, however it would be judged now. A state that is of no
-such transaction, or none, is made anew from all that may still matter. Nothing is kept here between two recoveries.
+The state on disk is that of some transaction. If later ones began from it, recovery first reads what they sent, and then re-reads
+what they took: no example is emitted twice, and refused records stay refused, however they would be judged now. Otherwise it
+rebuilds the state from all records that may still matter. It keeps nothing between two recoveries.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from streaming.records.examples import published_in
 
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _DETAIL = 1000
-"""Characters that are kept of what a letter says."""
+"""The characters that are kept of a letter's text."""
 
 
 class Gap(NamedTuple):
-    """Records from ``start`` to before ``stop`` were needed, and are no longer kept."""
+    """Records from ``start`` to before ``stop`` were needed, but are no longer kept."""
 
     topic: str
     start: int
@@ -38,22 +38,22 @@ class Gap(NamedTuple):
 
 @dataclass
 class Restored:
-    """How far a partition's joiner is."""
+    """A restored joiner and how far it is."""
 
     joiner: Joiner
     head: Head
     offsets: dict[str, int]
     outputs: dict[str, int]
-    """The offsets after what was sent, by topic; where that is not known, from which on it is."""
+    """The offsets after the records sent, by topic; if unknown, the first offset where they may be."""
     busy: bool = False
     """Whether more was due than the last transaction took."""
     unwritten: bool = False
-    """Whether the state on disk is an earlier one."""
+    """Whether the state on disk is older."""
     gaps: list[Gap] = field(default_factory=list)
 
 
 class Recovery:
-    """What recovering one partition needs; ``living`` makes the policy for records that follow."""
+    """Recovers one partition; ``living`` makes the policy for the records that follow."""
 
     def __init__(
         self,
@@ -76,10 +76,10 @@ class Recovery:
         self._requests_at_once = requests_at_once
 
     def restore(self, committed: Committed | None) -> Generator[None, None, Restored]:
-        """Come to the state that belongs to what was committed; bounded work between two yields.
+        """Restore the state that belongs to the last commit; bounded work between two yields.
 
         Raises:
-            ForgottenError: there is no telling what is in `examples` already.
+            ForgottenError: it is unknown what is in `examples` already.
         """
         self._state.reload()
         head = self._state.head
@@ -92,23 +92,23 @@ class Recovery:
         return restored
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:
-        """Whether the state can be made that of the last transaction by what came after it."""
+        """Whether re-reading what came after a state leads to that of the last transaction."""
         if head.state_id != committed.state_id or not 0 <= head.sequence <= committed.sequence:
             return False
         if head.sequence == committed.sequence:
             return True
         starts = {**head.offsets, EXAMPLES: head.examples}
-        # Dead letters are kept for longer than what they are about, so there is no gap among them.
+        # Dead letters are kept for longer than the records they are about, so they have no gap.
         needed = dict(zip((*_INPUTS, EXAMPLES), committed.lowest[1:4], strict=True))
         return all(start >= max(needed[topic], self._history.beginning(topic)) for topic, start in starts.items())
 
     def _go_on(self, head: Head, committed: Committed) -> Generator[None, None, Restored]:
-        """From the state of an earlier transaction, or of the last."""
+        """Restore from the state of the last transaction or of an earlier one."""
         restored = self._begin(head, head.offsets, {EXAMPLES: head.examples, DEAD_LETTERS: head.dead_letters})
         joiner = restored.joiner
         joiner.newest.update(head.newest)
         if head.sequence < committed.sequence:
-            lowest = committed.lowest  # what a rebuild has to read never grows again
+            lowest = committed.lowest  # a rebuild never has to read more again
             head.cuts = [lowest, *(cut for cut in head.cuts if all(map(ge, cut[1:], lowest[1:])))]
             yield from self._read_again(restored, committed)
             return restored
@@ -119,13 +119,13 @@ class Recovery:
         return restored
 
     def _rebuild(self, committed: Committed | None) -> Generator[None, None, Restored]:
-        """From what is kept: what was emitted from `examples`, the rest from the inputs up to what was committed."""
+        """Rebuild: read what was emitted from `examples`, the rest from the inputs up to the committed offsets."""
         kept = ReadFrom(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES, DEAD_LETTERS)))
         if committed is None:
             if any(self._history.read(EXAMPLES, kept.examples, self._history.end(EXAMPLES))):
                 raise ForgottenError(
                     "no offsets are committed, but examples holds records, which joining would emit again; "
-                    "to begin anew, empty examples or choose another kafka.prefix"
+                    "to start over, empty examples or choose another kafka.prefix"
                 )
             return self._begin_anew(kept._replace(dead_letters=self._history.end(DEAD_LETTERS)), -1)
         needed = committed.lowest
@@ -143,8 +143,8 @@ class Recovery:
         return Restored(joiner, head, dict(offsets), outputs)
 
     def _begin_anew(self, lowest: ReadFrom, told: int) -> Restored:
-        """With an empty state of a new id."""
-        known = {} if self._state.head is None else self._state.head.schemas  # which are what they say, in any state
+        """Start with an empty state and a new id."""
+        known = {} if self._state.head is None else self._state.head.schemas  # schemas stay valid in any state
         self._state.discard()
         head = Head(self._new_id(), 0, 0, told, {}, {}, [lowest], lowest.examples)
         head.dead_letters, head.schemas = lowest.dead_letters, known
@@ -152,7 +152,7 @@ class Recovery:
         return self._begin(head, offsets, {EXAMPLES: lowest.examples, DEAD_LETTERS: lowest.dead_letters})
 
     def _read_again(self, restored: Restored, committed: Committed) -> Generator[None]:
-        """Bring the state from where it is to the last transaction; what comes out of that was sent then."""
+        """Bring the state up to the last transaction. The output on the way was sent before."""
         state, joiner, history = self._state, restored.joiner, self._history
         ends = {topic: history.end(topic) for topic in (EXAMPLES, DEAD_LETTERS)}
         for records in history.read(EXAMPLES, restored.outputs[EXAMPLES], ends[EXAMPLES]):
@@ -175,7 +175,9 @@ class Recovery:
         for topic in _INPUTS:
             for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
                 refused = state.known_refused(topic, [record.offset for record in records])
-                left = [record for record in records if refused.get(record.offset) != ""]  # else it is a marker now
+                left = [
+                    record for record in records if refused.get(record.offset) != ""
+                ]  # others are known dead letters
                 while left:
                     count = joiner.take(topic, left)
                     restored.offsets[topic] = left[count - 1].offset + 1
@@ -184,8 +186,8 @@ class Recovery:
                 if records:
                     restored.offsets[topic] = records[-1].offset + 1
                 yield
-        # What was due by the committed watermark and is not in `examples` was dropped by sampling, but for what another schema
-        # waited for longer: that stays pending.
+        # Impressions that were due by the committed watermark and are not in `examples` were dropped by sampling. Those that stay
+        # open longer under their own schema stay pending.
         while not joiner.advance(committed.watermark, self._requests_at_once):
             self._pass_over(restored, committed)
             yield
@@ -199,7 +201,7 @@ class Recovery:
         restored.unwritten = True
 
     def _pass_over(self, restored: Restored, committed: Committed) -> None:
-        """What comes out while records are read again was sent before."""
+        """Discard output, which was sent before; write the state if it is full."""
         restored.joiner.drain()
         if self._state.is_full:
             restored.head = self._head_of(restored, restored.head.sequence, committed.watermark)
@@ -210,7 +212,7 @@ class Recovery:
 
 
 def _letters_in(records: Sequence[Record], partition: int) -> Iterator[DeadLetter]:
-    """The letters that are about the partition's inputs. What is no letter, no joiner wrote."""
+    """Yield the letters about the partition's inputs. Other records were not written by a joiner."""
     for record in records:
         try:
             letter = decode_letter(record.value)
@@ -221,6 +223,6 @@ def _letters_in(records: Sequence[Record], partition: int) -> Iterator[DeadLette
 
 
 def _outdated(letter: DeadLetter) -> str:
-    """What is said of a request that may have been taken before it became a dead letter; empty of all other records."""
+    """Return the text of a letter whose request may have been taken before; empty for all other records."""
     is_outdated = letter.topic == IMPRESSIONS and letter.reason == "schema"
     return letter.detail[:_DETAIL] or letter.reason if is_outdated else ""

@@ -17,8 +17,8 @@ class JoinSettings(Section):
     lateness: DurationMs = 0
     """How far out of order, in event time, records of one partition may arrive."""
     late: Literal["dead_letter", "correct"] = "dead_letter"
-    """What becomes of an engagement that would have changed an example that is out: refused, or the example comes again with the
-    right labels and the next revision. For the latter, requests are kept until ``lateness`` after their window."""
+    """What to do with an engagement that would have changed an emitted example: refuse it, or emit the example again with the right
+    labels and the next revision. To ``correct``, requests are kept until ``lateness`` after their window."""
     max_future: DurationMs = 3_600_000
     """Records from further ahead of the clock are dead letters."""
     max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
@@ -26,5 +26,5 @@ class JoinSettings(Section):
     max_wait: PositiveDurationMs = 200
     """On Kafka, examples wait at most this long for others, to be sent together."""
     memory_bytes: Annotated[int, Field(ge=16 << 20)] = 256 << 20
-    """What pending requests may take in memory, with the buffers of the store that has the rest on disk; of all partitions of a
-    joiner together."""
+    """Memory of all partitions of a joiner together: for pending requests, and for the buffers of the stores that have the rest on
+    disk."""

@@ -1,12 +1,12 @@
-"""One partition's joiner state that outlives its process: pending requests, and how far it read.
+"""One partition's joiner state that outlives its process: pending requests and offsets.
 
-It is on disk as it was after one of the transactions, whole: all that changed since the write before is one RocksDB write
-batch. That is not synced: a process that dies loses nothing by it, and a machine that dies comes back with an older state,
-which does as well.
+On disk is the whole state after one of the transactions: each write is one RocksDB batch with all changes since the last write. It
+is not synced. A process that dies loses no write; a machine that dies comes back with an older state, from which recovery works
+as well.
 
-Keys: ``head``, ``p<request>`` what changes of a request, ``r<request>`` its record, written once,
-``t<time><request>`` when to look at it; only while state is made good, ``e<example><served at>`` how often an example was
-emitted, and ``e<topic><offset>`` a record that was refused.
+Keys: ``head``; ``p<request>``, the part of a request that changes; ``r<request>``, its record, written once;
+``t<time><request>``, when to look at it; during recovery only, ``e<example><served at>``, how often an example was emitted, and
+``e<topic><offset>``, a record that was refused.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from streaming.records.identity import example_prefix
 from streaming.records.schema import Schema
 
 STATE_VERSION = 2
-"""In version 1, heads and requests did not say under which schema they were made; it is still read."""
+"""Version 1 has no schemas of heads and requests; it is still read."""
 
 
 class ReadFrom(NamedTuple):
-    """Where a rebuild reads from: no record of the inputs before these offsets has an event time after ``newest`` (ms)."""
+    """Offsets from which a rebuild reads. No input record before them has an event time after ``newest`` (ms)."""
 
     newest: int
     impressions: int
@@ -41,7 +41,7 @@ class ReadFrom(NamedTuple):
 
 
 class TakenUnder(NamedTuple):
-    """From offset ``impressions`` on, requests were taken under a schema with that longest window (ms) of a label."""
+    """The schema under which requests were taken from offset ``impressions`` on, and the longest window (ms) of its labels."""
 
     fingerprint: str
     impressions: int
@@ -49,7 +49,7 @@ class TakenUnder(NamedTuple):
 
 
 class Head(msgspec.Struct, array_like=True):
-    """What the state is of: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
+    """Identifies a state: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
     takes. What later transactions put into `examples` begins at ``examples`` or after it, and into `dead-letters` at
@@ -74,7 +74,7 @@ class Head(msgspec.Struct, array_like=True):
 
 
 class _Small(msgspec.Struct, array_like=True):
-    """What changes of a request, and the marker that is left of it; see `Pending`."""
+    """The part of a request that changes, or the marker that is left of it; see `Pending`."""
 
     wake_at: int
     served_at: int
@@ -90,22 +90,22 @@ class _Small(msgspec.Struct, array_like=True):
 class _Entry(msgspec.Struct, gc=False):
     pending: Pending
     payload: int
-    """The bytes that came for it."""
+    """The bytes of its records."""
     fixed: int = 0
-    """The bytes that stay when those are released."""
+    """The bytes that stay when those records are released."""
     ids: int = -1
-    """How many ids ``fixed`` holds."""
+    """The number of ids in ``fixed``."""
     record: int = 0
-    """Bytes of ``payload`` that are on disk and never written again: the request's."""
+    """Bytes of ``payload`` that are on disk and not written again: the request's."""
     unwritten: int = 0
-    """What the next write takes for it; 0 where it has not changed."""
+    """The bytes of its next write; 0 if it has not changed."""
     stored_wake: int = -1
-    """The time that its key on disk has; -1 where it is not on disk."""
+    """The time in its key on disk; -1 if it is not on disk."""
     request_stored: bool = False
 
 
 class _Gone(NamedTuple):
-    """What is still on disk of an entry that was dropped."""
+    """What a dropped entry still has on disk."""
 
     stored_wake: int
     request_stored: bool
@@ -114,7 +114,7 @@ class _Gone(NamedTuple):
 _log = logging.getLogger("minutely.join")
 UNWRITTEN_BYTES = 64 << 20
 _GONE_BYTES = 300
-"""What an entry that was dropped costs in memory until that is on disk."""
+"""Memory of a dropped entry until the drop is written to disk."""
 
 _small = msgspec.msgpack.Decoder(_Small)
 _request = msgspec.msgpack.Decoder(Request)
@@ -122,21 +122,21 @@ _head = msgspec.msgpack.Decoder(Head)
 
 
 def _emitted_key(version: int, name: str, served_at: int) -> bytes:
-    """With the time, since an id that is used again once it was forgotten names another request."""
-    kind = b"e" if version == 1 else b"e\xff"  # which no text holds: what version 1 named is apart
+    """Return the key of an example, with the time: an id that is reused after it was dropped names another request."""
+    kind = b"e" if version == 1 else b"e\xff"  # no text has that byte, so ids of version 1 stay apart
     return kind + name.encode() + served_at.to_bytes(8, "big")
 
 
 def _refused_key(topic: str, offset: int) -> bytes:
-    """Apart from examples: no text holds this byte."""
+    """Return the key of a refused record; no text has its second byte, so it is none of an example's."""
     return b"e\xfe" + topic.encode() + offset.to_bytes(8, "big")
 
 
 class JoinState:
     """`PendingRequests` over RocksDB: up to ``memory_bytes`` of requests also stay in memory.
 
-    What the joiner changes is in memory until `write` puts it on disk, whole; it is time for that after ``unwritten_bytes``.
-    ``head`` is the last write's, None in a new folder.
+    Changes are in memory until `write` puts all of them on disk, which is due after ``unwritten_bytes``. ``head`` is that of the
+    last write, None in a new folder.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class JoinState:
         unwritten_bytes: int = UNWRITTEN_BYTES,
     ) -> None:
         self.memory_bytes = memory_bytes
-        """May change at any time; what is too much then leaves memory with the next `write`."""
+        """May change at any time; the next `write` drops what is too much from memory."""
         self._unwritten_bytes = unwritten_bytes
         self._db = open_store(folder)
         try:
@@ -155,15 +155,15 @@ class JoinState:
         except Exception as error:  # rocksdict raises no narrower kind
             if not self.is_damage(error):
                 raise
-            _log.warning("%s is damaged and begins anew, from what Kafka keeps: %s", folder, error)
+            _log.warning("%s is damaged, rebuilding it from the log: %s", folder, error)
             self.discard()
 
     def reload(self) -> None:
-        """Forget what was not written."""
+        """Go back to the last write."""
         packed: Any = self._db.get(b"head")
         self.head: Head | None = None if packed is None else _head.decode(packed)
         if self.head is not None and self.head.version > STATE_VERSION:
-            _log.warning("a state of version %d; allowed: up to %d. It is rebuilt", self.head.version, STATE_VERSION)
+            _log.warning("state has version %d; allowed: up to %d; rebuilding it", self.head.version, STATE_VERSION)
             self._db.clear()
             self.head = None
         self._entries: dict[str, _Entry] = {}
@@ -178,11 +178,11 @@ class JoinState:
 
     @property
     def is_full(self) -> bool:
-        """Whether memory is used up, or one `write` has enough to do: it is to be called."""
+        """Whether to call `write`: memory is used up, or there is enough to write."""
         return self._bytes > self.memory_bytes or self._unwritten > self._unwritten_bytes
 
     def get(self, request_id: str) -> Pending | None:
-        """The entry, brought into memory."""
+        """Return the entry, after loading it into memory."""
         entry = self._entries.get(request_id)
         if entry is not None:
             return entry.pending
@@ -192,7 +192,7 @@ class JoinState:
         return None if packed is None else self._load(request_id, packed)
 
     def add(self, request_id: str, pending: Pending, grown_bytes: int) -> None:
-        """Put in an entry, or tell that one which is there grew by ``grown_bytes`` of payload."""
+        """Insert an entry, or note that an entry grew by ``grown_bytes`` of payload."""
         entry = self._entries.pop(request_id, None)
         if entry is None:
             entry = _Entry(pending, 0)
@@ -204,13 +204,13 @@ class JoinState:
         self._changed(request_id, entry)
 
     def shrink(self, request_id: str) -> None:
-        """Tell that an entry gave its payload away."""
+        """Note that an entry released its payload."""
         entry = self._entries[request_id]
         self._release_payload(entry)
         self._changed(request_id, entry)
 
     def wake(self, request_id: str, pending: Pending, at: int) -> None:
-        """Make `due` return the entry when ``at`` has passed, or earlier where that was asked for before."""
+        """Make `due` return the entry when ``at`` has passed, or earlier if an earlier call asked for that."""
         if at < pending.wake_at:
             pending.wake_at = at
             self._timers.push(at, request_id)
@@ -219,11 +219,11 @@ class JoinState:
                 self._changed(request_id, entry)
 
     def due(self, before: int, limit: int) -> list[str]:
-        """Up to ``limit`` ids whose time is before ``before``; `get` each and `wake` it anew."""
+        """Return up to ``limit`` ids whose time is before ``before``; `get` each, and `wake` it again."""
         return self._timers.due(before, limit, self._db if self._on_disk else None)
 
     def next_due(self) -> int:
-        """The earliest time (ms) that `due` waits for, or `NEVER`."""
+        """Return the earliest time (ms) that `due` waits for, or `NEVER`."""
         return self._timers.next_due(self._db if self._on_disk else None)
 
     def drop(self, request_id: str) -> None:
@@ -237,22 +237,22 @@ class JoinState:
             self._bytes += _GONE_BYTES
 
     def _release_payload(self, entry: _Entry) -> None:
-        """An entry's payload is no longer needed."""
+        """Release an entry's payload."""
         self._bytes -= entry.payload
         self._unwritten -= entry.unwritten
         entry.payload = entry.record = entry.unwritten = 0
 
     def _changed(self, request_id: str, entry: _Entry) -> None:
-        """The next write takes all of an entry but the request that is on disk, however little of it changed."""
+        """Note a change. The next write takes the whole entry, except a request that is on disk already."""
         self._dirty.add(request_id)
         takes = entry.payload - entry.record
-        if entry.pending.request is None:  # its ids are not in a record of their own
+        if entry.pending.request is None:  # its ids are in no record on disk
             takes += entry.fixed - OVERHEAD_BYTES
         self._unwritten += takes - entry.unwritten
         entry.unwritten = takes
 
     def write(self, head: Head) -> None:
-        """Put everything that changed since the last write on disk, with the head, at once."""
+        """Write everything that changed since the last write, and the head, at once."""
         batch = self._db.batch()
         for request_id, gone in self._dropped.items():
             key = request_id.encode()
@@ -276,14 +276,14 @@ class JoinState:
             self._evict()
 
     def note_emitted(self, published: Published) -> None:
-        """These are in `examples`, told in the order of the topic."""
+        """Note what is in `examples`; call this in the order of the topic."""
         batch = self._db.batch()
         for name, served_at, revision in published.examples:
             batch.put(_emitted_key(published.version, name, served_at), bytes([revision + 1]))
         self._db.write(batch)
 
     def known_emitted(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
-        """How often each impression of a request that was served then (ms) is in `examples`, as `note_emitted` was told."""
+        """Return how often each impression of a request served at ``served_at`` (ms) is in `examples`, by `note_emitted`."""
         prefix = example_prefix(request_id)
         keys = [_emitted_key(2, prefix + impression_id, served_at) for impression_id in impression_ids]
         keys += [_emitted_key(1, impression_id, served_at) for impression_id in impression_ids]
@@ -292,41 +292,41 @@ class JoinState:
         return bytearray(map(max, times[: len(impression_ids)], times[len(impression_ids) :]))
 
     def note_refused(self, places: Collection[tuple[str, int, str]]) -> None:
-        """Records of these topics, at these offsets, are among the dead letters; the text is kept with that."""
+        """Note records, by topic and offset, that are among the dead letters, with the letters' texts."""
         batch = self._db.batch()
         for topic, offset, text in places:
             batch.put(_refused_key(topic, offset), text.encode())
         self._db.write(batch)
 
     def known_refused(self, topic: str, offsets: Sequence[int]) -> dict[int, str]:
-        """Which of these records were refused, with the texts, as `note_refused` was told."""
+        """Return which of these records were refused, with the texts, by `note_refused`."""
         found: Any = self._db.get([_refused_key(topic, offset) for offset in offsets])
         return {offset: bytes(text).decode() for offset, text in zip(offsets, found, strict=True) if text is not None}
 
     @property
     def knows_emitted(self) -> bool:
-        """Whether there is anything that `note_emitted` or `note_refused` was told."""
+        """Whether `note_emitted` or `note_refused` has noted anything."""
         cursor = self._db.iter()
         cursor.seek(b"e")
         cursor.status()
         return cursor.valid() and cursor.key()[:1] == b"e"
 
     def forget_emitted(self) -> None:
-        """What `note_emitted` and `note_refused` were told is in the entries."""
+        """Delete what `note_emitted` and `note_refused` noted, once it is in the entries."""
         self._db.delete_range(b"e", b"f")
 
     def is_damage(self, error: Exception) -> bool:
-        """Whether the state is damaged and may begin anew."""
+        """Whether an error means that the state is damaged and can be rebuilt."""
         return self._db.is_damage(error)
 
     def discard(self) -> None:
-        """Begin anew with an empty folder."""
+        """Start over with an empty folder."""
         self._db.clear()
         self.reload()
 
     def close(self) -> None:
-        """Close the folder; what was not written is gone."""
-        # Timers hold us as we hold them: all of it would stay until Python looks for cycles, which it seldom does in a joiner.
+        """Close the folder; what was not written is lost."""
+        # Timers and state refer to each other: without this, they would stay until Python collects cycles, which is rare here.
         self._entries, self._dropped, self._dirty = {}, {}, set()
         self._timers = Timers(lambda request_id: None)
         self._db.close()
@@ -358,7 +358,7 @@ class JoinState:
                 batch.delete(Timers.key(entry.stored_wake, key))
             batch.put(timer, b"")
             entry.stored_wake = pending.wake_at
-        self._timers.stored(timer)  # one that was due, and is still, has been passed
+        self._timers.stored(timer)  # a timer that was due, and still is, has been passed
         entry.unwritten = 0
         if request is not None and not entry.request_stored:
             record = encode(request)
@@ -396,7 +396,7 @@ class JoinState:
         return pending
 
     def _evict(self) -> None:
-        """Let the half of memory that was touched first be on disk only; everything is there after a write."""
+        """Drop the half of memory that changed longest ago; after a write, all of it is on disk."""
         for request_id in list(self._entries):
             if self._bytes <= self.memory_bytes // 2:
                 break
@@ -407,7 +407,7 @@ class JoinState:
 
 
 def _set_fixed(entry: _Entry) -> int:
-    """Set what an entry and its ids cost; by how much that grew."""
+    """Update the fixed size of an entry and its ids; return by how much it grew."""
     ids, before = entry.pending.impression_ids, entry.fixed
     entry.ids = len(ids)
     entry.fixed = OVERHEAD_BYTES

@@ -1,4 +1,4 @@
-"""How far a joiner is: the watermark that its inputs allow, and the records of `examples` that tell it."""
+"""A joiner's watermark: how far its inputs allow it to move, and the records of `examples` that carry it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def watermark_of(newest: Mapping[str, int], ended: Mapping[str, bool], as_of_ms:
 def examples_records(
     example_format: ExampleFormat, batches: Sequence[pa.RecordBatch], told: int, watermark: int
 ) -> list[bytes]:
-    """The records of batches, in order; without any, one that only carries the watermark, where it is past ``told``.
+    """Return the records of batches, in order; without batches, one that only carries the watermark, if it is past ``told``.
 
     Only the last record may say that everything before the new watermark is out.
     """
@@ -36,7 +36,7 @@ def examples_records(
 
 
 def _halved(example_format: ExampleFormat, batch: pa.RecordBatch, told: int, watermark: int) -> Iterator[bytes]:
-    """A batch as one record, or as several where that is too large for a log."""
+    """Yield a batch as one record, or as several if one is too large for a log."""
     record = example_format.encode(batch, watermark)
     if len(record) <= MAX_RECORD_BYTES or batch.num_rows == 1:
         yield record

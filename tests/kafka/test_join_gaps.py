@@ -112,7 +112,7 @@ def test_offsets_that_brokers_forgot_are_waited_for(
 
 @pytest.mark.parametrize(
     ("place", "said"),
-    [(0.0, "is damaged and begins anew"), (0.6, "the state is rebuilt"), (0.85, "the state is rebuilt")],
+    [(0.0, "is damaged, rebuilding it"), (0.6, "the state is rebuilt"), (0.85, "the state is rebuilt")],
 )
 def test_a_damaged_state_is_made_anew(
     place: float, said: str, kafka: KafkaSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
