@@ -353,7 +353,7 @@ def test_a_state_of_before_is_read_and_one_of_a_later_program_is_made_anew(
     state.write(state.head)
     state.close()
     join = pipeline.start(BEFORE)
-    assert "a state of version 3; allowed: up to 2" in caplog.text
+    assert "state has version 3; allowed: up to 2" in caplog.text
     assert join._head.state_id != state_id
     pipeline.finish(join, FEATURES)
     assert pipeline.names() == both_of(0, 1, 2, 3, 4, 5, 6, 8, 9)
