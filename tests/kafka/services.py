@@ -21,7 +21,7 @@ from minutely.config import Pipeline
 Program: TypeAlias = Callable[..., None]
 _STOP_SECONDS = 60
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["minutely.archive", "minutely.train"])
+_FORKS.set_forkserver_preload(["minutely.archive", "minutely.join", "minutely.serve", "minutely.train"])
 
 
 def write_config(pipeline: Pipeline, folder: Path) -> Path:
@@ -168,9 +168,9 @@ class Service:
             time.sleep(0.02)
 
 
-def joiner(config: Path, folder: Path, name: str) -> Service:
+def joiner(config: Path, folder: Path, name: str, *options: str) -> Service:
     state = folder / name
-    return Service(name, ["join", str(config), "--state", str(state)], state, folder / f"{name}.log")
+    return Service(name, ["join", str(config), "--state", str(state), *options], state, folder / f"{name}.log")
 
 
 def trainer(config: Path, folder: Path, *options: str) -> Service:

@@ -6,12 +6,13 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -67,9 +68,10 @@ def make_traffic(
     window_ms: int = 10_000,
     lateness_ms: int = 5_000,
     first: int = 0,
+    also: Callable[[npt.NDArray[np.int64]], dict[str, bytes]] = lambda keys: {},
 ) -> Traffic:
     """Requests ``every_ms`` apart, 5 % of impressions clicked within the window, arriving in any order within the lateness,
-    2 % of the records twice."""
+    2 % of the records twice. ``also`` gives packed columns of more features, of impressions with these keys."""
     rng = random.Random(seed)
     events: list[Event] = []
     labels: dict[str, float] = {}
@@ -89,7 +91,7 @@ def make_traffic(
             served_at=served_at,
             impression_ids=ids,
             shared={"user": np.int64(number % 100).tobytes()},
-            features={"key": keys.astype("<i8").tobytes()},
+            features={"key": keys.astype("<i8").tobytes(), **also(keys)},
         )
         arrive(IMPRESSIONS, served_at, name, encode(request))
         for impression_id in ids:
