@@ -36,7 +36,7 @@ def check_form(files: Files, manifest: Manifest, form: str) -> str:
     if found:
         shown = "".join(f"\n  {place}: {change}" for place, change in found.items())
         raise BadFile(
-            f"version {manifest.version}: made by another config; allowed: the same with features or tables added, "
+            f"version {manifest.version}: made by another config; allowed: that one, with features or tables added, "
             f"or a new place for the versions:{shown}"
         )
     return earlier
@@ -49,10 +49,10 @@ def differences(earlier: str, later: str) -> dict[str, str]:
     except Exception:
         return {} if earlier == later else {"form": f"{earlier} before, {later} now"}
     before, after = map(_flat, whole)
-    known = {place[1] for place in before if place[0] == "features"}
-    found = {}
+    known, kept = ({place[1] for place in form if place[0] == "features"} for form in (before, after))
+    found = {f"features.{name}": "there before, not now" for name in sorted(known - kept)}
     for place in {**before, **after}:
-        if before.get(place) == after.get(place):
+        if before.get(place) == after.get(place) or (place[0] == "features" and place[1] in known - kept):
             continue
         if place not in before and _is_added(place, known):
             continue

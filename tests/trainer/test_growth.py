@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_refused_with_the_difference(tmp_path: Path) -> Non
         DeltaLog.resume(files, form_of(OLD, ModelSettings(dim=5, hidden=[8])), 4)
     assert differences(form, form_of(NEW, settings)) == {}
     less = {name: feature for name, feature in OLD.items() if name != "price"}
-    assert "features.price.column" in differences(form, form_of(less, settings))
+    assert differences(form, form_of(less, settings)) == {"features.price": "there before, not now"}
     moved = {**OLD, "user": SparseFeature(column="other")}
     assert differences(form, form_of(moved, settings)) == {"features.user.column": '"u" before, "other" now'}
     other = {**json.loads(form), "labels": dict(reversed(json.loads(form)["labels"].items()))}
