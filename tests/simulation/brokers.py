@@ -86,6 +86,11 @@ class Brokers:
         self.largest = 1 << 30
         """Bytes that a transaction may have."""
 
+    def evict(self, name: str) -> None:
+        """Who leaves the group, or is not heard of for too long, has no partitions any more."""
+        (other,) = set(JOINERS) - {name}
+        self.owners[:] = [other] * len(self.owners)
+
     def append(self, topic: str, partition: int, value: bytes | None, transaction: _Transaction | None = None) -> int:
         """The offset after it."""
         entries = self.topics[topic, partition].entries
@@ -271,8 +276,7 @@ class BrokersOf:
 
     def leave(self) -> None:
         self._process.touch("leave the group")
-        (other,) = set(JOINERS) - {self._name}
-        self._brokers.owners[:] = [other] * len(self._brokers.owners)
+        self._brokers.evict(self._name)
 
     def outlet(self, partition: int) -> OutletOf:
         return OutletOf(self._brokers, self._process, partition)

@@ -14,7 +14,6 @@ RARE = {
     "impressions known by id and time",
     "refusals are not read again",
     "rows stay where a follower starts over",
-    "state id not checked",
 }
 """Found within 1,000 seeds (`make simulate-mutants`), which takes too long here."""
 

@@ -208,10 +208,19 @@ class World:
         if self._depth >= _DEEPEST or self._calm:
             return
         self._depth += 1
-        long = self.rng.random() < 0.1
+        rng, brokers = self.rng, self.brokers
+        long = rng.random() < 0.1
         self.note(process.name, f"suspended: {process.last}")
-        for _ in range(self.rng.randint(1, 25 if long else 4)):
-            self.turn(self.rng.randrange(5 * MINUTE if long else 2_000))
+        owners, committed = list(brokers.owners), list(brokers.groups)
+        is_missed = process.name in JOINERS and "rebalance" in self.faults and rng.random() < 0.3
+        if is_missed:
+            brokers.evict(process.name)
+        for _ in range(rng.randint(1, 80 if is_missed else 25 if long else 4)):
+            self.turn(rng.randrange(5 * MINUTE if long else 2_000))
+            if is_missed and brokers.groups != committed:  # another has done its work, once
+                break
+        if is_missed and rng.random() < 0.5:  # it is a member again before it knew of that
+            brokers.owners[:] = owners
         self.note(process.name, "goes on")
         self._depth -= 1
 
