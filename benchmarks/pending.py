@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from streaming.clock import EventClock
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.join.core import Joiner
 from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
+from streaming.log import Record
 from streaming.records.events import SCHEMA_VERSION, Request, encode
 from streaming.records.labels import Label
 
@@ -51,7 +51,7 @@ def fill(per_request: int, impressions: int, folder: Path) -> dict[str, float]:
     }
     spec = JoinSpec(features, {"click": Label(action="click", window="1d")})
     state = JoinState(folder, spec.settings.memory_bytes)
-    joiner = Joiner(spec, state, Living(spec, EventClock(START_MS + 86_400_000)))
+    joiner = Joiner(spec, state, Living(spec))
     rng = np.random.default_rng(1)
     vectors = rng.random((64, per_request * values), np.float32)
     before = largest = resident_bytes()
@@ -66,7 +66,7 @@ def fill(per_request: int, impressions: int, folder: Path) -> dict[str, float]:
             shared={"user": number.to_bytes(8, "little")},
             features={"item": bytes(8 * per_request), "vector": vectors[number % 64].tobytes()},
         )
-        joiner.add_request(number, encode(request))
+        joiner.add_request(Record(number, encode(request), START_MS + number))
         if number % _BATCH == _BATCH - 1 or number == requests - 1:
             joiner.advance(START_MS + number)
             joiner.drain()

@@ -57,7 +57,7 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
     def make(partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
         state = memory.open(folder / str(partition))
         return state, JoinPartition(
-            spec, state, outlet, history, clock, partition, new_id=lambda: uuid.uuid4().hex, served=served
+            spec, state, outlet, history, partition, new_id=lambda: uuid.uuid4().hex, served=served
         )
 
     brokers = KafkaBrokers(pipeline.kafka)

@@ -26,8 +26,8 @@ _VERSION = 2
 class Committed(NamedTuple):
     """What the last transaction committed: its identity, the inputs' next offsets, and where a rebuild must read from.
 
-    Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some. No event
-    that was taken is later than ``newest``. ``taken_under`` says which requests were taken under which schema.
+    Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some.
+    ``taken_under`` says which requests were taken under which schema.
     """
 
     state_id: str
@@ -36,7 +36,6 @@ class Committed(NamedTuple):
     due: int
     offsets: dict[str, int]
     lowest: ReadFrom
-    newest: int = 0
     taken_under: Sequence[TakenUnder] = ()
 
 
@@ -51,7 +50,6 @@ class _Text(msgspec.Struct, kw_only=True):
     due: int
     lowest: tuple[int, int, int]
     dead_letters: int = 0
-    newest: int = 0
     offsets: dict[str, int] = {}
     schemas: list[TakenUnder] = []
     version: int = 1
@@ -69,7 +67,6 @@ def commit_of(head: Head) -> Committed:
         max(head.watermark, head.told),
         dict(head.offsets),
         head.cuts[0],
-        max(head.newest.values()),
         tuple(head.taken_under),
     )
 
@@ -83,7 +80,6 @@ def encode_commit(commit: Committed) -> str:
         due=commit.due,
         lowest=commit.lowest[1:4],
         dead_letters=commit.lowest.dead_letters,
-        newest=commit.newest,
         offsets=commit.offsets,
         schemas=list(commit.taken_under),
         version=_VERSION,
@@ -98,9 +94,7 @@ def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = Forgotte
         if found.version > _VERSION:
             raise ValueError(f"version {found.version}; allowed: up to {_VERSION}")
     lowest, taken_under = ReadFrom(-1, *found.lowest, found.dead_letters), tuple(found.schemas)
-    return Committed(
-        found.id, found.sequence, found.watermark, found.due, found.offsets, lowest, found.newest, taken_under
-    )
+    return Committed(found.id, found.sequence, found.watermark, found.due, found.offsets, lowest, taken_under)
 
 
 def taken_on(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int) -> list[TakenUnder]:
@@ -122,11 +116,10 @@ def next_head(
 ) -> Head:
     """What a state that was ``head``'s is now, with the points that a rebuild would read from. ``outputs`` are the offsets after
     what was sent."""
-    cuts, newest = head.cuts, joiner.newest
+    cuts, at = head.cuts, joiner.newest
     while len(cuts) > 1 and cuts[1].newest < told - spec.keep_ms:
         cuts = cuts[1:]
-    at = max(newest.values())
-    if at >= cuts[-1].newest + spec.keep_ms // _POINTS and offsets.keys() == newest.keys():
+    if at >= cuts[-1].newest + spec.keep_ms // _POINTS and offsets.keys() == joiner.reached.keys():
         ends = outputs[EXAMPLES], outputs[DEAD_LETTERS]
         cuts = [*cuts, ReadFrom(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], *ends)]
     if len(cuts) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more
@@ -140,10 +133,11 @@ def next_head(
         joiner.watermark,
         told,
         dict(offsets),
-        dict(newest),
+        dict(joiner.reached),
         cuts,
         outputs[EXAMPLES],
         dead_letters=outputs[DEAD_LETTERS],
         schemas=dict(joiner.upgrades.known),
         taken_under=taken,
+        newest=joiner.newest,
     )

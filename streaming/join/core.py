@@ -87,8 +87,10 @@ class Joiner:
         """The approximate size of the output since the last `drain`."""
         self.format = ExampleFormat(spec.features, spec.labels)
         self.watermark = 0
-        self.newest = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
-        """The newest event time seen of each input (ms); records from the future do not count."""
+        self.reached = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
+        """How far the records taken of each input let the watermark come (ms), see `_reach`."""
+        self.newest = 0
+        """The newest event time (ms) that a record taken claims."""
         self.counts: Counter[str] = Counter()
 
     @property
@@ -102,16 +104,16 @@ class Joiner:
         for count, record in enumerate(records):
             if self.is_full:
                 return count
-            add(record.offset, record.value)
+            add(record)
         return len(records)
 
-    def add_request(self, offset: int, payload: bytes) -> None:
+    def add_request(self, record: Record) -> None:
         """Take one record of `impressions`."""
-        self._guarded(self._request, IMPRESSIONS, offset, payload)
+        self._guarded(self._request, IMPRESSIONS, record)
 
-    def add_engagement(self, offset: int, payload: bytes) -> None:
+    def add_engagement(self, record: Record) -> None:
         """Take one record of `engagements`."""
-        self._guarded(self._engagement, ENGAGEMENTS, offset, payload)
+        self._guarded(self._engagement, ENGAGEMENTS, record)
 
     def advance(self, watermark: int, at_most: int | None = None) -> bool:
         """Move the watermark (ms): as far as ``lateness`` promises, every event before it has arrived. Emit what that decides.
@@ -149,12 +151,18 @@ class Joiner:
         self.counts["examples"] += sum(batch.num_rows for batch in found)
         return JoinOutput(found, dead)
 
-    def _guarded(self, take: Callable[[int, bytes], None], topic: str, offset: int, payload: bytes) -> None:
+    def _guarded(self, take: Callable[[Record], None], topic: str, record: Record) -> None:
         self.counts[topic] += 1
         try:
-            take(offset, payload)
+            take(record)
         except BadRecord as bad:
-            self._refuse(topic, offset, payload, bad)
+            self._refuse(topic, record.offset, record.value, bad)
+
+    def _reach(self, topic: str, claimed_ms: int, appended_at: int) -> None:
+        """The only place where a record moves the watermark's sources: to its event time, at most ``max_ahead`` after its
+        broker took it. So a clock that is fast does no more in a backlog than it would have done live."""
+        self.reached[topic] = max(self.reached[topic], min(claimed_ms, appended_at + self._settings.max_ahead))
+        self.newest = max(self.newest, claimed_ms)
 
     def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
         if self.policy.sent.refusal(topic, offset) is not None:
@@ -172,15 +180,16 @@ class Joiner:
             )
         )
 
-    def _request(self, offset: int, payload: bytes) -> None:
+    def _request(self, record: Record) -> None:
+        offset, payload = record.offset, record.value
         taken, outdated = self.policy.taken_under(offset), self.policy.outdated(offset)
         packed = pack_request(payload, self.upgrades.features(taken)) if is_json(payload) else payload
-        request = decode_request(packed, self.policy.latest_ms(), self._earliest)
+        request = decode_request(packed, self.policy.latest_ms(record.appended_at), self._earliest)
         self.upgrades.take(request, taken)
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if self.policy.is_forgotten(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
-        self.newest[IMPRESSIONS] = max(self.newest[IMPRESSIONS], request.served_at)
+        self._reach(IMPRESSIONS, request.served_at, record.appended_at)
         pending = self._store.get(request.request_id) or Pending()
         if pending.served_at >= 0 and not self._comes_again(pending, request, offset):
             self.counts["repeated"] += 1
@@ -211,9 +220,10 @@ class Joiner:
         if outdated:
             self._outdate(request.request_id, pending, outdated)
 
-    def _engagement(self, offset: int, payload: bytes) -> None:
-        engagement = decode_engagement(payload, self.policy.latest_ms(), self._earliest)
-        self.newest[ENGAGEMENTS] = max(self.newest[ENGAGEMENTS], engagement.happened_at)
+    def _engagement(self, record: Record) -> None:
+        payload = record.value
+        engagement = decode_engagement(payload, self.policy.latest_ms(record.appended_at), self._earliest)
+        self._reach(ENGAGEMENTS, engagement.happened_at, record.appended_at)
         if engagement.action not in self._actions:
             self.counts["unused"] += 1
             return
@@ -227,7 +237,7 @@ class Joiner:
             raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {engagement.request_id}")
         pending = pending or Pending()
         self._check_waiting(engagement.request_id, pending, len(payload))
-        pending.waiting.append((offset, payload))
+        pending.waiting.append((record.offset, payload))
         pending.waiting_bytes += len(payload)
         self._store.wake(engagement.request_id, pending, wait_until)
         self._store.add(engagement.request_id, pending, len(payload) + WAITING_BYTES)

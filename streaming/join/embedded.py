@@ -140,7 +140,6 @@ def embedded_service(
             state,
             outlet,
             history,
-            clock,
             number,
             new_id=lambda: "embedded",
             write_every_ms=NEVER,

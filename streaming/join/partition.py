@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 
-from streaming.clock import Clock
 from streaming.join.brokers import History, Outgoing, Outlet
 from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import commit_of, next_head
@@ -34,7 +33,6 @@ class JoinPartition:
         state: JoinState,
         outlet: Outlet,
         history: History,
-        clock: Clock,
         partition: int,
         *,
         new_id: Callable[[], str],
@@ -47,8 +45,8 @@ class JoinPartition:
         self._spec = spec
         self._state = state
         self._outlet = outlet
-        self._living = partial(Living, spec, clock, served=served)
-        self._recovery = Recovery(spec, state, history, self._living, clock, partition, new_id, requests_at_once)
+        self._living = partial(Living, spec, served=served)
+        self._recovery = Recovery(spec, state, history, self._living, partition, new_id, requests_at_once)
         self._write_every_ms = write_every_ms
         self._requests_at_once = requests_at_once
         self.joiner = Joiner(spec, state, self._living(NOTHING_SENT), partition)
@@ -153,7 +151,7 @@ class JoinPartition:
         published once it has moved by ``tell_every_ms``.
         """
         joiner = self.joiner
-        watermark = watermark_of(joiner.newest, ended, as_of_ms, self._spec.settings.lateness)
+        watermark = watermark_of(joiner.reached, ended, as_of_ms, self._spec.settings.lateness)
         # All that was due by now is out, or was dropped by sampling without a word. Who reads again takes that for granted up to
         # what is told; so what came late goes out first, and no less than this is told.
         complete = self._head.told if self.busy else max(self._head.told, joiner.watermark)

@@ -10,13 +10,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-from streaming.clock import Clock
 from streaming.join.calibration import ServedCalibration
 from streaming.join.pending import Pending
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState, TakenUnder
 from streaming.log import IMPRESSIONS
-from streaming.records.events import Request
+from streaming.records.events import MAX_TIME_MS, Request
 from streaming.records.identity import example_prefix
 from streaming.records.labels import Decision
 
@@ -84,8 +83,8 @@ class InputPolicy(Protocol):
     def is_living(self) -> bool:
         """Whether to publish examples, corrections and dead letters; for re-read records, that was done before."""
 
-    def latest_ms(self) -> int:
-        """The latest event time that is taken."""
+    def latest_ms(self, appended_at: int) -> int:
+        """The latest event time that a record may have which its broker took at ``appended_at``."""
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
         """Whether a request whose entry is dropped at ``forgotten_at`` comes too late."""
@@ -105,19 +104,16 @@ class Living:
 
     is_living = True
 
-    def __init__(
-        self, spec: JoinSpec, clock: Clock, sent: Sent = NOTHING_SENT, served: ServedCalibration | None = None
-    ) -> None:
+    def __init__(self, spec: JoinSpec, sent: Sent = NOTHING_SENT, served: ServedCalibration | None = None) -> None:
         self.sent = sent
-        self._clock = clock
         self._max_future = spec.settings.max_future
         self._negatives = spec.negatives
         self._served = served
         self._labels = len(spec.labels)
 
-    def latest_ms(self) -> int:
-        """So far ahead of the clock as ``max_future`` allows."""
-        return self._clock.now_ms() + self._max_future
+    def latest_ms(self, appended_at: int) -> int:
+        """So far ahead as ``max_future`` allows, whenever the record is read."""
+        return appended_at + self._max_future
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
         """Whether the watermark has passed that time."""
@@ -151,22 +147,18 @@ class Living:
 
 
 class Recovered:
-    """Records of transactions that are over, none later than ``newest_ms``: what is due by now was sent, or dropped by sampling."""
+    """Records of transactions that are over: what is due by now was sent, or dropped by sampling."""
 
     is_living = False
 
-    def __init__(
-        self, spec: JoinSpec, clock: Clock, sent: Sent, newest_ms: int, taken: Sequence[TakenUnder] = ()
-    ) -> None:
+    def __init__(self, spec: JoinSpec, sent: Sent, taken: Sequence[TakenUnder] = ()) -> None:
         self.sent = sent
-        self._living = Living(spec, clock)
-        self._newest_ms = newest_ms
         self._taken = taken
         self._fingerprint = spec.schema.fingerprint
 
-    def latest_ms(self) -> int:
-        """What was taken once is taken again, though the clock was set back since."""
-        return max(self._living.latest_ms(), self._newest_ms)
+    def latest_ms(self, appended_at: int) -> int:
+        """Any: what was taken once is taken again, though ``max_future`` is shorter now."""
+        return MAX_TIME_MS
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
         """Return False: engagements of requests that were dropped since are re-read, too."""

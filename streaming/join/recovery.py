@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from operator import ge
 from typing import NamedTuple
 
-from streaming.clock import Clock
 from streaming.join.brokers import History
 from streaming.join.commit import Committed, ForgottenError, next_head, taken_on
 from streaming.join.core import Joiner
@@ -61,7 +60,6 @@ class Recovery:
         state: JoinState,
         history: History,
         living: Callable[[Sent], InputPolicy],
-        clock: Clock,
         partition: int,
         new_id: Callable[[], str],
         requests_at_once: int | None,
@@ -70,7 +68,6 @@ class Recovery:
         self._state = state
         self._history = history
         self._living = living
-        self._clock = clock
         self._partition = partition
         self._new_id = new_id
         self._requests_at_once = requests_at_once
@@ -106,7 +103,8 @@ class Recovery:
         """Restore from the state of the last transaction or of an earlier one."""
         restored = self._begin(head, head.offsets, {EXAMPLES: head.examples, DEAD_LETTERS: head.dead_letters})
         joiner = restored.joiner
-        joiner.newest.update(head.newest)
+        joiner.reached.update(head.reached)
+        joiner.newest = max([head.newest, *head.reached.values()])
         if head.sequence < committed.sequence:
             lowest = committed.lowest  # a rebuild never has to read more again
             head.cuts = [lowest, *(cut for cut in head.cuts if all(map(ge, cut[1:], lowest[1:])))]
@@ -171,7 +169,7 @@ class Recovery:
             yield
         sent = SentAsTold(state)
         joiner.watermark = committed.watermark
-        joiner.policy = Recovered(self._spec, self._clock, sent, committed.newest, committed.taken_under)
+        joiner.policy = Recovered(self._spec, sent, committed.taken_under)
         for topic in _INPUTS:
             for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
                 refused = state.known_refused(topic, [record.offset for record in records])

@@ -55,7 +55,8 @@ class Head(msgspec.Struct, array_like=True):
     takes. What later transactions put into `examples` begins at ``examples`` or after it, and into `dead-letters` at
     ``dead_letters``. ``pending`` counts requests. The first of ``cuts`` is where a rebuild reads from now, the others where it
     may later. ``schemas`` by fingerprint are those that requests here may have been made under; ``taken_under`` says from where
-    on, the last being ours.
+    on, the last being ours. ``reached`` is how far records let the watermark come, ``newest`` the newest event time that one of
+    them claims (0 in states from before ``join.max_ahead``).
     """
 
     state_id: str
@@ -63,7 +64,7 @@ class Head(msgspec.Struct, array_like=True):
     watermark: int
     told: int
     offsets: dict[str, int]
-    newest: dict[str, int]
+    reached: dict[str, int]
     cuts: list[ReadFrom]
     examples: int
     pending: int = 0
@@ -71,6 +72,7 @@ class Head(msgspec.Struct, array_like=True):
     schemas: dict[str, Schema] = {}
     taken_under: list[TakenUnder] = []
     version: int = STATE_VERSION
+    newest: int = 0
 
 
 class _Small(msgspec.Struct, array_like=True):

@@ -10,12 +10,12 @@ from streaming.records.events import MAX_RECORD_BYTES
 from streaming.records.examples import ExampleFormat
 
 
-def watermark_of(newest: Mapping[str, int], ended: Mapping[str, bool], as_of_ms: int, lateness_ms: int) -> int:
-    """The smaller event time (ms) of the inputs, less ``lateness_ms``.
+def watermark_of(reached: Mapping[str, int], ended: Mapping[str, bool], as_of_ms: int, lateness_ms: int) -> int:
+    """The smaller time (ms) that the inputs ``reached``, less ``lateness_ms``.
 
     An input that was read to its end as of a time has that time: what is missing from it has not happened by then.
     """
-    return min(as_of_ms if ended[topic] else newest[topic] for topic in newest) - lateness_ms
+    return min(as_of_ms if ended[topic] else reached[topic] for topic in reached) - lateness_ms
 
 
 def examples_records(

@@ -147,7 +147,7 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     yield "examples of another Arrow", Decoder(foreign, _read_examples, refused, hostile_msgpack)
     yield "revisions of examples", Decoder(own + foreign, _read_revisions, refused, hostile_msgpack)
     commit = Committed(
-        "a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, ReadFrom(-1, 1, 2, 3), NOW, [TakenUnder("a", 3, 9)]
+        "a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, ReadFrom(-1, 1, 2, 3), [TakenUnder("a", 3, 9)]
     )
     yield "commit", Decoder([encode_commit(commit).encode()], _read_commit, (ForgottenError,), hostile_json)
     yield "dead letter", Decoder([encode(letter)], decode_letter, refused, hostile_msgpack)

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from streaming.clock import EventClock
 from streaming.join import calibration
 from streaming.join.calibration import ServedCalibration
 from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
 from streaming.join.policy import Living
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
 from streaming.records.events import decode_request
 from streaming.source.load import LoggedEvents, load
 from tests.commands import execute
@@ -83,10 +82,10 @@ def test_a_joiner_compares_what_was_served_with_what_came_of_it(
     monkeypatch.setattr(calibration, "_BLOCKS", 1000)  # the whole log
     served = ServedCalibration(pipeline.labels, (0.5, 1.5), told.append, told.append)
     spec = pipeline.join_spec()._replace(negatives=Negatives(keep, 1))
-    joiner = Joiner(spec, roomy_state(), Living(spec, EventClock(NOW), served=served))
+    joiner = Joiner(spec, roomy_state(), Living(spec, served=served))
     for topic, take in ((IMPRESSIONS, joiner.add_request), (ENGAGEMENTS, joiner.add_engagement)):
         for offset, record in enumerate(log[topic]):
-            take(offset, record)
+            take(Record(offset, record, NOW))
     joiner.advance(NOW)
     assert (joiner.counts["dropped"] > 0) == (keep < 1)
 

@@ -257,10 +257,31 @@ def rebuild_begins_one_cut_too_late() -> Any:
 
 
 def timer_closes_windows_while_input_is_unread() -> Any:
-    def always(newest: Any, ended: Any, as_of_ms: int, lateness_ms: int) -> int:
-        return watermark_of(newest, dict.fromkeys(ended, True), as_of_ms, lateness_ms)
+    def always(reached: Any, ended: Any, as_of_ms: int, lateness_ms: int) -> int:
+        return watermark_of(reached, dict.fromkeys(ended, True), as_of_ms, lateness_ms)
 
     return patch.object(join_partition, "watermark_of", always)
+
+
+def a_record_moves_the_watermark_as_far_as_it_claims() -> Any:
+    def reach(self: Joiner, topic: str, claimed_ms: int, appended_at: int) -> None:
+        self.reached[topic] = max(self.reached[topic], claimed_ms)
+        self.newest = max(self.newest, claimed_ms)
+
+    return patch.object(Joiner, "_reach", reach)
+
+
+def rebuild_begins_by_how_far_the_watermark_may_come() -> Any:
+    """Not by the newest event taken: what is far ahead is not read again, though it is still pending."""
+
+    def make(reach: Any) -> Any:
+        def changed(self: Joiner, topic: str, claimed_ms: int, appended_at: int) -> None:
+            reach(self, topic, claimed_ms, appended_at)
+            self.newest = max(self.reached.values())
+
+        return changed
+
+    return wrap(Joiner, "_reach", make)
 
 
 def watermark_told_while_more_is_due() -> Any:

@@ -91,7 +91,6 @@ class JoinerService:
             state,
             outlet,
             history,
-            self._clock,
             partition,
             new_id=world.new_id,
             write_every_ms=world.rng.choice([0, 60_000, 1 << 40]),

@@ -92,6 +92,7 @@ def make_traffic(rng: random.Random) -> Traffic:
     twins = rng.choice([0, 0, 0.2])
     huge = rng.choice([0, 0, 0.03])
     transactions = rng.choice([0, 0, 0.1])
+    fast = rng.choice([0, 0, 0, 0.1])
     arrivals: list[Arrival] = []
     names: dict[int, str] = {}
     expected: dict[int, Expected] = {}
@@ -99,7 +100,7 @@ def make_traffic(rng: random.Random) -> Traffic:
     possible_users: set[int] = set()
     refused: list[tuple[int, bytes]] = []
     refusable: set[bytes] = set()
-    at, number, partition = START, 0, 0
+    at, until, number, partition = START, START, 0, 0
 
     def arrive(arrives: int, topic: str, partition: int, value: bytes) -> None:
         attempts = rng.randint(1, 3) if rng.random() < transactions else 0
@@ -126,20 +127,24 @@ def make_traffic(rng: random.Random) -> Traffic:
         numbers = list(range(number, number + (rng.randint(100, 200) if is_huge else rng.randint(1, 3))))
         number += len(numbers)
         is_late = rng.random() < 0.02
+        # Who serves some of them has a clock that is fast: all that is said of them is ahead of when it is sent.
+        ahead = rng.randint(1, 40) * MINUTE if rng.random() < fast and not is_late else 0
+        served_at = at + ahead
+        until = max(until, served_at)
         request_id = f"r/{name}%"
         names |= {
             one: example_id(request_id, impression) for one, impression in zip(numbers, _shown(numbers), strict=True)
         }
-        request = _request(request_id, at, numbers, user, seen=500 if is_huge else rng.randrange(3))
+        request = _request(request_id, served_at, numbers, user, seen=500 if is_huge else rng.randrange(3))
         send(IMPRESSIONS, partition, at, request, late=is_late)
         for one, impression in zip(numbers, _shown(numbers), strict=True):
             actions, late_action = [], False
             while rng.random() < (0.05 if is_huge else 0.45):
-                action = Action(rng.choice(["click", "like", "skip", "unused"]), at + rng.randint(0, WINDOW))
+                action = Action(rng.choice(["click", "like", "skip", "unused"]), served_at + rng.randint(0, WINDOW))
                 value = _engagement(request_id, impression, action)
                 too_late = rng.random() < 0.03
-                send(ENGAGEMENTS, partition, action.at, value, late=too_late)
-                if is_late or not counts(action, at):
+                send(ENGAGEMENTS, partition, action.at - ahead, value, late=too_late)
+                if is_late or not counts(action, served_at):
                     refusable.add(value)
                 late_action |= too_late
                 actions.append(action)
@@ -147,9 +152,9 @@ def make_traffic(rng: random.Random) -> Traffic:
                 possible.add(one)
                 possible_users.add(user)
             else:
-                labels, decided_at = decide(at, actions)
+                labels, decided_at = decide(served_at, actions)
                 if emit == "window":
-                    decided_at = at + WINDOW
+                    decided_at = served_at + WINDOW
                 if not any(labels) and not is_kept(names[one], negatives):
                     continue
                 expected[one] = Expected(one, partition, user, labels, decided_at)
@@ -166,7 +171,7 @@ def make_traffic(rng: random.Random) -> Traffic:
             refused.append((0, value))
     refusable |= {value for _, value in refused}
     arrivals.sort(key=lambda arrival: arrival.at)
-    return Traffic(settings, negatives, arrivals, names, expected, possible, possible_users, refused, refusable, at)
+    return Traffic(settings, negatives, arrivals, names, expected, possible, possible_users, refused, refusable, until)
 
 
 def example_id(request_id: str, impression_id: str) -> str:

@@ -16,7 +16,7 @@ from streaming.join.commit import Committed
 from streaming.join.state import ReadFrom
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 
-COMMITTED = Committed("state", 7, 1000, 1500, {IMPRESSIONS: 3, ENGAGEMENTS: 4}, ReadFrom(-1, 1, 2, 0, 5), 1600)
+COMMITTED = Committed("state", 7, 1000, 1500, {IMPRESSIONS: 3, ENGAGEMENTS: 4}, ReadFrom(-1, 1, 2, 0, 5))
 
 
 class LogUnderTest(Protocol):

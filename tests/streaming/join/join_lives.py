@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pytest
 
-from streaming.clock import EventClock
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.brokers import Outgoing, Outlet
 from streaming.join.commit import Committed, decode_commit, encode_commit
@@ -34,8 +33,8 @@ WINDOW, LATENESS = 1000, 300
 LABELS = {"click": Label(action="click", window=f"{WINDOW}ms")}
 ENDED = {"click": Label(action="click", decided_by="end", window=f"{WINDOW}ms")}
 FORMAT = ExampleFormat(FEATURES, LABELS)
-
-
+TAKEN_AT = 10_000_000
+"""When brokers took the records of a test that does not ask: after everything in them."""
 SETTINGS = JoinSettings(lateness=f"{LATENESS}ms", max_rows=16)
 
 
@@ -77,10 +76,15 @@ class Brokers:
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
         for at in range(start, stop, 7):
             yield [
-                Record(offset, value)
+                Record(offset, value, TAKEN_AT)
                 for offset, value in enumerate(self.topics[topic][at : min(stop, at + 7)], at)
                 if value is not None
             ]
+
+
+def records_of(values: Sequence[bytes | None], start: int) -> list[Record]:
+    """What stands from an offset on, all of it taken by its broker at one time."""
+    return [Record(offset, value or b"", TAKEN_AT) for offset, value in enumerate(values, start)]
 
 
 def fill(brokers: Brokers, rng: random.Random, requests: int) -> dict[str, float]:
@@ -129,7 +133,6 @@ class World:
     ) -> None:
         self.rng = rng
         self.requests_at_once = requests_at_once
-        self.clock = EventClock(10_000_000)
         self.spec = JoinSpec(FEATURES, labels, join, negatives)
         self.folders = [folder / "a", folder / "b"]
         self.copies = folder / "copies"
@@ -171,12 +174,12 @@ class World:
                     stop = min(len(brokers.topics[topic]), at + rng.randrange(12))
                     if not join.busy:
                         values = brokers.topics[topic][at:stop]
-                        join.take(topic, [Record(offset, value or b"") for offset, value in enumerate(values, at)])
+                        join.take(topic, records_of(values, at))
                     ended[topic] = join.offsets[topic] == len(brokers.topics[topic])
                 if step == steps - 1:
                     brokers.crash = rng.choice(["before", "after", ""])
                 try:
-                    join.step(ended, 10_000_000, rng.choice([0, 1000]))
+                    join.step(ended, TAKEN_AT, rng.choice([0, 1000]))
                 except Crash:
                     if rng.random() < 0.5:
                         raise
@@ -198,7 +201,6 @@ class World:
             state,
             outlet,
             self.brokers,
-            self.clock,
             0,
             new_id=lambda: next(self.ids),
             write_every_ms=write_every_ms,
@@ -248,7 +250,7 @@ def life(world: World) -> JoinPartition:
 def take(join: JoinPartition, brokers: Brokers, topic: str, *values: bytes) -> None:
     at = len(brokers.topics[topic])
     brokers.topics[topic] += values
-    join.take(topic, [Record(at + number, value) for number, value in enumerate(values)])
+    join.take(topic, records_of(values, at))
 
 
 def clicked(request_id: str, impression_id: str, happened_at: int) -> Engagement:

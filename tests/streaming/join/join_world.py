@@ -27,7 +27,7 @@ from streaming.join.service import JoinService
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, EmbeddedLog
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, EmbeddedLog, Record
 from streaming.records.events import (
     SCHEMA_VERSION,
     DeadLetter,
@@ -264,14 +264,18 @@ def make_joiner(
     state: JoinState | None = None,
     emit: str = "decided",
     lateness: int = 0,
-    now: int = NOW,
     keep: float = 1.0,
     late: str = "dead_letter",
 ) -> Joiner:
     join = JoinSettings(emit=emit, lateness=f"{lateness}ms", late=late, max_rows=7)
     state = roomy_state() if state is None else state
     spec = JoinSpec(FEATURES, labels, join, Negatives(keep, SEED))
-    return Joiner(spec, state, Living(spec, EventClock(now)), partition=3)
+    return Joiner(spec, state, Living(spec), partition=3)
+
+
+def arrived(offset: int, payload: bytes) -> Record:
+    """A record that its broker took long after everything in it."""
+    return Record(offset, payload, NOW)
 
 
 def roomy_state() -> JoinState:
@@ -315,7 +319,7 @@ def join(core: Joiner, records: Sequence[Arrival], rng: random.Random) -> Iterat
         still_to_come.append(min(still_to_come[-1], record.at))
     take = {IMPRESSIONS: core.add_request, ENGAGEMENTS: core.add_engagement}
     for offset, record in enumerate(records):
-        take[record.topic](offset, record.payload)
+        take[record.topic](arrived(offset, record.payload))
         still_to_come.pop()
         if rng.random() < 0.4:
             core.advance(min(still_to_come[-1], record.at + rng.choice([-10, 0, 1, 10, 11, 200])))

@@ -11,13 +11,13 @@ import pyarrow as pa
 from rocksdict import Options, Rdict
 
 HEAD = (
-    *("state_id", "sequence", "watermark", "published", "offsets", "newest", "replay_points", "examples", "pending"),
-    *("dead_letters", "schemas", "taken_under", "version"),
+    *("state_id", "sequence", "watermark", "published", "offsets", "reached", "replay_points", "examples", "pending"),
+    *("dead_letters", "schemas", "taken_under", "version", "newest"),
 )
 CHANGING = (
     *("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting", "offset", "outdated"),
 )
-COMMIT = {"id", "sequence", "watermark", "due", "lowest", "dead_letters", "newest", "offsets", "schemas", "version"}
+COMMIT = {"id", "sequence", "watermark", "due", "lowest", "dead_letters", "offsets", "schemas", "version"}
 
 
 def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:

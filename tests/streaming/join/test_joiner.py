@@ -20,12 +20,12 @@ from streaming.join.partition import JoinPartition
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.timers import NEVER
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import (
     DeadLetter,
     encode,
 )
-from tests.streaming.join.join_lives import Brokers
+from tests.streaming.join.join_lives import Brokers, records_of
 from tests.streaming.join.join_world import (
     CLICK,
     END,
@@ -39,6 +39,7 @@ from tests.streaming.join.join_world import (
     SpillingState,
     World,
     arrivals,
+    arrived,
     by_id,
     check,
     engagement_record,
@@ -88,10 +89,10 @@ def test_what_does_not_fit_in_memory_is_on_disk_and_comes_back(tmp_path: Path) -
     state = SpillingState(tmp_path)
     core = make_joiner(CLICK, state, lateness=10)
     for number in range(20):
-        core.add_request(number, request_record(Served(f"r{number}", 1000 + number, 2)))
+        core.add_request(arrived(number, request_record(Served(f"r{number}", 1000 + number, 2))))
     assert (len(state), state.in_memory) == (20, 0)
     for number in range(20):
-        core.add_engagement(number, engagement_record(Done(f"r{number}", f"r{number}.0", "click", 1050, 1.0)))
+        core.add_engagement(arrived(number, engagement_record(Done(f"r{number}", f"r{number}.0", "click", 1050, 1.0))))
     assert core.next_due() == 1050
     core.advance(1051)
     assert len(by_id(core, core.drain().examples)) == 20
@@ -121,7 +122,9 @@ def test_nothing_comes_twice_or_vanishes_when_the_watermark_runs_ahead(world: Wo
             if record is None:
                 core.advance(END)
             else:
-                (core.add_request if record.topic == IMPRESSIONS else core.add_engagement)(offset, record.payload)
+                (core.add_request if record.topic == IMPRESSIONS else core.add_engagement)(
+                    arrived(offset, record.payload)
+                )
                 core.advance(record.at + rng.randint(-30, 80) if rng.random() < 0.5 else 0)
             output = core.drain()
             examples += output.examples
@@ -150,9 +153,7 @@ def test_a_partition_never_lets_its_watermark_pass_an_event_to_come(world: World
     settings_ = JoinSettings(emit=world.emit, lateness=f"{world.lateness}ms")
 
     spec = JoinSpec(FEATURES, world.labels, settings_, Negatives(world.keep, SEED))
-    partition = JoinPartition(
-        spec, roomy_state(), brokers, brokers, clock, 3, new_id=lambda: "id", write_every_ms=NEVER
-    )
+    partition = JoinPartition(spec, roomy_state(), brokers, brokers, 3, new_id=lambda: "id", write_every_ms=NEVER)
     for _ in partition.recover():
         pass
 
@@ -162,7 +163,7 @@ def test_a_partition_never_lets_its_watermark_pass_an_event_to_come(world: World
         for topic in (IMPRESSIONS, ENGAGEMENTS):
             at = partition.offsets[topic]
             values = brokers.topics[topic][at : at + at_once]
-            partition.take(topic, [Record(offset, value or b"") for offset, value in enumerate(values, at)])
+            partition.take(topic, records_of(values, at))
             ended[topic] = len(values) < at_once
         partition.step(ended, clock.now_ms(), 1)
         return not all(ended.values())

@@ -16,13 +16,12 @@ import pyarrow as pa
 import pytest
 
 from basis.arrow import BatchCodec
-from streaming.clock import EventClock
 from streaming.join.brokers import Outgoing
 from streaming.join.commit import Committed
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import (
     MAX_TIME_MS,
     SCHEMA_VERSION,
@@ -39,6 +38,7 @@ from tests.streaming.join.join_lives import (
     FORMAT,
     LATENESS,
     SETTINGS,
+    TAKEN_AT,
     WINDOW,
     Brokers,
     Crash,
@@ -46,6 +46,7 @@ from tests.streaming.join.join_lives import (
     fill,
     life,
     published,
+    records_of,
     request,
     take,
 )
@@ -99,9 +100,9 @@ def feed(join: JoinPartition, brokers: Brokers, records: int) -> None:
     for topic in (IMPRESSIONS, ENGAGEMENTS):
         at = join.offsets[topic]
         values = brokers.topics[topic][at : at + records]
-        join.take(topic, [Record(offset, value or b"") for offset, value in enumerate(values, at)])
+        join.take(topic, records_of(values, at))
     ended = {topic: join.offsets[topic] == len(brokers.topics[topic]) for topic in join.offsets}
-    join.step(ended, 10_000_000, 0)
+    join.step(ended, TAKEN_AT, 0)
 
 
 @pytest.mark.parametrize("taken", [5, 100])
@@ -212,22 +213,6 @@ def as_version_1(value: bytes) -> bytes:
     names = [name.partition("/")[2] for name in batch.column("example_id").to_pylist()]
     batch = batch.set_column(0, "example_id", pa.array(names, pa.string()))
     return encode(ExamplesRecord(version=1, watermark=watermark, batch=BatchCodec(FORMAT.schema).encode(batch)))
-
-
-@pytest.mark.parametrize("behind", [False, True], ids=["both inputs read", "one input far behind"])
-def test_a_clock_that_was_set_back_makes_nothing_that_was_taken_the_future(behind: bool, tmp_path: Path) -> None:
-    world = World(random.Random(1), tmp_path)
-    ended = {IMPRESSIONS: True, ENGAGEMENTS: not behind}
-    start = world.clock.now_ms()
-    join = life(world)
-    take(join, world.brokers, IMPRESSIONS, request(1, start))
-    join.step(ended, start + 500, 0)
-    join._state.close()
-    shutil.rmtree(world.folders[0])
-    world.clock = EventClock(0)
-    join = life(world)
-    join.step({IMPRESSIONS: True, ENGAGEMENTS: True}, start + 5000, 0)
-    assert len(published(world.brokers)["r1/1.0"]) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
