@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from minutely.config import Pipeline
 from minutely.service import stop_on_signal
@@ -54,13 +57,27 @@ def stamped(events: LoggedEvents, start_ms: int, speed: float | None, rate: floa
     return replace(events, served_at=served_at, engagements=moved)
 
 
+def of_run(events: LoggedEvents, run: str) -> LoggedEvents:
+    """The events with the ids of their requests prefixed, so that they are other requests than those of any other run."""
+
+    def named(ids: pa.Array) -> pa.Array:
+        return pc.binary_join_element_wise(pa.scalar(f"{run}-"), ids, "")
+
+    engagements = replace(events.engagements, request_id=named(events.engagements.request_id))
+    return replace(events, request_ids=named(events.request_ids), engagements=engagements)
+
+
 def _last_before(events: LoggedEvents, happened_at: Ids) -> Ids:
     """The request served last before each time, whose delay an engagement without an impression keeps."""
     return np.maximum(np.searchsorted(events.served_at, happened_at, side="right") - 1, 0)
 
 
 def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None:
-    """Send everything that the pipeline's source holds; Ctrl-C ends it. `NoAnswerError` where no broker is there in a minute."""
+    """Send everything that the pipeline's source holds; Ctrl-C ends it. Started again, it sends the same as other requests.
+
+    Raises:
+        NoAnswerError: no broker is there in a minute.
+    """
     clock = WallClock()
     with stop_on_signal() as stop:
         patiently(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
@@ -70,7 +87,9 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
         if not events.requests:
             return
         start_ms = clock.now_ms()
-        send(pipeline, stamped(events, start_ms, speed, rate), start_ms, clock, stop)
+        run = f"{start_ms // 1000:x}-{secrets.token_hex(2)}"  # fits beside the longest id of a log
+        _log.info("run %s: the ids of its requests begin with that", run)
+        send(pipeline, of_run(stamped(events, start_ms, speed, rate), run), start_ms, clock, stop)
 
 
 def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, stop: Callable[[], bool]) -> None:

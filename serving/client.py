@@ -67,7 +67,7 @@ class Client:
         """Candidates by their combined score. A column is a list, or an array: int64 ids, float32 numbers (faster)."""
         columns = {name: _column(column) for name, column in candidate_features.items()}
         body: dict[str, Any] = {
-            "request_id": request_id or uuid.uuid4().hex,  # so that a request that is sent again is logged once
+            "request_id": request_id or uuid.uuid4().hex,  # so that a request that is sent again is joined once
             "features": features,
             "candidates": {"ids": list(ids), "features": columns},
         }

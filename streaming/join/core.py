@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
+from xxhash import xxh3_64_intdigest
 
 from streaming.features.columns import packed_bytes
 from streaming.join.decided import Ready, batches
@@ -189,12 +190,18 @@ class Joiner:
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if self.policy.is_forgotten(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
-        self._reach(IMPRESSIONS, request.served_at, record.appended_at)
-        pending = self._store.get(request.request_id) or Pending()
+        pending, digest = self._store.get(request.request_id) or Pending(), xxh3_64_intdigest(payload)
         if pending.served_at >= 0 and not self._comes_again(pending, request, offset):
-            self.counts["repeated"] += 1
-            return
+            if pending.digest in (digest, 0):
+                self.counts["repeated"] += 1
+                return
+            if self.policy.is_living:
+                raise _used_again(request, pending)
+            self._store.drop(request.request_id)  # recovered, it was taken: the first was forgotten by then
+            pending = Pending()
+        self._reach(IMPRESSIONS, request.served_at, record.appended_at)
         pending.served_at = request.served_at
+        pending.digest = digest
         pending.impression_ids = request.impression_ids
         pending.request = request
         pending.offset = offset
@@ -428,3 +435,13 @@ def _sizes(request: Request) -> tuple[int, int]:
     """The bytes of a request that each of its rows repeats, and those that all its rows share among them."""
     shared = packed_bytes(request.shared) + len(request.request_id)
     return shared, packed_bytes(request.features) + len("".join(request.impression_ids))
+
+
+def _used_again(request: Request, pending: Pending) -> BadRecord:
+    """Of a request whose id is that of ``pending``, which holds another record."""
+    ours, theirs = (
+        f"served at {served_at} ms with {len(ids)} impressions"
+        for served_at, ids in ((pending.served_at, pending.impression_ids), (request.served_at, request.impression_ids))
+    )
+    detail = f"request {request.request_id} was {ours}; this one, {theirs}, is another record: an id names one request for ever"
+    return BadRecord("request_id used again", detail)

@@ -9,7 +9,7 @@ import msgspec
 from streaming.join.timers import NEVER
 from streaming.records.events import Request
 
-OVERHEAD_BYTES = 1024
+OVERHEAD_BYTES = 1064
 """What a pending request costs in memory besides its features, measured with one impression of 11 features."""
 ID_BYTES = 56
 """Memory of the id of each further impression besides its characters."""
@@ -29,7 +29,8 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     examples, and the rest stays as the marker that repeated and late events are recognised by.
 
     ``offset`` is that of the request in `impressions`. Where it was made under another schema and became a dead letter for that,
-    ``outdated`` says why.
+    ``outdated`` says why. ``digest`` is the request's record as XXH3 (64 bits), 0 where it is
+    not known.
     """
 
     wake_at: int = NEVER
@@ -45,6 +46,7 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     """How many there are in ``events``."""
     offset: int = -1
     outdated: str = ""
+    digest: int = 0
 
 
 class PendingRequests(Protocol):

@@ -87,6 +87,7 @@ class _Small(msgspec.Struct, array_like=True):
     waiting: list[tuple[int, bytes]]
     offset: int = -1
     outdated: str = ""
+    digest: int = 0
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -352,6 +353,7 @@ class JoinState:
             pending.waiting,
             pending.offset,
             pending.outdated,
+            pending.digest,
         )
         batch.put(b"p" + key, encode(small))
         timer = Timers.key(pending.wake_at, key)
@@ -387,6 +389,7 @@ class JoinState:
             event_count=sum(map(len, small.events.values())),
             offset=small.offset,
             outdated=small.outdated,
+            digest=small.digest,
         )
         stored = len(record or b"")
         payload = len(packed) + stored + WAITING_BYTES * len(small.waiting)

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from minutely.config import Pipeline
+from minutely.join import make_join_service
 from minutely.produce import produce
 from stack.kafka import BrokerUnavailable, Cluster
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, decode_engagement, decode_request
+from streaming.records.examples import ExampleFormat
 from tests.commands import missing
-from tests.kafka.joining import now_ms
+from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
 from tests.kafka.services import Service, started, write_config
-from tests.kafka.traffic import read_messages
+from tests.kafka.traffic import read_dead_letters, read_examples, read_messages
 
 LOGGED_AT = 1_500_000_000_000
 GAP_MS, REQUESTS, DELAY_MS = 2000, 60, 700
@@ -63,6 +65,11 @@ def sent(kafka: KafkaSettings, topic: str) -> list[tuple[int, str, Any]]:
     ]
 
 
+def logged(request_id: str) -> str:
+    """The id that the log has: that of a run of `minutely produce` is before it."""
+    return request_id.split("-", 2)[2]
+
+
 @pytest.mark.parametrize(("speed", "rate", "gap_ms"), [(60.0, None, GAP_MS / 60), (None, 40.0, 25.0)])
 def test_logged_events_as_if_they_happened_now(
     speed: float | None, rate: float | None, gap_ms: float, kafka: KafkaSettings, tmp_path: Path
@@ -79,9 +86,10 @@ def test_logged_events_as_if_they_happened_now(
     assert all(key == request.request_id for _, key, request in requests)
     assert all(key == done.request_id and partition == partition_of[key] for partition, key, done in engagements)
     # Stamped now, in the order of the log, with its gaps divided; sent when its time had come, and not before.
-    first = served["r0"].served_at
+    by_log = {logged(name): request.served_at for name, request in served.items()}
+    first = by_log["r0"]
     assert begun <= first
-    stamps = [served[f"r{number}"].served_at for number in range(REQUESTS)]
+    stamps = [by_log[f"r{number}"] for number in range(REQUESTS)]
     assert np.abs(np.array(stamps) - first - np.arange(REQUESTS) * gap_ms).max() <= 1
     assert stamps[-1] + DELAY_MS <= ended + 1
     for partition in range(kafka.partitions):
@@ -94,6 +102,22 @@ def test_logged_events_as_if_they_happened_now(
     assert hours == {LOGGED_AT // 3_600_000 % 24}
     # The log holds no scores, so none are made up.
     assert all(not request.scores and not request.sparse_version for _, _, request in requests)
+
+
+def test_what_is_sent_a_second_time_are_other_requests(kafka: KafkaSettings, tmp_path: Path) -> None:
+    """So that it is trained on again, and every engagement finds its own."""
+    pipeline = pipeline_of(kafka, tmp_path)
+    for _ in range(2):
+        produce(pipeline, None, 1000.0)
+    requests, engagements = sent(kafka, IMPRESSIONS), sent(kafka, ENGAGEMENTS)
+    assert len({request.request_id for _, _, request in requests}) == len(requests) == 2 * REQUESTS
+    assert {done.request_id for _, _, done in engagements} <= {request.request_id for _, _, request in requests}
+    service = make_join_service(pipeline, tmp_path / "state", Tomorrow())
+    run_until(service, joined_through(now_ms() + MINUTE, kafka.partitions))
+    emitted = read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels))
+    assert set(emitted.times.values()) == {1}
+    assert (len(emitted.labels), sum(emitted.labels.values())) == (4 * REQUESTS, 4 * REQUESTS // 3)
+    assert read_dead_letters(kafka) == []
 
 
 def begun(service: Service, kafka: KafkaSettings, before: int) -> None:
@@ -126,7 +150,7 @@ def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytes
             assert service.wait() == 0, service.output
             assert f"sent {REQUESTS} requests" in service.said
             assert service.said.split("brokers: back after")[0].count("brokers: TIMED_OUT") == 1
-            ids = [request.request_id for _, _, request in sent(kafka, IMPRESSIONS)]
+            ids = [logged(request.request_id) for _, _, request in sent(kafka, IMPRESSIONS)]
             assert sorted(ids) == sorted(f"r{number}" for number in range(REQUESTS))
 
             service.start()

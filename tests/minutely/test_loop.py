@@ -30,7 +30,7 @@ from streaming.join.service import JoinService
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
-from streaming.records.events import Request
+from streaming.records.events import Request, decode_engagement, decode_request
 from streaming.records.identity import example_id
 from streaming.source.load import LoggedEvents, load
 from tests.paramserver.published import MemoryFiles, up_to
@@ -133,6 +133,9 @@ class UntrimmedLog(EmbeddedLog):
     def values(self, topic: str) -> list[bytes]:
         return [record.value for record in super().read(topic, 0, 0, self.end(topic, 0))]
 
+    def stamps(self, topic: str) -> list[int]:
+        return [record.appended_at for record in super().read(topic, 0, 0, self.end(topic, 0))]
+
 
 Joining: TypeAlias = Callable[[Pipeline, EmbeddedLog, EventClock], JoinService]
 
@@ -179,6 +182,7 @@ class Ran:
             while self.loop.tick():
                 pass
             self.loop.finish()
+            self.stamps = {topic: log.stamps(topic) for topic in (IMPRESSIONS, ENGAGEMENTS)}
             self.log = {topic: log.values(topic) for topic in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)}
         self.summary = summarize(self.loop, warmup, 1.0, interrupted=False)
 
@@ -268,6 +272,16 @@ def test_every_impression_is_an_example_once(events: LoggedEvents, plain: Ran) -
     assert plain.summary["engagements"] == len(events.engagements)
     assert plain.summary["dead_letters"] == 0
     assert plain.log[DEAD_LETTERS] == []
+
+
+def test_the_log_stamps_records_with_the_end_of_their_step(plain: Ran, pipeline: Pipeline) -> None:
+    """So no record is ahead of it, and nothing holds the watermark of a replay back."""
+    served = [decode_request(value, NOW).served_at for value in plain.log[IMPRESSIONS]]
+    happened = [decode_engagement(value, NOW).happened_at for value in plain.log[ENGAGEMENTS]]
+    for topic, times in ((IMPRESSIONS, served), (ENGAGEMENTS, happened)):
+        step = pipeline.train.step_every
+        assert plain.stamps[topic] == [(at // step + 1) * step for at in times]
+        assert len(times) > 100
 
 
 def test_labels_are_those_of_the_log(events: LoggedEvents, plain: Ran, pipeline: Pipeline) -> None:

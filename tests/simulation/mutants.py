@@ -245,6 +245,7 @@ MUTANTS: list[Callable[[], Any]] = [
     mutants_join.an_end_is_as_of_the_time_after_the_read,
     mutants_join.what_was_on_its_way_is_taken_again,
     mutants_join.a_transaction_of_unknown_end_is_taken_for_committed,
+    mutants_join.a_request_id_used_again_is_a_repeat,
     mutants_join.a_record_moves_the_watermark_as_far_as_it_claims,
     mutants_join.rebuild_begins_by_how_far_the_watermark_may_come,
     trainer_goes_on_one_record_too_far,

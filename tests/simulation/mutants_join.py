@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from streaming.join import core as join_core
 from streaming.join import partition as join_partition
 from streaming.join.brokers import Outgoing
 from streaming.join.commit import Committed
@@ -261,6 +262,10 @@ def timer_closes_windows_while_input_is_unread() -> Any:
         return watermark_of(reached, dict.fromkeys(ended, True), as_of_ms, lateness_ms)
 
     return patch.object(join_partition, "watermark_of", always)
+
+
+def a_request_id_used_again_is_a_repeat() -> Any:
+    return patch.object(join_core, "xxh3_64_intdigest", lambda payload: 1)
 
 
 def a_record_moves_the_watermark_as_far_as_it_claims() -> Any:

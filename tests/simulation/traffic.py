@@ -158,6 +158,11 @@ def make_traffic(rng: random.Random) -> Traffic:
                 if not any(labels) and not is_kept(names[one], negatives):
                     continue
                 expected[one] = Expected(one, partition, user, labels, decided_at)
+        if rng.random() < 0.03 and not is_late:  # another request with the id, while that is known
+            again = at + LONGEST_DELAY + rng.randrange(WINDOW // 2)
+            value = _request(request_id, again, [10**6 + number], user)
+            arrive(again, IMPRESSIONS, partition, value)
+            refused.append((partition, value))
         if rng.random() < 0.15:
             topic, value = _bad(rng, name, request_id, at)
             where = rng.randrange(PARTITIONS)

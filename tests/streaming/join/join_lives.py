@@ -241,8 +241,8 @@ def published(brokers: Brokers, labels: dict[str, Label] = LABELS) -> dict[str, 
     return found
 
 
-def life(world: World) -> JoinPartition:
-    join = world.join(JoinState(world.folders[0], 1 << 20), world.brokers)
+def life(world: World, write_every_ms: int = 5000) -> JoinPartition:
+    join = world.join(JoinState(world.folders[0], 1 << 20), world.brokers, write_every_ms)
     list(join.recover())
     return join
 

@@ -201,6 +201,43 @@ def test_a_request_that_comes_again_before_and_after_its_examples_is_one() -> No
     assert core.counts["repeated"] == 2
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        request_record(Served("r1", 1000, 3)),
+        request_record(Served("r1", 1010, 2)),
+        request_record(Served("r1", 1000, 2), sparse_version=7),
+    ],
+    ids=["other impressions", "another time", "another version"],
+)
+@pytest.mark.parametrize("watermark", [900, 1150], ids=["before its examples", "after them"])
+def test_a_request_id_used_again_is_a_dead_letter(again: bytes, watermark: int) -> None:
+    core = make_joiner(CLICK, lateness=1000)
+    first = request_record(Served("r1", 1000, 2))
+    core.add_request(arrived(0, first))
+    core.advance(watermark)
+    before = dict(core.reached)
+    core.add_request(arrived(1, again))
+    assert core.reached == before
+    core.add_request(arrived(2, first))
+    core.advance(END)
+    output = core.drain()
+    assert reasons(output.dead_letters) == [(IMPRESSIONS, 1, "request_id used again")]
+    assert output.dead_letters[0].payload == again
+    assert "request r1 was served at 1000 ms with 2 impressions" in output.dead_letters[0].detail
+    found = by_id(core, output.examples)
+    assert set(found) == {"r1.0", "r1.1"} and all(example.served_at == 1000 for example in found.values())
+    assert core.counts["repeated"] == 1
+
+
+def test_a_request_may_have_an_id_that_only_engagements_had() -> None:
+    core = make_joiner(CLICK)
+    core.add_engagement(arrived(0, engagement_record(Done("r1", "r1.0", "click", 1001, 1.0))))
+    core.add_request(arrived(0, request_record(Served("r1", 1000, 1))))
+    core.advance(END)
+    assert core.drain().dead_letters == []
+
+
 def test_too_many_engagements_of_one_impression() -> None:
     labels = {"like": Label(action="like", min_value=4, window="10s")}
     core = make_joiner(labels)

@@ -21,6 +21,7 @@ from streaming.join.commit import Committed
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
+from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import (
     MAX_TIME_MS,
@@ -29,6 +30,7 @@ from streaming.records.events import (
     Engagement,
     Request,
     decode_engagement,
+    decode_letter,
     encode,
 )
 from streaming.records.examples import ExamplesRecord
@@ -43,7 +45,9 @@ from tests.streaming.join.join_lives import (
     Brokers,
     Crash,
     World,
+    clicked,
     fill,
+    letters,
     life,
     published,
     records_of,
@@ -213,6 +217,59 @@ def as_version_1(value: bytes) -> bytes:
     names = [name.partition("/")[2] for name in batch.column("example_id").to_pylist()]
     batch = batch.set_column(0, "example_id", pa.array(names, pa.string()))
     return encode(ExamplesRecord(version=1, watermark=watermark, batch=BatchCodec(FORMAT.schema).encode(batch)))
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["state written", "state behind"])
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+def test_a_request_id_used_again_is_told_from_a_repeat_after_a_restart(
+    lost: bool, written: bool, tmp_path: Path
+) -> None:
+    world = World(random.Random(1), tmp_path)
+    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world, write_every_ms=0 if written else NEVER)
+    join.step(ended, 9000, 0)
+    take(join, world.brokers, IMPRESSIONS, request(1, 10_000), request(2, 10_000))
+    join.step(ended, 10_100, 0)
+    take(join, world.brokers, IMPRESSIONS, request(1, 10_050))
+    join.step(ended, 10_200, 0)
+    join._state.close()
+    if lost:
+        shutil.rmtree(world.folders[0])
+    join = life(world)
+    take(join, world.brokers, IMPRESSIONS, request(1, 10_000), request(2, 10_060))
+    join.step(ended, 20_000, 0)
+    found = [decode_letter(value) for value in world.brokers.topics[DEAD_LETTERS] if value]
+    assert [(letter.reason, letter.payload) for letter in found] == [
+        ("request_id used again", request(1, 10_050)),
+        ("request_id used again", request(2, 10_060)),
+    ]
+    assert {name: len(items) for name, items in published(world.brokers).items()} == {"r1/1.0": 1, "r2/2.0": 1}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+def test_a_request_whose_id_was_free_again_is_pending_after_a_restart(lost: bool, tmp_path: Path) -> None:
+    """A recovery meets the one of before as well, which was forgotten by then."""
+    world = World(random.Random(1), tmp_path)
+    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world, write_every_ms=NEVER)
+    join.step(ended, 9000, 0)
+    take(join, world.brokers, IMPRESSIONS, request(1, 10_000))
+    take(join, world.brokers, ENGAGEMENTS, encode(clicked("r1", "1.0", 10_500)))
+    join.step(ended, 10_100, 0)
+    over = 10_000 + WINDOW + 2 * LATENESS + 1
+    join.step(ended, over, 0)
+    join.step(ended, over, 0)
+    assert join.pending == 0
+    take(join, world.brokers, IMPRESSIONS, request(1, over))
+    join.step(ended, over, 0)
+    join._state.close()
+    if lost:
+        shutil.rmtree(world.folders[0])
+    join = life(world)
+    assert join.pending == 1
+    join.step(ended, over + 10_000, 0)
+    assert [(item.served_at, item.label) for item in published(world.brokers)["r1/1.0"]] == [(10_000, 1), (over, 0)]
+    assert not letters(world.brokers)
 
 
 @pytest.mark.parametrize("seed", range(3))

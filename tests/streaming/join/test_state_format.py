@@ -99,6 +99,7 @@ def check_request(item: dict[str, Any], pending: Any, kinds: dict[str, int]) -> 
     assert (item["offset"], item["outdated"]) == (pending.offset, "") and (item["offset"] < 0) == (
         item["served_at"] < 0
     )
+    assert item["digest"] == pending.digest and bool(item["digest"]) == (item["served_at"] >= 0)
     kinds["open"] += 0 in item["emitted"]
     kinds["dropped"] += 255 in item["emitted"]
     kinds["emitted"] += any(0 < times < 255 for times in item["emitted"])
