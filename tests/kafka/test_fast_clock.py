@@ -27,7 +27,8 @@ JOIN = {"lateness": "50ms", "max_ahead": "50ms", "max_future": "36s"}
 
 def made(start_ms: int) -> Traffic:
     """In order of arrival. All that is said of the one request is said by the clock that is fast."""
-    events, labels = [], {}
+    events: list[Event] = []
+    labels: dict[str, float] = {}
     for number in range(REQUESTS):
         at = start_ms + number * LASTS_MS // REQUESTS
         served_at = at + AHEAD_MS * (number == OUTLIER)

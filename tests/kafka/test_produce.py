@@ -11,13 +11,15 @@ import pytest
 
 from minutely.config import Pipeline
 from minutely.join import make_join_service
-from minutely.produce import produce
+from minutely.produce import of_run, produce
 from stack.kafka import BrokerUnavailable, Cluster
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, decode_engagement, decode_request
 from streaming.records.examples import ExampleFormat
+from streaming.source.load import load
+from streaming.source.to_records import Producer
 from tests.commands import missing
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
 from tests.kafka.services import Service, started, write_config
@@ -118,6 +120,18 @@ def test_what_is_sent_a_second_time_are_other_requests(kafka: KafkaSettings, tmp
     assert set(emitted.times.values()) == {1}
     assert (len(emitted.labels), sum(emitted.labels.values())) == (4 * REQUESTS, 4 * REQUESTS // 3)
     assert read_dead_letters(kafka) == []
+
+
+def test_the_longest_id_of_a_log_has_room_for_a_run(tmp_path: Path) -> None:
+    pipeline = pipeline_of(KafkaSettings(bootstrap="nowhere:9092"), tmp_path)
+    (tmp_path / "log.csv").write_text(f"time,request,item,clicked\n{LOGGED_AT},{'r' * 240},i,1\n")
+    impressions = pipeline.source.impressions.model_copy(update={"impression": None})
+    source = pipeline.source.model_copy(update={"impressions": impressions})
+    events = of_run(load(tmp_path, source, pipeline.features, now_ms()), "674a1b2c-9f3e")
+    maker = Producer(events, pipeline.features)
+    (request,), (done,) = maker.requests(0, 1, np.zeros((1, 0), np.float32), 0, 0), maker.engagements(0, 1)
+    ids = decode_request(request, MAX_TIME_MS).request_id, decode_engagement(done, MAX_TIME_MS).request_id
+    assert ids == ("674a1b2c-9f3e-" + "r" * 240,) * 2
 
 
 def begun(service: Service, kafka: KafkaSettings, before: int) -> None:

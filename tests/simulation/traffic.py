@@ -36,13 +36,14 @@ _NOBODY = "undefined"
 
 class Arrival(NamedTuple):
     """One record on its way to the log. Of ``attempts`` to send it in a transaction only the last is committed; without any, it is
-    sent as it is."""
+    sent as it is. What it claims is ``ahead`` (ms) of the time."""
 
     at: int
     topic: str
     partition: int
     value: bytes
     attempts: int
+    ahead: int
 
 
 class Expected(NamedTuple):
@@ -102,21 +103,21 @@ def make_traffic(rng: random.Random) -> Traffic:
     refusable: set[bytes] = set()
     at, until, number, partition = START, START, 0, 0
 
-    def arrive(arrives: int, topic: str, partition: int, value: bytes) -> None:
+    def arrive(arrives: int, topic: str, partition: int, value: bytes, ahead: int = 0) -> None:
         attempts = rng.randint(1, 3) if rng.random() < transactions else 0
-        arrivals.append(Arrival(arrives, topic, partition, value, attempts))
+        arrivals.append(Arrival(arrives, topic, partition, value, attempts, ahead))
 
-    def send(topic: str, partition: int, happened_at: int, value: bytes, *, late: bool = False) -> None:
+    def send(topic: str, partition: int, happened_at: int, value: bytes, *, late: bool = False, ahead: int = 0) -> None:
         arrives = happened_at + int(rng.random() ** 2 * LONGEST_DELAY)
         if late:
             refusable.add(value)
             arrives = happened_at + LATENESS + rng.randrange(2 * (WINDOW + LATENESS))
-        arrive(arrives, topic, partition, value)
+        arrive(arrives, topic, partition, value, ahead)
         while rng.random() < 0.08:  # a repeat, at once or much later
             again = arrives + rng.choice([0, 1000, LONGEST_DELAY, 5 * MINUTE, 30 * MINUTE])
             if again > happened_at + LONGEST_DELAY:
                 refusable.add(value)
-            arrive(again, topic, partition, value)
+            arrive(again, topic, partition, value, ahead)
 
     for name in range(requests):
         if name == 0 or rng.random() >= twins:  # else it is served in the same millisecond as the one before it
@@ -136,14 +137,14 @@ def make_traffic(rng: random.Random) -> Traffic:
             one: example_id(request_id, impression) for one, impression in zip(numbers, _shown(numbers), strict=True)
         }
         request = _request(request_id, served_at, numbers, user, seen=500 if is_huge else rng.randrange(3))
-        send(IMPRESSIONS, partition, at, request, late=is_late)
+        send(IMPRESSIONS, partition, at, request, late=is_late, ahead=ahead)
         for one, impression in zip(numbers, _shown(numbers), strict=True):
             actions, late_action = [], False
             while rng.random() < (0.05 if is_huge else 0.45):
                 action = Action(rng.choice(["click", "like", "skip", "unused"]), served_at + rng.randint(0, WINDOW))
                 value = _engagement(request_id, impression, action)
                 too_late = rng.random() < 0.03
-                send(ENGAGEMENTS, partition, action.at - ahead, value, late=too_late)
+                send(ENGAGEMENTS, partition, action.at - ahead, value, late=too_late, ahead=ahead)
                 if is_late or not counts(action, served_at):
                     refusable.add(value)
                 late_action |= too_late
@@ -160,8 +161,8 @@ def make_traffic(rng: random.Random) -> Traffic:
                 expected[one] = Expected(one, partition, user, labels, decided_at)
         if rng.random() < 0.03 and not is_late:  # another request with the id, while that is known
             again = at + LONGEST_DELAY + rng.randrange(WINDOW // 2)
-            value = _request(request_id, again, [10**6 + number], user)
-            arrive(again, IMPRESSIONS, partition, value)
+            value = _request(request_id, again + ahead, [10**6 + number], user)
+            arrive(again, IMPRESSIONS, partition, value, ahead)
             refused.append((partition, value))
         if rng.random() < 0.15:
             topic, value = _bad(rng, name, request_id, at)

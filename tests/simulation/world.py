@@ -147,13 +147,17 @@ class World:
             self._take_turn(self.rng.choice(ready))
 
     def _arrive(self) -> None:
-        """Producers send what is due; each waits for a leader of its own partition."""
+        """Producers send what is due; each waits for a leader of its own partition.
+
+        Whose clock is fast sends last. Of what was held back and stamped when it was sent, a record that is ahead ends the windows
+        of those after it, if more than the lateness has passed: that is outside of what is promised.
+        """
         arrivals, due = self.traffic.arrivals, self._held_back
         self._held_back = []
         while self._arrived < len(arrivals) and arrivals[self._arrived].at <= self.now:
             due.append(arrivals[self._arrived])
             self._arrived += 1
-        for one in due:
+        for one in sorted(due, key=lambda one: one.ahead > 0):
             if one.partition in self.brokers.leaderless:
                 self._held_back.append(one)
             else:

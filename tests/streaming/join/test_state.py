@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import tempfile
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +18,18 @@ from streaming.join.pending import Pending
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from tests.streaming.contracts.stores import EVERY_STORE, STORES
-from tests.streaming.join.join_world import HEAD, SpillingState, no_disk
+from tests.streaming.join.join_world import (
+    CLICK,
+    END,
+    HEAD,
+    Served,
+    SpillingState,
+    arrived,
+    by_id,
+    make_joiner,
+    no_disk,
+    request_record,
+)
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["add", "add", "wake", "get", "due", "write"]), st.integers(0, 9)), max_size=40
@@ -126,6 +140,7 @@ def test_what_it_holds_survives_the_disk_as_it_was(tmp_path: Path) -> None:
     pending = Pending(served_at=7, impression_ids=["x", "y"], emitted=bytearray(b"\1\0"))
     pending.events = {1: [(8, "click", 1.5)]}
     pending.waiting, pending.waiting_bytes, pending.event_count = [(3, b"\xff raw")], 5, 1
+    pending.digest = 2**64 - 1
     state.wake("näme", pending, 9)
     state.add("näme", pending, 100)
     assert state.in_memory == 0
@@ -135,6 +150,26 @@ def test_what_it_holds_survives_the_disk_as_it_was(tmp_path: Path) -> None:
     assert again == pending
     assert isinstance(again.emitted, bytearray)
     state.close()
+
+
+def test_a_state_of_before_records_had_a_digest_goes_on(tmp_path: Path) -> None:
+    """And before heads had the newest time that is claimed."""
+    with closing(JoinState(tmp_path, 1 << 20)) as state:
+        request = request_record(Served("r1", 1000, 2))
+        make_joiner(CLICK, state).add_request(arrived(0, request))
+        state.write(HEAD)
+        batch = state._db.batch()
+        for key, fields in ((b"head", 9), (b"pr1", 7)):
+            value: Any = state._db.get(key)
+            batch.put(key, msgspec.msgpack.encode(msgspec.msgpack.decode(value)[:fields]))
+        state._db.write(batch)
+        state.reload()
+        assert state.head is not None and state.head.newest == 0
+        core = make_joiner(CLICK, state)
+        core.add_request(arrived(1, request))
+        core.advance(END)
+        assert core.counts["repeated"] == 1
+        assert len(by_id(core, core.drain().examples)) == 2
 
 
 def test_a_roomy_state_needs_no_disk() -> None:
