@@ -15,18 +15,8 @@ HEAD = (
     *("dead_letters", "schemas", "taken_under", "version", "newest"),
 )
 CHANGING = (
-    *(
-        "wake_at",
-        "served_at",
-        "has_request",
-        "impression_ids",
-        "emitted",
-        "events",
-        "waiting",
-        "offset",
-        "outdated",
-        "digest",
-    ),
+    *("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting"),
+    *("offset", "outdated", "digest"),
 )
 COMMIT = {"id", "sequence", "watermark", "due", "lowest", "dead_letters", "offsets", "schemas", "version"}
 

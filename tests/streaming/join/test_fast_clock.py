@@ -19,8 +19,9 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
 from streaming.records.events import SCHEMA_VERSION, Engagement, Request, decode_letter, encode
+from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
-from tests.streaming.join.join_lives import FEATURES, FORMAT
+from tests.streaming.join.join_lives import FEATURES
 from tests.streaming.join.join_world import CLICK, Served, make_joiner, reasons, request_record
 
 SECOND, MINUTE, HOUR = 1000, 60_000, 3_600_000
@@ -136,7 +137,10 @@ class Worker:
 
     def examples(self) -> list[dict[str, Any]]:
         records = self.log.read(EXAMPLES, 0, 0, 1 << 20)
-        rows = [row for record in records for row in FORMAT.decode(record.value)[0].to_pylist()]
+        form = ExampleFormat(self._spec.features, self._spec.labels)
+        rows = [
+            row for record in records for row in form.decode(record.value)[0].drop_columns(["score.click"]).to_pylist()
+        ]
         return sorted(rows, key=lambda row: str(row["example_id"]))
 
     def letters(self) -> list[tuple[str, str, bytes]]:

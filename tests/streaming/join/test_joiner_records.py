@@ -193,13 +193,13 @@ def test_what_was_served_travels_with_the_example() -> None:
     core = make_joiner(CLICK)
     scores, positions = np.array([0.25, 0.5, 0.125], "<f4"), np.array([2, 0, 1], "<i4")
     versions = {"sparse_version": 41, "dense_version": 40}
+    served = request_record(Served("r1", 1000, 3), scores=scores.tobytes(), positions=positions.tobytes(), **versions)
+    core.add_request(arrived(0, served))
+    core.add_request(arrived(1, request_record(Served("r2", 1000, 3))))
     core.add_request(
-        0,
-        request_record(Served("r1", 1000, 3), scores=scores.tobytes(), positions=positions.tobytes(), **versions),
+        arrived(2, request_record(Served("r3", 1000, 3), scores=bytes(24), positions=bytes(3), **versions))
     )
-    core.add_request(1, request_record(Served("r2", 1000, 3)))
-    core.add_request(2, request_record(Served("r3", 1000, 3), scores=bytes(24), positions=bytes(3), **versions))
-    core.add_engagement(0, engagement_record(Done("r1", "r1.1", "click", 1010, 1.0)))
+    core.add_engagement(arrived(0, engagement_record(Done("r1", "r1.1", "click", 1010, 1.0))))
     core.advance(END)
     found = {}
     for batch in core.drain().examples:

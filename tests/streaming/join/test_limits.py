@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streaming.clock import EventClock
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.brokers import Outgoing
 from streaming.join.commit import Committed
@@ -26,16 +25,17 @@ from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.store import RocksStore, StoreMemory
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import SCHEMA_VERSION, Engagement, Request, decode_letter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
-from tests.streaming.join.join_lives import Brokers, Crash
+from tests.streaming.join.join_lives import Brokers, Crash, records_of
 from tests.streaming.join.join_world import (
     CLICK,
     HEAD,
     Done,
     Served,
+    arrived,
     engagement_record,
     make_joiner,
     request_record,
@@ -102,13 +102,13 @@ def click(request: str, impression: str, at: int) -> bytes:
 def partition(folder: Path, brokers: Brokers, limits: Limits, keep: float = 1.0, memory: int = 1 << 30) -> Any:
     spec = JoinSpec(FEATURES, LABELS, JoinSettings(lateness=f"{LATENESS}ms"), Negatives(keep, 1), limits=limits)
     state = JoinState(folder, memory)
-    join = JoinPartition(spec, state, brokers, brokers, EventClock(10_000_000), 0, new_id=lambda: str(id(state)))
+    join = JoinPartition(spec, state, brokers, brokers, 0, new_id=lambda: str(id(state)))
     return state, join
 
 
 def take_all(join: JoinPartition, brokers: Brokers, topic: str) -> None:
     start = join.offsets[topic]
-    records = [Record(at, value) for at, value in enumerate(brokers.topics[topic][start:], start) if value is not None]
+    records = records_of(brokers.topics[topic][start:], start)
     assert join.take(topic, records) == len(records)
 
 
@@ -119,7 +119,7 @@ def test_engagements_of_an_undefined_request_are_bounded(tmp_path: Path) -> None
     state = JoinState(tmp_path / "state", 1 << 30)
     core = make_joiner(CLICK, state)
     for number in range(12_000):
-        core.add_engagement(number, engagement_record(Done("undefined", f"item{number}", "click", 1000, 1.0)))
+        core.add_engagement(arrived(number, engagement_record(Done("undefined", f"item{number}", "click", 1000, 1.0))))
     assert core.counts["dead.too_many"] == 2000
     letters = core.drain().dead_letters
     assert [letter.offset for letter in letters] == list(range(10_000, 12_000))
@@ -139,19 +139,19 @@ def test_engagements_that_wait_are_bounded_in_bytes_too() -> None:
     for number in range(100):
         record = engagement_record(Done("r7", str(number), "click", 1000, 1.0))
         padded = bytes([record[0] + 1]) + record[1:] + b"\xa3pad\xc5" + (40_000).to_bytes(2, "big") + bytes(40_000)
-        core.add_engagement(number, padded)
+        core.add_engagement(arrived(number, padded))
     assert core.counts["dead.too_many"] == 100 - (1 << 20) // 40_100
-    core.add_request(0, request_record(Served("r7", 950, 1)))
+    core.add_request(arrived(0, request_record(Served("r7", 950, 1))))
     core.advance(2000)
     assert core.counts["dead.unmatched"] == (1 << 20) // 40_100
 
 
 def test_engagements_of_all_impressions_of_a_request_are_bounded() -> None:
     spec = JoinSpec(FEATURES, LABELS, limits=Limits(request_events=30))
-    core = Joiner(spec, roomy_state(), Living(spec, EventClock(10_000_000)))
-    core.add_request(0, large_request("r", 1000, 20, 1))
+    core = Joiner(spec, roomy_state(), Living(spec))
+    core.add_request(arrived(0, large_request("r", 1000, 20, 1)))
     for number in range(40):
-        core.add_engagement(number, click("r", str(number % 20), 1000 + number))
+        core.add_engagement(arrived(number, click("r", str(number % 20), 1000 + number)))
     assert core.counts["dead.too_many"] == 10
     core.advance(5000)
     (batch,) = core.drain().examples
@@ -255,7 +255,7 @@ def test_what_is_refused_is_split_over_transactions(tmp_path: Path) -> None:
     for _ in join.recover():
         pass
     while (start := join.offsets[ENGAGEMENTS]) < 100:
-        records = [Record(at, value or b"") for at, value in enumerate(brokers.topics[ENGAGEMENTS][start:], start)]
+        records = records_of(brokers.topics[ENGAGEMENTS][start:], start)
         assert 0 < join.take(ENGAGEMENTS, records) < len(records) or join.offsets[ENGAGEMENTS] == 100
         assert join.is_full or join.offsets[ENGAGEMENTS] == 100
         join.step(OPEN, 100_000, 0)
@@ -270,9 +270,9 @@ def test_large_records_are_joined_before_more_of_them_are_taken(tmp_path: Path) 
     state, join = partition(tmp_path / "state", brokers, Limits(taken_bytes=10_000))
     for _ in join.recover():
         pass
-    join.take(IMPRESSIONS, [Record(0, large_request("r0", 1000, 1, 600))])
+    join.take(IMPRESSIONS, records_of([large_request("r0", 1000, 1, 600)], 0))
     assert not join.is_full
-    join.take(IMPRESSIONS, [Record(1, large_request("r1", 1000, 1, 700))])
+    join.take(IMPRESSIONS, records_of([large_request("r1", 1000, 1, 700)], 1))
     assert join.is_full
     join.step(OPEN, 2000, 0)
     assert not join.is_full
@@ -289,10 +289,10 @@ def test_memory_is_shared_by_the_partitions_that_are_owned(tmp_path: Path) -> No
     alone = state.memory_bytes
     assert alone == 12 << 20
     spec = JoinSpec(FEATURES, LABELS, JoinSettings(lateness=f"{LATENESS}ms"))
-    join = JoinPartition(spec, state, brokers, brokers, EventClock(10_000_000), 0, new_id=lambda: "id")
+    join = JoinPartition(spec, state, brokers, brokers, 0, new_id=lambda: "id")
     for _ in join.recover():
         pass
-    join.take(IMPRESSIONS, [Record(at, large_request(f"r{at}", 1000, 1, 400)) for at in range(1000)])
+    join.take(IMPRESSIONS, records_of([large_request(f"r{at}", 1000, 1, 400) for at in range(1000)], 0))
     join.step(OPEN, 1000, 1000)
     assert 3 << 20 < state._bytes <= alone
     memory.divide(12)
@@ -344,7 +344,7 @@ def test_a_write_is_due_by_what_it_takes_and_not_by_what_came(tmp_path: Path) ->
 def test_the_ids_of_a_marker_count_as_memory(tmp_path: Path) -> None:
     state = JoinState(tmp_path / "state", 1 << 30)
     core = make_joiner(CLICK, state, lateness=10_000)
-    core.add_request(0, request_record(Served("r1", 1000, 5000)))
+    core.add_request(arrived(0, request_record(Served("r1", 1000, 5000))))
     core.advance(1200)
     assert core.drain().examples and len(state) == 1
     assert state._bytes > 5000 * 50
