@@ -20,7 +20,9 @@ from tests.kafka.joining import joined_through, now_ms, run_until
 from tests.kafka.traffic import Event, LiveTraffic, Traffic, make_pipeline, read_dead_letters, read_examples
 
 # 45 minutes of requests, one of them 40 minutes ahead, a window of 60 s and clicks after 5 s, each divided by 100.
-REQUESTS, LASTS_MS, AHEAD_MS, OUTLIER = 3000, 27_000, 24_000, 1200
+REQUESTS, LASTS_MS, AHEAD_MS = 3000, 27_000, 24_000
+OUTLIER = 900
+"""Among the first 4,000 records, which a joiner that lags reads at once: all impressions, and a third of the engagements."""
 WINDOW_MS, CLICK_AFTER_MS = 600, 50
 JOIN = {"lateness": "50ms", "max_ahead": "50ms", "max_future": "36s"}
 
@@ -82,5 +84,7 @@ def test_one_record_far_ahead_in_a_backlog_loses_nothing(kafka: KafkaSettings, t
         assert read_dead_letters(pipeline.kafka) == []
         assert emitted.labels == traffic.labels
         assert set(emitted.times.values()) == {1}
-        tables.append(pa.Table.from_batches(emitted.batches).sort_by("example_id").combine_chunks())
+        tables.append(
+            pa.Table.from_batches(emitted.batches).drop_columns(["score.click"]).sort_by("example_id").combine_chunks()
+        )
     assert tables[0].equals(tables[1])
