@@ -148,7 +148,7 @@ def three_requests_at_once(pipeline: Pipeline, log: EmbeddedLog, clock: EventClo
     def make(number: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
         state, spec = roomy_state(), pipeline.join_spec()
         return state, JoinPartition(
-            spec, state, outlet, history, clock, number, new_id=lambda: "cut", write_every_ms=NEVER, requests_at_once=3
+            spec, state, outlet, history, number, new_id=lambda: "cut", write_every_ms=NEVER, requests_at_once=3
         )
 
     return JoinService(EmbeddedBrokers(log, 0), make, clock, max_wait_ms=1, batch_records=1, tell_every_ms=1)
