@@ -24,7 +24,7 @@ INSTEAD = {
     r"\bfor ever\b": "forever, or say until when",
 }
 # A folder is added when its texts have been gone through.
-DONE = ("basis", "benchmarks", "docs", "minutely", "paramserver", "serving", "stack", "trainer")
+DONE = ("basis", "benchmarks", "docs", "minutely", "paramserver", "serving", "stack", "streaming", "trainer")
 TEXTS = [
     *(path for path in sorted(ROOT.glob("*.md")) if path.name != "CHANGELOG.md"),
     *(path for folder in DONE for path in sorted((ROOT / folder).rglob("*")) if path.suffix in (".py", ".md", ".pyi")),

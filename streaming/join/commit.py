@@ -26,8 +26,8 @@ _VERSION = 2
 class Committed(NamedTuple):
     """What the last transaction committed: its identity, the inputs' next offsets, and where a rebuild must read from.
 
-    Everything due by ``watermark`` is out; by ``due``, which is ahead of it while more is due than one batch takes, some.
-    ``taken_under`` says which requests were taken under which schema.
+    Everything due by ``watermark`` is out. While more is due than one batch takes, ``due`` is ahead of it, and some of what is due
+    by then is out. ``taken_under`` says which requests were taken under which schema.
     """
 
     state_id: str
@@ -98,7 +98,7 @@ def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = Forgotte
 
 
 def taken_on(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int) -> list[TakenUnder]:
-    """What requests were taken under, where those from offset ``impressions`` on are taken by ``spec``."""
+    """Return the schemas under which requests were taken, if those from offset ``impressions`` on are taken under ``spec``'s."""
     ours = TakenUnder(spec.schema.fingerprint, impressions, spec.window_ms)
     if taken and taken[-1].fingerprint == ours.fingerprint:
         return list(taken)
@@ -114,8 +114,8 @@ def next_head(
     sequence: int,
     told: int,
 ) -> Head:
-    """What a state that was ``head``'s is now, with the points that a rebuild would read from. ``outputs`` are the offsets after
-    what was sent."""
+    """Return the head that follows ``head``, with the offsets that a rebuild may read from. ``outputs`` are the offsets after the
+    records sent, by topic."""
     cuts, at = head.cuts, joiner.newest
     while len(cuts) > 1 and cuts[1].newest < told - spec.keep_ms:
         cuts = cuts[1:]

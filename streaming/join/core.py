@@ -89,9 +89,9 @@ class Joiner:
         self.format = ExampleFormat(spec.features, spec.labels)
         self.watermark = 0
         self.reached = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
-        """How far the records taken of each input let the watermark come (ms), see `_reach`."""
+        """How far (ms) the records taken of each input let the watermark move, see `_reach`."""
         self.newest = 0
-        """The newest event time (ms) that a record taken claims."""
+        """The newest event time (ms) of any record taken."""
         self.counts: Counter[str] = Counter()
 
     @property
@@ -160,8 +160,8 @@ class Joiner:
             self._refuse(topic, record.offset, record.value, bad)
 
     def _reach(self, topic: str, claimed_ms: int, appended_at: int) -> None:
-        """The only place where a record moves the watermark's sources: to its event time, at most ``max_ahead`` after its
-        broker took it. So a clock that is fast does no more in a backlog than it would have done live."""
+        """Move the watermark's sources to a record's event time, but at most ``max_ahead`` beyond the time its broker took it.
+        Nothing else moves them, so a fast clock does no more harm in a backlog than live."""
         self.reached[topic] = max(self.reached[topic], min(claimed_ms, appended_at + self._settings.max_ahead))
         self.newest = max(self.newest, claimed_ms)
 
@@ -197,7 +197,7 @@ class Joiner:
                 return
             if self.policy.is_living:
                 raise _used_again(request, pending)
-            self._store.drop(request.request_id)  # recovered, it was taken: the first was forgotten by then
+            self._store.drop(request.request_id)  # a re-read one was taken, so the first had been dropped by then
             pending = Pending()
         self._reach(IMPRESSIONS, request.served_at, record.appended_at)
         pending.served_at = request.served_at
@@ -432,16 +432,16 @@ class Joiner:
 
 
 def _sizes(request: Request) -> tuple[int, int]:
-    """The bytes of a request that each of its rows repeats, and those that all its rows share among them."""
+    """Return the bytes of a request that each of its rows repeats, and those that are divided among its rows."""
     shared = packed_bytes(request.shared) + len(request.request_id)
     return shared, packed_bytes(request.features) + len("".join(request.impression_ids))
 
 
 def _used_again(request: Request, pending: Pending) -> BadRecord:
-    """Of a request whose id is that of ``pending``, which holds another record."""
+    """Return the refusal of a request whose id ``pending``, which is another record, already has."""
     ours, theirs = (
         f"served at {served_at} ms with {len(ids)} impressions"
         for served_at, ids in ((pending.served_at, pending.impression_ids), (request.served_at, request.impression_ids))
     )
-    detail = f"request {request.request_id} was {ours}; this one, {theirs}, is another record: an id names one request for ever"
+    detail = f"request {request.request_id} was {ours}; this one, {theirs}, is another record; request ids must not be reused"
     return BadRecord("request_id used again", detail)

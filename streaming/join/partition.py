@@ -152,8 +152,8 @@ class JoinPartition:
         """
         joiner = self.joiner
         watermark = watermark_of(joiner.reached, ended, as_of_ms, self._spec.settings.lateness)
-        # All that was due by now is out, or was dropped by sampling without a word. Who reads again takes that for granted up to
-        # what is told; so what came late goes out first, and no less than this is told.
+        # Everything due by the published watermark is emitted or dropped. A rebuild relies on that, so late arrivals go out before
+        # it moves.
         complete = self._head.told if self.busy else max(self._head.told, joiner.watermark)
         if self._taken and not joiner.advance(complete):
             self.busy = True  # late arrivals exceed a transaction: publish no later watermark than theirs

@@ -10,7 +10,7 @@ from streaming.join.timers import NEVER
 from streaming.records.events import Request
 
 OVERHEAD_BYTES = 1064
-"""What a pending request costs in memory besides its features, measured with one impression of 11 features."""
+"""Memory of a pending request besides its features, measured with one impression of 11 features."""
 ID_BYTES = 56
 """Memory of the id of each further impression besides its characters."""
 WAITING_BYTES = 128
@@ -21,16 +21,15 @@ DROPPED = 255
 
 
 class Pending(msgspec.Struct, array_like=True, gc=False):
-    """What is known of one request; times in ms of event time.
+    """The joiner's entry of one request; times in ms of event time.
 
     Before the request itself has arrived, ``served_at`` is -1 and ``waiting`` holds its engagements as they came
-    (offset, payload). ``emitted`` holds a byte an impression: 0 while it is open, else how often it is in `examples`, which
-    is its last revision plus 1, or `DROPPED`. Once every impression is emitted, ``request`` is None, unless late events correct
-    examples, and the rest stays as the marker that repeated and late events are recognised by.
+    (offset, payload). ``emitted`` has one byte per impression: 0 while it is open, else how often it is in `examples` (its last
+    revision plus 1), or `DROPPED`. Once every impression is emitted, ``request`` is None, unless late events correct examples. The
+    rest stays as a marker, to recognise repeated and late events.
 
-    ``offset`` is that of the request in `impressions`. Where it was made under another schema and became a dead letter for that,
-    ``outdated`` says why. ``digest`` is the request's record as XXH3 (64 bits), 0 where it is
-    not known.
+    ``offset`` is that of the request in `impressions`. If it became a dead letter because of its schema, ``outdated`` says why.
+    ``digest`` is the XXH3 hash (64 bits) of the request's record, 0 if unknown.
     """
 
     wake_at: int = NEVER
@@ -41,9 +40,9 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     events: dict[int, list[tuple[int, str, float]]] = {}
     waiting: list[tuple[int, bytes]] = []
     waiting_bytes: int = 0
-    """Of the payloads in ``waiting``."""
+    """The size of the payloads in ``waiting``."""
     event_count: int = 0
-    """How many there are in ``events``."""
+    """The number of ``events``."""
     offset: int = -1
     outdated: str = ""
     digest: int = 0

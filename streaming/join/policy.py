@@ -84,7 +84,7 @@ class InputPolicy(Protocol):
         """Whether to publish examples, corrections and dead letters; for re-read records, that was done before."""
 
     def latest_ms(self, appended_at: int) -> int:
-        """The latest event time that a record may have which its broker took at ``appended_at``."""
+        """Return the latest event time of a record that its broker took at ``appended_at``."""
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
         """Whether a request whose entry is dropped at ``forgotten_at`` comes too late."""
@@ -112,7 +112,7 @@ class Living:
         self._labels = len(spec.labels)
 
     def latest_ms(self, appended_at: int) -> int:
-        """So far ahead as ``max_future`` allows, whenever the record is read."""
+        """Return the time that is ``max_future`` after the append, whenever the record is read."""
         return appended_at + self._max_future
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
@@ -147,7 +147,7 @@ class Living:
 
 
 class Recovered:
-    """Records of transactions that are over: what is due by now was sent, or dropped by sampling."""
+    """The policy for re-read records: what is due by now was sent or dropped by sampling."""
 
     is_living = False
 
@@ -157,7 +157,7 @@ class Recovered:
         self._fingerprint = spec.schema.fingerprint
 
     def latest_ms(self, appended_at: int) -> int:
-        """Any: what was taken once is taken again, though ``max_future`` is shorter now."""
+        """Accept any time: what was accepted once is accepted again, even if ``max_future`` is shorter now."""
         return MAX_TIME_MS
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:

@@ -20,10 +20,10 @@ class JoinSettings(Section):
     """What to do with an engagement that would have changed an emitted example: refuse it, or emit the example again with the right
     labels and the next revision. To ``correct``, requests are kept until ``lateness`` after their window."""
     max_future: DurationMs = 3_600_000
-    """Records from further ahead of the time at which their broker took them are dead letters."""
+    """Records whose time is further ahead of the time at which their broker took them are dead letters."""
     max_ahead: DurationMs = 5_000
-    """How far a record may move the watermark beyond the time at which its broker took it. What is further ahead is joined when its
-    time comes."""
+    """How far a record may move the watermark beyond the time at which its broker took it. Records further ahead are delayed, never
+    dropped."""
     max_rows: Annotated[int, Field(ge=1, le=65_536)] = 8192
     """The most examples in one batch."""
     max_wait: PositiveDurationMs = 200

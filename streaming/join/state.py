@@ -52,11 +52,11 @@ class Head(msgspec.Struct, array_like=True):
     """Identifies a state: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
     ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
-    takes. What later transactions put into `examples` begins at ``examples`` or after it, and into `dead-letters` at
-    ``dead_letters``. ``pending`` counts requests. The first of ``cuts`` is where a rebuild reads from now, the others where it
-    may later. ``schemas`` by fingerprint are those that requests here may have been made under; ``taken_under`` says from where
-    on, the last being ours. ``reached`` is how far records let the watermark come, ``newest`` the newest event time that one of
-    them claims (0 in states from before ``join.max_ahead``).
+    takes. Later transactions write to `examples` from offset ``examples`` on, and to `dead-letters` from ``dead_letters`` on.
+    ``pending`` counts requests. A rebuild reads from the first of ``cuts`` now, and may read from the others later. ``schemas`` has
+    the schemas, by fingerprint, that requests may have been made under; ``taken_under`` says from which offset on, ours last.
+    ``reached`` is how far records let the watermark move, ``newest`` the newest event time of any (0 in states from before
+    ``join.max_ahead``).
     """
 
     state_id: str

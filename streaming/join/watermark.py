@@ -11,9 +11,9 @@ from streaming.records.examples import ExampleFormat
 
 
 def watermark_of(reached: Mapping[str, int], ended: Mapping[str, bool], as_of_ms: int, lateness_ms: int) -> int:
-    """The smaller time (ms) that the inputs ``reached``, less ``lateness_ms``.
+    """Return the smaller time (ms) that the inputs ``reached``, less ``lateness_ms``.
 
-    An input that was read to its end as of a time has that time: what is missing from it has not happened by then.
+    An input that was read to its end as of a time counts with that time: its missing events happen later.
     """
     return min(as_of_ms if ended[topic] else reached[topic] for topic in reached) - lateness_ms
 

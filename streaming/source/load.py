@@ -24,7 +24,7 @@ from streaming.source.tabular import Reject, RowFile, as_problems, numbers, read
 from streaming.source.time_bounds import TimeBounds
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
-_MAX_KEY = MAX_ID_LENGTH - 16  # a place may be added, or the run of `minutely produce`
+_MAX_KEY = MAX_ID_LENGTH - 16  # leaves room for a place, or for the id of a run of `minutely produce`
 
 
 @dataclass(frozen=True)
