@@ -24,7 +24,7 @@ from serving.client import Client
 from stack.kafka import running
 from streaming.kafka.sending import Sender
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
-from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
+from streaming.records.events import FORMAT_VERSION, Engagement, Request, encode
 from tests.kafka.services import joiner, said, started, trainer
 from tests.serving.server import Server
 
@@ -62,7 +62,7 @@ def traffic(pipeline: Pipeline, per_second: float, stop: threading.Event) -> Non
         while due <= now:
             name, at = f"t{number}", int(now * 1000)
             request = Request(
-                version=SCHEMA_VERSION,
+                version=FORMAT_VERSION,
                 request_id=name,
                 served_at=at,
                 impression_ids=[f"{name}.{place}" for place in range(TOGETHER)],
@@ -77,7 +77,7 @@ def traffic(pipeline: Pipeline, per_second: float, stop: threading.Event) -> Non
             for place in range(TOGETHER):
                 action = "click" if random.random() < 0.1 else "seen"
                 done = Engagement(
-                    version=SCHEMA_VERSION, request_id=name, impression_id=f"{name}.{place}", action=action,
+                    version=FORMAT_VERSION, request_id=name, impression_id=f"{name}.{place}", action=action,
                     happened_at=int(now * 1000),
                 )  # fmt: skip
                 producer.send(pipeline.kafka.topic(ENGAGEMENTS), encode(done), key=name.encode())

@@ -39,8 +39,8 @@ from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import (
+    FORMAT_VERSION,
     MAX_TIME_MS,
-    SCHEMA_VERSION,
     Engagement,
     Request,
     decode_engagement,
@@ -94,7 +94,7 @@ def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, sta
             key = f"r{number}"
             ids = [f"{number}.{at}" for at in range(impressions)]
             request = Request(
-                version=SCHEMA_VERSION,
+                version=FORMAT_VERSION,
                 request_id=key,
                 served_at=served_at,
                 impression_ids=ids,
@@ -109,7 +109,7 @@ def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, sta
             clicked = rng.random(impressions) < CLICKED
             for at in np.flatnonzero(clicked) if number < requests else ():
                 click = Engagement(
-                    version=SCHEMA_VERSION,
+                    version=FORMAT_VERSION,
                     request_id=key,
                     impression_id=ids[at],
                     action="click",

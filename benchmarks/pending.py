@@ -23,7 +23,7 @@ from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
 from streaming.log import Record
-from streaming.records.events import SCHEMA_VERSION, Request, encode
+from streaming.records.events import FORMAT_VERSION, Request, encode
 from streaming.records.labels import Label
 
 SIZES = {50: 40, 1: 240}
@@ -59,7 +59,7 @@ def fill(per_request: int, impressions: int, folder: Path) -> dict[str, float]:
     requests = impressions // per_request
     for number in range(requests):
         request = Request(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=f"request-{number}",
             served_at=START_MS + number,
             impression_ids=[f"{number}.{at}" for at in range(per_request)],

@@ -24,11 +24,11 @@ from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.outlet import Transactions
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import enduring, patiently
+from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS, BrokerError
-from streaming.patience import Patience
 from streaming.records.events import DeadLetter
 from streaming.records.reasons import MENDABLE
+from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.dead-letters")
 _GROUP = "minutely-again"
@@ -64,7 +64,7 @@ def send_again(pipeline: Pipeline, reason: str | None) -> SentAgain:
     """
     found = SentAgain(Counter(), Counter())
     with stop_on_signal() as stop:
-        patiently(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
+        retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
         for partition in range(pipeline.kafka.partitions):
             _Partition(pipeline, partition, MENDABLE if reason is None else {reason}, found).send(stop)
         if stop():
@@ -92,10 +92,10 @@ class _Partition:
 
     def send(self, stop: Callable[[], bool]) -> None:
         """Send what there is by now; while brokers are away it waits, until ``stop``."""
-        brokers = Patience(_log, "brokers", WallClock(), self._pipeline.kafka.asked)
+        brokers = Retry(_log, "brokers", WallClock(), self._pipeline.kafka.asked)
         end: int | None = None
         while not stop():
-            with enduring(brokers):
+            with tolerating(brokers):
                 end = self._history.end(DEAD_LETTERS) if end is None else end
                 self._open()
                 for topic in (IMPRESSIONS, ENGAGEMENTS):

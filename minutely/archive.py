@@ -19,11 +19,11 @@ from streaming.clock import Clock, WallClock
 from streaming.kafka.letters import LetterSender
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import enduring, patiently
+from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import EXAMPLES
-from streaming.patience import Patience
 from streaming.records.events import DeadLetter
 from streaming.records.examples import ExampleFormat
+from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.archive")
 _POLL_MS = 100
@@ -55,7 +55,7 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
 
     try:
         with stop_on_signal() as stop:
-            service = patiently(_log, stop, begin, pipeline.kafka.asked)
+            service = retrying(_log, stop, begin, pipeline.kafka.asked)
             if service is not None:
                 service.run()
     except DeltaError as error:
@@ -71,7 +71,7 @@ class ArchiveService:
         examples = ExampleFormat(pipeline.features, pipeline.labels)
         archive = Archive(place, examples)
         self._log = log
-        self._brokers = Patience(_log, "brokers", clock, pipeline.kafka.asked)
+        self._brokers = Retry(_log, "brokers", clock, pipeline.kafka.asked)
         self._clock = clock
         self._status = status
         self._stop = stop
@@ -102,7 +102,7 @@ class ArchiveService:
 
     def _round(self) -> None:
         before = self.worker.commits
-        with enduring(self._brokers):
+        with tolerating(self._brokers):
             self.worker.step()
             self._log.fill(_POLL_MS)
         status, worker = self._status, self.worker

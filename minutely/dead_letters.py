@@ -18,10 +18,10 @@ from streaming.clock import WallClock
 from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import enduring, patiently
+from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import DEAD_LETTERS
-from streaming.patience import Patience
 from streaming.records.events import BadRecord, DeadLetter, decode_letter
+from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.dead-letters")
 _SHOWN_BYTES = 40
@@ -30,13 +30,13 @@ _SHOWN_BYTES = 40
 def dead_letters(pipeline: Pipeline, stop: Callable[[], bool]) -> Iterator[DeadLetter]:
     """Those kept by now, partition by partition. While brokers are away it waits, until ``stop``; at the start for a minute at
     most, then it raises `NoAnswerError`."""
-    patiently(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
+    retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
     for partition in range(pipeline.kafka.partitions):
         history = KafkaHistory(pipeline.kafka, partition)
-        brokers = Patience(_log, "brokers", WallClock(), pipeline.kafka.asked)
+        brokers = Retry(_log, "brokers", WallClock(), pipeline.kafka.asked)
         end, position, is_read = None, 0, False
         while not is_read and not stop():
-            with enduring(brokers):
+            with tolerating(brokers):
                 end = history.end(DEAD_LETTERS) if end is None else end
                 for offset, letter in letters_of(history, partition, position, end, stop):
                     position = offset + 1  # once each, though reading may have to begin again

@@ -20,7 +20,7 @@ from streaming.join.service import JoinService
 from streaming.join.state import JoinState
 from streaming.kafka.brokers import KafkaBrokers
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import patiently
+from streaming.kafka.waiting import retrying
 
 _log = logging.getLogger("minutely.join")
 GARBAGE_AFTER = 100_000
@@ -39,7 +39,7 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
         bind(metrics, "--metrics").close()  # said now, not when brokers are there
     gc.set_threshold(GARBAGE_AFTER)
     with stop_on_signal() as stop:
-        service = patiently(_log, stop, begin, pipeline.kafka.asked)
+        service = retrying(_log, stop, begin, pipeline.kafka.asked)
         if service is None:
             return
         if metrics is not None:

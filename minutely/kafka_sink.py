@@ -18,7 +18,7 @@ from streaming.kafka.sending import producer_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import BrokerError
-from streaming.patience import Patience
+from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.serve")
 
@@ -37,7 +37,7 @@ class KafkaSink:
         self._outbox = outbox
         self._producer: Producer | None = None
         self._stopping = threading.Event()
-        self._patience = Patience(_log, "brokers", WallClock(), settings.asked)
+        self._retry = Retry(_log, "brokers", WallClock(), settings.asked)
 
     def send(self, records: Sequence[Outgoing]) -> None:
         """Send records; what the brokers do not take in a minute is counted as dropped."""
@@ -54,14 +54,14 @@ class KafkaSink:
                 self._outbox.was_dropped(record.topic, record.size_bytes)
 
     def _try(self, record: Outgoing) -> bool:
-        if not self._patience.ready:
+        if not self._retry.ready:
             return False
         try:
             if self._producer is None:
                 ensure_topics(self._settings)
                 self._producer = producer_of(self._settings, _DELIVERY_MS, linger_ms=20)
         except (BrokerError, Problems) as error:
-            self._patience.failed(error)
+            self._retry.failed(error)
             return False
         topic, key = self._settings.topic(record.topic), record.key.encode(errors="surrogatepass")
         told = partial(self._delivered, record.topic, record.size_bytes)
@@ -84,7 +84,7 @@ class KafkaSink:
         try:
             self._producer.poll(0)
         except KafkaException as error:  # the producer is lost: the client raises nothing else here
-            self._patience.failed(broker_error(error))
+            self._retry.failed(broker_error(error))
             self._let_go(_LOST_SECONDS)
 
     def _let_go(self, seconds: float) -> None:
@@ -104,15 +104,15 @@ class KafkaSink:
             try:
                 producer.poll(_POLL_SECONDS)
             except KafkaException as error:
-                self._patience.failed(broker_error(error))
+                self._retry.failed(broker_error(error))
 
     def _delivered(self, topic: str, size_bytes: int, error: KafkaError | None, _message: Message | None) -> None:
         if error is None:
             self._outbox.was_sent(topic, size_bytes)
-            self._patience.worked()
+            self._retry.worked()
         else:
             self._outbox.was_dropped(topic, size_bytes)
-            self._patience.failed(broker_error(error))
+            self._retry.failed(broker_error(error))
 
     def stop(self) -> None:
         """Do not wait for brokers any longer."""

@@ -41,7 +41,7 @@ from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Embe
 from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.source.load import LoggedEvents
-from streaming.source.to_records import Producer
+from streaming.source.to_records import RequestRecords
 from trainer.cut import cut_of, offsets_of
 from trainer.dense_cadence import DenseCadence
 from trainer.worker import NOT_FINITE, TrainWorker
@@ -99,7 +99,7 @@ class EmbeddedLoop:
         self.clock = clock
         self._files = files
         self._step_ms = pipeline.train.step_every
-        self._producer = Producer(events, pipeline.features)
+        self._producer = RequestRecords(events, pipeline.features)
         self._log = log
         self._joining = joining
         joining.start()

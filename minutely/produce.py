@@ -18,12 +18,12 @@ from minutely.service import stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.features.columns import Ids
 from streaming.kafka import waiting
-from streaming.kafka.sending import PatientSender
+from streaming.kafka.sending import RetryingSender
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import patiently
+from streaming.kafka.waiting import retrying
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.source.load import LoggedEvents, load
-from streaming.source.to_records import Producer
+from streaming.source.to_records import RequestRecords
 
 _log = logging.getLogger("minutely.produce")
 _TICK_MS = 50
@@ -80,7 +80,7 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
     """
     clock = WallClock()
     with stop_on_signal() as stop:
-        patiently(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
+        retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
         if stop():
             return
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, clock.now_ms())
@@ -95,11 +95,11 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
 def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, stop: Callable[[], bool]) -> None:
     """Send every event when its time has come, where it is ``start_ms`` now; a clock that is set changes no pace."""
     begun_at = clock.elapsed_ms()
-    maker = Producer(events, pipeline.features)
+    maker = RequestRecords(events, pipeline.features)
     happened_at = events.engagements.happened_at
     scores = np.zeros((events.impressions, 0), np.float32)
     request = engagement = 0
-    sender = PatientSender(pipeline.kafka, _log, stop)
+    sender = RetryingSender(pipeline.kafka, _log, stop)
     names = [pipeline.kafka.topic(name) for name in (IMPRESSIONS, ENGAGEMENTS)]
     while (request < events.requests or engagement < len(happened_at)) and not stop():
         now = start_ms + clock.elapsed_ms() - begun_at

@@ -18,10 +18,10 @@ from paramserver.files import Files
 from streaming.clock import Clock
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import enduring, patiently
+from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import EXAMPLES
-from streaming.patience import Patience
 from streaming.records.examples import ExampleFormat
+from streaming.retry import Retry
 from trainer.retrain import hand_over, look, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
 
@@ -71,7 +71,7 @@ def retrain(
             on_error.pop_all()
         return _CatchUp(pipeline, name, trainer, workers, log, clock)
 
-    catching_up = patiently(_log, stop, begin, pipeline.kafka.asked)
+    catching_up = retrying(_log, stop, begin, pipeline.kafka.asked)
     if catching_up is None:
         return False
     with closing(catching_up):
@@ -96,7 +96,7 @@ class _CatchUp:
         self._workers = workers
         self._log = log
         self._clock = clock
-        self._brokers = Patience(_log, "brokers", clock, pipeline.kafka.asked)
+        self._brokers = Retry(_log, "brokers", clock, pipeline.kafka.asked)
         offsets = {worker.partition: worker.offset for worker in workers}
         _log.info("%s: %d examples trained; live from offsets %s", name, trainer.examples, offsets)
 
@@ -128,7 +128,7 @@ class _CatchUp:
                 status.dead_letters[letter.reason] += 1
                 _log.warning("%s/%d, offset %d, %s", letter.topic, letter.partition, letter.offset, letter.detail)
         self._trainer.expire(min(worker.watermark for worker in self._workers))
-        with enduring(self._brokers):
+        with tolerating(self._brokers):
             self._log.fill(_POLL_MS)
 
     def close(self) -> None:

@@ -27,10 +27,10 @@ from streaming.clock import Clock, WallClock
 from streaming.kafka.letters import LetterSender
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import enduring, patiently
+from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import EXAMPLES
-from streaming.patience import Patience
 from streaming.records.examples import ExampleFormat
+from streaming.retry import Retry
 from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
 from trainer.retrain import look
@@ -134,7 +134,7 @@ def _run(
             on_error.pop_all()
         return service
 
-    while (service := patiently(_log, stop, begin, pipeline.kafka.asked)) is not None:
+    while (service := retrying(_log, stop, begin, pipeline.kafka.asked)) is not None:
         with closing(service):
             if service.run(stop):
                 return
@@ -157,8 +157,8 @@ class TrainService:
         self._log = log
         self._files = files
         self._clock = clock
-        self._brokers = Patience(_log, "brokers", clock, pipeline.kafka.asked)
-        self._place = Patience(_log, "publication", clock)
+        self._brokers = Retry(_log, "brokers", clock, pipeline.kafka.asked)
+        self._place = Retry(_log, "publication", clock)
         self._status = status
         self._trained_before = status.examples
         self._kafka = pipeline.kafka
@@ -196,7 +196,7 @@ class TrainService:
         try:
             while not stop():
                 self._step()
-                if self._tell_refused(stop) and self.online.due():
+                if self._tell_refused(stop) and self.online.is_publication_due():
                     self._publish_or_wait()
             if self._sender is not None and not self._sender.wait():
                 return True  # brokers are away: the next trainer trains on it again and sends the letters
@@ -231,7 +231,7 @@ class TrainService:
         return True
 
     def _step(self) -> None:
-        with enduring(self._brokers):
+        with tolerating(self._brokers):
             self._log.fill(_POLL_MS)
         self.online.step()
         self._status.lag = self._log.lag

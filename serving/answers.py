@@ -6,13 +6,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from serving.ranking import Answer, impression_ids
-from serving.requests import RankAsked
+from serving.ranking import Ranking, impression_ids
+from serving.requests import RankQuery
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 
 
-class RankAnswer(msgspec.Struct):
+class RankResponse(msgspec.Struct):
     """Candidates by their combined score, best first, in columns. ``impression_ids`` are for sending engagements.
 
     Rows were of version ``sparse_version``, or where a delta was being applied of one up to ``sparse_version_until``.
@@ -36,7 +36,7 @@ class Accepted(msgspec.Struct, omit_defaults=True):
     unused: int = 0
 
 
-class Ready(msgspec.Struct):
+class Readiness(msgspec.Struct):
     """Whether the replica should get requests; ``state`` is that of its freshness, or says why not."""
 
     ready: bool
@@ -75,13 +75,13 @@ class Problem(msgspec.Struct):
 
 
 def rank_answer(
-    asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64], labels: list[str], freshness: float | None
-) -> RankAnswer:
+    asked: RankQuery, answer: Ranking, order: npt.NDArray[np.int64], labels: list[str], freshness: float | None
+) -> RankResponse:
     """The answer to a ranking request, with its candidates in ``order`` int64 [limit]."""
     scores = answer.scores[order]
     versions = answer.versions
     ids = asked.ids
-    return RankAnswer(
+    return RankResponse(
         request_id=asked.request_id,
         ids=[ids[place] for place in order.tolist()],
         impression_ids=impression_ids(asked, order),

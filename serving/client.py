@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from basis.decoding import refusing
-from serving.answers import MSGPACK, Accepted, Pinned, Problem, RankAnswer, Ready, Score, Shadowed
+from serving.answers import MSGPACK, Accepted, Pinned, Problem, RankResponse, Readiness, Score, Shadowed
 from serving.status import Status
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Client:
         *,
         limit: int | None = None,
         request_id: str | None = None,
-    ) -> RankAnswer:
+    ) -> RankResponse:
         """Candidates by their combined score. A column is a list, or an array: int64 ids, float32 numbers (faster)."""
         columns = {name: _column(column) for name, column in candidate_features.items()}
         body: dict[str, Any] = {
@@ -73,7 +73,7 @@ class Client:
         }
         if limit is not None:
             body["limit"] = limit
-        return self._ask("POST", "/v1/rank", body, RankAnswer)
+        return self._ask("POST", "/v1/rank", body, RankResponse)
 
     def engage(
         self, request_id: str, impression_id: str, action: str, value: float = 1.0, happened_at: int | None = None
@@ -91,7 +91,7 @@ class Client:
     def ready(self) -> bool:
         """Whether it should get requests."""
         try:
-            return self._ask("GET", "/v2/health/ready", None, Ready).ready
+            return self._ask("GET", "/v2/health/ready", None, Readiness).ready
         except RefusedError:
             return False
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.ranking import impression_ids
-from serving.requests import RankAsked
+from serving.requests import RankQuery
 from serving.status import Compared, Quality
 from streaming.records.events import Engagement
 from streaming.records.labels import Label, Rule, decide, used_actions
@@ -56,7 +56,7 @@ class Comparison:
         self.dropped = 0
 
     def served(
-        self, asked: RankAsked, order: npt.NDArray[np.int64], scores: Scores, combined: npt.NDArray[np.floating]
+        self, asked: RankQuery, order: npt.NDArray[np.int64], scores: Scores, combined: npt.NDArray[np.floating]
     ) -> None:
         """Take a request: what was served and what the shadow says, ``scores`` [sides, candidates, labels], ``combined`` [sides,
         candidates]; the candidates in ``order`` were answered."""

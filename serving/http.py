@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from serving import answers
 from serving import open_inference as v2
 from serving.access import Denied, Rate
-from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Ready, Score, Shadowed, rank_answer
+from serving.answers import JSON, MSGPACK, Accepted, Live, Pinned, Problem, Readiness, Score, Shadowed, rank_answer
 from serving.forms import answered_in_msgpack, body_is_msgpack, json_text
 from serving.gone import Gone, gone_of
 from serving.inputs import BadRequest
@@ -299,7 +299,7 @@ class Service:
 
     async def _ready(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         ready, state = self._replica.ready()
-        return (200 if ready else 503), Ready(ready, state)
+        return (200 if ready else 503), Readiness(ready, state)
 
     async def _model(self, _payload: bytes, _packed: bool, _gone: Gone) -> Answered:
         replica = self._replica

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from serving.inputs import BadRequest, Inputs, takes_lists
-from serving.ranking import Answer
-from serving.requests import Asked, Given, RequestReader, decode
+from serving.ranking import Ranking
+from serving.requests import Given, Query, RequestReader, decode
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 
 LENGTHS = ".lengths"
@@ -62,7 +62,7 @@ class TensorOutput(msgspec.Struct):
     data: list[float]
 
 
-class InferAnswer(msgspec.Struct, omit_defaults=True):
+class InferResponse(msgspec.Struct, omit_defaults=True):
     """Outputs, and the versions that made them."""
 
     model_name: str
@@ -118,7 +118,7 @@ def inputs_of(inputs: Inputs) -> list[TensorMetadata]:
     return found
 
 
-def read(payload: bytes, reader: RequestReader, *, msgpack: bool, now_ms: int) -> tuple[InferRequest, Asked]:
+def read(payload: bytes, reader: RequestReader, *, msgpack: bool, now_ms: int) -> tuple[InferRequest, Query]:
     """A request, and the rows that it asks to score; `BadRequest` where the inputs are not the model's."""
     request = decode(InferRequest, payload, msgpack=msgpack)
     given = {item.name: item for item in request.inputs}
@@ -134,7 +134,7 @@ def read(payload: bytes, reader: RequestReader, *, msgpack: bool, now_ms: int) -
     raw = reader.raw_columns(
         [Given(name, name, item, _values(name, item, given, count), count) for name, item in inputs.items()]
     )
-    return request, Asked(reader.columns(raw, count, now_ms), count, unknown=sorted(given.keys() - wanted))
+    return request, Query(reader.columns(raw, count, now_ms), count, unknown=sorted(given.keys() - wanted))
 
 
 def _values(name: str, feature: Feature, given: Mapping[str, TensorInput], count: int) -> list[Any]:
@@ -164,7 +164,7 @@ def _flat(tensor: TensorInput) -> list[Any]:
     return data
 
 
-def answer_of(request: InferRequest, model: str, labels: list[str], answer: Answer) -> InferAnswer:
+def answer_of(request: InferRequest, model: str, labels: list[str], answer: Ranking) -> InferResponse:
     """The outputs that were wanted."""
     made = {label: answer.scores[:, at] for at, label in enumerate(labels)} | {"score": answer.combined}
     names = [item.name for item in request.outputs] or list(made)
@@ -172,7 +172,7 @@ def answer_of(request: InferRequest, model: str, labels: list[str], answer: Answ
     if unknown:
         raise BadRequest(f"outputs: {', '.join(unknown)[:200]}; allowed: {', '.join(made)}")
     versions = answer.versions
-    return InferAnswer(
+    return InferResponse(
         model_name=model,
         model_version=str(versions.sparse),
         id=request.id,

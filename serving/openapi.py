@@ -19,16 +19,16 @@ _REF = "#/components/schemas/{name}"
 _TYPES = (
     *(RankRequest, EngagementsBody, ScoreBody, PinBody, ShadowBody, v2.InferRequest),
     *(
-        answers.RankAnswer,
+        answers.RankResponse,
         answers.Accepted,
-        answers.Ready,
+        answers.Readiness,
         answers.Live,
         answers.Score,
         answers.Pinned,
         answers.Shadowed,
         answers.Problem,
     ),
-    *(Status, v2.ServerMetadata, v2.ModelMetadata, v2.InferAnswer),
+    *(Status, v2.ServerMetadata, v2.ModelMetadata, v2.InferResponse),
 )
 _WRONG = {
     400: "The body is not JSON or msgpack.",
@@ -62,7 +62,7 @@ def operation(
     responses = {str(status): {"description": (answer.__doc__ or "").split("\n")[0], "content": _content(answer)}}
     for code in errors:
         # Ready or not, the body has the same form.
-        said = answer if code == 503 and answer is answers.Ready else answers.Problem
+        said = answer if code == 503 and answer is answers.Readiness else answers.Problem
         responses[str(code)] = {"description": _WRONG[code], "content": _content(said)}
         if code in (429, 503):
             responses[str(code)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from basis.problems import Problem
-from serving.requests import Asked, RankAsked
+from serving.requests import Query, RankQuery
 from streaming.features.columns import Column, Ragged, Repeated, ServedColumns, pack, packed_width
 from streaming.features.kinds import Feature
-from streaming.records.events import MAX_RECORD_BYTES, SCHEMA_VERSION, Request, encode
+from streaming.records.events import FORMAT_VERSION, MAX_RECORD_BYTES, Request, encode
 from streaming.records.labels import Label
 
 if TYPE_CHECKING:  # `minutely check` reads this module and shall not wait seconds for torch
@@ -24,7 +24,7 @@ _POSITION_BYTES = _LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Ranking:
     """The predictions for what was asked, float32 [count, labels], their combined scores, float32 [count], and their versions."""
 
     scores: npt.NDArray[np.float32]
@@ -62,7 +62,7 @@ class Ranker:
         combined: npt.NDArray[np.float32] = (scores @ self._weights).astype(np.float32)
         return combined
 
-    def answer(self, batch: Sequence[Asked]) -> list[Answer] | None:
+    def answer(self, batch: Sequence[Query]) -> list[Ranking] | None:
         """Answers to requests that are scored together; None while another model takes over, when it is to be asked again."""
         columns = batch[0].columns if len(batch) == 1 else _together([asked.columns for asked in batch])
         total = sum(asked.count for asked in batch)
@@ -75,17 +75,17 @@ class Ranker:
         answers, at = [], 0
         for asked in batch:
             part = slice(at, at + asked.count)
-            answers.append(Answer(scored.scores[part], combined[part], scored.versions))
+            answers.append(Ranking(scored.scores[part], combined[part], scored.versions))
             at += asked.count
         return answers
 
 
-def order_of(asked: RankAsked, answer: Answer) -> npt.NDArray[np.int64]:
+def order_of(asked: RankQuery, answer: Ranking) -> npt.NDArray[np.int64]:
     """Which candidates are answered, best first; of equal ones that which was asked first. int64 [limit]."""
     return np.argsort(-answer.combined, kind="stable")[: asked.limit]
 
 
-def impression_ids(asked: RankAsked, order: npt.NDArray[np.int64]) -> list[str]:
+def impression_ids(asked: RankQuery, order: npt.NDArray[np.int64]) -> list[str]:
     """The impressions of an answer, in its order: the request's id and the candidate's place in what was asked."""
     return [f"{asked.request_id}.{place}" for place in order.tolist()]
 
@@ -107,7 +107,7 @@ def record_problems(name: str, features: Mapping[str, Feature], labels: int, max
 
 
 def impressions_record(
-    features: Mapping[str, Feature], schema: str, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]
+    features: Mapping[str, Feature], schema: str, asked: RankQuery, answer: Ranking, order: npt.NDArray[np.int64]
 ) -> bytes:
     """What was served, as `impressions` holds it: the features that were scored, in the order that was answered.
 
@@ -122,7 +122,7 @@ def impressions_record(
             own[name] = pack(taken, 0, len(order))
     return encode(
         Request(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=asked.request_id,
             served_at=asked.asked_at,
             impression_ids=impression_ids(asked, order),

@@ -25,10 +25,10 @@ from streaming.features.columns import Column, ServedColumns, repeated
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.features.transforms import Raw, derived, from_raw, is_derived
 from streaming.records.events import (
+    FORMAT_VERSION,
     MAX_ID_LENGTH,
     MAX_TIME_MS,
     MIN_TIME_MS,
-    SCHEMA_VERSION,
     BadRecord,
     Engagement,
     Id,
@@ -114,7 +114,7 @@ def decode(body: type[T], payload: bytes, *, msgpack: bool) -> T:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Query:
     """Candidates to score, with the columns of their features, and the names of what was given beyond those."""
 
     columns: ServedColumns
@@ -123,7 +123,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class RankAsked(Asked):
+class RankQuery(Query):
     """A ranking request whose features are right; ``asked_at`` in ms."""
 
     request_id: str
@@ -160,7 +160,7 @@ class RequestReader:
         self._max_candidates = max_candidates
         self._max_ids = max_ids
 
-    def rank(self, payload: bytes, *, msgpack: bool, now_ms: int) -> RankAsked:
+    def rank(self, payload: bytes, *, msgpack: bool, now_ms: int) -> RankQuery:
         """The ranking request in ``payload``; `BadRequest` where it breaks the contract."""
         body = decode(RankRequest, payload, msgpack=msgpack)
         ids = body.candidates.ids
@@ -173,7 +173,7 @@ class RequestReader:
             *_given(self.inputs.of_request, once, 1, "features"),
             *_given(self.inputs.of_candidates, body.candidates.features, count, "candidates.features"),
         ]
-        return RankAsked(
+        return RankQuery(
             columns=self.columns(self.raw_columns(given), count, now_ms),
             count=count,
             request_id=uuid.uuid4().hex if body.request_id is None else body.request_id,
@@ -231,7 +231,7 @@ def _given(inputs: Mapping[str, Feature], given: Mapping[str, Any], count: int, 
 def engagement_of(body: EngagementBody, now_ms: int, max_future_ms: int, earliest_ms: int) -> Engagement:
     """The engagement as its record has it; `BadRequest` where it breaks the contract, as joiners check it."""
     engagement = Engagement(
-        version=SCHEMA_VERSION,
+        version=FORMAT_VERSION,
         request_id=body.request_id,
         impression_id=body.impression_id,
         action=body.action,

@@ -40,7 +40,7 @@ def _route(
 # fmt: off
 ROUTES = (
     _route("POST", "/v1/rank", "rank", "rank", "Order candidates, and log what is answered.",
-           answers.RankAnswer, *_BAD, 503, body=requests.RankRequest),
+           answers.RankResponse, *_BAD, 503, body=requests.RankRequest),
     _route("POST", "/v1/engagements", "engage", "engage", "Tell what users did.",
            answers.Accepted, *_BAD, *_LATER, body=requests.EngagementsBody, status=202),
     _route("GET", "/v1/status", "status", None, "Versions and freshness.", Status),
@@ -53,10 +53,10 @@ ROUTES = (
     _route("DELETE", "/v1/shadow", "end_shadow", "admin", "Score with no second version.", answers.Shadowed),
     _route("GET", "/v2", "server_metadata", None, "Who answers.", v2.ServerMetadata),
     _route("GET", "/v2/health/live", "live", None, "Whether it answers.", answers.Live),
-    _route("GET", "/v2/health/ready", "ready", None, "Whether it should get requests.", answers.Ready, 503),
+    _route("GET", "/v2/health/ready", "ready", None, "Whether it should get requests.", answers.Readiness, 503),
     _route("GET", "/v2/models/{name}", "model_metadata", None, "Inputs and outputs.", v2.ModelMetadata, 404),
-    _route("GET", "/v2/models/{name}/ready", "model_ready", None, "Whether it should get requests.", answers.Ready, *_LATER),
+    _route("GET", "/v2/models/{name}/ready", "model_ready", None, "Whether it should get requests.", answers.Readiness, *_LATER),
     _route("POST", "/v2/models/{name}/infer", "infer", "rank", "Score rows; nothing is logged.",
-           v2.InferAnswer, *_BAD, *_LATER, body=v2.InferRequest),
+           v2.InferResponse, *_BAD, *_LATER, body=v2.InferRequest),
 )
 # fmt: on

@@ -14,8 +14,8 @@ from starlette.requests import ClientDisconnect
 
 from serving.batches import Batch, Batches
 from serving.gone import Gone, never
-from serving.ranking import Answer, Ranker
-from serving.requests import Asked
+from serving.ranking import Ranker, Ranking
+from serving.requests import Query
 from streaming.features.columns import columns_bytes
 
 _log = logging.getLogger("minutely.serve")
@@ -29,8 +29,8 @@ class Busy(RuntimeError):
 
 
 class _Waiting(NamedTuple):
-    asked: Asked
-    future: asyncio.Future[Answer]
+    asked: Query
+    future: asyncio.Future[Ranking]
     loop: asyncio.AbstractEventLoop
     gone: Gone
 
@@ -67,10 +67,10 @@ class Scoring:
         """Candidates that wait or are being scored."""
         return self._batches.candidates
 
-    async def score(self, asked: Asked, gone: Gone = never) -> Answer:
+    async def score(self, asked: Query, gone: Gone = never) -> Ranking:
         """The answer to a request; `Busy` where that would take too long, ``ClientDisconnect`` where the client left meanwhile."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+        future: asyncio.Future[Ranking] = loop.create_future()
         size_bytes = _REQUEST_BYTES + columns_bytes(asked.columns)
         with self._changed:
             waiting = _Waiting(asked, future, loop, gone)
@@ -98,7 +98,7 @@ class Scoring:
             _tell(left, None, ClientDisconnect())
         if not waiting:
             return False
-        answers: Sequence[Answer] | None = None
+        answers: Sequence[Ranking] | None = None
         failed: Exception = Busy("no whole version yet")
         typical = True
         asked = [each.asked for each in waiting]
@@ -130,12 +130,12 @@ def _apart(items: Sequence[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
     return waiting, left
 
 
-def _tell(asked: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:
+def _tell(asked: list[_Waiting], answers: Sequence[Ranking] | None, failed: Exception) -> None:
     with suppress(RuntimeError):  # the loop has ended, and the requests with it
         asked[0].loop.call_soon_threadsafe(_deliver, asked, answers, failed)
 
 
-def _deliver(asked: list[_Waiting], answers: Sequence[Answer] | None, failed: Exception) -> None:
+def _deliver(asked: list[_Waiting], answers: Sequence[Ranking] | None, failed: Exception) -> None:
     for at, each in enumerate(asked):
         if each.future.done():  # the client has left
             continue

@@ -16,9 +16,9 @@ from serving.freshness import STAGES, Freshness
 from serving.inputs import BadRequest
 from serving.outbox import Outbox, Outgoing
 from serving.pulling import Puller
-from serving.ranking import Answer, Ranker, impressions_record
+from serving.ranking import Ranker, Ranking, impressions_record
 from serving.replica import Replica
-from serving.requests import RankAsked, RequestReader
+from serving.requests import RankQuery, RequestReader
 from serving.scoring import Scoring
 from serving.settings import ServeSettings
 from serving.shadow import Shadowing
@@ -106,7 +106,7 @@ class ReplicaService:
             shadow=shadow.status() if shadow else None,
         )
 
-    def served(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
+    def served(self, asked: RankQuery, answer: Ranking, order: npt.NDArray[np.int64]) -> None:
         """Note what is to be answered, for the log and for a shadow; never waits. `BadRequest` where no joiner would take
         its record: then it must not be answered."""
         if self.settings.log:

@@ -13,9 +13,9 @@ import xxhash
 from serving.buffer import Buffer
 from serving.comparison import Comparison
 from serving.pulling import Puller
-from serving.ranking import Answer, Ranker
+from serving.ranking import Ranker, Ranking
 from serving.replica import Replica
-from serving.requests import RankAsked
+from serving.requests import RankQuery
 from serving.status import ShadowStatus
 from serving.worker import Worker
 from streaming.clock import Clock
@@ -30,10 +30,10 @@ _EVERY_SECONDS = 0.05
 _COMPARE_EVERY_MS = 1000
 
 
-class _Answered(NamedTuple):
+class _Ranked(NamedTuple):
     """What was answered, without what the shadow does not need; ``scores`` float32 [candidates, labels]."""
 
-    asked: RankAsked
+    asked: RankQuery
     scores: npt.NDArray[np.float32]
     order: npt.NDArray[np.int64]
 
@@ -68,7 +68,7 @@ class Shadow:
         self._ranker = ranker
         self._comparison = comparison
         self._clock = clock
-        self._waiting: Buffer[_Answered | _Engaged] = Buffer("requests for the shadow", _WAITING_BYTES)
+        self._waiting: Buffer[_Ranked | _Engaged] = Buffer("requests for the shadow", _WAITING_BYTES)
         self._dropped = 0
         self._compared = comparison.compared()
         self._compared_at = clock.elapsed_ms()
@@ -82,18 +82,18 @@ class Shadow:
         """Whether it has its version, rows and dense weights."""
         return self._replica.whole and self._replica.sparse_version == self.version
 
-    def served(self, asked: RankAsked, answer: Answer, order: npt.NDArray[np.int64]) -> None:
+    def served(self, asked: RankQuery, answer: Ranking, order: npt.NDArray[np.int64]) -> None:
         """Note what was answered; never waits."""
         if self.ready and self.takes(asked.request_id):
             # A copy of the scores: they are a part of those of a batch.
-            self._offer(_Answered(replace(asked, ids=()), answer.scores.copy(), order.copy()))
+            self._offer(_Ranked(replace(asked, ids=()), answer.scores.copy(), order.copy()))
 
     def engaged(self, engagement: Engagement) -> None:
         """Note what a user did; never waits."""
         if self.takes(engagement.request_id):
             self._offer(_Engaged(engagement))
 
-    def _offer(self, item: _Answered | _Engaged) -> None:
+    def _offer(self, item: _Ranked | _Engaged) -> None:
         if not self._waiting.offer(item):
             self._dropped += 1
 
@@ -103,7 +103,7 @@ class Shadow:
         taken = self._waiting.take(_STEP_BYTES)
         try:
             for item in taken:
-                if isinstance(item, _Answered):
+                if isinstance(item, _Ranked):
                     self._score(*item)
                 else:
                     self._comparison.engaged(item.engagement)
@@ -115,7 +115,7 @@ class Shadow:
             self._compared, self._compared_at = self._comparison.compared(), elapsed_ms
         return 0.0 if len(self._waiting) else _EVERY_SECONDS
 
-    def _score(self, asked: RankAsked, served: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> None:
+    def _score(self, asked: RankQuery, served: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> None:
         scores = np.stack((served, self._replica.score(asked.columns, asked.count)))
         self._comparison.served(asked, order, scores, self._ranker.combine(scores))
 

@@ -129,7 +129,7 @@ class OnlineTrainer:
         """Dead letters of what could not be read or trained on since the last call."""
         return [letter for worker in self.workers for letter in worker.take_refused()]
 
-    def due(self) -> bool:
+    def is_publication_due(self) -> bool:
         """Whether it is time for the next version."""
         return self._clock.elapsed_ms() - self._published_at >= self._sparse_every
 

@@ -73,9 +73,9 @@ class ArchiveWorker:
         if letters and not self._tell(letters):
             self._start()  # no commit may pass unsent letters
             return False
-        elapsed_ms, patience = self._clock.elapsed_ms(), self._commit_every_ms
-        waited = bool(self._rows) and elapsed_ms - self._waiting_since >= patience
-        idle = max(patience, min(_IDLE * patience, _IDLE_MS))
+        elapsed_ms, pause_ms = self._clock.elapsed_ms(), self._commit_every_ms
+        waited = bool(self._rows) and elapsed_ms - self._waiting_since >= pause_ms
+        idle = max(pause_ms, min(_IDLE * pause_ms, _IDLE_MS))
         moved = bool(self._moved) and elapsed_ms - self._moving_since >= idle
         if waited or moved or self._rows >= _ROWS_A_COMMIT or self._bytes >= _BYTES_A_COMMIT:
             self.commit()

@@ -16,7 +16,7 @@ Place: TypeAlias = tuple[str, int]
 """A topic and a partition of it."""
 
 
-class Outgoing(NamedTuple):
+class OutputRecord(NamedTuple):
     """A record to send."""
 
     topic: str
@@ -29,7 +29,7 @@ class Outlet(Protocol):
     def open(self) -> Committed | None:
         """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was."""
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> Mapping[str, int]:
+    def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> Mapping[str, int]:
         """Send one transaction. Return the offset after its last record, by topic that it wrote to."""
 
     def close(self) -> None:

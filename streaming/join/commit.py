@@ -14,7 +14,7 @@ import msgspec
 from basis.decoding import refusing
 from streaming.join.core import Joiner
 from streaming.join.spec import JoinSpec
-from streaming.join.state import Head, ReadFrom, TakenUnder
+from streaming.join.state import Head, RebuildPoint, TakenUnder
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
 _POINTS = 64
@@ -33,9 +33,9 @@ class Committed(NamedTuple):
     state_id: str
     sequence: int
     watermark: int
-    due: int
+    decided_until: int
     offsets: dict[str, int]
-    lowest: ReadFrom
+    lowest: RebuildPoint
     taken_under: Sequence[TakenUnder] = ()
 
 
@@ -63,10 +63,10 @@ def commit_of(head: Head) -> Committed:
     return Committed(
         head.state_id,
         head.sequence,
-        head.told,
-        max(head.watermark, head.told),
+        head.published,
+        max(head.watermark, head.published),
         dict(head.offsets),
-        head.cuts[0],
+        head.rebuild_points[0],
         tuple(head.taken_under),
     )
 
@@ -77,7 +77,7 @@ def encode_commit(commit: Committed) -> str:
         id=commit.state_id,
         sequence=commit.sequence,
         watermark=commit.watermark,
-        due=commit.due,
+        due=commit.decided_until,
         lowest=commit.lowest[1:4],
         dead_letters=commit.lowest.dead_letters,
         offsets=commit.offsets,
@@ -93,7 +93,7 @@ def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = Forgotte
         found = _decoder.decode(text)
         if found.version > _VERSION:
             raise ValueError(f"version {found.version}; allowed: up to {_VERSION}")
-    lowest, taken_under = ReadFrom(-1, *found.lowest, found.dead_letters), tuple(found.schemas)
+    lowest, taken_under = RebuildPoint(-1, *found.lowest, found.dead_letters), tuple(found.schemas)
     return Committed(found.id, found.sequence, found.watermark, found.due, found.offsets, lowest, taken_under)
 
 
@@ -112,29 +112,29 @@ def next_head(
     offsets: Mapping[str, int],
     outputs: Mapping[str, int],
     sequence: int,
-    told: int,
+    published: int,
 ) -> Head:
     """Return the head that follows ``head``, with the offsets that a rebuild may read from. ``outputs`` are the offsets after the
     records sent, by topic."""
-    cuts, at = head.cuts, joiner.newest
-    while len(cuts) > 1 and cuts[1].newest < told - spec.keep_ms:
-        cuts = cuts[1:]
-    if at >= cuts[-1].newest + spec.keep_ms // _POINTS and offsets.keys() == joiner.reached.keys():
+    rebuild_points, at = head.rebuild_points, joiner.newest
+    while len(rebuild_points) > 1 and rebuild_points[1].newest < published - spec.keep_ms:
+        rebuild_points = rebuild_points[1:]
+    if at >= rebuild_points[-1].newest + spec.keep_ms // _POINTS and offsets.keys() == joiner.reached.keys():
         ends = outputs[EXAMPLES], outputs[DEAD_LETTERS]
-        cuts = [*cuts, ReadFrom(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], *ends)]
-    if len(cuts) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more
-        cuts = [cuts[0], *cuts[1::2]]
+        rebuild_points = [*rebuild_points, RebuildPoint(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], *ends)]
+    if len(rebuild_points) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more
+        rebuild_points = [rebuild_points[0], *rebuild_points[1::2]]
     taken = head.taken_under
-    while len(taken) > 1 and taken[1].impressions <= cuts[0].impressions:
+    while len(taken) > 1 and taken[1].impressions <= rebuild_points[0].impressions:
         taken = taken[1:]
     return Head(
         head.state_id,
         sequence,
         joiner.watermark,
-        told,
+        published,
         dict(offsets),
         dict(joiner.reached),
-        cuts,
+        rebuild_points,
         outputs[EXAMPLES],
         dead_letters=outputs[DEAD_LETTERS],
         schemas=dict(joiner.upgrades.known),

@@ -16,7 +16,7 @@ import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
 from streaming.features.columns import packed_bytes
-from streaming.join.decided import Ready, batches
+from streaming.join.decided import Decided, batches
 from streaming.join.pending import DROPPED, WAITING_BYTES, Pending, PendingRequests
 from streaming.join.policy import InputPolicy
 from streaming.join.spec import JoinSpec
@@ -82,7 +82,7 @@ class Joiner:
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
         }
-        self._ready: list[Ready] = []
+        self._ready: list[Decided] = []
         self._dead: list[DeadLetter] = []
         self._bytes = 0
         """The approximate size of the output since the last `drain`."""
@@ -125,7 +125,7 @@ class Joiner:
         self.watermark = max(self.watermark, watermark)
         left = NEVER if at_most is None else at_most
         while left > 0 and not self.is_full:
-            due = self._store.due(self.watermark, min(left, _DUE_AT_ONCE))
+            due = self._store.take_due(self.watermark, min(left, _DUE_AT_ONCE))
             if not due:
                 return True
             left -= len(due)
@@ -306,7 +306,7 @@ class Joiner:
         shared, own = _sizes(pending.request)
         self._bytes += shared + (own if own > _UNEVEN_BYTES else own // len(pending.impression_ids)) + _ROW_BYTES
         decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
-        self._ready.append(Ready(request_id, pending.request, (index,), decision, revision))
+        self._ready.append(Decided(request_id, pending.request, (index,), decision, revision))
 
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
@@ -354,7 +354,7 @@ class Joiner:
                 return
             if self._settings.late == "dead_letter":
                 pending.request = None
-                self._store.shrink(request_id)
+                self._store.release_payload(request_id)
         forget_at = closes_at + self._settings.lateness
         if forget_at < self.watermark:
             self._store.drop(request_id)
@@ -388,7 +388,7 @@ class Joiner:
     def _outdate(self, request_id: str, pending: Pending, problem: str) -> None:
         """Reduce a request to its marker, with the engagements that counted."""
         pending.emitted, pending.request, pending.outdated = _closed(pending.emitted), None, problem
-        self._store.shrink(request_id)
+        self._store.release_payload(request_id)
 
     def note_outdated(self, letter: DeadLetter) -> None:
         """Note that a request became a dead letter `schema`, for a state from before that."""
@@ -410,7 +410,7 @@ class Joiner:
         for place in kept:
             pending.emitted[place] = 1
         if kept and pending.request is not None:
-            self._ready.append(Ready(request_id, pending.request, kept, decision))
+            self._ready.append(Decided(request_id, pending.request, kept, decision))
         return len(kept)
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:

@@ -21,7 +21,7 @@ _IN_ORDER = np.arange(MAX_IMPRESSIONS, dtype="<i4").tobytes()
 _NO_SCORE = np.full(1, np.nan, "<f4").tobytes()
 
 
-class Ready(NamedTuple):
+class Decided(NamedTuple):
     """Impressions of one request, given by their places in it, that share one decision."""
 
     request_id: str
@@ -32,7 +32,7 @@ class Ready(NamedTuple):
 
 
 def batches(
-    ready: Sequence[Ready], example_format: ExampleFormat, sampling_rate: float, max_rows: int
+    ready: Sequence[Decided], example_format: ExampleFormat, sampling_rate: float, max_rows: int
 ) -> list[pa.RecordBatch]:
     """Return batches of at most ``max_rows`` examples, ordered by the time of decision, the request's id and the place in it.
 
@@ -53,7 +53,7 @@ def batches(
 
 
 def _batch(
-    ready: Sequence[Ready], group: Ids, place: Ids, example_format: ExampleFormat, sampling_rate: float
+    ready: Sequence[Decided], group: Ids, place: Ids, example_format: ExampleFormat, sampling_rate: float
 ) -> pa.RecordBatch:
     used, of_row = np.unique(group, return_inverse=True)
     items = [ready[at] for at in used.tolist()]

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from streaming.clock import Clock
-from streaming.join.brokers import Fetched, History, Outgoing, Outlet, Place
+from streaming.join.brokers import Fetched, History, Outlet, OutputRecord, Place
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
@@ -35,7 +35,7 @@ class EmbeddedOutlet:
         said = self._log.committed(self._partition)
         return None if said is None else decode_commit(said)
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
+    def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> dict[str, int]:
         """Send one transaction. Return the offset after its last record, by topic that it wrote to."""
         records: dict[str, list[bytes]] = defaultdict(list)
         for item in outbox:
@@ -153,5 +153,5 @@ def catch_up(service: JoinService) -> None:
     """Join everything in the log as of the clock's time. Neither the clock nor the log may change meanwhile."""
     service.round()
     while not service.caught_up:
-        assert all(member.patience.ready for member in service.members.values()), "no clock moves"
+        assert all(member.retry.ready for member in service.members.values()), "no clock moves"
         service.round()

@@ -44,7 +44,7 @@ class JoinMetrics(Collector):
                 lag.add_metric([topic, partition], member.lag[topic])
                 records.add_metric([topic, partition], counts[topic])
             pending.add_metric([partition], member.join.pending)
-            watermark.add_metric([partition], max(member.join.told, 0) / 1000)
+            watermark.add_metric([partition], max(member.join.published, 0) / 1000)
             examples.add_metric([partition], counts["examples"])
             repeated.add_metric([partition], counts["repeated"])
             corrected.add_metric([partition], counts["corrected"])

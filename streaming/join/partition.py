@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 
-from streaming.join.brokers import History, Outgoing, Outlet
+from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import commit_of, next_head
 from streaming.join.core import Joiner
 from streaming.join.policy import NOTHING_SENT, Living, SentAsTold
-from streaming.join.recovery import Gap, Recovery
+from streaming.join.recovery import LostRange, Recovery
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
 from streaming.join.watermark import examples_records, watermark_of
@@ -55,13 +55,13 @@ class JoinPartition:
         self._taken = self._taken_bytes = 0
         self._outputs: dict[str, int] = {}
         """The offsets after the records sent, by topic."""
-        self._outbox: list[Outgoing] | None = None
+        self._outbox: list[OutputRecord] | None = None
         """The records of a transaction that is not known to be committed."""
         self._recovered = False
         self._written_at_ms = 0
         self.busy = False
         """Whether more is due than one batch takes: call `step` again before `take`."""
-        self.gaps: list[Gap] = []
+        self.gaps: list[LostRange] = []
         """Records that were skipped; the caller reports them and clears the list."""
 
     @property
@@ -70,9 +70,9 @@ class JoinPartition:
         return self._offsets
 
     @property
-    def told(self) -> int:
+    def published(self) -> int:
         """The watermark (ms) published in `examples`."""
-        return self._head.told
+        return self._head.published
 
     @property
     def pending(self) -> int:
@@ -141,7 +141,7 @@ class JoinPartition:
 
     def skip(self, topic: str, offset: int) -> None:
         """Skip the records of an input before ``offset``, which were deleted."""
-        self.gaps.append(Gap(topic, self._offsets[topic], offset))
+        self.gaps.append(LostRange(topic, self._offsets[topic], offset))
         self._offsets[topic] = offset
 
     def step(self, ended: Mapping[str, bool], as_of_ms: int, tell_every_ms: int) -> None:
@@ -154,23 +154,23 @@ class JoinPartition:
         watermark = watermark_of(joiner.reached, ended, as_of_ms, self._spec.settings.lateness)
         # Everything due by the published watermark is emitted or dropped. A rebuild relies on that, so late arrivals go out before
         # it moves.
-        complete = self._head.told if self.busy else max(self._head.told, joiner.watermark)
+        complete = self._head.published if self.busy else max(self._head.published, joiner.watermark)
         if self._taken and not joiner.advance(complete):
             self.busy = True  # late arrivals exceed a transaction: publish no later watermark than theirs
-            told = min(complete, joiner.next_due())
+            published = min(complete, joiner.next_due())
         else:
             self.busy = not joiner.advance(watermark, self._requests_at_once)
-            told = complete if self.busy else joiner.watermark
+            published = complete if self.busy else joiner.watermark
         output = joiner.drain()
-        moved = told - self._head.told
+        moved = published - self._head.published
         news = self._taken or output.examples or output.dead_letters or self.busy or self._state.is_full
         if not news and moved < tell_every_ms:
             return
-        before = self._head.told
-        examples = examples_records(joiner.format, output.examples, before, max(before, told))
-        self._outbox = [Outgoing(EXAMPLES, record) for record in examples]
-        self._outbox += [Outgoing(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
-        self._head = self._head_of(self._head.sequence + 1, told)
+        before = self._head.published
+        examples = examples_records(joiner.format, output.examples, before, max(before, published))
+        self._outbox = [OutputRecord(EXAMPLES, record) for record in examples]
+        self._outbox += [OutputRecord(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
+        self._head = self._head_of(self._head.sequence + 1, published)
         self._taken = self._taken_bytes = 0
         self._send()
         if self._state.is_full or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
@@ -178,9 +178,9 @@ class JoinPartition:
             self._write()
             self._written_at_ms = as_of_ms
 
-    def _head_of(self, sequence: int, told: int) -> Head:
+    def _head_of(self, sequence: int, published: int) -> Head:
         """Return the head of the current state."""
-        return next_head(self._head, self._spec, self.joiner, self._offsets, self._outputs, sequence, told)
+        return next_head(self._head, self._spec, self.joiner, self._offsets, self._outputs, sequence, published)
 
     def _send(self) -> None:
         """Send the outbox and the head as one transaction."""

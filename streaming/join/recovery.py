@@ -17,7 +17,7 @@ from streaming.join.commit import Committed, ForgottenError, next_head, taken_on
 from streaming.join.core import Joiner
 from streaming.join.policy import NOTHING_SENT, InputPolicy, Recovered, Sent, SentAsTold
 from streaming.join.spec import JoinSpec
-from streaming.join.state import Head, JoinState, ReadFrom
+from streaming.join.state import Head, JoinState, RebuildPoint
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter
 from streaming.records.examples import published_in
@@ -27,7 +27,7 @@ _DETAIL = 1000
 """The characters that are kept of a letter's text."""
 
 
-class Gap(NamedTuple):
+class LostRange(NamedTuple):
     """Records from ``start`` to before ``stop`` were needed, but are no longer kept."""
 
     topic: str
@@ -48,7 +48,7 @@ class Restored:
     """Whether more was due than the last transaction took."""
     unwritten: bool = False
     """Whether the state on disk is older."""
-    gaps: list[Gap] = field(default_factory=list)
+    gaps: list[LostRange] = field(default_factory=list)
 
 
 class Recovery:
@@ -107,18 +107,19 @@ class Recovery:
         joiner.newest = max([head.newest, *head.reached.values()])
         if head.sequence < committed.sequence:
             lowest = committed.lowest  # a rebuild never has to read more again
-            head.cuts = [lowest, *(cut for cut in head.cuts if all(map(ge, cut[1:], lowest[1:])))]
+            points = (each for each in head.rebuild_points if all(map(ge, each[1:], lowest[1:])))
+            head.rebuild_points = [lowest, *points]
             yield from self._read_again(restored, committed)
             return restored
         joiner.watermark = head.watermark
-        restored.busy = head.told < head.watermark
+        restored.busy = head.published < head.watermark
         if self._state.knows_emitted:
             joiner.policy = self._living(SentAsTold(self._state))
         return restored
 
     def _rebuild(self, committed: Committed | None) -> Generator[None, None, Restored]:
         """Rebuild: read what was emitted from `examples`, the rest from the inputs up to the committed offsets."""
-        kept = ReadFrom(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES, DEAD_LETTERS)))
+        kept = RebuildPoint(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES, DEAD_LETTERS)))
         if committed is None:
             if any(self._history.read(EXAMPLES, kept.examples, self._history.end(EXAMPLES))):
                 raise ForgottenError(
@@ -127,11 +128,11 @@ class Recovery:
                 )
             return self._begin_anew(kept._replace(dead_letters=self._history.end(DEAD_LETTERS)), -1)
         needed = committed.lowest
-        restored = self._begin_anew(ReadFrom(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
+        restored = self._begin_anew(RebuildPoint(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], kept.examples)
         for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:4], kept[1:4], reached, strict=True):
             if start < min(stop, end):
-                restored.gaps.append(Gap(topic, start, min(stop, end)))
+                restored.gaps.append(LostRange(topic, start, min(stop, end)))
         yield from self._read_again(restored, committed)
         return restored
 
@@ -140,11 +141,11 @@ class Recovery:
         joiner.upgrades.know(head.schemas.values())
         return Restored(joiner, head, dict(offsets), outputs)
 
-    def _begin_anew(self, lowest: ReadFrom, told: int) -> Restored:
+    def _begin_anew(self, lowest: RebuildPoint, published: int) -> Restored:
         """Start with an empty state and a new id."""
         known = {} if self._state.head is None else self._state.head.schemas  # schemas stay valid in any state
         self._state.discard()
-        head = Head(self._new_id(), 0, 0, told, {}, {}, [lowest], lowest.examples)
+        head = Head(self._new_id(), 0, 0, published, {}, {}, [lowest], lowest.examples)
         head.dead_letters, head.schemas = lowest.dead_letters, known
         offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
         return self._begin(head, offsets, {EXAMPLES: lowest.examples, DEAD_LETTERS: lowest.dead_letters})
@@ -191,8 +192,8 @@ class Recovery:
             yield
         joiner.drain()
         joiner.policy = self._living(sent)
-        joiner.watermark = committed.due
-        restored.busy = committed.watermark < committed.due
+        joiner.watermark = committed.decided_until
+        restored.busy = committed.watermark < committed.decided_until
         restored.offsets = dict(committed.offsets)
         restored.outputs = {topic: max(end, restored.outputs[topic]) for topic, end in ends.items()}
         restored.head = self._head_of(restored, committed.sequence, committed.watermark)
@@ -205,8 +206,10 @@ class Recovery:
             restored.head = self._head_of(restored, restored.head.sequence, committed.watermark)
             self._state.write(restored.head)
 
-    def _head_of(self, restored: Restored, sequence: int, told: int) -> Head:
-        return next_head(restored.head, self._spec, restored.joiner, restored.offsets, restored.outputs, sequence, told)
+    def _head_of(self, restored: Restored, sequence: int, published: int) -> Head:
+        return next_head(
+            restored.head, self._spec, restored.joiner, restored.offsets, restored.outputs, sequence, published
+        )
 
 
 def _letters_in(records: Sequence[Record], partition: int) -> Iterator[DeadLetter]:

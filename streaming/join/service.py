@@ -19,7 +19,7 @@ from streaming.join.memory import MemoryShare
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError, NoLeaderError
-from streaming.patience import Patience
+from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.join")
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
@@ -53,7 +53,7 @@ class Member:
         self.positioned = False
         self.stepped_at_ms = 0
         """When it last committed, in elapsed time."""
-        self.patience = Patience(_log, f"partition {partition}", clock)
+        self.retry = Retry(_log, f"partition {partition}", clock)
         self.lag = dict.fromkeys(_INPUTS, 0)
         """Records of each input that were not taken yet."""
         self.reached: dict[str, int] = {}
@@ -105,7 +105,7 @@ class JoinService:
         self.served = served
         self._reading: set[int] = set()
         """Partitions that are being read, each from its joiner's offsets."""
-        self._patience = Patience(_log, "brokers", clock, asked)
+        self._retry = Retry(_log, "brokers", clock, asked)
         self.members: dict[int, Member] = {}
         """Our partitions by number."""
         self.caught_up = False
@@ -138,7 +138,7 @@ class JoinService:
         self.caught_up = False
         self._follow()
         # A member that failed comes after the others, so that it does not keep them from their turn.
-        for member in sorted(self.members.values(), key=lambda member: member.patience.not_before_ms):
+        for member in sorted(self.members.values(), key=lambda member: member.retry.not_before_ms):
             if not self._recover(member):
                 break  # brokers may be down, and each try takes long: the group waits for our next round
         active = [member for member in self.members.values() if member.positioned]
@@ -154,9 +154,9 @@ class JoinService:
             if isinstance(error, NoLeaderError) and self._leave_out(active):
                 return 0
             self._reading = set()  # what was read but not taken is re-read
-            self._patience.failed(error)
+            self._retry.failed(error)
             return _PAUSE_MS
-        self._patience.worked()
+        self._retry.worked()
         for member in active:
             if member.positioned and not self._step(member, ends, as_of_ms):
                 break  # brokers are probably down: check before others wait as long
@@ -187,7 +187,7 @@ class JoinService:
 
     def _recover(self, member: Member) -> bool:
         """Take one bounded step of the recovery; return whether brokers answered."""
-        if member.positioned or not member.patience.ready:
+        if member.positioned or not member.retry.ready:
             return True
         try:
             if not member.recovered:
@@ -232,7 +232,7 @@ class JoinService:
         """Recover again: a transaction's outcome is unknown, or another worker owns the partition."""
         member.recovery = None
         member.recovered = member.positioned = False
-        member.patience.failed(error)
+        member.retry.failed(error)
 
     def _damaged(self, member: Member, error: Exception) -> None:
         """Discard a state whose files turn out to be damaged, maybe long after they were opened; raise any other error."""
@@ -245,7 +245,7 @@ class JoinService:
     def _lose_place(self, member: Member, error: BrokerError) -> None:
         """Stop reading for a member until it is known again where to read on; the others continue."""
         member.positioned = False
-        member.patience.failed(error)
+        member.retry.failed(error)
 
     def _leave_out(self, active: Collection[Member]) -> bool:
         """Stop reading for members without a leader, also of a topic that they write; return whether there are any."""
@@ -317,5 +317,5 @@ class JoinService:
         except Exception as error:
             self._damaged(member, error)
             return True
-        member.patience.worked()
+        member.retry.worked()
         return True

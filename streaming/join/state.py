@@ -30,7 +30,7 @@ STATE_VERSION = 2
 """Version 1 has no schemas of heads and requests; it is still read."""
 
 
-class ReadFrom(NamedTuple):
+class RebuildPoint(NamedTuple):
     """Offsets from which a rebuild reads. No input record before them has an event time after ``newest`` (ms)."""
 
     newest: int
@@ -51,21 +51,21 @@ class TakenUnder(NamedTuple):
 class Head(msgspec.Struct, array_like=True):
     """Identifies a state: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
-    ``told`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one batch
-    takes. Later transactions write to `examples` from offset ``examples`` on, and to `dead-letters` from ``dead_letters`` on.
-    ``pending`` counts requests. A rebuild reads from the first of ``cuts`` now, and may read from the others later. ``schemas`` has
-    the schemas, by fingerprint, that requests may have been made under; ``taken_under`` says from which offset on, ours last.
-    ``reached`` is how far records let the watermark move, ``newest`` the newest event time of any (0 in states from before
-    ``join.max_ahead``).
+    ``published`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one
+    batch takes. Later transactions write to `examples` from offset ``examples`` on, and to `dead-letters` from ``dead_letters``
+    on. ``pending`` counts requests. A rebuild reads from the first of ``rebuild_points`` now, and may read from the others later.
+    ``schemas`` has the schemas, by fingerprint, that requests may have been made under; ``taken_under`` says from which offset
+    on, ours last. ``reached`` is how far records let the watermark move, ``newest`` the newest event time of any (0 in states
+    from before ``join.max_ahead``).
     """
 
     state_id: str
     sequence: int
     watermark: int
-    told: int
+    published: int
     offsets: dict[str, int]
     reached: dict[str, int]
-    cuts: list[ReadFrom]
+    rebuild_points: list[RebuildPoint]
     examples: int
     pending: int = 0
     dead_letters: int = 0
@@ -75,7 +75,7 @@ class Head(msgspec.Struct, array_like=True):
     newest: int = 0
 
 
-class _Small(msgspec.Struct, array_like=True):
+class _Changing(msgspec.Struct, array_like=True):
     """The part of a request that changes, or the marker that is left of it; see `Pending`."""
 
     wake_at: int
@@ -119,7 +119,7 @@ UNWRITTEN_BYTES = 64 << 20
 _GONE_BYTES = 300
 """Memory of a dropped entry until the drop is written to disk."""
 
-_small = msgspec.msgpack.Decoder(_Small)
+_changing = msgspec.msgpack.Decoder(_Changing)
 _request = msgspec.msgpack.Decoder(Request)
 _head = msgspec.msgpack.Decoder(Head)
 
@@ -206,14 +206,14 @@ class JoinState:
         self._entries[request_id] = entry
         self._changed(request_id, entry)
 
-    def shrink(self, request_id: str) -> None:
+    def release_payload(self, request_id: str) -> None:
         """Note that an entry released its payload."""
         entry = self._entries[request_id]
         self._release_payload(entry)
         self._changed(request_id, entry)
 
     def wake(self, request_id: str, pending: Pending, at: int) -> None:
-        """Make `due` return the entry when ``at`` has passed, or earlier if an earlier call asked for that."""
+        """Make `take_due` return the entry when ``at`` has passed, or earlier if an earlier call asked for that."""
         if at < pending.wake_at:
             pending.wake_at = at
             self._timers.push(at, request_id)
@@ -221,12 +221,12 @@ class JoinState:
             if entry is not None:  # else `add` comes next
                 self._changed(request_id, entry)
 
-    def due(self, before: int, limit: int) -> list[str]:
+    def take_due(self, before: int, limit: int) -> list[str]:
         """Return up to ``limit`` ids whose time is before ``before``; `get` each, and `wake` it again."""
-        return self._timers.due(before, limit, self._db if self._on_disk else None)
+        return self._timers.take_due(before, limit, self._db if self._on_disk else None)
 
     def next_due(self) -> int:
-        """Return the earliest time (ms) that `due` waits for, or `NEVER`."""
+        """Return the earliest time (ms) that `take_due` waits for, or `NEVER`."""
         return self._timers.next_due(self._db if self._on_disk else None)
 
     def drop(self, request_id: str) -> None:
@@ -343,7 +343,7 @@ class JoinState:
     def _store(self, batch: Batch, key: bytes, entry: _Entry) -> None:
         pending = entry.pending
         request = pending.request
-        small = _Small(
+        changing = _Changing(
             pending.wake_at,
             pending.served_at,
             request is not None,
@@ -355,7 +355,7 @@ class JoinState:
             pending.outdated,
             pending.digest,
         )
-        batch.put(b"p" + key, encode(small))
+        batch.put(b"p" + key, encode(changing))
         timer = Timers.key(pending.wake_at, key)
         if entry.stored_wake != pending.wake_at:
             if entry.stored_wake >= 0:
@@ -374,26 +374,28 @@ class JoinState:
             entry.request_stored = False
 
     def _load(self, request_id: str, packed: bytes) -> Pending:
-        small = _small.decode(packed)
-        record: Any = self._db.get(b"r" + request_id.encode()) if small.has_request else None
+        changing = _changing.decode(packed)
+        record: Any = self._db.get(b"r" + request_id.encode()) if changing.has_request else None
         request = None if record is None else _request.decode(record)
         pending = Pending(
-            wake_at=small.wake_at,
-            served_at=small.served_at,
+            wake_at=changing.wake_at,
+            served_at=changing.served_at,
             request=request,
-            impression_ids=small.impression_ids if request is None else request.impression_ids,
-            emitted=bytearray(small.emitted),
-            events=small.events,
-            waiting=small.waiting,
-            waiting_bytes=sum(len(payload) for _, payload in small.waiting),
-            event_count=sum(map(len, small.events.values())),
-            offset=small.offset,
-            outdated=small.outdated,
-            digest=small.digest,
+            impression_ids=changing.impression_ids if request is None else request.impression_ids,
+            emitted=bytearray(changing.emitted),
+            events=changing.events,
+            waiting=changing.waiting,
+            waiting_bytes=sum(len(payload) for _, payload in changing.waiting),
+            event_count=sum(map(len, changing.events.values())),
+            offset=changing.offset,
+            outdated=changing.outdated,
+            digest=changing.digest,
         )
         stored = len(record or b"")
-        payload = len(packed) + stored + WAITING_BYTES * len(small.waiting)
-        entry = _Entry(pending, payload, record=stored, stored_wake=small.wake_at, request_stored=small.has_request)
+        payload = len(packed) + stored + WAITING_BYTES * len(changing.waiting)
+        entry = _Entry(
+            pending, payload, record=stored, stored_wake=changing.wake_at, request_stored=changing.has_request
+        )
         self._entries[request_id] = entry
         self._bytes += payload + _set_fixed(entry)
         self._on_disk -= 1

@@ -49,7 +49,7 @@ class Timers:
         self._heap = [timer for timer in self._heap if self._is_live(timer)]
         heapq.heapify(self._heap)
 
-    def due(self, before: int, limit: int, db: Ordered | None) -> list[str]:
+    def take_due(self, before: int, limit: int, db: Ordered | None) -> list[str]:
         """Return up to ``limit`` ids whose time is before ``before``, each once, including those in ``db`` if given."""
         ready: dict[str, None] = {}  # a request that came back from disk may be in the heap more than once
         while self._heap and self._heap[0][0] < before and len(ready) < limit:
@@ -71,7 +71,7 @@ class Timers:
         return list(ready)
 
     def next_due(self, db: Ordered | None) -> int:
-        """Return the earliest time (ms) that `due` waits for, or `NEVER`."""
+        """Return the earliest time (ms) that `take_due` waits for, or `NEVER`."""
         while self._heap and not self._is_live(self._heap[0]):
             heapq.heappop(self._heap)
         earliest = self._heap[0][0] if self._heap else NEVER

@@ -19,28 +19,28 @@ def watermark_of(reached: Mapping[str, int], ended: Mapping[str, bool], as_of_ms
 
 
 def examples_records(
-    example_format: ExampleFormat, batches: Sequence[pa.RecordBatch], told: int, watermark: int
+    example_format: ExampleFormat, batches: Sequence[pa.RecordBatch], published: int, watermark: int
 ) -> list[bytes]:
-    """Return the records of batches, in order; without batches, one that only carries the watermark, if it is past ``told``.
+    """Return the records of batches, in order; without batches, one that only carries the watermark, if it is past ``published``.
 
     Only the last record may say that everything before the new watermark is out.
     """
-    if not batches and watermark > told:
+    if not batches and watermark > published:
         return [example_format.encode(example_format.empty(), watermark)]
     last = len(batches) - 1
     return [
         record
         for at, batch in enumerate(batches)
-        for record in _halved(example_format, batch, told, watermark if at == last else told)
+        for record in _halved(example_format, batch, published, watermark if at == last else published)
     ]
 
 
-def _halved(example_format: ExampleFormat, batch: pa.RecordBatch, told: int, watermark: int) -> Iterator[bytes]:
+def _halved(example_format: ExampleFormat, batch: pa.RecordBatch, published: int, watermark: int) -> Iterator[bytes]:
     """Yield a batch as one record, or as several if one is too large for a log."""
     record = example_format.encode(batch, watermark)
     if len(record) <= MAX_RECORD_BYTES or batch.num_rows == 1:
         yield record
         return
     middle = batch.num_rows // 2
-    yield from _halved(example_format, batch.slice(0, middle), told, told)
-    yield from _halved(example_format, batch.slice(middle), told, watermark)
+    yield from _halved(example_format, batch.slice(0, middle), published, published)
+    yield from _halved(example_format, batch.slice(middle), published, watermark)

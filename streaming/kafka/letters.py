@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from streaming.kafka.sending import PatientSender
+from streaming.kafka.sending import RetryingSender
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import DEAD_LETTERS
 from streaming.records.events import DeadLetter, encode
@@ -17,7 +17,7 @@ class LetterSender:
     def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
         self._topic = settings.topic(DEAD_LETTERS)
         self._log = log
-        self._sender = PatientSender(settings, log, stop)
+        self._sender = RetryingSender(settings, log, stop)
         self._is_missing_some = False
 
     def send(self, letters: Sequence[DeadLetter]) -> bool:

@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from streaming.clock import WallClock
 from streaming.kafka.client import broker_error, telling
 from streaming.kafka.settings import KafkaSettings
-from streaming.patience import Patience
+from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.group")
 _SESSION_MS = 10_000
@@ -25,7 +25,7 @@ class Membership:
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
         self._topic = settings.topic(topic)
-        self._patience = Patience(_log, "group", WallClock(), settings.asked)
+        self._retry = Retry(_log, "group", WallClock(), settings.asked)
         self._consumer = Consumer(
             settings.client()
             | {
@@ -52,7 +52,7 @@ class Membership:
             if error:
                 raise KafkaException(error)
         except KafkaException as error:
-            self._patience.failed(broker_error(error))
+            self._retry.failed(broker_error(error))
 
     @telling
     def leave(self) -> None:
@@ -64,7 +64,7 @@ class Membership:
             at.offset = 0  # any will do: without one, the client would ask the group
         consumer.incremental_assign(ats)
         consumer.pause(ats)
-        self._patience.worked()
+        self._retry.worked()
         self.partitions |= {at.partition for at in ats}
 
     def _lost(self, consumer: Consumer, ats: list[TopicPartition]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from streaming.join.brokers import Outgoing
+from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
 from streaming.kafka.client import bounded, reader_of, telling, timed_out, whole
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
@@ -85,8 +85,8 @@ class Transactions:
         producer.begin_transaction()
         until = time.monotonic() + _TRANSACTION_MS / 1000
         for topic, partition, value in outbox:
-            told = partial(delivered, topic)
-            while not _fits(producer, self._settings.topic(topic), partition, value, told):
+            on_delivery = partial(delivered, topic)
+            while not _fits(producer, self._settings.topic(topic), partition, value, on_delivery):
                 if time.monotonic() > until:
                     raise timed_out("brokers accept no more records of a transaction")
         ats = [
@@ -123,7 +123,7 @@ class KafkaOutlet:
             "allowed: offsets that only joiners commit, or another kafka.prefix"
         )
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
+    def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> dict[str, int]:
         """Send one transaction with the outbox and the offsets. Return the offset after its last record, by topic that it wrote to.
 
         Raises:
@@ -138,10 +138,10 @@ class KafkaOutlet:
         self._transactions.close()
 
 
-def _fits(producer: Producer, topic: str, partition: int, value: bytes, told: DeliveryCallback) -> bool:
+def _fits(producer: Producer, topic: str, partition: int, value: bytes, on_delivery: DeliveryCallback) -> bool:
     """Queue a record; False, after a short wait, if the client's queue is full."""
     try:
-        producer.produce(topic, value, partition=partition, on_delivery=told)
+        producer.produce(topic, value, partition=partition, on_delivery=on_delivery)
     except BufferError:
         producer.poll(_POLL_SECONDS)
         return False

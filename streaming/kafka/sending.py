@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from streaming.clock import WallClock
 from streaming.kafka.client import broker_error, telling, timed_out
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
-from streaming.patience import Patience
+from streaming.retry import Retry
 
 _SEND_BYTES = 64 << 20
 _POLL_SECONDS = 0.2
@@ -103,13 +103,13 @@ class Sender(_Sending):
             self.flush()
 
 
-class PatientSender(_Sending):
+class RetryingSender(_Sending):
     """Waits for brokers however long they are down, logs that once, and gives up when ``stop`` returns true."""
 
     def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
         super().__init__(settings, _FOR_EVER, 5)
         self._stop = stop
-        self._brokers = Patience(log, "brokers", WallClock(), settings.asked)
+        self._brokers = Retry(log, "brokers", WallClock(), settings.asked)
         self._before = 0
         self._moved_at = time.monotonic()
 

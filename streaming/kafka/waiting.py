@@ -12,7 +12,7 @@ from typing import TypeVar
 from basis.problems import NoAnswerError
 from streaming.clock import WallClock
 from streaming.log import BrokerError
-from streaming.patience import Patience
+from streaming.retry import Retry
 
 T = TypeVar("T")
 
@@ -23,27 +23,27 @@ _LOOK_SECONDS = 0.05
 
 
 @contextmanager
-def enduring(patience: Patience) -> Iterator[None]:
+def tolerating(retry: Retry) -> Iterator[None]:
     """Run a step; if brokers fail it, log that and pause for 100 ms."""
     try:
         yield
     except BrokerError as error:
-        patience.failed(error)
+        retry.failed(error)
         time.sleep(_PAUSE_SECONDS)
     else:
-        patience.worked()
+        retry.worked()
 
 
-def patiently(
+def retrying(
     log: logging.Logger, stop: Callable[[], bool], begin: Callable[[], T], asked: str, within_seconds: float = math.inf
 ) -> T | None:
     """Return what ``begin`` returns, retrying while brokers (named by ``asked``) are down; None if ``stop`` came first.
 
     `NoAnswerError` if they are still down after ``within_seconds``.
     """
-    patience, until = Patience(log, "start", WallClock(), asked), time.monotonic() + within_seconds
+    retry, until = Retry(log, "start", WallClock(), asked), time.monotonic() + within_seconds
     while not stop():
-        if not patience.ready:
+        if not retry.ready:
             time.sleep(_LOOK_SECONDS)
             continue
         try:
@@ -51,8 +51,8 @@ def patiently(
         except BrokerError as error:
             if time.monotonic() >= until:
                 raise NoAnswerError(f"brokers at {asked}: {error}") from None
-            patience.failed(error)
+            retry.failed(error)
         else:
-            patience.worked()
+            retry.worked()
             return begun
     return None

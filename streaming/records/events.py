@@ -16,7 +16,7 @@ import numpy.typing as npt
 from basis.decoding import refusing, why
 from streaming.features.columns import Packed
 
-SCHEMA_VERSION = 1
+FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 MAX_IMPRESSIONS = 10_000
 MAX_ID_LENGTH = 256
@@ -99,8 +99,8 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
         raise
     except Exception as error:
         raise BadRecord("malformed", why(error)) from None
-    if record.version != SCHEMA_VERSION:
-        raise BadRecord("version", f"schema version {record.version}; allowed: {SCHEMA_VERSION}")
+    if record.version != FORMAT_VERSION:
+        raise BadRecord("version", f"schema version {record.version}; allowed: {FORMAT_VERSION}")
     return record
 
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from streaming.features.columns import pack
 from streaming.features.kinds import Feature
-from streaming.records.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
+from streaming.records.events import FORMAT_VERSION, DeadLetter, Engagement, Request, encode
 from streaming.source.load import LoggedEvents
 
 
-class Producer:
+class RequestRecords:
     """Makes records from a log, a range at a time."""
 
     def __init__(self, events: LoggedEvents, features: Mapping[str, Feature]) -> None:
@@ -35,7 +35,7 @@ class Producer:
         for at, (request_id, served_at) in enumerate(zip(request_ids, times, strict=True)):
             begin, end = bounds[at], bounds[at + 1]
             request = Request(
-                version=SCHEMA_VERSION,
+                version=FORMAT_VERSION,
                 request_id=request_id,
                 served_at=served_at,
                 impression_ids=impression_ids[begin - first : end - first],
@@ -54,7 +54,7 @@ class Producer:
         return [
             encode(
                 Engagement(
-                    version=SCHEMA_VERSION,
+                    version=FORMAT_VERSION,
                     request_id=request_id,
                     impression_id=impression_id,
                     action=events.actions[action],

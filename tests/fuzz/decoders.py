@@ -30,11 +30,11 @@ from streaming.features.kinds import DenseFeature, Feature, SparseFeature, Vecto
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
 from streaming.join.decided import gather
 from streaming.join.spec import JoinSpec
-from streaming.join.state import ReadFrom, TakenUnder
+from streaming.join.state import RebuildPoint, TakenUnder
 from streaming.join.upgrades import Upgrades
 from streaming.records.events import (
+    FORMAT_VERSION,
     MAX_TIME_MS,
-    SCHEMA_VERSION,
     BadRecord,
     DeadLetter,
     Engagement,
@@ -105,7 +105,7 @@ def _records() -> Iterator[tuple[str, Decoder]]:
         "picture": np.ones(2 * count, "<f4").tobytes(),
     }
     request = Request(
-        version=SCHEMA_VERSION,
+        version=FORMAT_VERSION,
         request_id="r1",
         served_at=NOW,
         impression_ids=["a", "b", "c"],
@@ -147,7 +147,7 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     yield "examples of another Arrow", Decoder(foreign, _read_examples, refused, hostile_msgpack)
     yield "revisions of examples", Decoder(own + foreign, _read_revisions, refused, hostile_msgpack)
     commit = Committed(
-        "a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, ReadFrom(-1, 1, 2, 3), [TakenUnder("a", 3, 9)]
+        "a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, RebuildPoint(-1, 1, 2, 3), [TakenUnder("a", 3, 9)]
     )
     yield "commit", Decoder([encode_commit(commit).encode()], _read_commit, (ForgottenError,), hostile_json)
     yield "dead letter", Decoder([encode(letter)], decode_letter, refused, hostile_msgpack)

@@ -14,7 +14,7 @@ from streaming.clock import WallClock
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
-from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
+from streaming.records.events import FORMAT_VERSION, Engagement, Request, encode
 from streaming.records.examples import ExampleFormat
 from tests.kafka.joining import joined_through, now_ms, run_until
 from tests.kafka.traffic import Event, LiveTraffic, Traffic, make_pipeline, read_dead_letters, read_examples
@@ -36,7 +36,7 @@ def made(start_ms: int) -> Traffic:
         served_at = at + AHEAD_MS * (number == OUTLIER)
         name, ids = f"r{number}", [f"{number}.0", f"{number}.1"]
         request = Request(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=name,
             served_at=served_at,
             impression_ids=ids,
@@ -44,7 +44,7 @@ def made(start_ms: int) -> Traffic:
             features={"key": np.array([2 * number, 2 * number + 1], "<i8").tobytes()},
         )
         done = Engagement(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=name,
             impression_id=ids[0],
             action="click",

@@ -14,7 +14,7 @@ from minutely.join import make_join_service
 from streaming.clock import WallClock
 from streaming.join.commit import Committed
 from streaming.join.service import JoinService
-from streaming.join.state import ReadFrom
+from streaming.join.state import RebuildPoint
 from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
@@ -175,7 +175,9 @@ def test_a_topic_that_ends_before_what_was_joined_is_waited_for(
         send(producer, kafka, traffic.events)
     outlet = KafkaOutlet(kafka, 0)
     assert outlet.open() is None
-    outlet.send([], Committed("gone", 1, start, start, {IMPRESSIONS: 0, ENGAGEMENTS: 5000}, ReadFrom(-1, 0, 5000, 0)))
+    outlet.send(
+        [], Committed("gone", 1, start, start, {IMPRESSIONS: 0, ENGAGEMENTS: 5000}, RebuildPoint(-1, 0, 5000, 0))
+    )
     outlet.close()
     with caplog.at_level(logging.WARNING):
         run_until(

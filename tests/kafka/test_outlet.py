@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from stack.kafka import BrokerUnavailable, running
-from streaming.join.brokers import Outgoing
+from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed
-from streaming.join.state import ReadFrom
+from streaming.join.state import RebuildPoint
 from streaming.kafka import outlet as kafka_outlet
 from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
@@ -23,7 +23,9 @@ from tests.kafka.traffic import read_topic
 
 
 def commit_of(sequence: int) -> Committed:
-    return Committed("id", sequence, sequence, sequence, {IMPRESSIONS: sequence, ENGAGEMENTS: 5}, ReadFrom(-1, 0, 1, 2))
+    return Committed(
+        "id", sequence, sequence, sequence, {IMPRESSIONS: sequence, ENGAGEMENTS: 5}, RebuildPoint(-1, 0, 1, 2)
+    )
 
 
 def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found_out(
@@ -37,12 +39,14 @@ def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found
             ensure_topics(kafka)
             outlet = KafkaOutlet(kafka, 0)
             assert outlet.open() is None
-            assert outlet.send([Outgoing(EXAMPLES, b"1"), Outgoing(EXAMPLES, b"2")], commit_of(1)) == {EXAMPLES: 2}
+            assert outlet.send([OutputRecord(EXAMPLES, b"1"), OutputRecord(EXAMPLES, b"2")], commit_of(1)) == {
+                EXAMPLES: 2
+            }
             monkeypatch.setattr(kafka_outlet, "_BLOCK_SECONDS", 2)
             os.kill(cluster.nodes[0].pid, signal.SIGSTOP)
             began = time.monotonic()
             with pytest.raises(BrokerError):
-                outlet.send([Outgoing(EXAMPLES, b"3")], commit_of(2))
+                outlet.send([OutputRecord(EXAMPLES, b"3")], commit_of(2))
             with pytest.raises(BrokerError):
                 outlet.open()
             outlet.close()
@@ -53,7 +57,7 @@ def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found
             assert found in (commit_of(1), commit_of(2))
             values = [value for _, value in read_topic(kafka, EXAMPLES)[0]]
             assert values == [b"1", b"2", b"3"][: 1 + found.sequence]
-            assert outlet.send([Outgoing(EXAMPLES, b"4")], commit_of(3))[EXAMPLES] > 3
+            assert outlet.send([OutputRecord(EXAMPLES, b"4")], commit_of(3))[EXAMPLES] > 3
             assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [*values, b"4"]
             assert outlet.open() == commit_of(3)
             outlet.close()
@@ -66,11 +70,11 @@ def test_who_was_fenced_is_told_so_and_leaves_nothing_behind(kafka: KafkaSetting
     ensure_topics(kafka)
     first, second = KafkaOutlet(kafka, 0), KafkaOutlet(kafka, 0)
     assert first.open() is None
-    first.send([Outgoing(EXAMPLES, b"1")], commit_of(1))
+    first.send([OutputRecord(EXAMPLES, b"1")], commit_of(1))
     assert second.open() == commit_of(1)
     with pytest.raises(BrokerError, match=r"(?i)fenced"):
-        first.send([Outgoing(EXAMPLES, b"2")], commit_of(2))
-    second.send([Outgoing(EXAMPLES, b"3")], commit_of(2))
+        first.send([OutputRecord(EXAMPLES, b"2")], commit_of(2))
+    second.send([OutputRecord(EXAMPLES, b"3")], commit_of(2))
     assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [b"1", b"3"]
     for outlet in (first, second):
         outlet.close()
@@ -81,14 +85,14 @@ def test_outlets_that_were_let_go_leave_no_threads(kafka: KafkaSettings) -> None
     ensure_topics(kafka)
     first, second = KafkaOutlet(kafka, 0), KafkaOutlet(kafka, 0)
     first.open()
-    first.send([Outgoing(EXAMPLES, b"1")], commit_of(1))
+    first.send([OutputRecord(EXAMPLES, b"1")], commit_of(1))
     second.open()
     with_two = _threads()
     for number in range(2, 7):
         with pytest.raises(BrokerError, match=r"(?i)fenced"):
-            first.send([Outgoing(EXAMPLES, b"0")], commit_of(number))
+            first.send([OutputRecord(EXAMPLES, b"0")], commit_of(number))
         first.open()
-        first.send([Outgoing(EXAMPLES, b"1")], commit_of(number))
+        first.send([OutputRecord(EXAMPLES, b"1")], commit_of(number))
         first, second = second, first
     first.close()
     second.close()
@@ -108,7 +112,7 @@ def test_more_than_the_client_keeps_at_once_goes_out(kafka: KafkaSettings, monke
     ensure_topics(kafka)
     outlet = KafkaOutlet(kafka, 0)
     outlet.open()
-    outbox = [Outgoing(EXAMPLES, bytes([number]) * 300_000) for number in range(20)]
+    outbox = [OutputRecord(EXAMPLES, bytes([number]) * 300_000) for number in range(20)]
     assert outlet.send(outbox, commit_of(1)) == {EXAMPLES: 20}
     outlet.close()
     assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [item.value for item in outbox]

@@ -19,7 +19,7 @@ from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, decode_engagement, decode_request
 from streaming.records.examples import ExampleFormat
 from streaming.source.load import load
-from streaming.source.to_records import Producer
+from streaming.source.to_records import RequestRecords
 from tests.commands import missing
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
 from tests.kafka.services import Service, started, write_config
@@ -128,7 +128,7 @@ def test_the_longest_id_of_a_log_has_room_for_a_run(tmp_path: Path) -> None:
     impressions = pipeline.source.impressions.model_copy(update={"impression": None})
     source = pipeline.source.model_copy(update={"impressions": impressions})
     events = of_run(load(tmp_path, source, pipeline.features, now_ms()), "674a1b2c-9f3e")
-    maker = Producer(events, pipeline.features)
+    maker = RequestRecords(events, pipeline.features)
     (request,), (done,) = maker.requests(0, 1, np.zeros((1, 0), np.float32), 0, 0), maker.engagements(0, 1)
     ids = decode_request(request, MAX_TIME_MS).request_id, decode_engagement(done, MAX_TIME_MS).request_id
     assert ids == ("674a1b2c-9f3e-" + "r" * 240,) * 2

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from streaming.kafka import sending
-from streaming.kafka.sending import PatientSender, Sender
+from streaming.kafka.sending import RetryingSender, Sender
 from streaming.kafka.settings import BOOTSTRAP, MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import IMPRESSIONS, BrokerError
@@ -69,7 +69,7 @@ def test_brokers_that_are_away_are_waited_for_until_asked_to_stop(
     monkeypatch.delenv(BOOTSTRAP, raising=False)
     monkeypatch.setattr(sending, "_SEND_BYTES", 1 << 20)
     until = time.monotonic() + 5
-    sender = PatientSender(
+    sender = RetryingSender(
         KafkaSettings(bootstrap="127.0.0.1:1"), logging.getLogger("test"), lambda: time.monotonic() > until
     )
     handed = 0

@@ -23,7 +23,7 @@ from streaming.kafka.client import begins_of, ends_of, position_after, reader_of
 from streaming.kafka.sending import Sender
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
-from streaming.records.events import SCHEMA_VERSION, DeadLetter, Engagement, Request, encode
+from streaming.records.events import FORMAT_VERSION, DeadLetter, Engagement, Request, encode
 from streaming.records.examples import ExampleColumns, ExampleFormat
 
 
@@ -86,7 +86,7 @@ def make_traffic(
         ids = [f"{name}.{at}" for at in range(impressions)]
         keys = number * impressions + np.arange(impressions)
         request = Request(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=name,
             served_at=served_at,
             impression_ids=ids,
@@ -101,7 +101,7 @@ def make_traffic(
                 labels[example] = 1.0
                 happened_at = served_at + rng.randrange(window_ms)
                 click = Engagement(
-                    version=SCHEMA_VERSION,
+                    version=FORMAT_VERSION,
                     request_id=name,
                     impression_id=impression_id,
                     action="click",

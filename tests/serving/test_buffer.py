@@ -14,9 +14,9 @@ from minutely.config import load_pipeline
 from minutely.serve import make_replica_service
 from serving.buffer import Buffer
 from serving.outbox import Outbox, Outgoing
-from serving.ranking import Answer, order_of
+from serving.ranking import Ranking, order_of
 from serving.replica import Versions
-from serving.requests import RankAsked
+from serving.requests import RankQuery
 from streaming.clock import EventClock
 from streaming.features.columns import Ragged
 from streaming.log import IMPRESSIONS
@@ -74,9 +74,9 @@ def test_memory_while_brokers_are_away_is_bounded(tmp_path: Path) -> None:
             name: Ragged(*map(np.copy, each)) if isinstance(each, Ragged) else each.copy()
             for name, each in columns.items()
         }
-        asked = RankAsked(copies, 2000, f"r{number}", [f"i{at}" for at in range(2000)], limit, DAY)
+        asked = RankQuery(copies, 2000, f"r{number}", [f"i{at}" for at in range(2000)], limit, DAY)
         scores = np.full((2000, 2), 0.5, np.float32)
-        answer = Answer(scores, scores[:, 0], Versions(1, 1, 1))
+        answer = Ranking(scores, scores[:, 0], Versions(1, 1, 1))
         service.served(asked, answer, order_of(asked, answer))
 
     serve(-1, 10)

@@ -26,7 +26,7 @@ from serving.connections import Connections, Limits
 from serving.cost import BatchCost
 from serving.http import Service
 from serving.listening import Listener
-from serving.requests import Asked
+from serving.requests import Query
 from serving.service import ReplicaService
 from streaming.clock import WallClock
 from tests.serving.publishing import Publisher, draw, make_pipeline, rank_body
@@ -135,7 +135,7 @@ def test_a_connection_that_ended_is_let_go_at_once(reset: bool) -> None:
 def test_who_leaves_while_waiting_is_not_scored_and_others_are(replica: ReplicaService) -> None:
     left = threading.Event()
     left.set()
-    asked = [Asked(draw(np.random.default_rng(at), COUNT), COUNT) for at in range(3)]
+    asked = [Query(draw(np.random.default_rng(at), COUNT), COUNT) for at in range(3)]
 
     async def ask() -> list[object]:
         waiting = [

@@ -21,7 +21,7 @@ from minutely.serve import make_replica_service
 from paramserver.files import LocalFiles
 from serving.http import Service
 from serving.inputs import Inputs
-from serving.requests import Asked
+from serving.requests import Query
 from serving.service import ReplicaService
 from streaming.clock import WallClock
 from streaming.features.columns import Column, Ragged, Repeated, pack, slice_columns
@@ -280,11 +280,11 @@ def test_errors_name_the_feature_the_value_and_what_is_allowed(
 def test_requests_are_scored_together_as_alone(world: World) -> None:
     """Lists that a request has once stand beside lists of each row."""
     reader, now_ms = world.replica.reader, START
-    asked: list[Asked] = [
+    asked: list[Query] = [
         reader.rank(msgspec.json.encode(world.body(world.at(request))), msgpack=False, now_ms=now_ms)
         for request in (1, 2, 4)
     ]
-    asked.append(Asked({name: _spread(column) for name, column in asked[0].columns.items()}, asked[0].count))
+    asked.append(Query({name: _spread(column) for name, column in asked[0].columns.items()}, asked[0].count))
     together = world.replica.ranker.answer(asked)
     assert together is not None
     for each, answer in zip(asked, together, strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 
 from minutely.serve import make_replica_service
 from paramserver.delta_log import Cut
-from serving.requests import Asked
+from serving.requests import Query
 from serving.scoring import Busy
 from streaming.clock import EventClock
 from tests.paramserver.published import BreakableFiles
@@ -28,7 +28,7 @@ def test_what_was_asked_before_keeps_nobody_out(tmp_path: Path) -> None:
 
     async def ask(size: int, count: int) -> int:
         """How many of ``count`` requests at once were refused."""
-        asked = [Asked(draw(random, size), size) for _ in range(count)]
+        asked = [Query(draw(random, size), size) for _ in range(count)]
         answers = await asyncio.gather(*map(service.scoring.score, asked), return_exceptions=True)
         assert all(isinstance(answer, Busy) or len(answer.scores) == size for answer in answers)  # type: ignore[union-attr]
         return sum(isinstance(answer, Busy) for answer in answers)
@@ -73,7 +73,7 @@ def test_requests_wait_for_a_model_that_takes_over(tmp_path: Path) -> None:
     assert service.answers and service.ready() == (True, "another model takes over: requests wait for it")
 
     async def ask() -> int:
-        answer = asyncio.ensure_future(service.scoring.score(Asked(draw(np.random.default_rng(1), 5), 5)))
+        answer = asyncio.ensure_future(service.scoring.score(Query(draw(np.random.default_rng(1), 5), 5)))
         await asyncio.sleep(0.4)
         assert not answer.done(), "rows of one model never meet weights of another"
         may_read.set()

@@ -15,13 +15,13 @@ import pytest
 from minutely.serve import make_replica_service
 from serving.comparison import Comparison
 from serving.ranking import order_of
-from serving.requests import RankAsked
+from serving.requests import RankQuery
 from serving.service import ReplicaService
 from serving.shadow import Shadow
 from stack.ports import free_ports
 from streaming.clock import EventClock
 from streaming.features.columns import Columns
-from streaming.records.events import SCHEMA_VERSION, Engagement
+from streaming.records.events import FORMAT_VERSION, Engagement
 from streaming.records.labels import Label
 from tests.serving.publishing import DAY, Publisher, draw, make_pipeline, rank_body
 from tests.serving.server import Server
@@ -178,7 +178,7 @@ class _Inside:
         self.columns = draw(np.random.default_rng(1), COUNT)
 
     def serve(self, shadow: Shadow, request_id: str) -> None:
-        asked = RankAsked(self.columns, COUNT, request_id, list(range(COUNT)), COUNT, self.clock.now_ms())
+        asked = RankQuery(self.columns, COUNT, request_id, list(range(COUNT)), COUNT, self.clock.now_ms())
         answers = self.service.ranker.answer([asked])
         assert answers is not None
         shadow.served(asked, answers[0], order_of(asked, answers[0]))
@@ -220,14 +220,14 @@ def _label(action: str, window: str, **more: Any) -> Label:
 
 
 def _take(comparison: Comparison, request_id: str, at: int, count: int = 3) -> None:
-    asked = RankAsked({}, count, request_id, list(range(count)), count, at)
+    asked = RankQuery({}, count, request_id, list(range(count)), count, at)
     scores = np.full((2, count, 2), 0.5, np.float32)
     comparison.served(asked, np.arange(count), scores, scores[:, :, 0])
 
 
 def _done(request_id: str, place: int, action: str, at: int, value: float = 1.0) -> Engagement:
     return Engagement(
-        version=SCHEMA_VERSION,
+        version=FORMAT_VERSION,
         request_id=request_id,
         impression_id=f"{request_id}.{place}",
         action=action,

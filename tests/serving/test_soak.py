@@ -26,7 +26,7 @@ from rich.console import Console
 from minutely.versions import release, roll_back
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.table import Table
-from serving.answers import RankAnswer
+from serving.answers import RankResponse
 from serving.client import Client, RefusedError
 from stack.ports import free_ports
 from streaming.features.columns import Columns, Ragged
@@ -98,7 +98,7 @@ class Offline:
             found: npt.NDArray[np.float32] = Loss(self._publisher.pipeline.labels).predict(outputs).numpy()
             return found
 
-    def is_right(self, columns: Columns, answer: RankAnswer) -> bool:
+    def is_right(self, columns: Columns, answer: RankResponse) -> bool:
         """Whether each candidate's scores come of rows of the versions named, and each row of one of them."""
         found = np.empty((COUNT, 2), np.float32)
         for at, label in enumerate(("click", "spent")):
@@ -136,12 +136,12 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
         columns: dict[str, Any] = draw(drawn, COUNT)
         columns["tags"] = Ragged(np.zeros(COUNT + 1, np.int64), np.empty(0, np.int64))
         probes.append(columns)
-    answers: list[tuple[int, RankAnswer]] = []
+    answers: list[tuple[int, RankResponse]] = []
     refused: list[int] = []
     raw_statuses: Counter[int] = Counter()
     wrong: list[Any] = []
     waits: list[float] = []
-    judged: list[tuple[int, RankAnswer]] = []
+    judged: list[tuple[int, RankResponse]] = []
     stop = threading.Event()
     lock = threading.Lock()
 
@@ -197,7 +197,7 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
                     wrong.append((path, status, said))
             waits.append(time.monotonic() - begun)
 
-    def look(fresh: list[tuple[int, RankAnswer]]) -> int:
+    def look(fresh: list[tuple[int, RankResponse]]) -> int:
         some = fresh[:: max(1, len(fresh) // 10)]
         some += [each for each in fresh if each[1].sparse_version != each[1].sparse_version_until]
         for probe, answer in some:

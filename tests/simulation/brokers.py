@@ -9,7 +9,7 @@ from itertools import islice
 import msgspec
 
 from basis.problems import GapError
-from streaming.join.brokers import Fetched, Outgoing, Place
+from streaming.join.brokers import Fetched, OutputRecord, Place
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, NoLeaderError, Record
 from streaming.records.events import DeadLetter
@@ -212,7 +212,7 @@ class OutletOf:
         self._check()
         return brokers.committed(at)
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
+    def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> dict[str, int]:
         brokers, at = self._brokers, self._partition
         self._process.touch(f"begin a transaction of {at}")
         self._check()

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from streaming.join import core as join_core
 from streaming.join import partition as join_partition
-from streaming.join.brokers import Outgoing
+from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.core import Joiner, JoinOutput
 from streaming.join.negatives import Negatives
@@ -221,7 +221,7 @@ def a_transaction_of_unknown_end_is_taken_for_committed() -> Any:
     def make(broken: Any) -> Any:
         def changed(self: JoinService, member: Member, error: Exception) -> None:
             if member.positioned:
-                member.patience.failed(error)
+                member.retry.failed(error)
             else:
                 broken(self, member, error)
 
@@ -246,8 +246,8 @@ def rebuild_begins_one_cut_too_late() -> Any:
             outlet = self._outlet
             told = outlet.send
 
-            def late(items: Sequence[Outgoing], commit: Committed) -> Mapping[str, int]:
-                return told(items, commit._replace(lowest=self._head.cuts[-1]))
+            def late(items: Sequence[OutputRecord], commit: Committed) -> Mapping[str, int]:
+                return told(items, commit._replace(lowest=self._head.rebuild_points[-1]))
 
             with patch.object(outlet, "send", late):
                 send(self)

@@ -124,7 +124,7 @@ class JoinerService:
 
     @property
     def told(self) -> dict[int, int]:
-        return {at: member.join.told for at, member in self.service.members.items()}
+        return {at: member.join.published for at, member in self.service.members.items()}
 
 
 class TrainService:
@@ -153,7 +153,7 @@ class TrainService:
         if self.world.brokers.away:
             return
         self.online.step()
-        if self.online.due():
+        if self.online.is_publication_due():
             self._waits_since = self.world.now
             self.publish()
             return

@@ -13,7 +13,7 @@ from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.negatives import Negatives
 from streaming.join.settings import JoinSettings
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
-from streaming.records.events import SCHEMA_VERSION, Engagement, Request, encode
+from streaming.records.events import FORMAT_VERSION, Engagement, Request, encode
 from streaming.records.labels import Label
 
 START = 1_700_000_000_000
@@ -214,7 +214,7 @@ def _shown(numbers: list[int]) -> list[str]:
 def _request(name: str, at: int, numbers: list[int], user: int, seen: int = 0) -> bytes:
     return encode(
         Request(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=name,
             served_at=at,
             impression_ids=_shown(numbers),
@@ -230,7 +230,7 @@ def _request(name: str, at: int, numbers: list[int], user: int, seen: int = 0) -
 def _engagement(request: str, impression: str, action: Action) -> bytes:
     return encode(
         Engagement(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=request,
             impression_id=impression,
             action=action.name,

@@ -364,7 +364,7 @@ class World:
             return False
         services = [self.actors[name].service for name in JOINERS]
         joiners = [service for service in services if isinstance(service, JoinerService)]
-        told = {at: one for service in joiners for at, one in service.told.items()}
+        told = {at: one for service in joiners for at, one in service.published.items()}
         over = self.traffic.until + 2 * (WINDOW + LATENESS)
         return all(one.quiet for one in joiners) and len(told) == PARTITIONS and min(told.values()) > over
 

@@ -106,13 +106,13 @@ def test_a_clock_that_is_set_neither_stops_nor_hastens_publication(place: Place,
     place.log.append(EXAMPLES, 0, records(1))
     online.step()
     place.clock.elapsed += MINUTE
-    assert online.due() and online.publish() is not None
+    assert online.is_publication_due() and online.publish() is not None
     place.clock.ahead += hours * 60 * MINUTE
-    assert not online.due()
+    assert not online.is_publication_due()
     place.clock.elapsed += MINUTE - 1
-    assert not online.due()
+    assert not online.is_publication_due()
     place.clock.elapsed += 1
-    assert online.due()
+    assert online.is_publication_due()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,6 @@ def test_the_age_of_the_newest_version_counts_after_a_restart(place: Place, off_
     online = place.start()
     if wait:
         place.clock.elapsed += wait - 1
-        assert not online.due()
+        assert not online.is_publication_due()
         place.clock.elapsed += 1
-    assert online.due()
+    assert online.is_publication_due()

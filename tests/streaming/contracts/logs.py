@@ -11,12 +11,12 @@ from typing import Protocol
 import pytest
 
 from basis.problems import GapError
-from streaming.join.brokers import History, Outgoing, Outlet
+from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.join.commit import Committed
-from streaming.join.state import ReadFrom
+from streaming.join.state import RebuildPoint
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 
-COMMITTED = Committed("state", 7, 1000, 1500, {IMPRESSIONS: 3, ENGAGEMENTS: 4}, ReadFrom(-1, 1, 2, 0, 5))
+COMMITTED = Committed("state", 7, 1000, 1500, {IMPRESSIONS: 3, ENGAGEMENTS: 4}, RebuildPoint(-1, 1, 2, 0, 5))
 
 
 class LogUnderTest(Protocol):
@@ -58,8 +58,8 @@ def values_of(records: Sequence[Record]) -> list[bytes]:
     return [record.value for record in records]
 
 
-def outgoing(topic: str, *values: bytes) -> list[Outgoing]:
-    return [Outgoing(topic, value) for value in values]
+def outgoing(topic: str, *values: bytes) -> list[OutputRecord]:
+    return [OutputRecord(topic, value) for value in values]
 
 
 def all_of(history: History, topic: str, start: int, stop: int) -> list[Record]:

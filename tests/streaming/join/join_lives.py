@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.brokers import Outgoing, Outlet
+from streaming.join.brokers import Outlet, OutputRecord
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
@@ -24,7 +24,7 @@ from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
-from streaming.records.events import SCHEMA_VERSION, Engagement, Request, decode_letter, encode
+from streaming.records.events import FORMAT_VERSION, Engagement, Request, decode_letter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
 
@@ -55,7 +55,7 @@ class Brokers:
     def open(self) -> Committed | None:
         return None if self.committed is None else decode_commit(self.committed)
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
+    def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> dict[str, int]:
         if self.crash == "before":
             raise Crash
         for item in outbox:
@@ -96,7 +96,7 @@ def fill(brokers: Brokers, rng: random.Random, requests: int) -> dict[str, float
         ids = [f"{number}.{at}" for at in range(rng.randrange(1, 4))]
         keys = b"".join(number.to_bytes(8, "little") for _ in ids)
         request = Request(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=f"r{number}",
             served_at=served_at,
             impression_ids=ids,
@@ -109,7 +109,7 @@ def fill(brokers: Brokers, rng: random.Random, requests: int) -> dict[str, float
             if clicked:
                 at = served_at + rng.randrange(WINDOW + 1)
                 click = Engagement(
-                    version=SCHEMA_VERSION, request_id=f"r{number}", impression_id=name, action="click", happened_at=at
+                    version=FORMAT_VERSION, request_id=f"r{number}", impression_id=name, action="click", happened_at=at
                 )
                 records.append((at, ENGAGEMENTS, encode(click)))
         for at, topic, value in records:
@@ -187,7 +187,7 @@ class World:
                     self.lives["recovered in place"] += 1
                     if not self.recover(join, rng):
                         return False
-                if all(ended.values()) and not join.busy and join.told > 100_000:
+                if all(ended.values()) and not join.busy and join.published > 100_000:
                     return True
         except Crash:
             self.lives[f"died {brokers.crash} a transaction"] += 1
@@ -255,7 +255,7 @@ def take(join: JoinPartition, brokers: Brokers, topic: str, *values: bytes) -> N
 
 def clicked(request_id: str, impression_id: str, happened_at: int) -> Engagement:
     return Engagement(
-        version=SCHEMA_VERSION,
+        version=FORMAT_VERSION,
         request_id=request_id,
         impression_id=impression_id,
         action="click",
@@ -266,7 +266,7 @@ def clicked(request_id: str, impression_id: str, happened_at: int) -> Engagement
 def request(number: int, served_at: int, impression_id: str = "") -> bytes:
     return encode(
         Request(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=f"r{number}",
             served_at=served_at,
             impression_ids=[impression_id or f"{number}.0"],

@@ -29,7 +29,7 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, EmbeddedLog, Record
 from streaming.records.events import (
-    SCHEMA_VERSION,
+    FORMAT_VERSION,
     DeadLetter,
     Engagement,
     Request,
@@ -98,7 +98,7 @@ def request_record(served: Served, **changes: Any) -> bytes:
     numbers = np.array([number_of(served.impression(index)) for index in range(served.impressions)])
     lengths = numbers % 3
     fields: dict[str, Any] = {
-        "version": SCHEMA_VERSION,
+        "version": FORMAT_VERSION,
         "request_id": served.name,
         "served_at": served.served_at,
         "impression_ids": [served.impression(index) for index in range(served.impressions)],
@@ -115,7 +115,7 @@ def request_record(served: Served, **changes: Any) -> bytes:
 
 def engagement_record(done: Done, **changes: Any) -> bytes:
     fields: dict[str, Any] = {
-        "version": SCHEMA_VERSION,
+        "version": FORMAT_VERSION,
         "request_id": done.request,
         "impression_id": done.impression,
         "action": done.action,

@@ -11,7 +11,7 @@ import pyarrow as pa
 from rocksdict import Options, Rdict
 
 HEAD = (
-    *("state_id", "sequence", "watermark", "published", "offsets", "reached", "replay_points", "examples", "pending"),
+    *("state_id", "sequence", "watermark", "published", "offsets", "reached", "rebuild_points", "examples", "pending"),
     *("dead_letters", "schemas", "taken_under", "version", "newest"),
 )
 CHANGING = (

@@ -20,8 +20,8 @@ from streaming.join.partition import JoinPartition
 from streaming.join.state import STATE_VERSION, JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import (
+    FORMAT_VERSION,
     MAX_TIME_MS,
-    SCHEMA_VERSION,
     DeadLetter,
     Engagement,
     Request,
@@ -87,7 +87,7 @@ def request(number: int, served_at: int, features: Mapping[str, Feature], **chan
             packed = [[1] * feature.size] * 2
         both["shared" if feature.scope == "request" else "features"][name] = packed
     ids = [f"{number}.0", f"{number}.1"]
-    made = {"version": SCHEMA_VERSION, "request_id": f"r{number}", "served_at": served_at, "impression_ids": ids}
+    made = {"version": FORMAT_VERSION, "request_id": f"r{number}", "served_at": served_at, "impression_ids": ids}
     if values is WRITTEN:
         return msgspec.json.encode({**made, **both, **changes})
     return encode(Request(**made, **both, **changes))
@@ -96,7 +96,7 @@ def request(number: int, served_at: int, features: Mapping[str, Feature], **chan
 def done(number: int, action: str, at: int) -> bytes:
     return encode(
         Engagement(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=f"r{number}",
             impression_id=f"{number}.0",
             action=action,

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit, taken_on
 from streaming.join.spec import JoinSpec
-from streaming.join.state import ReadFrom, TakenUnder
+from streaming.join.state import RebuildPoint, TakenUnder
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.labels import Label
 
-COMMIT = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, ReadFrom(-1, 1, 2, 3, 4))
+COMMIT = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, RebuildPoint(-1, 1, 2, 3, 4))
 NUMBERS = st.integers(-1, 2**62)
 TAKEN = st.builds(TakenUnder, st.text(), NUMBERS, NUMBERS)
 
@@ -23,14 +23,14 @@ def test_a_commit_comes_back_as_it_was(
     state_id: str, sequence: int, watermark: int, due: int, offsets: list[int], taken: list[TakenUnder]
 ) -> None:
     of_inputs = {IMPRESSIONS: offsets[0], ENGAGEMENTS: offsets[1]}
-    commit = Committed(state_id, sequence, watermark, due, of_inputs, ReadFrom(-1, *offsets[2:]), tuple(taken))
+    commit = Committed(state_id, sequence, watermark, due, of_inputs, RebuildPoint(-1, *offsets[2:]), tuple(taken))
     assert decode_commit(encode_commit(commit)) == commit
 
 
 def test_the_text_of_a_joiner_that_ran_before_is_read() -> None:
     """Its offsets are the group's alone, of dead letters it read none, and it said what is the newest event."""
     before = '{"id":"a1","sequence":7,"watermark":1000,"due":1200,"lowest":[1,2,3],"newest":1500}'
-    assert decode_commit(before) == COMMIT._replace(offsets={}, lowest=ReadFrom(-1, 1, 2, 3, 0))
+    assert decode_commit(before) == COMMIT._replace(offsets={}, lowest=RebuildPoint(-1, 1, 2, 3, 0))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
-from streaming.records.events import SCHEMA_VERSION, Engagement, Request, decode_letter, encode
+from streaming.records.events import FORMAT_VERSION, Engagement, Request, decode_letter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
 from tests.streaming.join.join_lives import FEATURES
@@ -52,7 +52,7 @@ def request(number: int, served_at: int) -> bytes:
     keys = number.to_bytes(8, "little") * 2
     return encode(
         Request(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=f"r{number}",
             served_at=served_at,
             impression_ids=ids,
@@ -64,7 +64,7 @@ def request(number: int, served_at: int) -> bytes:
 def click(number: int, happened_at: int) -> bytes:
     return encode(
         Engagement(
-            version=SCHEMA_VERSION,
+            version=FORMAT_VERSION,
             request_id=f"r{number}",
             impression_id=f"{number}.0",
             action="click",

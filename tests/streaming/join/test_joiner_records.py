@@ -20,10 +20,10 @@ from streaming.join.negatives import Negatives
 from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
 from streaming.records.events import (
+    FORMAT_VERSION,
     MAX_ID_LENGTH,
     MAX_IMPRESSIONS,
     MAX_RECORD_BYTES,
-    SCHEMA_VERSION,
     DeadLetter,
     encode,
 )
@@ -74,7 +74,7 @@ BAD_REQUESTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "an engagement": ("malformed", lambda: engagement_record(Done("r1", "r1.0", "click", 1001, 1.0))),
     "broken text": ("malformed", lambda: request_record(R1).replace(b"r1.0", b"r\xff.0")),
     "a field of another type": ("malformed", lambda: request_with(served_at="noon")),
-    "another version": ("version", lambda: request_with(version=SCHEMA_VERSION + 1)),
+    "another version": ("version", lambda: request_with(version=FORMAT_VERSION + 1)),
     "too large": ("too_large", lambda: request_with(scores=b"\0" * MAX_RECORD_BYTES)),
     "no request id": ("malformed", lambda: request_with(request_id="")),
     "request id too long": ("malformed", lambda: request_with(request_id="x" * (MAX_ID_LENGTH + 1))),

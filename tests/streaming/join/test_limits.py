@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.brokers import Outgoing
+from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.core import Joiner
 from streaming.join.limits import Limits
@@ -26,7 +26,7 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.store import RocksStore, StoreMemory
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
-from streaming.records.events import SCHEMA_VERSION, Engagement, Request, decode_letter, encode
+from streaming.records.events import FORMAT_VERSION, Engagement, Request, decode_letter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
 from tests.streaming.join.join_lives import Brokers, Crash, records_of
@@ -62,7 +62,7 @@ class SmallBrokers(Brokers):
         self.sizes: list[int] = []
         self.dies = (-1, "")
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> int:
+    def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> int:
         self.crash = self.dies[1] if self.dies[0] == len(self.sizes) else ""
         self.sizes.append(sum(len(item.value) for item in outbox))
         return super().send(outbox, commit)
@@ -82,7 +82,7 @@ def large_request(name: str, served_at: int, impressions: int, seen: int) -> byt
     """One whose every example repeats a list of ``seen`` ids."""
     ids = np.arange(seen, dtype="<i8")
     request = Request(
-        version=SCHEMA_VERSION,
+        version=FORMAT_VERSION,
         request_id=name,
         served_at=served_at,
         impression_ids=[str(at) for at in range(impressions)],
@@ -94,7 +94,7 @@ def large_request(name: str, served_at: int, impressions: int, seen: int) -> byt
 
 def click(request: str, impression: str, at: int) -> bytes:
     record = Engagement(
-        version=SCHEMA_VERSION, request_id=request, impression_id=impression, action="click", happened_at=at
+        version=FORMAT_VERSION, request_id=request, impression_id=impression, action="click", happened_at=at
     )
     return encode(record)
 
@@ -174,7 +174,7 @@ def test_a_shared_list_is_split_over_transactions(tmp_path: Path) -> None:
     times, _ = brokers.examples()
     assert times == Counter(f"r/{at}" for at in range(400))
     assert len(brokers.sizes) == 4 and max(brokers.sizes) < Limits().batch_bytes + (1 << 20)
-    assert join.told == 100_000 - LATENESS
+    assert join.published == 100_000 - LATENESS
     state.close()
 
 

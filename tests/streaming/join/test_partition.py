@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from basis.arrow import BatchCodec
-from streaming.join.brokers import Outgoing
+from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
@@ -24,8 +24,8 @@ from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import (
+    FORMAT_VERSION,
     MAX_TIME_MS,
-    SCHEMA_VERSION,
     DeadLetter,
     Engagement,
     Request,
@@ -94,7 +94,7 @@ class Fencing:
         Fencing.newest = self
         return self._brokers.open()
 
-    def send(self, outbox: Sequence[Outgoing], commit: Committed) -> dict[str, int]:
+    def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> dict[str, int]:
         if Fencing.newest is not self:
             raise Crash
         return self._brokers.send(outbox, commit)
@@ -122,7 +122,7 @@ def test_a_worker_that_slept_does_not_take_anothers_transaction_for_its_own(take
     with pytest.raises(Crash):
         feed(ours, world.brokers, 60)
     list(ours.recover())
-    while ours.busy or ours.told < 100_000:
+    while ours.busy or ours.published < 100_000:
         feed(ours, world.brokers, 0 if ours.busy else 20)
     times = Counter(name for name, items in published(world.brokers).items() for _ in items)
     assert times == dict.fromkeys(labels, 1)
@@ -136,7 +136,7 @@ def test_what_was_refused_as_late_is_in_no_label_though_its_negative_was_dropped
     take(join, brokers, IMPRESSIONS, request(0, 10_000))
     join.step(ended, 10_800, 1000)
     join.step(ended, 11_400, 1000)  # the window closed at 11,000; nothing to say
-    late = Engagement(version=SCHEMA_VERSION, request_id="r0", impression_id="0.0", action="click", happened_at=10_900)
+    late = Engagement(version=FORMAT_VERSION, request_id="r0", impression_id="0.0", action="click", happened_at=10_900)
     take(join, brokers, ENGAGEMENTS, encode(late))
     take(join, brokers, IMPRESSIONS, *(request(number, 10_200 + number) for number in range(1, 9)))
     join.step(ended, 11_700, 1000)
@@ -179,7 +179,7 @@ def test_two_requests_of_one_millisecond_may_show_the_same_item(lost: bool, tmp_
     take(join, world.brokers, IMPRESSIONS, request(1, 10_000, "item7"), request(2, 10_000, "item7"))
     join.step(ended, 10_050, 0)  # the state goes to disk
     click = Engagement(
-        version=SCHEMA_VERSION, request_id="r1", impression_id="item7", action="click", happened_at=10_100
+        version=FORMAT_VERSION, request_id="r1", impression_id="item7", action="click", happened_at=10_100
     )
     take(join, world.brokers, ENGAGEMENTS, encode(click))
     join.step(ended, 10_500, 0)

@@ -78,7 +78,7 @@ def due_in_turns(state: JoinState, wake_at: dict[str, int], rng: random.Random) 
     before, limit = rng.randint(0, 20), rng.randint(1, 3)
     expected = {name for name, at in wake_at.items() if at < before}
     found = []
-    while names := state.due(before, limit):
+    while names := state.take_due(before, limit):
         assert len(names) <= limit
         for name in names:
             found.append(name)
@@ -101,7 +101,7 @@ def test_one_that_wants_to_be_woken_before_those_that_went_is_not_passed_over(tm
         state.wake(name, pending, at)
         state.add(name, pending, 10)
     assert state.in_memory == 0
-    assert state.due(250, 10) == ["a", "b"]
+    assert state.take_due(250, 10) == ["a", "b"]
     for name in ("a", "b"):
         assert state.get(name) is not None
         state.drop(name)
@@ -111,7 +111,7 @@ def test_one_that_wants_to_be_woken_before_those_that_went_is_not_passed_over(tm
     state.wake("other", other, 400)
     state.add("other", other, 10)
     assert state.next_due() == 50
-    assert state.due(60, 10) == ["early"]
+    assert state.take_due(60, 10) == ["early"]
     state.close()
 
 
@@ -125,7 +125,7 @@ def test_the_time_that_the_disk_has_of_one_in_memory_does_not_count(goes: bool, 
     early = state.get("a")
     assert early is not None
     state.wake("a", early, 50)
-    assert state.due(60, 10) == ["a"]
+    assert state.take_due(60, 10) == ["a"]
     if goes:
         state.drop("a")
     else:
@@ -178,7 +178,7 @@ def test_a_roomy_state_needs_no_disk() -> None:
         pending = Pending()
         state.wake(f"r{number}", pending, number)
         state.add(f"r{number}", pending, 10)
-    assert state.due(10, 100) == [f"r{number}" for number in range(10)]
+    assert state.take_due(10, 100) == [f"r{number}" for number in range(10)]
     assert not state.is_full
     state.discard()
     assert (len(state), state.next_due()) == (0, NEVER)

@@ -97,7 +97,7 @@ def test_a_damaged_block_is_no_end(tmp_path: Path) -> None:
     state.write(HEAD)
     state.close()
     state = open_state(folder)
-    assert len(state.due(count, count)) == count
+    assert len(state.take_due(count, count)) == count
     state.close()
     (path,) = folder.glob("*.sst")
     content = bytearray(path.read_bytes())
@@ -105,7 +105,7 @@ def test_a_damaged_block_is_no_end(tmp_path: Path) -> None:
     path.write_bytes(content)
     state = open_state(folder)
     with pytest.raises(Exception, match="Corruption: block checksum mismatch"):
-        state.due(count, count)
+        state.take_due(count, count)
     state.close()
 
 

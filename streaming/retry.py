@@ -17,7 +17,7 @@ def reason(error: Exception) -> str:
     return str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
 
 
-class Patience:
+class Retry:
     """Counts consecutive failures of one thing, logs each kind of failure once, and says when the next try is due.
 
     ``asked`` names the brokers that were asked, for the log line.

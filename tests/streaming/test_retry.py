@@ -9,40 +9,40 @@ import pytest
 from streaming.clock import EventClock
 from streaming.join.commit import ForgottenError
 from streaming.log import BrokerError
-from streaming.patience import Patience
+from streaming.retry import Retry
 
 LOG = logging.getLogger("test")
 AWAY = [BrokerError("TIMED_OUT: no answer within 20 s"), BrokerError("ALL_BROKERS_DOWN: 3/3 brokers are down")]
 
 
 def test_what_only_people_can_end_is_said_though_brokers_were_away_before(caplog: pytest.LogCaptureFixture) -> None:
-    patience = Patience(LOG, "partition 3", EventClock())
+    retry = Retry(LOG, "partition 3", EventClock())
     refused = BrokerError("TOPIC_AUTHORIZATION_FAILED: Broker: Topic authorization failed")
     for error in [*AWAY, ForgottenError("no offsets"), *AWAY, ForgottenError("no offsets"), refused, refused]:
-        patience.failed(error)
+        retry.failed(error)
     said = [record.message for record in caplog.records]
     assert len(said) == 3
     assert said[0].startswith("partition 3: TIMED_OUT")
     assert said[1] == "partition 3: ForgottenError: no offsets; retrying in up to 2 s"
     assert said[2].startswith("partition 3: TOPIC_AUTHORIZATION_FAILED")
-    patience.worked()
-    patience.failed(AWAY[0])
+    retry.worked()
+    retry.failed(AWAY[0])
     assert len(caplog.records) == 5
 
 
 def test_pauses_double_up_to_two_seconds_by_the_clock_that_is_given() -> None:
     clock = EventClock(5_000)
-    patience = Patience(LOG, "brokers", clock)
-    assert patience.ready
+    retry = Retry(LOG, "brokers", clock)
+    assert retry.ready
     for pause_ms in (200, 400, 800, 1600, 2000, 2000):
-        patience.failed(AWAY[0])
+        retry.failed(AWAY[0])
         clock.move_to(clock.now_ms() + pause_ms - 1)
-        assert not patience.ready
+        assert not retry.ready
         clock.move_to(clock.now_ms() + 1)
-        assert patience.ready
-    patience.failed(AWAY[0])
-    patience.worked()
-    assert patience.ready
-    patience.failed(AWAY[0])
+        assert retry.ready
+    retry.failed(AWAY[0])
+    retry.worked()
+    assert retry.ready
+    retry.failed(AWAY[0])
     clock.move_to(clock.now_ms() + 200)
-    assert patience.ready, "what worked begins with short pauses again"
+    assert retry.ready, "what worked begins with short pauses again"
