@@ -147,7 +147,7 @@ def join(pipeline: Pipeline, through_ms: int, folder: Path) -> int:
         nonlocal count
         for member in service.members.values():
             count = member.join.joiner.counts["examples"]
-            return member.join.told > through_ms
+            return member.join.published > through_ms
         return False
 
     service.run(done)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from safetensors.torch import save
 
@@ -18,8 +17,7 @@ from paramserver.table import Rows, Table
 from streaming.features.columns import Columns, Ids
 from streaming.log import EXAMPLES, LogReader, Record
 from streaming.records.events import BadRecord, DeadLetter
-from streaming.records.examples import ExampleFormat, cut_per_step
-from streaming.records.identity import request_ids
+from streaming.records.examples import ExampleFormat, cut_per_step, training_order
 from streaming.records.labels import Label
 from streaming.records.unreadable import Unreadable
 from trainer.flat_adam import FlatAdam
@@ -307,7 +305,7 @@ class TrainWorker:
             self.offset = record.offset + 1
         if batches:  # as one, since the joiner's records may part what belongs to one step
             batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-            order = _order(batch, np.cumsum([each.num_rows for each in batches[:-1]], dtype=np.int64))
+            order = training_order(batch, np.cumsum([each.num_rows for each in batches[:-1]], dtype=np.int64))
             if order is not None:
                 batch = batch.take(pa.array(order))
             decided = batch.column("decided_at").to_numpy()
@@ -375,17 +373,6 @@ class TrainWorker:
     def take_times(self) -> Times:
         """Event times of the examples trained since the last call (ms)."""
         return Times(_take(self._happened), _take(self._decided))
-
-
-def _order(batch: pa.RecordBatch, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-    """How to bring records' batches, of which all but the first begin at ``starts``, into the order that the joiner gives one: by
-    decision, request, and the place in it; None where they are."""
-    decided = batch.column("decided_at").to_numpy()
-    if not (decided[1:] < decided[:-1]).any() and not (decided[starts] == decided[starts - 1]).any():
-        return None
-    # What is decided of a request at one time comes out together, in the order of the places.
-    requests = pc.rank(request_ids(batch.column("example_id")), tiebreaker="dense").to_numpy()
-    return np.lexsort((requests, decided))
 
 
 def _take(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

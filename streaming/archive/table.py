@@ -25,7 +25,7 @@ from deltalake.exceptions import CommitFailedError
 
 from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section
-from streaming.records.examples import ExampleFormat
+from streaming.records.examples import ExampleFormat, training_order
 
 _HOUR_MS = 3_600_000
 _MINUTE_MS = 60_000
@@ -177,7 +177,7 @@ class Archive:
         for name in found.column_names:
             if name.startswith("label."):  # rows made without it: its actions were not recorded
                 found = found.filter(pc.is_valid(found.column(name)))
-        ordered = found.sort_by([(name, "ascending") for name in _ORDER])
+        ordered = _in_training_order(found.sort_by([(name, "ascending") for name in _ORDER]))
         columns = [self._column(ordered, field) for field in self._format.schema]
         table = pa.Table.from_arrays(columns, schema=self._format.schema).combine_chunks()
         return table.to_batches()[0] if table.num_rows else self._format.empty()
@@ -194,6 +194,14 @@ class Archive:
 
     def _files(self) -> pa.Table:
         return pa.table(self._table.get_add_actions(flatten=True))
+
+
+def _in_training_order(rows: pa.Table) -> pa.Table:
+    """Return rows sorted by `_ORDER` as a trainer of the live log takes them, which joins what records of one time parted."""
+    partitions, offsets = (rows.column(name).to_numpy() for name in ("partition", "offset"))
+    starts = np.flatnonzero((partitions[1:] != partitions[:-1]) | (offsets[1:] != offsets[:-1])) + 1
+    order = training_order(rows, starts, partitions)
+    return rows if order is None else rows.take(pa.array(order))
 
 
 _NEW_PLACE = "allowed: what the table was made with, features added or removed, or another archive.dir"

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from basis.arrow import BatchCodec, decode_stream
 from basis.decoding import refusing, why
@@ -19,6 +20,7 @@ from streaming.features.columns import Column, Columns, arrow_type, from_arrow, 
 from streaming.features.kinds import Feature
 from streaming.log import EXAMPLES
 from streaming.records.events import FLOAT32_MAX, MIN_TIME_MS, BadRecord, encode
+from streaming.records.identity import request_ids
 from streaming.records.labels import Label
 from streaming.records.schema import Schema, mismatch
 
@@ -331,3 +333,18 @@ def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator
     for start, stop in pairwise(bounds):
         for at in range(start, stop, max_rows):
             yield batch.slice(at, min(max_rows, stop - at))
+
+
+def training_order(
+    batch: pa.RecordBatch | pa.Table, starts: npt.NDArray[np.int64], partitions: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.int64] | None:
+    """Return how to reorder the examples of several records, of which all but the first start at ``starts``, for training:
+    by decision, partition, request and place in it, however the joiner cut them into records. None where they are in order.
+
+    The joiner emits what is decided of a request at one time together, in the order of the places.
+    """
+    decided = batch.column("decided_at").to_numpy()
+    if not (decided[1:] < decided[:-1]).any() and not (decided[starts] == decided[starts - 1]).any():
+        return None
+    requests = pc.rank(request_ids(batch.column("example_id")), tiebreaker="dense").to_numpy()
+    return np.lexsort((requests, decided) if partitions is None else (requests, partitions, decided))

@@ -93,7 +93,7 @@ def test_partitions_that_always_fail_keep_no_other_from_its_turn(
     monkeypatch.setattr(KafkaOutlet, "open", failing)
     ensure_topics(kafka)
     service = make_join_service(make_pipeline(kafka), tmp_path, WallClock())
-    run_until(service, lambda made: any(member.join.told > 0 for member in made.members.values()))
+    run_until(service, lambda made: any(member.join.published > 0 for member in made.members.values()))
 
 
 def test_a_broker_away_keeps_only_its_own_partitions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,7 +113,7 @@ def test_a_broker_away_keeps_only_its_own_partitions(tmp_path: Path, caplog: pyt
             away_at: list[int] = []
 
             def others_go_on(made: JoinService) -> bool:
-                told = [made.members[at].join.told for at in others if at in made.members]
+                told = [made.members[at].join.published for at in others if at in made.members]
                 if not away_at and len(made.members) == partitions and min(told) > 0:
                     cluster.nodes[victim - 1].kill()
                     away_at.append(now_ms())

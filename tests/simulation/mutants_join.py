@@ -244,10 +244,10 @@ def rebuild_begins_one_cut_too_late() -> Any:
     def make(send: Any) -> Any:
         def changed(self: JoinPartition) -> None:
             outlet = self._outlet
-            told = outlet.send
+            sends = outlet.send
 
             def late(items: Sequence[OutputRecord], commit: Committed) -> Mapping[str, int]:
-                return told(items, commit._replace(lowest=self._head.rebuild_points[-1]))
+                return sends(items, commit._replace(lowest=self._head.rebuild_points[-1]))
 
             with patch.object(outlet, "send", late):
                 send(self)

@@ -123,7 +123,7 @@ class JoinerService:
         )
 
     @property
-    def told(self) -> dict[int, int]:
+    def published(self) -> dict[int, int]:
         return {at: member.join.published for at, member in self.service.members.items()}
 
 

@@ -364,9 +364,9 @@ class World:
             return False
         services = [self.actors[name].service for name in JOINERS]
         joiners = [service for service in services if isinstance(service, JoinerService)]
-        told = {at: one for service in joiners for at, one in service.published.items()}
+        published = {at: one for service in joiners for at, one in service.published.items()}
         over = self.traffic.until + 2 * (WINDOW + LATENESS)
-        return all(one.quiet for one in joiners) and len(told) == PARTITIONS and min(told.values()) > over
+        return all(one.quiet for one in joiners) and len(published) == PARTITIONS and min(published.values()) > over
 
     def _is_published(self) -> bool:
         if self.actors["trainer"].service is None:

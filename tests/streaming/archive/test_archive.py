@@ -109,6 +109,18 @@ def test_examples_come_back_as_they_went_in(log: EmbeddedLog, tmp_path: Path) ->
     ]
 
 
+def test_examples_of_one_time_are_in_the_order_of_training_however_the_joiner_cut_them(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    parts = [([20, 20], 5), ([10, 20], 2), ([20], 1), ([20, 30], 8)]
+    log.append(EXAMPLES, 0, [FORMAT.encode(examples(times, first), START) for times, first in parts])
+    worker, _ = make(log, tmp_path / "archive")
+    worker.step()
+    worker.commit()
+    archive = Archive(str(tmp_path / "archive"), FORMAT)
+    assert names(archive) == ["e2", "e1", "e3", "e5", "e6", "e8", "e9"]
+
+
 def test_a_commit_waits_for_its_time_and_one_restart_goes_on_after_it(log: EmbeddedLog, tmp_path: Path) -> None:
     worker, clock = make(log, tmp_path / "archive")
     fill(log, 0, [10, 20])
