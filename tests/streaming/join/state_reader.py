@@ -27,9 +27,9 @@ def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """``head``; ``requests`` by id, each with its ``record``; ``timers`` as (time, request); ``emitted`` by (name, time);
-    ``refused`` as (topic, offset)."""
+    ``refused`` details of `schema` letters, else "", by (topic, offset)."""
     db = Rdict(str(folder), Options(raw_mode=True))
-    state: dict[str, Any] = {"head": None, "requests": {}, "timers": [], "emitted": {}, "refused": set()}
+    state: dict[str, Any] = {"head": None, "requests": {}, "timers": [], "emitted": {}, "refused": {}}
     records: dict[str, Any] = {}
     try:
         for key, value in db.items():
@@ -44,7 +44,7 @@ def read_state(folder: Path) -> dict[str, Any]:
                 assert value == b""
                 state["timers"].append((int.from_bytes(rest[:8], "big"), rest[8:].decode()))
             elif rest[:1] == b"\xfe":
-                state["refused"].add((rest[1:-8].decode(), int.from_bytes(rest[-8:], "big")))
+                state["refused"][rest[1:-8].decode(), int.from_bytes(rest[-8:], "big")] = value.decode()
             else:
                 assert kind == b"e", key
                 name = rest[:-8].removeprefix(b"\xff").decode()

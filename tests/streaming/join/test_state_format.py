@@ -117,3 +117,11 @@ def check_examples(brokers: Brokers) -> None:
             assert found == watermark and str(rows) == str(batch.to_pylist())  # a NaN equals none
             read += batch.num_rows
     assert read
+
+
+def test_the_reader_reads_what_was_refused(tmp_path: Path) -> None:
+    state = JoinState(tmp_path / "state", MEMORY_BYTES)
+    state.note_refused([(IMPRESSIONS, 7, "feature age differs"), (ENGAGEMENTS, 2**40, "")])
+    state.close()
+    found = state_reader.read_state(tmp_path / "state")
+    assert found["refused"] == {(IMPRESSIONS, 7): "feature age differs", (ENGAGEMENTS, 2**40): ""}
