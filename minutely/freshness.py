@@ -22,7 +22,7 @@ from serving.status import Status
 COMPOSE = ("127.0.0.1:8081", "127.0.0.1:8082")
 """Where the replicas of `docker-compose.yml` answer."""
 _TIMEOUT_SECONDS = 5.0
-_status = msgspec.json.Decoder(Status)  # made once: msgspec crashes where threads look into a type at the same time
+_decoder = msgspec.json.Decoder(Status)  # made once: msgspec crashes where threads look into a type at the same time
 _COLORS = {"fresh": "green", "idle": "cyan", "stale": "red", "empty": "yellow"}
 
 
@@ -49,7 +49,7 @@ def _ask(url: str) -> Looked:
         reason = getattr(error, "reason", error)
         return Looked(url, error=" ".join(str(reason).split()) or type(error).__name__)
     try:
-        return Looked(url, _status.decode(data))
+        return Looked(url, _decoder.decode(data))
     except Exception as error:
         return Looked(url, error=f"no replica's status: {why(error)}")
 
