@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -183,25 +184,29 @@ else:
 
 
 def script(*arguments: object) -> str:
+    # What is large goes back when it is freed; by itself, malloc keeps a shard or two, or none, by what came before.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     done = subprocess.run(
-        [sys.executable, "-c", GROWTH, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+        [sys.executable, "-c", GROWTH, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False,
+        env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("start", [0, 500_000])
 def test_another_version_comes_without_a_second_copy_of_the_rows(tmp_path: Path, start: int) -> None:
-    """92 MiB of rows, of which all or half have the ids of those that are there."""
+    """92 MiB of rows, of which all or half have the ids of those that are there. A shard
+    and the ids are .8 of them; without the second reading it would be 1.3."""
     script("publish", tmp_path, 0)
     script("publish", tmp_path, start)
     growth = float(script("replace", tmp_path))
-    assert growth < 0.6, f"{growth:.2f} of the rows"
+    assert growth < 0.9, f"{growth:.2f} of the rows"
 
 
 def test_rows_are_taken_out_without_a_copy_of_them(tmp_path: Path) -> None:
     growth = float(script("clear", tmp_path))
-    assert growth < 0.4, f"{growth:.2f} of the rows"
+    assert growth < 0.3, f"{growth:.2f} of the rows"
 
 
 @pytest.mark.parametrize("held_bytes", [0, 16 << 20])
