@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from basis.problems import Problem, Problems
 from streaming.features import given
+from streaming.features.arrow_columns import plain, to_ms
 from streaming.features.columns import Ragged, check_packed, unpack
-from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.features.transforms import Raw, beyond, is_derived
-from streaming.records.events import NUMBERS_ALLOWED
-from streaming.source.mapping import plain, to_ms
 from streaming.source.settings import SideFile
 
 _SHOWN = 60

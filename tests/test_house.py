@@ -59,6 +59,19 @@ def test_a_part_imports_only_what_it_may(part: str, path: Path) -> None:
         assert not is_within(module, {"tests"}), f"{path.relative_to(ROOT)}:{line} imports {module}"
 
 
+ALONG_A_RECORD = ("features", "records", "source", "join", "archive", "kafka")
+"""The folders of `streaming/`, each of which imports only those before it."""
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "streaming").glob("*/*.py")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_no_import_of_streaming_runs_back_up(path: Path) -> None:
+    later = {f"streaming.{folder}" for folder in ALONG_A_RECORD[ALONG_A_RECORD.index(path.parent.name) + 1 :]}
+    for line, module in imports(path):
+        assert not is_within(module, later), f"{path.relative_to(ROOT)}:{line} imports {module}"
+
+
 def test_every_part_is_looked_at() -> None:
     assert {part for part, _ in FILES} == set(ALLOWED)
 

@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streaming.features.arrow_columns import as_numbers, as_times, lists_of, plain, sparse_of, vectors_of
 from streaming.features.columns import Ids, Ragged
 from streaming.features.ids import ids_of
-from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.features.transforms import Raw, beyond
 from streaming.features.values import as_arrow, plain_ids, plain_lists, plain_numbers, plain_vectors
-from streaming.records.events import NUMBERS_ALLOWED
-from streaming.source.mapping import as_times, lists_of, plain, sparse_of, vectors_of
-from streaming.source.tabular import as_numbers
 
 
 def ids(values: Sequence[Any]) -> Ids:

@@ -8,6 +8,10 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from basis.settings import Section, matching, pair
 
+FLOAT32_MAX = 3.4028234663852886e38
+"""Training uses float32, so larger numbers are refused on entry."""
+NUMBERS_ALLOWED = "allowed: numbers that are finite in 32 bits"
+
 Name: TypeAlias = Annotated[
     str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _, with no digit first")
 ]

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from streaming.features.columns import Column, Floats, Ids, Ragged
 from streaming.features.ids import MISSING, cross
-from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.records.events import FLOAT32_MAX
+from streaming.features.kinds import FLOAT32_MAX, DenseFeature, Feature, SparseFeature, VectorFeature
 
 Raw: TypeAlias = Ids | Ragged | npt.NDArray[np.float64]
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from basis.decoding import refusing, why
 from streaming.features.columns import Packed
+from streaming.features.kinds import FLOAT32_MAX, NUMBERS_ALLOWED
 
 FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 4 * 1024 * 1024
@@ -22,9 +23,6 @@ MAX_IMPRESSIONS = 10_000
 MAX_ID_LENGTH = 256
 MIN_TIME_MS = 0
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
-FLOAT32_MAX = 3.4028234663852886e38
-"""Training uses float32, so larger numbers are refused on entry."""
-NUMBERS_ALLOWED = "allowed: numbers that are finite in 32 bits"
 
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """msgpack and JSON can hold larger integers, but Arrow and numpy cannot."""

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from basis.arrow import BatchCodec, decode_stream
 from basis.decoding import refusing, why
 from streaming.features.columns import Column, Columns, arrow_type, from_arrow, missing_column, to_arrow
-from streaming.features.kinds import Feature
+from streaming.features.kinds import FLOAT32_MAX, Feature
 from streaming.log import EXAMPLES
-from streaming.records.events import FLOAT32_MAX, MIN_TIME_MS, BadRecord, encode
+from streaming.records.events import MIN_TIME_MS, BadRecord, encode
 from streaming.records.identity import request_ids
 from streaming.records.labels import Label
 from streaming.records.schema import Schema, mismatch

@@ -12,8 +12,7 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 from pydantic import Field, model_validator
 
 from basis.settings import PositiveDurationMs, Section
-from streaming.features.kinds import Name
-from streaming.records.events import FLOAT32_MAX
+from streaming.features.kinds import FLOAT32_MAX, Name
 
 Action: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 MAX_WINDOW_MS = 90 * 86_400_000

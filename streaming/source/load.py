@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
+from streaming.features.arrow_columns import to_ms
 from streaming.features.columns import Columns, Ids, Ragged
-from streaming.features.kinds import Feature
+from streaming.features.kinds import NUMBERS_ALLOWED, Feature
 from streaming.features.transforms import is_derived
-from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS, NUMBERS_ALLOWED, fits_float32
+from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS, fits_float32
 from streaming.records.labels import Label
-from streaming.source.mapping import FeatureMapper, SideTable, key_ids, to_ms
+from streaming.source.mapping import FeatureMapper, SideTable, key_ids
 from streaming.source.settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
 from streaming.source.tabular import Reject, RowFile, as_problems, numbers, read, require
 from streaming.source.time_bounds import TimeBounds

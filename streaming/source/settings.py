@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from basis.settings import Day, DurationMs, Section
+from streaming.features.arrow_columns import Unit
 from streaming.features.kinds import Name
 from streaming.records.labels import Action as ActionName
 
-Unit = Literal["s", "ms", "us"]
 Texts = Annotated[list[str], Field(min_length=1)]
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from basis.decoding import why
 from basis.problems import Problem, ProblemList, Problems, Unreadable
+from streaming.features.arrow_columns import as_numbers
 from streaming.features.values import as_arrow
 from streaming.source.settings import File
 
@@ -27,7 +28,6 @@ _FORMATS = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
-_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _SHOWN = 60
 _TOLD_ROWS = 100
 
@@ -147,32 +147,6 @@ def numbers(rows: RowFile, column: str) -> pa.Array:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: numbers")]) from None
     rows.reject_broken(broken, column, values, "not a number", "allowed: numbers")
     return found
-
-
-def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """Return values as float64, null where missing (null or NaN), and which are not numbers (None: all are).
-
-    ``TypeError`` for other types than numbers and texts.
-    """
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        values, kind = values.dictionary_decode(), kind.value_type
-    if (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_null(kind)
-    ):
-        found = values.cast(pa.float64(), safe=False)
-        return (pc.if_else(pc.is_nan(found), None, found) if pa.types.is_floating(kind) else found), None
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise TypeError(f"type {kind}")
-    lower = pc.utf8_lower(values)
-    values = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", values))
-    broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
-    whole = pc.if_else(broken, None, values) if pc.any(broken).as_py() else values
-    return pc.utf8_trim_whitespace(whole).cast(pa.float64()), broken
 
 
 def as_shown(values: pa.Array | pa.ChunkedArray) -> list[Any]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
-from streaming.source.mapping import times, to_ms
-from streaming.source.settings import SourceSettings, TimeColumn, Unit
+from streaming.features.arrow_columns import Unit, to_ms
+from streaming.source.mapping import times
+from streaming.source.settings import SourceSettings, TimeColumn
 from streaming.source.tabular import RowFile, as_shown
 
 _DAY = timedelta(days=1)

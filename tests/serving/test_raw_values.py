@@ -25,8 +25,8 @@ from serving.requests import Query
 from serving.service import ReplicaService
 from streaming.clock import WallClock
 from streaming.features.columns import Column, Ragged, Repeated, pack, slice_columns
-from streaming.features.kinds import SparseFeature
-from streaming.records.events import NUMBERS_ALLOWED, Request
+from streaming.features.kinds import NUMBERS_ALLOWED, SparseFeature
+from streaming.records.events import Request
 from streaming.source.load import LoggedEvents, load
 from streaming.source.settings import SideFile
 from tests.serving.asgi import ask

@@ -1,0 +1,142 @@
+"""From Arrow columns of files, side tables and requests to raw columns: ids, lists, vectors, numbers and times."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streaming.features.columns import Ids, Ragged
+from streaming.features.ids import ids_of
+from streaming.features.kinds import SparseFeature
+
+Unit = Literal["s", "ms", "us"]
+
+_UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+
+
+def sparse_of(values: pa.Array, feature: SparseFeature) -> Ids | Ragged:
+    """Return a column's ids for a sparse feature; ``TypeError`` or an Arrow exception if it has none."""
+    if feature.split is not None:
+        values = pc.split_pattern(values.cast(pa.string()), feature.split)
+    elif feature.pool is None:
+        return ids_of(values)
+    if feature.pool == "first":
+        filled = pc.if_else(pc.equal(pc.list_value_length(_lists(values)), 0), None, _lists(values))
+        return ids_of(pc.list_element(filled, 0))
+    return lists_of(values)
+
+
+def lists_of(values: pa.Array) -> Ragged:
+    """Return the ids of lists, an empty list for null; ``TypeError`` or an Arrow exception if these are not lists of ids."""
+    values = _lists(values)
+    lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return Ragged(np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))), ids_of(values.flatten()))
+
+
+def _lists(values: pa.Array) -> pa.Array:
+    kind = values.type
+    if pa.types.is_null(kind):
+        return values.cast(pa.list_(pa.int64()))
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise TypeError(f"type {kind}: one value an impression, lists of ids are expected")
+    return values
+
+
+def vectors_of(values: pa.Array, size: int) -> npt.NDArray[np.float64]:
+    """Return lists of numbers as float64 [n, size], NaN where missing; ``TypeError`` or ``ValueError`` for anything else."""
+    kind = values.type
+    out = np.full((len(values), size), np.nan)
+    if pa.types.is_null(kind):
+        return out
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise TypeError(f"type {kind}")
+    lengths = pc.list_value_length(values).fill_null(size)
+    wrong = pc.unique(lengths.filter(pc.not_equal(lengths, size))).to_pylist()
+    if wrong:
+        raise ValueError(f"a list of {wrong[0]} numbers")
+    valid = np.asarray(values.is_valid().to_numpy(zero_copy_only=False))
+    flat = values.drop_null().flatten().cast(pa.float64())
+    out[valid] = flat.to_numpy(zero_copy_only=False).reshape(-1, size)
+    return out
+
+
+def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """Return values as float64, null where missing (null or NaN), and which are not numbers (None: all are).
+
+    ``TypeError`` for other types than numbers and texts.
+    """
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values, kind = values.dictionary_decode(), kind.value_type
+    if (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_null(kind)
+    ):
+        found = values.cast(pa.float64(), safe=False)
+        return (pc.if_else(pc.is_nan(found), None, found) if pa.types.is_floating(kind) else found), None
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise TypeError(f"type {kind}")
+    lower = pc.utf8_lower(values)
+    values = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", values))
+    broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
+    whole = pc.if_else(broken, None, values) if pc.any(broken).as_py() else values
+    return pc.utf8_trim_whitespace(whole).cast(pa.float64()), broken
+
+
+def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
+    """Return times as int64 ms since 1970, and which values are not times (None: all are); ``TypeError`` for other types."""
+    kind = values.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), None
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        found, broken = as_numbers(values)
+        return to_ms(found, unit), broken
+    looks_iso = pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}").fill_null(False)
+    found, _ = as_numbers(pc.if_else(looks_iso, None, values))
+    found = to_ms(found, unit)
+    if pc.any(looks_iso).as_py():
+        found = pc.coalesce(_iso(values, looks_iso), found)
+    return found, pc.and_(pc.is_valid(values), pc.is_null(found))
+
+
+def plain(values: pa.Array) -> npt.NDArray[np.float64]:
+    """Return numbers, or times in ms, as a raw column: float64 [n], NaN where missing."""
+    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+
+def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
+    """Turn numbers in a unit into int64 ms, null for NaN; times past the year 280,000 stay just past it."""
+    scaled = pc.round(pc.multiply(values, _UNIT_MS[unit]))
+    finite = pc.if_else(pc.is_nan(scaled), None, scaled)
+    return pc.max_element_wise(pc.min_element_wise(finite, 9e15, skip_nulls=False), -9e15, skip_nulls=False).cast(
+        pa.int64()
+    )
+
+
+def _iso(values: pa.Array, looks_iso: pa.Array) -> pa.Array:
+    """Turn ISO 8601 texts into int64 ms, null for other texts; times without an offset are UTC."""
+    has_zone = pc.match_substring_regex(values, r"(Z|[+-]\d{2}:?\d{2})$").fill_null(False)
+    try:
+        plain_ = pc.if_else(pc.and_(looks_iso, pc.invert(has_zone)), values, None).cast(pa.timestamp("ms"))
+        zoned = pc.if_else(pc.and_(looks_iso, has_zone), values, None).cast(pa.timestamp("ms", "UTC"))
+        return pc.coalesce(plain_.cast(pa.int64()), zoned.cast(pa.int64()))
+    except pa.ArrowInvalid:  # one bad date fails the cast of all
+        wanted = pc.if_else(looks_iso, values, None).to_pylist()
+        return pa.array([None if text is None else _iso_ms(text) for text in wanted], pa.int64())
+
+
+def _iso_ms(text: str) -> int | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
