@@ -6,6 +6,8 @@ times as much.
 
 from __future__ import annotations
 
+import struct
+
 import pyarrow as pa
 
 from basis.decoding import why
@@ -34,7 +36,9 @@ class BatchCodec:
         if not data.startswith(self._head):  # written by another Arrow
             return decode_stream(data, self.schema)
         try:
-            batch = pa.ipc.read_record_batch(pa.py_buffer(data).slice(len(self._head)), self.schema)
+            message = pa.ipc.read_message(pa.py_buffer(data).slice(len(self._head)))
+            _check_uncompressed(message)
+            batch = pa.ipc.read_record_batch(message, self.schema)
             batch.validate(full=True)
         except Exception as error:
             raise _unsound(error) from None
@@ -45,14 +49,36 @@ def decode_stream(data: bytes, schema: pa.Schema | None = None) -> pa.RecordBatc
     """The first batch of a stream that any Arrow wrote, as `BatchCodec.decode`. A batch of another schema than that wanted is not
     even looked at."""
     try:
-        with pa.ipc.open_stream(data) as reader:
-            if schema is not None and not reader.schema.equals(schema):
-                raise ValueError(f"columns {reader.schema.names}, expected {schema.names}")
-            batch = reader.read_next_batch()
+        reader = pa.ipc.MessageReader.open_stream(data)
+        written = pa.ipc.read_schema(reader.read_next_message())
+        if schema is not None and not written.equals(schema):
+            raise ValueError(f"columns {written.names}, expected {schema.names}")
+        message = reader.read_next_message()
+        _check_uncompressed(message)
+        batch = pa.ipc.read_record_batch(message, written)
         batch.validate(full=True)
     except Exception as error:
         raise _unsound(error) from None
     return batch
+
+
+def _check_uncompressed(message: pa.Message) -> None:
+    """``ValueError`` for a compressed body: 4 MiB of one can be gigabytes.
+
+    pyarrow does not tell. By Arrow's Message.fbs, a message's field 2 is its record batch, whose field 3 is there where it is
+    compressed; as FlatBuffers lay tables out, each begins with how far before it the list of its fields is.
+    """
+    data = memoryview(message.metadata)
+
+    def field(table: int, number: int) -> int | None:
+        fields = table - int(struct.unpack_from("<i", data, table)[0])
+        size, at = struct.unpack_from("<H", data, fields)[0], 4 + 2 * number
+        offset = int(struct.unpack_from("<H", data, fields + at)[0]) if at < size else 0
+        return table + offset if offset else None
+
+    header = field(int(struct.unpack_from("<I", data)[0]), 2)
+    if header is not None and field(header + int(struct.unpack_from("<I", data, header)[0]), 3) is not None:
+        raise ValueError("a compressed body; allowed: none")
 
 
 def _unsound(error: Exception) -> ValueError:

@@ -22,7 +22,7 @@ from serving.status import Status
 COMPOSE = ("127.0.0.1:8081", "127.0.0.1:8082")
 """Where the replicas of `docker-compose.yml` answer."""
 _TIMEOUT_SECONDS = 5.0
-_decoder = msgspec.json.Decoder(Status)  # made once: msgspec crashes where threads look into a type at the same time
+_decoder = msgspec.json.Decoder(Status)  # made once: see serving.client
 _COLORS = {"fresh": "green", "idle": "cyan", "stale": "red", "empty": "yellow"}
 
 

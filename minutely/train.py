@@ -198,7 +198,7 @@ class TrainService:
                 self._step()
                 if self._tell_refused(stop) and self.online.is_publication_due():
                     self._publish_or_wait()
-            if self._sender is not None and not self._sender.wait():
+            if self._sender is not None and self._sender.is_missing_some:
                 return True  # brokers are away: the next trainer trains on it again and sends the letters
             self._publish()
             self.online.deltas.close()

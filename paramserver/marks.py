@@ -31,9 +31,13 @@ class Hold(msgspec.Struct, frozen=True):
     at: Millis
 
 
+_pin_decoder = msgspec.json.Decoder(_Pin)
+_hold_decoder = msgspec.json.Decoder(Hold)
+
+
 def read_pin(files: Files) -> int:
     """The version that replicas stay at; 0 where they take the newest. `BadFile` where the pin, or what it holds at, is damaged."""
-    pin = _read(files, _PIN, _Pin)
+    pin = _read(files, _PIN, _pin_decoder)
     if pin is None:
         return 0
     rollback = _rollback(files, pin.version)
@@ -55,7 +59,7 @@ def unpin(files: Files) -> None:
 
 def needed_by_pin(files: Files) -> set[int]:
     """The versions without which `read_pin` would say something else, or replicas could not go where it says."""
-    pin = _read(files, _PIN, _Pin)
+    pin = _read(files, _PIN, _pin_decoder)
     if pin is None:
         return set()
     try:
@@ -83,7 +87,7 @@ def _rollback(files: Files, version: int) -> Manifest | None:
 
 def read_hold(files: Files) -> Hold | None:
     """Why no trainer may go on, None where one may."""
-    return _read(files, _HOLD, Hold)
+    return _read(files, _HOLD, _hold_decoder)
 
 
 def write_hold(files: Files, hold: Hold | None) -> None:
@@ -91,13 +95,13 @@ def write_hold(files: Files, hold: Hold | None) -> None:
     _write(files, _HOLD, hold)
 
 
-def _read(files: Files, name: str, kind: type[_Mark]) -> _Mark | None:
+def _read(files: Files, name: str, decoder: msgspec.json.Decoder[_Mark]) -> _Mark | None:
     try:
         line = checked_line(name, files.read(name))
     except FileNotFoundError:
         return None
     with refusing(lambda why: BadFile(f"{name}: {why}")):
-        return msgspec.json.decode(line, type=kind)
+        return decoder.decode(line)
 
 
 def _write(files: Files, name: str, mark: object | None) -> None:

@@ -23,6 +23,9 @@ from serving.status import Status
 
 T = TypeVar("T")
 
+_ANSWERS: tuple[type, ...] = (RankResponse, Accepted, Status, Readiness, Score, Pinned, Shadowed, Problem)
+_decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Decoder(kind) for kind in _ANSWERS}
+"""Made once: msgspec crashes where two threads look into a type for the first time."""
 _UNUSED_TOO_LONG = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
 
@@ -124,12 +127,13 @@ class Client:
         status, retry, data = self._send(method, path, payload)
         if status >= 400:
             try:
-                error = msgspec.msgpack.decode(data, type=Problem).error
+                error = _decoders[Problem].decode(data).error
             except Exception:
                 error = data[:200].decode(errors="replace")
             raise RefusedError(status, error, retry)
         with refusing(lambda why: RefusedError(status, f"not what a replica answers: {why}", None)):
-            return msgspec.msgpack.decode(data, type=kind)
+            found: T = _decoders[kind].decode(data)
+            return found
 
     def _send(self, method: str, path: str, payload: bytes | None) -> tuple[int, int | None, bytes]:
         again = self._connection.sock is not None

@@ -94,7 +94,7 @@ def test_nothing_loads_objects_from_bytes(part: str, path: Path) -> None:
 OWN = {"streaming/join/state.py"}
 """What decodes what the same service wrote to its own disk."""
 DECODES = (
-    "pa.ipc.open_stream",
+    "pa.ipc.MessageReader.open_stream",
     "pa.ipc.read_record_batch",
     "msgspec.json.decode",
     "msgspec.msgpack.decode",

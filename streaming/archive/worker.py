@@ -51,6 +51,7 @@ class ArchiveWorker:
         self.examples = 0
         """How many this worker archived."""
         self.commits = 0
+        self._started = False
         self._start()
 
     def step(self) -> bool:
@@ -70,9 +71,12 @@ class ArchiveWorker:
                 self._take(partition, record)
             more |= len(records) == _RECORDS_AT_ONCE
         letters = [letter for each in self._unreadable.values() for letter in each.take()]
-        if letters and not self._tell(letters):
-            self._start()  # no commit may pass unsent letters
-            return False
+        if letters:
+            self._started = False  # until brokers have the letters, no commit may pass their records
+            if not self._tell(letters):
+                self._start()
+                return False
+            self._started = True
         elapsed_ms, pause_ms = self._clock.elapsed_ms(), self._commit_every_ms
         waited = bool(self._rows) and elapsed_ms - self._waiting_since >= pause_ms
         idle = max(pause_ms, min(_IDLE * pause_ms, _IDLE_MS))
@@ -83,7 +87,7 @@ class ArchiveWorker:
 
     def commit(self) -> None:
         """Commit what was read; if another archiver committed meanwhile, resume after it instead."""
-        if not self._moved:
+        if not self._started or not self._moved:
             return
         moved = {partition: self.positions[partition] for partition in self._moved}
         # A commit also loads what others committed, and Delta then no longer reports those as conflicts: check first.
@@ -98,7 +102,7 @@ class ArchiveWorker:
         self._tidy()
 
     def _start(self) -> None:
-        self._started = False  # if the log does not answer, the next step tries again
+        self._started = False  # the next step tries again where the log does not answer
         self._forget_waiting()
         self._unreadable = {at: Unreadable("not archived", at) for at in self._partitions}
         self._archived: dict[int, Position | None] = {at: self._archive.position(at) for at in self._partitions}

@@ -33,7 +33,9 @@ class KafkaBrokers:
         self._settings = settings
         self._names = {settings.topic(topic): topic for topic in _INPUTS}
         self._reader = reader_of(settings, name_ends=True)
-        self._asker = reader_of(settings)  # the reader's connection is busy while it waits for records
+        # The reader's connection is busy while it waits for records. What is in a transaction that is open will be read: until
+        # then, and for the records behind it, the end is not reached.
+        self._asker = reader_of(settings, uncommitted=True)
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
 
     def join(self) -> None:
@@ -71,7 +73,7 @@ class KafkaBrokers:
         return self._ours(begins_of(self._asker, self._ats(_INPUTS, partitions), _ANSWER_SECONDS))
 
     def ends(self, partitions: Collection[int]) -> dict[Place, int]:
-        """Return the current offsets after the last committed records, of both inputs."""
+        """Return the current offsets after the last records of both inputs, also those in open transactions: they will be read."""
         try:
             return self._ours(ends_of(self._asker, self._ats(_INPUTS, partitions), _ANSWER_SECONDS))
         except BrokerError:

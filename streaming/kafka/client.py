@@ -61,10 +61,13 @@ def telling(call: Callable[P, T]) -> Callable[P, T]:
 
 
 @telling
-def reader_of(settings: KafkaSettings, group: str | None = None, *, name_ends: bool = False) -> Consumer:
+def reader_of(
+    settings: KafkaSettings, group: str | None = None, *, name_ends: bool = False, uncommitted: bool = False
+) -> Consumer:
     """Return a consumer that is assigned by hand and commits nothing. In place of deleted records, it returns an error.
 
-    With ``name_ends``, it also returns one at each partition's end.
+    With ``name_ends``, it also returns one at each partition's end. ``uncommitted``: what is in transactions that are open counts
+    as there.
     """
     return Consumer(
         settings.client()
@@ -74,7 +77,7 @@ def reader_of(settings: KafkaSettings, group: str | None = None, *, name_ends: b
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
+            "isolation.level": "read_uncommitted" if uncommitted else "read_committed",
             "enable.partition.eof": name_ends,
             "check.crcs": True,
             "fetch.message.max.bytes": _FETCH_BYTES,
@@ -92,7 +95,7 @@ def begins_of(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float)
 
 
 def ends_of(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> dict[tuple[str, int], int]:
-    """Ask brokers for the current offsets after the last committed records, by topic and partition."""
+    """Ask brokers for the current offsets after the last records that ``consumer`` may read, by topic and partition."""
     return _offsets(consumer, ats, _END, seconds)
 
 

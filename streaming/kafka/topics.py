@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -31,6 +32,7 @@ _LARGEST = {
 }
 _RETENTION = "retention.ms"
 _FOREVER = "-1"
+_INPUTS, _OUTPUTS = (IMPRESSIONS, ENGAGEMENTS), (EXAMPLES, DEAD_LETTERS)
 _PASSING = (KafkaError.REQUEST_TIMED_OUT, KafkaError.NOT_CONTROLLER)
 
 
@@ -103,6 +105,7 @@ def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
     return [
         _Setting("max.message.bytes", str(_LARGEST[name]), at_least=True),
         _Setting(_RETENTION, str(settings.retention), at_least=True),
+        _Setting("retention.bytes", "-1"),  # a limit would delete records before their time
         _Setting("cleanup.policy", "delete"),
         # Event time stays in the payload: as a timestamp, brokers would refuse it if in the future, and delete early if old.
         _Setting("message.timestamp.type", "LogAppendTime"),
@@ -176,4 +179,27 @@ def _mismatches(
             if item.name == _RETENTION and value.isdigit():
                 fix += f", or, if the labels' windows allow it, set kafka.retention to {format_duration(int(value))}"
             found.append(Problem("kafka", f"topic {topic}", f"{item.name}={value}", fix))
-    return found
+    return found or _outputs_kept_too_briefly(configs, settings)
+
+
+def _outputs_kept_too_briefly(
+    configs: Mapping[str, Mapping[str, ConfigEntry]], settings: KafkaSettings
+) -> list[Problem]:
+    """Outputs that hold nothing, while inputs do, look as if nothing had been joined: a joiner whose offsets brokers forgot would
+    join it all again."""
+
+    def kept_ms(name: str) -> float:
+        value = str(configs[settings.topic(name)][_RETENTION].value)
+        return math.inf if value == _FOREVER else int(value)
+
+    longest = max(_INPUTS, key=kept_ms)
+    wanted = str(configs[settings.topic(longest)][_RETENTION].value)
+    return [
+        Problem(
+            "kafka", f"topic {settings.topic(name)}", f"{_RETENTION}={configs[settings.topic(name)][_RETENTION].value}",
+            f"allowed: {wanted}, as {settings.topic(longest)}, or more. Run: kafka-configs --alter --topic "
+            f"{settings.topic(name)} --add-config {_RETENTION}={wanted}",
+        )
+        for name in _OUTPUTS
+        if kept_ms(name) < kept_ms(longest)
+    ]  # fmt: skip

@@ -35,13 +35,20 @@ def tolerating(retry: Retry) -> Iterator[None]:
 
 
 def retrying(
-    log: logging.Logger, stop: Callable[[], bool], begin: Callable[[], T], asked: str, within_seconds: float = math.inf
+    log: logging.Logger,
+    stop: Callable[[], bool],
+    begin: Callable[[], T],
+    asked: str,
+    within_seconds: float = math.inf,
+    *,
+    what: str = "start",
 ) -> T | None:
-    """Return what ``begin`` returns, retrying while brokers (named by ``asked``) are down; None if ``stop`` came first.
+    """Return what ``begin`` returns, retrying while brokers (named by ``asked``) are down; None if ``stop`` came first. The log
+    says ``what`` failed.
 
     `NoAnswerError` if they are still down after ``within_seconds``.
     """
-    retry, until = Retry(log, "start", WallClock(), asked), time.monotonic() + within_seconds
+    retry, until = Retry(log, what, WallClock(), asked), time.monotonic() + within_seconds
     while not stop():
         if not retry.ready:
             time.sleep(_LOOK_SECONDS)

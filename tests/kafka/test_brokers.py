@@ -33,6 +33,30 @@ def read_until(brokers: KafkaBrokers, done: Callable[[Fetched], bool]) -> Fetche
     return found
 
 
+def test_the_end_is_not_reached_before_an_open_transaction_is(kafka: KafkaSettings) -> None:
+    """Else the watermark would pass what stands behind it, though that came in time."""
+    ensure_topics(kafka)
+    place = (ENGAGEMENTS, 0)
+    brokers = KafkaBrokers(kafka)
+    with closing(Producer(kafka.client() | {"transactional.id": kafka.prefix})) as writer:
+        writer.init_transactions(20)
+        writer.begin_transaction()
+        writer.produce(kafka.topic(ENGAGEMENTS), b"held", partition=0)
+        writer.flush(20)
+        with producer_of(kafka) as producer:
+            producer.send(kafka.topic(ENGAGEMENTS), b"behind", partition=0)
+        try:
+            brokers.read_on({place: 0})
+            held = read_until(brokers, lambda found: place in found.reached)
+            assert (held.records, held.reached) == ({}, {place: 0})
+            assert brokers.ends([0])[place] == 2
+            writer.commit_transaction(20)
+            read = read_until(brokers, lambda found: found.reached.get(place) == brokers.ends([0])[place])
+            assert [record.value for record in read.records[place]] == [b"held", b"behind"]
+        finally:
+            brokers.leave()
+
+
 def test_inputs_are_read_from_where_they_are_asked_for(kafka: KafkaSettings) -> None:
     """Past the marks of transactions, and past a place whose next record is gone."""
     kafka = kafka.model_copy(update={"partitions": 2})

@@ -6,14 +6,13 @@ import logging
 import time
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from streaming.kafka import sending
 from streaming.kafka.sending import RetryingSender, Sender
 from streaming.kafka.settings import BOOTSTRAP, MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import IMPRESSIONS, BrokerError
-from tests.kafka.traffic import read_messages, read_topic
+from tests.kafka.traffic import alter, read_messages, read_topic
 
 MURMUR2 = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536, b"abc": 479470107}
 """Of the keys' bytes, as Kafka's own clients compute it."""
@@ -32,10 +31,7 @@ def test_keys_go_where_other_clients_send_them(kafka: KafkaSettings) -> None:
 def test_a_record_that_brokers_refuse_is_an_error(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     name = kafka.topic(IMPRESSIONS)
-    limit = ConfigEntry("max.message.bytes", "1000", incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[limit])
-    with AdminClient(kafka.client()) as admin:
-        admin.incremental_alter_configs([resource])[resource].result()
+    alter(kafka, name, "max.message.bytes", "1000")
     with pytest.raises(BrokerError, match="MSG_SIZE_TOO_LARGE"), Sender(kafka, 60_000) as sender:
         sender.send(name, b"x" * 2000, partition=0)
     with pytest.raises(BrokerError, match="MSG_SIZE_TOO_LARGE"), Sender(kafka, 60_000) as sender:

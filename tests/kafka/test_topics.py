@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from basis.problems import Problems
 from stack.kafka import BrokerUnavailable, running
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import EXAMPLES, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS
 from tests.commands import missing
+from tests.kafka.traffic import alter
 
 
 def problems(kafka: KafkaSettings) -> list[str]:
@@ -55,23 +56,36 @@ def test_a_longer_retention_is_said_once_and_only_a_shorter_one_refused(
     kafka: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "minutely.kafka")
-    name = kafka.topic(IMPRESSIONS)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, name)
+    name = kafka.topic(EXAMPLES)
     ensure_topics(kafka)
     assert caplog.messages == []
     kept = [("for 30d", str(30 * 86_400_000)), ("forever", "-1"), ("", str(7 * 86_400_000 - 1))]
-    with AdminClient(kafka.client()) as admin:
-        for told, value in kept:
-            changed = ConfigEntry("retention.ms", value, incremental_operation=AlterConfigOpType.SET)
-            resource.incremental_configs = [changed]
-            admin.incremental_alter_configs([resource])[resource].result()
-            caplog.clear()
-            if told:
-                ensure_topics(kafka)
-                ensure_topics(kafka)
-                assert caplog.messages == [f"brokers keep records longer than kafka.retention (7d): {name} {told}"]
+    for told, value in kept:
+        alter(kafka, name, "retention.ms", value)
+        caplog.clear()
+        if told:
+            ensure_topics(kafka)
+            ensure_topics(kafka)
+            assert caplog.messages == [f"brokers keep records longer than kafka.retention (7d): {name} {told}"]
     (refused,) = problems(kafka)
     assert f"topic {name}: retention.ms=604799999; allowed: 604800000 or more" in refused
+
+
+def test_outputs_are_kept_as_long_as_inputs_and_nothing_by_size(kafka: KafkaSettings) -> None:
+    ensure_topics(kafka)
+    examples, impressions = kafka.topic(EXAMPLES), kafka.topic(IMPRESSIONS)
+    alter(kafka, impressions, "retention.ms", str(30 * 86_400_000))
+    found = problems(kafka)
+    assert len(found) == 2 and kafka.topic(DEAD_LETTERS) in found[1]
+    assert (
+        f"topic {examples}: retention.ms=604800000; allowed: 2592000000, as {impressions}, or more. Run: " in found[0]
+    )
+    for name in (EXAMPLES, DEAD_LETTERS):
+        alter(kafka, kafka.topic(name), "retention.ms", "-1")
+    ensure_topics(kafka)
+    alter(kafka, examples, "retention.bytes", "1000000")
+    (refused,) = problems(kafka)
+    assert f"topic {examples}: retention.bytes=1000000; allowed: -1. Run: kafka-configs --alter" in refused
 
 
 def test_more_replicas_than_there_are(kafka: KafkaSettings) -> None:
@@ -82,11 +96,7 @@ def test_more_replicas_than_there_are(kafka: KafkaSettings) -> None:
 
 def test_a_limit_that_was_changed_later(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, kafka.topic(EXAMPLES))
-    with AdminClient(kafka.client()) as admin:
-        for value in ("99999999", "1000000"):  # more than needed is as good
-            ensure_topics(kafka)
-            changed = ConfigEntry("max.message.bytes", value, incremental_operation=AlterConfigOpType.SET)
-            resource.incremental_configs = [changed]
-            admin.incremental_alter_configs([resource])[resource].result()
+    for value in ("99999999", "1000000"):  # more than needed is as good
+        ensure_topics(kafka)
+        alter(kafka, kafka.topic(EXAMPLES), "max.message.bytes", value)
     assert f"max.message.bytes={8 << 20}" in " ".join(problems(kafka))

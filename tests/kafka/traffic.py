@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from confluent_kafka import Consumer, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from minutely.config import Pipeline
 from streaming.archive.table import Archive
@@ -126,6 +126,14 @@ def examples_record(example_format: ExampleFormat, numbers: range) -> tuple[byte
 
 def producer_of(kafka: KafkaSettings) -> Sender:
     return Sender(kafka, delivery_ms=300_000, linger_ms=20)
+
+
+def alter(kafka: KafkaSettings, topic: str, name: str, value: str) -> None:
+    """Change one setting of a topic."""
+    changed = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[changed])
+    with AdminClient(kafka.client()) as admin:
+        admin.incremental_alter_configs([resource])[resource].result()
 
 
 def delete_before(kafka: KafkaSettings, topic: str, partition: int, offset: int) -> None:

@@ -21,7 +21,7 @@ from streaming.clock import EventClock
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join.timers import NEVER
-from streaming.log import EXAMPLES, EmbeddedLog, Record
+from streaming.log import EXAMPLES, BrokerError, EmbeddedLog, Record
 from streaming.records.events import DeadLetter
 from streaming.records.examples import ExampleColumns, ExampleFormat, ServedColumns
 from streaming.records.labels import Label
@@ -165,6 +165,27 @@ def test_what_cannot_be_read_is_told_before_the_archive_passes_it(log: EmbeddedL
     archive = Archive(str(tmp_path / "archive"), FORMAT)
     assert (archive.position(0), archive.position(1)) == (Position(1, START + 10), Position(3, START + 20))
     assert names(archive) == ["e0", "e1"]
+
+
+def test_no_commit_passes_letters_whose_sending_failed(log: EmbeddedLog, tmp_path: Path) -> None:
+    told: list[DeadLetter] = []
+
+    def tell(letters: Sequence[DeadLetter]) -> bool:
+        if not told:
+            told.append(letters[0])
+            raise BrokerError("refused")
+        told.extend(letters)
+        return True
+
+    log.append(EXAMPLES, 0, [b"no example", FORMAT.encode(examples([10]), START + 10)])
+    worker = ArchiveWorker(log, Archive(str(tmp_path), FORMAT), FORMAT, EventClock(1_000), 0, [0], tell)
+    with pytest.raises(BrokerError):
+        worker.step()
+    worker.commit()
+    assert worker.commits == 0
+    worker.step()
+    worker.commit()
+    assert worker.commits == 1 and told == [told[0], told[0]]
 
 
 def test_an_archiver_of_another_config_archives_nothing(log: EmbeddedLog, tmp_path: Path) -> None:

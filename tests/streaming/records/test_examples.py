@@ -129,7 +129,6 @@ def stream(batch: pa.RecordBatch, **options: Any) -> bytes:
     "options",
     [
         {},
-        {"options": pa.ipc.IpcWriteOptions(compression="lz4")},
         {"options": pa.ipc.IpcWriteOptions(use_legacy_format=True, metadata_version=pa.ipc.MetadataVersion.V4)},
     ],
 )
