@@ -18,7 +18,7 @@ def nested_json(depth: int, within: str = "1") -> str:
     return "[" * depth + within + "]" * depth
 
 
-_JSON = [
+JSON = [
     *(nested_json(depth) for depth in DEPTHS),
     *(nested_json(depth, '1,"a"') for depth in DEPTHS),
     *('{"a":' * depth + "1" + "}" * depth for depth in DEPTHS),
@@ -56,7 +56,7 @@ _JSON = [
     '"' + "9" * 5000 + '"',
     '"0001-01-01T00:00+23:59"',
 ]
-_MSGPACK = [
+MSGPACK = [
     *(b"\x91" * depth + b"\xc0" for depth in DEPTHS),
     *(b"\x81\xa1x" * depth + b"\xc0" for depth in DEPTHS),
     *(b"\x81" * depth + b"\xc0" * (depth + 1) for depth in DEPTHS),
@@ -134,7 +134,7 @@ def hostile_json(rng: random.Random, good: bytes) -> bytes:
     whole = json.loads(good)
     at, place = _a_part(rng, whole)
     at[place] = "PART"
-    text = json.dumps(whole).replace('"PART"', rng.choice(_JSON), 1).encode("utf-8", "surrogateescape")
+    text = json.dumps(whole).replace('"PART"', rng.choice(JSON), 1).encode("utf-8", "surrogateescape")
     return mutated(rng, text) if rng.random() < 0.2 else text
 
 
@@ -145,7 +145,7 @@ def hostile_msgpack(rng: random.Random, good: bytes) -> bytes:
     whole = msgspec.msgpack.decode(good)
     at, place = _a_part(rng, whole)
     is_bytes = isinstance(at, dict) and isinstance(at.get(place), bytes) and at[place]
-    at[place] = mutated(rng, at[place]) if is_bytes and rng.random() < 0.6 else msgspec.Raw(rng.choice(_MSGPACK))
+    at[place] = mutated(rng, at[place]) if is_bytes and rng.random() < 0.6 else msgspec.Raw(rng.choice(MSGPACK))
     out = msgspec.msgpack.encode(whole)
     return mutated(rng, out) if rng.random() < 0.2 else out
 

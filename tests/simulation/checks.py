@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import numpy as np
 
 from basis.problems import BadFile
 from paramserver.manifest import Manifest
 from paramserver.table import Table
 from streaming.log import EXAMPLES
-from streaming.records.events import DeadLetter
+from streaming.records.events import DeadLetter, encode
 from tests.simulation.brokers import Brokers
 from tests.simulation.conservation import check_conservation
-from tests.simulation.counting import EXPIRE_SECONDS, FORMAT, STEP_SECONDS
+from tests.simulation.counting import EXPIRE_SECONDS, STEP_SECONDS, format_of
 from tests.simulation.traffic import PARTITIONS, Traffic
 from trainer.online import OnlineTrainer
 
@@ -54,6 +57,8 @@ class Checks:
         self.trained: dict[str, int] = {}
         """The offsets of the newest version that was published for certain."""
         self._pulled: dict[str, tuple[int, int]] = {}
+        self.unreadable: set[tuple[int, int]] = set()
+        """Partitions and offsets of `examples` that the trainer made dead letters of."""
         self.quiet = False
         self.splits = False
         """Whether transactions are so small that what came late may not fit: the published watermark goes back to it then."""
@@ -122,7 +127,7 @@ class Checks:
     def at_the_end(self, brokers: Brokers, online: OnlineTrainer, replicas: list[ReplicaService]) -> None:
         times, labels = self._examples(brokers)
         letters = [brokers.dead_letters(partition) for partition in range(PARTITIONS)]
-        self._dead_letters(letters)
+        self._dead_letters(brokers, letters)
         check_conservation(brokers, self._traffic, letters, labels)
         rows = online.trainer.tables["example"].export()
         counts = dict(zip(rows.ids.tolist(), rows.counts.tolist(), strict=True))
@@ -139,14 +144,24 @@ class Checks:
         expected, names = self._traffic.expected, self._traffic.names
         times: Counter[int] = Counter()
         last: dict[int, tuple[float, ...]] = {}
+        unreadable: set[tuple[int, int]] = set()
+        formats = [format_of(size) for size in self._traffic.sizes]
         for partition in range(PARTITIONS):
             due = [one for one in self._by_decision if one.partition == partition]
             at, told = 0, -1
             log = brokers.topics[EXAMPLES, partition]
             for record in log.committed(0, len(log.entries)):
-                batch, watermark = FORMAT.decode(record.value)
+                if record.value in self._traffic.unreadable:
+                    unreadable.add((partition, record.offset))
+                    continue
+                (form,) = {one for one in formats if one.made_under.fingerprint.encode() in record.value}
+                batch, watermark = form.decode(record.value)
                 numbers, ids = (batch.column(name).to_pylist() for name in ("feature.example", "example_id"))
-                labels, revisions = FORMAT.label_values(batch).tolist(), batch.column("revision").to_pylist()
+                labels, revisions = form.label_values(batch).tolist(), batch.column("revision").to_pylist()
+                if "extra" in form.features:
+                    extra = [number + 1.0 if number in self._traffic.extra else 0.0 for number in numbers]
+                    found = form.columns(batch)["extra"]
+                    assert np.all(found == np.reshape(extra, (-1, 1))), f"{numbers} have {found}, not {extra}"
                 for number, name, values, revision in zip(numbers, ids, labels, revisions, strict=True):
                     assert name == names[number], f"example {number} is named {name}, not {names[number]}"
                     assert revision == times[number], f"emitted twice: revision {revision} of {number} after {times}"
@@ -164,21 +179,31 @@ class Checks:
                 while at < len(due) and due[at].decided_at < watermark:
                     assert due[at].number in times, f"watermark {watermark} was told before example {due[at].number}"
                     at += 1
+        assert self.unreadable == unreadable, f"{self.unreadable} could not be read, and {unreadable} are unreadable"
         assert not (missing := expected.keys() - times.keys()), f"never emitted: {sorted(missing)}"
         return times, last
 
-    def _dead_letters(self, letters: list[list[DeadLetter]]) -> None:
-        """What must be refused is, once for each record; nothing else that was in order and in time."""
+    def _dead_letters(self, brokers: Brokers, letters: list[list[DeadLetter]]) -> None:
+        """What must be refused is, once for each record and as it was sent; nothing else that was in order and in time."""
         found: Counter[tuple[str, int, int]] = Counter()
         payloads: Counter[tuple[int, bytes]] = Counter()
         for partition, each in enumerate(letters):
             for letter in each:
                 found[letter.topic, letter.partition, letter.offset] += 1
-                payloads[partition, letter.payload] += 1
-                assert letter.payload in self._traffic.refusable, f"refused without need: {letter}"
+                sent = brokers.topics[letter.topic, partition].entries[letter.offset].value or b""
+                payloads[partition, sent] += 1
+                assert sent in self._traffic.refusable, f"refused without need: {letter}"
+                is_same = letter.payload == sent or _outdated(letter.payload) == _outdated(sent)
+                assert is_same, f"not what was sent: {letter}"
         assert not (twice := [place for place, count in found.items() if count > 1]), f"dead letters twice: {twice}"
         for place in self._traffic.refused:
             assert payloads[place] > 0, f"{place} is {payloads[place]} times among the dead letters"
+
+
+def _outdated(payload: bytes) -> bytes:
+    """A request but for the schema that it was taken under."""
+    request: dict[str, Any] = msgspec.msgpack.decode(payload)
+    return encode({**request, "schema": ""})
 
 
 def _everything(online: OnlineTrainer) -> tuple[bytes, dict[str, tuple[bytes, ...]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,21 @@ from paramserver.files import Files
 from paramserver.table import SGD, Table
 from serving.replica import Replica
 from streaming.records.examples import ExampleFormat
-from tests.simulation.traffic import FEATURES, LABELS
+from tests.simulation.traffic import FEATURES, LABELS, features
 from trainer.models import RankingModel
 from trainer.rows import RowPlan
 from trainer.settings import TrainSettings
 from trainer.worker import Trainer
 
-FORMAT = ExampleFormat(FEATURES, LABELS)
 EXPIRE_SECONDS, STEP_SECONDS = 300, 120
 SETTINGS = TrainSettings(step_every=f"{STEP_SECONDS}s")
 _PLAN = RowPlan({name: FEATURES[name] for name in ("user", "example")})
+
+
+@cache
+def format_of(size: int) -> ExampleFormat:
+    """The examples of a config, by the size of its feature ``extra``."""
+    return ExampleFormat(features(size), LABELS)
 
 
 class Sum(RankingModel):
@@ -36,13 +43,13 @@ class Sum(RankingModel):
         return {}
 
 
-def make_trainer() -> Trainer:
+def make_trainer(example_format: ExampleFormat) -> Trainer:
     """``example`` keeps its rows, ``user`` forgets them after `EXPIRE_SECONDS`."""
     tables = {
         "user": Table(1, optimizer=SGD(learning_rate=0.1), expire_after_seconds=EXPIRE_SECONDS, candidates=64),
         "example": Table(1, optimizer=SGD(learning_rate=0.1), candidates=64),
     }
-    return Trainer(Sum(), _PLAN, tables, LABELS, FORMAT, SETTINGS)
+    return Trainer(Sum(), _PLAN, tables, LABELS, example_format, SETTINGS)
 
 
 def make_replica(files: Files) -> Replica:

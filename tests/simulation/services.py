@@ -18,11 +18,11 @@ from streaming.join.service import JoinService
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from tests.simulation.brokers import BrokersOf, LogOf, OutletOf
-from tests.simulation.counting import FORMAT, make_replica, make_trainer
+from tests.simulation.counting import format_of, make_replica, make_trainer
 from tests.simulation.disk import DiskOf
 from tests.simulation.process import Process
 from tests.simulation.store import Store, StoreFolder
-from tests.simulation.traffic import FEATURES, LABELS, PARTITIONS
+from tests.simulation.traffic import LABELS, PARTITIONS, features
 from trainer.online import OnlineTrainer
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class JoinerService:
         self._clock = clock
         self._folders = folders
         self._lost: dict[int, int] = {}
+        self._features = features(world.actors[name].size)
         self.service = JoinService(
             BrokersOf(world.brokers, process, name),
             self._make,
@@ -87,7 +88,7 @@ class JoinerService:
         folder = self._folders.setdefault(partition, StoreFolder())
         state = JoinState(FOLDER, world.rng.choice([2000, 6000, 1 << 20]), lambda _: Store(folder, process))
         return state, _Partition(
-            JoinSpec(FEATURES, LABELS, world.traffic.settings, world.traffic.negatives, limits=world.limits),
+            JoinSpec(self._features, LABELS, world.traffic.settings, world.traffic.negatives, limits=world.limits),
             state,
             outlet,
             history,
@@ -136,11 +137,13 @@ class TrainService:
         files = LocalFiles(FOLDER, durable=True, system=DiskOf(world.disk, process))
         deltas = DeltaLog.resume(files, '{"form": 1}', KEEP_DELTAS)
         self._waits_since = world.now
+        # The model has no use for the feature that configs differ in; of one that is resized, no trainer takes both kinds.
+        example_format = format_of(0 if world.traffic.is_resized else world.actors["trainer"].size)
         self.online = OnlineTrainer(
-            make_trainer(),
+            make_trainer(example_format),
             LogOf(world.brokers, process),
             range(PARTITIONS),
-            FORMAT,
+            example_format,
             files,
             deltas,
             clock,
@@ -153,6 +156,7 @@ class TrainService:
         if self.world.brokers.away:
             return
         self.online.step()
+        self.world.checks.unreadable |= {(one.partition, one.offset) for one in self.online.take_refused()}
         if self.online.is_publication_due():
             self._waits_since = self.world.now
             self.publish()

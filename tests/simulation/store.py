@@ -10,6 +10,8 @@ from typing import Any
 from tests.simulation.process import Process
 
 _LOST_AT_MOST = 6
+_LARGEST = 14_000
+"""Bytes of a value: the largest request has 10,000, and 6,000 of engagements may wait for one."""
 
 
 class StoreFolder:
@@ -84,6 +86,8 @@ class Store:
 
     def write(self, batch: _Batch) -> None:
         self._process.touch("write the state")
+        size = max((len(value or b"") for value in batch.changes.values()), default=0)
+        assert size <= _LARGEST, f"a value of {size} bytes; allowed: {_LARGEST}"
         self._folder.apply(batch.changes)
 
     def iter(self) -> _Cursor:

@@ -6,15 +6,18 @@ import random
 from collections import defaultdict
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import xxhash
 
-from streaming.features.kinds import Feature, SparseFeature
+from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.join.negatives import Negatives
 from streaming.join.settings import JoinSettings
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import FORMAT_VERSION, Engagement, Request, encode
 from streaming.records.labels import Label
+from streaming.records.schema import Schema
+from tests.fuzz.mutate import JSON, MSGPACK, nested_json, noise
 
 START = 1_700_000_000_000
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -32,6 +35,8 @@ LABELS = {
 CLICK_WINDOW, WINDOW = 60_000, 150_000
 _NOBODY = "undefined"
 """What a broken product sends as everybody's request id."""
+WAITING_BYTES = 6000
+"""Of the engagements that wait for one request: more than any product sends that is not broken."""
 
 
 class Arrival(NamedTuple):
@@ -60,7 +65,9 @@ class Traffic(NamedTuple):
     """``arrivals`` in order, to be joined by ``settings``. ``names`` holds the ids of all examples by their numbers.
 
     ``expected`` must become examples, once, ``possible`` may, each revision once; ``possible_users`` are the users of the latter.
-    Of the dead letters ``refused`` must be there, by partition and payload; ``refusable`` may be.
+    Of the dead letters ``refused`` must be there, by partition and payload; ``refusable`` may be. ``unreadable`` are records of
+    `examples`. ``sizes`` are those that the feature ``extra`` has in the two configs of this run, see `features`; the examples
+    in ``extra`` were sent with it.
     """
 
     settings: JoinSettings
@@ -72,7 +79,15 @@ class Traffic(NamedTuple):
     possible_users: set[int]
     refused: list[tuple[int, bytes]]
     refusable: set[bytes]
+    unreadable: set[bytes]
+    sizes: tuple[int, int]
+    extra: set[int]
     until: int
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether one config cannot take over what is pending under the other."""
+        return 0 not in self.sizes
 
 
 class Action(NamedTuple):
@@ -80,6 +95,12 @@ class Action(NamedTuple):
 
     name: str
     at: int
+
+
+def features(size: int) -> dict[str, Feature]:
+    """Those of a config: ``extra`` has so many numbers, each the example's plus 1; 0 where there is none."""
+    extra = VectorFeature(kind="vector", column="extra", size=size) if size else None
+    return FEATURES | ({"extra": extra} if extra else {})
 
 
 def make_traffic(rng: random.Random) -> Traffic:
@@ -94,6 +115,8 @@ def make_traffic(rng: random.Random) -> Traffic:
     huge = rng.choice([0, 0, 0.03])
     transactions = rng.choice([0, 0, 0.1])
     fast = rng.choice([0, 0, 0, 0.1])
+    sizes = rng.choice([(0, 0), (0, 0), (0, 0), (0, 1), (0, 1), (0, 1), (1, 2)])
+    resized = 0 not in sizes
     arrivals: list[Arrival] = []
     names: dict[int, str] = {}
     expected: dict[int, Expected] = {}
@@ -101,6 +124,8 @@ def make_traffic(rng: random.Random) -> Traffic:
     possible_users: set[int] = set()
     refused: list[tuple[int, bytes]] = []
     refusable: set[bytes] = set()
+    unreadable: set[bytes] = set()
+    extra: set[int] = set()
     at, until, number, partition = START, START, 0, 0
 
     def arrive(arrives: int, topic: str, partition: int, value: bytes, ahead: int = 0) -> None:
@@ -136,7 +161,13 @@ def make_traffic(rng: random.Random) -> Traffic:
         names |= {
             one: example_id(request_id, impression) for one, impression in zip(numbers, _shown(numbers), strict=True)
         }
-        request = _request(request_id, served_at, numbers, user, seen=500 if is_huge else rng.randrange(3))
+        # Replicas have either config, and say so; products send a feature before any config has it.
+        size = sizes[2 * name // requests] if resized else rng.choice(sizes)
+        schema = rng.choice(["", Schema.of(features(size), LABELS).fingerprint])
+        size = size if schema or resized else max(sizes)
+        extra |= set(numbers if size else [])
+        seen = 500 if is_huge else rng.randrange(3)
+        request = _request(request_id, served_at, numbers, user, size, seen=seen, schema=schema)
         send(IMPRESSIONS, partition, at, request, late=is_late, ahead=ahead)
         for one, impression in zip(numbers, _shown(numbers), strict=True):
             actions, late_action = [], False
@@ -159,25 +190,47 @@ def make_traffic(rng: random.Random) -> Traffic:
                 if not any(labels) and not is_kept(names[one], negatives):
                     continue
                 expected[one] = Expected(one, partition, user, labels, decided_at)
-        if rng.random() < 0.03 and not is_late:  # another request with the id, while that is known
+        if rng.random() < 0.03 and not is_late and not resized:  # another request with the id, while that is known
             again = at + LONGEST_DELAY + rng.randrange(WINDOW // 2)
-            value = _request(request_id, again + ahead, [10**6 + number], user)
+            value = _request(request_id, again + ahead, [10**6 + number], user, max(sizes))
             arrive(again, IMPRESSIONS, partition, value, ahead)
             refused.append((partition, value))
         if rng.random() < 0.15:
             topic, value = _bad(rng, name, request_id, at)
             where = rng.randrange(PARTITIONS)
             arrive(at + rng.randrange(LONGEST_DELAY), topic, where, value)
-            refused.append((where, value))
+            if topic == EXAMPLES:
+                unreadable.add(value)
+            else:
+                refused.append((where, value))
     if rng.random() < 0.3:
-        for _ in range(rng.randint(5, 40)):
-            action = Action(rng.choice(["click", "like", "skip"]), rng.randint(START, at))
+        burst = rng.random() < 0.3  # more than may wait
+        begun, lasts = (rng.randint(START, at), MINUTE) if burst else (START, at - START)
+        for _ in range(250 if burst else rng.randint(5, 40)):
+            action = Action(rng.choice(["click", "like", "skip"]), begun + rng.randint(0, lasts))
             value = _engagement(_NOBODY, f"item{rng.randrange(3)}", action)
             send(ENGAGEMENTS, 0, action.at, value)
             refused.append((0, value))
     refusable |= {value for _, value in refused}
+    if resized:  # whatever is pending at a change, or has the other size, is refused, and what is said of it
+        expected, possible, possible_users = {}, set(names), set(range(users))
+        refusable |= {one.value for one in arrivals}
     arrivals.sort(key=lambda arrival: arrival.at)
-    return Traffic(settings, negatives, arrivals, names, expected, possible, possible_users, refused, refusable, until)
+    return Traffic(
+        settings,
+        negatives,
+        arrivals,
+        names,
+        expected,
+        possible,
+        possible_users,
+        refused,
+        refusable,
+        unreadable,
+        sizes,
+        extra,
+        until,
+    )
 
 
 def example_id(request_id: str, impression_id: str) -> str:
@@ -211,7 +264,10 @@ def _shown(numbers: list[int]) -> list[str]:
     return [f"item{place}" for place in range(len(numbers))]
 
 
-def _request(name: str, at: int, numbers: list[int], user: int, seen: int = 0) -> bytes:
+def _request(
+    name: str, at: int, numbers: list[int], user: int, size: int = 0, *, seen: int = 0, schema: str = ""
+) -> bytes:
+    extra = np.repeat(np.array(numbers, "<f4") + 1, size).tobytes()
     return encode(
         Request(
             version=FORMAT_VERSION,
@@ -222,7 +278,8 @@ def _request(name: str, at: int, numbers: list[int], user: int, seen: int = 0) -
                 "user": np.int64(user).tobytes(),
                 "seen": (np.int32(seen).tobytes(), np.arange(seen, dtype="<i8").tobytes()),
             },
-            features={"example": np.array(numbers, "<i8").tobytes()},
+            features={"example": np.array(numbers, "<i8").tobytes()} | ({"extra": extra} if size else {}),
+            schema=schema,
         )
     )
 
@@ -240,16 +297,45 @@ def _engagement(request: str, impression: str, action: Action) -> bytes:
 
 
 def _bad(rng: random.Random, name: int, request_id: str, at: int) -> tuple[str, bytes]:
-    """A record that must be refused: broken, from the far future, or about what was never served."""
+    """A record that must be refused: broken, harmful, from the far future, or about what was never served."""
     unmatched = Action("click", at)
-    match rng.randrange(5):
+    match rng.randrange(9):
         case 0:
-            return rng.choice([IMPRESSIONS, ENGAGEMENTS]), b"\xc1 not a record " + bytes([name])
+            return rng.choice([IMPRESSIONS, ENGAGEMENTS]), noise(rng)
         case 1:
             return IMPRESSIONS, _request(f"f{name}", at + 30 * DAY, [10**6 + name], 1)
         case 2:
             return ENGAGEMENTS, _engagement(f"f{name}", "item0", Action("like", at + 30 * DAY))
         case 3:
             return ENGAGEMENTS, _engagement(f"u{name}", "item0", unmatched)
-        case _:
+        case 4:
             return ENGAGEMENTS, _engagement(request_id, "item1000", unmatched)
+        case 5:
+            parts = {
+                "features": '{"example":' + nested_json(5000) + "}",
+                "sparse_version": str(2**64),
+                "version": rng.choice(JSON),
+                "impression_ids": rng.choice(JSON),
+            }
+            good = {"version": 1, "request_id": "p", "served_at": at, "impression_ids": ["a"]}
+            field = rng.choice(list(parts))
+            part = msgspec.Raw(parts[field].encode("utf-8", "surrogateescape"))
+            return IMPRESSIONS, msgspec.json.encode({**good, field: part})
+        case 6:
+            whole = _request("p", at, [10**6], 1)
+            return IMPRESSIONS, _with_a_part(rng, whole, ["sparse_version", "impression_ids", "served_at"])
+        case 7:
+            return ENGAGEMENTS, _with_a_part(rng, _engagement("p", "a", unmatched), ["impression_id", "happened_at"])
+        case _:
+            # nobody has examples of version 0, and noise is none
+            whole = encode({"version": 0, "watermark": at, "batch": b""})
+            return EXAMPLES, rng.choice([b"\xc1" + noise(rng), _with_a_part(rng, whole, ["watermark", "batch"])])
+
+
+def _with_a_part(rng: random.Random, good: bytes, fields: list[str]) -> bytes:
+    """A record with a part that decoders cannot take; also one that they would skip, if it were less deep."""
+    parts = {field: rng.choice(MSGPACK) for field in ("version", *fields)}
+    parts["sparse_version"] = b"\xcf" + b"\xff" * 8
+    field = rng.choice(["x", "version", *fields])
+    part = b"\x91" * 5000 + b"\xc0" if field == "x" else parts[field]
+    return encode({**msgspec.msgpack.decode(good), field: msgspec.Raw(part)})

@@ -26,6 +26,7 @@ from tests.simulation.traffic import (
     MINUTE,
     PARTITIONS,
     START,
+    WAITING_BYTES,
     WINDOW,
     Arrival,
     make_traffic,
@@ -53,6 +54,8 @@ class Actor:
         self.process: Process | None = None
         self.busy = False
         self.paused_until = 0
+        self.size = world.traffic.sizes[0]
+        """Which of the two configs it has."""
         self.begin = begin
 
 
@@ -87,8 +90,8 @@ class World:
         self._order = [self.actors[name] for name in ("a", "b", "trainer", *self.actors)]
         self.requests_at_once = rng.choice([1, 3, 2000])
         batch_bytes = random.Random(f"{seed} limits").choice([Limits().batch_bytes, Limits().batch_bytes, 4000, 1500])
-        self.limits = Limits(batch_bytes=batch_bytes)
-        self.checks.splits = self.limits != Limits()
+        self.limits = Limits(batch_bytes=batch_bytes, waiting_bytes=WAITING_BYTES)
+        self.checks.splits = batch_bytes != Limits().batch_bytes
         self.brokers.largest = 8 * batch_bytes + 40_000  # a record of a few rows is mostly its columns' names
 
     def _joiner(self, name: str) -> Actor:
@@ -158,7 +161,9 @@ class World:
             due.append(arrivals[self._arrived])
             self._arrived += 1
         for one in sorted(due, key=lambda one: one.ahead > 0):
-            if one.partition in self.brokers.leaderless:
+            # Joiners refuse to begin where somebody else has written examples already.
+            too_early = one.topic == EXAMPLES and self.brokers.groups[one.partition] is None
+            if too_early or one.partition in self.brokers.leaderless:
                 self._held_back.append(one)
             else:
                 self.brokers.produce(one.topic, one.partition, one.value, one.attempts)
@@ -176,8 +181,10 @@ class World:
 
         def step() -> None:
             if actor.service is None:
+                if rng.random() < 0.2:
+                    actor.size = sum(self.traffic.sizes) - actor.size
                 actor.service = actor.begin(process, actor.clock)
-                self.note(actor.name, "begins")
+                self.note(actor.name, f"begins, size {actor.size}")
             actor.service.step()
 
         self._run(actor, process, step)
