@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
+
+from basis.decoding import why
 from streaming.join import core as join_core
 from streaming.join import partition as join_partition
 from streaming.join.brokers import OutputRecord
@@ -18,8 +21,10 @@ from streaming.join.policy import Recovered, SentAsTold
 from streaming.join.recovery import Recovery, Restored
 from streaming.join.service import JoinService, Member
 from streaming.join.state import Head, JoinState
+from streaming.join.upgrades import Upgrades
 from streaming.join.watermark import watermark_of
 from streaming.log import IMPRESSIONS
+from streaming.records import json_records
 from streaming.records.events import BadRecord
 from streaming.records.examples import Published
 from tests.simulation.world import World
@@ -298,3 +303,29 @@ def watermark_told_while_more_is_due() -> Any:
         return changed
 
     return wrap(Joiner, "advance", make)
+
+
+def pending_requests_are_not_taken_over() -> Any:
+    return patch.object(Joiner, "_is_anothers", lambda self, pending: False)
+
+
+def refusals_of_a_rebuild_are_drained() -> Any:
+    """What is read again is judged by the new config, and its dead letter passed over with those that were sent before."""
+    return patch.object(Upgrades, "_take_again", lambda self, request, fingerprint: self.take(request, None))
+
+
+def engagements_wait_without_bound() -> Any:
+    return patch.object(Joiner, "_check_waiting", lambda self, request_id, pending, size: None)
+
+
+def decoding_catches_a_list_of_types() -> Any:
+    @contextmanager
+    def listed(refusal: Callable[[str], Exception], *passes: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except passes:
+            raise
+        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+            raise refusal(why(error)) from None
+
+    return patch.object(json_records, "refusing", listed)
