@@ -38,11 +38,11 @@ def check_conservation(
         places = {(letter.topic, letter.offset) for letter in refused}
         # These have their dead letter, and engagements that counted before it need none.
         outdated = {_request_id(one) for one in refused if (one.topic, one.reason) == (IMPRESSIONS, "schema")}
-        taken = {
-            request.request_id: request
-            for record, request in _records(brokers, IMPRESSIONS, partition, Request)
-            if (IMPRESSIONS, record.offset) not in places and request.request_id not in outdated
-        }
+        requests = list(_records(brokers, IMPRESSIONS, partition, Request))
+        taken = {one.request_id: one for record, one in requests if (IMPRESSIONS, record.offset) not in places}
+        for request_id in outdated - taken.keys():
+            numbers = {number for _, one in requests if one.request_id == request_id for number in _numbers(one)}
+            assert numbers - labels.keys(), f"{request_id} was not open any more when it became a dead letter"
         sent: dict[tuple[str, str], list[_Sent]] = defaultdict(list)
         for record, done in _records(brokers, ENGAGEMENTS, partition, Engagement):
             if done.action == "unused" or done.request_id in outdated:
@@ -56,12 +56,10 @@ def check_conservation(
                 sent[done.request_id, done.impression_id].append(one)
             else:
                 assert one.refused or not one.in_time, f"vanished: {done}"
-        for request in taken.values():
-            packed = request.features["example"]
-            assert isinstance(packed, bytes)  # one id each
-            numbers = np.frombuffer(packed, "<i8").tolist()
-            for number, impression_id in zip(numbers, request.impression_ids, strict=True):
-                _check_example(traffic, number, request.served_at, sent[request.request_id, impression_id], labels)
+        for request_id in taken.keys() - outdated:
+            request = taken[request_id]
+            for number, impression_id in zip(_numbers(request), request.impression_ids, strict=True):
+                _check_example(traffic, number, request.served_at, sent[request_id, impression_id], labels)
 
 
 def _check_example(
@@ -87,6 +85,13 @@ def _records(brokers: Brokers, topic: str, partition: int, kind: type[_Event]) -
             yield record, decoder.decode(record.value)
         except Exception:  # whatever it is, joiners cannot read it either
             continue
+
+
+def _numbers(request: Request) -> list[int]:
+    packed = request.features["example"]
+    assert isinstance(packed, bytes)  # one id each
+    numbers: list[int] = np.frombuffer(packed, "<i8").tolist()
+    return numbers
 
 
 def _request_id(letter: DeadLetter) -> str:

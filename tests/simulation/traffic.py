@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from streaming.features.columns import Packed
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.join.negatives import Negatives
 from streaming.join.settings import JoinSettings
@@ -99,8 +100,10 @@ class Action(NamedTuple):
 
 def features(size: int) -> dict[str, Feature]:
     """Those of a config: ``extra`` has so many numbers, each the example's plus 1; 0 where there is none."""
-    extra = VectorFeature(kind="vector", column="extra", size=size) if size else None
-    return FEATURES | ({"extra": extra} if extra else {})
+    found = dict(FEATURES)
+    if size:
+        found["extra"] = VectorFeature(kind="vector", column="extra", size=size)
+    return found
 
 
 def make_traffic(rng: random.Random) -> Traffic:
@@ -164,8 +167,10 @@ def make_traffic(rng: random.Random) -> Traffic:
         # Replicas have either config, and say so; products send a feature before any config has it.
         size = sizes[2 * name // requests] if resized else rng.choice(sizes)
         schema = rng.choice(["", Schema.of(features(size), LABELS).fingerprint])
-        size = size if schema or resized else max(sizes)
-        extra |= set(numbers if size else [])
+        if not schema and not resized:
+            size = max(sizes)
+        if size:
+            extra.update(numbers)
         seen = 500 if is_huge else rng.randrange(3)
         request = _request(request_id, served_at, numbers, user, size, seen=seen, schema=schema)
         send(IMPRESSIONS, partition, at, request, late=is_late, ahead=ahead)
@@ -267,7 +272,9 @@ def _shown(numbers: list[int]) -> list[str]:
 def _request(
     name: str, at: int, numbers: list[int], user: int, size: int = 0, *, seen: int = 0, schema: str = ""
 ) -> bytes:
-    extra = np.repeat(np.array(numbers, "<f4") + 1, size).tobytes()
+    own: dict[str, Packed] = {"example": np.array(numbers, "<i8").tobytes()}
+    if size:
+        own["extra"] = np.repeat(np.array(numbers, "<f4") + 1, size).tobytes()
     return encode(
         Request(
             version=FORMAT_VERSION,
@@ -278,7 +285,7 @@ def _request(
                 "user": np.int64(user).tobytes(),
                 "seen": (np.int32(seen).tobytes(), np.arange(seen, dtype="<i8").tobytes()),
             },
-            features={"example": np.array(numbers, "<i8").tobytes()} | ({"extra": extra} if size else {}),
+            features=own,
             schema=schema,
         )
     )
