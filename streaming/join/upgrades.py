@@ -45,6 +45,8 @@ class Upgrades:
             )
             for name, feature in spec.features.items()
         ]
+        self._own_names = {each.name for each in self._expected if not each.shared}
+        self._shared_names = {each.name for each in self._expected if each.shared}
         self.know([])
 
     def know(self, schemas: Iterable[Schema]) -> None:
@@ -56,8 +58,16 @@ class Upgrades:
             del self.known[next(iter(self.known))]
 
     def is_ours(self, request: Request) -> bool:
-        """Whether a request that was taken is of this config."""
-        return request.schema == self.fingerprint
+        """Whether a request that was taken is in the form of this config.
+
+        Its schema may be ours without all our features: a replica without one of them served it, we took it, and a joiner without
+        it re-read it.
+        """
+        return (
+            request.schema == self.fingerprint
+            and request.features.keys() >= self._own_names
+            and request.shared.keys() >= self._shared_names
+        )
 
     def features(self, taken: TakenUnder | None) -> Mapping[str, Feature]:
         """Return the features for reading a JSON request; of one taken under another schema, only those that are unchanged."""
@@ -76,7 +86,7 @@ class Upgrades:
         """
         if taken is not None:
             self._take_again(request, taken.fingerprint)
-        elif not request.schema or self.is_ours(request):
+        elif request.schema in ("", self.fingerprint):
             self._check(request, self._expected, may_lack=False)
             request.schema = self.fingerprint
         elif problem := self._made_ours(request, feature_differences):

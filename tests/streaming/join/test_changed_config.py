@@ -310,6 +310,23 @@ def test_there_and_back_again(tmp_path: Path) -> None:
     assert pipeline.names() == both_of(0, 1, 2, 3, 4, 5, 6, 8, 9)
 
 
+def test_what_a_replica_of_before_served_is_read_again_before_the_feature_comes_back(tmp_path: Path) -> None:
+    """It was taken under the config with the feature; who reads it again without does not give it one, in whatever form that leaves it."""
+    grown = TAKEN_OVER["a number added"]
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(grown, writes=False)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES, schema=Schema.of(*BEFORE).fingerprint))
+    join.step(ENDED, START + 100, 0)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(4, START, FEATURES))
+    join.step(ENDED, START + 200, 0)
+    pipeline.finish(pipeline.start(grown), grown[0])
+    assert pipeline.letters() == []
+    examples = pipeline.examples(grown)
+    assert examples.keys() == both_of(2, 4, 8, 9)
+    assert [name for name, row in examples.items() if row["feature.age"] == 0.0] == sorted(both_of(2, 4))
+
+
 @pytest.mark.parametrize(
     ("changes", "outcome"),
     [
