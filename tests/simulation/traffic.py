@@ -172,13 +172,13 @@ def make_traffic(rng: random.Random) -> Traffic:
         if size:
             extra.update(numbers)
         seen = 500 if is_huge else rng.randrange(3)
-        request = _request(request_id, served_at, numbers, user, size, seen=seen, schema=schema)
+        request = request_record(request_id, served_at, numbers, user, size, seen=seen, schema=schema)
         send(IMPRESSIONS, partition, at, request, late=is_late, ahead=ahead)
         for one, impression in zip(numbers, _shown(numbers), strict=True):
             actions, late_action = [], False
             while rng.random() < (0.05 if is_huge else 0.45):
                 action = Action(rng.choice(["click", "like", "skip", "unused"]), served_at + rng.randint(0, WINDOW))
-                value = _engagement(request_id, impression, action)
+                value = engagement_record(request_id, impression, action)
                 too_late = rng.random() < 0.03
                 send(ENGAGEMENTS, partition, action.at - ahead, value, late=too_late, ahead=ahead)
                 if is_late or not counts(action, served_at):
@@ -197,7 +197,7 @@ def make_traffic(rng: random.Random) -> Traffic:
                 expected[one] = Expected(one, partition, user, labels, decided_at)
         if rng.random() < 0.03 and not is_late and not resized:  # another request with the id, while that is known
             again = at + LONGEST_DELAY + rng.randrange(WINDOW // 2)
-            value = _request(request_id, again + ahead, [10**6 + number], user, max(sizes))
+            value = request_record(request_id, again + ahead, [10**6 + number], user, max(sizes))
             arrive(again, IMPRESSIONS, partition, value, ahead)
             refused.append((partition, value))
         if rng.random() < 0.15:
@@ -213,7 +213,7 @@ def make_traffic(rng: random.Random) -> Traffic:
         begun, lasts = (rng.randint(START, at), MINUTE) if burst else (START, at - START)
         for _ in range(250 if burst else rng.randint(5, 40)):
             action = Action(rng.choice(["click", "like", "skip"]), begun + rng.randint(0, lasts))
-            value = _engagement(_NOBODY, f"item{rng.randrange(3)}", action)
+            value = engagement_record(_NOBODY, f"item{rng.randrange(3)}", action)
             send(ENGAGEMENTS, 0, action.at, value)
             refused.append((0, value))
     refusable |= {value for _, value in refused}
@@ -269,7 +269,7 @@ def _shown(numbers: list[int]) -> list[str]:
     return [f"item{place}" for place in range(len(numbers))]
 
 
-def _request(
+def request_record(
     name: str, at: int, numbers: list[int], user: int, size: int = 0, *, seen: int = 0, schema: str = ""
 ) -> bytes:
     own: dict[str, Packed] = {"example": np.array(numbers, "<i8").tobytes()}
@@ -291,7 +291,7 @@ def _request(
     )
 
 
-def _engagement(request: str, impression: str, action: Action) -> bytes:
+def engagement_record(request: str, impression: str, action: Action) -> bytes:
     return encode(
         Engagement(
             version=FORMAT_VERSION,
@@ -310,13 +310,13 @@ def _bad(rng: random.Random, name: int, request_id: str, at: int) -> tuple[str, 
         case 0:
             return rng.choice([IMPRESSIONS, ENGAGEMENTS]), noise(rng)
         case 1:
-            return IMPRESSIONS, _request(f"f{name}", at + 30 * DAY, [10**6 + name], 1)
+            return IMPRESSIONS, request_record(f"f{name}", at + 30 * DAY, [10**6 + name], 1)
         case 2:
-            return ENGAGEMENTS, _engagement(f"f{name}", "item0", Action("like", at + 30 * DAY))
+            return ENGAGEMENTS, engagement_record(f"f{name}", "item0", Action("like", at + 30 * DAY))
         case 3:
-            return ENGAGEMENTS, _engagement(f"u{name}", "item0", unmatched)
+            return ENGAGEMENTS, engagement_record(f"u{name}", "item0", unmatched)
         case 4:
-            return ENGAGEMENTS, _engagement(request_id, "item1000", unmatched)
+            return ENGAGEMENTS, engagement_record(request_id, "item1000", unmatched)
         case 5:
             parts = {
                 "features": '{"example":' + nested_json(5000) + "}",
@@ -329,10 +329,10 @@ def _bad(rng: random.Random, name: int, request_id: str, at: int) -> tuple[str, 
             part = msgspec.Raw(parts[field].encode("utf-8", "surrogateescape"))
             return IMPRESSIONS, msgspec.json.encode({**good, field: part})
         case 6:
-            whole = _request("p", at, [10**6], 1)
+            whole = request_record("p", at, [10**6], 1)
             return IMPRESSIONS, _with_a_part(rng, whole, ["sparse_version", "impression_ids", "served_at"])
         case 7:
-            return ENGAGEMENTS, _with_a_part(rng, _engagement("p", "a", unmatched), ["impression_id", "happened_at"])
+            return ENGAGEMENTS, _with_a_part(rng, engagement_record("p", "a", unmatched), ["impression_id", "happened_at"])
         case _:
             # nobody has examples of version 0, and noise is none
             whole = encode({"version": 0, "watermark": at, "batch": b""})

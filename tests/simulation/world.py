@@ -29,6 +29,7 @@ from tests.simulation.traffic import (
     WAITING_BYTES,
     WINDOW,
     Arrival,
+    Traffic,
     make_traffic,
 )
 
@@ -60,14 +61,14 @@ class Actor:
 
 
 class World:
-    """``trace`` holds what happened last."""
+    """``traffic`` is drawn from the seed unless it is given; ``trace`` holds what happened last."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, traffic: Traffic | None = None) -> None:
         self.seed = seed
         self.rng = rng = random.Random(seed)
         self.now = START
         self.trace: deque[tuple[int, str, str]] = deque(maxlen=_TRACE)
-        self.traffic = make_traffic(rng)
+        self.traffic = traffic or make_traffic(rng)
         self.brokers = Brokers(rng, PARTITIONS, lambda: self.now)
         self.disk = Disk(rng)
         self.checks = Checks(self.traffic)
