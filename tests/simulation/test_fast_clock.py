@@ -93,5 +93,8 @@ def test_one_record_far_ahead_loses_nothing(lags: bool) -> None:
 
 
 def test_without_the_bound_it_loses_what_lags() -> None:
-    with a_record_moves_the_watermark_as_far_as_it_claims(), pytest.raises(AssertionError, match="missing|without need"):
+    with (
+        a_record_moves_the_watermark_as_far_as_it_claims(),
+        pytest.raises(AssertionError, match=r"missing|without need"),
+    ):
         run(lags=True)

@@ -332,7 +332,9 @@ def _bad(rng: random.Random, name: int, request_id: str, at: int) -> tuple[str, 
             whole = request_record("p", at, [10**6], 1)
             return IMPRESSIONS, _with_a_part(rng, whole, ["sparse_version", "impression_ids", "served_at"])
         case 7:
-            return ENGAGEMENTS, _with_a_part(rng, engagement_record("p", "a", unmatched), ["impression_id", "happened_at"])
+            return ENGAGEMENTS, _with_a_part(
+                rng, engagement_record("p", "a", unmatched), ["impression_id", "happened_at"]
+            )
         case _:
             # nobody has examples of version 0, and noise is none
             whole = encode({"version": 0, "watermark": at, "batch": b""})

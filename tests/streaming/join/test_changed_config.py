@@ -311,7 +311,7 @@ def test_there_and_back_again(tmp_path: Path) -> None:
 
 
 def test_what_a_replica_of_before_served_is_read_again_before_the_feature_comes_back(tmp_path: Path) -> None:
-    """It was taken under the config with the feature; who reads it again without does not give it one, in whatever form that leaves it."""
+    """It was taken under the config with the feature; a joiner that re-reads it without does not give it one."""
     grown = TAKEN_OVER["a number added"]
     pipeline = Pipeline(tmp_path)
     join = pipeline.start(grown, writes=False)
