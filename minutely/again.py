@@ -139,7 +139,8 @@ class _Partition:
 
     def _send(self, topic: str, batch: list[DeadLetter], offset: int) -> None:
         """One transaction: letters, and that everything before ``offset`` was sent."""
-        place = {**self._place, **{_key(reason, topic): offset for reason in self._reasons}}
+        keys = [_key(reason, topic) for reason in self._reasons]
+        place = {**self._place, **{key: max(offset, self._place.get(key, 0)) for key in keys}}  # one may be ahead
         letters = Counter(letter.reason for letter in batch)
         self._unsure = place, letters
         metadata = msgspec.json.encode(Place(_VERSION, place)).decode()

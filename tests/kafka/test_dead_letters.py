@@ -147,6 +147,38 @@ def test_each_letter_is_sent_again_once(kafka: KafkaSettings, monkeypatch: pytes
     assert len(sent_to(kafka, IMPRESSIONS)) == 7 and len(sent_to(kafka, ENGAGEMENTS)) == 3
 
 
+def test_a_reason_that_was_sent_on_its_own_keeps_its_place(
+    kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the others, which are behind it, are sent in several batches after that, and the command ends between two."""
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    monkeypatch.setattr(again, "_LETTERS_AT_ONCE", 2)
+    letters(
+        kafka,
+        *((0, IMPRESSIONS, "future", b"f%d" % number) for number in range(3)),
+        *((0, IMPRESSIONS, "schema", b"s%d" % number) for number in range(2)),
+        (0, IMPRESSIONS, "future", b"f3"),
+    )
+    assert send_again(pipeline, "schema").sent == {"schema": 2}
+    send, calls = Transactions.send, 0
+
+    def ends(transactions: Transactions, *arguments: Any) -> dict[str, int]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return send(transactions, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Transactions, "send", ends)
+        with pytest.raises(KeyboardInterrupt):
+            send_again(pipeline, None)
+    assert send_again(pipeline, None).sent == {"future": 2}
+    assert send_again(pipeline, None).sent == {}
+    assert [value for _, value in sent_to(kafka, IMPRESSIONS)] == [b"s0", b"s1", b"f0", b"f1", b"f2", b"f3"]
+
+
 def test_of_two_at_once_the_later_one_sends(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = make_pipeline(kafka)
     ensure_topics(kafka)
