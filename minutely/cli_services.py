@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
+from rich.markup import escape
 
 from minutely.cli_options import (
     Duration,
@@ -237,7 +238,8 @@ def dead_letters(config: Path, reason: str | None, limit: int, again: bool, run:
 
 
 def _by_reason(counts: Counter[str]) -> str:
-    return f" ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})" if counts else ""
+    """As it is printed; reasons are texts of records."""
+    return escape(f" ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})") if counts else ""
 
 
 COMMANDS = (join, archive, train, serve, freshness, produce, dead_letters)

@@ -79,14 +79,9 @@ class _Shown:
         self.count += 1
         if self.count <= self._limit:
             begin = letter.payload[:_SHOWN_BYTES]
-            self._table.add_row(
-                letter.topic,
-                str(letter.partition),
-                str(letter.offset),
-                letter.reason,
-                escape(letter.detail),
-                escape(f"{len(letter.payload)}: {begin!r}"),
-            )
+            shown = f"{len(letter.payload)}: {begin!r}"
+            place = letter.topic, str(letter.partition), str(letter.offset)
+            self._table.add_row(*map(escape, (*place, letter.reason, letter.detail, shown)))
 
     def print(self, console: Console) -> None:
         console.print(self._table)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from basis.problems import BadFile
 from minutely import run_letters
+from minutely.cli_services import _by_reason
 from minutely.dead_letters import show_kept
-from minutely.run_letters import keep_letters, kept_letters
+from minutely.run_letters import KeptLetters, keep_letters, kept_letters
 from streaming.log import DEAD_LETTERS, EmbeddedLog
 from streaming.records.events import DeadLetter, encode
 
@@ -46,6 +50,19 @@ def test_what_does_not_fit_is_counted(tmp_path: Path, limit: str, value: int, mo
     show_kept(Console(file=out, width=200), path, None, 3)
     assert "7 dead letters, the first 3 shown" in out.getvalue()
     assert "of the first 7 of 50: the run kept no more" in out.getvalue()
+
+
+def test_they_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Whoever may write to `dead-letters` chooses every text of a letter: none is a style of ours, or ends the command."""
+    path, out = tmp_path / "kept.jsonl", io.StringIO()
+    letter = DeadLetter(
+        topic="[red]topic", partition=0, offset=1, reason="[/x]", detail="[bold]it[/]", payload=b"[/blue]"
+    )
+    path.write_bytes(msgspec.json.encode(KeptLetters(letter=letter)) + b"\n")
+    show_kept(Console(file=out, width=200), path, None, 3)
+    for text in ("[red]topic", "[/x]", "[bold]it[/]", "b'[/blue]'"):
+        assert text in out.getvalue()
+    assert Text.from_markup(_by_reason(Counter({"[/x]": 2}))).plain == " ([/x] 2)"
 
 
 def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
