@@ -80,8 +80,10 @@ class Prequential:
         self, served: ServedColumns, revisions: npt.NDArray[np.int32], targets: Tensor, rates: Tensor | None
     ) -> None:
         """Take what replicas said of a step's examples. Those that no version scored do not count, nor do revisions, whose scores
-        came with the first."""
-        counts = (served.sparse_versions > 0) & (revisions == 0) & np.isfinite(served.scores).all(axis=1)
+        came with the first, nor what no model can have said."""
+        counts = (served.sparse_versions > 0) & (revisions == 0)
+        for at, label in enumerate(self._labels.values()):
+            counts &= label.is_score(served.scores[:, at])
         if counts.any():
             labels, each = targets.numpy()[counts], _each(targets, rates)[counts]
             self._served.add(_Scored(served.scores[counts], labels, each, served.sparse_versions[counts]))
@@ -95,11 +97,13 @@ class Prequential:
         return self._of(self._served.read())
 
     def served_by_version(self) -> dict[int, LabelMetrics]:
-        """The same for each of the five newest versions of rows that served a thousand of these examples."""
+        """The same for each of the five versions of rows that served last, of those that served a thousand of these examples.
+        Their numbers do not say which: another model, in a folder of its own, begins at 1 again."""
         rows = self._served.read()
-        versions, counts = np.unique(rows.versions, return_counts=True)
-        newest = versions[counts >= _FEWEST][-_VERSIONS:].tolist()
-        return {at: self._of(_Scored(*(column[rows.versions == at] for column in rows))) for at in newest}
+        versions, since, counts = np.unique(rows.versions[::-1], return_index=True, return_counts=True)
+        enough = counts >= _FEWEST
+        last = versions[enough][np.argsort(since[enough])[:_VERSIONS]].tolist()
+        return {at: self._of(_Scored(*(column[rows.versions == at] for column in rows))) for at in sorted(last)}
 
     def _of(self, rows: _Scored) -> LabelMetrics:
         weights = None if (rows.each == 1).all() else rows.each

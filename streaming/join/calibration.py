@@ -83,7 +83,6 @@ class ServedCalibration:
         inform: Callable[[str], object],
     ) -> None:
         self._labels = labels
-        self._is_value = [label.is_value for label in labels.values()]
         self._bounds = bounds
         self._warn = warn
         self._inform = inform
@@ -103,11 +102,12 @@ class ServedCalibration:
 
     def _look(self) -> None:
         served, self._served, self._waiting = self._served, [], 0
-        width = len(self._is_value)
+        width = len(self._labels)
         parts = [np.frombuffer(scores, np.float32).reshape(-1, width)[list(places)] for scores, places, _ in served]
         scores = np.concatenate(parts)
         values = np.repeat([values for *_, values in served], [len(part) for part in parts], axis=0)
-        self._blocks.append([self._sums(at, scores[:, at], values[:, at]) for at in range(width)])
+        kept = [label.is_score(scores[:, at]) for at, label in enumerate(self._labels.values())]
+        self._blocks.append([Sums.of(scores[rows, at], values[rows, at]) for at, rows in enumerate(kept)])
         for at, name in enumerate(self.sums):
             sums = sum((block[at] for block in self._blocks), Sums())
             stray = sums.stray(self._bounds)
@@ -116,9 +116,3 @@ class ServedCalibration:
             elif self.stray[name] and not stray:
                 self._inform(f"{name}: served scores are within bounds again")
             self.sums[name], self.stray[name] = sums, stray
-
-    def _sums(self, at: int, scores: npt.NDArray[np.float32], values: npt.NDArray[np.float64]) -> Sums:
-        kept = (
-            slice(None) if self._is_value[at] else (scores >= 0) & (scores <= 1)
-        )  # no model gave a score that is not a probability
-        return Sums.of(scores[kept], values[kept])

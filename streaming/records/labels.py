@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from basis.settings import PositiveDurationMs, Section
@@ -66,6 +68,11 @@ class Label(Section):
     def is_value(self) -> bool:
         """Whether the label is a number rather than a class."""
         return self.loss != "log"
+
+    def is_score(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Which of these a model can have given: a probability for a class, any finite number for a value. What products report
+        may be anything."""
+        return np.isfinite(scores) if self.is_value else (scores >= 0) & (scores <= 1)
 
     @property
     def predicts_mean(self) -> bool:

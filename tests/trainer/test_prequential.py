@@ -45,6 +45,27 @@ def test_served_scores_by_version() -> None:
         assert metrics["spent"] == value_metrics(scores[rows_of, 1], labels[rows_of, 1])
 
 
+def test_versions_of_another_model_begin_at_1_again() -> None:
+    """Those that are shown served last, whatever their numbers."""
+    newest = Prequential(LABELS)
+    for version in [*range(101, 108), 1, 2, 3, 107, 4]:
+        scores, labels = step(1000)
+        rows = served(scores, np.full(1000, version))
+        newest.add_served(rows, np.zeros(1000, np.int32), torch.from_numpy(labels), None)
+    assert list(newest.served_by_version()) == [1, 2, 3, 4, 107]
+
+
+def test_what_no_model_can_have_said_does_not_count() -> None:
+    """A product that scores itself may report anything; one number would be the mean of a million."""
+    newest = Prequential(LABELS)
+    scores, labels = step(100)
+    scores[:10, 0], scores[10:20, 0], scores[20:30, 1] = 1e30, -0.1, -np.inf
+    scores[30:40, 1] = -3.0
+    newest.add_served(served(scores, np.full(100, 7)), np.zeros(100, np.int32), torch.from_numpy(labels), None)
+    assert newest.served()["click"] == class_metrics(scores[30:, 0], labels[30:, 0])
+    assert newest.served()["spent"] == value_metrics(scores[30:, 1], labels[30:, 1])
+
+
 def test_what_no_version_scored_and_revisions_do_not_count() -> None:
     newest = Prequential(LABELS)
     scores, labels = step(100)
