@@ -6,7 +6,7 @@ one, some serve by a config that the joiner does not have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from streaming.features.columns import all_finite, check_packed, missing_column, pack, packed_width
@@ -14,7 +14,7 @@ from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.spec import JoinSpec
 from streaming.join.state import TakenUnder
 from streaming.records.events import BadRecord, Request
-from streaming.records.schema import Schema, between, differences, feature_differences
+from streaming.records.schema import Schema, between, differences
 
 _KNOWN = 8
 
@@ -89,7 +89,7 @@ class Upgrades:
         elif request.schema in ("", self.fingerprint):
             self._check(request, self._expected, may_lack=False)
             request.schema = self.fingerprint
-        elif problem := self._made_ours(request, feature_differences):
+        elif problem := self.take_over(request):
             raise BadRecord("schema", problem)
 
     def _take_again(self, request: Request, fingerprint: str) -> None:
@@ -103,12 +103,10 @@ class Upgrades:
         return theirs.features.get(name) == self.ours.features[name]
 
     def take_over(self, request: Request) -> str | None:
-        """Convert a request that is pending under another schema to ours. Return None, or why that is impossible."""
-        return self._made_ours(request, differences)
-
-    def _made_ours(self, request: Request, differ: Callable[[Schema, Schema], Iterator[str]]) -> str | None:
+        """Convert a request of another schema to ours, whether it is pending under that, new, or sent again: of a label that the
+        other does not have, what happened until now may have been passed over. Return None, or why that is impossible."""
         theirs = self.known.get(request.schema)
-        wrong = [] if theirs is None else list(differ(theirs, self.ours))
+        wrong = [] if theirs is None else list(differences(theirs, self.ours))
         if not wrong:
             problems = (_problem(request, each) for each in self._expected if _column(request, each) is not None)
             wrong = [problem for problem in problems if problem is not None]

@@ -64,19 +64,14 @@ def mismatch(theirs: Schema, ours: Schema) -> str | None:
 
 def differences(theirs: Schema, ours: Schema) -> Iterator[str]:
     """Yield the differences that keep records from being converted."""
-    yield from feature_differences(theirs, ours)
+    for name, made in ours.features.items():
+        if theirs.features.get(name, made) != made:
+            yield f"feature {name} differs"
     for name, made in ours.labels.items():
         if name not in theirs.labels:
             yield f"label {name} is new"  # its actions were not recorded
         elif theirs.labels[name] != made:
             yield f"label {name} differs"
-
-
-def feature_differences(theirs: Schema, ours: Schema) -> Iterator[str]:
-    """Yield the features that both have, with different hashes."""
-    for name, made in ours.features.items():
-        if theirs.features.get(name, made) != made:
-            yield f"feature {name} differs"
 
 
 def between(theirs: str, ours: Schema, found: Sequence[str]) -> str:

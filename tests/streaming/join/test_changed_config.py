@@ -298,6 +298,50 @@ def test_dead_letters_are_joined_when_they_are_sent_again_under_the_config_befor
     pipeline.stop()
 
 
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("config", REFUSED.values(), ids=REFUSED)
+def test_dead_letters_stay_refused_when_they_are_sent_again_under_the_same_config(
+    config: Any, state: str, tmp_path: Path
+) -> None:
+    """It cannot take them now either: what happened before it knew of a label was passed over, so they would be negatives."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.fill(join)
+    join = pipeline.start(config[:2])
+    join.step(ENDED, START + 2400, 0)
+    letters = pipeline.dead_letters()[2:]
+    assert len(letters) == len(OPEN)
+    pipeline.take(join, IMPRESSIONS, *(letter.payload for letter in letters))
+    join.step(ENDED, START + 2400, 0)
+    again = pipeline.dead_letters()[2 + len(letters) :]
+    assert [(letter.reason, letter.payload) for letter in again] == [("schema", letter.payload) for letter in letters]
+    assert all(config[2] in letter.detail for letter in again)
+    join = changed(pipeline, config[:2], state, "never")
+    join.step(ENDED, END, 0)
+    pipeline.stop()
+    refused = {("schema", IMPRESSIONS): 2 * len(OPEN), ("unmatched", ENGAGEMENTS): 1}
+    assert Counter(pipeline.letters(after=2)) == refused, "nothing ever comes of the eighth request"
+    assert pipeline.names() == both_of(0)
+
+
+@pytest.mark.parametrize(
+    ("config", "reasons"), [(BEFORE, []), (REFUSED["a label added"][:2], ["schema"])], ids=["its own", "a label more"]
+)
+def test_a_replica_that_still_has_the_config_before_is_known_by_its_schema(
+    config: Any, reasons: list[str], tmp_path: Path
+) -> None:
+    """What it serves is of the labels of that config, as what was pending is."""
+    pipeline = Pipeline(tmp_path)
+    pipeline.start(BEFORE).step(ENDED, START, 0)
+    join = pipeline.start(config)
+    schema = Schema.of(*BEFORE).fingerprint
+    pipeline.take(join, IMPRESSIONS, request(2, START, {**FEATURES, "age": AGE}, schema=schema))
+    join.step(ENDED, END, 0)
+    pipeline.stop()
+    assert [reason for reason, _ in pipeline.letters()] == reasons
+    assert pipeline.names() == (set() if reasons else both_of(2))
+
+
 def test_there_and_back_again(tmp_path: Path) -> None:
     """A roll that is taken back, over one state: what came and went is dropped, and nothing else changes."""
     pipeline = Pipeline(tmp_path)
