@@ -6,9 +6,10 @@ MENDABLE = frozenset(
     {
         "future",  # its time has come, or join.max_future is now longer
         "feature",  # the config now has the feature, or another size of it
-        "schema",  # the config has changed
+        "schema",  # the config has changed, or is the one before again
         "version",  # the program now reads that version
         "unmatched",  # its request was refused too, and is joined now
     }
 )
-"""Sending any other record again only makes another dead letter: late records stay late, and unreadable ones unreadable."""
+"""Sending any other record again only makes another dead letter: late records stay late, and unreadable ones unreadable.
+What is sent again is judged as if it came for the first time, so these are late, too, once their windows are over."""
