@@ -38,6 +38,11 @@ class JoinMetrics(Collector):
             "minutely_join_lost", "Records deleted before they were read.", labels=["topic", "partition"]
         )
         dead = CounterMetricFamily("minutely_join_dead_letters", "Records refused.", labels=["reason", "partition"])
+        clock = GaugeMetricFamily(
+            "minutely_join_clock_ahead_seconds",
+            "How far our clock is ahead of the brokers' at least; negative: behind.",
+            labels=["partition"],
+        )
         for number, member in list(self._service.members.items()):
             partition, counts = str(number), member.join.joiner.counts.copy()
             for topic in (IMPRESSIONS, ENGAGEMENTS):
@@ -45,6 +50,7 @@ class JoinMetrics(Collector):
                 records.add_metric([topic, partition], counts[topic])
             pending.add_metric([partition], member.join.pending)
             watermark.add_metric([partition], max(member.join.published, 0) / 1000)
+            clock.add_metric([partition], member.clocks.ahead_ms / 1000)
             examples.add_metric([partition], counts["examples"])
             repeated.add_metric([partition], counts["repeated"])
             corrected.add_metric([partition], counts["corrected"])
@@ -53,7 +59,7 @@ class JoinMetrics(Collector):
             refused = {name.removeprefix("dead."): n for name, n in counts.items() if name.startswith("dead.")}
             for reason in sorted({*_ALWAYS_SHOWN, *refused}):
                 dead.add_metric([reason, partition], refused.get(reason, 0))
-        yield from (lag, pending, watermark, records, examples, repeated, corrected, lost, dead)
+        yield from (lag, pending, watermark, clock, records, examples, repeated, corrected, lost, dead)
         if self._service.served is not None:
             yield from self._calibration(self._service.served)
 

@@ -85,6 +85,11 @@ class JoinPartition:
         return self._taken
 
     @property
+    def max_ahead_ms(self) -> int:
+        """By how much producers' clocks may be ahead of brokers', see `JoinSettings`."""
+        return self._spec.settings.max_ahead
+
+    @property
     def is_full(self) -> bool:
         """Whether there is enough for a transaction: call `step` before `take`."""
         return self.joiner.is_full or self._taken_bytes >= self._spec.limits.taken_bytes

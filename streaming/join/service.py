@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from streaming.clock import Clock
 from streaming.join.brokers import Brokers, History, Outlet, Place
 from streaming.join.calibration import ServedCalibration
+from streaming.join.clocks import ClockCheck
 from streaming.join.commit import ForgottenError
 from streaming.join.memory import MemoryShare
 from streaming.join.partition import JoinPartition
@@ -54,6 +55,7 @@ class Member:
         self.stepped_at_ms = 0
         """When it last committed, in elapsed time."""
         self.retry = Retry(_log, f"partition {partition}", clock)
+        self.clocks = ClockCheck(partition, join.max_ahead_ms)
         self.lag = dict.fromkeys(_INPUTS, 0)
         """Records of each input that were not taken yet."""
         self.reached: dict[str, int] = {}
@@ -224,6 +226,7 @@ class JoinService:
             _log.error(_GAP, gap.topic, partition, gap.start, gap.stop, gap.stop - gap.start)
         join.gaps.clear()
         member.reached.clear()
+        member.clocks.forget()
         member.positioned = True
         member.stepped_at_ms = self._clock.elapsed_ms()
         self._reading.discard(partition)
@@ -275,12 +278,14 @@ class JoinService:
         for (_, partition), failed in fetched.failed.items():
             if (member := self._positioned(partition)) is not None:
                 self._lose_place(member, failed)  # find out where to read on
-        left = set()
+        now_ms, left = self._clock.now_ms(), set()
         for (topic, partition), records in fetched.records.items():
             if (member := self._positioned(partition)) is not None:
                 offset = member.join.offsets[topic]
                 if records[0].offset < offset:  # records that were on their way when the position changed
                     records = [record for record in records if record.offset >= offset]
+                if records:
+                    member.clocks.came(topic, records[0].appended_at, now_ms)
                 try:
                     if member.join.take(topic, records) < len(records):
                         left.add((topic, partition))
@@ -303,6 +308,8 @@ class JoinService:
         for topic, offset in join.offsets.items():
             reached = max(offset, member.reached.get(topic, 0))
             member.lag[topic] = max(0, ends[topic, member.partition] - reached)
+            if not member.lag[topic]:
+                member.clocks.saw_end(topic, as_of_ms)
         now_ms = self._clock.elapsed_ms()
         waits = join.taken < self._batch_records and now_ms - member.stepped_at_ms < self._max_wait_ms
         if waits and not (join.busy or join.is_full):

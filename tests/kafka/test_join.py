@@ -238,3 +238,4 @@ def test_metrics_count_by_partition(kafka: KafkaSettings, tmp_path: Path) -> Non
     assert seen["minutely_join_dead_letters_total/unmatched"] == 1
     assert seen["minutely_join_dead_letters_total/late"] == 0
     assert seen["minutely_join_watermark_seconds"] > 3 * start / 1000
+    assert seen["minutely_join_clock_ahead_seconds"] == 0, "it is the brokers' own"
