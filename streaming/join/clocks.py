@@ -6,8 +6,9 @@ import logging
 
 _log = logging.getLogger("minutely.join")
 _FAST = (
-    "%s/%d: our clock is ahead of the broker's by %.1f s or more, or a producer's transaction was open for so long; allowed: "
-    "join.max_ahead, %.1f s. Windows close early, and what misses them is a dead letter. Set the clocks."
+    "%s/%d: our clock is ahead of the broker's by %.1f s or more (or its record could not be read for so long: a transaction was "
+    "open, or a replica slow); allowed: join.max_ahead, %.1f s. Windows close early, and what misses them is a dead letter. "
+    "Set the clocks."
 )
 _SLOW = (
     "%s/%d: our clock is behind the broker's by %.1f s or more; allowed: join.max_ahead, %.1f s. "

@@ -186,7 +186,7 @@ class Joiner:
         taken, outdated = self.policy.taken_under(offset), self.policy.outdated(offset)
         packed = pack_request(payload, self.upgrades.features(taken)) if is_json(payload) else payload
         request = decode_request(packed, self.policy.latest_ms(record.appended_at), self._earliest)
-        self.upgrades.take(request, taken)
+        self.upgrades.take(request, taken, was_taken=not self.policy.is_living and not outdated)
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if self.policy.is_forgotten(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")

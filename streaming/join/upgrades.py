@@ -76,10 +76,11 @@ class Upgrades:
             return self._features
         return {name: feature for name, feature in self._features.items() if self._is_same(name, theirs)}
 
-    def take(self, request: Request, taken: TakenUnder | None) -> None:
+    def take(self, request: Request, taken: TakenUnder | None, *, was_taken: bool) -> None:
         """Take a new request as one of ours; if it was ``taken`` under another schema, as one of that, for `take_over`.
 
-        A product must send all features. Features that a replica with another config lacks are missing values.
+        A product must send all features. Features that a replica with another config lacks are missing values. A request that
+        ``was_taken`` before its schema was known, as it is now, is left as one of that, too.
 
         Raises:
             BadRecord: the request does not fit, or did not fit then.
@@ -89,7 +90,7 @@ class Upgrades:
         elif request.schema in ("", self.fingerprint):
             self._check(request, self._expected, may_lack=False)
             request.schema = self.fingerprint
-        elif problem := self.take_over(request):
+        elif (problem := self.take_over(request)) and not was_taken:
             raise BadRecord("schema", problem)
 
     def _take_again(self, request: Request, fingerprint: str) -> None:

@@ -179,7 +179,7 @@ def _examples() -> tuple[list[bytes], list[bytes]]:
 
 def _check(request: Request) -> None:
     """As joiners take them, and then read them."""
-    UPGRADES.take(request, None)
+    UPGRADES.take(request, None, was_taken=False)
     gather(FEATURES, [request], np.arange(len(request.impression_ids)))
 
 

@@ -342,6 +342,24 @@ def test_a_replica_that_still_has_the_config_before_is_known_by_its_schema(
     assert pipeline.names() == (set() if reasons else both_of(2))
 
 
+def test_what_was_taken_before_its_schema_was_known_does_not_vanish_in_a_rebuild(tmp_path: Path) -> None:
+    """Where the config was the other one meanwhile, the rebuild knows what the joiner that took it did not: no letter says so."""
+    pipeline = Pipeline(tmp_path)
+    added = REFUSED["a label added"][:2]
+    join = pipeline.start(added)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES, schema=Schema.of(*BEFORE).fingerprint))
+    join.step(ENDED, START + 100, 0)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(0, START - 2100, FEATURES))
+    join.step(ENDED, START + 300, 0)
+    assert pipeline.names() == both_of(0)
+    join = changed(pipeline, added, "lost", "never")
+    join.step(ENDED, END, 0)
+    pipeline.stop()
+    assert pipeline.letters() == [("schema", IMPRESSIONS)]
+    assert pipeline.names() == both_of(0)
+
+
 def test_there_and_back_again(tmp_path: Path) -> None:
     """A roll that is taken back, over one state: what came and went is dropped, and nothing else changes."""
     pipeline = Pipeline(tmp_path)
