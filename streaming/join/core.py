@@ -207,8 +207,9 @@ class Joiner:
         pending.offset = offset
         sent = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
         pending.emitted = bytearray(map(max, sent, pending.emitted)) if pending.emitted else sent
-        if taken is not None and request.served_at + taken.window_ms < self.watermark:
-            # By the labels of its own schema, everything that is not in `examples` was dropped.
+        window = self._window if taken is None else taken.window_ms
+        if self._is_anothers(pending) and request.served_at + window < self.watermark:
+            # By the labels that it was taken under, everything that is not in `examples` was dropped.
             pending.emitted = _closed(pending.emitted)
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
         for at, engagement in waiting:

@@ -360,6 +360,25 @@ def test_what_was_taken_before_its_schema_was_known_does_not_vanish_in_a_rebuild
     assert pipeline.names() == both_of(0)
 
 
+def test_nor_does_a_letter_say_so_of_what_was_decided_before_its_schema_was_known(tmp_path: Path) -> None:
+    """Its window was over by the labels that it was taken under, so what is not in `examples` was dropped by sampling."""
+    pipeline = Pipeline(tmp_path, keep=1e-6)
+    added = REFUSED["a label added"][:2]
+    join = pipeline.start(added)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES, schema=Schema.of(*BEFORE).fingerprint))
+    join.step(ENDED, CUT, 0)
+    join.step(ENDED, START + 2200, 0)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, ENGAGEMENTS, done(0, "like", START + 100))
+    pipeline.take(join, IMPRESSIONS, request(0, START + 100, FEATURES))
+    join.step(ENDED, START + 2900, 0)
+    assert pipeline.names() == {"r0/0.0"}
+    join = changed(pipeline, added, "lost", "never")
+    join.step(ENDED, END, 0)
+    pipeline.stop()
+    assert pipeline.letters() == []
+
+
 def test_there_and_back_again(tmp_path: Path) -> None:
     """A roll that is taken back, over one state: what came and went is dropped, and nothing else changes."""
     pipeline = Pipeline(tmp_path)
