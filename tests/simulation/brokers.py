@@ -87,7 +87,7 @@ class Brokers:
         """Bytes that a transaction may have."""
 
     def evict(self, name: str) -> None:
-        """Who leaves the group, or is not heard of for too long, has no partitions any more."""
+        """Give the partitions of a member that left, or timed out, to the other."""
         (other,) = set(JOINERS) - {name}
         self.owners[:] = [other] * len(self.owners)
 

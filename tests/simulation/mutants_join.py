@@ -12,7 +12,7 @@ import msgspec
 from basis.decoding import why
 from streaming.join import core as join_core
 from streaming.join import partition as join_partition
-from streaming.join.brokers import OutputRecord
+from streaming.join.brokers import Fetched, OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.core import Joiner, JoinOutput
 from streaming.join.negatives import Negatives
@@ -27,12 +27,8 @@ from streaming.log import IMPRESSIONS
 from streaming.records import json_records
 from streaming.records.events import BadRecord
 from streaming.records.examples import Published
+from tests.simulation.planting import wrap
 from tests.simulation.world import World
-
-
-def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> Any:
-    """A patch that replaces a function by what ``make`` makes of it."""
-    return patch.object(owner, name, make(getattr(owner, name)))
 
 
 def offsets_committed_before_the_outbox() -> Any:
@@ -207,19 +203,25 @@ def an_end_is_as_of_the_time_after_the_read() -> Any:
 
 
 def what_was_on_its_way_is_taken_again() -> Any:
-    def take(self: JoinService) -> None:
-        fetched = self._brokers.read()
-        for (_, partition), failed in fetched.failed.items():
-            if (member := self._positioned(partition)) is not None:
-                self._lose_place(member, failed)
-        for (topic, partition), records in fetched.records.items():
-            if (member := self._positioned(partition)) is not None:
-                member.join.take(topic, records)
-        for (topic, partition), offset in fetched.reached.items():
-            if (member := self._positioned(partition)) is not None:
-                member.reached[topic] = offset
+    """Records from before a position are taken like others: to the service it seems to be where they begin."""
 
-    return patch.object(JoinService, "_take", take)
+    def make(take: Any) -> Any:
+        def changed(self: JoinService) -> None:
+            read = self._brokers.read
+
+            def placed() -> Fetched:
+                fetched = read()
+                for (topic, partition), records in fetched.records.items():
+                    if (member := self._positioned(partition)) is not None:
+                        member.join._offsets[topic] = min(member.join.offsets[topic], records[0].offset)
+                return fetched
+
+            with patch.object(self._brokers, "read", placed):
+                take(self)
+
+        return changed
+
+    return wrap(JoinService, "_take", make)
 
 
 def a_transaction_of_unknown_end_is_taken_for_committed() -> Any:
@@ -245,7 +247,7 @@ def rebuild_sends_what_was_sent() -> Any:
     return wrap(Joiner, "drain", make)
 
 
-def rebuild_begins_one_cut_too_late() -> Any:
+def rebuild_begins_one_point_too_late() -> Any:
     def make(send: Any) -> Any:
         def changed(self: JoinPartition) -> None:
             outlet = self._outlet

@@ -41,7 +41,8 @@ FAULTS = (
 )  # fmt: skip
 _TRACE = 44
 _DEEPEST = 2
-_QUIET_TURNS = 3000
+_QUIET_TURNS = 100
+"""What a trainer or replica may need to catch up once faults end; it needs up to 11."""
 
 
 class Actor:
@@ -117,18 +118,24 @@ class World:
         while self.now < self.traffic.until + LATENESS:
             self.turn(int(self.rng.expovariate(1 / pace)))
         self._end_faults()
-        for names, is_quiet in (
-            (("a", "b"), self._is_joined),
-            (("trainer",), self._is_published),
-            (("replica 1", "replica 2"), self._is_pulled),
+        for names, is_quiet, most in (
+            (("a", "b"), self._is_joined, self._joining_turns()),
+            (("trainer",), self._is_published, _QUIET_TURNS),
+            (("replica 1", "replica 2"), self._is_pulled, _QUIET_TURNS),
         ):
             self._order = [self.actors[name] for name in names]
             turns = 0
             while not is_quiet():
                 self.turn(int(self.rng.expovariate(1 / 120_000)))
                 turns += 1
-                assert turns < _QUIET_TURNS, f"no end in sight for {names}"
+                assert turns < most, f"no end in sight for {names} after {most} turns"
         self.checks.at_the_end(self.brokers, self._trainer().online, self._replicas())
+
+    def _joining_turns(self) -> int:
+        """What joiners may need once faults end. Where transactions are small each record or example may take one, and every
+        second turn may be of the joiner without the partition; else they need some 170 and wait for time to pass in most."""
+        records = len(self.traffic.arrivals) + len(self.traffic.names)
+        return 3 * records if self.checks.splits else 500 + records // 4
 
     def _trainer(self) -> TrainService:
         service = self.actors["trainer"].service
