@@ -1,7 +1,8 @@
 """`minutely dead-letters --again`: what a fix has mended goes back to where it came from, once.
 
 How far each reason was sent again is committed with the records, in one transaction: whatever ends it, and however often it is
-started, nothing is sent twice. Requests go before the engagements of their partition, so that these find them.
+started, nothing is sent twice. Requests go before the engagements of their partition, so that these find them. Brokers
+forget what was committed long ago; then letters that may have been sent before are sent only if someone says so.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from basis.decoding import refusing
 from basis.problems import Problem, Problems
+from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.dead_letters import letters_of
 from minutely.service import stop_on_signal
@@ -32,8 +34,11 @@ from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.dead-letters")
 _GROUP = "minutely-again"
+_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _LETTERS_AT_ONCE = 500
 _BYTES_AT_ONCE = 8 << 20
+_PLACE_KEPT_MS = 7 * 86_400_000
+"""For how long brokers remember what was committed, unless `offsets.retention.minutes` says otherwise."""
 _TAKEN_OVER = ("FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_PRODUCER_ID_MAPPING")
 
 
@@ -53,23 +58,42 @@ class SentAgain(NamedTuple):
 
 _VERSION = 1
 _decoder = msgspec.json.Decoder(Place)
+_Result = TypeVar("_Result")
 
 
-def send_again(pipeline: Pipeline, reason: str | None) -> SentAgain:
+def send_again(pipeline: Pipeline, reason: str | None, since_ms: int | None = None) -> SentAgain:
     """Send what was refused for ``reason``, or else for one that a fix can mend, and was not sent again before. The joiner passes
-    over what it knows already.
+    over what it knows already. ``since_ms``: only what was refused in that time up to now.
 
     Raises:
-        Problems: the same command, started meanwhile elsewhere, took over.
+        Problems: the same command, started meanwhile elsewhere, took over; or, without ``since_ms``, brokers may have forgotten
+            that letters were sent before. Then nothing is sent.
     """
-    found = SentAgain(Counter(), Counter())
+    found, now_ms = SentAgain(Counter(), Counter()), WallClock().now_ms()
+    reasons = MENDABLE if reason is None else {reason}
     with stop_on_signal() as stop:
         retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
-        for partition in range(pipeline.kafka.partitions):
-            _Partition(pipeline, partition, MENDABLE if reason is None else {reason}, found).send(stop)
+        partitions = [_Partition(pipeline, number, reasons, found) for number in range(pipeline.kafka.partitions)]
+        if since_ms is None:
+            doubtful = sum(each.doubtful(now_ms - _PLACE_KEPT_MS, stop) for each in partitions)
+            if doubtful:
+                raise Problems([_doubt(pipeline, doubtful)])
+        for each in partitions:
+            each.send(0 if since_ms is None else now_ms - since_ms, stop)
         if stop():
             raise KeyboardInterrupt
     return found
+
+
+def _doubt(pipeline: Pipeline, count: int) -> Problem:
+    kept = format_duration(_PLACE_KEPT_MS)
+    return Problem(
+        pipeline.name,
+        "--again",
+        f"{count} letters are older than {kept}, and brokers do not know whether they were sent again before: they forget that "
+        f"after {kept} (offsets.retention.minutes)",
+        f"allowed: --since {kept} leaves them out; a longer one sends them, though maybe again",
+    )
 
 
 class _Partition:
@@ -90,18 +114,38 @@ class _Partition:
         self._unsure: tuple[Mapping[str, int], Counter[str]] = {}, Counter()
         """The place and the letters of a transaction that is not known to be committed."""
 
-    def send(self, stop: Callable[[], bool]) -> None:
-        """Send what there is by now; while brokers are away it waits, until ``stop``."""
+    def doubtful(self, before_ms: int, stop: Callable[[], bool]) -> int:
+        """Return how many letters would be sent that were refused before that time, if no place is known."""
+        return self._with_brokers(lambda end: self._doubtful(end, before_ms, stop), stop) or 0
+
+    def send(self, since_ms: int, stop: Callable[[], bool]) -> None:
+        """Send what there is by now, refused at that time or later."""
+        self._with_brokers(lambda end: self._send_both(end, since_ms, stop), stop)
+
+    def _with_brokers(self, do: Callable[[int], _Result], stop: Callable[[], bool]) -> _Result | None:
+        """Open the transactions, and do something with what there is by now; while brokers are away it waits, until ``stop``."""
         brokers = Retry(_log, "brokers", WallClock(), self._pipeline.kafka.asked)
         end: int | None = None
         while not stop():
             with tolerating(brokers):
                 end = self._history.end(DEAD_LETTERS) if end is None else end
                 self._open()
-                for topic in (IMPRESSIONS, ENGAGEMENTS):
-                    self._send_all(topic, end, stop)
+                done = do(end)
                 self._transactions.close()
-                return
+                return done
+        return None
+
+    def _doubtful(self, end: int, before_ms: int, stop: Callable[[], bool]) -> int:
+        if self._place:
+            return 0
+        return sum(
+            letter.topic in _INPUTS and letter.reason in self._reasons and record.appended_at < before_ms
+            for record, letter in letters_of(self._history, self._partition, 0, end, stop)
+        )
+
+    def _send_both(self, end: int, since_ms: int, stop: Callable[[], bool]) -> None:
+        for topic in _INPUTS:
+            self._send_all(topic, end, since_ms, stop)
 
     def _open(self) -> None:
         ((_, metadata),) = self._transactions.open()
@@ -116,31 +160,34 @@ class _Partition:
         self._unsure = {}, Counter()
 
     def _foreign(self, why: str) -> Problems:
-        allowed = "allowed: offsets that this command commits; delete the group to send everything again"
+        allowed = "allowed: offsets that this command commits; delete the group to begin at the oldest letter"
         return Problems([Problem("kafka", f"group {self._transactions.group}", why, allowed)])
 
-    def _send_all(self, topic: str, end: int, stop: Callable[[], bool]) -> None:
+    def _send_all(self, topic: str, end: int, since_ms: int, stop: Callable[[], bool]) -> None:
         batch: list[DeadLetter] = []
         size, start = 0, min(self._place.get(_key(reason, topic), 0) for reason in self._reasons)
-        for offset, letter in letters_of(self._history, self._partition, start, end, stop):
+        for record, letter in letters_of(self._history, self._partition, start, end, stop):
+            offset = record.offset
             if letter.topic == topic and letter.reason not in self._reasons and offset >= self._counted[topic]:
                 self._found.left[letter.reason] += 1
                 self._counted[topic] = offset + 1
             if letter.topic != topic or offset < self._place.get(_key(letter.reason, topic), 0):
                 continue
-            if letter.reason in self._reasons:
+            if letter.reason in self._reasons and record.appended_at >= since_ms:
                 batch.append(letter)
                 size += len(letter.payload)
                 if len(batch) == _LETTERS_AT_ONCE or size >= _BYTES_AT_ONCE:
                     self._send(topic, batch, offset + 1)
                     batch, size = [], 0
-        if batch and not stop():
+        if not stop():
             self._send(topic, batch, end)
 
     def _send(self, topic: str, batch: list[DeadLetter], offset: int) -> None:
-        """One transaction: letters, and that everything before ``offset`` was sent."""
+        """One transaction: letters, if any, and that everything before ``offset`` was sent, unless that is known."""
         keys = [_key(reason, topic) for reason in self._reasons]
         place = {**self._place, **{key: max(offset, self._place.get(key, 0)) for key in keys}}  # one may be ahead
+        if not batch and place == self._place:
+            return
         letters = Counter(letter.reason for letter in batch)
         self._unsure = place, letters
         metadata = msgspec.json.encode(Place(_VERSION, place)).decode()

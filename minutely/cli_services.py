@@ -215,8 +215,15 @@ def produce(config: Path, data: Path | None, speed: float | None, rate: float | 
     is_flag=True,
     help="Send them to where they came from, each once: those of --reason, or else of all reasons that a fix can mend.",
 )
+@click.option(
+    "--since",
+    type=Duration(),
+    help="With --again: only those refused in this time up to now, as in 7d; older ones are left out, also later.",
+)
 @click.option("--run", type=click.Path(path_type=Path), help="List those of a replay, by the folder of its run.")
-def dead_letters(config: Path, reason: str | None, limit: int, again: bool, run: Path | None) -> None:
+def dead_letters(
+    config: Path, reason: str | None, limit: int, again: bool, since: int | None, run: Path | None
+) -> None:
     """List what was refused and why, or send it again after a fix."""
     from minutely.again import send_again
     from minutely.dead_letters import show, show_kept
@@ -224,12 +231,14 @@ def dead_letters(config: Path, reason: str | None, limit: int, again: bool, run:
 
     if again and run is not None:
         raise click.UsageError("--again sends what is on Kafka; a replay's are only listed")
+    if since is not None and not again:
+        raise click.UsageError("--since says what --again sends")
     pipeline = load(config, None, None)
     console = Terminal()
     if run is not None:
         show_kept(console, Run.find(run).dead_letters, reason, limit)
     elif again:
-        found = send_again(pipeline, reason)
+        found = send_again(pipeline, reason, since)
         console.print(f"sent {found.sent.total()} again{_by_reason(found.sent)}")
         if found.left:
             console.print(f"passed over {found.left.total()}{_by_reason(found.left)}; --reason sends them all the same")

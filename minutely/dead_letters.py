@@ -19,7 +19,7 @@ from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying, tolerating
-from streaming.log import DEAD_LETTERS
+from streaming.log import DEAD_LETTERS, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter
 from streaming.retry import Retry
 
@@ -38,16 +38,16 @@ def dead_letters(pipeline: Pipeline, stop: Callable[[], bool]) -> Iterator[DeadL
         while not is_read and not stop():
             with tolerating(brokers):
                 end = history.end(DEAD_LETTERS) if end is None else end
-                for offset, letter in letters_of(history, partition, position, end, stop):
-                    position = offset + 1  # once each, though reading may have to begin again
+                for record, letter in letters_of(history, partition, position, end, stop):
+                    position = record.offset + 1  # once each, though reading may have to begin again
                     yield letter
                 is_read = True
 
 
 def letters_of(
     history: KafkaHistory, partition: int, start: int, end: int, stop: Callable[[], bool]
-) -> Iterator[tuple[int, DeadLetter]]:
-    """The letters of a partition from ``start`` to before ``end`` that are still kept, with their offsets, until ``stop``.
+) -> Iterator[tuple[Record, DeadLetter]]:
+    """The letters of a partition from ``start`` to before ``end`` that are still kept, with their records, until ``stop``.
 
     Raises:
         BrokerError: brokers are away, or records were deleted meanwhile.
@@ -59,7 +59,7 @@ def letters_of(
             except BadRecord as bad:
                 _log.warning("partition %d: skipped a record that is not a dead letter: %s", partition, bad)
                 continue
-            yield record.offset, letter
+            yield record, letter
         if stop():
             return
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from confluent_kafka.admin import AdminClient
 from rich.console import Console
 
 from basis.problems import Problems
@@ -177,6 +178,37 @@ def test_a_reason_that_was_sent_on_its_own_keeps_its_place(
     assert send_again(pipeline, None).sent == {"future": 2}
     assert send_again(pipeline, None).sent == {}
     assert [value for _, value in sent_to(kafka, IMPRESSIONS)] == [b"s0", b"s1", b"f0", b"f1", b"f2", b"f3"]
+
+
+def test_what_may_have_been_sent_before_brokers_forgot_it_is_sent_only_if_someone_says_so(
+    kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    group = kafka.topic("minutely-again")
+    letters(kafka, *((number % 2, IMPRESSIONS, "future", b"r%d" % number) for number in range(3)))
+    assert send_again(pipeline, None).sent == {"future": 3}, "no place is known, but brokers remember longer than this"
+    monkeypatch.setattr(again, "_PLACE_KEPT_MS", 0)
+    assert send_again(pipeline, None).sent == {}, "the place is known"
+
+    def forget() -> None:
+        """What brokers do after `offsets.retention.minutes`."""
+        with AdminClient(kafka.client()) as admin:
+            admin.delete_consumer_groups([group])[group].result()
+
+    forget()
+    letters(kafka, (1, EXAMPLES, "feature", b"no input"), (0, ENGAGEMENTS, "late", b"late"))
+    for _ in range(2):
+        with pytest.raises(
+            Problems, match=r"--again: 3 letters are older than .*; allowed: --since .* leaves them out"
+        ):
+            send_again(pipeline, None)
+    assert len(sent_to(kafka, IMPRESSIONS)) == 3, "nothing is sent"
+    assert send_again(pipeline, None, 1).sent == {}
+    assert send_again(pipeline, None).sent == {}, "now the place is known"
+    forget()
+    assert "sent 3 again (future 3)" in run(f"{write_config(pipeline, tmp_path)} --again --since 1h")
+    assert len(sent_to(kafka, IMPRESSIONS)) == 6
 
 
 def test_of_two_at_once_the_later_one_sends(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,8 @@ def test_dead_letters_of_a_replay(run: Path) -> None:
     assert said(typed(f"dead-letters {config} --run {run} --reason late")).endswith("0 dead letters")
     done = typed(f"dead-letters {config} --run {run} --again")
     assert done.exit_code == 2 and "--again sends what is on Kafka" in said(done)
+    done = typed(f"dead-letters {config} --run {run} --since 7d")
+    assert done.exit_code == 2 and "--since says what --again sends" in said(done)
 
 
 def test_freshness_where_nobody_answers() -> None:
