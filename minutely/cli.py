@@ -26,7 +26,7 @@ from minutely.cli_options import (
     warmup_option,
 )
 from minutely.cli_services import COMMANDS
-from minutely.ends import Ending, told
+from minutely.ends import Ending, errors_as_statuses
 from minutely.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class _Minutely(click.RichGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was typed."""
-        with told():
+        with errors_as_statuses():
             return super().invoke(ctx)
 
 

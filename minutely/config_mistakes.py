@@ -144,11 +144,11 @@ def _range(node: Mapping[str, Any]) -> str:
         )
         if key in node
     ]
-    told = " and ".join(
+    limits = " and ".join(
         f"{word} {bound:.6g}" if isinstance(bound, float) else f"{word} {bound}" for word, bound in bounds
     )
     share = node["type"] == "number" and {bound for _, bound in bounds} == {0, 1}
-    return f" {told}" * bool(told) + (", such as 0.5" if share else "")
+    return f" {limits}" * bool(limits) + (", such as 0.5" if share else "")
 
 
 def _amount(of_what: str, least: int | None, most: int | None) -> str:

@@ -35,7 +35,7 @@ class Ending(IntEnum):
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_as_statuses() -> Iterator[None]:
     """Run a command: what it raises becomes lines on standard error and a status."""
     Terminal.cut_off = False
     try:

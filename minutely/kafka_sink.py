@@ -64,9 +64,9 @@ class KafkaSink:
             self._retry.failed(error)
             return False
         topic, key = self._settings.topic(record.topic), record.key.encode(errors="surrogatepass")
-        told = partial(self._delivered, record.topic, record.size_bytes)
+        on_delivery = partial(self._delivered, record.topic, record.size_bytes)
         try:
-            self._producer.produce(topic, record.value, key, on_delivery=told)
+            self._producer.produce(topic, record.value, key, on_delivery=on_delivery)
         except BufferError:
             self._listen()
             return False

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from basis.problems import Problem
 from serving.requests import Query, RankQuery
-from streaming.features.columns import Column, Ragged, Repeated, ServedColumns, pack, packed_width
+from streaming.features.columns import Column, Ragged, Repeated, ScoringColumns, pack, packed_width
 from streaming.features.kinds import Feature
 from streaming.records.events import FORMAT_VERSION, MAX_RECORD_BYTES, Request, encode
 from streaming.records.labels import Label
@@ -137,7 +137,7 @@ def impressions_record(
     )
 
 
-def _together(parts: Sequence[ServedColumns]) -> ServedColumns:
+def _together(parts: Sequence[ScoringColumns]) -> ScoringColumns:
     """The columns of several requests end to end."""
     return {name: _end_to_end([part[name] for part in parts]) for name in parts[0]}
 

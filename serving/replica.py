@@ -15,7 +15,7 @@ from paramserver.follower import Follower
 from paramserver.history import as_of
 from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
-from streaming.features.columns import ServedColumns, slice_columns
+from streaming.features.columns import ScoringColumns, slice_columns
 from streaming.records.labels import Label
 from trainer.growth import grow_weights
 from trainer.losses import Loss
@@ -177,11 +177,11 @@ class Replica:
         load_weights(model, name, weights)
         self._weights = _Weights(model, dense)
 
-    def score(self, columns: ServedColumns, impressions: int) -> npt.NDArray[np.float32]:
+    def score(self, columns: ScoringColumns, impressions: int) -> npt.NDArray[np.float32]:
         """Predictions for each label, float32 [impressions, labels]."""
         return self.score_with_versions(columns, impressions).scores
 
-    def score_with_versions(self, columns: ServedColumns, impressions: int) -> Scored:
+    def score_with_versions(self, columns: ScoringColumns, impressions: int) -> Scored:
         """Predictions, and the versions of all rows and weights that went into them."""
         weights = self._weights
         first = self.sparse_version
@@ -201,7 +201,7 @@ class Replica:
             return Scored(np.empty((0, len(self._labels)), np.float32), versions)
         return Scored(parts[0] if len(parts) == 1 else np.concatenate(parts), versions)
 
-    def _score(self, model: RankingModel, columns: ServedColumns, impressions: int) -> npt.NDArray[np.float32]:
+    def _score(self, model: RankingModel, columns: ScoringColumns, impressions: int) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
             rows = self._plan.fetch(
                 self._plan.ids(columns),

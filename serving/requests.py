@@ -21,7 +21,7 @@ import numpy as np
 
 from basis.decoding import why
 from serving.inputs import BadRequest, Inputs, ids_in_lists, is_packed, raw_column
-from streaming.features.columns import Column, ServedColumns, repeated
+from streaming.features.columns import Column, ScoringColumns, repeated
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.features.transforms import Raw, derived, from_raw, is_derived
 from streaming.records.events import (
@@ -117,7 +117,7 @@ def decode(body: type[T], payload: bytes, *, msgpack: bool) -> T:
 class Query:
     """Candidates to score, with the columns of their features, and the names of what was given beyond those."""
 
-    columns: ServedColumns
+    columns: ScoringColumns
     count: int
     unknown: Sequence[str] = field(default=(), kw_only=True)
 
@@ -201,7 +201,7 @@ class RequestReader:
             raise BadRequest(f"{said}; allowed: {self._max_ids} in a request (serve.max_ids)", 413)
         return {each.name: raw_column(each.place, each.feature, each.value, each.count) for each in given}
 
-    def columns(self, given: Mapping[str, Raw], count: int, now_ms: int) -> ServedColumns:
+    def columns(self, given: Mapping[str, Raw], count: int, now_ms: int) -> ScoringColumns:
         """All features of ``count`` candidates, in the order of the configuration. What the request says is there once, whatever
         the number of candidates."""
         sides, served_at = self._sides(), np.array([now_ms])

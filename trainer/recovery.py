@@ -71,7 +71,7 @@ def read_dense(files: Files, manifest: Manifest, model: RankingModel) -> dict[st
         file = manifest.dense.file
         return decode_tensors(file.name, file.read(files), weight_forms(model))
     except (BadFile, FileNotFoundError) as error:
-        _log.warning("version %d: %s; republishing", manifest.version, _told(error))
+        _log.warning("version %d: %s; republishing", manifest.version, _what_is_wrong(error))
         return None
 
 
@@ -95,13 +95,13 @@ def _candidates(deltas: DeltaLog) -> Iterator[int]:
 
 
 def _note(problems: list[str], version: int, error: Exception) -> None:
-    text = _told(error)
+    text = _what_is_wrong(error)
     if text not in problems:
         problems.append(text)
         _log.warning("version %d is not whole: %s; using an earlier version", version, text)
 
 
-def _told(error: Exception) -> str:
+def _what_is_wrong(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{error.filename or error}: not there"
     return str(error) if isinstance(error, BadFile) else f"{type(error).__name__}: {error}"

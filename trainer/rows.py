@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streaming.features.columns import Column, Columns, Floats, Ids, Ragged, Repeated, ServedColumns
+from streaming.features.columns import Column, Columns, Floats, Ids, Ragged, Repeated, ScoringColumns
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 
 Lookup: TypeAlias = Callable[[str, Ids, npt.NDArray[np.float32]], object]
@@ -53,7 +53,7 @@ class RowPlan:
         self.fields = sum(map(len, slots.values()))
         self.dense_width = sum(_width(feature) for feature in features.values())
 
-    def ids(self, columns: ServedColumns) -> list[TableIds]:
+    def ids(self, columns: ScoringColumns) -> list[TableIds]:
         """The ids of a batch by table."""
         found, start = [], 0
         for table, slots in self._slots.items():
@@ -80,13 +80,13 @@ class RowPlan:
             lookup(part.table, part.ids, rows[part.start : part.stop])
         return torch.from_numpy(rows)
 
-    def stack(self, rows: Tensor, columns: ServedColumns, impressions: int) -> Tensor:
+    def stack(self, rows: Tensor, columns: ScoringColumns, impressions: int) -> Tensor:
         """The rows as embeddings of impressions, float32 [fields, impressions, row_dim], lists pooled."""
         if not self._pooled:
             return rows.view(self.fields, impressions, rows.shape[1])
         return torch.stack(list(self._pool(rows, columns, impressions)))
 
-    def _pool(self, rows: Tensor, columns: ServedColumns, impressions: int) -> Iterator[Tensor]:
+    def _pool(self, rows: Tensor, columns: ScoringColumns, impressions: int) -> Iterator[Tensor]:
         start = 0
         for slots in self._slots.values():
             for slot in slots:
@@ -106,7 +106,7 @@ class RowPlan:
                 yield pooled
                 start = stop
 
-    def dense(self, columns: ServedColumns, impressions: int) -> Tensor:
+    def dense(self, columns: ScoringColumns, impressions: int) -> Tensor:
         """Dense and vector features, float32 [impressions, dense_width]."""
         if not self._dense:
             return torch.empty(impressions, 0)

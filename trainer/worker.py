@@ -312,7 +312,7 @@ class TrainWorker:
             left_out = self._trainer.train(batch)
             if len(left_out):
                 places = left_out if order is None else order[left_out]
-                self._tell(batch.take(pa.array(left_out)), places, offsets, [each.num_rows for each in batches])
+                self._leave_out(batch.take(pa.array(left_out)), places, offsets, [each.num_rows for each in batches])
             self._decided.append(decided)
             self._happened.append(batch.column("happened_at").to_numpy())
         return len(records) == at_most
@@ -339,7 +339,7 @@ class TrainWorker:
             _log.warning("%s: passed over", place)
         self._passed_over.append(offsets)
 
-    def _tell(
+    def _leave_out(
         self, left_out: pa.RecordBatch, places: npt.NDArray[np.int64], offsets: list[int], sizes: list[int]
     ) -> None:
         """Make dead letters of examples whose ``places`` are in the records at ``offsets``, taken as one."""

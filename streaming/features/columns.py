@@ -71,7 +71,7 @@ class Repeated(NamedTuple):
         return self.lists.take(np.searchsorted(np.cumsum(self.counts), index, side="right"))
 
 
-ServedColumns: TypeAlias = Mapping[str, Column | Repeated]
+ScoringColumns: TypeAlias = Mapping[str, Column | Repeated]
 """Columns for scoring: a value that a request has once need not be repeated for its impressions."""
 
 
@@ -110,7 +110,7 @@ def missing_column(feature: Feature, count: int) -> Column:
             return np.zeros((count, feature.size), np.float32)
 
 
-def columns_bytes(columns: ServedColumns) -> int:
+def columns_bytes(columns: ScoringColumns) -> int:
     """Return the bytes of the arrays of all columns."""
     return sum(map(_column_bytes, columns.values()))
 
@@ -119,7 +119,7 @@ def _column_bytes(column: Any) -> int:
     return sum(map(_column_bytes, column)) if isinstance(column, tuple) else column.nbytes
 
 
-def slice_columns(columns: ServedColumns, start: int, stop: int) -> dict[str, Column | Repeated]:
+def slice_columns(columns: ScoringColumns, start: int, stop: int) -> dict[str, Column | Repeated]:
     """Return impressions ``start`` to ``stop`` of every column, as views."""
     return {
         name: column.rows(start, stop) if isinstance(column, Ragged | Repeated) else column[start:stop]
