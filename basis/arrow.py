@@ -49,13 +49,13 @@ def decode_stream(data: bytes, schema: pa.Schema | None = None) -> pa.RecordBatc
     """The first batch of a stream that any Arrow wrote, as `BatchCodec.decode`. A batch of another schema than that wanted is not
     even looked at."""
     try:
-        reader = pa.ipc.MessageReader.open_stream(data)
-        written = pa.ipc.read_schema(reader.read_next_message())
-        if schema is not None and not written.equals(schema):
-            raise ValueError(f"columns {written.names}, expected {schema.names}")
-        message = reader.read_next_message()
-        _check_uncompressed(message)
-        batch = pa.ipc.read_record_batch(message, written)
+        messages = pa.ipc.MessageReader.open_stream(data)
+        messages.read_next_message()  # the schema
+        _check_uncompressed(messages.read_next_message())
+        with pa.ipc.open_stream(data) as reader:
+            if schema is not None and not reader.schema.equals(schema):
+                raise ValueError(f"columns {reader.schema.names}, expected {schema.names}")
+            batch = reader.read_next_batch()
         batch.validate(full=True)
     except Exception as error:
         raise _unsound(error) from None
@@ -63,11 +63,13 @@ def decode_stream(data: bytes, schema: pa.Schema | None = None) -> pa.RecordBatc
 
 
 def _check_uncompressed(message: pa.Message) -> None:
-    """``ValueError`` for a compressed body: 4 MiB of one can be gigabytes.
+    """``ValueError`` for what is no record batch with an uncompressed body: 4 MiB of a compressed one can be gigabytes.
 
     pyarrow does not tell. By Arrow's Message.fbs, a message's field 2 is its record batch, whose field 3 is there where it is
     compressed; as FlatBuffers lay tables out, each begins with how far before it the list of its fields is.
     """
+    if message.type != "record batch":
+        raise ValueError(f"a message of type {message.type}, expected a record batch")
     data = memoryview(message.metadata)
 
     def field(table: int, number: int) -> int | None:

@@ -95,6 +95,7 @@ OWN = {"streaming/join/state.py"}
 """What decodes what the same service wrote to its own disk."""
 DECODES = (
     "pa.ipc.MessageReader.open_stream",
+    "pa.ipc.open_stream",
     "pa.ipc.read_record_batch",
     "msgspec.json.decode",
     "msgspec.msgpack.decode",
