@@ -17,6 +17,9 @@ from streaming.records.events import BadRecord, Request
 from streaming.records.schema import Schema, between, differences
 
 _KNOWN = 8
+_REREAD = "+"
+"""Ends the schema of a request that was re-read under another config. It may lack columns of its schema: those that were filled
+when it was taken, and those that could not be packed from JSON."""
 
 
 class _Expected(NamedTuple):
@@ -45,8 +48,6 @@ class Upgrades:
             )
             for name, feature in spec.features.items()
         ]
-        self._own_names = {each.name for each in self._expected if not each.shared}
-        self._shared_names = {each.name for each in self._expected if each.shared}
         self.know([])
 
     def know(self, schemas: Iterable[Schema]) -> None:
@@ -58,16 +59,8 @@ class Upgrades:
             del self.known[next(iter(self.known))]
 
     def is_ours(self, request: Request) -> bool:
-        """Whether a request that was taken is in the form of this config.
-
-        Its schema may be ours without all our features: a replica without one of them served it, we took it, and a joiner without
-        it re-read it.
-        """
-        return (
-            request.schema == self.fingerprint
-            and request.features.keys() >= self._own_names
-            and request.shared.keys() >= self._shared_names
-        )
+        """Whether a request that was taken is of this config."""
+        return request.schema == self.fingerprint
 
     def features(self, taken: TakenUnder | None) -> Mapping[str, Feature]:
         """Return the features for reading a JSON request; of one taken under another schema, only those that are unchanged."""
@@ -87,18 +80,20 @@ class Upgrades:
         """
         if taken is not None:
             self._take_again(request, taken.fingerprint)
-        elif request.schema in ("", self.fingerprint):
+        elif request.schema.removesuffix(_REREAD) in ("", self.fingerprint):
             self._check(request, self._expected, may_lack=False)
             request.schema = self.fingerprint
-        elif (problem := self.take_over(request)) and not was_taken:
-            raise BadRecord("schema", problem)
+        elif problem := self.take_over(request):
+            if not was_taken:
+                raise BadRecord("schema", problem)
+            request.schema += _REREAD
 
     def _take_again(self, request: Request, fingerprint: str) -> None:
         theirs = self.known.get(fingerprint)
         if theirs is not None:
             same = [each for each in self._expected if self._is_same(each.name, theirs)]
             self._check(request, same, may_lack=bool(request.schema))
-        request.schema = fingerprint
+        request.schema = fingerprint + _REREAD
 
     def _is_same(self, name: str, theirs: Schema) -> bool:
         return theirs.features.get(name) == self.ours.features[name]
@@ -106,7 +101,7 @@ class Upgrades:
     def take_over(self, request: Request) -> str | None:
         """Convert a request of another schema to ours, whether it is pending under that, new, or sent again: of a label that the
         other does not have, what happened until now may have been passed over. Return None, or why that is impossible."""
-        theirs = self.known.get(request.schema)
+        theirs = self.known.get(request.schema.removesuffix(_REREAD))
         wrong = [] if theirs is None else list(differences(theirs, self.ours))
         if not wrong:
             problems = (_problem(request, each) for each in self._expected if _column(request, each) is not None)
