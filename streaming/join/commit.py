@@ -14,11 +14,11 @@ import msgspec
 from basis.decoding import refusing
 from streaming.join.core import Joiner
 from streaming.join.spec import JoinSpec
-from streaming.join.state import Head, RebuildPoint, TakenUnder
+from streaming.join.state import Head, RebuildPoint
+from streaming.join.taken import TakenUnder, keep_ms
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 
 _POINTS = 64
-_SCHEMAS = 8
 _VERSION = 2
 """Version 1 does not have the schemas under which requests were taken."""
 
@@ -27,7 +27,7 @@ class Committed(NamedTuple):
     """What the last transaction committed: its identity, the inputs' next offsets, and where a rebuild must read from.
 
     Everything due by ``watermark`` is out. While more is due than one batch takes, ``due`` is ahead of it, and some of what is due
-    by then is out. ``taken_under`` says which requests were taken under which schema.
+    by then is out. ``taken_under`` says what requests were taken under.
     """
 
     state_id: str
@@ -97,14 +97,6 @@ def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = Forgotte
     return Committed(found.id, found.sequence, found.watermark, found.due, found.offsets, lowest, taken_under)
 
 
-def taken_on(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int) -> list[TakenUnder]:
-    """Return the schemas under which requests were taken, if those from offset ``impressions`` on are taken under ``spec``'s."""
-    ours = TakenUnder(spec.schema.fingerprint, impressions, spec.window_ms)
-    if taken and taken[-1].fingerprint == ours.fingerprint:
-        return list(taken)
-    return [*(each for each in taken if each.impressions < impressions), ours][-_SCHEMAS:]
-
-
 def next_head(
     head: Head,
     spec: JoinSpec,
@@ -116,10 +108,10 @@ def next_head(
 ) -> Head:
     """Return the head that follows ``head``, with the offsets that a rebuild may read from. ``outputs`` are the offsets after the
     records sent, by topic."""
-    rebuild_points, at = head.rebuild_points, joiner.newest
-    while len(rebuild_points) > 1 and rebuild_points[1].newest < published - spec.keep_ms:
+    rebuild_points, at, keep = head.rebuild_points, joiner.newest, keep_ms(head.taken_under, spec)
+    while len(rebuild_points) > 1 and rebuild_points[1].newest < published - keep:
         rebuild_points = rebuild_points[1:]
-    if at >= rebuild_points[-1].newest + spec.keep_ms // _POINTS and offsets.keys() == joiner.reached.keys():
+    if at >= rebuild_points[-1].newest + keep // _POINTS and offsets.keys() == joiner.reached.keys():
         ends = outputs[EXAMPLES], outputs[DEAD_LETTERS]
         rebuild_points = [*rebuild_points, RebuildPoint(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], *ends)]
     if len(rebuild_points) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more

@@ -71,8 +71,8 @@ class Joiner:
         self._settings = spec.settings
         self._limits = spec.limits
         self._sampling_rate = spec.negatives.keep
-        self._earliest = spec.earliest_ms
         self._window = spec.window_ms
+        self._wait = spec.window_ms + spec.settings.lateness
         self._store = store
         self.policy = policy
         """How to treat records: as new ones, or as records that recovery re-reads."""
@@ -92,6 +92,8 @@ class Joiner:
         """How far (ms) the records taken of each input let the watermark move, see `_reach`."""
         self.newest = 0
         """The newest event time (ms) of any record taken."""
+        self.forgotten_before = 0
+        """What is from before this (ms) was forgotten under an earlier config: a request without a marker may be a repeat."""
         self.counts: Counter[str] = Counter()
 
     @property
@@ -143,6 +145,11 @@ class Joiner:
         """Return the next event time (ms) at which `advance` may have something to do."""
         return self._store.next_due()
 
+    def put_back(self, letters: Sequence[DeadLetter]) -> None:
+        """Return dead letters that were drained and not sent."""
+        self._dead += letters
+        self._bytes += sum(len(letter.payload) + _LETTER_BYTES for letter in letters)
+
     def drain(self) -> JoinOutput:
         """Return the output so far, and forget it."""
         ready, self._ready = self._ready, []
@@ -185,12 +192,14 @@ class Joiner:
         offset, payload = record.offset, record.value
         taken, outdated = self.policy.taken_under(offset), self.policy.outdated(offset)
         packed = pack_request(payload, self.upgrades.features(taken)) if is_json(payload) else payload
-        request = decode_request(packed, self.policy.latest_ms(record.appended_at), self._earliest)
+        request = decode_request(packed, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
         self.upgrades.take(request, taken, was_taken=not self.policy.is_living and not outdated)
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if self.policy.is_forgotten(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
         pending, digest = self._store.get(request.request_id) or Pending(), xxh3_64_intdigest(payload)
+        if self.policy.is_living and pending.served_at < 0 and request.served_at < self.forgotten_before:
+            raise BadRecord("late", f"served at {request.served_at} ms: window closed under an earlier config")
         if pending.served_at >= 0 and not self._comes_again(pending, request, offset):
             if pending.digest in (digest, 0):
                 self.counts["repeated"] += 1
@@ -201,16 +210,14 @@ class Joiner:
             pending = Pending()
         self._reach(IMPRESSIONS, request.served_at, record.appended_at)
         pending.served_at = request.served_at
-        pending.digest = digest
+        # Joiners that did not know digests took every further record of an id as a repeat.
+        pending.digest = 0 if taken is not None and not taken.fingerprint else digest
         pending.impression_ids = request.impression_ids
         pending.request = request
         pending.offset = offset
         sent = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
         pending.emitted = bytearray(map(max, sent, pending.emitted)) if pending.emitted else sent
-        window = self._window if taken is None else taken.window_ms
-        if self._is_anothers(pending) and request.served_at + window < self.watermark:
-            # By the labels that it was taken under, everything that is not in `examples` was dropped.
-            pending.emitted = _closed(pending.emitted)
+        self._close_if_due(pending)
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
         for at, engagement in waiting:
             if self.policy.sent.refusal(ENGAGEMENTS, at) is not None:
@@ -230,7 +237,7 @@ class Joiner:
 
     def _engagement(self, record: Record) -> None:
         payload = record.value
-        engagement = decode_engagement(payload, self.policy.latest_ms(record.appended_at), self._earliest)
+        engagement = decode_engagement(payload, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
         self._reach(ENGAGEMENTS, engagement.happened_at, record.appended_at)
         if engagement.action not in self._actions:
             self.counts["unused"] += 1
@@ -240,15 +247,17 @@ class Joiner:
             self._attribute(pending, engagement)
             self._store.add(engagement.request_id, pending, len(payload))
             return
-        wait_until = engagement.happened_at + self._window + self._settings.lateness
-        if wait_until < self.watermark:
-            raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {engagement.request_id}")
+        self._check_matched(engagement)
         pending = pending or Pending()
         self._check_waiting(engagement.request_id, pending, len(payload))
         pending.waiting.append((record.offset, payload))
         pending.waiting_bytes += len(payload)
-        self._store.wake(engagement.request_id, pending, wait_until)
+        self._store.wake(engagement.request_id, pending, max(engagement.happened_at + self._wait, self.watermark))
         self._store.add(engagement.request_id, pending, len(payload) + WAITING_BYTES)
+
+    def _check_matched(self, engagement: Engagement) -> None:
+        if engagement.happened_at < max(self.forgotten_before, self.policy.forgotten_before(self.watermark)):
+            raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {engagement.request_id}")
 
     def _check_waiting(self, request_id: str, pending: Pending, size: int) -> None:
         count, limits = len(pending.waiting), self._limits
@@ -274,7 +283,7 @@ class Joiner:
             raise BadRecord(
                 "before_served", f"happened at {at} ms, its impression was served at {pending.served_at} ms"
             )
-        if at > pending.served_at + self._action_window[engagement.action]:
+        if self.policy.is_living and at > pending.served_at + self._action_window[engagement.action]:
             raise BadRecord("late", f"happened {at - pending.served_at} ms after the serving: window closed")
         events = pending.events.setdefault(index, [])
         event = (at, engagement.action, engagement.value)
@@ -319,10 +328,12 @@ class Joiner:
             self._drop_unmatched(request_id, pending)
             return
         self.policy.sent.refresh(request_id, pending)
-        if self._is_anothers(pending):
-            if self.policy.is_living:
+        if self.policy.is_living:
+            if self._is_anothers(pending):
                 self._take_over(request_id, pending)
-            elif 0 in pending.emitted:  # under its own schema it may not have been due: decide after the recovery
+        else:
+            self._close_if_due(pending)
+            if 0 in pending.emitted:  # decide after the recovery: only this config may take it for due
                 self._store.wake(request_id, pending, self.watermark)
                 return
         closes_at = pending.served_at + self._window
@@ -370,6 +381,11 @@ class Joiner:
         pending.outdated = ""
         pending.emitted = bytearray(0 if times == DROPPED else times for times in pending.emitted)
         return True
+
+    def _close_if_due(self, pending: Pending) -> None:
+        """Drop the open impressions of a re-read request whose window closed before: sampling dropped them then."""
+        if self.policy.was_due(pending.offset, pending.served_at, self.watermark):
+            pending.emitted = _closed(pending.emitted)
 
     def _is_anothers(self, pending: Pending) -> bool:
         """Whether a request is still in the form of another schema."""
@@ -419,15 +435,13 @@ class Joiner:
         for offset, payload in waiting:
             try:
                 engagement = decode_engagement(payload, MAX_TIME_MS)
-                wait_until = engagement.happened_at + self._window + self._settings.lateness
-                if wait_until < self.watermark:
-                    raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {request_id}")
+                self._check_matched(engagement)
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, offset, payload, bad)
                 continue
             pending.waiting.append((offset, payload))
             pending.waiting_bytes += len(payload)
-            self._store.wake(request_id, pending, wait_until)
+            self._store.wake(request_id, pending, max(engagement.happened_at + self._wait, self.watermark))
         if not pending.waiting:
             self._store.drop(request_id)
 

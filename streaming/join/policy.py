@@ -6,16 +6,16 @@ already, so it must not be published again, and records must not be judged by ho
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
 from streaming.join.calibration import ServedCalibration
 from streaming.join.pending import Pending
 from streaming.join.spec import JoinSpec
-from streaming.join.state import JoinState, TakenUnder
+from streaming.join.state import JoinState
+from streaming.join.taken import TakenUnder, at_offset, forgotten_before, was_due
 from streaming.log import IMPRESSIONS
-from streaming.records.events import MAX_TIME_MS, Request
+from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, Request
 from streaming.records.identity import example_prefix
 from streaming.records.labels import Decision
 
@@ -83,14 +83,24 @@ class InputPolicy(Protocol):
     def is_living(self) -> bool:
         """Whether to publish examples, corrections and dead letters; for re-read records, that was done before."""
 
+    @property
+    def earliest_ms(self) -> int:
+        """The earliest event time of a record."""
+
     def latest_ms(self, appended_at: int) -> int:
         """Return the latest event time of a record that its broker took at ``appended_at``."""
 
     def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
         """Whether a request whose entry is dropped at ``forgotten_at`` comes too late."""
 
+    def forgotten_before(self, watermark: int) -> int:
+        """Return until when (ms) engagements happened that do not wait for their requests any more."""
+
     def taken_under(self, offset: int) -> TakenUnder | None:
-        """Return the schema under which the request at this offset was taken, if it is not the config's."""
+        """Return what the request at this offset was taken under, if its schema is not the config's."""
+
+    def was_due(self, offset: int, served_at: int, watermark: int) -> bool:
+        """Whether the window of the request at this offset closed before ``watermark``, so that it was decided."""
 
     def outdated(self, offset: int) -> str:
         """Return the text of the dead letter `schema` of the request at this offset; empty if there is none."""
@@ -106,6 +116,8 @@ class Living:
 
     def __init__(self, spec: JoinSpec, sent: Sent = NOTHING_SENT, served: ServedCalibration | None = None) -> None:
         self.sent = sent
+        self.earliest_ms = spec.earliest_ms
+        self._wait_ms = spec.window_ms + spec.settings.lateness
         self._max_future = spec.settings.max_future
         self._negatives = spec.negatives
         self._served = served
@@ -119,9 +131,17 @@ class Living:
         """Whether the watermark has passed that time."""
         return forgotten_at < watermark
 
+    def forgotten_before(self, watermark: int) -> int:
+        """Return the time from which their wait would end now."""
+        return watermark - self._wait_ms
+
     def taken_under(self, offset: int) -> TakenUnder | None:
         """Return None: new requests are taken under the config's own schema."""
         return None
+
+    def was_due(self, offset: int, served_at: int, watermark: int) -> bool:
+        """Return False: a new request is still to be decided."""
+        return False
 
     def outdated(self, offset: int) -> str:
         """Return an empty text: a new request has no dead letter."""
@@ -147,14 +167,17 @@ class Living:
 
 
 class Recovered:
-    """The policy for re-read records: what is due by now was sent or dropped by sampling."""
+    """The policy for re-read records. Where a window closed under the config of its time, what is not in `examples` was dropped
+    by sampling; all else stays open. ``earliest_ms`` is as early as can be: what was accepted once is accepted again."""
 
     is_living = False
+    earliest_ms = MIN_TIME_MS
 
     def __init__(self, spec: JoinSpec, sent: Sent, taken: Sequence[TakenUnder] = ()) -> None:
         self.sent = sent
+        self._spec = spec
         self._taken = taken
-        self._fingerprint = spec.schema.fingerprint
+        self._ours = TakenUnder.of(spec)
 
     def latest_ms(self, appended_at: int) -> int:
         """Accept any time: what was accepted once is accepted again, even if ``max_future`` is shorter now."""
@@ -164,10 +187,18 @@ class Recovered:
         """Return False: engagements of requests that were dropped since are re-read, too."""
         return False
 
+    def forgotten_before(self, watermark: int) -> int:
+        """Return the latest such time under any config of then."""
+        return forgotten_before(self._taken or [self._ours], self._spec, watermark)
+
     def taken_under(self, offset: int) -> TakenUnder | None:
-        """Look it up in the commit. Requests before its first schema count as taken under the config's own."""
-        at = bisect_right(self._taken, offset, key=lambda each: each.impressions) - 1
-        return self._taken[at] if at >= 0 and self._taken[at].fingerprint != self._fingerprint else None
+        """Look it up in the commit."""
+        taken = at_offset(self._taken, self._spec, offset)[0]
+        return None if taken.fingerprint == self._ours.fingerprint else taken
+
+    def was_due(self, offset: int, served_at: int, watermark: int) -> bool:
+        """Go by the configs since it was taken."""
+        return was_due(at_offset(self._taken, self._spec, offset), served_at, watermark)
 
     def outdated(self, offset: int) -> str:
         """Return what was found among the dead letters."""

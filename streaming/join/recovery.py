@@ -13,16 +13,19 @@ from operator import ge
 from typing import NamedTuple
 
 from streaming.join.brokers import History
-from streaming.join.commit import Committed, ForgottenError, next_head, taken_on
+from streaming.join.commit import Committed, ForgottenError, next_head
 from streaming.join.core import Joiner
 from streaming.join.policy import NOTHING_SENT, InputPolicy, Recovered, Sent, SentAsTold
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState, RebuildPoint
+from streaming.join.taken import forgotten_before, taken_on
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter
 from streaming.records.examples import published_in
 
 _INPUTS = (IMPRESSIONS, ENGAGEMENTS)
+_LETTERS = 100
+"""More requests that only a re-read refuses are of a program that is broken."""
 _DETAIL = 1000
 """The characters that are kept of a letter's text."""
 
@@ -49,6 +52,8 @@ class Restored:
     unwritten: bool = False
     """Whether the state on disk is older."""
     gaps: list[LostRange] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    """Requests that were accepted once and are refused as they are re-read: still to be sent."""
 
 
 class Recovery:
@@ -85,7 +90,10 @@ class Recovery:
         else:
             restored = yield from self._rebuild(committed)
         taken = () if committed is None else committed.taken_under
-        restored.head.taken_under = taken_on(taken, self._spec, restored.offsets[IMPRESSIONS])
+        head, at = restored.head, restored.offsets[IMPRESSIONS]
+        head.taken_under = taken_on(taken, self._spec, at, head.published)
+        before, ours = head.taken_under[:-1], head.taken_under[-1]
+        restored.joiner.forgotten_before = forgotten_before(before, self._spec, ours.since_ms)
         return restored
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:
@@ -109,6 +117,7 @@ class Recovery:
             lowest = committed.lowest  # a rebuild never has to read more again
             points = (each for each in head.rebuild_points if all(map(ge, each[1:], lowest[1:])))
             head.rebuild_points = [lowest, *points]
+            head.taken_under = list(committed.taken_under)
             yield from self._read_again(restored, committed)
             return restored
         joiner.watermark = head.watermark
@@ -129,6 +138,7 @@ class Recovery:
             return self._begin_anew(kept._replace(dead_letters=self._history.end(DEAD_LETTERS)), -1)
         needed = committed.lowest
         restored = self._begin_anew(RebuildPoint(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
+        restored.head.taken_under = list(committed.taken_under)
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], kept.examples)
         for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:4], kept[1:4], reached, strict=True):
             if start < min(stop, end):
@@ -190,18 +200,25 @@ class Recovery:
         while not joiner.advance(committed.watermark, self._requests_at_once):
             self._pass_over(restored, committed)
             yield
-        joiner.drain()
+        self._pass_over(restored, committed)
+        joiner.put_back(restored.letters)
         joiner.policy = self._living(sent)
         joiner.watermark = committed.decided_until
         restored.busy = committed.watermark < committed.decided_until
         restored.offsets = dict(committed.offsets)
         restored.outputs = {topic: max(end, restored.outputs[topic]) for topic, end in ends.items()}
         restored.head = self._head_of(restored, committed.sequence, committed.watermark)
-        restored.unwritten = True
+        restored.unwritten = not restored.letters  # a state knows nothing of them
 
     def _pass_over(self, restored: Restored, committed: Committed) -> None:
-        """Discard output, which was sent before; write the state if it is full."""
-        restored.joiner.drain()
+        """Discard output, which was sent before; write the state if it is full.
+
+        Engagements are refused where their requests are before what is re-read. A request that was refused before is passed over,
+        so one that is refused now was accepted, and its letter is news.
+        """
+        for letter in restored.joiner.drain().dead_letters:
+            if letter.topic == IMPRESSIONS and len(restored.letters) < _LETTERS:
+                restored.letters.append(letter)
         if self._state.is_full:
             restored.head = self._head_of(restored, restored.head.sequence, committed.watermark)
             self._state.write(restored.head)

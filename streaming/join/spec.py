@@ -33,8 +33,3 @@ class JoinSpec(NamedTuple):
     def window_ms(self) -> int:
         """The longest window of a label."""
         return max(label.window for label in self.labels.values())
-
-    @property
-    def keep_ms(self) -> int:
-        """How long after its event a record may matter to the joiner's state (ms of event time)."""
-        return 2 * self.window_ms + self.settings.lateness

@@ -20,6 +20,7 @@ import msgspec
 
 from streaming.join.pending import ID_BYTES, OVERHEAD_BYTES, WAITING_BYTES, Pending
 from streaming.join.store import Batch, JoinStore, RocksStore
+from streaming.join.taken import TakenUnder
 from streaming.join.timers import Timers
 from streaming.records.events import Request, encode
 from streaming.records.examples import Published
@@ -40,14 +41,6 @@ class RebuildPoint(NamedTuple):
     dead_letters: int = 0
 
 
-class TakenUnder(NamedTuple):
-    """The schema under which requests were taken from offset ``impressions`` on, and the longest window (ms) of its labels."""
-
-    fingerprint: str
-    impressions: int
-    window_ms: int
-
-
 class Head(msgspec.Struct, array_like=True):
     """Identifies a state: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
@@ -55,8 +48,8 @@ class Head(msgspec.Struct, array_like=True):
     batch takes. Later transactions write to `examples` from offset ``examples`` on, and to `dead-letters` from ``dead_letters``
     on. ``pending`` counts requests. A rebuild reads from the first of ``rebuild_points`` now, and may read from the others later.
     ``schemas`` has the schemas, by fingerprint, that requests may have been made under; ``taken_under`` says from which offset
-    on, ours last. ``reached`` is how far records let the watermark move, ``newest`` the newest event time of any (0 in states
-    from before ``join.max_ahead``).
+    on, and what else decided when they were due, ours last. ``reached`` is how far records let the watermark move, ``newest`` the
+    newest event time of any (0 in states from before ``join.max_ahead``).
     """
 
     state_id: str

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from streaming.features.columns import all_finite, check_packed, missing_column, pack, packed_width
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.spec import JoinSpec
-from streaming.join.state import TakenUnder
+from streaming.join.taken import TakenUnder
 from streaming.records.events import BadRecord, Request
 from streaming.records.schema import Schema, between, differences
 

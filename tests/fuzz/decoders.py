@@ -30,7 +30,8 @@ from streaming.features.kinds import DenseFeature, Feature, SparseFeature, Vecto
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
 from streaming.join.decided import gather
 from streaming.join.spec import JoinSpec
-from streaming.join.state import RebuildPoint, TakenUnder
+from streaming.join.state import RebuildPoint
+from streaming.join.taken import TakenUnder
 from streaming.join.upgrades import Upgrades
 from streaming.records.events import (
     FORMAT_VERSION,

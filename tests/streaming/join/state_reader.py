@@ -59,7 +59,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def read_commit(metadata: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(metadata)
-    assert set(found) == COMMIT and found["version"] == 2 and len(metadata) < 1000
+    assert set(found) == COMMIT and found["version"] == 2 and len(metadata) < 2000
     return found
 
 

@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit, taken_on
+from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
 from streaming.join.spec import JoinSpec
-from streaming.join.state import RebuildPoint, TakenUnder
+from streaming.join.state import RebuildPoint
+from streaming.join.taken import TakenUnder, at_offset, taken_on, was_due
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.labels import Label
 
 COMMIT = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, RebuildPoint(-1, 1, 2, 3, 4))
 NUMBERS = st.integers(-1, 2**62)
-TAKEN = st.builds(TakenUnder, st.text(), NUMBERS, NUMBERS)
+TAKEN = st.builds(TakenUnder, st.text(), NUMBERS, NUMBERS, NUMBERS, NUMBERS)
 
 
 @given(st.text(), NUMBERS, NUMBERS, NUMBERS, st.lists(NUMBERS, min_size=6, max_size=6), st.lists(TAKEN))
@@ -47,14 +48,45 @@ def test_text_that_no_joiner_wrote(text: str) -> None:
 
 
 def test_what_requests_were_taken_under_is_known_as_far_back_as_a_rebuild_reads() -> None:
-    """A config's own comes last, from where it begins to take; what took nothing is not named, and 8 are enough."""
+    """A config's own comes last, from where it begins to take; what did nothing is not named, and the oldest of many are one."""
     features: dict[str, Feature] = {"item": SparseFeature(column="item")}
     specs = [JoinSpec(features, {"like": Label(action="like", window=f"{number + 1}s")}) for number in range(20)]
     taken: list[TakenUnder] = []
     for number, spec in enumerate(specs):
-        taken = taken_on(taken, spec, 10 * number)
-        assert taken == taken_on(taken, spec, 10 * number + 5), "it goes on"
-    assert [(each.impressions, each.window_ms) for each in taken] == [
-        (10 * at, 1000 * (at + 1)) for at in range(12, 20)
-    ]
-    assert [each.impressions for each in taken_on(taken, specs[0], 190)] == list(range(120, 200, 10))
+        taken = taken_on(taken, spec, 10 * number, 100 * number)
+        assert taken == taken_on(taken, spec, 10 * number + 5, 2000), "it goes on"
+    known = [TakenUnder.of(specs[at], 10 * at, 100 * at) for at in range(13, 20)]
+    assert taken == [TakenUnder("", 0, 13_000, 0, 0), *known]
+    assert taken_on(taken, specs[0], 190, 1900) == [*taken[:-1], TakenUnder.of(specs[0], 190, 1900)]
+    assert taken_on(taken[:2], specs[0], 130, 1999) == [*taken[:2], TakenUnder.of(specs[0], 130, 1999)]
+
+
+@pytest.mark.parametrize(
+    ("offset", "served_at", "watermark", "due"),
+    [
+        (5, 8_999, 15_000, True),  # under its own config, in force up to 10 s
+        (5, 9_000, 15_000, False),
+        (5, 9_000, 30_000, True),
+        (5, 8_000, 9_000, True),
+        (25, 9_000, 15_000, False),
+        (25, 9_999, 20_000, True),
+        (25, 10_000, 20_000, False),
+        (25, -1, 10_000, False),  # the watermark has not moved since: not all may have been looked at
+    ],
+)
+def test_what_was_due_under_the_configs_since(offset: int, served_at: int, watermark: int, due: bool) -> None:
+    taken = [TakenUnder("a", 0, 1_000, 0, 0), TakenUnder("b", 20, 10_000, 0, 10_000)]
+    spec = JoinSpec({}, {"like": Label(action="like", window="1s")})
+    assert was_due(at_offset(taken, spec, offset), served_at, watermark) is due
+
+
+def test_a_request_may_wait_for_the_window_that_it_was_taken_under() -> None:
+    since = [TakenUnder("a", 0, 10_000, 0, 5_000), TakenUnder("b", 20, 1_000, 0, 5_000)]
+    assert not was_due(since, 4_000, 14_000)
+    assert was_due(since, 4_000, 14_001)
+
+
+def test_before_the_first_entry_what_is_read_again_counts_as_open() -> None:
+    spec = JoinSpec({}, {"like": Label(action="like", window="1s")})
+    since = at_offset([TakenUnder("a", 20, 1_000, 0, 10_000)], spec, 5)
+    assert [(each.fingerprint, each.window_ms) for each in since] == [("", 2_000), ("a", 1_000)]

@@ -11,7 +11,8 @@ import msgspec
 
 from streaming.join.commit import Committed, encode_commit
 from streaming.join.negatives import Negatives
-from streaming.join.state import JoinState, RebuildPoint, TakenUnder
+from streaming.join.state import JoinState, RebuildPoint
+from streaming.join.taken import TakenUnder
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.commands import ROOT
 from tests.streaming.join import state_reader
@@ -36,7 +37,7 @@ def test_the_page_names_what_there_is() -> None:
 
 
 def test_the_reader_reads_what_is_committed_with_the_offsets() -> None:
-    taken = [TakenUnder(f"{number:016x}", 10**12, 2**33) for number in range(8)]
+    taken = [TakenUnder(f"{number:016x}", 10**12, 2**33, 2**33, 10**13) for number in range(8)]
     commit = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, RebuildPoint(-1, 1, 2, 3, 4), taken)
     found = state_reader.read_commit(encode_commit(commit))
     assert (found["id"], found["sequence"], found["watermark"], found["due"]) == ("a1", 7, 1000, 1200)

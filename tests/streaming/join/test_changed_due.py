@@ -1,0 +1,285 @@
+"""What decides when requests are due changes between two starts, and then the state is lost: nothing that was accepted vanishes."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+
+from streaming.features.kinds import DenseFeature
+from streaming.join.commit import decode_commit
+from streaming.join.negatives import Negatives
+from streaming.join.partition import JoinPartition
+from streaming.join.settings import JoinSettings
+from streaming.join.spec import JoinSpec
+from streaming.join.state import JoinState
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import (
+    FORMAT_VERSION,
+    MAX_TIME_MS,
+    MIN_TIME_MS,
+    Request,
+    decode_engagement,
+    decode_letter,
+    decode_request,
+    encode,
+)
+from streaming.records.labels import Label
+from tests.streaming.join.join_lives import FEATURES, LABELS, World, clicked, letters, published, records_of, take
+from tests.streaming.join.join_lives import request as request_of
+
+ENDED = {IMPRESSIONS: True, ENGAGEMENTS: True}
+START, CHANGE, END = 10_000, 11_500, 90_000
+LATE_BY = 300
+"""How much later records arrive than they happen, at most."""
+
+
+class Config(NamedTuple):
+    """What changes between two starts. A purchase may come 8 s after the serving, a click 1 s."""
+
+    emit: str = "decided"
+    lateness: int = LATE_BY
+    earliest_ms: int = MIN_TIME_MS
+    buys: bool = False
+    ages: bool = False
+
+    def of(self, spec: JoinSpec) -> JoinSpec:
+        return spec._replace(
+            features={**FEATURES, "age": DenseFeature(kind="dense", column="a")} if self.ages else FEATURES,
+            labels={**LABELS, "buy": Label(action="buy", window="8s")} if self.buys else LABELS,
+            settings=JoinSettings(emit=self.emit, lateness=f"{self.lateness}ms"),  # type: ignore[arg-type]
+            earliest_ms=self.earliest_ms,
+        )
+
+
+class Lives:
+    """One partition whose joiner lives under one config after another; some 30 s of traffic arrive while it does."""
+
+    def __init__(self, folder: Path, keep: float, requests_at_once: int = 3) -> None:
+        self.world = World(random.Random(1), folder, negatives=Negatives(keep), requests_at_once=requests_at_once)
+        self.folder = self.world.folders[0]
+        self.state: JoinState | None = None
+        self.now = START
+        self.arrivals = sorted(self.traffic())
+
+    def traffic(self) -> list[tuple[int, str, bytes]]:
+        found = []
+        for number in range(300):
+            served_at = START + 100 * number
+            sent = encode(
+                Request(
+                    version=FORMAT_VERSION,
+                    request_id=f"r{number}",
+                    served_at=served_at,
+                    impression_ids=["a", "b"],
+                    features={"key": np.arange(2).tobytes(), "age": np.ones(2, "<f4").tobytes()},
+                )
+            )
+            found.append((served_at + 53 * number % LATE_BY, IMPRESSIONS, sent))
+            if number % 9 == 0:  # and again
+                found.append((served_at + LATE_BY + 71 * number % 2000, IMPRESSIONS, sent))
+            if number % 2:
+                at = served_at + 37 * number % 900
+                found.append((at + 31 * number % LATE_BY, ENGAGEMENTS, encode(clicked(f"r{number}", "a", at))))
+        return found
+
+    def start(self, config: Config, *, lost: bool = False, write_every_ms: int = 0) -> JoinPartition:
+        self.stop()
+        if lost:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.world.spec = config.of(self.world.spec)
+        self.state = JoinState(self.folder, 1 << 20)
+        self.join = self.world.join(self.state, self.world.brokers, write_every_ms)
+        list(self.join.recover())
+        return self.join
+
+    def stop(self) -> None:
+        if self.state is not None:
+            self.state.close()
+            self.state = None
+
+    def run(self, until: int, step_ms: int = 250) -> None:
+        topics = self.world.brokers.topics
+        while self.now < until:
+            self.now += step_ms
+            while self.arrivals and self.arrivals[0][0] <= self.now:
+                _, topic, value = self.arrivals.pop(0)
+                topics[topic].append(value)
+            if not self.join.busy:
+                for topic in ENDED:
+                    self.join.take(
+                        topic, records_of(topics[topic][self.join.offsets[topic] :], self.join.offsets[topic])
+                    )
+            self.join.step({topic: self.join.offsets[topic] == len(topics[topic]) for topic in ENDED}, self.now, 0)
+
+    def finish(self) -> None:
+        self.run(END // 2)
+        while self.join.pending:
+            assert self.now < 10 * END, "no end in sight"
+            self.run(self.now + 2000, 2000)
+        self.stop()
+        self.check()
+
+    def check(self) -> None:
+        """Every impression of every request is an example with its label, once, or a dead letter, or a negative left out."""
+        brokers, negatives = self.world.brokers, self.world.spec.negatives
+        letters = [decode_letter(value) for value in brokers.topics[DEAD_LETTERS] if value is not None]
+        refused = {(letter.topic, letter.offset) for letter in letters}
+        assert len(refused) == len(letters), "a letter twice"
+        dead = {
+            decode_request(letter.payload, MAX_TIME_MS).request_id for letter in letters if letter.topic == IMPRESSIONS
+        }
+        examples = published(brokers)
+        done = [decode_engagement(value or b"", MAX_TIME_MS) for value in brokers.topics[ENGAGEMENTS]]
+        counted = {
+            f"{each.request_id}/{each.impression_id}"
+            for offset, each in enumerate(done)
+            if (ENGAGEMENTS, offset) not in refused
+        }
+        for value in brokers.topics[IMPRESSIONS]:
+            request = decode_request(value or b"", MAX_TIME_MS)
+            for name in (f"{request.request_id}/{each}" for each in request.impression_ids):
+                if name in examples:
+                    (example,) = examples[name]
+                    assert example.label == (name in counted or (name.split("/")[0] in dead and example.label)), name
+                elif request.request_id not in dead:
+                    assert name not in counted and not negatives.keeps(name), f"{name} vanished"
+
+
+CHANGES = {
+    "emitted at once": (Config(emit="window"), Config()),
+    "more lateness": (Config(), Config(lateness=3000)),
+    "begins later": (Config(), Config(earliest_ms=CHANGE - 600)),
+    "a label removed": (Config(buys=True), Config()),
+    "a label added": (Config(), Config(buys=True)),
+}
+
+
+@pytest.mark.parametrize("lost_at", [CHANGE, CHANGE + 500, CHANGE + 3000])
+@pytest.mark.parametrize("configs", CHANGES.values(), ids=CHANGES)
+def test_nothing_that_was_accepted_vanishes(configs: tuple[Config, Config], lost_at: int, tmp_path: Path) -> None:
+    """The state is lost at once, or when windows have passed under the other config."""
+    before, after = configs
+    lives = Lives(tmp_path, 0.5)
+    lives.start(before)
+    lives.run(CHANGE)
+    if lost_at > CHANGE:
+        lives.start(after)
+        lives.run(lost_at)
+    lives.start(after, lost=True)
+    lives.finish()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_vanishes_however_configs_and_states_change(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    lives = Lives(tmp_path / "lives", rng.choice([1.0, 0.5]), rng.choice([1, 3, 100]))
+    older = tmp_path / "older"
+    configs = [
+        Config(
+            emit=rng.choice(["decided", "window"]),
+            lateness=rng.choice([LATE_BY, 2 * LATE_BY, 3000]),
+            earliest_ms=rng.choice([MIN_TIME_MS, START + 2000]),
+            buys=rng.random() < 0.5,
+            ages=rng.random() < 0.5,
+        )
+        for _ in range(3)
+    ]
+    while lives.now < 40_000:
+        match rng.randrange(5):
+            case 0 if older.exists():
+                shutil.rmtree(lives.folder, ignore_errors=True)
+                shutil.copytree(older, lives.folder)
+            case 1 if lives.folder.exists():
+                shutil.rmtree(older, ignore_errors=True)
+                shutil.copytree(lives.folder, older)
+            case 2 | 3:
+                shutil.rmtree(lives.folder, ignore_errors=True)
+        lives.start(rng.choice(configs), write_every_ms=rng.choice([0, 1 << 40]))
+        lives.run(lives.now + rng.randrange(1, 3000), rng.choice([50, 250]))
+        lives.stop()
+    lives.start(rng.choice(configs))
+    lives.finish()
+
+
+def test_more_changes_than_a_commit_names(tmp_path: Path) -> None:
+    """No config refuses a request that it never took; what it cannot even read becomes a dead letter."""
+    lives = Lives(tmp_path, 1.0)
+    brokers = lives.world.brokers
+    first = msgspec.json.encode(
+        {
+            "version": FORMAT_VERSION,
+            "request_id": "unreadable",
+            "served_at": START,
+            "impression_ids": ["a"],
+            "features": {"key": [1], "age": ["old"]},  # which nobody reads yet
+        }
+    )
+    for number in range(12):
+        join = lives.start(Config(buys=number % 2 == 0))
+        take(join, brokers, IMPRESSIONS, *([] if number else [first]), request_of(number, START + number))
+        join.step(ENDED, START + 100, 0)
+    assert len(brokers.committed or "") < 2000
+    join = lives.start(Config(ages=True), lost=True)
+    for as_of_ms in range(START + 20_000, START + 30_000, 1000):
+        join.step(ENDED, as_of_ms, 0)
+    lives.stop()
+    assert sorted(published(brokers)) == sorted(f"r{number}/{number}.0" for number in range(12))
+    assert letters(brokers) == [(IMPRESSIONS, 0, "feature")]
+
+
+def test_a_label_removed_leaves_rebuild_points_where_its_window_needs_them(tmp_path: Path) -> None:
+    lives = Lives(tmp_path, 1.0)
+    lives.start(Config(buys=True))
+    lives.run(CHANGE)
+    lives.start(Config())
+    lives.run(CHANGE + 10_000)
+    commit = decode_commit(lives.world.brokers.committed or "")
+    assert commit.lowest.impressions == 0, "16 s are not over"
+    lives.run(40_000)
+    commit = decode_commit(lives.world.brokers.committed or "")
+    assert commit.lowest.impressions > 100 and len(commit.taken_under) == 1
+    lives.stop()
+
+
+def test_what_a_joiner_without_digests_took_for_a_repeat_is_one_when_it_is_read_again(tmp_path: Path) -> None:
+    """It counted every record of an id that it knew; another record of it was not joined, and got no letter."""
+    lives = Lives(tmp_path, 1.0)
+    brokers = lives.world.brokers
+    join = lives.start(Config())
+    take(join, brokers, IMPRESSIONS, request_of(1, START), request_of(1, START))
+    join.step(ENDED, START + 100, 0)
+    join.step(ENDED, START + 1400, 0)
+    assert len(published(brokers)) == 1
+    lives.stop()
+    brokers.topics[IMPRESSIONS][1] = request_of(1, START + 200)  # which it would have refused, had it known digests
+    found = msgspec.json.decode(brokers.committed or "")
+    del found["schemas"], found["version"]
+    brokers.committed = msgspec.json.encode(found).decode()
+    for as_of_ms in (START + 1400, START + 3000, START + 6000):
+        join = lives.start(Config(), lost=True)
+        join.step(ENDED, as_of_ms, 0)
+    lives.stop()
+    assert {name: len(each) for name, each in published(brokers).items()} == {"r1/1.0": 1}
+
+
+def test_what_was_forgotten_is_not_taken_again_under_a_longer_window(tmp_path: Path) -> None:
+    lives = Lives(tmp_path, 1.0)
+    brokers = lives.world.brokers
+    join = lives.start(Config())
+    take(join, brokers, IMPRESSIONS, request_of(1, START))
+    join.step(ENDED, START + 4000, 0)
+    join.step(ENDED, START + 4100, 0)
+    assert not join.pending
+    join = lives.start(Config(buys=True))
+    take(join, brokers, IMPRESSIONS, request_of(1, START), request_of(2, START + 3900))
+    join.step(ENDED, START + 20_000, 0)
+    lives.stop()
+    (letter,) = (decode_letter(value) for value in brokers.topics[DEAD_LETTERS] if value is not None)
+    assert (letter.reason, letter.offset) == ("late", 1)
+    assert {name: len(each) for name, each in published(brokers).items()} == {"r1/1.0": 1, "r2/2.0": 1}
