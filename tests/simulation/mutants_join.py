@@ -25,7 +25,7 @@ from streaming.join.upgrades import Upgrades
 from streaming.join.watermark import watermark_of
 from streaming.log import IMPRESSIONS
 from streaming.records import json_records
-from streaming.records.events import BadRecord
+from streaming.records.events import BadRecord, Request
 from streaming.records.examples import Published
 from tests.simulation.planting import wrap
 from tests.simulation.world import World
@@ -311,9 +311,15 @@ def pending_requests_are_not_taken_over() -> Any:
     return patch.object(Joiner, "_is_anothers", lambda self, pending: False)
 
 
-def refusals_of_a_rebuild_are_drained() -> Any:
+@contextmanager
+def refusals_of_a_rebuild_are_drained() -> Iterator[None]:
     """What is read again is judged by the new config, and its dead letter passed over with those that were sent before."""
-    return patch.object(Upgrades, "_take_again", lambda self, request, fingerprint: self.take(request, None))
+
+    def judged(self: Upgrades, request: Request, fingerprint: str) -> None:
+        self.take(request, None, was_taken=False)
+
+    with patch.object(Upgrades, "_take_again", judged), patch.object(Joiner, "put_back", lambda self, letters: None):
+        yield
 
 
 def engagements_wait_without_bound() -> Any:
