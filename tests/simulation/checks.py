@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -17,7 +17,7 @@ from streaming.records.events import DeadLetter, encode
 from tests.simulation.brokers import Brokers
 from tests.simulation.conservation import check_conservation
 from tests.simulation.counting import EXPIRE_SECONDS, STEP_SECONDS, format_of
-from tests.simulation.traffic import LATENESS, PARTITIONS, WINDOW, Traffic
+from tests.simulation.traffic import LATENESS, PARTITIONS, WINDOW, Emit, Traffic
 from trainer.online import OnlineTrainer
 
 if TYPE_CHECKING:
@@ -47,9 +47,13 @@ def content_of(tables: Mapping[str, Table]) -> Content:
 class Checks:
     """``versions`` is what the trainer's tables held when a version was cut, by its number."""
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(self, traffic: Traffic, emits: Collection[Emit]) -> None:
         self._traffic = traffic
-        self._by_decision = sorted(traffic.expected.values(), key=lambda one: one.decided_at)
+        expected = traffic.expected.values()
+        self._first = {one.number: one.decided_at if "decided" in emits else one.closes_at for one in expected}
+        """When each example is due at the earliest, and at the latest: joiners may begin with the other `join.emit`."""
+        self._last = {one.number: one.closes_at if "window" in emits else one.decided_at for one in expected}
+        self._by_last = sorted(expected, key=lambda one: self._last[one.number])
         self.versions: dict[int, Content] = {}
         self._states: dict[int, tuple[bytes, dict[str, tuple[bytes, ...]]]] = {}
         self._published = 0
@@ -83,19 +87,20 @@ class Checks:
         self._fresh_at_most(manifest.watermark, self.versions[manifest.version])
 
     def _fresh_at_most(self, watermark: int, content: Content) -> None:
-        """Everything that was decided before the watermark is in the rows, and of the users those whose time is not over."""
-        newest: dict[int, int] = {}
-        for one in self._by_decision:
+        """Everything that was due before the watermark is in the rows, and of the users those whose time is not over."""
+        newest: dict[int, tuple[int, int]] = {}
+        for one in self._by_last:
+            first, last = self._first[one.number], self._last[one.number]
             if one.number in content.examples:
-                newest[one.user] = one.decided_at
+                newest[one.user] = max(newest.get(one.user, (0, 0))[0], first), last
             else:
-                assert one.decided_at >= watermark, f"watermark {watermark}: example {one.number} of before is missing"
-        for user, decided_at in newest.items():
-            age = watermark // 1000 - decided_at // 1000
+                assert last >= watermark, f"watermark {watermark}: example {one.number} of before is missing"
+        for user, (first, last) in newest.items():
             if user in content.users:
-                allowed = EXPIRE_SECONDS + STEP_SECONDS
+                age, allowed = watermark // 1000 - last // 1000, EXPIRE_SECONDS + STEP_SECONDS
                 assert age <= allowed or user in self._traffic.possible_users, f"user {user} should be gone for {age} s"
             else:
+                age = watermark // 1000 - first // 1000
                 assert age >= EXPIRE_SECONDS, f"user {user} is gone {age} s after its last example"
 
     def pull(self, service: ReplicaService) -> None:
@@ -147,7 +152,7 @@ class Checks:
         unreadable: set[tuple[int, int]] = set()
         formats = [format_of(size) for size in self._traffic.sizes]
         for partition in range(PARTITIONS):
-            due = [one for one in self._by_decision if one.partition == partition]
+            due = [one for one in self._by_last if one.partition == partition]
             at, told = 0, -1
             log = brokers.topics[EXAMPLES, partition]
             for record in log.committed(0, len(log.entries)):
@@ -177,7 +182,7 @@ class Checks:
                 lowest = told - (WINDOW + LATENESS if self.splits else 0)
                 assert watermark >= lowest, f"{EXAMPLES}/{partition}: the watermark went back at {record.offset}"
                 told = max(told, watermark)
-                while at < len(due) and due[at].decided_at < watermark:
+                while at < len(due) and self._last[due[at].number] < watermark:
                     assert due[at].number in times, f"watermark {watermark} was told before example {due[at].number}"
                     at += 1
         assert self.unreadable == unreadable, f"{self.unreadable} could not be read, and {unreadable} are unreadable"

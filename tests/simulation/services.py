@@ -73,6 +73,7 @@ class JoinerService:
         self._folders = folders
         self._lost: dict[int, int] = {}
         self._features = features(world.actors[name].size)
+        self._settings = world.traffic.settings.model_copy(update={"emit": world.actors[name].emit})
         self.service = JoinService(
             BrokersOf(world.brokers, process, name),
             self._make,
@@ -88,7 +89,7 @@ class JoinerService:
         folder = self._folders.setdefault(partition, StoreFolder())
         state = JoinState(FOLDER, world.rng.choice([2000, 6000, 1 << 20]), lambda _: Store(folder, process))
         return state, _Partition(
-            JoinSpec(self._features, LABELS, world.traffic.settings, world.traffic.negatives, limits=world.limits),
+            JoinSpec(self._features, LABELS, self._settings, world.traffic.negatives, limits=world.limits),
             state,
             outlet,
             history,

@@ -20,6 +20,7 @@ from tests.simulation.traffic import (
     MINUTE,
     PARTITIONS,
     START,
+    WINDOW,
     Action,
     Arrival,
     Expected,
@@ -51,7 +52,7 @@ def backlog() -> Traffic:
         arrivals.append(Arrival(at + CLICK_AFTER, ENGAGEMENTS, partition, value, 0, ahead))
         for place, (number, actions) in enumerate(zip(numbers, ([click], []), strict=True)):
             names[number] = example_id(request_id, f"item{place}")
-            expected[number] = Expected(number, partition, user, *decide(served_at, actions))
+            expected[number] = Expected(number, partition, user, *decide(served_at, actions), served_at + WINDOW)
     return Traffic(
         JoinSettings(lateness="5s", max_future="1h"),
         Negatives(1.0),

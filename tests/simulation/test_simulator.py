@@ -12,8 +12,6 @@ SEEDS = 120
 RARE = {
     "files go before their manifests",
     "impressions known by id and time",
-    "refusals are not read again",
-    "rows stay where a follower starts over",
 }
 """Found within 1,000 seeds (`make simulate-mutants`), which takes too long here."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -40,6 +40,9 @@ WAITING_BYTES = 6000
 """Of the engagements that wait for one request: more than any product sends that is not broken."""
 
 
+Emit: TypeAlias = Literal["decided", "window"]
+
+
 class Arrival(NamedTuple):
     """One record on its way to the log. Of ``attempts`` to send it in a transaction only the last is committed; without any, it is
     sent as it is. What it claims is ``ahead`` (ms) of the time."""
@@ -53,13 +56,14 @@ class Arrival(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """An example: its number is its key; times in ms."""
+    """An example: its number is its key; times in ms. By `join.emit` it is due when it is decided, or when its window closes."""
 
     number: int
     partition: int
     user: int
     labels: tuple[float, float]
     decided_at: int
+    closes_at: int
 
 
 class Traffic(NamedTuple):
@@ -110,7 +114,7 @@ def make_traffic(rng: random.Random) -> Traffic:
     requests = rng.randint(15, 45)
     every = rng.choice([5_000, 15_000, 30_000])
     users = rng.choice([2, 6, 12])
-    emit: Literal["decided", "window"] = rng.choice(["decided", "decided", "window"])
+    emit: Emit = rng.choice(["decided", "decided", "window"])
     late: Literal["dead_letter", "correct"] = rng.choice(["dead_letter", "dead_letter", "correct"])
     settings = JoinSettings(emit=emit, late=late, lateness=f"{LATENESS}ms", max_rows=16)
     negatives = Negatives(rng.choice([1.0, 1.0, 0.5]), seed=1)
@@ -190,11 +194,9 @@ def make_traffic(rng: random.Random) -> Traffic:
                 possible_users.add(user)
             else:
                 labels, decided_at = decide(served_at, actions)
-                if emit == "window":
-                    decided_at = served_at + WINDOW
                 if not any(labels) and not is_kept(names[one], negatives):
                     continue
-                expected[one] = Expected(one, partition, user, labels, decided_at)
+                expected[one] = Expected(one, partition, user, labels, decided_at, served_at + WINDOW)
         if rng.random() < 0.03 and not is_late and not resized:  # another request with the id, while that is known
             again = at + LONGEST_DELAY + rng.randrange(WINDOW // 2)
             value = request_record(request_id, again + ahead, [10**6 + number], user, max(sizes))

@@ -29,6 +29,7 @@ from tests.simulation.traffic import (
     WAITING_BYTES,
     WINDOW,
     Arrival,
+    Emit,
     Traffic,
     make_traffic,
 )
@@ -57,7 +58,8 @@ class Actor:
         self.busy = False
         self.paused_until = 0
         self.size = world.traffic.sizes[0]
-        """Which of the two configs it has."""
+        """Which of the two configs it has; `join.emit` changes by itself."""
+        self.emit = world.emits[0]
         self.begin = begin
 
 
@@ -72,7 +74,10 @@ class World:
         self.traffic = traffic or make_traffic(rng)
         self.brokers = Brokers(rng, PARTITIONS, lambda: self.now)
         self.disk = Disk(rng)
-        self.checks = Checks(self.traffic)
+        emit = self.traffic.settings.emit
+        changes = random.Random(f"{seed} emit").random() < 0.2
+        self.emits: list[Emit] = [emit, "window" if emit == "decided" else "decided"] if changes else [emit]
+        self.checks = Checks(self.traffic, self.emits)
         self.faults = {name for name in FAULTS if rng.random() < 0.5}
         self.rate = rng.choice([0.03, 0.08, 0.2])
         self.flaky = 0.0
@@ -191,6 +196,8 @@ class World:
             if actor.service is None:
                 if rng.random() < 0.2:
                     actor.size = sum(self.traffic.sizes) - actor.size
+                if len(self.emits) > 1:
+                    actor.emit = rng.choice(self.emits)
                 actor.service = actor.begin(process, actor.clock)
                 self.note(actor.name, f"begins, size {actor.size}")
             actor.service.step()
