@@ -36,6 +36,7 @@ LABELS = {
 CLICK_WINDOW, WINDOW = 60_000, 150_000
 _NOBODY = "undefined"
 """What a broken product sends as everybody's request id."""
+_NO_ITEM = "item1000"
 WAITING_BYTES = 6000
 """Of the engagements that wait for one request: more than any product sends that is not broken."""
 
@@ -222,6 +223,9 @@ def make_traffic(rng: random.Random) -> Traffic:
     if resized:  # whatever is pending at a change, or has the other size, is refused, and what is said of it
         expected, possible, possible_users = {}, set(names), set(range(users))
         refusable |= {one.value for one in arrivals}
+        # A rebuild cannot tell whether a request was open or new when it was refused, nor then whether an engagement had counted
+        # by then or was still waiting for it: it takes it for the former, even one of no impression.
+        refused = [(where, value) for where, value in refused if _NO_ITEM.encode() not in value]
     arrivals.sort(key=lambda arrival: arrival.at)
     return Traffic(
         settings,
@@ -318,7 +322,7 @@ def _bad(rng: random.Random, name: int, request_id: str, at: int) -> tuple[str, 
         case 3:
             return ENGAGEMENTS, engagement_record(f"u{name}", "item0", unmatched)
         case 4:
-            return ENGAGEMENTS, engagement_record(request_id, "item1000", unmatched)
+            return ENGAGEMENTS, engagement_record(request_id, _NO_ITEM, unmatched)
         case 5:
             parts = {
                 "features": '{"example":' + nested_json(5000) + "}",
