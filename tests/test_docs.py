@@ -96,6 +96,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in _anchors(linked), f"{page.name}: {target}#{anchor}"
 
 
+def test_every_decision_is_in_the_index_once() -> None:
+    folder = ROOT / "docs" / "decisions"
+    named = re.findall(r"^- \[.*\]\((.*)\)$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(page.name for page in folder.iterdir() if page.name != "README.md")
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_named_sources_are_there(page: Path) -> None:
     """Dated pages say how it was on their day, and the changelog too; all others name files that are there."""

@@ -14,7 +14,7 @@ from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 if TYPE_CHECKING:
     from streaming.join.service import JoinService
 
-_ALWAYS_SHOWN = ("late", "schema", "unmatched")
+_ALWAYS_SHOWN = ("late", "schema", "too_many", "unmatched")
 
 
 class JoinMetrics(Collector):
