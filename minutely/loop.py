@@ -31,7 +31,6 @@ from streaming.clock import EventClock
 from streaming.features.columns import slice_columns
 from streaming.join.core import Joiner
 from streaming.join.embedded import catch_up, embedded_service
-from streaming.join.lazy_store import LazyStore
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
 from streaming.join.state import JoinState
@@ -330,8 +329,8 @@ class EmbeddedLoop:
 
 
 def open_state(pipeline: Pipeline, folder: Path) -> JoinState:
-    """A joiner's state that uses ``folder`` for what does not fit in memory."""
-    return JoinState(folder, pipeline.join.memory_bytes, lambda folder: LazyStore(lambda: RocksStore(folder)))
+    """A joiner's state that uses ``folder`` for what does not fit in memory. The log is trimmed: damage there ends the run."""
+    return JoinState(folder, pipeline.join.memory_bytes, partial(RocksStore, can_rebuild=False))
 
 
 def _next_point(at: int, every: int | None) -> int:

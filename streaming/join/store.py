@@ -98,11 +98,13 @@ class StoreMemory:
 class RocksStore:
     """A store in a folder of its own; `Problems` if another joiner uses it. With damaged or missing files, it starts empty.
 
-    Stores share ``memory``; without it, a store has 64 MiB of its own.
+    Stores share ``memory``; without it, a store has 64 MiB of its own. Without ``can_rebuild``, the log keeps too little to rebuild
+    what is lost: damage is an error like any other.
     """
 
-    def __init__(self, folder: Path, memory: StoreMemory | None = None) -> None:
+    def __init__(self, folder: Path, memory: StoreMemory | None = None, *, can_rebuild: bool = True) -> None:
         self._memory = memory or StoreMemory(_OWN_BYTES)
+        self._can_rebuild = can_rebuild
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._discarded = folder.with_name(f"{folder.name}.discarded")
@@ -112,7 +114,7 @@ class RocksStore:
         try:
             db = _open(self._folder, self._memory)
         except Exception as error:  # rocksdict raises no narrower kind
-            if not is_damage(error):
+            if not self.is_damage(error):
                 raise
             _log.warning("%s does not open, rebuilding it from the log: %s", self._folder, error)
             self._discard()
@@ -157,8 +159,8 @@ class RocksStore:
             _log.warning("%s: damage found while closing: %s", self._folder, error)
 
     def is_damage(self, error: Exception) -> bool:
-        """Whether an error means that files are damaged or missing."""
-        return is_damage(error)
+        """Whether an error means that files are damaged or missing, and the log can rebuild them."""
+        return self._can_rebuild and is_damage(error)
 
 
 def _open(folder: Path, memory: StoreMemory) -> Rdict:

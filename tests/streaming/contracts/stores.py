@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from streaming.join.lazy_store import LazyStore
 from streaming.join.store import JoinStore, RocksStore
 from tests.simulation.process import Process
 from tests.simulation.store import Store, StoreFolder
@@ -17,14 +16,10 @@ def rocks(folder: Path) -> Open:
     return lambda: RocksStore(folder / "rocks")
 
 
-def lazy(folder: Path) -> Open:
-    return lambda: LazyStore(lambda: RocksStore(folder / "lazy"))
-
-
 def simulated(_: Path) -> Open:
     folder, process = StoreFolder(), Process("joiner", lambda process: None)
     return lambda: Store(folder, process)
 
 
-STORES = {"rocks": rocks, "lazy": lazy, "simulated": simulated}
+STORES = {"rocks": rocks, "simulated": simulated}
 EVERY_STORE = sorted(STORES)

@@ -6,7 +6,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ from streaming.features.kinds import DenseFeature, Feature, SparseFeature, Vecto
 from streaming.join import core as joiner
 from streaming.join.core import Joiner
 from streaming.join.embedded import embedded_service
-from streaming.join.lazy_store import LazyStore
 from streaming.join.negatives import Negatives
 from streaming.join.pending import Pending
 from streaming.join.policy import Living
@@ -36,6 +35,8 @@ from streaming.records.events import (
     encode,
 )
 from streaming.records.labels import Label
+from tests.simulation.process import Process
+from tests.simulation.store import Store, StoreFolder
 
 NOW = 10_000_000
 END = 1_000_000_000
@@ -279,11 +280,12 @@ def arrived(offset: int, payload: bytes) -> Record:
 
 
 def roomy_state() -> JoinState:
-    return JoinState(Path("nowhere"), 1 << 30, lambda _: LazyStore(no_disk))
+    return JoinState(Path("nowhere"), 1 << 30, lambda _: memory_store(StoreFolder()))
 
 
-def no_disk() -> NoReturn:
-    raise AssertionError("a state with room enough opened its store")
+def memory_store(folder: StoreFolder) -> Store:
+    """A store of a process that never dies."""
+    return Store(folder, Process("joiner", lambda process: None))
 
 
 HEAD = Head("id", 1, 0, 0, {}, {}, [], 0)

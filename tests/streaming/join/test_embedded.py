@@ -13,7 +13,6 @@ import pytest
 from streaming.clock import EventClock
 from streaming.join import store as join_store
 from streaming.join.embedded import catch_up, embedded_service
-from streaming.join.lazy_store import LazyStore
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
@@ -49,7 +48,7 @@ def requests(first: int, count: int) -> list[bytes]:
 
 def full_state(folder: Path) -> JoinState:
     """Of a run whose memory is full at once."""
-    return JoinState(folder, 1, lambda folder: LazyStore(lambda: RocksStore(folder)))
+    return JoinState(folder, 1, partial(RocksStore, can_rebuild=False))
 
 
 def test_one_round_joins_all_that_is_there(log: EmbeddedLog, clock: EventClock) -> None:

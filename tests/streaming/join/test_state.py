@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming.join.lazy_store import LazyStore
 from streaming.join.pending import Pending
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
+from tests.simulation.store import StoreFolder
 from tests.streaming.contracts.stores import EVERY_STORE, STORES
 from tests.streaming.join.join_world import (
     CLICK,
@@ -27,7 +27,7 @@ from tests.streaming.join.join_world import (
     arrived,
     by_id,
     make_joiner,
-    no_disk,
+    memory_store,
     request_record,
 )
 
@@ -172,14 +172,16 @@ def test_a_state_of_before_records_had_a_digest_goes_on(tmp_path: Path) -> None:
         assert len(by_id(core, core.drain().examples)) == 2
 
 
-def test_a_roomy_state_needs_no_disk() -> None:
-    state = JoinState(Path("nowhere"), 1 << 20, lambda _: LazyStore(no_disk))
+def test_a_roomy_state_writes_nothing() -> None:
+    folder = StoreFolder()
+    state = JoinState(Path("nowhere"), 1 << 20, lambda _: memory_store(folder))
     for number in range(50):
         pending = Pending()
         state.wake(f"r{number}", pending, number)
         state.add(f"r{number}", pending, 10)
     assert state.take_due(10, 100) == [f"r{number}" for number in range(10)]
     assert not state.is_full
+    assert not folder.values
     state.discard()
     assert (len(state), state.next_due()) == (0, NEVER)
     state.close()

@@ -16,6 +16,7 @@ from basis.problems import Problems
 from streaming.join import store as join_store
 from streaming.join.pending import Pending
 from streaming.join.state import Head, JoinState
+from streaming.join.store import RocksStore
 from tests.commands import ROOT
 
 HEAD = Head("id", 1, 0, 0, {}, {}, [], 0)
@@ -84,6 +85,12 @@ def test_a_folder_with_damaged_or_missing_files_begins_anew(
     state = open_state(folder)
     assert state.head == HEAD
     state.close()
+
+
+def test_damage_that_the_log_cannot_mend_is_an_error(folder: Path) -> None:
+    remove("MANIFEST-*")(folder)
+    with pytest.raises(Exception, match="No such file or directory"):
+        RocksStore(folder, can_rebuild=False)
 
 
 def test_a_damaged_block_is_no_end(tmp_path: Path) -> None:
