@@ -17,9 +17,10 @@ from xxhash import xxh3_64_intdigest
 
 from streaming.features.columns import packed_bytes
 from streaming.join.decided import Decided, batches
-from streaming.join.pending import DROPPED, WAITING_BYTES, Pending, PendingRequests
-from streaming.join.policy import InputPolicy
+from streaming.join.pending import DROPPED, WAITING_BYTES, Pending
+from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
+from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.join.upgrades import Upgrades
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
@@ -63,7 +64,7 @@ class JoinOutput(NamedTuple):
 class Joiner:
     """Joins engagements with impressions. ``counts`` counts the records taken and what became of them."""
 
-    def __init__(self, spec: JoinSpec, store: PendingRequests, policy: InputPolicy, partition: int = 0) -> None:
+    def __init__(self, spec: JoinSpec, state: JoinState, policy: Living, partition: int = 0) -> None:
         self.upgrades = Upgrades(spec)
         """Checks requests, and takes over those of other configs."""
         self._rules = [Rule.of(label) for label in spec.labels.values()]
@@ -73,7 +74,7 @@ class Joiner:
         self._sampling_rate = spec.negatives.keep
         self._window = spec.window_ms
         self._wait = spec.window_ms + spec.settings.lateness
-        self._store = store
+        self._state = state
         self.policy = policy
         """How to treat records: as new ones, or as records that recovery re-reads."""
         self._partition = partition
@@ -127,23 +128,23 @@ class Joiner:
         self.watermark = max(self.watermark, watermark)
         left = NEVER if at_most is None else at_most
         while left > 0 and not self.is_full:
-            due = self._store.take_due(self.watermark, min(left, _DUE_AT_ONCE))
+            due = self._state.take_due(self.watermark, min(left, _DUE_AT_ONCE))
             if not due:
                 return True
             left -= len(due)
             for request_id in due:
-                pending = self._store.get(request_id)
+                pending = self._state.get(request_id)
                 assert pending is not None, request_id
                 if self.is_full:
                     at, pending.wake_at = pending.wake_at, NEVER
-                    self._store.wake(request_id, pending, at)
+                    self._state.wake(request_id, pending, at)
                 else:
                     self._look_at(request_id, pending)
         return False
 
     def next_due(self) -> int:
         """Return the next event time (ms) at which `advance` may have something to do."""
-        return self._store.next_due()
+        return self._state.next_due()
 
     def put_back(self, letters: Sequence[DeadLetter]) -> None:
         """Return dead letters that were drained and not sent."""
@@ -173,7 +174,7 @@ class Joiner:
         self.newest = max(self.newest, claimed_ms)
 
     def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
-        if self.policy.sent.refusal(topic, offset) is not None:
+        if self._state.known_refused(topic, [offset]):
             return
         self.counts[f"dead.{bad.reason}"] += 1
         self._bytes += len(payload) + _LETTER_BYTES
@@ -193,20 +194,19 @@ class Joiner:
         taken, outdated = self.policy.taken_under(offset), self.policy.outdated(offset)
         packed = pack_request(payload, self.upgrades.features(taken)) if is_json(payload) else payload
         request = decode_request(packed, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
-        self.upgrades.take(request, taken, was_taken=not self.policy.is_living and not outdated)
+        self.upgrades.take(request, taken, was_taken=outdated == "")
         forgotten_at = request.served_at + self._window + self._settings.lateness
-        if self.policy.is_forgotten(forgotten_at, self.watermark):
+        if self.policy.is_late(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
-        pending, digest = self._store.get(request.request_id) or Pending(), xxh3_64_intdigest(payload)
-        if self.policy.is_living and pending.served_at < 0 and request.served_at < self.forgotten_before:
+        pending, digest = self._state.get(request.request_id) or Pending(), xxh3_64_intdigest(payload)
+        if pending.served_at < 0 and request.served_at < self.forgotten_before:
             raise BadRecord("late", f"served at {request.served_at} ms: window closed under an earlier config")
         if pending.served_at >= 0 and not self._comes_again(pending, request, offset):
             if pending.digest in (digest, 0):
                 self.counts["repeated"] += 1
                 return
-            if self.policy.is_living:
-                raise _used_again(request, pending)
-            self._store.drop(request.request_id)  # a re-read one was taken, so the first had been dropped by then
+            self.policy.check_unused(request, pending)
+            self._state.drop(request.request_id)
             pending = Pending()
         self._reach(IMPRESSIONS, request.served_at, record.appended_at)
         pending.served_at = request.served_at
@@ -215,12 +215,12 @@ class Joiner:
         pending.impression_ids = request.impression_ids
         pending.request = request
         pending.offset = offset
-        sent = self.policy.sent.of(request.request_id, request.served_at, request.impression_ids)
+        sent = self._state.known_emitted(request.request_id, request.served_at, request.impression_ids)
         pending.emitted = bytearray(map(max, sent, pending.emitted)) if pending.emitted else sent
         self._close_if_due(pending)
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
         for at, engagement in waiting:
-            if self.policy.sent.refusal(ENGAGEMENTS, at) is not None:
+            if self._state.known_refused(ENGAGEMENTS, [at]):
                 continue
             try:
                 found = decode_engagement(engagement, MAX_TIME_MS)
@@ -230,8 +230,8 @@ class Joiner:
                     self.counts["unused"] += 1
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
-        self._store.wake(request.request_id, pending, request.served_at + self._window)
-        self._store.add(request.request_id, pending, len(payload))
+        self._state.wake(request.request_id, pending, request.served_at + self._window)
+        self._state.add(request.request_id, pending, len(payload))
         if outdated:
             self._outdate(request.request_id, pending, outdated)
 
@@ -242,18 +242,18 @@ class Joiner:
         if engagement.action not in self._actions:
             self.counts["unused"] += 1
             return
-        pending = self._store.get(engagement.request_id)
+        pending = self._state.get(engagement.request_id)
         if pending is not None and pending.served_at >= 0:
             self._attribute(pending, engagement)
-            self._store.add(engagement.request_id, pending, len(payload))
+            self._state.add(engagement.request_id, pending, len(payload))
             return
         self._check_matched(engagement)
         pending = pending or Pending()
         self._check_waiting(engagement.request_id, pending, len(payload))
         pending.waiting.append((record.offset, payload))
         pending.waiting_bytes += len(payload)
-        self._store.wake(engagement.request_id, pending, max(engagement.happened_at + self._wait, self.watermark))
-        self._store.add(engagement.request_id, pending, len(payload) + WAITING_BYTES)
+        self._state.wake(engagement.request_id, pending, max(engagement.happened_at + self._wait, self.watermark))
+        self._state.add(engagement.request_id, pending, len(payload) + WAITING_BYTES)
 
     def _check_matched(self, engagement: Engagement) -> None:
         if engagement.happened_at < max(self.forgotten_before, self.policy.forgotten_before(self.watermark)):
@@ -271,10 +271,9 @@ class Joiner:
     def _attribute(self, pending: Pending, engagement: Engagement) -> None:
         """Count an engagement towards its impression's labels."""
         at, request_id = engagement.happened_at, engagement.request_id
-        if self.policy.is_living and self._is_anothers(pending):
+        if self.policy.decides() and self._is_anothers(pending):
             self._take_over(request_id, pending)
-        if pending.outdated and self.policy.is_living:
-            raise BadRecord("schema", f"its request was {pending.outdated}")
+        self.policy.check_schema(pending)
         try:
             index = pending.impression_ids.index(engagement.impression_id)
         except ValueError:
@@ -283,7 +282,7 @@ class Joiner:
             raise BadRecord(
                 "before_served", f"happened at {at} ms, its impression was served at {pending.served_at} ms"
             )
-        if self.policy.is_living and at > pending.served_at + self._action_window[engagement.action]:
+        if self.policy.is_late(pending.served_at + self._action_window[engagement.action], at):
             raise BadRecord("late", f"happened {at - pending.served_at} ms after the serving: window closed")
         events = pending.events.setdefault(index, [])
         event = (at, engagement.action, engagement.value)
@@ -294,8 +293,8 @@ class Joiner:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {len(events)} engagements already")
         if pending.event_count >= self._limits.request_events:
             raise BadRecord("too_many", f"request {request_id} has {pending.event_count} engagements already")
-        self.policy.sent.refresh(request_id, pending)
-        if pending.emitted[index] and self.policy.is_living:
+        self._state.refresh(request_id, pending)
+        if pending.emitted[index] and self.policy.decides():
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
             if before.values == after.values:
                 self.counts["redundant"] += 1
@@ -304,7 +303,7 @@ class Joiner:
         events.append(event)
         pending.event_count += 1
         if self._settings.emit == "decided" and not pending.emitted[index]:
-            self._store.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
+            self._state.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
 
     def _correct(self, pending: Pending, request_id: str, index: int, decision: Decision) -> None:
         """Emit an example again, decided now. One that sampling dropped cannot be corrected."""
@@ -327,14 +326,14 @@ class Joiner:
         if pending.served_at < 0:
             self._drop_unmatched(request_id, pending)
             return
-        self.policy.sent.refresh(request_id, pending)
-        if self.policy.is_living:
+        self._state.refresh(request_id, pending)
+        if self.policy.decides():
             if self._is_anothers(pending):
                 self._take_over(request_id, pending)
         else:
             self._close_if_due(pending)
             if 0 in pending.emitted:  # decide after the recovery: only this config may take it for due
-                self._store.wake(request_id, pending, self.watermark)
+                self._state.wake(request_id, pending, self.watermark)
                 return
         closes_at = pending.served_at + self._window
         if pending.request is not None:
@@ -362,17 +361,17 @@ class Joiner:
                     next_due = min(next_due, closes_at)
             self._bytes += own + row_bytes * (rows - room)
             if next_due != NEVER:
-                self._store.wake(request_id, pending, next_due)
+                self._state.wake(request_id, pending, next_due)
                 return
             if self._settings.late == "dead_letter":
                 pending.request = None
-                self._store.release_payload(request_id)
+                self._state.release_payload(request_id)
         forget_at = closes_at + self._settings.lateness
         if forget_at < self.watermark:
-            self._store.drop(request_id)
+            self._state.drop(request_id)
         else:
             # Nobody waits for markers to be dropped, so drop them in groups, at multiples of the window.
-            self._store.wake(request_id, pending, -(-forget_at // self._window) * self._window)
+            self._state.wake(request_id, pending, -(-forget_at // self._window) * self._window)
 
     def _comes_again(self, pending: Pending, request: Request, offset: int) -> bool:
         """Whether a request is its dead letter sent again, which the config can now take; if so, reopen its impressions."""
@@ -394,7 +393,7 @@ class Joiner:
     def _take_over(self, request_id: str, pending: Pending) -> None:
         """Convert a request to our schema. If that fails, make it a dead letter if impressions of it are open."""
         assert pending.request is not None
-        self.policy.sent.refresh(request_id, pending)
+        self._state.refresh(request_id, pending)
         problem = self.upgrades.take_over(pending.request)
         if problem is None:
             return
@@ -405,7 +404,7 @@ class Joiner:
     def _outdate(self, request_id: str, pending: Pending, problem: str) -> None:
         """Reduce a request to its marker, with the engagements that counted."""
         pending.emitted, pending.request, pending.outdated = _closed(pending.emitted), None, problem
-        self._store.release_payload(request_id)
+        self._state.release_payload(request_id)
 
     def note_outdated(self, letter: DeadLetter) -> None:
         """Note that a request became a dead letter `schema`, for a state from before that."""
@@ -413,7 +412,7 @@ class Joiner:
             request_id = decode_request(letter.payload, MAX_TIME_MS).request_id
         except BadRecord:  # it was never taken
             return
-        pending = self._store.get(request_id)
+        pending = self._state.get(request_id)
         if pending is not None and pending.offset == letter.offset and not pending.outdated:
             self._outdate(request_id, pending, letter.detail)
 
@@ -441,22 +440,12 @@ class Joiner:
                 continue
             pending.waiting.append((offset, payload))
             pending.waiting_bytes += len(payload)
-            self._store.wake(request_id, pending, max(engagement.happened_at + self._wait, self.watermark))
+            self._state.wake(request_id, pending, max(engagement.happened_at + self._wait, self.watermark))
         if not pending.waiting:
-            self._store.drop(request_id)
+            self._state.drop(request_id)
 
 
 def _sizes(request: Request) -> tuple[int, int]:
     """Return the bytes of a request that each of its rows repeats, and those that are divided among its rows."""
     shared = packed_bytes(request.shared) + len(request.request_id)
     return shared, packed_bytes(request.features) + len("".join(request.impression_ids))
-
-
-def _used_again(request: Request, pending: Pending) -> BadRecord:
-    """Return the refusal of a request whose id ``pending``, which is another record, already has."""
-    ours, theirs = (
-        f"served at {served_at} ms with {len(ids)} impressions"
-        for served_at, ids in ((pending.served_at, pending.impression_ids), (request.served_at, request.impression_ids))
-    )
-    detail = f"request {request.request_id} was {ours}; this one, {theirs}, is another record; request ids must not be reused"
-    return BadRecord("request_id used again", detail)

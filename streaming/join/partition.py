@@ -9,13 +9,12 @@ it, the state is rebuilt from all records that may still matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import partial
 
 from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import commit_of, next_head
 from streaming.join.core import Joiner
-from streaming.join.policy import NOTHING_SENT, Living, SentAsTold
+from streaming.join.policy import Living
 from streaming.join.recovery import LostRange, Recovery
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
@@ -45,11 +44,11 @@ class JoinPartition:
         self._spec = spec
         self._state = state
         self._outlet = outlet
-        self._living = partial(Living, spec, served=served)
-        self._recovery = Recovery(spec, state, history, self._living, partition, new_id, requests_at_once)
+        living = Living(spec, served)
+        self._recovery = Recovery(spec, state, history, living, partition, new_id, requests_at_once)
         self._write_every_ms = write_every_ms
         self._requests_at_once = requests_at_once
-        self.joiner = Joiner(spec, state, self._living(NOTHING_SENT), partition)
+        self.joiner = Joiner(spec, state, living, partition)
         self._head = Head("", 0, 0, -1, {}, {}, [], 0)
         self._offsets: dict[str, int] = {}
         self._taken = self._taken_bytes = 0
@@ -129,11 +128,8 @@ class JoinPartition:
     def _write(self) -> None:
         """Write the state of the last transaction to disk."""
         self._state.write(self._head)
-        if (
-            isinstance(self.joiner.policy.sent, SentAsTold) and not self.busy
-        ):  # everything that it knows is in the state
-            self.joiner.policy = self._living(NOTHING_SENT)
-            self._state.forget_emitted()
+        if not self.busy:  # what was known to be sent is in the entries
+            self._state.forget_sent()
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
         """Join records of an input, in order, until their output fills a transaction. Return how many were taken."""

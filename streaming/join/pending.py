@@ -1,8 +1,6 @@
-"""The joiner's entry of a request, and the store of entries as the joiner uses it."""
+"""The joiner's entry of a request."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import msgspec
 
@@ -46,28 +44,3 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     offset: int = -1
     outdated: str = ""
     digest: int = 0
-
-
-class PendingRequests(Protocol):
-    """The joiner's state, as the joiner uses it."""
-
-    def get(self, request_id: str) -> Pending | None:
-        """Return the entry. Changes to it are kept once `add`, `wake` or `release_payload` is called for it."""
-
-    def add(self, request_id: str, pending: Pending, grown_bytes: int) -> None:
-        """Insert an entry, or note that an entry grew by ``grown_bytes`` of payload."""
-
-    def release_payload(self, request_id: str) -> None:
-        """Note that an entry released its payload."""
-
-    def wake(self, request_id: str, pending: Pending, at: int) -> None:
-        """Make `take_due` return the entry when ``at`` (ms) has passed, or earlier if an earlier call asked for that."""
-
-    def take_due(self, before: int, limit: int) -> list[str]:
-        """Return up to ``limit`` ids whose time is before ``before`` (ms); `get` each, and `wake` it again."""
-
-    def next_due(self) -> int:
-        """Return the earliest time (ms) that `take_due` waits for, or `NEVER`."""
-
-    def drop(self, request_id: str) -> None:
-        """Forget an entry that `get` returned."""

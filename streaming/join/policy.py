@@ -7,7 +7,6 @@ already, so it must not be published again, and records must not be judged by ho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from streaming.join.calibration import ServedCalibration
 from streaming.join.pending import Pending
@@ -15,107 +14,15 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.taken import TakenUnder, at_offset, forgotten_before, was_due
 from streaming.log import IMPRESSIONS
-from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, Request
+from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, BadRecord, Request
 from streaming.records.identity import example_prefix
 from streaming.records.labels import Decision
 
 
-class Sent(Protocol):
-    """What is in `examples` and among the dead letters, which may be more than entries say."""
-
-    def of(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
-        """Return how often each impression of a new request, served at ``served_at`` (ms), is in `examples`."""
-
-    def refresh(self, request_id: str, pending: Pending) -> None:
-        """Update an entry with what was sent since its state was written."""
-
-    def refusal(self, topic: str, offset: int) -> str | None:
-        """Return None if a record is not among the dead letters; else the letter's text if it is a request that had been taken
-        before, or an empty text."""
-
-
-class NothingSent:
-    """Entries are complete: the joiner notes in them what it sends."""
-
-    def of(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
-        """Return zeros: none of them was sent."""
-        return bytearray(len(impression_ids))
-
-    def refresh(self, request_id: str, pending: Pending) -> None:
-        """Do nothing."""
-
-    def refusal(self, topic: str, offset: int) -> str | None:
-        """Return None: entries do not hold refused records."""
-        return None
-
-
-NOTHING_SENT = NothingSent()
-
-
-class SentAsTold:
-    """What recovery found in `examples` and `dead-letters`."""
-
-    def __init__(self, state: JoinState) -> None:
-        self._state = state
-
-    def of(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
-        """Return how often each is in `examples`."""
-        return self._state.known_emitted(request_id, served_at, impression_ids)
-
-    def refresh(self, request_id: str, pending: Pending) -> None:
-        """Raise the counts of an entry that is older than what was found."""
-        known = self._state.known_emitted(request_id, pending.served_at, pending.impression_ids)
-        pending.emitted = bytearray(map(max, pending.emitted, known))
-
-    def refusal(self, topic: str, offset: int) -> str | None:
-        """Return what was found in `dead-letters`."""
-        return self._state.known_refused(topic, [offset]).get(offset)
-
-
-class InputPolicy(Protocol):
-    """What differs between new and re-read records; times in ms."""
-
-    @property
-    def sent(self) -> Sent:
-        """What `examples` may hold beyond what entries say."""
-
-    @property
-    def is_living(self) -> bool:
-        """Whether to publish examples, corrections and dead letters; for re-read records, that was done before."""
-
-    @property
-    def earliest_ms(self) -> int:
-        """The earliest event time of a record."""
-
-    def latest_ms(self, appended_at: int) -> int:
-        """Return the latest event time of a record that its broker took at ``appended_at``."""
-
-    def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
-        """Whether a request whose entry is dropped at ``forgotten_at`` comes too late."""
-
-    def forgotten_before(self, watermark: int) -> int:
-        """Return until when (ms) engagements happened that do not wait for their requests any more."""
-
-    def taken_under(self, offset: int) -> TakenUnder | None:
-        """Return what the request at this offset was taken under, if its schema is not the config's."""
-
-    def was_due(self, offset: int, served_at: int, watermark: int) -> bool:
-        """Whether the window of the request at this offset closed before ``watermark``, so that it was decided."""
-
-    def outdated(self, offset: int) -> str:
-        """Return the text of the dead letter `schema` of the request at this offset; empty if there is none."""
-
-    def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
-        """Return which of the impressions at ``places``, which share a decision, become examples."""
-
-
 class Living:
-    """The policy for new records: negatives are sampled, and ``served`` compares scores with labels."""
+    """The policy for new records: negatives are sampled, and ``served`` compares scores with labels. Times in ms."""
 
-    is_living = True
-
-    def __init__(self, spec: JoinSpec, sent: Sent = NOTHING_SENT, served: ServedCalibration | None = None) -> None:
-        self.sent = sent
+    def __init__(self, spec: JoinSpec, served: ServedCalibration | None = None) -> None:
         self.earliest_ms = spec.earliest_ms
         self._wait_ms = spec.window_ms + spec.settings.lateness
         self._max_future = spec.settings.max_future
@@ -124,31 +31,51 @@ class Living:
         self._labels = len(spec.labels)
 
     def latest_ms(self, appended_at: int) -> int:
-        """Return the time that is ``max_future`` after the append, whenever the record is read."""
+        """Return the latest event time of a record that its broker took at ``appended_at``, whenever it is read."""
         return appended_at + self._max_future
 
-    def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
-        """Whether the watermark has passed that time."""
-        return forgotten_at < watermark
+    def is_late(self, closed_at: int, at: int) -> bool:
+        """Whether ``at`` is too late for what closed at ``closed_at``."""
+        return closed_at < at
 
     def forgotten_before(self, watermark: int) -> int:
-        """Return the time from which their wait would end now."""
+        """Return until when engagements happened that do not wait for their requests any more."""
         return watermark - self._wait_ms
 
     def taken_under(self, offset: int) -> TakenUnder | None:
-        """Return None: new requests are taken under the config's own schema."""
+        """Return what the request at this offset was taken under before, if its schema is not the config's."""
         return None
 
     def was_due(self, offset: int, served_at: int, watermark: int) -> bool:
-        """Return False: a new request is still to be decided."""
+        """Whether the window of the request at this offset closed before ``watermark``, so that it was decided."""
         return False
 
-    def outdated(self, offset: int) -> str:
-        """Return an empty text: a new request has no dead letter."""
-        return ""
+    def outdated(self, offset: int) -> str | None:
+        """Return the text of the dead letter `schema` of the request at this offset, which was taken before: empty if it has none.
+        Return None for a new one."""
+        return None
+
+    def check_unused(self, request: Request, pending: Pending) -> None:
+        """Refuse a request whose id ``pending``, which is another record, already has."""
+        ours, theirs = (
+            f"served at {served_at} ms with {len(ids)} impressions"
+            for served_at, ids in ((each.served_at, each.impression_ids) for each in (pending, request))
+        )
+        detail = f"request {request.request_id} was {ours}; this one, {theirs}, is another record; request ids must not be reused"
+        raise BadRecord("request_id used again", detail)
+
+    def decides(self) -> bool:
+        """Whether to decide what is open, and again where an engagement comes later, after converting it to the config's schema."""
+        return True
+
+    def check_schema(self, pending: Pending) -> None:
+        """Refuse an engagement whose request became a dead letter because of its schema."""
+        if pending.outdated:
+            raise BadRecord("schema", f"its request was {pending.outdated}")
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
-        """Return all but the negatives that are not kept."""
+        """Return which of the impressions at ``places``, which share a decision, become examples: all but the negatives that are
+        not kept."""
         if self._served is not None:
             self._judge(self._served, pending.request, places, decision.values)
         if any(decision.values) or self._negatives.keep >= 1:
@@ -166,25 +93,24 @@ class Living:
             served.add(request.scores, places, values)
 
 
-class Recovered:
+class Recovered(Living):
     """The policy for re-read records. Where a window closed under the config of its time, what is not in `examples` was dropped
-    by sampling; all else stays open. ``earliest_ms`` is as early as can be: what was accepted once is accepted again."""
+    by sampling; all else stays open. Any time is accepted: what was accepted once is accepted again."""
 
-    is_living = False
-    earliest_ms = MIN_TIME_MS
-
-    def __init__(self, spec: JoinSpec, sent: Sent, taken: Sequence[TakenUnder] = ()) -> None:
-        self.sent = sent
+    def __init__(self, spec: JoinSpec, state: JoinState, taken: Sequence[TakenUnder] = ()) -> None:
+        super().__init__(spec)
+        self.earliest_ms = MIN_TIME_MS
+        self._state = state
         self._spec = spec
         self._taken = taken
         self._ours = TakenUnder.of(spec)
 
     def latest_ms(self, appended_at: int) -> int:
-        """Accept any time: what was accepted once is accepted again, even if ``max_future`` is shorter now."""
+        """Return the latest of all, even if ``max_future`` is shorter now."""
         return MAX_TIME_MS
 
-    def is_forgotten(self, forgotten_at: int, watermark: int) -> bool:
-        """Return False: engagements of requests that were dropped since are re-read, too."""
+    def is_late(self, closed_at: int, at: int) -> bool:
+        """Return False: what was in time once is so again. Requests that were dropped since get their engagements, too."""
         return False
 
     def forgotten_before(self, watermark: int) -> int:
@@ -200,9 +126,19 @@ class Recovered:
         """Go by the configs since it was taken."""
         return was_due(at_offset(self._taken, self._spec, offset), served_at, watermark)
 
-    def outdated(self, offset: int) -> str:
+    def outdated(self, offset: int) -> str | None:
         """Return what was found among the dead letters."""
-        return self.sent.refusal(IMPRESSIONS, offset) or ""
+        return self._state.known_refused(IMPRESSIONS, [offset]).get(offset, "")
+
+    def check_unused(self, request: Request, pending: Pending) -> None:
+        """Refuse nothing: the request was taken, so the first had been dropped by then."""
+
+    def decides(self) -> bool:
+        """Return False: what was due was decided before, under the config of its time. The rest waits for the recovery's end."""
+        return False
+
+    def check_schema(self, pending: Pending) -> None:
+        """Refuse nothing: the engagement counted when it was first taken."""
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
         """Return nothing: it was published before."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from streaming.join.brokers import History
 from streaming.join.commit import Committed, ForgottenError, next_head
 from streaming.join.core import Joiner
-from streaming.join.policy import NOTHING_SENT, InputPolicy, Recovered, Sent, SentAsTold
+from streaming.join.policy import Living, Recovered
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState, RebuildPoint
 from streaming.join.taken import forgotten_before, taken_on
@@ -57,14 +57,14 @@ class Restored:
 
 
 class Recovery:
-    """Recovers one partition; ``living`` makes the policy for the records that follow."""
+    """Recovers one partition; ``living`` is the policy for the records that follow."""
 
     def __init__(
         self,
         spec: JoinSpec,
         state: JoinState,
         history: History,
-        living: Callable[[Sent], InputPolicy],
+        living: Living,
         partition: int,
         new_id: Callable[[], str],
         requests_at_once: int | None,
@@ -122,8 +122,6 @@ class Recovery:
             return restored
         joiner.watermark = head.watermark
         restored.busy = head.published < head.watermark
-        if self._state.knows_emitted:
-            joiner.policy = self._living(SentAsTold(self._state))
         return restored
 
     def _rebuild(self, committed: Committed | None) -> Generator[None, None, Restored]:
@@ -147,7 +145,7 @@ class Recovery:
         return restored
 
     def _begin(self, head: Head, offsets: Mapping[str, int], outputs: dict[str, int]) -> Restored:
-        joiner = Joiner(self._spec, self._state, self._living(NOTHING_SENT), self._partition)
+        joiner = Joiner(self._spec, self._state, self._living, self._partition)
         joiner.upgrades.know(head.schemas.values())
         return Restored(joiner, head, dict(offsets), outputs)
 
@@ -178,9 +176,8 @@ class Recovery:
             for letter in filter(_outdated, letters):
                 joiner.note_outdated(letter)
             yield
-        sent = SentAsTold(state)
         joiner.watermark = committed.watermark
-        joiner.policy = Recovered(self._spec, sent, committed.taken_under)
+        joiner.policy = Recovered(self._spec, state, committed.taken_under)
         for topic in _INPUTS:
             for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
                 refused = state.known_refused(topic, [record.offset for record in records])
@@ -202,7 +199,7 @@ class Recovery:
             yield
         self._pass_over(restored, committed)
         joiner.put_back(restored.letters)
-        joiner.policy = self._living(sent)
+        joiner.policy = self._living
         joiner.watermark = committed.decided_until
         restored.busy = committed.watermark < committed.decided_until
         restored.offsets = dict(committed.offsets)

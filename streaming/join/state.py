@@ -129,7 +129,7 @@ def _refused_key(topic: str, offset: int) -> bytes:
 
 
 class JoinState:
-    """`PendingRequests` over RocksDB: up to ``memory_bytes`` of requests also stay in memory.
+    """Pending requests over RocksDB: up to ``memory_bytes`` of requests also stay in memory.
 
     Changes are in memory until `write` puts all of them on disk, which is due after ``unwritten_bytes``. ``head`` is that of the
     last write, None in a new folder.
@@ -152,6 +152,7 @@ class JoinState:
             if not self.is_damage(error):
                 raise
             _log.warning("%s is damaged, rebuilding it from the log: %s", folder, error)
+            error.__traceback__ = None  # its frames hold a cursor, with which the files could not be reopened
             self.discard()
 
     def reload(self) -> None:
@@ -168,6 +169,8 @@ class JoinState:
         self._bytes = self._unwritten = 0
         self._timers = Timers(self._wakes_at)
         self._on_disk = self.head.pending if self.head else 0
+        self.knows_sent = self._has_sent()
+        """Whether `note_emitted` or `note_refused` has noted anything."""
 
     def __len__(self) -> int:
         return len(self._entries) + self._on_disk
@@ -178,7 +181,8 @@ class JoinState:
         return self._bytes > self.memory_bytes or self._unwritten > self._unwritten_bytes
 
     def get(self, request_id: str) -> Pending | None:
-        """Return the entry, after loading it into memory."""
+        """Return the entry, after loading it into memory. Changes to it are kept once `add`, `wake` or `release_payload` is called
+        for it."""
         entry = self._entries.get(request_id)
         if entry is not None:
             return entry.pending
@@ -206,7 +210,7 @@ class JoinState:
         self._changed(request_id, entry)
 
     def wake(self, request_id: str, pending: Pending, at: int) -> None:
-        """Make `take_due` return the entry when ``at`` has passed, or earlier if an earlier call asked for that."""
+        """Make `take_due` return the entry when ``at`` (ms) has passed, or earlier if an earlier call asked for that."""
         if at < pending.wake_at:
             pending.wake_at = at
             self._timers.push(at, request_id)
@@ -215,7 +219,7 @@ class JoinState:
                 self._changed(request_id, entry)
 
     def take_due(self, before: int, limit: int) -> list[str]:
-        """Return up to ``limit`` ids whose time is before ``before``; `get` each, and `wake` it again."""
+        """Return up to ``limit`` ids whose time is before ``before`` (ms); `get` each, and `wake` it again."""
         return self._timers.take_due(before, limit, self._db if self._on_disk else None)
 
     def next_due(self) -> int:
@@ -276,10 +280,13 @@ class JoinState:
         batch = self._db.batch()
         for name, served_at, revision in published.examples:
             batch.put(_emitted_key(published.version, name, served_at), bytes([revision + 1]))
+            self.knows_sent = True
         self._db.write(batch)
 
     def known_emitted(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
         """Return how often each impression of a request served at ``served_at`` (ms) is in `examples`, by `note_emitted`."""
+        if not self.knows_sent:
+            return bytearray(len(impression_ids))
         prefix = example_prefix(request_id)
         keys = [_emitted_key(2, prefix + impression_id, served_at) for impression_id in impression_ids]
         keys += [_emitted_key(1, impression_id, served_at) for impression_id in impression_ids]
@@ -287,29 +294,38 @@ class JoinState:
         times = [0 if value is None else value[0] for value in found]
         return bytearray(map(max, times[: len(impression_ids)], times[len(impression_ids) :]))
 
+    def refresh(self, request_id: str, pending: Pending) -> None:
+        """Raise the counts of an entry that is older than what `note_emitted` noted."""
+        if self.knows_sent:
+            known = self.known_emitted(request_id, pending.served_at, pending.impression_ids)
+            pending.emitted = bytearray(map(max, pending.emitted, known))
+
     def note_refused(self, places: Collection[tuple[str, int, str]]) -> None:
         """Note records, by topic and offset, that are among the dead letters, with the letters' texts."""
         batch = self._db.batch()
         for topic, offset, text in places:
             batch.put(_refused_key(topic, offset), text.encode())
+            self.knows_sent = True
         self._db.write(batch)
 
     def known_refused(self, topic: str, offsets: Sequence[int]) -> dict[int, str]:
         """Return which of these records were refused, with the texts, by `note_refused`."""
+        if not self.knows_sent:
+            return {}
         found: Any = self._db.get([_refused_key(topic, offset) for offset in offsets])
         return {offset: bytes(text).decode() for offset, text in zip(offsets, found, strict=True) if text is not None}
 
-    @property
-    def knows_emitted(self) -> bool:
-        """Whether `note_emitted` or `note_refused` has noted anything."""
+    def _has_sent(self) -> bool:
         cursor = self._db.iter()
         cursor.seek(b"e")
         cursor.status()
         return cursor.valid() and cursor.key()[:1] == b"e"
 
-    def forget_emitted(self) -> None:
+    def forget_sent(self) -> None:
         """Delete what `note_emitted` and `note_refused` noted, once it is in the entries."""
-        self._db.delete_range(b"e", b"f")
+        if self.knows_sent:
+            self._db.delete_range(b"e", b"f")
+            self.knows_sent = False
 
     def is_damage(self, error: Exception) -> bool:
         """Whether an error means that the state is damaged and can be rebuilt."""

@@ -5,18 +5,10 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Callable
-from typing import Protocol
 
-from streaming.join.store import Cursor
+from streaming.join.store import JoinStore
 
 NEVER = 2**62
-
-
-class Ordered(Protocol):
-    """A store whose keys are in order."""
-
-    def iter(self) -> Cursor:
-        """Return a cursor over the keys."""
 
 
 class Timers:
@@ -49,7 +41,7 @@ class Timers:
         self._heap = [timer for timer in self._heap if self._is_live(timer)]
         heapq.heapify(self._heap)
 
-    def take_due(self, before: int, limit: int, db: Ordered | None) -> list[str]:
+    def take_due(self, before: int, limit: int, db: JoinStore | None) -> list[str]:
         """Return up to ``limit`` ids whose time is before ``before``, each once, including those in ``db`` if given."""
         ready: dict[str, None] = {}  # a request that came back from disk may be in the heap more than once
         while self._heap and self._heap[0][0] < before and len(ready) < limit:
@@ -70,7 +62,7 @@ class Timers:
             cursor.status()
         return list(ready)
 
-    def next_due(self, db: Ordered | None) -> int:
+    def next_due(self, db: JoinStore | None) -> int:
         """Return the earliest time (ms) that `take_due` waits for, or `NEVER`."""
         while self._heap and not self._is_live(self._heap[0]):
             heapq.heappop(self._heap)

@@ -17,7 +17,7 @@ from streaming.join.commit import Committed
 from streaming.join.core import Joiner, JoinOutput
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
-from streaming.join.policy import Recovered, SentAsTold
+from streaming.join.policy import Recovered
 from streaming.join.recovery import Recovery, Restored
 from streaming.join.service import JoinService, Member
 from streaming.join.state import Head, JoinState
@@ -116,7 +116,7 @@ def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
 
 
 def entries_do_not_learn_what_was_emitted() -> Any:
-    return patch.object(SentAsTold, "refresh", lambda self, request_id, pending: None)
+    return patch.object(JoinState, "refresh", lambda self, request_id, pending: None)
 
 
 def a_batch_is_as_large_as_what_is_due() -> Any:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from streaming.join.pending import Pending
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
+from streaming.log import IMPRESSIONS
+from streaming.records.examples import Published
 from tests.simulation.store import StoreFolder
 from tests.streaming.contracts.stores import EVERY_STORE, STORES
 from tests.streaming.join.join_world import (
@@ -149,6 +151,39 @@ def test_what_it_holds_survives_the_disk_as_it_was(tmp_path: Path) -> None:
     assert again is not pending
     assert again == pending
     assert isinstance(again.emitted, bytearray)
+    state.close()
+
+
+@pytest.mark.parametrize("kind", EVERY_STORE)
+def test_what_was_sent_is_known_until_it_is_forgotten(kind: str, tmp_path: Path) -> None:
+    """Also by who opens the folder again before that."""
+    open_store = STORES[kind](tmp_path)
+
+    def open_state() -> JoinState:
+        return JoinState(tmp_path, 1 << 20, lambda _: open_store())
+
+    def known(state: JoinState) -> tuple[list[int], dict[int, str]]:
+        pending = Pending(served_at=7, impression_ids=["x", "y"], emitted=bytearray(b"\1\1"))
+        state.refresh("r1", pending)
+        assert pending.emitted == bytes(max(1, times) for times in state.known_emitted("r1", 7, ["x", "y"]))
+        return list(state.known_emitted("r1", 7, ["x", "y"])), state.known_refused(IMPRESSIONS, [3, 4])
+
+    sent, nothing = ([3, 0], {4: "why"}), ([0, 0], {})
+    state = open_state()
+    assert known(state) == nothing
+    state.note_emitted(Published(2, [("r1/x", 7, 2)]))
+    state.note_refused([(IMPRESSIONS, 4, "why")])
+    for _ in range(2):
+        assert known(state) == sent
+        state.close()
+        state = open_state()
+    state.reload()
+    assert known(state) == sent
+    state.forget_sent()
+    assert known(state) == nothing
+    state.close()
+    state = open_state()
+    assert known(state) == nothing
     state.close()
 
 
