@@ -37,7 +37,7 @@ from streaming.clock import WallClock
 from streaming.kafka.client import ends_of, reader_of
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS
 from streaming.records.events import (
     FORMAT_VERSION,
     MAX_TIME_MS,
@@ -121,7 +121,7 @@ def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, sta
 
 def decode_only(kafka: KafkaSettings) -> int:
     consumer = reader_of(kafka)
-    names = [kafka.topic(topic) for topic in (IMPRESSIONS, ENGAGEMENTS)]
+    names = [kafka.topic(topic) for topic in INPUTS]
     ends = ends_of(consumer, [TopicPartition(name, 0) for name in names], 20)
     consumer.assign([TopicPartition(name, 0, 0) for name in names])
     count, left = 0, sum(ends.values())

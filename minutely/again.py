@@ -27,14 +27,13 @@ from streaming.kafka.history import KafkaHistory
 from streaming.kafka.outlet import Transactions
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying, tolerating
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS, BrokerError
+from streaming.log import DEAD_LETTERS, INPUTS, BrokerError
 from streaming.records.events import DeadLetter
 from streaming.records.reasons import MENDABLE
 from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.dead-letters")
 _GROUP = "minutely-again"
-_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _LETTERS_AT_ONCE = 500
 _BYTES_AT_ONCE = 8 << 20
 _PLACE_KEPT_MS = 7 * 86_400_000
@@ -139,12 +138,12 @@ class _Partition:
         if self._place:
             return 0
         return sum(
-            letter.topic in _INPUTS and letter.reason in self._reasons and record.appended_at < before_ms
+            letter.topic in INPUTS and letter.reason in self._reasons and record.appended_at < before_ms
             for record, letter in letters_of(self._history, self._partition, 0, end, stop)
         )
 
     def _send_both(self, end: int, since_ms: int, stop: Callable[[], bool]) -> None:
-        for topic in _INPUTS:
+        for topic in INPUTS:
             self._send_all(topic, end, since_ms, stop)
 
     def _open(self) -> None:

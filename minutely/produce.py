@@ -21,7 +21,7 @@ from streaming.kafka import waiting
 from streaming.kafka.sending import RetryingSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import INPUTS
 from streaming.source.load import LoggedEvents, load
 from streaming.source.to_records import RequestRecords
 
@@ -100,7 +100,7 @@ def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, 
     scores = np.zeros((events.impressions, 0), np.float32)
     request = engagement = 0
     sender = RetryingSender(pipeline.kafka, _log, stop)
-    names = [pipeline.kafka.topic(name) for name in (IMPRESSIONS, ENGAGEMENTS)]
+    names = [pipeline.kafka.topic(name) for name in INPUTS]
     while (request < events.requests or engagement < len(happened_at)) and not stop():
         now = start_ms + clock.elapsed_ms() - begun_at
         until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)

@@ -13,6 +13,8 @@ from basis.problems import GapError
 from streaming.clock import Clock, WallClock
 
 IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS = "impressions", "engagements", "examples", "dead-letters"
+INPUTS = (IMPRESSIONS, ENGAGEMENTS)
+"""What products write and joiners read."""
 _WALL_CLOCK = WallClock()
 _STAMP_BYTES = 8
 

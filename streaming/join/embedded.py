@@ -17,9 +17,8 @@ from streaming.join.service import JoinService
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, EmbeddedLog, Record
+from streaming.log import INPUTS, EmbeddedLog, Record
 
-_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _RECORDS_AT_ONCE = 4096
 
 
@@ -100,11 +99,11 @@ class EmbeddedBrokers:
 
     def begins(self, partitions: Collection[int]) -> dict[Place, int]:
         """Return the first offsets that are kept, of both inputs."""
-        return {(topic, partition): self._log.begin(topic, partition) for partition in partitions for topic in _INPUTS}
+        return {(topic, partition): self._log.begin(topic, partition) for partition in partitions for topic in INPUTS}
 
     def ends(self, partitions: Collection[int]) -> dict[Place, int]:
         """Return the offsets after the last records of both inputs."""
-        return {(topic, partition): self._log.end(topic, partition) for partition in partitions for topic in _INPUTS}
+        return {(topic, partition): self._log.end(topic, partition) for partition in partitions for topic in INPUTS}
 
     def read_on(self, positions: Mapping[Place, int]) -> None:
         """Read these places and no others from now on, each from its offset."""

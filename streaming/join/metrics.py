@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from streaming.join.calibration import ServedCalibration
-from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import EXAMPLES, INPUTS
 
 if TYPE_CHECKING:
     from streaming.join.service import JoinService
@@ -45,7 +45,7 @@ class JoinMetrics(Collector):
         )
         for number, member in list(self._service.members.items()):
             partition, counts = str(number), member.join.joiner.counts.copy()
-            for topic in (IMPRESSIONS, ENGAGEMENTS):
+            for topic in INPUTS:
                 lag.add_metric([topic, partition], member.lag[topic])
                 records.add_metric([topic, partition], counts[topic])
             pending.add_metric([partition], member.join.pending)
@@ -54,7 +54,7 @@ class JoinMetrics(Collector):
             examples.add_metric([partition], counts["examples"])
             repeated.add_metric([partition], counts["repeated"])
             corrected.add_metric([partition], counts["corrected"])
-            for topic in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES):
+            for topic in (*INPUTS, EXAMPLES):
                 lost.add_metric([topic, partition], member.lost[topic])
             refused = {name.removeprefix("dead."): n for name, n in counts.items() if name.startswith("dead.")}
             for reason in sorted({*_ALWAYS_SHOWN, *refused}):

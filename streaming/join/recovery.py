@@ -19,11 +19,10 @@ from streaming.join.policy import Living, Recovered
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState, RebuildPoint
 from streaming.join.taken import forgotten_before, taken_on
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter
 from streaming.records.examples import published_in
 
-_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _LETTERS = 100
 """More requests that only a re-read refuses are of a program that is broken."""
 _DETAIL = 1000
@@ -104,7 +103,7 @@ class Recovery:
             return True
         starts = {**head.offsets, EXAMPLES: head.examples}
         # Dead letters are kept for longer than the records they are about, so they have no gap.
-        needed = dict(zip((*_INPUTS, EXAMPLES), committed.lowest[1:4], strict=True))
+        needed = dict(zip((*INPUTS, EXAMPLES), committed.lowest[1:4], strict=True))
         return all(start >= max(needed[topic], self._history.beginning(topic)) for topic, start in starts.items())
 
     def _go_on(self, head: Head, committed: Committed) -> Generator[None, None, Restored]:
@@ -126,7 +125,7 @@ class Recovery:
 
     def _rebuild(self, committed: Committed | None) -> Generator[None, None, Restored]:
         """Rebuild: read what was emitted from `examples`, the rest from the inputs up to the committed offsets."""
-        kept = RebuildPoint(-1, *(self._history.beginning(topic) for topic in (*_INPUTS, EXAMPLES, DEAD_LETTERS)))
+        kept = RebuildPoint(-1, *(self._history.beginning(topic) for topic in (*INPUTS, EXAMPLES, DEAD_LETTERS)))
         if committed is None:
             if any(self._history.read(EXAMPLES, kept.examples, self._history.end(EXAMPLES))):
                 raise ForgottenError(
@@ -138,7 +137,7 @@ class Recovery:
         restored = self._begin_anew(RebuildPoint(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
         restored.head.taken_under = list(committed.taken_under)
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], kept.examples)
-        for topic, start, stop, end in zip((*_INPUTS, EXAMPLES), needed[1:4], kept[1:4], reached, strict=True):
+        for topic, start, stop, end in zip((*INPUTS, EXAMPLES), needed[1:4], kept[1:4], reached, strict=True):
             if start < min(stop, end):
                 restored.gaps.append(LostRange(topic, start, min(stop, end)))
         yield from self._read_again(restored, committed)
@@ -178,7 +177,7 @@ class Recovery:
             yield
         joiner.watermark = committed.watermark
         joiner.policy = Recovered(self._spec, state, committed.taken_under)
-        for topic in _INPUTS:
+        for topic in INPUTS:
             for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
                 refused = state.known_refused(topic, [record.offset for record in records])
                 left = [
@@ -233,7 +232,7 @@ def _letters_in(records: Sequence[Record], partition: int) -> Iterator[DeadLette
             letter = decode_letter(record.value)
         except BadRecord:
             continue
-        if letter.topic in _INPUTS and letter.partition == partition and 0 <= letter.offset < 1 << 63:
+        if letter.topic in INPUTS and letter.partition == partition and 0 <= letter.offset < 1 << 63:
             yield letter
 
 

@@ -19,11 +19,10 @@ from streaming.join.commit import ForgottenError
 from streaming.join.memory import MemoryShare
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError, NoLeaderError
+from streaming.log import INPUTS, BrokerError, NoLeaderError
 from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.join")
-_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _PAUSE_MS = 50
 _RECOVERING_MS = 1
 _DONE = object()
@@ -56,7 +55,7 @@ class Member:
         """When it last committed, in elapsed time."""
         self.retry = Retry(_log, f"partition {partition}", clock)
         self.clocks = ClockCheck(partition, join.max_ahead_ms)
-        self.lag = dict.fromkeys(_INPUTS, 0)
+        self.lag = dict.fromkeys(INPUTS, 0)
         """Records of each input that were not taken yet."""
         self.reached: dict[str, int] = {}
         """Up to which offset each input was read; past the last record if transaction markers follow it."""
@@ -215,7 +214,7 @@ class JoinService:
         join, partition = member.join, member.partition
         self._brokers.check_leaders([partition])
         begins, ends = self._brokers.begins([partition]), self._brokers.ends([partition])
-        for topic in _INPUTS:
+        for topic in INPUTS:
             begin, end, offset = begins[topic, partition], ends[topic, partition], join.offsets[topic]
             if offset > end:  # the broker is still recovering, or has lost acknowledged records
                 raise EndsEarlyError(f"{topic} ends at offset {end}, records before {offset} were joined")
@@ -268,7 +267,7 @@ class JoinService:
         wanted = {member.partition for member in active}
         if wanted != self._reading:
             self._brokers.read_on(
-                {(topic, member.partition): member.join.offsets[topic] for member in active for topic in _INPUTS}
+                {(topic, member.partition): member.join.offsets[topic] for member in active for topic in INPUTS}
             )
             self._reading = wanted
 

@@ -14,12 +14,11 @@ from streaming.kafka.history import KafkaHistory
 from streaming.kafka.membership import Membership
 from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, Record
+from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, INPUTS, BrokerError, Record
 
 T = TypeVar("T")
 
 _GROUP = "minutely-joiner"
-_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _RECORDS_AT_ONCE = 4000
 _READ_SECONDS = 0.05
 _ANSWER_SECONDS = 5
@@ -31,7 +30,7 @@ class KafkaBrokers:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._names = {settings.topic(topic): topic for topic in _INPUTS}
+        self._names = {settings.topic(topic): topic for topic in INPUTS}
         self._reader = reader_of(settings, name_ends=True)
         # The reader's connection is busy while it waits for records. What is in a transaction that is open will be read: until
         # then, and for the records behind it, the end is not reached.
@@ -65,17 +64,17 @@ class KafkaBrokers:
     def check_leaders(self, partitions: Collection[int]) -> None:
         """Raise `NoLeaderError` if one of them has no leader in a topic that joiners read or write: neither its offsets nor a
         transaction with it could be had."""
-        topics = (*_INPUTS, EXAMPLES, DEAD_LETTERS)
+        topics = (*INPUTS, EXAMPLES, DEAD_LETTERS)
         check_leaders(self._asker, self._ats(topics, partitions), _ANSWER_SECONDS)
 
     def begins(self, partitions: Collection[int]) -> dict[Place, int]:
         """Return the first offsets that are kept, of both inputs."""
-        return self._ours(begins_of(self._asker, self._ats(_INPUTS, partitions), _ANSWER_SECONDS))
+        return self._ours(begins_of(self._asker, self._ats(INPUTS, partitions), _ANSWER_SECONDS))
 
     def ends(self, partitions: Collection[int]) -> dict[Place, int]:
         """Return the current offsets after the last records of both inputs, also those in open transactions: they will be read."""
         try:
-            return self._ours(ends_of(self._asker, self._ats(_INPUTS, partitions), _ANSWER_SECONDS))
+            return self._ours(ends_of(self._asker, self._ats(INPUTS, partitions), _ANSWER_SECONDS))
         except BrokerError:
             self._asker.poll(0)  # runs the client's callback, which logs why brokers refuse us
             raise

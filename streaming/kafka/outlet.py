@@ -14,7 +14,7 @@ from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
 from streaming.kafka.client import bounded, reader_of, telling, timed_out, whole
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
-from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.log import IMPRESSIONS, INPUTS
 
 if TYPE_CHECKING:
     from confluent_kafka.cimpl import DeliveryCallback
@@ -25,7 +25,6 @@ _TRANSACTION_MS = 60_000
 _SEND_BYTES = 32 << 20
 _POLL_SECONDS = 0.2
 _GROUP = "minutely-joined"
-_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 _COORDINATOR_BEGINS = (
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -107,11 +106,11 @@ class KafkaOutlet:
 
     def __init__(self, settings: KafkaSettings, partition: int) -> None:
         self._partition = partition
-        self._transactions = Transactions(settings, _GROUP, partition, _INPUTS)
+        self._transactions = Transactions(settings, _GROUP, partition, INPUTS)
 
     def open(self) -> Committed | None:
         """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was."""
-        found = dict(zip(_INPUTS, self._transactions.open(), strict=True))
+        found = dict(zip(INPUTS, self._transactions.open(), strict=True))
         if any(offset < 0 for offset, _ in found.values()):
             return None
         committed = decode_commit(found[IMPRESSIONS][1], self._forgotten)
@@ -130,7 +129,7 @@ class KafkaOutlet:
             BrokerError: it was aborted, or its outcome is unknown until `open` finds out.
         """
         records = ((item.topic, self._partition, item.value) for item in outbox)
-        offsets = [commit.offsets[name] for name in _INPUTS]
+        offsets = [commit.offsets[name] for name in INPUTS]
         return self._transactions.send(records, offsets, encode_commit(commit))
 
     def close(self) -> None:

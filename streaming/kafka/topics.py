@@ -16,7 +16,7 @@ from basis.problems import Problem, Problems
 from basis.settings import format_duration
 from streaming.kafka.client import telling
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS
 from streaming.records.events import MAX_RECORD_BYTES
 
 _log = logging.getLogger("minutely.kafka")
@@ -32,7 +32,7 @@ _LARGEST = {
 }
 _RETENTION = "retention.ms"
 _FOREVER = "-1"
-_INPUTS, _OUTPUTS = (IMPRESSIONS, ENGAGEMENTS), (EXAMPLES, DEAD_LETTERS)
+_OUTPUTS = (EXAMPLES, DEAD_LETTERS)
 _PASSING = (KafkaError.REQUEST_TIMED_OUT, KafkaError.NOT_CONTROLLER)
 
 
@@ -192,7 +192,7 @@ def _outputs_kept_too_briefly(
         value = str(configs[settings.topic(name)][_RETENTION].value)
         return math.inf if value == _FOREVER else int(value)
 
-    longest = max(_INPUTS, key=kept_ms)
+    longest = max(INPUTS, key=kept_ms)
     wanted = str(configs[settings.topic(longest)][_RETENTION].value)
     return [
         Problem(

@@ -11,13 +11,12 @@ import msgspec
 from basis.problems import GapError
 from streaming.join.brokers import Fetched, OutputRecord, Place
 from streaming.join.commit import Committed, decode_commit, encode_commit
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, NoLeaderError, Record
+from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, BrokerError, NoLeaderError, Record
 from streaming.records.events import DeadLetter
 from tests.simulation.process import Process
 
 JOINERS = ("a", "b")
-_INPUTS = (IMPRESSIONS, ENGAGEMENTS)
-_TOPICS = (*_INPUTS, EXAMPLES, DEAD_LETTERS)
+_TOPICS = (*INPUTS, EXAMPLES, DEAD_LETTERS)
 _letter = msgspec.msgpack.Decoder(DeadLetter)
 
 
@@ -291,12 +290,12 @@ class BrokersOf:
     def begins(self, partitions: Collection[int]) -> dict[Place, int]:
         self._process.touch(f"begins of {partitions}")
         self._brokers.check(partitions)
-        return {(topic, at): self._brokers.topics[topic, at].base for at in partitions for topic in _INPUTS}
+        return {(topic, at): self._brokers.topics[topic, at].base for at in partitions for topic in INPUTS}
 
     def ends(self, partitions: Collection[int]) -> dict[Place, int]:
         self._process.touch(f"ends of {partitions}")
         self._brokers.check(partitions)
-        return {(topic, at): self._brokers.topics[topic, at].stable for at in partitions for topic in _INPUTS}
+        return {(topic, at): self._brokers.topics[topic, at].stable for at in partitions for topic in INPUTS}
 
     def read_on(self, positions: Mapping[Place, int]) -> None:
         """With what was on its way, which may come from before a position."""
@@ -314,7 +313,7 @@ class BrokersOf:
         records: dict[Place, list[Record]] = {}
         reached: dict[Place, int] = {}
         failed: dict[Place, BrokerError] = {}
-        silent = rng.choice([*_INPUTS, *[""] * 6])
+        silent = rng.choice([*INPUTS, *[""] * 6])
         for place in rng.sample(list(self._positions), len(self._positions)):
             topic, partition = place
             offset = self._positions[place]
