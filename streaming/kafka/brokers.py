@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streaming.join.brokers import Fetched, Place
-from streaming.kafka.client import begins_of, broker_error, check_leaders, ends_of, reader_of, telling
+from streaming.kafka.client import begins_of, broker_error, check_leaders, ends_of, reader_of, record_of, telling
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.membership import Membership
 from streaming.kafka.outlet import KafkaOutlet
@@ -92,7 +93,7 @@ class KafkaBrokers:
     @telling
     def read(self) -> Fetched:
         """Return what comes next; wait up to 50 ms if nothing is there."""
-        found: dict[tuple[str, int], list[Record]] = {}
+        found = defaultdict[tuple[str, int], list[Record]](list)
         reached: dict[tuple[str, int], int] = {}
         failed: dict[tuple[str, int], BrokerError] = {}
         messages: list[Any] = self._reader.consume(_RECORDS_AT_ONCE, _READ_SECONDS)
@@ -100,10 +101,7 @@ class KafkaBrokers:
             place = (message.topic(), message.partition())
             error = message.error()
             if error is None:
-                if place in found:
-                    found[place].append(Record(message.offset(), message.value() or b"", message.timestamp()[1]))
-                else:
-                    found[place] = [Record(message.offset(), message.value() or b"", message.timestamp()[1])]
+                found[place].append(record_of(message))
             elif error.code() == KafkaError._PARTITION_EOF:
                 reached[place] = message.offset()
             elif message.topic() in self._names and message.partition() >= 0:

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streaming.kafka.settings import KafkaSettings
-from streaming.log import BrokerError, NoLeaderError
+from streaming.log import BrokerError, NoLeaderError, Record
+
+if TYPE_CHECKING:
+    from confluent_kafka.cimpl import DeliveryCallback
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -174,6 +177,25 @@ def bounded(call: Callable[..., object], seconds: float, *arguments: object) -> 
             raise error
         finally:
             del error  # else its frames keep it and the producer alive, which would fence the next one
+
+
+def offer(
+    producer: Producer, topic: str, value: bytes, key: bytes | None, partition: int, on_delivery: DeliveryCallback
+) -> bool:
+    """Queue a record; False, after a short wait, if the client's queue is full."""
+    try:
+        producer.produce(topic, value, key, partition, on_delivery=on_delivery)
+    except BufferError:
+        producer.poll(_POLL_SECONDS)
+        return False
+    return True
+
+
+def record_of(message: Message) -> Record:
+    """Return the record that a message without an error brings."""
+    offset = message.offset()
+    assert offset is not None
+    return Record(offset, message.value() or b"", message.timestamp()[1])
 
 
 def position_after(message: Message) -> int:

@@ -14,6 +14,7 @@ from streaming.kafka.client import (
     ends_of,
     position_after,
     reader_of,
+    record_of,
     telling,
     timed_out,
 )
@@ -78,5 +79,5 @@ def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record]
     for message in consumer.consume(_RECORDS_AT_ONCE, _POLL_SECONDS):
         position = position_after(message)
         if not message.error() and position <= stop:
-            records.append(Record(position - 1, message.value() or b"", message.timestamp()[1]))
+            records.append(record_of(message))
     return records, position

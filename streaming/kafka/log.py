@@ -8,7 +8,7 @@ from collections import deque
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from basis.problems import GapError
-from streaming.kafka.client import begins_of, ends_of, position_after, reader_of, telling
+from streaming.kafka.client import begins_of, ends_of, position_after, reader_of, record_of, telling
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import Record
 
@@ -71,12 +71,13 @@ class KafkaLog:
         try:
             for message in messages:
                 reached = position_after(message)
-                partition, value = message.partition(), message.value() or b""
+                partition = message.partition()
                 assert partition is not None
                 self._reached[partition] = max(reached, self._reached[partition])
                 if message.error() is None:
-                    self._ready[partition].append(Record(reached - 1, value, message.timestamp()[1]))
-                    self._bytes += len(value)
+                    record = record_of(message)
+                    self._ready[partition].append(record)
+                    self._bytes += len(record.value)
         except KafkaException as error:
             self._placed = False  # the rest of this batch was not taken
             if error.args[0].code() in _NOT_THERE:

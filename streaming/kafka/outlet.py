@@ -6,18 +6,14 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
-from streaming.kafka.client import bounded, reader_of, telling, timed_out, whole
+from streaming.kafka.client import bounded, offer, reader_of, telling, timed_out, whole
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
 from streaming.log import IMPRESSIONS, INPUTS
-
-if TYPE_CHECKING:
-    from confluent_kafka.cimpl import DeliveryCallback
 
 _BLOCK_SECONDS = 20
 _REQUEST_MS = 15_000
@@ -85,7 +81,7 @@ class Transactions:
         until = time.monotonic() + _TRANSACTION_MS / 1000
         for topic, partition, value in outbox:
             on_delivery = partial(delivered, topic)
-            while not _fits(producer, self._settings.topic(topic), partition, value, on_delivery):
+            while not offer(producer, self._settings.topic(topic), value, None, partition, on_delivery):
                 if time.monotonic() > until:
                     raise timed_out("brokers accept no more records of a transaction")
         ats = [
@@ -135,16 +131,6 @@ class KafkaOutlet:
     def close(self) -> None:
         """Drop the producer without waiting; a transaction that is under way ends by timeout or by the next owner."""
         self._transactions.close()
-
-
-def _fits(producer: Producer, topic: str, partition: int, value: bytes, on_delivery: DeliveryCallback) -> bool:
-    """Queue a record; False, after a short wait, if the client's queue is full."""
-    try:
-        producer.produce(topic, value, partition=partition, on_delivery=on_delivery)
-    except BufferError:
-        producer.poll(_POLL_SECONDS)
-        return False
-    return True
 
 
 def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicPartition]:

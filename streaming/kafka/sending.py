@@ -11,7 +11,7 @@ from types import TracebackType
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streaming.clock import WallClock
-from streaming.kafka.client import broker_error, telling, timed_out
+from streaming.kafka.client import broker_error, offer, telling, timed_out
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.retry import Retry
 
@@ -48,15 +48,11 @@ class _Sending:
     @telling
     def _offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
         """Queue a record; False, after a short wait, if the queue is full."""
-        try:
-            self._producer.produce(topic, value, key, partition, on_delivery=self._delivered)
-        except BufferError:
-            self._producer.poll(_POLL_SECONDS)
-            self._check()
-            return False
-        self._producer.poll(0)
+        queued = offer(self._producer, topic, value, key, partition, self._delivered)
+        if queued:
+            self._producer.poll(0)
         self._check()
-        return True
+        return queued
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
