@@ -22,7 +22,7 @@ from streaming.join.core import Joiner
 from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
-from streaming.log import Record
+from streaming.log import IMPRESSIONS, Record
 from streaming.records.events import FORMAT_VERSION, Request, encode
 from streaming.records.labels import Label
 
@@ -66,7 +66,7 @@ def fill(per_request: int, impressions: int, folder: Path) -> dict[str, float]:
             shared={"user": number.to_bytes(8, "little")},
             features={"item": bytes(8 * per_request), "vector": vectors[number % 64].tobytes()},
         )
-        joiner.add_request(Record(number, encode(request), START_MS + number))
+        joiner.add(IMPRESSIONS, Record(number, encode(request), START_MS + number))
         if number % _BATCH == _BATCH - 1 or number == requests - 1:
             joiner.advance(START_MS + number)
             joiner.drain()

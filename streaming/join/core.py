@@ -9,7 +9,7 @@ depend on the order of arrival.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -104,20 +104,22 @@ class Joiner:
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
         """Take records of an input, in order, until `is_full`. Return how many were taken."""
-        add = self.add_request if topic == IMPRESSIONS else self.add_engagement
         for count, record in enumerate(records):
             if self.is_full:
                 return count
-            add(record)
+            self.add(topic, record)
         return len(records)
 
-    def add_request(self, record: Record) -> None:
-        """Take one record of `impressions`."""
-        self._guarded(self._request, IMPRESSIONS, record)
-
-    def add_engagement(self, record: Record) -> None:
-        """Take one record of `engagements`."""
-        self._guarded(self._engagement, ENGAGEMENTS, record)
+    def add(self, topic: str, record: Record) -> None:
+        """Take one record of an input."""
+        self.counts[topic] += 1
+        try:
+            if topic == IMPRESSIONS:
+                self._request(record)
+            else:
+                self._engagement(record)
+        except BadRecord as bad:
+            self._refuse(topic, record.offset, record.value, bad)
 
     def advance(self, watermark: int, at_most: int | None = None) -> bool:
         """Move the watermark (ms): as far as ``lateness`` promises, every event before it has arrived. Emit what that decides.
@@ -159,13 +161,6 @@ class Joiner:
         found = batches(ready, self.format, self._sampling_rate, self._settings.max_rows) if ready else []
         self.counts["examples"] += sum(batch.num_rows for batch in found)
         return JoinOutput(found, dead)
-
-    def _guarded(self, take: Callable[[Record], None], topic: str, record: Record) -> None:
-        self.counts[topic] += 1
-        try:
-            take(record)
-        except BadRecord as bad:
-            self._refuse(topic, record.offset, record.value, bad)
 
     def _reach(self, topic: str, claimed_ms: int, appended_at: int) -> None:
         """Move the watermark's sources to a record's event time, but at most ``max_ahead`` beyond the time its broker took it.

@@ -14,7 +14,7 @@ from streaming.join.calibration import ServedCalibration
 from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
 from streaming.join.policy import Living
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
+from streaming.log import IMPRESSIONS, INPUTS, Record
 from streaming.records.events import decode_request
 from streaming.source.load import LoggedEvents, load
 from tests.commands import execute
@@ -83,9 +83,9 @@ def test_a_joiner_compares_what_was_served_with_what_came_of_it(
     served = ServedCalibration(pipeline.labels, (0.5, 1.5), told.append, told.append)
     spec = pipeline.join_spec()._replace(negatives=Negatives(keep, 1))
     joiner = Joiner(spec, roomy_state(), Living(spec, served=served))
-    for topic, take in ((IMPRESSIONS, joiner.add_request), (ENGAGEMENTS, joiner.add_engagement)):
+    for topic in INPUTS:
         for offset, record in enumerate(log[topic]):
-            take(Record(offset, record, NOW))
+            joiner.add(topic, Record(offset, record, NOW))
     joiner.advance(NOW)
     assert (joiner.counts["dropped"] > 0) == (keep < 1)
 

@@ -319,9 +319,8 @@ def join(core: Joiner, records: Sequence[Arrival], rng: random.Random) -> Iterat
     still_to_come = [END]
     for record in reversed(records):
         still_to_come.append(min(still_to_come[-1], record.at))
-    take = {IMPRESSIONS: core.add_request, ENGAGEMENTS: core.add_engagement}
     for offset, record in enumerate(records):
-        take[record.topic](arrived(offset, record.payload))
+        core.add(record.topic, arrived(offset, record.payload))
         still_to_come.pop()
         if rng.random() < 0.4:
             core.advance(min(still_to_come[-1], record.at + rng.choice([-10, 0, 1, 10, 11, 200])))

@@ -232,7 +232,7 @@ def test_rebuilds_begin_later_again_once_an_impression_far_ahead_is_out(tmp_path
 def test_what_is_too_far_ahead_is_so_by_its_brokers_time_whenever_it_is_read(ahead: int, refused: bool) -> None:
     core = make_joiner(CLICK)
     record = Record(7, request_record(Served("r1", START + ahead, 2)), START)
-    core.add_request(record)
+    core.add(IMPRESSIONS, record)
     assert reasons(core.drain().dead_letters) == ([(IMPRESSIONS, 7, "future")] if refused else [])
     assert core.newest == (0 if refused else START + ahead)
 
@@ -240,7 +240,7 @@ def test_what_is_too_far_ahead_is_so_by_its_brokers_time_whenever_it_is_read(ahe
 @pytest.mark.parametrize("claimed", [-MINUTE, 0, 5 * SECOND, 5 * SECOND + 1, HOUR])
 def test_how_far_a_record_moves_the_watermark(claimed: int) -> None:
     core = make_joiner(CLICK)
-    core.add_request(Record(0, request_record(Served("r1", START + claimed, 2)), START))
+    core.add(IMPRESSIONS, Record(0, request_record(Served("r1", START + claimed, 2)), START))
     assert core.reached == {IMPRESSIONS: START + min(claimed, 5 * SECOND), ENGAGEMENTS: 0}
-    core.add_request(Record(1, request_record(Served("r2", START - HOUR, 2)), START))
+    core.add(IMPRESSIONS, Record(1, request_record(Served("r2", START - HOUR, 2)), START))
     assert core.reached[IMPRESSIONS] == START + min(claimed, 5 * SECOND), "it never goes back"

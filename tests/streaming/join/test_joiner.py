@@ -89,10 +89,12 @@ def test_what_does_not_fit_in_memory_is_on_disk_and_comes_back(tmp_path: Path) -
     state = SpillingState(tmp_path)
     core = make_joiner(CLICK, state, lateness=10)
     for number in range(20):
-        core.add_request(arrived(number, request_record(Served(f"r{number}", 1000 + number, 2))))
+        core.add(IMPRESSIONS, arrived(number, request_record(Served(f"r{number}", 1000 + number, 2))))
     assert (len(state), state.in_memory) == (20, 0)
     for number in range(20):
-        core.add_engagement(arrived(number, engagement_record(Done(f"r{number}", f"r{number}.0", "click", 1050, 1.0))))
+        core.add(
+            ENGAGEMENTS, arrived(number, engagement_record(Done(f"r{number}", f"r{number}.0", "click", 1050, 1.0)))
+        )
     assert core.next_due() == 1050
     core.advance(1051)
     assert len(by_id(core, core.drain().examples)) == 20
@@ -122,9 +124,7 @@ def test_nothing_comes_twice_or_vanishes_when_the_watermark_runs_ahead(world: Wo
             if record is None:
                 core.advance(END)
             else:
-                (core.add_request if record.topic == IMPRESSIONS else core.add_engagement)(
-                    arrived(offset, record.payload)
-                )
+                core.add(record.topic, arrived(offset, record.payload))
                 core.advance(record.at + rng.randint(-30, 80) if rng.random() < 0.5 else 0)
             output = core.drain()
             examples += output.examples

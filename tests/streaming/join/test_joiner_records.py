@@ -135,10 +135,10 @@ def test_a_bad_record_is_a_dead_letter_and_costs_nothing_else(
     core = make_joiner(CLICK)
     bad = payload()
     before = dict(core.reached), core.newest
-    (core.add_request if topic == IMPRESSIONS else core.add_engagement)(arrived(41, bad))
+    core.add(topic, arrived(41, bad))
     assert (core.reached, core.newest) == before, "a refused record does not move the watermark"
-    core.add_request(arrived(42, request_record(Served("r1", 1000, 2))))
-    core.add_engagement(arrived(42, engagement_record(Done("r1", "r1.0", "click", 1001, 1.0))))
+    core.add(IMPRESSIONS, arrived(42, request_record(Served("r1", 1000, 2))))
+    core.add(ENGAGEMENTS, arrived(42, engagement_record(Done("r1", "r1.0", "click", 1001, 1.0))))
     core.advance(END)
     output = core.drain()
     assert reasons(output.dead_letters) == [(topic, 41, reason)]
@@ -161,8 +161,8 @@ def test_no_bytes_end_it(noise: bytes, seed: int) -> None:
     for _ in range(rng.randint(1, 4)):
         good[rng.randrange(len(good))] = rng.randrange(256)
     for offset, payload in enumerate((noise, bytes(good))):
-        core.add_request(arrived(offset, payload))
-        core.add_engagement(arrived(offset, payload))
+        core.add(IMPRESSIONS, arrived(offset, payload))
+        core.add(ENGAGEMENTS, arrived(offset, payload))
     core.advance(END)
     core.drain()
     assert core.next_due() == NEVER
@@ -172,14 +172,14 @@ def test_no_bytes_end_it(noise: bytes, seed: int) -> None:
 def test_an_engagement_after_its_negative_was_dropped_is_late(late: str) -> None:
     labels = {"click": Label(action="click", decided_by="skip", window="100ms")}
     core = make_joiner(labels, lateness=50, keep=1e-6, late=late)
-    core.add_request(arrived(0, request_record(R1)))
+    core.add(IMPRESSIONS, arrived(0, request_record(R1)))
     name = R1.impression(0)
-    core.add_engagement(arrived(0, engagement_record(Done("r1", name, "skip", R1.served_at + 20, 1.0))))
+    core.add(ENGAGEMENTS, arrived(0, engagement_record(Done("r1", name, "skip", R1.served_at + 20, 1.0))))
     core.advance(R1.served_at + 21)
     assert core.drain().examples == []
     assert core.counts["dropped"] == 1
-    core.add_engagement(arrived(1, engagement_record(Done("r1", name, "click", R1.served_at + 10, 1.0))))
-    core.add_engagement(arrived(2, engagement_record(Done("r1", name, "click", R1.served_at + 30, 1.0))))
+    core.add(ENGAGEMENTS, arrived(1, engagement_record(Done("r1", name, "click", R1.served_at + 10, 1.0))))
+    core.add(ENGAGEMENTS, arrived(2, engagement_record(Done("r1", name, "click", R1.served_at + 30, 1.0))))
     assert reasons(core.drain().dead_letters) == [(ENGAGEMENTS, 1, "late")]
     assert core.counts["dead.late"] == 1
     assert core.counts["redundant"] == 1, "a click after the skip would have changed nothing"
@@ -194,12 +194,12 @@ def test_what_was_served_travels_with_the_example() -> None:
     scores, positions = np.array([0.25, 0.5, 0.125], "<f4"), np.array([2, 0, 1], "<i4")
     versions = {"sparse_version": 41, "dense_version": 40}
     served = request_record(Served("r1", 1000, 3), scores=scores.tobytes(), positions=positions.tobytes(), **versions)
-    core.add_request(arrived(0, served))
-    core.add_request(arrived(1, request_record(Served("r2", 1000, 3))))
-    core.add_request(
-        arrived(2, request_record(Served("r3", 1000, 3), scores=bytes(24), positions=bytes(3), **versions))
+    core.add(IMPRESSIONS, arrived(0, served))
+    core.add(IMPRESSIONS, arrived(1, request_record(Served("r2", 1000, 3))))
+    core.add(
+        IMPRESSIONS, arrived(2, request_record(Served("r3", 1000, 3), scores=bytes(24), positions=bytes(3), **versions))
     )
-    core.add_engagement(arrived(0, engagement_record(Done("r1", "r1.1", "click", 1010, 1.0))))
+    core.add(ENGAGEMENTS, arrived(0, engagement_record(Done("r1", "r1.1", "click", 1010, 1.0))))
     core.advance(END)
     found = {}
     for batch in core.drain().examples:
@@ -232,7 +232,7 @@ def test_an_item_that_is_seldom_clicked_is_a_negative_now_and_then() -> None:
     items = [f"item{number}" for number in range(100)]
     for number in range(200):
         served = Served(f"r{number}", 1000 + number, len(items))
-        core.add_request(arrived(number, request_record(served, impression_ids=items)))
+        core.add(IMPRESSIONS, arrived(number, request_record(served, impression_ids=items)))
     core.advance(END)
     names = [name for batch in core.drain().examples for name in batch.column("example_id").to_pylist()]
     assert {name.partition("/")[2] for name in names} == set(items)

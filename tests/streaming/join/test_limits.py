@@ -119,7 +119,9 @@ def test_engagements_of_an_undefined_request_are_bounded(tmp_path: Path) -> None
     state = JoinState(tmp_path / "state", 1 << 30)
     core = make_joiner(CLICK, state)
     for number in range(12_000):
-        core.add_engagement(arrived(number, engagement_record(Done("undefined", f"item{number}", "click", 1000, 1.0))))
+        core.add(
+            ENGAGEMENTS, arrived(number, engagement_record(Done("undefined", f"item{number}", "click", 1000, 1.0)))
+        )
     assert core.counts["dead.too_many"] == 2000
     letters = core.drain().dead_letters
     assert [letter.offset for letter in letters] == list(range(10_000, 12_000))
@@ -139,9 +141,9 @@ def test_engagements_that_wait_are_bounded_in_bytes_too() -> None:
     for number in range(100):
         record = engagement_record(Done("r7", str(number), "click", 1000, 1.0))
         padded = bytes([record[0] + 1]) + record[1:] + b"\xa3pad\xc5" + (40_000).to_bytes(2, "big") + bytes(40_000)
-        core.add_engagement(arrived(number, padded))
+        core.add(ENGAGEMENTS, arrived(number, padded))
     assert core.counts["dead.too_many"] == 100 - (1 << 20) // 40_100
-    core.add_request(arrived(0, request_record(Served("r7", 950, 1))))
+    core.add(IMPRESSIONS, arrived(0, request_record(Served("r7", 950, 1))))
     core.advance(2000)
     assert core.counts["dead.unmatched"] == (1 << 20) // 40_100
 
@@ -149,9 +151,9 @@ def test_engagements_that_wait_are_bounded_in_bytes_too() -> None:
 def test_engagements_of_all_impressions_of_a_request_are_bounded() -> None:
     spec = JoinSpec(FEATURES, LABELS, limits=Limits(request_events=30))
     core = Joiner(spec, roomy_state(), Living(spec))
-    core.add_request(arrived(0, large_request("r", 1000, 20, 1)))
+    core.add(IMPRESSIONS, arrived(0, large_request("r", 1000, 20, 1)))
     for number in range(40):
-        core.add_engagement(arrived(number, click("r", str(number % 20), 1000 + number)))
+        core.add(ENGAGEMENTS, arrived(number, click("r", str(number % 20), 1000 + number)))
     assert core.counts["dead.too_many"] == 10
     core.advance(5000)
     (batch,) = core.drain().examples
@@ -344,7 +346,7 @@ def test_a_write_is_due_by_what_it_takes_and_not_by_what_came(tmp_path: Path) ->
 def test_the_ids_of_a_marker_count_as_memory(tmp_path: Path) -> None:
     state = JoinState(tmp_path / "state", 1 << 30)
     core = make_joiner(CLICK, state, lateness=10_000)
-    core.add_request(arrived(0, request_record(Served("r1", 1000, 5000))))
+    core.add(IMPRESSIONS, arrived(0, request_record(Served("r1", 1000, 5000))))
     core.advance(1200)
     assert core.drain().examples and len(state) == 1
     assert state._bytes > 5000 * 50

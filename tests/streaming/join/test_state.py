@@ -191,7 +191,7 @@ def test_a_state_of_before_records_had_a_digest_goes_on(tmp_path: Path) -> None:
     """And before heads had the newest time that is claimed."""
     with closing(JoinState(tmp_path, 1 << 20)) as state:
         request = request_record(Served("r1", 1000, 2))
-        make_joiner(CLICK, state).add_request(arrived(0, request))
+        make_joiner(CLICK, state).add(IMPRESSIONS, arrived(0, request))
         state.write(HEAD)
         batch = state._db.batch()
         for key, fields in ((b"head", 9), (b"pr1", 7)):
@@ -201,7 +201,7 @@ def test_a_state_of_before_records_had_a_digest_goes_on(tmp_path: Path) -> None:
         state.reload()
         assert state.head is not None and state.head.newest == 0
         core = make_joiner(CLICK, state)
-        core.add_request(arrived(1, request))
+        core.add(IMPRESSIONS, arrived(1, request))
         core.advance(END)
         assert core.counts["repeated"] == 1
         assert len(by_id(core, core.drain().examples)) == 2

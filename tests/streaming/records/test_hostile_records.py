@@ -69,7 +69,7 @@ def test_what_was_decoded_once_may_be_refused_where_the_stack_is_deeper() -> Non
     core = make_joiner(CLICK)
     done = msgspec.msgpack.decode(engagement_record(Done("r1", "r1.0", "click", 1001, 1.0)))
     payload = json.dumps(done)[:-1].encode() + b',"x":%b}' % nested_json(700).encode()
-    core.add_engagement(arrived(7, payload))
+    core.add(ENGAGEMENTS, arrived(7, payload))
     assert core.counts["dead.malformed"] == 0, "it waits for its request"
     deeper(350, lambda: advance(core))
     assert reasons(core.drain().dead_letters) == [(ENGAGEMENTS, 7, "malformed")]
@@ -114,8 +114,8 @@ def test_every_hostile_record_is_a_dead_letter(seed: int) -> None:
     ]
     core = make_joiner(CLICK)
     for offset in range(400):
-        core.add_request(arrived(offset, rng.choice(makers)()))
-        core.add_engagement(arrived(offset, rng.choice(makers)()))
+        core.add(IMPRESSIONS, arrived(offset, rng.choice(makers)()))
+        core.add(ENGAGEMENTS, arrived(offset, rng.choice(makers)()))
     core.advance(END)
     assert len(core.drain().dead_letters) > 400
 
