@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -41,3 +42,15 @@ def test_a_compressed_body_is_refused_before_it_takes_memory(compression: str, m
         with pytest.raises(ValueError, match="a compressed body"):
             decode(data)
     assert pa.total_allocated_bytes() == before
+
+
+def test_a_batch_without_rows_has_lists_that_begin_somewhere() -> None:
+    """Arrow finds them sound, and ends the process when they are flattened."""
+    offsets, child = pa.py_buffer(np.array([2_490_368], np.int32)), pa.array([], pa.float32())
+    lists = pa.Array.from_buffers(SCHEMA.field("values").type, 0, [None, offsets], children=[child])
+    batch = pa.record_batch([pa.array([], pa.int64()), lists], schema=SCHEMA)
+    batch.validate(full=True)
+    codec = BatchCodec(SCHEMA)
+    data = codec.encode(batch)
+    assert b"\x00\x00\x26\x00" in data, "Arrow writes what it was given"
+    assert codec.decode(data).column("values").flatten().equals(child)
