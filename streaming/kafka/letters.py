@@ -21,6 +21,7 @@ class LetterSender:
         self._log = log
         self._stop = stop
         self._sender: RetryingSender | None = None
+        self._tried = False
         self.is_missing_some = False
         """Whether brokers may lack letters that were to be sent: ``stop`` came first."""
 
@@ -32,11 +33,19 @@ class LetterSender:
             "%d dead letters, such as %s/%d, offset %d, %s: %s",
             len(letters), first.topic, first.partition, first.offset, first.reason, first.detail,
         )  # fmt: skip
-        sent = retrying(self._log, self._stop, lambda: self._try(letters), self._settings.asked, what="dead letters")
+        self._tried = False  # a service that is to end tries once
+        sent = retrying(
+            self._log,
+            lambda: self._tried and self._stop(),
+            lambda: self._try(letters),
+            self._settings.asked,
+            what="dead letters",
+        )
         self.is_missing_some |= not sent
         return bool(sent)
 
     def _try(self, letters: Sequence[DeadLetter]) -> bool:
+        self._tried = True
         self._sender = self._sender or RetryingSender(self._settings, self._log, self._stop)
         send, topic = self._sender.send, self._topic
         try:

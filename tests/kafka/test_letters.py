@@ -38,6 +38,13 @@ def test_letters_that_brokers_refuse_are_sent_again_until_they_are_taken(
     assert [decode_letter(value).offset for _, value in read_topic(kafka, DEAD_LETTERS)[0]] == [1, 2]
 
 
+def test_a_service_that_is_to_end_sends_its_last_letters(kafka: KafkaSettings) -> None:
+    ensure_topics(kafka)
+    sender = LetterSender(kafka, logging.getLogger("test"), lambda: True)
+    assert sender.send([LARGE]) and not sender.is_missing_some
+    assert len(read_topic(kafka, DEAD_LETTERS)[0]) == 1
+
+
 def test_what_was_refused_when_a_service_ends_counts_as_missing(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     alter(kafka, kafka.topic(DEAD_LETTERS), "max.message.bytes", "1000")
