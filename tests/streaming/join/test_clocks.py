@@ -62,7 +62,8 @@ class Apart:
 
 
 @pytest.fixture
-def apart(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Apart]:
+def apart(tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Apart]:
+    caplog.set_level("WARNING", "minutely.join")  # services, which other tests run, log more
     with closing(Apart(tmp_path, request.param)) as apart:
         yield apart
 
