@@ -283,7 +283,7 @@ def test_every_answer_is_right(tmp_path: Path) -> None:
     answer.sparse_version = answer.sparse_version_until = answer.sparse_version - 3
     assert not offline.is_right(probes[probe], answer), "the scorer would take anything"
     assert not refused, refused
-    assert last > SECONDS, "versions were published"
+    assert last > SECONDS / 4, "versions were published"
     assert late < GROWTH * early, f"from {early} to {late} KiB"
     assert crowd.most_held > HELD * 0.9, "they were there"
     assert raw_statuses[200] and raw_statuses[400] and raw_statuses[422], raw_statuses
