@@ -7,7 +7,7 @@ import msgspec
 from streaming.join.timers import NEVER
 from streaming.records.events import Request
 
-OVERHEAD_BYTES = 1064
+OVERHEAD_BYTES = 1120
 """Memory of a pending request besides its features, measured with one impression of 11 features."""
 ID_BYTES = 56
 """Memory of the id of each further impression besides its characters."""
