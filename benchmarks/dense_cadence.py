@@ -25,7 +25,8 @@ from minutely.loop import open_loop
 from minutely.results import metrics_of
 from paramserver.files import LocalFiles, WriteBack
 from paramserver.manifest import read_manifest, versions
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY_MS, DAY_MS, FIRST = 60_000, 86_400_000, 1000

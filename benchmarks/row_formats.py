@@ -24,7 +24,8 @@ from minutely.results import results_of
 from paramserver.files import LocalFiles, WriteBack
 from paramserver.precision import Precision, rounded
 from serving.replica import Replica
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 from trainer.worker import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from serving.ranking import record_problems
 from streaming.features.columns import Column, Ids, Ragged
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.records.labels import Label
-from streaming.source.load import LoggedEvents
+from streaming.source.logged_events import LoggedEvents
 from streaming.source.settings import DelayColumn
 from trainer.metrics import auc
 

@@ -14,7 +14,7 @@ from minutely.advice import LabelDelays, advice
 from minutely.config import Pipeline
 from streaming.features.columns import Ragged
 from streaming.records.labels import Label
-from streaming.source.load import LoggedEvents
+from streaming.source.logged_events import LoggedEvents
 
 
 def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None:

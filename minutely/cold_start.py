@@ -14,7 +14,7 @@ import numpy.typing as npt
 from minutely.config import Pipeline
 from paramserver.settings import DefaultRow
 from streaming.features.ids import MISSING
-from streaming.source.load import LoggedEvents
+from streaming.source.logged_events import LoggedEvents
 from trainer.metrics import auc
 
 FIRST = 5

@@ -39,7 +39,7 @@ from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
 from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat
-from streaming.source.load import LoggedEvents
+from streaming.source.logged_events import LoggedEvents
 from streaming.source.to_records import RequestRecords
 from trainer.cut import cut_of, offsets_of
 from trainer.dense_cadence import DenseCadence

@@ -22,7 +22,8 @@ from streaming.kafka.sending import RetryingSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying
 from streaming.log import INPUTS
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 from streaming.source.to_records import RequestRecords
 
 _log = logging.getLogger("minutely.produce")

@@ -25,7 +25,8 @@ from minutely.report import write_report
 from minutely.results import results_of, summarize
 from minutely.run import Run
 from paramserver.files import LocalFiles, WriteBack
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 
 _DELTAS_IN_MEMORY_BYTES = 128 << 20
 COMPARED: dict[str, int | None] = {"60s": 60_000, "5m": 300_000, "1h": 3_600_000, "24h": 86_400_000, "never": None}

@@ -11,7 +11,7 @@ from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.loop import EmbeddedLoop, Served
 from streaming.join.calibration import Sums
-from streaming.source.load import LoggedEvents
+from streaming.source.logged_events import LoggedEvents
 from trainer.metrics import class_metrics, value_metrics
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,84 +16,13 @@ from streaming.features.columns import Columns, Ids, Ragged
 from streaming.features.kinds import NUMBERS_ALLOWED, Feature
 from streaming.features.transforms import is_derived
 from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS, fits_float32
-from streaming.records.labels import Label
+from streaming.source.logged_events import Bools, Engagements, LoggedEvents
 from streaming.source.mapping import FeatureMapper, SideTable, key_ids
 from streaming.source.settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
-from streaming.source.tabular import Reject, RowFile, as_problems, numbers, read, require
+from streaming.source.tabular import RowFile, as_problems, numbers, read, require
 from streaming.source.time_bounds import TimeBounds
 
-Bools: TypeAlias = npt.NDArray[np.bool_]
 _MAX_KEY = MAX_ID_LENGTH - 16  # leaves room for a place, or for the id of a run of `minutely produce`
-
-
-@dataclass(frozen=True)
-class Engagements:
-    """m engagements in the order of ``happened_at`` (int64 ms); ``row`` is the impression's, -1 without an impression."""
-
-    happened_at: Ids
-    row: Ids
-    action: npt.NDArray[np.int32]
-    actions: list[str]
-    value: npt.NDArray[np.float64]
-    request_id: pa.Array
-    impression_id: pa.Array
-
-    def __len__(self) -> int:
-        return len(self.happened_at)
-
-
-@dataclass(frozen=True)
-class LoggedEvents:
-    """A log of n impressions in r requests, in the order of ``served_at``.
-
-    ``starts`` int64 [r + 1]: the impressions of request i are rows ``starts[i]`` to ``starts[i + 1]``; ``served_at``
-    int64 [r] in ms; ``request_of_row`` int64 [n]. ``rejects`` are rows that could not be used.
-    """
-
-    starts: Ids
-    served_at: Ids
-    request_of_row: Ids
-    request_ids: pa.Array
-    impression_ids: pa.Array
-    features: Columns
-    engagements: Engagements
-    rejects: list[Reject]
-
-    @property
-    def impressions(self) -> int:
-        """The number of impressions."""
-        return len(self.request_of_row)
-
-    @property
-    def requests(self) -> int:
-        """The number of requests."""
-        return len(self.served_at)
-
-    def delays(self) -> Ids:
-        """Return how long after the serving each engagement happened, int64 [m] ms; meaningless without an impression."""
-        return self.engagements.happened_at - self.served_at[self.request_of_row[np.maximum(self.engagements.row, 0)]]
-
-    def of_action(self, action: str | None) -> Bools:
-        """Return which engagements are an action on an impression, not before it was served; bool [m]."""
-        events = self.engagements
-        code = events.actions.index(action) if action in events.actions else -1
-        found: Bools = (events.row >= 0) & (events.action == code) & (self.delays() >= 0)
-        return found
-
-    def positive(self, label: Label) -> Bools:
-        """Return which engagements make a label positive, or give its value, at any time; bool [m]."""
-        least = -np.inf if label.min_value is None else label.min_value
-        return self.of_action(label.action) & (self.engagements.value >= least)
-
-    def truth(self, label: Label) -> npt.NDArray[np.float32]:
-        """Return a label by the whole log, regardless of its window and of what decided it: float32 [n]."""
-        events, wanted = self.engagements, self.positive(label)
-        out = np.zeros(self.impressions, np.float32)
-        # Backwards, so that the event that counts is written last: the first one; at equal times, the largest value.
-        order = np.lexsort((-events.value[wanted], events.happened_at[wanted]))[::-1]
-        values = np.clip(events.value, *label.bounds)
-        out[events.row[wanted][order]] = values[wanted][order] if label.is_value else 1.0
-        return out
 
 
 def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:

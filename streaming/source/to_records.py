@@ -10,7 +10,7 @@ import numpy.typing as npt
 from streaming.features.columns import pack
 from streaming.features.kinds import Feature
 from streaming.records.events import FORMAT_VERSION, DeadLetter, Engagement, Request, encode
-from streaming.source.load import LoggedEvents
+from streaming.source.logged_events import LoggedEvents
 
 
 class RequestRecords:

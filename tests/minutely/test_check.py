@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from minutely.advice import advice, mistakes
 from minutely.cli import cli
 from minutely.config import Pipeline
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 
 START = 1_700_000_000_000
 COUNT = 600

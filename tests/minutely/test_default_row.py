@@ -16,7 +16,8 @@ from streaming.join.negatives import Negatives
 from streaming.join.policy import Living
 from streaming.log import IMPRESSIONS, INPUTS, Record
 from streaming.records.events import decode_request
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 from tests.commands import execute
 from tests.minutely.news import PER_REQUEST, make_news, write_news
 from tests.minutely.test_loop import MINUTE, NOW, Ran

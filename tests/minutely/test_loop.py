@@ -32,7 +32,8 @@ from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
 from streaming.records.events import Request, decode_engagement, decode_request
 from streaming.records.identity import example_id
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 from tests.paramserver.published import MemoryFiles, up_to
 from tests.streaming.join.join_world import roomy_state
 from trainer.metrics import class_metrics, value_metrics

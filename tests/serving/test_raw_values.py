@@ -27,7 +27,8 @@ from streaming.clock import WallClock
 from streaming.features.columns import Column, Ragged, Repeated, pack, slice_columns
 from streaming.features.kinds import NUMBERS_ALLOWED, SparseFeature
 from streaming.records.events import Request
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 from streaming.source.settings import SideFile
 from tests.serving.asgi import ask
 

@@ -17,7 +17,8 @@ from basis.problems import Problems
 from streaming.features.columns import Ragged
 from streaming.features.ids import MISSING, text_id
 from streaming.features.kinds import FeatureSet
-from streaming.source.load import LoggedEvents, load
+from streaming.source.load import load
+from streaming.source.logged_events import LoggedEvents
 from streaming.source.settings import SourceSettings
 from streaming.source.tabular import Reject
 
