@@ -251,7 +251,7 @@ class Joiner:
         self._state.add(engagement.request_id, pending, len(payload) + WAITING_BYTES)
 
     def _check_matched(self, engagement: Engagement) -> None:
-        if engagement.happened_at < max(self.forgotten_before, self.policy.forgotten_before(self.watermark)):
+        if engagement.happened_at < max(self.forgotten_before, self.policy.waited_before(self.watermark)):
             raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {engagement.request_id}")
 
     def _check_waiting(self, request_id: str, pending: Pending, size: int) -> None:
@@ -426,7 +426,10 @@ class Joiner:
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
+        refused = self._state.known_refused(ENGAGEMENTS, [offset for offset, _ in waiting])
         for offset, payload in waiting:
+            if offset in refused:
+                continue
             try:
                 engagement = decode_engagement(payload, MAX_TIME_MS)
                 self._check_matched(engagement)

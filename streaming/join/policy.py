@@ -12,7 +12,7 @@ from streaming.join.calibration import ServedCalibration
 from streaming.join.pending import Pending
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
-from streaming.join.taken import TakenUnder, at_offset, forgotten_before, was_due
+from streaming.join.taken import TakenUnder, at_offset, waited_before, was_due
 from streaming.log import IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, BadRecord, Request
 from streaming.records.identity import example_prefix
@@ -38,7 +38,7 @@ class Living:
         """Whether ``at`` is too late for what closed at ``closed_at``."""
         return closed_at < at
 
-    def forgotten_before(self, watermark: int) -> int:
+    def waited_before(self, watermark: int) -> int:
         """Return until when engagements happened that do not wait for their requests any more."""
         return watermark - self._wait_ms
 
@@ -113,9 +113,10 @@ class Recovered(Living):
         """Return False: what was in time once is so again. Requests that were dropped since get their engagements, too."""
         return False
 
-    def forgotten_before(self, watermark: int) -> int:
-        """Return the latest such time under any config of then."""
-        return forgotten_before(self._taken or [self._ours], self._spec, watermark)
+    def waited_before(self, watermark: int) -> int:
+        """Go by the configs of then. What is from before counted for a request that is not read again: what waited in vain has a
+        dead letter."""
+        return waited_before(self._taken or [self._ours], self._spec, watermark)
 
     def taken_under(self, offset: int) -> TakenUnder | None:
         """Look it up in the commit."""

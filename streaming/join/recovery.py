@@ -18,7 +18,7 @@ from streaming.join.core import Joiner
 from streaming.join.policy import Living, Recovered
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState, RebuildPoint
-from streaming.join.taken import forgotten_before, taken_on
+from streaming.join.taken import taken_on
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter
 from streaming.records.examples import published_in
@@ -89,10 +89,9 @@ class Recovery:
         else:
             restored = yield from self._rebuild(committed)
         taken = () if committed is None else committed.taken_under
-        head, at = restored.head, restored.offsets[IMPRESSIONS]
-        head.taken_under = taken_on(taken, self._spec, at, head.published)
-        before, ours = head.taken_under[:-1], head.taken_under[-1]
-        restored.joiner.forgotten_before = forgotten_before(before, self._spec, ours.since_ms)
+        head, joiner, at = restored.head, restored.joiner, restored.offsets[IMPRESSIONS]
+        head.taken_under = taken_on(taken, self._spec, at, head.published, joiner.watermark)
+        joiner.forgotten_before = head.taken_under[-1].forgotten_ms
         return restored
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:

@@ -7,10 +7,11 @@ emitted nor dropped.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from streaming.join.spec import JoinSpec
+from streaming.records.events import MIN_TIME_MS
 
 _AT_MOST = 8
 
@@ -18,6 +19,8 @@ _AT_MOST = 8
 class TakenUnder(NamedTuple):
     """What decided when requests taken from offset ``impressions`` on were due: the schema, the longest window of its labels,
     and ``join.lateness``, since ``since_ms`` was the published watermark. An empty text or a negative number is unknown.
+
+    What is from before ``forgotten_ms`` was forgotten under an earlier config: a request without a marker may be a repeat.
 
     Not ``join.emit``: what it emits early is in `examples`, or dropped again if it is decided again.
     """
@@ -27,6 +30,7 @@ class TakenUnder(NamedTuple):
     window_ms: int
     lateness_ms: int = -1
     since_ms: int = -1
+    forgotten_ms: int = 0
 
     @classmethod
     def of(cls, spec: JoinSpec, impressions: int = 0, since_ms: int = -1) -> TakenUnder:
@@ -35,19 +39,28 @@ class TakenUnder(NamedTuple):
 
     def is_like(self, other: TakenUnder) -> bool:
         """Whether both decide alike, wherever they begin."""
-        return self == other._replace(impressions=self.impressions, since_ms=self.since_ms)
+        return (self.fingerprint, self.window_ms, self.lateness_ms) == (
+            other.fingerprint,
+            other.window_ms,
+            other.lateness_ms,
+        )
 
 
-def taken_on(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int, since_ms: int) -> list[TakenUnder]:
+def taken_on(
+    taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int, since_ms: int, decided_until: int
+) -> list[TakenUnder]:
     """Return ``taken`` for requests that are taken under ``spec`` from offset ``impressions`` on.
 
-    A config that took nothing and moved no watermark leaves no entry. The oldest of too many become one, of an unknown schema and
-    with the longest window.
+    The last of ``taken`` forgot by ``decided_until`` (ms), which is ahead of the published watermark while more is due than one
+    batch takes. The oldest of too many become one, of an unknown schema and with the longest window.
     """
     ours = TakenUnder.of(spec, impressions, since_ms)
     if taken and taken[-1].is_like(ours):
         return list(taken)
-    found = [*(each for each in taken if each.impressions < impressions or each.since_ms < since_ms), ours]
+    if taken:
+        forgotten = max(taken[-1].forgotten_ms, decided_until - _wait_ms(taken[-1], spec))
+        ours = ours._replace(forgotten_ms=forgotten)
+    found = [*taken, ours]
     while len(found) > _AT_MOST:
         first, second, *others = found
         window, lateness = max(first.window_ms, second.window_ms), max(first.lateness_ms, second.lateness_ms)
@@ -65,28 +78,27 @@ def at_offset(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int) -> 
     return taken[at - 1 :] if at else [TakenUnder("", 0, keep_ms([], spec)), *taken]
 
 
-def _in_force(taken: Sequence[TakenUnder], watermark: int) -> Iterator[tuple[TakenUnder, int]]:
-    """Yield each entry, and how far the watermark moved under it; if it did not, 0. The last has moved it up to ``watermark``."""
-    ends = [*(each.since_ms for each in taken[1:]), watermark]
-    return ((each, end if each.since_ms < end else 0) for each, end in zip(taken, ends, strict=False))
+def _over_before(taken: Sequence[TakenUnder], watermark: int, wait: Callable[[TakenUnder], int]) -> int:
+    """Return from before when (ms) nothing waits any more, of all that was taken under the first of these.
+
+    Each was in force until the next began, the last up to ``watermark``. What waits under one waits for as long under the next.
+    """
+    over, longest = MIN_TIME_MS, 0
+    for each, end in zip(taken, [*(each.since_ms for each in taken[1:]), watermark], strict=True):
+        longest = max(longest, wait(each))
+        if each.since_ms < end:  # else it did not move the watermark, and may not have looked at all
+            over = max(over, end - longest)
+    return over
 
 
 def was_due(since: Sequence[TakenUnder], served_at: int, watermark: int) -> bool:
-    """Whether a request was due while one of these was in force. It may have waited for the window of an earlier one."""
-    longest = 0
-    for each, end in _in_force(since, watermark):
-        longest = max(longest, each.window_ms)
-        if served_at + longest < end:
-            return True
-    return False
+    """Whether a request that was taken under the first of these was due while one of them was in force."""
+    return served_at < _over_before(since, watermark, lambda each: each.window_ms)
 
 
-def forgotten_before(taken: Sequence[TakenUnder], spec: JoinSpec, watermark: int) -> int:
-    """Return until when (ms) requests were served, and engagements happened, that one of these forgot.
-
-    A later config may wait longer, but what was forgotten by then comes too late.
-    """
-    return max((end - _wait_ms(each, spec) for each, end in _in_force(taken, watermark)), default=0)
+def waited_before(taken: Sequence[TakenUnder], spec: JoinSpec, watermark: int) -> int:
+    """Return until when (ms) engagements happened of which none still waits for its request, whichever of these took it."""
+    return _over_before(taken, watermark, lambda each: _wait_ms(each, spec))
 
 
 def _wait_ms(each: TakenUnder, spec: JoinSpec) -> int:

@@ -86,6 +86,8 @@ class Lives:
             if number % 2:
                 at = served_at + 37 * number % 900
                 found.append((at + 31 * number % LATE_BY, ENGAGEMENTS, encode(clicked(f"r{number}", "a", at))))
+            if number % 5 == 0:
+                found.append((served_at, ENGAGEMENTS, encode(clicked(f"nobody's {number}", "a", served_at))))
         return found
 
     def start(self, config: Config, *, lost: bool = False, write_every_ms: int = 0) -> JoinPartition:
@@ -126,7 +128,8 @@ class Lives:
         self.check()
 
     def check(self) -> None:
-        """Every impression of every request is an example with its label, once, or a dead letter, or a negative left out."""
+        """Every impression of every request is an example with its label, once, or a dead letter, or a negative left out; what
+        waited in vain is a dead letter."""
         brokers, negatives = self.world.brokers, self.world.spec.negatives
         letters = [decode_letter(value) for value in brokers.topics[DEAD_LETTERS] if value is not None]
         refused = {(letter.topic, letter.offset) for letter in letters}
@@ -141,6 +144,7 @@ class Lives:
             for offset, each in enumerate(done)
             if (ENGAGEMENTS, offset) not in refused
         }
+        assert not any(name.startswith("nobody's") for name in counted)
         for value in brokers.topics[IMPRESSIONS]:
             request = decode_request(value or b"", MAX_TIME_MS)
             for name in (f"{request.request_id}/{each}" for each in request.impression_ids):
@@ -153,7 +157,9 @@ class Lives:
 
 CHANGES = {
     "emitted at once": (Config(emit="window"), Config()),
+    "emitted when windows close": (Config(), Config(emit="window")),
     "more lateness": (Config(), Config(lateness=3000)),
+    "less lateness": (Config(lateness=3000), Config()),
     "begins later": (Config(), Config(earliest_ms=CHANGE - 600)),
     "a label removed": (Config(buys=True), Config()),
     "a label added": (Config(), Config(buys=True)),
@@ -172,6 +178,20 @@ def test_nothing_that_was_accepted_vanishes(configs: tuple[Config, Config], lost
         lives.start(after)
         lives.run(lost_at)
     lives.start(after, lost=True)
+    lives.finish()
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+@pytest.mark.parametrize("emits", [("decided", "window", "decided"), ("window", "decided", "window")], ids=str)
+def test_emitted_at_another_time_and_back_again(
+    emits: tuple[str, str, str], lost: bool, keep: float, tmp_path: Path
+) -> None:
+    lives = Lives(tmp_path, keep)
+    for number, emit in enumerate(emits):
+        lives.start(Config(emit=emit), lost=lost)
+        lives.run(CHANGE + 700 * number)
+    lives.start(Config(emit=emits[-1]), lost=True)
     lives.finish()
 
 
@@ -283,3 +303,76 @@ def test_what_was_forgotten_is_not_taken_again_under_a_longer_window(tmp_path: P
     (letter,) = (decode_letter(value) for value in brokers.topics[DEAD_LETTERS] if value is not None)
     assert (letter.reason, letter.offset) == ("late", 1)
     assert {name: len(each) for name, each in published(brokers).items()} == {"r1/1.0": 1, "r2/2.0": 1}
+
+
+@pytest.mark.parametrize("longer", [Config(lateness=3000), Config(buys=True)], ids=["lateness", "window"])
+def test_an_engagement_that_waits_for_as_long_as_an_earlier_config_said_does_not_vanish(
+    longer: Config, tmp_path: Path
+) -> None:
+    """A kept state looks at it when it meant to; so what a rebuild finds may still have waited there."""
+    lives = Lives(tmp_path, 1.0)
+    brokers = lives.world.brokers
+    join = lives.start(longer)
+    take(join, brokers, IMPRESSIONS, request_of(1, START))
+    take(join, brokers, ENGAGEMENTS, encode(clicked("nobody's", "a", START + 500)))
+    join.step(ENDED, START + 600 + longer.lateness, 0)
+    join = lives.start(Config())
+    join.step(ENDED, START + 3000, 0)
+    assert letters(brokers) == []
+    join = lives.start(Config(), lost=True)
+    join.step(ENDED, START + 20_000, 0)
+    lives.stop()
+    assert letters(brokers) == [(ENGAGEMENTS, 0, "unmatched")]
+
+
+def test_nor_does_it_where_all_requests_are_of_the_later_config(tmp_path: Path) -> None:
+    """The config that it waits by is known for as long as it may wait, though a rebuild reads no request of that one."""
+    longer = Config(lateness=3000)
+    lives = Lives(tmp_path, 1.0)
+    brokers = lives.world.brokers
+    join = lives.start(longer)
+    take(join, brokers, IMPRESSIONS, request_of(1, START))
+    for at in range(START, START + 20_000, 100):
+        take(join, brokers, ENGAGEMENTS, encode(clicked("r1", "1.0", at)))
+        join.step(ENDED, at + longer.lateness, 0)
+    take(join, brokers, ENGAGEMENTS, encode(clicked("nobody's", "a", START + 20_000)))
+    join.step(ENDED, START + 20_100 + longer.lateness, 0)
+    before = letters(brokers)
+    join = lives.start(Config())
+    for at in (20_300, 22_000):
+        take(join, brokers, ENGAGEMENTS, encode(clicked("r1", "1.0", START + at - 1500)))
+        join.step(ENDED, START + at + LATE_BY, 0)
+    before = letters(brokers)
+    join = lives.start(Config(), lost=True)
+    join.step(ENDED, START + 60_000, 0)
+    lives.stop()
+    assert [each for each in letters(brokers) if each not in before] == [(ENGAGEMENTS, 200, "unmatched")]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
+@pytest.mark.parametrize("shorter_between", [False, True])
+def test_what_was_forgotten_while_more_was_due_is_not_taken_again(
+    shorter_between: bool, lost: bool, tmp_path: Path
+) -> None:
+    """The published watermark stays behind until all that is due is out; markers are dropped by the one ahead of it."""
+    short, long = Config(), Config(lateness=8000)
+    lives = Lives(tmp_path, 1.0, requests_at_once=2)
+    brokers = lives.world.brokers
+    first, between = (long, short) if shorter_between else (short, short)
+    join = lives.start(first)
+    take(join, brokers, IMPRESSIONS, *(request_of(number, START + 1000 + number) for number in range(8)))
+    join.step(ENDED, START + 1000 + first.lateness, 0)
+    join.step(ENDED, START + 9700 + first.lateness, 0)
+    assert join.busy
+    join = lives.start(between)
+    join.step(ENDED, START + 9700, 0)
+    assert join.busy and "r1/1.0" in published(brokers)
+    join = lives.start(long, lost=lost)
+    while join.busy:
+        join.step(ENDED, START + 9700, 0)
+    take(join, brokers, IMPRESSIONS, *(request_of(number, START + 1000 + number) for number in range(8)))
+    join.step(ENDED, START + 40_000, 0)
+    while join.busy:
+        join.step(ENDED, START + 40_000, 0)
+    lives.stop()
+    assert {name: len(each) for name, each in published(brokers).items()} == {f"r{at}/{at}.0": 1 for at in range(8)}
