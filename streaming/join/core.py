@@ -148,11 +148,6 @@ class Joiner:
         """Return the next event time (ms) at which `advance` may have something to do."""
         return self._state.next_due()
 
-    def put_back(self, letters: Sequence[DeadLetter]) -> None:
-        """Return dead letters that were drained and not sent."""
-        self._dead += letters
-        self._bytes += sum(len(letter.payload) + _LETTER_BYTES for letter in letters)
-
     def drain(self) -> JoinOutput:
         """Return the output so far, and forget it."""
         ready, self._ready = self._ready, []

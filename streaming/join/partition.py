@@ -15,7 +15,7 @@ from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import commit_of, next_head
 from streaming.join.core import Joiner
 from streaming.join.policy import Living
-from streaming.join.recovery import LostRange, Recovery
+from streaming.join.recovery import LostRange, Recovery, log_lost
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
 from streaming.join.watermark import examples_records, watermark_of
@@ -44,8 +44,9 @@ class JoinPartition:
         self._spec = spec
         self._state = state
         self._outlet = outlet
+        self._partition = partition
         living = Living(spec, served)
-        self._recovery = Recovery(spec, state, history, living, partition, new_id, requests_at_once)
+        self._recovery = Recovery(spec, state, outlet, history, living, partition, new_id, requests_at_once)
         self._write_every_ms = write_every_ms
         self._requests_at_once = requests_at_once
         self.joiner = Joiner(spec, state, living, partition)
@@ -101,12 +102,14 @@ class JoinPartition:
         """
         committed = self._outlet.open()
         if self._recovered and committed and committed.state_id == self._head.state_id:
-            if committed.sequence == self._head.sequence:
+            missing = self._head.sequence - committed.sequence
+            if missing == 0:
                 self._outbox = None
                 return
-            if committed.sequence == self._head.sequence - 1:
+            if missing == 1 and self._outbox is not None:
                 self._send()
                 return
+            log_lost(self._partition, missing - (self._outbox is not None))
         self._recovered = False
         self._outbox = None
         self.gaps.clear()
@@ -116,7 +119,6 @@ class JoinPartition:
         self.gaps += restored.gaps
         if restored.unwritten:
             self._write()
-        self.joiner.counts.clear()
         self._taken = self._taken_bytes = 0
         self._recovered = True
 

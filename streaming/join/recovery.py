@@ -3,16 +3,21 @@
 The state on disk is that of some transaction. If later ones began from it, recovery first reads what they sent, and then re-reads
 what they took: no example is emitted twice, and refused records stay refused, however they would be judged now. Otherwise it
 rebuilds the state from all records that may still matter. It keeps nothing between two recoveries.
+
+All that it sends are dead letters of requests that were accepted once and that today's config cannot read. It commits again what was
+committed, so a recovery that is cut off passes over the letters that it sent.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import ge
 from typing import NamedTuple
 
-from streaming.join.brokers import History
+from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.join.commit import Committed, ForgottenError, next_head
 from streaming.join.core import Joiner
 from streaming.join.policy import Living, Recovered
@@ -20,11 +25,10 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState, RebuildPoint
 from streaming.join.taken import taken_on
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, Record
-from streaming.records.events import BadRecord, DeadLetter, decode_letter
+from streaming.records.events import BadRecord, DeadLetter, decode_letter, encode
 from streaming.records.examples import published_in
 
-_LETTERS = 100
-"""More requests that only a re-read refuses are of a program that is broken."""
+_log = logging.getLogger("minutely.join")
 _DETAIL = 1000
 """The characters that are kept of a letter's text."""
 
@@ -51,8 +55,18 @@ class Restored:
     unwritten: bool = False
     """Whether the state on disk is older."""
     gaps: list[LostRange] = field(default_factory=list)
-    letters: list[DeadLetter] = field(default_factory=list)
-    """Requests that were accepted once and are refused as they are re-read: still to be sent."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """The dead letters that recovery sent, as `Joiner` counts them."""
+
+
+def log_lost(partition: int, transactions: int) -> None:
+    """Say how many of our last transactions are not there any more, if any."""
+    if transactions > 0:
+        _log.error(
+            "partition %d: brokers have lost %d transactions that they had acknowledged; joining again what these took",
+            partition,
+            transactions,
+        )
 
 
 class Recovery:
@@ -62,6 +76,7 @@ class Recovery:
         self,
         spec: JoinSpec,
         state: JoinState,
+        outlet: Outlet,
         history: History,
         living: Living,
         partition: int,
@@ -70,6 +85,7 @@ class Recovery:
     ) -> None:
         self._spec = spec
         self._state = state
+        self._outlet = outlet
         self._history = history
         self._living = living
         self._partition = partition
@@ -84,6 +100,8 @@ class Recovery:
         """
         self._state.reload()
         head = self._state.head
+        if head is not None and committed is not None and head.state_id == committed.state_id:
+            log_lost(self._partition, head.sequence - committed.sequence)
         if head is not None and committed is not None and self._leads_to(head, committed):
             restored = yield from self._go_on(head, committed)
         else:
@@ -196,14 +214,14 @@ class Recovery:
             self._pass_over(restored, committed)
             yield
         self._pass_over(restored, committed)
-        joiner.put_back(restored.letters)
+        joiner.counts = restored.refused
         joiner.policy = self._living
         joiner.watermark = committed.decided_until
         restored.busy = committed.watermark < committed.decided_until
         restored.offsets = dict(committed.offsets)
-        restored.outputs = {topic: max(end, restored.outputs[topic]) for topic, end in ends.items()}
+        restored.outputs = ends
         restored.head = self._head_of(restored, committed.sequence, committed.watermark)
-        restored.unwritten = not restored.letters  # a state knows nothing of them
+        restored.unwritten = True
 
     def _pass_over(self, restored: Restored, committed: Committed) -> None:
         """Discard output, which was sent before; write the state if it is full.
@@ -211,9 +229,10 @@ class Recovery:
         Engagements are refused where their requests are before what is re-read. A request that was refused before is passed over,
         so one that is refused now was accepted, and its letter is news.
         """
-        for letter in restored.joiner.drain().dead_letters:
-            if letter.topic == IMPRESSIONS and len(restored.letters) < _LETTERS:
-                restored.letters.append(letter)
+        letters = [letter for letter in restored.joiner.drain().dead_letters if letter.topic == IMPRESSIONS]
+        if letters:
+            self._outlet.send([OutputRecord(DEAD_LETTERS, encode(letter)) for letter in letters], committed)
+            restored.refused.update(f"dead.{letter.reason}" for letter in letters)
         if self._state.is_full:
             restored.head = self._head_of(restored, restored.head.sequence, committed.watermark)
             self._state.write(restored.head)
