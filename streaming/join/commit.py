@@ -117,7 +117,11 @@ def next_head(
     if len(rebuild_points) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more
         rebuild_points = [rebuild_points[0], *rebuild_points[1::2]]
     taken = head.taken_under
-    while len(taken) > 1 and taken[1].impressions <= rebuild_points[0].impressions and taken[1].since_ms < published - keep:
+    while (
+        len(taken) > 1
+        and taken[1].impressions <= rebuild_points[0].impressions
+        and taken[1].since_ms < published - keep
+    ):
         taken = taken[1:]  # nor does an engagement wait by it any more
     return Head(
         head.state_id,

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
-from streaming.features.columns import packed_bytes
-from streaming.join.decided import Decided, batches
+from streaming.join.decided import Decided
+from streaming.join.output import JoinOutput, Output, RowSizes
 from streaming.join.pending import DROPPED, WAITING_BYTES, Pending
 from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
@@ -35,30 +33,11 @@ from streaming.records.events import (
     encode,
     is_json,
 )
-from streaming.records.examples import ExampleFormat
 from streaming.records.json_records import pack_request
 from streaming.records.labels import Decision, Rule, decide, used_actions
 
 _DUE_AT_ONCE = 32
 """Few, since each request is loaded into memory, whatever its size."""
-_ROW_BYTES = 96
-"""The bytes of a row besides ids and features."""
-_LETTER_BYTES = 512
-"""The bytes of a dead letter besides its payload."""
-_UNEVEN_BYTES = 64 << 10
-"""If the impressions of a request have more bytes than this, a single one may have nearly all of them."""
-
-
-def _closed(emitted: bytearray) -> bytearray:
-    """Return ``emitted`` with all open impressions dropped."""
-    return bytearray(times or DROPPED for times in emitted)
-
-
-class JoinOutput(NamedTuple):
-    """The output since the last `Joiner.drain`. Examples are in the order of their decision."""
-
-    examples: list[pa.RecordBatch]
-    dead_letters: list[DeadLetter]
 
 
 class Joiner:
@@ -71,7 +50,6 @@ class Joiner:
         self._actions = used_actions(spec.labels)
         self._settings = spec.settings
         self._limits = spec.limits
-        self._sampling_rate = spec.negatives.keep
         self._window = spec.window_ms
         self._wait = spec.window_ms + spec.settings.lateness
         self._state = state
@@ -83,11 +61,8 @@ class Joiner:
             action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
             for action in self._actions
         }
-        self._ready: list[Decided] = []
-        self._dead: list[DeadLetter] = []
-        self._bytes = 0
-        """The approximate size of the output since the last `drain`."""
-        self.format = ExampleFormat(spec.features, spec.labels)
+        self._output = Output(spec)
+        self.format = self._output.format
         self.watermark = 0
         self.reached = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
         """How far (ms) the records taken of each input let the watermark move, see `_reach`."""
@@ -100,7 +75,7 @@ class Joiner:
     @property
     def is_full(self) -> bool:
         """Whether the output fills a transaction: call `drain` before anything else."""
-        return self._bytes >= self._limits.batch_bytes
+        return self._output.is_full
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
         """Take records of an input, in order, until `is_full`. Return how many were taken."""
@@ -150,12 +125,9 @@ class Joiner:
 
     def drain(self) -> JoinOutput:
         """Return the output so far, and forget it."""
-        ready, self._ready = self._ready, []
-        dead, self._dead = self._dead, []
-        self._bytes = 0
-        found = batches(ready, self.format, self._sampling_rate, self._settings.max_rows) if ready else []
-        self.counts["examples"] += sum(batch.num_rows for batch in found)
-        return JoinOutput(found, dead)
+        output = self._output.drain()
+        self.counts["examples"] += sum(batch.num_rows for batch in output.examples)
+        return output
 
     def _reach(self, topic: str, claimed_ms: int, appended_at: int) -> None:
         """Move the watermark's sources to a record's event time, but at most ``max_ahead`` beyond the time its broker took it.
@@ -164,20 +136,13 @@ class Joiner:
         self.newest = max(self.newest, claimed_ms)
 
     def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
-        if self._state.known_refused(topic, [offset]):
+        if self._state.sent.refused(topic, [offset]):
             return
         self.counts[f"dead.{bad.reason}"] += 1
-        self._bytes += len(payload) + _LETTER_BYTES
-        self._dead.append(
-            DeadLetter(
-                topic=topic,
-                partition=self._partition,
-                offset=offset,
-                reason=bad.reason,
-                detail=str(bad),
-                payload=payload,
-            )
+        letter = DeadLetter(
+            topic=topic, partition=self._partition, offset=offset, reason=bad.reason, detail=str(bad), payload=payload
         )
+        self._output.refuse(letter)
 
     def _request(self, record: Record) -> None:
         offset, payload = record.offset, record.value
@@ -205,13 +170,10 @@ class Joiner:
         pending.impression_ids = request.impression_ids
         pending.request = request
         pending.offset = offset
-        sent = self._state.known_emitted(request.request_id, request.served_at, request.impression_ids)
+        sent = self._state.sent.emitted(request.request_id, request.served_at, request.impression_ids)
         pending.emitted = bytearray(map(max, sent, pending.emitted)) if pending.emitted else sent
         self._close_if_due(pending)
-        waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
-        for at, engagement in waiting:
-            if self._state.known_refused(ENGAGEMENTS, [at]):
-                continue
+        for at, engagement in self._take_waiting(pending):
             try:
                 found = decode_engagement(engagement, MAX_TIME_MS)
                 if found.action in self._actions:  # else only a removed label used it
@@ -240,8 +202,7 @@ class Joiner:
         self._check_matched(engagement)
         pending = pending or Pending()
         self._check_waiting(engagement.request_id, pending, len(payload))
-        pending.waiting.append((record.offset, payload))
-        pending.waiting_bytes += len(payload)
+        pending.wait(record.offset, payload)
         self._state.wake(engagement.request_id, pending, max(engagement.happened_at + self._wait, self.watermark))
         self._state.add(engagement.request_id, pending, len(payload) + WAITING_BYTES)
 
@@ -283,7 +244,7 @@ class Joiner:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {len(events)} engagements already")
         if pending.event_count >= self._limits.request_events:
             raise BadRecord("too_many", f"request {request_id} has {pending.event_count} engagements already")
-        self._state.refresh(request_id, pending)
+        self._state.sent.refresh(request_id, pending)
         if pending.emitted[index] and self.policy.decides():
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
             if before.values == after.values:
@@ -302,10 +263,9 @@ class Joiner:
             raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
         pending.emitted[index] = revision + 1
         self.counts["corrected"] += 1
-        shared, own = _sizes(pending.request)
-        self._bytes += shared + (own if own > _UNEVEN_BYTES else own // len(pending.impression_ids)) + _ROW_BYTES
         decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
-        self._ready.append(Decided(request_id, pending.request, (index,), decision, revision))
+        decided = Decided(request_id, pending.request, (index,), decision, revision)
+        self._output.correct(decided, RowSizes.of(pending.request))
 
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
@@ -316,7 +276,7 @@ class Joiner:
         if pending.served_at < 0:
             self._drop_unmatched(request_id, pending)
             return
-        self._state.refresh(request_id, pending)
+        self._state.sent.refresh(request_id, pending)
         if self.policy.decides():
             if self._is_anothers(pending):
                 self._take_over(request_id, pending)
@@ -329,9 +289,8 @@ class Joiner:
         if pending.request is not None:
             next_due = NEVER
             emitted, events = pending.emitted, pending.events
-            shared, own = _sizes(pending.request)
-            row_bytes = shared + _ROW_BYTES
-            room = rows = max(1, (self._limits.batch_bytes - self._bytes) // row_bytes)
+            sizes = RowSizes.of(pending.request)
+            room = rows = self._output.room(sizes)
             for index, happened in events.items():
                 if not emitted[index]:
                     decision = self._decide(pending.served_at, happened)
@@ -349,7 +308,7 @@ class Joiner:
                     room -= self._emit(request_id, pending, without[:room], decision)
                 if 0 in emitted:
                     next_due = min(next_due, closes_at)
-            self._bytes += own + row_bytes * (rows - room)
+            self._output.grow(sizes, rows - room)
             if next_due != NEVER:
                 self._state.wake(request_id, pending, next_due)
                 return
@@ -374,7 +333,7 @@ class Joiner:
     def _close_if_due(self, pending: Pending) -> None:
         """Drop the open impressions of a re-read request whose window closed before: sampling dropped them then."""
         if self.policy.was_due(pending.offset, pending.served_at, self.watermark):
-            pending.emitted = _closed(pending.emitted)
+            pending.close()
 
     def _is_anothers(self, pending: Pending) -> bool:
         """Whether a request is still in the form of another schema."""
@@ -383,7 +342,7 @@ class Joiner:
     def _take_over(self, request_id: str, pending: Pending) -> None:
         """Convert a request to our schema. If that fails, make it a dead letter if impressions of it are open."""
         assert pending.request is not None
-        self._state.refresh(request_id, pending)
+        self._state.sent.refresh(request_id, pending)
         problem = self.upgrades.take_over(pending.request)
         if problem is None:
             return
@@ -393,7 +352,8 @@ class Joiner:
 
     def _outdate(self, request_id: str, pending: Pending, problem: str) -> None:
         """Reduce a request to its marker, with the engagements that counted."""
-        pending.emitted, pending.request, pending.outdated = _closed(pending.emitted), None, problem
+        pending.close()
+        pending.request, pending.outdated = None, problem
         self._state.release_payload(request_id)
 
     def note_outdated(self, letter: DeadLetter) -> None:
@@ -416,29 +376,24 @@ class Joiner:
         for place in kept:
             pending.emitted[place] = 1
         if kept and pending.request is not None:
-            self._ready.append(Decided(request_id, pending.request, kept, decision))
+            self._output.add(Decided(request_id, pending.request, kept, decision))
         return len(kept)
 
-    def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
+    def _take_waiting(self, pending: Pending) -> list[tuple[int, bytes]]:
+        """Take out the engagements that wait, but for known dead letters."""
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
-        refused = self._state.known_refused(ENGAGEMENTS, [offset for offset, _ in waiting])
-        for offset, payload in waiting:
-            if offset in refused:
-                continue
+        refused = self._state.sent.refused(ENGAGEMENTS, [offset for offset, _ in waiting])
+        return [(offset, payload) for offset, payload in waiting if offset not in refused]
+
+    def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
+        for offset, payload in self._take_waiting(pending):
             try:
                 engagement = decode_engagement(payload, MAX_TIME_MS)
                 self._check_matched(engagement)
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, offset, payload, bad)
                 continue
-            pending.waiting.append((offset, payload))
-            pending.waiting_bytes += len(payload)
+            pending.wait(offset, payload)
             self._state.wake(request_id, pending, max(engagement.happened_at + self._wait, self.watermark))
         if not pending.waiting:
             self._state.drop(request_id)
-
-
-def _sizes(request: Request) -> tuple[int, int]:
-    """Return the bytes of a request that each of its rows repeats, and those that are divided among its rows."""
-    shared = packed_bytes(request.shared) + len(request.request_id)
-    return shared, packed_bytes(request.features) + len("".join(request.impression_ids))

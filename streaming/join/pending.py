@@ -44,3 +44,12 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     offset: int = -1
     outdated: str = ""
     digest: int = 0
+
+    def wait(self, offset: int, engagement: bytes) -> None:
+        """Let an engagement wait for its request."""
+        self.waiting.append((offset, engagement))
+        self.waiting_bytes += len(engagement)
+
+    def close(self) -> None:
+        """Drop all open impressions."""
+        self.emitted = bytearray(times or DROPPED for times in self.emitted)

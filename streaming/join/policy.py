@@ -129,7 +129,7 @@ class Recovered(Living):
 
     def outdated(self, offset: int) -> str | None:
         """Return what was found among the dead letters."""
-        return self._state.known_refused(IMPRESSIONS, [offset]).get(offset, "")
+        return self._state.sent.refused(IMPRESSIONS, [offset]).get(offset, "")
 
     def check_unused(self, request: Request, pending: Pending) -> None:
         """Refuse nothing: the request was taken, so the first had been dropped by then."""

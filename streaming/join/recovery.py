@@ -4,8 +4,8 @@ The state on disk is that of some transaction. If later ones began from it, reco
 what they took: no example is emitted twice, and refused records stay refused, however they would be judged now. Otherwise it
 rebuilds the state from all records that may still matter. It keeps nothing between two recoveries.
 
-All that it sends are dead letters of requests that were accepted once and that today's config cannot read. It commits again what was
-committed, so a recovery that is cut off passes over the letters that it sent.
+All that it sends are dead letters of requests that were accepted once and that today's config cannot read. With them it commits
+again what was committed, so a recovery after one that was cut off passes over those that were sent.
 """
 
 from __future__ import annotations
@@ -181,14 +181,14 @@ class Recovery:
         for records in history.read(EXAMPLES, restored.outputs[EXAMPLES], ends[EXAMPLES]):
             for record in records:
                 published = published_in(record.value)
-                state.note_emitted(published)
+                state.sent.note_emitted(published)
                 if published.made_under is not None:
                     joiner.upgrades.know([published.made_under])
             yield
         begin = max(restored.outputs[DEAD_LETTERS], history.beginning(DEAD_LETTERS))
         for records in history.read(DEAD_LETTERS, begin, ends[DEAD_LETTERS]):
             letters = list(_letters_in(records, self._partition))
-            state.note_refused([(letter.topic, letter.offset, _outdated(letter)) for letter in letters])
+            state.sent.note_refused([(letter.topic, letter.offset, _outdated(letter)) for letter in letters])
             for letter in filter(_outdated, letters):
                 joiner.note_outdated(letter)
             yield
@@ -196,7 +196,7 @@ class Recovery:
         joiner.policy = Recovered(self._spec, state, committed.taken_under)
         for topic in INPUTS:
             for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
-                refused = state.known_refused(topic, [record.offset for record in records])
+                refused = state.sent.refused(topic, [record.offset for record in records])
                 left = [
                     record for record in records if refused.get(record.offset) != ""
                 ]  # others are known dead letters

@@ -12,19 +12,18 @@ Keys: ``head``; ``p<request>``, the part of a request that changes; ``r<request>
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from streaming.join.pending import ID_BYTES, OVERHEAD_BYTES, WAITING_BYTES, Pending
+from streaming.join.sent import Sent
 from streaming.join.store import Batch, JoinStore, RocksStore
 from streaming.join.taken import TakenUnder
 from streaming.join.timers import Timers
 from streaming.records.events import Request, encode
-from streaming.records.examples import Published
-from streaming.records.identity import example_prefix
 from streaming.records.schema import Schema
 
 STATE_VERSION = 2
@@ -117,17 +116,6 @@ _request = msgspec.msgpack.Decoder(Request)
 _head = msgspec.msgpack.Decoder(Head)
 
 
-def _emitted_key(version: int, name: str, served_at: int) -> bytes:
-    """Return the key of an example, with the time: an id that is reused after it was dropped names another request."""
-    kind = b"e" if version == 1 else b"e\xff"  # no text has that byte, so ids of version 1 stay apart
-    return kind + name.encode() + served_at.to_bytes(8, "big")
-
-
-def _refused_key(topic: str, offset: int) -> bytes:
-    """Return the key of a refused record; no text has its second byte, so it is none of an example's."""
-    return b"e\xfe" + topic.encode() + offset.to_bytes(8, "big")
-
-
 class JoinState:
     """Pending requests over RocksDB: up to ``memory_bytes`` of requests also stay in memory.
 
@@ -169,8 +157,7 @@ class JoinState:
         self._bytes = self._unwritten = 0
         self._timers = Timers(self._wakes_at)
         self._on_disk = self.head.pending if self.head else 0
-        self.knows_sent = self._has_sent()
-        """Whether `note_emitted` or `note_refused` has noted anything."""
+        self.sent = Sent(self._db)
 
     def __len__(self) -> int:
         return len(self._entries) + self._on_disk
@@ -274,58 +261,6 @@ class JoinState:
         self._dirty.clear()
         if self._bytes > self.memory_bytes:
             self._evict()
-
-    def note_emitted(self, published: Published) -> None:
-        """Note what is in `examples`; call this in the order of the topic."""
-        batch = self._db.batch()
-        for name, served_at, revision in published.examples:
-            batch.put(_emitted_key(published.version, name, served_at), bytes([revision + 1]))
-            self.knows_sent = True
-        self._db.write(batch)
-
-    def known_emitted(self, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
-        """Return how often each impression of a request served at ``served_at`` (ms) is in `examples`, by `note_emitted`."""
-        if not self.knows_sent:
-            return bytearray(len(impression_ids))
-        prefix = example_prefix(request_id)
-        keys = [_emitted_key(2, prefix + impression_id, served_at) for impression_id in impression_ids]
-        keys += [_emitted_key(1, impression_id, served_at) for impression_id in impression_ids]
-        found: Any = self._db.get(keys)
-        times = [0 if value is None else value[0] for value in found]
-        return bytearray(map(max, times[: len(impression_ids)], times[len(impression_ids) :]))
-
-    def refresh(self, request_id: str, pending: Pending) -> None:
-        """Raise the counts of an entry that is older than what `note_emitted` noted."""
-        if self.knows_sent:
-            known = self.known_emitted(request_id, pending.served_at, pending.impression_ids)
-            pending.emitted = bytearray(map(max, pending.emitted, known))
-
-    def note_refused(self, places: Collection[tuple[str, int, str]]) -> None:
-        """Note records, by topic and offset, that are among the dead letters, with the letters' texts."""
-        batch = self._db.batch()
-        for topic, offset, text in places:
-            batch.put(_refused_key(topic, offset), text.encode())
-            self.knows_sent = True
-        self._db.write(batch)
-
-    def known_refused(self, topic: str, offsets: Sequence[int]) -> dict[int, str]:
-        """Return which of these records were refused, with the texts, by `note_refused`."""
-        if not self.knows_sent:
-            return {}
-        found: Any = self._db.get([_refused_key(topic, offset) for offset in offsets])
-        return {offset: bytes(text).decode() for offset, text in zip(offsets, found, strict=True) if text is not None}
-
-    def _has_sent(self) -> bool:
-        cursor = self._db.iter()
-        cursor.seek(b"e")
-        cursor.status()
-        return cursor.valid() and cursor.key()[:1] == b"e"
-
-    def forget_sent(self) -> None:
-        """Delete what `note_emitted` and `note_refused` noted, once it is in the entries."""
-        if self.knows_sent:
-            self._db.delete_range(b"e", b"f")
-            self.knows_sent = False
 
     def is_damage(self, error: Exception) -> bool:
         """Whether an error means that the state is damaged and can be rebuilt."""

@@ -14,11 +14,13 @@ from streaming.join import core as join_core
 from streaming.join import partition as join_partition
 from streaming.join.brokers import Fetched, OutputRecord
 from streaming.join.commit import Committed
-from streaming.join.core import Joiner, JoinOutput
+from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
+from streaming.join.output import JoinOutput
 from streaming.join.partition import JoinPartition
 from streaming.join.policy import Recovered
 from streaming.join.recovery import Recovery, Restored
+from streaming.join.sent import Sent
 from streaming.join.service import JoinService, Member
 from streaming.join.state import Head, JoinState
 from streaming.join.upgrades import Upgrades
@@ -116,7 +118,7 @@ def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
 
 
 def entries_do_not_learn_what_was_emitted() -> Any:
-    return patch.object(JoinState, "refresh", lambda self, request_id, pending: None)
+    return patch.object(Sent, "refresh", lambda self, request_id, pending: None)
 
 
 def a_batch_is_as_large_as_what_is_due() -> Any:
@@ -142,19 +144,19 @@ def state_written_in_two_batches() -> Any:
 
 
 def emitted_ids_not_read_again() -> Any:
-    return patch.object(JoinState, "known_emitted", lambda self, request_id, served_at, ids: bytearray(len(ids)))
+    return patch.object(Sent, "emitted", lambda self, request_id, served_at, ids: bytearray(len(ids)))
 
 
 @contextmanager
 def impressions_known_by_id_and_time() -> Iterator[None]:
     """As all were before: of two requests of one millisecond that show the same item, a crash loses an example."""
 
-    def noted(self: JoinState, published: Published) -> None:
+    def noted(self: Sent, published: Published) -> None:
         known = [(name.partition("/")[2], served_at, revision) for name, served_at, revision in published.examples]
         note(self, Published(1, known))
 
-    note = JoinState.note_emitted
-    with patch.object(JoinState, "note_emitted", noted):
+    note = Sent.note_emitted
+    with patch.object(Sent, "note_emitted", noted):
         yield
 
 
@@ -174,7 +176,7 @@ def late_requests_vanish() -> Any:
 
 
 def refusals_are_not_read_again() -> Any:
-    return patch.object(JoinState, "note_refused", lambda self, places: None)
+    return patch.object(Sent, "note_refused", lambda self, places: None)
 
 
 def _stepped(change: Callable[[JoinService, Member, int], int]) -> Any:

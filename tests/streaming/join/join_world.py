@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from streaming.clock import EventClock
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.join import core as joiner
 from streaming.join.core import Joiner
 from streaming.join.embedded import embedded_service
 from streaming.join.negatives import Negatives
+from streaming.join.output import JoinOutput
 from streaming.join.pending import Pending
 from streaming.join.policy import Living
 from streaming.join.service import JoinService
@@ -314,7 +314,7 @@ def clicks_service(log: EmbeddedLog, clock: EventClock, lateness: int = 0) -> Jo
     return service
 
 
-def join(core: Joiner, records: Sequence[Arrival], rng: random.Random) -> Iterator[joiner.JoinOutput]:
+def join(core: Joiner, records: Sequence[Arrival], rng: random.Random) -> Iterator[JoinOutput]:
     """Feed records in this order; now and then the watermark moves, but never past an event that is still to come."""
     still_to_come = [END]
     for record in reversed(records):

@@ -164,22 +164,22 @@ def test_what_was_sent_is_known_until_it_is_forgotten(kind: str, tmp_path: Path)
 
     def known(state: JoinState) -> tuple[list[int], dict[int, str]]:
         pending = Pending(served_at=7, impression_ids=["x", "y"], emitted=bytearray(b"\1\1"))
-        state.refresh("r1", pending)
-        assert pending.emitted == bytes(max(1, times) for times in state.known_emitted("r1", 7, ["x", "y"]))
-        return list(state.known_emitted("r1", 7, ["x", "y"])), state.known_refused(IMPRESSIONS, [3, 4])
+        state.sent.refresh("r1", pending)
+        assert pending.emitted == bytes(max(1, times) for times in state.sent.emitted("r1", 7, ["x", "y"]))
+        return list(state.sent.emitted("r1", 7, ["x", "y"])), state.sent.refused(IMPRESSIONS, [3, 4])
 
     sent, nothing = ([3, 0], {4: "why"}), ([0, 0], {})
     state = open_state()
     assert known(state) == nothing
-    state.note_emitted(Published(2, [("r1/x", 7, 2)]))
-    state.note_refused([(IMPRESSIONS, 4, "why")])
+    state.sent.note_emitted(Published(2, [("r1/x", 7, 2)]))
+    state.sent.note_refused([(IMPRESSIONS, 4, "why")])
     for _ in range(2):
         assert known(state) == sent
         state.close()
         state = open_state()
     state.reload()
     assert known(state) == sent
-    state.forget_sent()
+    state.sent.forget()
     assert known(state) == nothing
     state.close()
     state = open_state()

@@ -122,7 +122,7 @@ def check_examples(brokers: Brokers) -> None:
 
 def test_the_reader_reads_what_was_refused(tmp_path: Path) -> None:
     state = JoinState(tmp_path / "state", MEMORY_BYTES)
-    state.note_refused([(IMPRESSIONS, 7, "feature age differs"), (ENGAGEMENTS, 2**40, "")])
+    state.sent.note_refused([(IMPRESSIONS, 7, "feature age differs"), (ENGAGEMENTS, 2**40, "")])
     state.close()
     found = state_reader.read_state(tmp_path / "state")
     assert found["refused"] == {(IMPRESSIONS, 7): "feature age differs", (ENGAGEMENTS, 2**40): ""}
