@@ -10,6 +10,7 @@ until its score changes. Printed: quantiles of that time, of the replica's own `
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 import threading
 import time
@@ -22,7 +23,7 @@ from basis.settings import parse_duration
 from minutely.config import Pipeline
 from serving.client import Client
 from stack.kafka import running
-from streaming.kafka.sending import Sender
+from streaming.kafka.sending import RetryingSender
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.events import FORMAT_VERSION, Engagement, Request, encode
 from tests.kafka.services import joiner, said, started, trainer
@@ -51,7 +52,7 @@ def make_pipeline(bootstrap: str, every: str) -> Pipeline:
 
 def traffic(pipeline: Pipeline, per_second: float, stop: threading.Event) -> None:
     """Requests of 50 impressions at fixed times, each with its engagements half a second later."""
-    producer = Sender(pipeline.kafka, delivery_ms=60_000)
+    producer = RetryingSender(pipeline.kafka, logging.getLogger("benchmark"), stop.is_set)
     random = np.random.default_rng(1)
     waiting: list[tuple[float, str]] = []
     number, due = 0, time.time()
@@ -81,7 +82,7 @@ def traffic(pipeline: Pipeline, per_second: float, stop: threading.Event) -> Non
                     happened_at=int(now * 1000),
                 )  # fmt: skip
                 producer.send(pipeline.kafka.topic(ENGAGEMENTS), encode(done), key=name.encode())
-    producer.flush()
+    producer.wait()
 
 
 def infer(server: Server, items: list[int]) -> list[float]:

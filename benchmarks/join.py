@@ -89,7 +89,7 @@ def fill(kafka: KafkaSettings, impressions: int, values: int, requests: int, sta
     with producer_of(kafka) as producer:
         for number in range(requests + 1):
             if number % 100 == 0 or number == requests:
-                producer.flush()
+                producer.wait()
             served_at = start_ms + number * EVERY_MS + (CLOSING_MS if number == requests else 0)
             key = f"r{number}"
             ids = [f"{number}.{at}" for at in range(impressions)]

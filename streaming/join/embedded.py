@@ -145,7 +145,7 @@ def embedded_service(
             requests_at_once=None,
         )
 
-    return JoinService(EmbeddedBrokers(log, partition), make, clock, max_wait_ms=1, batch_records=1, tell_every_ms=1)
+    return JoinService(EmbeddedBrokers(log, partition), make, clock, max_wait_ms=1, batch_records=1, publish_every_ms=1)
 
 
 def catch_up(service: JoinService) -> None:

@@ -147,11 +147,11 @@ class JoinPartition:
         self.gaps.append(LostRange(topic, self._offsets[topic], offset))
         self._offsets[topic] = offset
 
-    def step(self, ended: Mapping[str, bool], as_of_ms: int, tell_every_ms: int) -> None:
+    def step(self, ended: Mapping[str, bool], as_of_ms: int, publish_every_ms: int) -> None:
         """Emit what is due, and commit what was taken.
 
         ``ended`` says which inputs were read to their end as of ``as_of_ms``. Without anything else to commit, the watermark is
-        published once it has moved by ``tell_every_ms``.
+        published once it has moved by ``publish_every_ms``.
         """
         joiner = self.joiner
         watermark = watermark_of(joiner.reached, ended, as_of_ms, self._spec.settings.lateness)
@@ -167,7 +167,7 @@ class JoinPartition:
         output = joiner.drain()
         moved = published - self._head.published
         news = self._taken or output.examples or output.dead_letters or self.busy or self._state.is_full
-        if not news and moved < tell_every_ms:
+        if not news and moved < publish_every_ms:
             return
         before = self._head.published
         examples = examples_records(joiner.format, output.examples, before, max(before, published))

@@ -79,8 +79,8 @@ class JoinService:
     """`run` joins until told to stop; a caller with a loop of its own calls `start`, `round` and `leave`.
 
     ``make_partition`` makes the joiner of one partition over its state. A partition commits after ``batch_records``, or
-    ``max_wait_ms`` after its last commit; if only its watermark moved, once it has moved by ``tell_every_ms``. ``asked`` names the
-    brokers in messages. All joiners share ``memory``, and compare scores with labels in ``served``.
+    ``max_wait_ms`` after its last commit; if only its watermark moved, once it has moved by ``publish_every_ms``. ``asked`` names
+    the brokers in messages. All joiners share ``memory``, and compare scores with labels in ``served``.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class JoinService:
         *,
         max_wait_ms: int,
         batch_records: int = 2000,
-        tell_every_ms: int = 1000,
+        publish_every_ms: int = 1000,
         asked: str | None = None,
         served: ServedCalibration | None = None,
         memory: MemoryShare | None = None,
@@ -102,7 +102,7 @@ class JoinService:
         self._clock = clock
         self._max_wait_ms = max_wait_ms
         self._batch_records = batch_records
-        self._tell_every_ms = tell_every_ms
+        self._publish_every_ms = publish_every_ms
         self.served = served
         self._reading: set[int] = set()
         """Partitions that are being read, each from its joiner's offsets."""
@@ -314,7 +314,7 @@ class JoinService:
         if waits and not (join.busy or join.is_full):
             return True
         try:
-            join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, self._tell_every_ms)
+            join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, self._publish_every_ms)
             member.stepped_at_ms = now_ms
         except BrokerError as error:
             self._broken(member, error)

@@ -10,7 +10,15 @@ from typing import Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streaming.join.brokers import Fetched, Place
-from streaming.kafka.client import begins_of, broker_error, check_leaders, ends_of, reader_of, record_of, telling
+from streaming.kafka.client import (
+    as_broker_error,
+    begins_of,
+    broker_error,
+    check_leaders,
+    ends_of,
+    reader_of,
+    record_of,
+)
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.membership import Membership
 from streaming.kafka.outlet import KafkaOutlet
@@ -47,7 +55,7 @@ class KafkaBrokers:
         self._group.poll()
         return self._group.partitions
 
-    @telling
+    @as_broker_error
     def leave(self) -> None:
         """Leave the group, so that others take over at once, and close every connection."""
         with ExitStack() as leaving:
@@ -80,7 +88,7 @@ class KafkaBrokers:
             self._asker.poll(0)  # runs the client's callback, which logs why brokers refuse us
             raise
 
-    @telling
+    @as_broker_error
     def read_on(self, positions: Mapping[Place, int]) -> None:
         """Read these places and no others from now on, each from its offset."""
         self._reader.assign(
@@ -90,7 +98,7 @@ class KafkaBrokers:
             ]
         )
 
-    @telling
+    @as_broker_error
     def read(self) -> Fetched:
         """Return what comes next; wait up to 50 ms if nothing is there."""
         found = defaultdict[tuple[str, int], list[Record]](list)

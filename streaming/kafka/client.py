@@ -42,7 +42,7 @@ def timed_out(what: str) -> KafkaException:
     return KafkaException(KafkaError(KafkaError._TIMED_OUT, what))
 
 
-def telling(call: Callable[P, T]) -> Callable[P, T]:
+def as_broker_error(call: Callable[P, T]) -> Callable[P, T]:
     """Wrap ``call`` so that it raises `BrokerError` instead of the client's errors.
 
     The client's error must be gone by then. As a context, even a suppressed one, it would keep the frames that it passed alive, and
@@ -63,7 +63,7 @@ def telling(call: Callable[P, T]) -> Callable[P, T]:
     return told
 
 
-@telling
+@as_broker_error
 def reader_of(
     settings: KafkaSettings, group: str | None = None, *, name_ends: bool = False, uncommitted: bool = False
 ) -> Consumer:
@@ -102,7 +102,7 @@ def ends_of(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -
     return _offsets(consumer, ats, _END, seconds)
 
 
-@telling
+@as_broker_error
 def _offsets(
     consumer: Consumer, ats: Sequence[TopicPartition], which: int, seconds: float
 ) -> dict[tuple[str, int], int]:
@@ -137,7 +137,7 @@ def _check_leaders(consumer: Consumer, ats: Iterable[TopicPartition], seconds: f
         raise NoLeaderError(f"LEADER_NOT_AVAILABLE: no broker leads {names}", {at.partition for at in found})
 
 
-@telling
+@as_broker_error
 def check_leaders(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> None:
     """Raise `NoLeaderError` if some have no leader; do not ask, read or write those."""
     _check_leaders(consumer, ats, seconds)

@@ -9,13 +9,13 @@ from contextlib import closing
 from confluent_kafka import Consumer, TopicPartition
 
 from streaming.kafka.client import (
+    as_broker_error,
     begins_of,
     broker_error,
     ends_of,
     position_after,
     reader_of,
     record_of,
-    telling,
     timed_out,
 )
 from streaming.kafka.settings import KafkaSettings
@@ -56,7 +56,7 @@ class KafkaHistory:
             return
         at = self._at(topic, start)
         with closing(reader_of(self._settings, name_ends=True)) as consumer:
-            telling(consumer.assign)([at])
+            as_broker_error(consumer.assign)([at])
             moved, position = time.monotonic(), start
             while position < stop:
                 records, reached = _read_on(consumer, position, stop)
@@ -72,7 +72,7 @@ class KafkaHistory:
         return TopicPartition(self._settings.topic(topic), self._partition, offset)
 
 
-@telling
+@as_broker_error
 def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record], int]:
     """Return the next records before ``stop``, and the offset reached."""
     records: list[Record] = []

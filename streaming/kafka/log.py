@@ -8,7 +8,7 @@ from collections import deque
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from basis.problems import GapError
-from streaming.kafka.client import begins_of, ends_of, position_after, reader_of, record_of, telling
+from streaming.kafka.client import as_broker_error, begins_of, ends_of, position_after, reader_of, record_of
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import Record
 
@@ -49,7 +49,7 @@ class KafkaLog:
         at = TopicPartition(self._name, partition)
         return begins_of(self._consumer, [at], _BLOCK_SECONDS)[self._name, partition]
 
-    @telling
+    @as_broker_error
     def fill(self, timeout_ms: int) -> None:
         """Read ahead in the partitions that were asked for; wait up to ``timeout_ms`` if no record is ready."""
         if self._bytes >= _BUFFERED_BYTES:

@@ -7,7 +7,7 @@ import logging
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streaming.clock import WallClock
-from streaming.kafka.client import broker_error, telling
+from streaming.kafka.client import as_broker_error, broker_error
 from streaming.kafka.settings import KafkaSettings
 from streaming.retry import Retry
 
@@ -39,7 +39,7 @@ class Membership:
         )
         self.partitions: frozenset[int] = frozenset()
 
-    @telling
+    @as_broker_error
     def start(self) -> None:
         """Join the group."""
         self._consumer.subscribe([self._topic], on_assign=self._gained, on_revoke=self._lost, on_lost=self._lost)
@@ -54,7 +54,7 @@ class Membership:
         except KafkaException as error:
             self._retry.failed(broker_error(error))
 
-    @telling
+    @as_broker_error
     def leave(self) -> None:
         """Leave the group, so that others take over at once."""
         self._consumer.close()

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
-from streaming.kafka.client import bounded, offer, reader_of, telling, timed_out, whole
+from streaming.kafka.client import as_broker_error, bounded, offer, reader_of, timed_out, whole
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
 from streaming.log import IMPRESSIONS, INPUTS
 
@@ -39,7 +39,7 @@ class Transactions:
         self._membership: object = None
         self.group = settings.topic(group)
 
-    @telling
+    @as_broker_error
     def open(self) -> list[tuple[int, str]]:
         """Fence the previous owner and settle its transaction; return each topic's committed offset (< 0: none) and metadata."""
         self.close()
@@ -61,7 +61,7 @@ class Transactions:
             found = _committed(consumer, [TopicPartition(name, self._partition) for name in self._topics])
         return [(at.offset, at.metadata or "") for at in found]
 
-    @telling
+    @as_broker_error
     def send(self, outbox: Iterable[tuple[str, int, bytes]], offsets: Sequence[int], metadata: str) -> dict[str, int]:
         """Send one transaction with records, as topic, partition and value, and the offsets of all topics. Return the offset after
         its last record, by topic that it wrote to.

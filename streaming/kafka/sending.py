@@ -6,12 +6,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from types import TracebackType
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streaming.clock import WallClock
-from streaming.kafka.client import broker_error, offer, telling, timed_out
+from streaming.kafka.client import as_broker_error, broker_error, offer, timed_out
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.retry import Retry
 
@@ -21,8 +20,8 @@ _WAIT_SECONDS = 2.0
 _FOR_EVER = 0
 
 
-@telling
-def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -> Producer:
+@as_broker_error
+def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int) -> Producer:
     """Return a producer that gives up on a record after ``delivery_ms``; never, if that is 0."""
     return Producer(
         settings.client()
@@ -37,73 +36,15 @@ def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -
     )
 
 
-class _Sending:
-    """Sends from a bounded queue; ``taken`` counts the records that brokers acknowledged, by topic."""
-
-    def __init__(self, settings: KafkaSettings, delivery_ms: int, linger_ms: int) -> None:
-        self._producer = producer_of(settings, delivery_ms, linger_ms)
-        self._error: KafkaError | None = None
-        self.taken = Counter[str]()
-
-    @telling
-    def _offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
-        """Queue a record; False, after a short wait, if the queue is full."""
-        queued = offer(self._producer, topic, value, key, partition, self._delivered)
-        if queued:
-            self._producer.poll(0)
-        self._check()
-        return queued
-
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            self._error = error
-        else:
-            self.taken[message.topic() or ""] += 1
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise KafkaException(self._error)
-
-
-class Sender(_Sending):
-    """Sends everything or raises; `send` waits while the queue is full."""
-
-    def __init__(self, settings: KafkaSettings, delivery_ms: int, linger_ms: int = 5) -> None:
-        super().__init__(settings, delivery_ms, linger_ms)
-        self._seconds = delivery_ms / 1000
-
-    def send(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int = -1) -> None:
-        """Queue a record, for the partition of its key if none is given.
-
-        Raises:
-            BrokerError: brokers refused this record or an earlier one, or did not acknowledge it in time.
-        """
-        while not self._offer(topic, value, key, partition):
-            pass
-
-    @telling
-    def flush(self) -> None:
-        """Wait until brokers have everything; `BrokerError` if they do not acknowledge it in time."""
-        left = self._producer.flush(self._seconds)
-        self._check()
-        if left:
-            raise _not_taken(left, self._seconds)
-
-    def __enter__(self) -> Sender:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.flush()
-
-
-class RetryingSender(_Sending):
-    """Waits for brokers however long they are down, logs that once, and gives up when ``stop`` returns true."""
+class RetryingSender:
+    """Sends from a bounded queue. Waits for brokers however long they are down, logs that once, and gives up when ``stop`` returns
+    true."""
 
     def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
-        super().__init__(settings, _FOR_EVER, 5)
+        self._producer = producer_of(settings, _FOR_EVER, linger_ms=5)
+        self._error: KafkaError | None = None
+        self.taken = Counter[str]()
+        """The records that brokers acknowledged, by topic."""
         self._stop = stop
         self._brokers = Retry(log, "brokers", WallClock(), settings.asked)
         self._before = 0
@@ -122,7 +63,7 @@ class RetryingSender(_Sending):
             self._look()
         return True
 
-    @telling
+    @as_broker_error
     def wait(self) -> int:
         """Wait until brokers have everything. Return how many records they lack, which is 0 unless ``stop`` came first.
 
@@ -141,6 +82,25 @@ class RetryingSender(_Sending):
         self._brokers.worked()
         return 0
 
+    @as_broker_error
+    def _offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
+        """Queue a record; False, after a short wait, if the queue is full."""
+        queued = offer(self._producer, topic, value, key, partition, self._delivered)
+        if queued:
+            self._producer.poll(0)
+        self._check()
+        return queued
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._error = error
+        else:
+            self.taken[message.topic() or ""] += 1
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise KafkaException(self._error)
+
     def _look(self) -> None:
         """Log if brokers have acknowledged nothing for 2 s."""
         now, taken = time.monotonic(), self.taken.total()
@@ -148,8 +108,5 @@ class RetryingSender(_Sending):
             self._before, self._moved_at = taken, now
         elif now > self._moved_at + _WAIT_SECONDS:
             self._moved_at = now
-            self._brokers.failed(broker_error(_not_taken(len(self._producer), _WAIT_SECONDS)))
-
-
-def _not_taken(count: int, seconds: float) -> KafkaException:
-    return timed_out(f"{count} records were not acknowledged in {seconds:g} s")
+            late = timed_out(f"{len(self._producer)} records were not acknowledged in {_WAIT_SECONDS:g} s")
+            self._brokers.failed(broker_error(late))

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigEntry, Con
 
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
-from streaming.kafka.client import telling
+from streaming.kafka.client import as_broker_error
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS
 from streaming.records.events import MAX_RECORD_BYTES
@@ -44,7 +44,7 @@ class _Setting(NamedTuple):
     at_least: bool = False
 
 
-@telling
+@as_broker_error
 def ensure_topics(settings: KafkaSettings) -> None:
     """Create missing topics; `Problems` with everything that is not as configured, and how to fix it."""
     with AdminClient(settings.client()) as admin:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from streaming.kafka.client import bounded, telling
+from streaming.kafka.client import as_broker_error, bounded
 from streaming.log import BrokerError
 
 FENCED = KafkaError(KafkaError._FENCED, "a newer producer has the transactional id")
@@ -34,7 +34,7 @@ def no_collector() -> Iterator[None]:
 def test_an_error_of_the_client_is_told_and_holds_no_producer(in_a_thread: bool) -> None:
     held: list[weakref.ref[Producer]] = []
 
-    @telling
+    @as_broker_error
     def send() -> None:
         producer = Producer()
         held.append(weakref.ref(producer))
@@ -49,7 +49,7 @@ def test_an_error_of_the_client_is_told_and_holds_no_producer(in_a_thread: bool)
 
 
 def test_errors_that_are_told_are_freed_once_they_are_handled() -> None:
-    @telling
+    @as_broker_error
     def fail() -> None:
         raise KafkaException(FENCED)
 
@@ -64,7 +64,7 @@ def test_errors_that_are_told_are_freed_once_they_are_handled() -> None:
 
 
 def test_other_errors_pass_as_they_are() -> None:
-    @telling
+    @as_broker_error
     def fail() -> None:
         raise ValueError("a mistake of ours")
 

@@ -8,11 +8,11 @@ import time
 import pytest
 
 from streaming.kafka import sending
-from streaming.kafka.sending import RetryingSender, Sender
+from streaming.kafka.sending import RetryingSender
 from streaming.kafka.settings import BOOTSTRAP, MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import IMPRESSIONS, BrokerError
-from tests.kafka.traffic import alter, read_messages, read_topic
+from tests.kafka.traffic import alter, producer_of, read_messages, read_topic
 
 MURMUR2 = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536, b"abc": 479470107}
 """Of the keys' bytes, as Kafka's own clients compute it."""
@@ -20,7 +20,7 @@ MURMUR2 = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string"
 
 def test_keys_go_where_other_clients_send_them(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
-    with Sender(kafka, 60_000) as sender:
+    with producer_of(kafka) as sender:
         for key in MURMUR2:
             sender.send(kafka.topic(IMPRESSIONS), b"x", key=key)
     found = {message.key(): at for at, messages in read_messages(kafka, IMPRESSIONS).items() for message in messages}
@@ -32,9 +32,9 @@ def test_a_record_that_brokers_refuse_is_an_error(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     name = kafka.topic(IMPRESSIONS)
     alter(kafka, name, "max.message.bytes", "1000")
-    with pytest.raises(BrokerError, match="MSG_SIZE_TOO_LARGE"), Sender(kafka, 60_000) as sender:
+    with pytest.raises(BrokerError, match="MSG_SIZE_TOO_LARGE"), producer_of(kafka) as sender:
         sender.send(name, b"x" * 2000, partition=0)
-    with pytest.raises(BrokerError, match="MSG_SIZE_TOO_LARGE"), Sender(kafka, 60_000) as sender:
+    with pytest.raises(BrokerError, match="MSG_SIZE_TOO_LARGE"), producer_of(kafka) as sender:
         sender.send(name, b"x" * (MAX_OUTPUT_BYTES + 1), partition=0)
     assert not read_topic(kafka, IMPRESSIONS)[0]
 
@@ -45,17 +45,10 @@ def test_more_than_the_client_keeps_at_once_is_waited_for(
     monkeypatch.setattr(sending, "_SEND_BYTES", 1 << 20)
     ensure_topics(kafka)
     values = [bytes([number]) * 300_000 for number in range(20)]
-    with Sender(kafka, 60_000) as sender:
+    with producer_of(kafka) as sender:
         for value in values:
             sender.send(kafka.topic(IMPRESSIONS), value, partition=1)
     assert [value for _, value in read_topic(kafka, IMPRESSIONS)[1]] == values
-
-
-def test_brokers_that_are_away_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(BOOTSTRAP, raising=False)
-    nobody = KafkaSettings(bootstrap="127.0.0.1:1")
-    with pytest.raises(BrokerError, match="TIMED_OUT"), Sender(nobody, 1000) as sender:
-        sender.send("any", b"x", partition=0)
 
 
 def test_brokers_that_are_away_are_waited_for_until_asked_to_stop(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,11 +21,13 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from minutely.config import Pipeline
 from streaming.archive.table import Archive
 from streaming.kafka.client import begins_of, ends_of, position_after, reader_of
-from streaming.kafka.sending import Sender
+from streaming.kafka.sending import RetryingSender
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import FORMAT_VERSION, DeadLetter, Engagement, Request, encode
 from streaming.records.examples import ExampleColumns, ExampleFormat
+
+_log = logging.getLogger("minutely.traffic")
 
 
 class Event(NamedTuple):
@@ -124,8 +127,13 @@ def examples_record(example_format: ExampleFormat, numbers: range) -> tuple[byte
     return example_format.encode(batch, int(now[0])), dict(zip(ids, labels.tolist(), strict=True))
 
 
-def producer_of(kafka: KafkaSettings) -> Sender:
-    return Sender(kafka, delivery_ms=300_000, linger_ms=20)
+@contextmanager
+def producer_of(kafka: KafkaSettings) -> Iterator[RetryingSender]:
+    """A producer, of whose records brokers have all in the end."""
+    until = time.monotonic() + 300
+    producer = RetryingSender(kafka, _log, lambda: time.monotonic() > until)
+    yield producer
+    assert not producer.wait()
 
 
 def alter(kafka: KafkaSettings, topic: str, name: str, value: str) -> None:
@@ -143,7 +151,7 @@ def delete_before(kafka: KafkaSettings, topic: str, partition: int, offset: int)
             done.result()
 
 
-def send(producer: Sender, kafka: KafkaSettings, events: Iterable[Event]) -> None:
+def send(producer: RetryingSender, kafka: KafkaSettings, events: Iterable[Event]) -> None:
     for event in events:
         producer.send(kafka.topic(event.topic), event.value, key=event.request_id.encode())
 
@@ -165,7 +173,6 @@ class LiveTraffic(threading.Thread):
                     if early > 0.02:
                         time.sleep(early)
                     producer.send(self._kafka.topic(event.topic), event.value, key=event.request_id.encode())
-                producer.flush()
         except BaseException as error:
             self.error = error
 

@@ -152,7 +152,7 @@ def three_requests_at_once(pipeline: Pipeline, log: EmbeddedLog, clock: EventClo
             spec, state, outlet, history, number, new_id=lambda: "cut", write_every_ms=NEVER, requests_at_once=3
         )
 
-    return JoinService(EmbeddedBrokers(log, 0), make, clock, max_wait_ms=1, batch_records=1, tell_every_ms=1)
+    return JoinService(EmbeddedBrokers(log, 0), make, clock, max_wait_ms=1, batch_records=1, publish_every_ms=1)
 
 
 class Ran:

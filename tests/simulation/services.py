@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("deltas")
 SPARSE_EVERY, DENSE_EVERY, KEEP_DELTAS = 60_000, 600_000, 4
-_TELL_EVERY = 40_000
+_PUBLISH_EVERY = 40_000
 _OFF = 1.05
 
 
@@ -80,7 +80,7 @@ class JoinerService:
             clock,
             max_wait_ms=world.rng.choice([0, 0, 20_000]),
             batch_records=world.rng.choice([1, 50, 2000]),
-            tell_every_ms=_TELL_EVERY,
+            publish_every_ms=_PUBLISH_EVERY,
         )
         self.service.start()
 
