@@ -13,6 +13,8 @@ import pyarrow as pa
 from basis.decoding import why
 
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_OLD_COMPRESSION = b"ARROW:experimental_compression"
+"""The key in a message's own metadata by which Arrow before 1.0 says that its body is compressed; it is still believed."""
 
 
 class BatchCodec:
@@ -54,10 +56,29 @@ def decode_stream(data: bytes, schema: pa.Schema | None = None) -> pa.RecordBatc
         with pa.ipc.open_stream(data) as reader:
             if schema is not None and not reader.schema.equals(schema):
                 raise ValueError(f"columns {reader.schema.names}, expected {schema.names}")
+            for field in reader.schema:
+                if not _takes_bytes(field.type):
+                    raise ValueError(
+                        f"column {field.name}: {field.type}; allowed: types of which every value takes bytes"
+                    )
             batch = _sound(reader.read_next_batch())
     except Exception as error:
         raise _unsound(error) from None
     return batch
+
+
+def _takes_bytes(kind: pa.DataType) -> bool:
+    """Whether every value takes bytes of its own, which bound how many there are and what they become when they are converted."""
+    types = pa.types
+    if types.is_fixed_size_list(kind) and not kind.list_size:
+        return False
+    nested = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_map, types.is_struct
+    if any(is_kind(kind) for is_kind in nested):
+        return kind.num_fields > 0 and all(_takes_bytes(kind.field(at).type) for at in range(kind.num_fields))
+    texts = types.is_string, types.is_large_string, types.is_binary, types.is_large_binary
+    if any(is_kind(kind) for is_kind in (*texts, types.is_primitive, types.is_decimal)):
+        return True
+    return types.is_fixed_size_binary(kind) and kind.byte_width > 0
 
 
 def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -84,6 +105,8 @@ def _check_uncompressed(message: pa.Message) -> None:
         offset = int(struct.unpack_from("<H", data, fields + at)[0]) if at < size else 0
         return table + offset if offset else None
 
+    if _OLD_COMPRESSION in bytes(data):
+        raise ValueError("a compressed body, as before Arrow 1.0; allowed: none")
     header = field(int(struct.unpack_from("<I", data)[0]), 2)
     if header is not None and field(header + int(struct.unpack_from("<I", data, header)[0]), 3) is not None:
         raise ValueError("a compressed body; allowed: none")

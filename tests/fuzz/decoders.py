@@ -55,6 +55,7 @@ from streaming.records.examples import (
 )
 from streaming.records.json_records import pack_request
 from streaming.records.labels import Label
+from tests.basis.hostile_arrow import streams_of
 from tests.fuzz.mutate import hostile_json, hostile_line, hostile_msgpack, hostile_tensors, mutated
 from tests.paramserver.published import MemoryFiles, Writer, replica_tables
 from tests.trainer.test_hostile_weights import FORM, make, readers, trained
@@ -75,6 +76,7 @@ LABELS = {"click": Label(action="click", window="1m"), "buy": Label(action="buy"
 FORMAT = ExampleFormat(FEATURES, LABELS)
 UPGRADES = Upgrades(JoinSpec(FEATURES, LABELS))
 _KEY = bytes(range(32))
+_HOSTILE_STREAMS = list(streams_of("example_id").values())
 
 
 class Decoder(NamedTuple):
@@ -145,8 +147,8 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     yield "engagement", Decoder([encode(done)], _read_engagement, refused, hostile_msgpack)
     yield "JSON engagement", Decoder([msgspec.json.encode(done)], _read_engagement, refused, hostile_json)
     yield "examples", Decoder(own, _read_examples, refused, hostile_msgpack, 2)
-    yield "examples of another Arrow", Decoder(foreign, _read_examples, refused, hostile_msgpack)
-    yield "revisions of examples", Decoder(own + foreign, _read_revisions, refused, hostile_msgpack)
+    yield "examples of another Arrow", Decoder(foreign, _read_examples, refused, _hostile_examples)
+    yield "revisions of examples", Decoder(own + foreign, _read_revisions, refused, _hostile_examples)
     commit = Committed(
         "a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, RebuildPoint(-1, 1, 2, 3), [TakenUnder("a", 3, 9)]
     )
@@ -173,6 +175,14 @@ def _examples() -> tuple[list[bytes], list[bytes]]:
     fewer = ExampleFormat({name: each for name, each in FEATURES.items() if name not in ("tags", "picture")}, LABELS)
     foreign.append(fewer.encode(batch.drop_columns(["feature.tags", "feature.picture"]), NOW))
     return [FORMAT.encode(batch, NOW), FORMAT.encode(FORMAT.empty(), NOW)], foreign
+
+
+def _hostile_examples(rng: random.Random, good: bytes) -> bytes:
+    """At times with a batch that is small only as it lies there."""
+    if rng.random() >= 0.05:
+        return hostile_msgpack(rng, good)
+    stream = rng.choice(_HOSTILE_STREAMS)
+    return encode(ExamplesRecord(version=EXAMPLES_VERSION, watermark=NOW, batch=stream))
 
 
 def _check(request: Request) -> None:
