@@ -20,7 +20,8 @@ _STAMP_BYTES = 8
 
 
 class Record(NamedTuple):
-    """One record of a partition. ``appended_at`` is when its broker took it, by the broker's clock (ms since 1970, UTC)."""
+    """One record of a partition. ``appended_at`` is when its broker took it, by the broker's clock (ms since 1970, UTC); where the
+    broker does not say, when it was read."""
 
     offset: int
     value: bytes

@@ -12,8 +12,17 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    TIMESTAMP_LOG_APPEND_TIME,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 
+from streaming.clock import WallClock
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import BrokerError, NoLeaderError, Record
 
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CLOCK = WallClock()
 _GRACE_SECONDS = 2
 _FETCH_BYTES = 8 << 20
 _AHEAD_BYTES = 16 << 20
@@ -192,10 +202,13 @@ def offer(
 
 
 def record_of(message: Message) -> Record:
-    """Return the record that a message without an error brings."""
-    offset = message.offset()
+    """Return the record that a message without an error brings.
+
+    A time that its producer gave it (`CreateTime`) proves nothing: all that is known is that its broker has it by now.
+    """
+    offset, (kind, stamp_ms) = message.offset(), message.timestamp()
     assert offset is not None
-    return Record(offset, message.value() or b"", message.timestamp()[1])
+    return Record(offset, message.value() or b"", stamp_ms if kind == TIMESTAMP_LOG_APPEND_TIME else _CLOCK.now_ms())
 
 
 def position_after(message: Message) -> int:

@@ -14,7 +14,8 @@ from streaming.kafka.brokers import KafkaBrokers
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError
-from tests.kafka.traffic import delete_before, producer_of
+from tests.kafka.joining import MINUTE, now_ms
+from tests.kafka.traffic import alter, delete_before, producer_of
 
 WITHIN_SECONDS = 30
 
@@ -96,6 +97,30 @@ def test_inputs_are_read_from_where_they_are_asked_for(kafka: KafkaSettings) -> 
         assert not found.failed
     finally:
         brokers.leave()
+
+
+def test_a_time_that_its_producer_gave_a_record_is_not_when_it_was_appended(kafka: KafkaSettings) -> None:
+    """It would move the watermark as far as a fast clock claims; a topic may still hold such records once its setting is right."""
+    ensure_topics(kafka)
+    topic, place = kafka.topic(IMPRESSIONS), (IMPRESSIONS, 0)
+    alter(kafka, topic, "message.timestamp.type", "CreateTime")
+    producer = Producer(kafka.client())
+    producer.produce(topic, b"fast", partition=0, timestamp=now_ms() + 30 * MINUTE)
+    producer.produce(topic, b"slow", partition=0, timestamp=now_ms() - 30 * MINUTE)
+    assert producer.flush(20) == 0
+    alter(kafka, topic, "message.timestamp.type", "LogAppendTime")
+    with producer_of(kafka) as stamped:
+        stamped.send(topic, b"stamped", partition=0)
+    brokers, sent_at = KafkaBrokers(kafka), now_ms()
+    try:
+        time.sleep(0.1)
+        brokers.read_on({place: 0})
+        found = read_until(brokers, lambda found: len(found.records.get(place, [])) == 3).records[place]
+    finally:
+        brokers.leave()
+    *claimed, by_broker = found
+    assert all(sent_at < record.appended_at <= now_ms() for record in claimed)
+    assert by_broker.appended_at <= sent_at
 
 
 def test_partitions_are_shared_and_given_up_at_once(kafka: KafkaSettings) -> None:
