@@ -105,17 +105,31 @@ class KafkaOutlet:
         self._transactions = Transactions(settings, _GROUP, partition, INPUTS)
 
     def open(self) -> Committed | None:
-        """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was."""
-        found = dict(zip(INPUTS, self._transactions.open(), strict=True))
-        if any(offset < 0 for offset, _ in found.values()):
-            return None
-        committed = decode_commit(found[IMPRESSIONS][1], self._forgotten)
-        return committed._replace(offsets={name: offset for name, (offset, _) in found.items()})
+        """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was.
 
-    def _forgotten(self, why: str) -> ForgottenError:
+        Raises:
+            ForgottenError: somebody else moved the offset of an input. A joiner commits both at once, with the same metadata.
+        """
+        found = dict(zip(INPUTS, self._transactions.open(), strict=True))
+        if all(offset < 0 for offset, _ in found.values()):
+            return None
+        commits = {
+            name: decode_commit(said, partial(self._moved, name, offset)) for name, (offset, said) in found.items()
+        }
+        committed = commits[IMPRESSIONS]
+        offsets = {name: offset for name, (offset, _) in found.items()}
+        for name, offset in offsets.items():
+            joined = committed.offsets.get(name, offset)  # older programs did not say
+            if offset != joined or commits[name] != committed:
+                raise self._moved(name, offset, f"joiners committed {joined}")
+        return committed._replace(offsets=offsets)
+
+    def _moved(self, name: str, offset: int, why: str) -> ForgottenError:
+        at = f"offset {offset}" if offset >= 0 else "no offset"
         return ForgottenError(
-            f"group {self._transactions.group}: the commit for partition {self._partition} is not a joiner's: {why}; "
-            "allowed: offsets that only joiners commit, or another kafka.prefix"
+            f"group {self._transactions.group}: {name}/{self._partition} is at {at}, which is not a joiner's commit: {why}; "
+            "allowed: offsets that only joiners commit. To start over, empty examples and delete the group, or choose another "
+            "kafka.prefix"
         )
 
     def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> dict[str, int]:

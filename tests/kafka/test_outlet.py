@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from stack.kafka import BrokerUnavailable, running
 from streaming.join.brokers import OutputRecord
-from streaming.join.commit import Committed
+from streaming.join.commit import Committed, ForgottenError, encode_commit
 from streaming.join.state import RebuildPoint
 from streaming.kafka import outlet as kafka_outlet
 from streaming.kafka.outlet import KafkaOutlet
@@ -78,6 +81,38 @@ def test_who_was_fenced_is_told_so_and_leaves_nothing_behind(kafka: KafkaSetting
     assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [b"1", b"3"]
     for outlet in (first, second):
         outlet.close()
+
+
+def move(kafka: KafkaSettings, topic: str, offset: int, metadata: str = "") -> None:
+    """As kafka-consumer-groups --reset-offsets does, which has no metadata."""
+    at = TopicPartition(kafka.topic(topic), 0, offset, metadata)
+    with AdminClient(kafka.client()) as admin:
+        (done,) = admin.alter_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(kafka.topic("minutely-joined"), [at])]
+        ).values()
+        done.result()
+
+
+def test_offsets_that_somebody_else_moved_are_told_by_their_place(kafka: KafkaSettings) -> None:
+    kafka = kafka.model_copy(update={"partitions": 1})
+    ensure_topics(kafka)
+    outlet, commit = KafkaOutlet(kafka, 0), commit_of(3)
+    with closing(outlet):
+        assert outlet.open() is None
+        outlet.send([OutputRecord(EXAMPLES, b"1")], commit)
+        said = encode_commit(commit)
+        for topic, joined in commit.offsets.items():
+            move(kafka, topic, 1)
+            with pytest.raises(ForgottenError, match=rf"{topic}/0 is at offset 1, which is not a joiner's commit"):
+                outlet.open()
+            move(kafka, topic, 1, said)
+            with pytest.raises(ForgottenError, match=rf"{topic}/0 is at offset 1, .*: joiners committed {joined};"):
+                outlet.open()
+            move(kafka, topic, joined, said)
+            assert outlet.open() == commit
+        move(kafka, ENGAGEMENTS, 5, encode_commit(commit_of(2)))
+        with pytest.raises(ForgottenError, match="engagements/0 is at offset 5"):
+            outlet.open()
 
 
 def test_outlets_that_were_let_go_leave_no_threads(kafka: KafkaSettings) -> None:
