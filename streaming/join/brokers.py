@@ -43,10 +43,11 @@ class History(Protocol):
         """Return the first offset that is kept."""
 
     def end(self, topic: str) -> int:
-        """Return the offset after the last committed record."""
+        """Return the offset after the last record, also of one in a transaction that is open."""
 
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
-        """Yield the records from ``start`` to before ``stop``, in bounded lists; an empty list while nothing comes."""
+        """Yield the committed records from ``start`` to before ``stop``, in bounded lists; an empty list while nothing comes, as
+        behind a transaction that is open."""
 
 
 class Fetched(NamedTuple):
@@ -85,7 +86,7 @@ class Brokers(Protocol):
         """Return the first offsets that are kept, of both inputs."""
 
     def ends(self, partitions: Collection[int]) -> Mapping[Place, int]:
-        """Return the current offsets after the last committed records, of both inputs."""
+        """Return the current offsets after the last records of both inputs, also of those in transactions that are open."""
 
     def read_on(self, positions: Mapping[Place, int]) -> None:
         """Read these places and no others from now on, each from its offset."""

@@ -41,8 +41,9 @@ class KafkaHistory:
         return offset
 
     def end(self, topic: str) -> int:
-        """Return the offset after the last committed record."""
-        with closing(reader_of(self._settings)) as consumer:
+        """Return the offset after the last record, also of one in a transaction that is open: `read` waits for its end, since
+        records of transactions that were committed meanwhile may stand behind it."""
+        with closing(reader_of(self._settings, uncommitted=True)) as consumer:
             (offset,) = ends_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
         return offset
 

@@ -50,14 +50,14 @@ def wait_for_end(kafka: KafkaSettings, offset: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_partition_ends_before_what_is_not_committed(kafka: KafkaSettings) -> None:
+def test_what_is_open_is_waited_for_and_hides_nothing_behind_it(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     writer, other = Writer(kafka), Writer(kafka)
     history = KafkaHistory(kafka, 0)
     assert (history.beginning(EXAMPLES), history.end(EXAMPLES)) == (0, 0)
     assert read(kafka, 0, 0) == []
     writer.write(b"a", b"b")
-    assert history.end(EXAMPLES) == 0
+    assert history.end(EXAMPLES) == 2
     writer.commit()
     wait_for_end(kafka, 3)  # two records and the mark of the transaction
     assert read(kafka, 0, 3) == [(0, b"a"), (1, b"b")], "the end is found, though no record is there"
@@ -68,15 +68,20 @@ def test_a_partition_ends_before_what_is_not_committed(kafka: KafkaSettings) -> 
     other.write(b"f")
     writer.write(b"g")
     writer.commit()
-    wait_for_end(kafka, 8)  # what comes after an open transaction is not read yet
+    wait_for_end(kafka, 11)
     with closing(reader_of(kafka)) as consumer:
         ats = [TopicPartition(kafka.topic(EXAMPLES), partition) for partition in range(kafka.partitions)]
         assert list(ends_of(consumer, ats, 20).values()) == [8, 0, 0]
         assert list(begins_of(consumer, ats, 20).values()) == [0, 0, 0]
     assert read(kafka, 0, 8) == [(0, b"a"), (1, b"b"), (5, b"d"), (6, b"e")]
+    waiting, found = history.read(EXAMPLES, 5, history.end(EXAMPLES)), list[bytes]()
+    while len(found) < 2:
+        found += [record.value for record in next(waiting)]
+    assert next(waiting) == []
     other.commit()
+    found += [record.value for records in waiting for record in records]
+    assert found == [b"d", b"e", b"f", b"g"]
     wait_for_end(kafka, 12)
-    assert [value for _, value in read(kafka, 5, 12)] == [b"d", b"e", b"f", b"g"]
     assert read(kafka, 1, 6) == [(1, b"b"), (5, b"d")]
 
 

@@ -17,6 +17,7 @@ from tests.simulation.process import Process
 
 JOINERS = ("a", "b")
 _TOPICS = (*INPUTS, EXAMPLES, DEAD_LETTERS)
+_WAITS = 5
 _letter = msgspec.msgpack.Decoder(DeadLetter)
 
 
@@ -82,6 +83,8 @@ class Brokers:
         self.away = False
         self.leaderless: set[int] = set()
         self.unsure = 0.0
+        self.held: list[tuple[Place, _Transaction]] = []
+        """Transactions of other producers that are open."""
         self.largest = 1 << 30
         """Bytes that a transaction may have."""
 
@@ -104,6 +107,19 @@ class Brokers:
             transaction = _Transaction("committed" if attempt == attempts else "aborted")
             self.append(topic, partition, value, transaction)
             self.append(topic, partition, None, transaction)
+
+    def hold(self, topic: str, partition: int) -> None:
+        """Another producer begins a transaction, and hides what comes after it until it ends."""
+        transaction = _Transaction()
+        self.append(topic, partition, b"of a producer that died", transaction)
+        self.held.append(((topic, partition), transaction))
+
+    def release(self) -> None:
+        """Brokers abort the transactions of other producers."""
+        for (topic, partition), transaction in self.held:
+            transaction.state = "aborted"
+            self.append(topic, partition, None, transaction)
+        self.held.clear()
 
     def dead_letters(self, partition: int) -> list[DeadLetter]:
         log = self.topics[DEAD_LETTERS, partition]
@@ -176,17 +192,20 @@ class HistoryOf:
     def end(self, topic: str) -> int:
         self._process.touch(f"end of {topic}/{self._partition}")
         self._brokers.check([self._partition])
-        return self._brokers.topics[topic, self._partition].stable
+        return len(self._brokers.topics[topic, self._partition].entries)
 
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
-        log = self._brokers.topics[topic, self._partition]
+        log, waits = self._brokers.topics[topic, self._partition], 0
         while start < stop:
             self._process.touch(f"read back {topic}/{self._partition} from {start}")
             self._brokers.check([self._partition])
             if start < log.base:
                 # Others have moved on meanwhile; where it is still needed, recovering anew finds a gap.
                 raise BrokerError(f"{topic}/{self._partition}: {start} is read back, retention left {log.base}")
-            until = min(stop, start + self._brokers.rng.randint(1, 40))
+            until = min(stop, start + self._brokers.rng.randint(1, 40), max(start, log.stable))
+            waits = waits + 1 if until == start else 0
+            if waits > _WAITS:
+                raise BrokerError(f"_TIMED_OUT: {topic}/{self._partition}: nothing after offset {start}")
             yield list(log.committed(start, until))
             start = until
 
@@ -295,7 +314,7 @@ class BrokersOf:
     def ends(self, partitions: Collection[int]) -> dict[Place, int]:
         self._process.touch(f"ends of {partitions}")
         self._brokers.check(partitions)
-        return {(topic, at): self._brokers.topics[topic, at].stable for at in partitions for topic in INPUTS}
+        return {(topic, at): len(self._brokers.topics[topic, at].entries) for at in partitions for topic in INPUTS}
 
     def read_on(self, positions: Mapping[Place, int]) -> None:
         """With what was on its way, which may come from before a position."""

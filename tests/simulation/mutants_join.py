@@ -29,6 +29,7 @@ from streaming.log import IMPRESSIONS
 from streaming.records import json_records
 from streaming.records.events import BadRecord, Request
 from streaming.records.examples import Published
+from tests.simulation.brokers import HistoryOf
 from tests.simulation.planting import wrap
 from tests.simulation.world import World
 
@@ -224,6 +225,18 @@ def what_was_on_its_way_is_taken_again() -> Any:
         return changed
 
     return wrap(JoinService, "_take", make)
+
+
+def what_is_behind_an_open_transaction_is_not_waited_for() -> Any:
+    """A rebuild takes what may be read now for all that was sent, and sends the rest again."""
+
+    def make(end: Any) -> Any:
+        def changed(self: HistoryOf, topic: str) -> int:
+            return min(end(self, topic), self._brokers.topics[topic, self._partition].stable)
+
+        return changed
+
+    return wrap(HistoryOf, "end", make)
 
 
 def a_transaction_of_unknown_end_is_taken_for_committed() -> Any:

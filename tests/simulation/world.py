@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from streaming.join.limits import Limits
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, BrokerError
 from tests.simulation.brokers import JOINERS, Brokers
 from tests.simulation.checks import Checks
 from tests.simulation.disk import Disk
@@ -39,6 +39,7 @@ Service: TypeAlias = JoinerService | TrainService | ReplicaService
 FAULTS = (
     "crash", "suspend", "power", "lose state", "rebalance", "brokers away", "no leader", "unsure", "disk full", "clock",
     "retention", "flaky reads", "pause", "stop",
+    "open transaction",
 )  # fmt: skip
 _TRACE = 44
 _DEEPEST = 2
@@ -260,6 +261,9 @@ class World:
         if self.brokers.leaderless and rng.random() < 0.2:
             self.brokers.leaderless.clear()
             self.note("brokers", "lead all partitions again")
+        if self.brokers.held and rng.random() < 0.1:
+            self.brokers.release()
+            self.note("brokers", "aborted transactions of producers that died")
         if self.disk.full and rng.random() < 0.1:
             self.disk.full = False
             self.note("disk", "has room again")
@@ -300,6 +304,10 @@ class World:
                 self.note("brokers", f"nobody leads {sorted(self.brokers.leaderless)}")
             case "unsure":
                 self.brokers.unsure = rng.choice([0, 0.1, 0.3])
+            case "open transaction":
+                topic, at = rng.choice([*INPUTS, EXAMPLES, EXAMPLES, DEAD_LETTERS]), rng.randrange(PARTITIONS)
+                self.brokers.hold(topic, at)
+                self.note("brokers", f"a producer left a transaction open in {topic}/{at}")
             case "disk full":
                 self.disk.full = True
                 self.note("disk", "full")
@@ -369,6 +377,7 @@ class World:
         self.brokers.away = self.disk.full = False
         self.brokers.leaderless.clear()
         self.brokers.unsure = 0.0
+        self.brokers.release()
         self._set_flaky(0.0)
         for actor in self._order:
             actor.paused_until = 0

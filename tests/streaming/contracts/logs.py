@@ -139,7 +139,7 @@ class SharedLogContract(LogContract):
 
     def test_nothing_is_read_of_a_transaction_that_came_to_no_end(self, log: LogWithOthers) -> None:
         log.leave_open(EXAMPLES, b"a", b"b")
-        assert log.history().end(EXAMPLES) == 0
+        assert log.history().end(EXAMPLES) == 2, "records of others may stand behind it"
         assert log.is_at_end(EXAMPLES, 0)
         outlet = log.outlet()
         assert outlet.open() is None, "it fences whoever is in the middle of one, and that is not committed"
