@@ -74,11 +74,11 @@ def _takes_bytes(kind: pa.DataType) -> bool:
         return False
     nested = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_map, types.is_struct
     if any(is_kind(kind) for is_kind in nested):
-        return kind.num_fields > 0 and all(_takes_bytes(kind.field(at).type) for at in range(kind.num_fields))
+        return bool(kind.num_fields) and all(_takes_bytes(kind.field(at).type) for at in range(kind.num_fields))
     texts = types.is_string, types.is_large_string, types.is_binary, types.is_large_binary
     if any(is_kind(kind) for is_kind in (*texts, types.is_primitive, types.is_decimal)):
         return True
-    return types.is_fixed_size_binary(kind) and kind.byte_width > 0
+    return bool(types.is_fixed_size_binary(kind) and kind.byte_width)
 
 
 def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
