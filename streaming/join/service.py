@@ -25,6 +25,11 @@ from streaming.retry import Retry
 _log = logging.getLogger("minutely.join")
 _PAUSE_MS = 50
 _RECOVERING_MS = 1
+_RECOVER_MS = 2000
+"""Recoveries take so long in a round, and one step more: the group waits for us, and so do partitions that are recovered."""
+_BUSY_MS = 1000
+"""While more is due in a partition than a batch takes, the others wait for it so long, and are then read without it. To choose anew
+what is read costs the client what it has fetched ahead, and most have done what is due much sooner."""
 _DONE = object()
 _GAP = (
     "%s/%d: records from offset %d to %d were deleted before they were joined: up to %d lost. "
@@ -51,8 +56,12 @@ class Member:
         self.recovery: Generator[None] | None = None
         self.recovered = False
         self.positioned = False
+        self.recovered_at_ms = 0
+        """When its recovery last took a step, in elapsed time."""
         self.stepped_at_ms = 0
         """When it last committed, in elapsed time."""
+        self.idle_at_ms = 0
+        """When no more was due than a batch takes, in elapsed time."""
         self.retry = Retry(_log, f"partition {partition}", clock)
         self.clocks = ClockCheck(partition, join.max_ahead_ms)
         self.lag = dict.fromkeys(INPUTS, 0)
@@ -139,17 +148,19 @@ class JoinService:
         self.caught_up = False
         self._follow()
         # A member that failed comes after the others, so that it does not keep them from their turn.
-        for member in sorted(self.members.values(), key=lambda member: member.retry.not_before_ms):
-            if not self._recover(member):
+        until_ms = self._clock.elapsed_ms() + _RECOVER_MS
+        for member in sorted(self.members.values(), key=lambda each: (each.retry.not_before_ms, each.recovered_at_ms)):
+            if not self._recover(member) or self._clock.elapsed_ms() >= until_ms:
                 break  # brokers may be down, and each try takes long: the group waits for our next round
         active = [member for member in self.members.values() if member.positioned]
         as_of_ms = self._clock.now_ms()
         try:
-            self._read_on(active)
+            reading = [member for member in active if not self._holds_up(member)] or active
+            self._read_on(reading)
             if not active:
                 return _RECOVERING_MS if any(member.recovery for member in self.members.values()) else _PAUSE_MS
             ends = self._brokers.ends([member.partition for member in active])
-            if not any(member.join.busy for member in active):
+            if not any(member.join.busy for member in reading):
                 self._take()
         except BrokerError as error:
             if isinstance(error, NoLeaderError) and self._leave_out(active):
@@ -191,6 +202,7 @@ class JoinService:
         if member.positioned or not member.retry.ready:
             return True
         try:
+            member.recovered_at_ms = self._clock.elapsed_ms()
             if not member.recovered:
                 if member.recovery is None:
                     self._brokers.check_leaders([member.partition])
@@ -227,7 +239,7 @@ class JoinService:
         member.reached.clear()
         member.clocks.forget()
         member.positioned = True
-        member.stepped_at_ms = self._clock.elapsed_ms()
+        member.stepped_at_ms = member.idle_at_ms = self._clock.elapsed_ms()
         self._reading.discard(partition)
 
     def _broken(self, member: Member, error: Exception) -> None:
@@ -261,6 +273,10 @@ class JoinService:
         except BrokerError:  # no broker answers, which is known already
             pass
         return False
+
+    def _holds_up(self, member: Member) -> bool:
+        """Whether others have waited for a member long enough."""
+        return member.join.busy and self._clock.elapsed_ms() - member.idle_at_ms >= _BUSY_MS
 
     def _read_on(self, active: Collection[Member]) -> None:
         """Read for these members and no others, each from its offsets."""
@@ -310,6 +326,8 @@ class JoinService:
             if not member.lag[topic]:
                 member.clocks.saw_end(topic, as_of_ms)
         now_ms = self._clock.elapsed_ms()
+        if not join.busy:
+            member.idle_at_ms = now_ms
         waits = join.taken < self._batch_records and now_ms - member.stepped_at_ms < self._max_wait_ms
         if waits and not (join.busy or join.is_full):
             return True
