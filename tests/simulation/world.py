@@ -261,7 +261,7 @@ class World:
         if self.brokers.leaderless and rng.random() < 0.2:
             self.brokers.leaderless.clear()
             self.note("brokers", "lead all partitions again")
-        if self.brokers.held and rng.random() < 0.1:
+        if self.brokers.held and rng.random() < 0.02:
             self.brokers.release()
             self.note("brokers", "aborted transactions of producers that died")
         if self.disk.full and rng.random() < 0.1:
@@ -305,9 +305,10 @@ class World:
             case "unsure":
                 self.brokers.unsure = rng.choice([0, 0.1, 0.3])
             case "open transaction":
-                topic, at = rng.choice([*INPUTS, EXAMPLES, EXAMPLES, DEAD_LETTERS]), rng.randrange(PARTITIONS)
-                self.brokers.hold(topic, at)
-                self.note("brokers", f"a producer left a transaction open in {topic}/{at}")
+                at, topics = rng.randrange(PARTITIONS), rng.sample([*INPUTS, EXAMPLES, DEAD_LETTERS], rng.randint(1, 4))
+                for topic in topics:
+                    self.brokers.hold(topic, at)
+                self.note("brokers", f"a producer left a transaction open in {at} of {topics}")
             case "disk full":
                 self.disk.full = True
                 self.note("disk", "full")
