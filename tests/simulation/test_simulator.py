@@ -12,6 +12,7 @@ SEEDS = 120
 RARE = {
     "files go before their manifests",
     "impressions known by id and time",
+    "what is behind an open transaction is not waited for",
 }
 """Found within 1,000 seeds (`make simulate-mutants`), which takes too long here."""
 
