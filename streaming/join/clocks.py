@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 
 _log = logging.getLogger("minutely.join")
+_LEAST_MS = 100
+"""Clocks that are set by others, as they should be, differ by some milliseconds."""
 _FAST = (
     "%s/%d: our clock is ahead of the broker's by %.1f s or more (or its record could not be read for so long: a transaction was "
-    "open, or a replica slow); allowed: join.max_ahead, %.1f s. Windows close early, and what misses them is a dead letter. "
-    "Set the clocks."
+    "open, or a replica slow); allowed: join.max_ahead (at least 0.1 s), %.1f s. Windows close early, and what misses them is a "
+    "dead letter. Set the clocks."
 )
 _SLOW = (
-    "%s/%d: our clock is behind the broker's by %.1f s or more; allowed: join.max_ahead, %.1f s. "
+    "%s/%d: our clock is behind the broker's by %.1f s or more; allowed: join.max_ahead (at least 0.1 s), %.1f s. "
     "Windows close that much late. Set the clocks."
 )
 
@@ -20,12 +22,12 @@ class ClockCheck:
     """Compares our clock with the stamps of one partition's records, as they come.
 
     What comes after an end that we saw was appended after we looked, so an earlier stamp means that our clock is fast. It warns
-    once, when ours is off by more than ``allowed_ms``.
+    once, when ours is off by more than ``allowed_ms``, and by more than clocks that are right are.
     """
 
     def __init__(self, partition: int, allowed_ms: int) -> None:
         self._partition = partition
-        self._allowed_ms = allowed_ms
+        self._allowed_ms = max(allowed_ms, _LEAST_MS)
         self._ends_seen_at: dict[str, int] = {}
         self._has_warned = False
         self.ahead_ms = 0

@@ -306,9 +306,9 @@ class SpillingState(JoinState):
         return len(self._entries)
 
 
-def clicks_service(log: EmbeddedLog, clock: EventClock, lateness: int = 0) -> JoinService:
+def clicks_service(log: EmbeddedLog, clock: EventClock, lateness: int = 0, max_ahead: int = 5000) -> JoinService:
     """The joiners' service as a replay runs it, started."""
-    spec = JoinSpec(FEATURES, CLICK, JoinSettings(lateness=f"{lateness}ms"))
+    spec = JoinSpec(FEATURES, CLICK, JoinSettings(lateness=f"{lateness}ms", max_ahead=f"{max_ahead}ms"))
     service = embedded_service(log, spec, roomy_state, clock)
     service.start()
     return service

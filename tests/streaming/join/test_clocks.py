@@ -22,11 +22,11 @@ START = 1_700_000_000_000
 class Apart:
     """A joiner whose clock is ``ahead`` (ms) of that of the log."""
 
-    def __init__(self, folder: Path, ahead: int) -> None:
+    def __init__(self, folder: Path, ahead: int, max_ahead: int = 5 * SECOND) -> None:
         self._ahead = ahead
         self._brokers, self._ours = EventClock(START), EventClock(START + ahead)
         self.log = EmbeddedLog(folder / "log", durable=False, clock=self._brokers)
-        self.service: JoinService = clicks_service(self.log, self._ours, lateness=100)
+        self.service: JoinService = clicks_service(self.log, self._ours, lateness=100, max_ahead=max_ahead)
         self._sent = 0
 
     def wait(self, milliseconds: int) -> None:
@@ -81,7 +81,7 @@ def test_a_joiner_that_is_fast_is_told_once(apart: Apart, topic: str, caplog: py
     assert len(caplog.messages) == 1
     said = f"{topic}/0: our clock is ahead of the broker's by 2399.0 s or more"
     assert caplog.messages[0].startswith(said), "a second passed between the look and the record"
-    assert "allowed: join.max_ahead, 5.0 s" in caplog.messages[0]
+    assert "allowed: join.max_ahead (at least 0.1 s), 5.0 s" in caplog.messages[0]
     assert apart.shown == 40 * 60 - 1
 
 
@@ -109,3 +109,16 @@ def test_clocks_in_step_are_not_doubted(apart: Apart, caplog: pytest.LogCaptureF
         apart.join()
     assert not caplog.messages
     assert abs(apart.shown) <= 4
+
+
+@pytest.mark.parametrize(("ahead", "warns"), [(50, False), (-50, False), (300, True), (-300, True)])
+def test_with_no_max_ahead_clocks_may_still_differ_by_milliseconds(
+    ahead: int, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "minutely.join")
+    with closing(Apart(tmp_path, ahead, max_ahead=0)) as apart:
+        for _ in range(5):
+            apart.send(IMPRESSIONS)
+            apart.join()
+            apart.wait(1)
+        assert [message.split(":")[0] for message in caplog.messages] == ["impressions/0"] * warns
