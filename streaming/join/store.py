@@ -14,6 +14,8 @@ from basis.problems import Problem, Problems
 _log = logging.getLogger("minutely.join")
 _WRITE_BUFFER_BYTES = 32 << 20
 _OWN_BYTES = 64 << 20
+_OWN_LOGS, _OWN_LOG_BYTES = 5, 4 << 20
+"""How many logs of its own RocksDB keeps, and their size: without these, a thousand of any size."""
 _IN_USE = ("IO error: While lock file: ", "IO error: lock hold by current process")
 _DAMAGED = ("Corruption: ", "IO error: No such file or directory: ")
 """How RocksDB's errors begin if files are damaged or missing."""
@@ -169,6 +171,8 @@ def _open(folder: Path, memory: StoreMemory) -> Rdict:
     options.set_write_buffer_size(memory.buffer_bytes)
     options.set_max_write_buffer_number(2)
     options.set_write_buffer_manager(memory.buffers)
+    options.set_keep_log_file_num(_OWN_LOGS)
+    options.set_max_log_file_size(_OWN_LOG_BYTES)
     options.set_compression_type(DBCompressionType.lz4())
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)

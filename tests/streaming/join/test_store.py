@@ -218,6 +218,19 @@ def test_a_folder_that_another_uses_stays(folder: Path) -> None:
     state.close()
 
 
+def test_logs_of_rocksdb_are_bounded_in_size_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begins with the options, some 20 KB."""
+    monkeypatch.setattr(join_store, "_OWN_LOG_BYTES", 30_000)
+    monkeypatch.setattr(join_store, "_WRITE_BUFFER_BYTES", 64 << 10)
+    for _ in range(6):
+        state = open_state(tmp_path / "0")
+        for _ in range(20):
+            rewritten(state, 2000)
+        state.close()
+        logs = [path.stat().st_size for path in (tmp_path / "0").glob("LOG*")]
+    assert len(logs) == 5 and max(logs) < 40_000
+
+
 def test_a_closed_state_gives_its_memory_back_without_a_search_for_cycles(tmp_path: Path) -> None:
     state = open_state(tmp_path / "0")
     pending = Pending()
