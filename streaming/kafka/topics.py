@@ -107,6 +107,8 @@ def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
         _Setting(_RETENTION, str(settings.retention), at_least=True),
         _Setting("retention.bytes", "-1"),  # a limit would delete records before their time
         _Setting("cleanup.policy", "delete"),
+        # With 1, what only one broker has counts as written, and is lost with it; with all copies, each broker stops everything.
+        _Setting("min.insync.replicas", str(max(1, settings.replication - 1)), at_least=True),
         # Event time stays in the payload: as a timestamp, brokers would refuse it if in the future, and delete early if old.
         _Setting("message.timestamp.type", "LogAppendTime"),
     ]

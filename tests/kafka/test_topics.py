@@ -94,6 +94,21 @@ def test_more_replicas_than_there_are(kafka: KafkaSettings) -> None:
     assert "1 replicas" in found and "lower kafka.replication" in found
 
 
+def test_what_a_single_replica_has_does_not_count_as_written(tmp_path: Path) -> None:
+    try:
+        with running(tmp_path / "cluster", nodes=3, extra={"min.insync.replicas": "1"}) as cluster:
+            kafka = KafkaSettings(bootstrap=cluster.bootstrap, replication=3, partitions=1)
+            ensure_topics(kafka)
+            alter(kafka, EXAMPLES, "min.insync.replicas", "3")
+            ensure_topics(kafka)
+            alter(kafka, EXAMPLES, "min.insync.replicas", "1")
+            (refused,) = problems(kafka)
+            assert f"topic {EXAMPLES}: min.insync.replicas=1; allowed: 2 or more. Run: kafka-configs --alter" in refused
+            ensure_topics(kafka.model_copy(update={"replication": 2}))
+    except BrokerUnavailable as error:
+        missing(str(error))
+
+
 def test_a_limit_that_was_changed_later(kafka: KafkaSettings) -> None:
     ensure_topics(kafka)
     for value in ("99999999", "1000000"):  # more than needed is as good
