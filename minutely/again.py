@@ -42,14 +42,16 @@ _TAKEN_OVER = ("FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_P
 
 
 class Place(msgspec.Struct, frozen=True):
-    """What is committed of a partition: by reason and topic, the first offset of `dead-letters` that was not sent again."""
+    """What is committed of a partition: by reason and topic, the first offset of `dead-letters` that was not sent again, since
+    brokers knew nothing of it at ``begun_at`` (ms)."""
 
     version: int
     sent: dict[str, int]
+    begun_at: int = 0
 
 
 class SentAgain(NamedTuple):
-    """What was sent, and what was passed over because no fix mends it; by reason."""
+    """What was sent, and what was passed over because no fix mends it, or because the letter has only a part of it; by reason."""
 
     sent: Counter[str]
     left: Counter[str]
@@ -72,9 +74,10 @@ def send_again(pipeline: Pipeline, reason: str | None, since_ms: int | None = No
     reasons = MENDABLE if reason is None else {reason}
     with stop_on_signal() as stop:
         retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
-        partitions = [_Partition(pipeline, number, reasons, found) for number in range(pipeline.kafka.partitions)]
+        numbers = range(pipeline.kafka.partitions)
+        partitions = [_Partition(pipeline, number, reasons, found, now_ms) for number in numbers]
         if since_ms is None:
-            doubtful = sum(each.doubtful(now_ms - _PLACE_KEPT_MS, stop) for each in partitions)
+            doubtful = sum(each.doubtful(stop) for each in partitions)
             if doubtful:
                 raise Problems([_doubt(pipeline, doubtful)])
         for each in partitions:
@@ -99,7 +102,12 @@ class _Partition:
     """One partition of `dead-letters`."""
 
     def __init__(
-        self, pipeline: Pipeline, partition: int, reasons: frozenset[str] | set[str], found: SentAgain
+        self,
+        pipeline: Pipeline,
+        partition: int,
+        reasons: frozenset[str] | set[str],
+        found: SentAgain,
+        now_ms: int,
     ) -> None:
         self._pipeline = pipeline
         self._partition = partition
@@ -107,15 +115,16 @@ class _Partition:
         self._found = found
         self._history = KafkaHistory(pipeline.kafka, partition)
         self._transactions = Transactions(pipeline.kafka, _GROUP, partition, [DEAD_LETTERS])
+        self._now_ms = self._begun_at = now_ms
         self._place: Mapping[str, int] = {}
         self._counted = Counter[str]()
         """By topic, the offset up to which what is left was counted."""
         self._unsure: tuple[Mapping[str, int], Counter[str]] = {}, Counter()
         """The place and the letters of a transaction that is not known to be committed."""
 
-    def doubtful(self, before_ms: int, stop: Callable[[], bool]) -> int:
-        """Return how many letters would be sent that were refused before that time, if no place is known."""
-        return self._with_brokers(lambda end: self._doubtful(end, before_ms, stop), stop) or 0
+    def doubtful(self, stop: Callable[[], bool]) -> int:
+        """Return how many letters would be sent of which brokers may have forgotten that they were sent before."""
+        return self._with_brokers(lambda end: self._doubtful(end, stop), stop) or 0
 
     def send(self, since_ms: int, stop: Callable[[], bool]) -> None:
         """Send what there is by now, refused at that time or later."""
@@ -134,11 +143,13 @@ class _Partition:
                 return done
         return None
 
-    def _doubtful(self, end: int, before_ms: int, stop: Callable[[], bool]) -> int:
-        if self._place:
+    def _doubtful(self, end: int, stop: Callable[[], bool]) -> int:
+        unknown = {_key(reason, topic) for reason in self._reasons for topic in INPUTS} - self._place.keys()
+        before_ms = self._begun_at - _PLACE_KEPT_MS
+        if not unknown or before_ms <= 0:
             return 0
         return sum(
-            letter.topic in INPUTS and letter.reason in self._reasons and record.appended_at < before_ms
+            _key(letter.reason, letter.topic) in unknown and not letter.cut_from and record.appended_at < before_ms
             for record, letter in letters_of(self._history, self._partition, 0, end, stop)
         )
 
@@ -149,10 +160,10 @@ class _Partition:
     def _open(self) -> None:
         ((_, metadata),) = self._transactions.open()
         with refusing(self._foreign):
-            place = _decoder.decode(metadata) if metadata else Place(_VERSION, {})
+            place = _decoder.decode(metadata) if metadata else Place(_VERSION, {}, self._now_ms)
             if place.version != _VERSION:
                 raise ValueError(f"version {place.version}; allowed: {_VERSION}")
-        self._place = place.sent
+        self._place, self._begun_at = place.sent, place.begun_at
         wanted, letters = self._unsure
         if letters and self._place == wanted:
             self._found.sent.update(letters)
@@ -166,13 +177,13 @@ class _Partition:
         batch: list[DeadLetter] = []
         size, start = 0, min(self._place.get(_key(reason, topic), 0) for reason in self._reasons)
         for record, letter in letters_of(self._history, self._partition, start, end, stop):
-            offset = record.offset
-            if letter.topic == topic and letter.reason not in self._reasons and offset >= self._counted[topic]:
+            offset, is_sent = record.offset, letter.reason in self._reasons and not letter.cut_from
+            if letter.topic == topic and not is_sent and offset >= self._counted[topic]:
                 self._found.left[letter.reason] += 1
                 self._counted[topic] = offset + 1
             if letter.topic != topic or offset < self._place.get(_key(letter.reason, topic), 0):
                 continue
-            if letter.reason in self._reasons and record.appended_at >= since_ms:
+            if is_sent and record.appended_at >= since_ms:
                 batch.append(letter)
                 size += len(letter.payload)
                 if len(batch) == _LETTERS_AT_ONCE or size >= _BYTES_AT_ONCE:
@@ -189,7 +200,7 @@ class _Partition:
             return
         letters = Counter(letter.reason for letter in batch)
         self._unsure = place, letters
-        metadata = msgspec.json.encode(Place(_VERSION, place)).decode()
+        metadata = msgspec.json.encode(Place(_VERSION, place, self._begun_at)).decode()
         try:
             self._transactions.send(self._records(batch), [min(place.values())], metadata)
         except BrokerError as error:

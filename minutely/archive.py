@@ -98,7 +98,9 @@ class ArchiveService:
     def _tell_refused(self, letters: Sequence[DeadLetter]) -> bool:
         self._sender = self._sender or LetterSender(self._kafka, _log, self._stop)
         self._status.dead_letters.update(letter.reason for letter in letters)
-        return self._sender.send(letters)
+        sent = self._sender.send(letters)
+        self._status.lost_letters = self._sender.lost
+        return sent
 
     def _round(self) -> None:
         before = self.worker.commits

@@ -241,7 +241,8 @@ def dead_letters(
         found = send_again(pipeline, reason, since)
         console.print(f"sent {found.sent.total()} again{_by_reason(found.sent)}")
         if found.left:
-            console.print(f"passed over {found.left.total()}{_by_reason(found.left)}; --reason sends them all the same")
+            what = "--reason sends them all the same, except letters that are cut"
+            console.print(f"passed over {found.left.total()}{_by_reason(found.left)}; {what}")
     else:
         show(console, pipeline, reason, limit)
 

@@ -78,8 +78,8 @@ class _Shown:
             return
         self.count += 1
         if self.count <= self._limit:
-            begin = letter.payload[:_SHOWN_BYTES]
-            shown = f"{len(letter.payload)}: {begin!r}"
+            begin, cut = letter.payload[:_SHOWN_BYTES], f", cut from {letter.cut_from}" * bool(letter.cut_from)
+            shown = f"{len(letter.payload)}{cut}: {begin!r}"
             place = letter.topic, str(letter.partition), str(letter.offset)
             self._table.add_row(*map(escape, (*place, letter.reason, letter.detail, shown)))
 

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from paramserver.table import Table
 from streaming.clock import Clock
+from streaming.records.reasons import EXAMPLE_REASONS
 from trainer.prequential import LabelMetrics, Prequential
 from trainer.worker import NOT_FINITE
 
@@ -23,7 +24,7 @@ _QUALITY = {
 }
 
 
-_ALWAYS_SHOWN = ("malformed", NOT_FINITE)
+_ALWAYS_SHOWN = sorted({*EXAMPLE_REASONS, NOT_FINITE})
 """Alerts see how a counter grows from 0, and not that it comes."""
 
 
@@ -38,6 +39,8 @@ class Status:
     examples: int = 0
     dead_letters: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_ALWAYS_SHOWN, 0)))
     """Dead letters that it made, by reason: of records that it could not read, and of examples that it could not train on."""
+    lost_letters: int = 0
+    """Dead letters that brokers will never take."""
     commits: int = 0
     """Versions published, or commits to the archive."""
     refused: int = 0
@@ -77,6 +80,8 @@ class StatusMetrics(Collector):
         for reason, count in sorted(status.dead_letters.copy().items()):
             dead.add_metric([reason], count)
         yield dead
+        lost = "Dead letters lost, since brokers will never take them."
+        yield CounterMetricFamily(f"{prefix}dead_letters_lost", lost, value=status.lost_letters)
         yield CounterMetricFamily(f"{prefix}{self._commits}", f"Number of {self._commits} made.", value=status.commits)
         yield CounterMetricFamily(
             f"{prefix}refused", f"How often {self._commits} could not be made.", value=status.refused

@@ -245,7 +245,9 @@ class TrainService:
             return True
         self._sender = self._sender or LetterSender(self._kafka, _log, stop)
         self._status.dead_letters.update(letter.reason for letter in letters)
-        return self._sender.send(letters)
+        sent = self._sender.send(letters)
+        self._status.lost_letters = self._sender.lost
+        return sent
 
     def _publish(self) -> None:
         manifest = self.online.publish()

@@ -11,9 +11,13 @@ from streaming.kafka.waiting import retrying
 from streaming.log import DEAD_LETTERS, BrokerError
 from streaming.records.events import DeadLetter, encode
 
+_REFUSED = ("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD", "INVALID_TIMESTAMP")
+"""How errors begin after which no broker will ever take the same again."""
+
 
 class LetterSender:
-    """Sends dead letters and logs them. It waits for brokers that are down or refuse them, until ``stop``."""
+    """Sends dead letters and logs them. It waits for brokers that are down, until ``stop``; letters that brokers will never take,
+    because of what a topic allows, are lost, which it logs and counts."""
 
     def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
         self._settings = settings
@@ -24,33 +28,55 @@ class LetterSender:
         self._tried = False
         self.is_missing_some = False
         """Whether brokers may lack letters that were to be sent: ``stop`` came first."""
+        self.lost = 0
+        """How many letters brokers will never take."""
 
     def send(self, letters: Sequence[DeadLetter]) -> bool:
-        """Send letters; return whether brokers have them, False if ``stop`` came first. Where one is refused, all are sent again:
-        brokers may have some twice."""
+        """Send letters; return whether brokers have all that they will take, False if ``stop`` came first. After a failure, brokers
+        may have some twice."""
         first = letters[0]
         self._log.warning(
             "%d dead letters, such as %s/%d, offset %d, %s: %s",
             len(letters), first.topic, first.partition, first.offset, first.reason, first.detail,
         )  # fmt: skip
         self._tried = False  # a service that is to end tries once
+        batches = [list(letters)]
         sent = retrying(
             self._log,
             lambda: self._tried and self._stop(),
-            lambda: self._try(letters),
+            lambda: self._try(batches),
             self._settings.asked,
             what="dead letters",
         )
         self.is_missing_some |= not sent
         return bool(sent)
 
-    def _try(self, letters: Sequence[DeadLetter]) -> bool:
+    def _try(self, batches: list[list[DeadLetter]]) -> bool:
+        """Send batch by batch, and drop those that are done with; one that is refused goes letter by letter."""
         self._tried = True
-        self._sender = self._sender or RetryingSender(self._settings, self._log, self._stop)
-        send, topic = self._sender.send, self._topic
-        try:
-            taken = all(send(topic, encode(letter), partition=letter.partition) for letter in letters)
-            return not self._sender.wait() and taken
-        except BrokerError:
-            self._sender = None  # a producer keeps its error, and may not take anything after it
-            raise
+        while batches:
+            self._sender = self._sender or RetryingSender(self._settings, self._log, self._stop)
+            send, topic = self._sender.send, self._topic
+            try:
+                taken = all(send(topic, encode(letter), partition=letter.partition) for letter in batches[0])
+                if self._sender.wait() or not taken:
+                    return False
+                del batches[0]
+            except BrokerError as error:
+                self._sender = None  # a producer keeps its error, and may not take anything after it
+                if not str(error).startswith(_REFUSED):
+                    raise
+                self._refused(batches, error)
+        return True
+
+    def _refused(self, batches: list[list[DeadLetter]], error: BrokerError) -> None:
+        refused = batches.pop(0)
+        if len(refused) > 1:
+            batches[:0] = [[letter] for letter in refused]
+            return
+        (letter,) = refused
+        self.lost += 1
+        self._log.error(
+            "brokers refuse the dead letter of %s/%d, offset %d (%s), which is lost: %s",
+            letter.topic, letter.partition, letter.offset, letter.reason, error,
+        )  # fmt: skip

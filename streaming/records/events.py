@@ -19,6 +19,7 @@ from streaming.features.kinds import FLOAT32_MAX, NUMBERS_ALLOWED
 
 FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 4 * 1024 * 1024
+MAX_DETAIL = 2000
 MAX_IMPRESSIONS = 10_000
 MAX_ID_LENGTH = 256
 MIN_TIME_MS = 0
@@ -62,7 +63,10 @@ class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
 
 class DeadLetter(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A refused record: where it was, why (``reason`` from a short list, ``detail`` for people), and its bytes."""
+    """A refused record: where it was, why (``reason`` from a short list, ``detail`` for people), and its bytes.
+
+    It fits into `dead-letters`, whatever it is about: a long detail is cut, and so is the payload beyond what a record may have.
+    """
 
     topic: str
     partition: int
@@ -70,6 +74,15 @@ class DeadLetter(msgspec.Struct, kw_only=True, omit_defaults=True):
     reason: str
     detail: str
     payload: bytes
+    cut_from: int = 0
+    """How many bytes the record has, where ``payload`` has only the first of them."""
+
+    def __post_init__(self) -> None:
+        if len(self.payload) > MAX_RECORD_BYTES:
+            self.cut_from = len(self.payload)
+            self.payload = self.payload[:MAX_RECORD_BYTES]
+        if len(self.detail) > MAX_DETAIL:
+            self.detail = f"{self.detail[: MAX_DETAIL - 1]}…"
 
 
 class BadRecord(ValueError):

@@ -1,4 +1,4 @@
-"""The reasons of dead letters that go away with a fix: of the config, of a clock, or of an earlier dead letter."""
+"""The reasons of dead letters, and which of them go away with a fix: of the config, of a clock, or of an earlier dead letter."""
 
 from __future__ import annotations
 
@@ -13,3 +13,6 @@ MENDABLE = frozenset(
 )
 """Sending any other record again only makes another dead letter: late records stay late, and unreadable ones unreadable.
 What is sent again is judged as if it came for the first time, so these are late, too, once their windows are over."""
+JOINER_REASONS = MENDABLE | {"before_served", "late", "malformed", "request_id used again", "too_large", "too_many"}
+EXAMPLE_REASONS = frozenset({"malformed", "schema", "version"})
+"""Of records of `examples` that cannot be read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from basis.problems import UnreadableError
 from streaming.log import EXAMPLES, Record
-from streaming.records.events import MAX_RECORD_BYTES, BadRecord, DeadLetter
+from streaming.records.events import BadRecord, DeadLetter
 
 IN_A_ROW = 100
 """One unreadable record may be anybody's mistake; this many in a row mean that the reader has another config."""
@@ -31,16 +31,14 @@ class Unreadable:
                 f"{EXAMPLES}/{self._partition}, offset {record.offset}: {bad}; the {IN_A_ROW} records before it cannot be read "
                 "either. Is this the config of the joiners that write there?"
             )
-        # With the payload of the largest record, the letter would be larger than any record may be.
-        cut = f"; the first {MAX_RECORD_BYTES} of {len(record.value)} bytes" * (len(record.value) > MAX_RECORD_BYTES)
         self._letters.append(
             DeadLetter(
                 topic=EXAMPLES,
                 partition=self._partition,
                 offset=record.offset,
                 reason=bad.reason,
-                detail=f"{self._reader}: {bad}{cut}",
-                payload=record.value[:MAX_RECORD_BYTES],
+                detail=f"{self._reader}: {bad}",
+                payload=record.value,
             )
         )
 

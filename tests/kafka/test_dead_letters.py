@@ -16,16 +16,18 @@ from rich.console import Console
 from basis.problems import Problems
 from minutely import again
 from minutely.again import send_again
+from minutely.config import Pipeline
 from minutely.dead_letters import dead_letters, show
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, Cluster
 from streaming.clock import WallClock
+from streaming.join.service import JoinService
 from streaming.kafka import history
 from streaming.kafka.outlet import Transactions
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
-from streaming.records.events import DeadLetter, encode
+from streaming.records.events import MAX_RECORD_BYTES, DeadLetter, encode
 from streaming.records.examples import ExampleFormat
 from tests.commands import execute, missing
 from tests.kafka.joining import MINUTE, Tomorrow, joined_through, now_ms, run_until
@@ -85,7 +87,7 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     assert f"{refused} dead letters, the first 2 shown" in console.file.getvalue()  # type: ignore[attr-defined]
     said = run(f"{config} --again")
     assert f"sent {refused} again (future {refused})" in said
-    assert "passed over 1 (malformed 1); --reason sends them all the same" in said
+    assert "passed over 1 (malformed 1); --reason sends them all the same, except letters that are cut" in said
     assert "sent 0 again" in run(f"{config} --again"), "it keeps its place"
     run_until(make_join_service(right, tmp_path / "a", Tomorrow()), joined_through(now_ms() + 60 * MINUTE, 3))
     check_examples(read_examples(kafka, ExampleFormat(right.features, right.labels)), there.labels | ahead.labels)
@@ -102,6 +104,19 @@ def letters(kafka: KafkaSettings, *refused: tuple[int, str, str, bytes]) -> None
         for partition, topic, reason, payload in refused:
             letter = DeadLetter(topic=topic, partition=partition, offset=0, reason=reason, detail="", payload=payload)
             producer.send(kafka.topic(DEAD_LETTERS), encode(letter), partition=partition)
+
+
+def forget(kafka: KafkaSettings) -> None:
+    """What brokers do after `offsets.retention.minutes`."""
+    group = kafka.topic("minutely-again")
+    with AdminClient(kafka.client()) as admin:
+        admin.delete_consumer_groups([group])[group].result()
+
+
+def shown(pipeline: Pipeline) -> str:
+    console = Console(file=io.StringIO(), width=300)
+    show(console, pipeline, None, 20)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 def sent_to(kafka: KafkaSettings, topic: str) -> list[tuple[int, bytes]]:
@@ -185,18 +200,12 @@ def test_what_may_have_been_sent_before_brokers_forgot_it_is_sent_only_if_someon
 ) -> None:
     pipeline = make_pipeline(kafka)
     ensure_topics(kafka)
-    group = kafka.topic("minutely-again")
     letters(kafka, *((number % 2, IMPRESSIONS, "future", b"r%d" % number) for number in range(3)))
     assert send_again(pipeline, None).sent == {"future": 3}, "no place is known, but brokers remember longer than this"
     monkeypatch.setattr(again, "_PLACE_KEPT_MS", 0)
     assert send_again(pipeline, None).sent == {}, "the place is known"
 
-    def forget() -> None:
-        """What brokers do after `offsets.retention.minutes`."""
-        with AdminClient(kafka.client()) as admin:
-            admin.delete_consumer_groups([group])[group].result()
-
-    forget()
+    forget(kafka)
     letters(kafka, (1, EXAMPLES, "feature", b"no input"), (0, ENGAGEMENTS, "late", b"late"))
     for _ in range(2):
         with pytest.raises(
@@ -206,9 +215,95 @@ def test_what_may_have_been_sent_before_brokers_forgot_it_is_sent_only_if_someon
     assert len(sent_to(kafka, IMPRESSIONS)) == 3, "nothing is sent"
     assert send_again(pipeline, None, 1).sent == {}
     assert send_again(pipeline, None).sent == {}, "now the place is known"
-    forget()
+    forget(kafka)
     assert "sent 3 again (future 3)" in run(f"{write_config(pipeline, tmp_path)} --again --since 1h")
     assert len(sent_to(kafka, IMPRESSIONS)) == 6
+
+
+def test_a_reason_that_was_sent_on_its_own_says_nothing_of_the_others(
+    kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brokers forgot that all were sent; then one reason was sent, and its place is known again."""
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    letters(kafka, (0, IMPRESSIONS, "future", b"r0"), (0, ENGAGEMENTS, "unmatched", b"e0"))
+    assert send_again(pipeline, None).sent == {"future": 1, "unmatched": 1}
+    forget(kafka)
+    monkeypatch.setattr(again, "_PLACE_KEPT_MS", 0)
+    letters(kafka, (0, IMPRESSIONS, "schema", b"s0"))
+    assert send_again(pipeline, "schema", 3_600_000).sent == {"schema": 1}
+    with pytest.raises(Problems, match="--again: 2 letters are older than"):
+        send_again(pipeline, None)
+    with pytest.raises(Problems, match="--again: 1 letters are older than"):
+        send_again(pipeline, "future")
+    letters(kafka, (0, IMPRESSIONS, "feature", b"f0"), (0, IMPRESSIONS, "schema", b"s1"))
+    assert send_again(pipeline, "feature").sent == {"feature": 1}, "this one came after what is known"
+    assert send_again(pipeline, "schema").sent == {"schema": 1}
+    assert [value for _, value in sent_to(kafka, IMPRESSIONS)] == [b"r0", b"s0", b"f0", b"s1"]
+    assert [value for _, value in sent_to(kafka, ENGAGEMENTS)] == [b"e0"]
+
+
+def test_one_reason_between_all_sends_nothing_twice_and_skips_nothing(kafka: KafkaSettings) -> None:
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline, count = make_pipeline(kafka), 0
+    ensure_topics(kafka)
+    for asked in (None, "future", None, "late", "future", "unmatched", None, None):
+        letters(
+            kafka,
+            *(
+                (0, topic, reason, b"%d" % count)
+                for reason in ("future", "late")
+                for topic in (IMPRESSIONS, ENGAGEMENTS)
+            ),
+            (0, ENGAGEMENTS, "unmatched", b"%d" % count),
+        )
+        count += 1
+        send_again(pipeline, asked)
+    assert send_again(pipeline, None).sent == {}
+    assert send_again(pipeline, "late").sent == {"late": 2 * 4}, "those since it was sent"
+    sent = Counter(value for _, value in sent_to(kafka, IMPRESSIONS))
+    assert sent == {b"%d" % number: 2 for number in range(count)}
+    sent = Counter(value for _, value in sent_to(kafka, ENGAGEMENTS))
+    assert sent == {b"%d" % number: 3 for number in range(count)}
+
+
+def test_what_is_refused_again_is_one_new_letter(kafka: KafkaSettings, tmp_path: Path) -> None:
+    """Also of a joiner that begins anew from the log; the counts say the same."""
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline = make_pipeline(kafka)
+    pipeline = pipeline.model_copy(update={"join": pipeline.join.model_copy(update={"max_future": MINUTE})})
+    ensure_topics(kafka)
+    ahead = make_traffic(8, 30, 2, now_ms() + 30 * MINUTE, 100)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, ahead.events)
+    refused = len(ahead.events)
+    for times, folder in ((1, "a"), (2, "b")):
+        before = len(read_dead_letters(kafka))
+        counts = Counter[str]()
+
+        def joined(service: JoinService, new: int = times * refused - before, counts: Counter[str] = counts) -> bool:
+            counts.clear()
+            for member in service.members.values():
+                counts.update(member.join.joiner.counts)
+            members = service.members.values()
+            return counts["dead.future"] >= new and len(members) == 1 and all(each.caught_up for each in members)
+
+        run_until(make_join_service(pipeline, tmp_path / folder, WallClock()), joined)
+        found = [(letter.topic, letter.partition, letter.offset) for letter in read_dead_letters(kafka)]
+        assert len(found) == len(set(found)) == times * refused
+        assert counts["dead.future"] == refused
+        assert send_again(pipeline, None).sent == {"future": refused}
+
+
+def test_a_letter_that_is_cut_is_never_sent(kafka: KafkaSettings) -> None:
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    letters(kafka, (0, IMPRESSIONS, "too_large", b"x" * (MAX_RECORD_BYTES + 1)), (0, IMPRESSIONS, "too_large", b"y"))
+    found = send_again(pipeline, "too_large")
+    assert (found.sent, found.left) == ({"too_large": 1}, {"too_large": 1})
+    assert sent_to(kafka, IMPRESSIONS) == [(0, b"y")]
+    assert f"{MAX_RECORD_BYTES}, cut from {MAX_RECORD_BYTES + 1}: b'xxx" in shown(pipeline)
 
 
 def test_of_two_at_once_the_later_one_sends(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:

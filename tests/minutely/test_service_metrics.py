@@ -29,6 +29,7 @@ def test_what_prometheus_is_told() -> None:
     status.lag, status.watermarks = {0: 7, 1: 0}, {0: 9_500, 1: 8_000}
     status.examples, status.commits, status.committed_at = 12, 3, 9_000
     status.dead_letters.update(["not_finite", "version", "not_finite"])
+    status.lost_letters = 2
     clock.move_to(11_500)
     said = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
     assert said == [
@@ -39,7 +40,9 @@ def test_what_prometheus_is_told() -> None:
         "minutely_train_examples_total 12.0",
         'minutely_train_dead_letters_total{reason="malformed"} 0.0',
         'minutely_train_dead_letters_total{reason="not_finite"} 2.0',
+        'minutely_train_dead_letters_total{reason="schema"} 0.0',
         'minutely_train_dead_letters_total{reason="version"} 1.0',
+        "minutely_train_dead_letters_lost_total 2.0",
         "minutely_train_versions_total 3.0",
         "minutely_train_refused_total 0.0",
         "minutely_train_idle_seconds 2.5",

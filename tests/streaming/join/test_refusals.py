@@ -12,8 +12,16 @@ import pytest
 from streaming.features.kinds import DenseFeature
 from streaming.join.settings import JoinSettings
 from streaming.join.state import JoinState
+from streaming.kafka.settings import MAX_OUTPUT_BYTES
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
-from streaming.records.events import FORMAT_VERSION, DeadLetter, encode
+from streaming.records.events import (
+    FORMAT_VERSION,
+    MAX_DETAIL,
+    MAX_RECORD_BYTES,
+    DeadLetter,
+    decode_letter,
+    encode,
+)
 from tests.streaming.join.join_lives import (
     FEATURES,
     SETTINGS,
@@ -50,6 +58,25 @@ def test_a_request_that_was_refused_as_late_is_not_taken_when_it_is_read_again(l
     join.step(ended, 30_000, 0)
     assert letters(brokers) == sorted([*refused, (ENGAGEMENTS, 1, "unmatched")])
     assert published(brokers).keys() == {"r0/0.0"}
+
+
+def test_a_letter_fits_however_large_its_record_is(tmp_path: Path) -> None:
+    """Inputs may allow more than a record may have, and then no transaction with the whole record would ever be taken."""
+    world = World(random.Random(1), tmp_path)
+    join, size = life(world), MAX_OUTPUT_BYTES + 1
+    take(join, world.brokers, IMPRESSIONS, b"\xc1" * size, b"short")
+    join.step({IMPRESSIONS: True, ENGAGEMENTS: True}, 20_000, 0)
+    cut, whole = (value for value in world.brokers.topics[DEAD_LETTERS] if value is not None)
+    assert len(cut) < MAX_OUTPUT_BYTES
+    letter = decode_letter(cut)
+    assert (letter.reason, letter.cut_from, len(letter.payload)) == ("too_large", size, MAX_RECORD_BYTES)
+    assert decode_letter(whole).cut_from == 0
+    join._state.close()
+
+
+def test_a_letter_fits_however_much_there_is_to_say() -> None:
+    letter = DeadLetter(topic=IMPRESSIONS, partition=0, offset=0, reason="malformed", detail="é" * 5000, payload=b"")
+    assert len(letter.detail) == MAX_DETAIL and decode_letter(encode(letter)) == letter
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
