@@ -38,6 +38,11 @@ class Retry:
         """Whether the next try is due."""
         return self._clock.elapsed_ms() >= self.not_before_ms
 
+    @property
+    def failing(self) -> bool:
+        """Whether tries failed, and none worked since."""
+        return self._failures > 0
+
     def failed(self, error: Exception) -> None:
         """Record a failed try; the pause before the next one grows."""
         what = reason(error)

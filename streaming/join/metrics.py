@@ -10,11 +10,10 @@ from prometheus_client.registry import Collector
 
 from streaming.join.calibration import ServedCalibration
 from streaming.log import EXAMPLES, INPUTS
+from streaming.records.reasons import JOINER_REASONS
 
 if TYPE_CHECKING:
     from streaming.join.service import JoinService
-
-_ALWAYS_SHOWN = ("late", "schema", "too_many", "unmatched")
 
 
 class JoinMetrics(Collector):
@@ -25,7 +24,12 @@ class JoinMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, by partition."""
-        lag = GaugeMetricFamily("minutely_join_lag", "Records not joined yet.", labels=["topic", "partition"])
+        lag = GaugeMetricFamily(
+            "minutely_join_lag", "Records not joined yet, if that is known.", labels=["topic", "partition"]
+        )
+        waiting = GaugeMetricFamily(
+            "minutely_join_waiting", "1 if the partition is not read since something failed.", labels=["partition"]
+        )
         pending = GaugeMetricFamily("minutely_join_pending", "Requests in the state.", labels=["partition"])
         watermark = GaugeMetricFamily(
             "minutely_join_watermark_seconds", "Event time up to which everything is emitted.", labels=["partition"]
@@ -45,8 +49,10 @@ class JoinMetrics(Collector):
         )
         for number, member in list(self._service.members.items()):
             partition, counts = str(number), member.join.joiner.counts.copy()
+            waiting.add_metric([partition], float(member.waits))
+            for topic, behind in member.lag.copy().items():
+                lag.add_metric([topic, partition], behind)
             for topic in INPUTS:
-                lag.add_metric([topic, partition], member.lag[topic])
                 records.add_metric([topic, partition], counts[topic])
             pending.add_metric([partition], member.join.pending)
             watermark.add_metric([partition], max(member.join.published, 0) / 1000)
@@ -57,9 +63,9 @@ class JoinMetrics(Collector):
             for topic in (*INPUTS, EXAMPLES):
                 lost.add_metric([topic, partition], member.lost[topic])
             refused = {name.removeprefix("dead."): n for name, n in counts.items() if name.startswith("dead.")}
-            for reason in sorted({*_ALWAYS_SHOWN, *refused}):
+            for reason in sorted(JOINER_REASONS | refused.keys()):
                 dead.add_metric([reason, partition], refused.get(reason, 0))
-        yield from (lag, pending, watermark, clock, records, examples, repeated, corrected, lost, dead)
+        yield from (lag, waiting, pending, watermark, clock, records, examples, repeated, corrected, lost, dead)
         if self._service.served is not None:
             yield from self._calibration(self._service.served)
 

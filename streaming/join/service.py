@@ -64,8 +64,8 @@ class Member:
         """When no more was due than a batch takes, in elapsed time."""
         self.retry = Retry(_log, f"partition {partition}", clock)
         self.clocks = ClockCheck(partition, join.max_ahead_ms)
-        self.lag = dict.fromkeys(INPUTS, 0)
-        """Records of each input that were not taken yet."""
+        self.lag: dict[str, int] = {}
+        """Records of each input that were not taken yet; empty while that is unknown."""
         self.reached: dict[str, int] = {}
         """Up to which offset each input was read; past the last record if transaction markers follow it."""
         self.lost = Counter[str]()
@@ -75,6 +75,16 @@ class Member:
     def caught_up(self) -> bool:
         """Whether everything before the ends that were last fetched is joined."""
         return self.positioned and not self.join.busy and not self.join.taken and not any(self.lag.values())
+
+    @property
+    def waits(self) -> bool:
+        """Whether the last try to recover it, or to find out where to read on, failed."""
+        return not self.positioned and self.retry.failing
+
+    def lose_place(self) -> None:
+        """Note that it is unknown where to read on."""
+        self.positioned = False
+        self.lag.clear()
 
     def close(self) -> None:
         """Close everything; the partition's next owner joins what was not committed."""
@@ -245,7 +255,8 @@ class JoinService:
     def _broken(self, member: Member, error: Exception) -> None:
         """Recover again: a transaction's outcome is unknown, or another worker owns the partition."""
         member.recovery = None
-        member.recovered = member.positioned = False
+        member.recovered = False
+        member.lose_place()
         member.retry.failed(error)
 
     def _damaged(self, member: Member, error: Exception) -> None:
@@ -258,7 +269,7 @@ class JoinService:
 
     def _lose_place(self, member: Member, error: BrokerError) -> None:
         """Stop reading for a member until it is known again where to read on; the others continue."""
-        member.positioned = False
+        member.lose_place()
         member.retry.failed(error)
 
     def _leave_out(self, active: Collection[Member]) -> bool:

@@ -51,6 +51,8 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
             'minutely_serve_requests_total{instance="a", route="/v1/rank", status="200"}': "0+1000x40",
             'minutely_serve_requests_total{instance="a", route="/v1/rank", status="503"}': "0+1x40",
             'minutely_join_lag{topic="impressions", partition="0"}': "50000-100x40",
+            'minutely_join_waiting{partition="0"}': "0x20 1x2 0x20",
+            'minutely_join_dead_letters_total{reason="malformed", partition="0"}': "0x20 5x20",
         },
         set(),
     ),
@@ -92,6 +94,14 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {
         {"AnswersSlow"},
     ),
     "joiners behind": ({'minutely_join_lag{topic="impressions", partition="0"}': "9000+500x40"}, {"JoinerBehind"}),
+    "a partition waits": ({'minutely_join_waiting{partition="0"}': "1x40"}, {"PartitionWaits"}),
+    "of another config": (
+        {
+            'minutely_join_dead_letters_total{reason="schema", partition="0"}': "0x20 6x20",
+            'minutely_join_dead_letters_total{reason="schema", partition="1"}': "0x20 8x20",
+        },
+        {"RecordsRefused"},
+    ),
     "miscalibrated": ({'minutely_join_miscalibrated{label="like"}': "1x40"}, {"Miscalibrated"}),
     "dead letters": ({'minutely_join_dead_letters_total{reason="late", partition="0"}': "0+20x40"}, {"LateRecords"}),
     "left out": (

@@ -1,0 +1,87 @@
+"""What Prometheus is told of partitions that cannot be joined for now, and of reasons before there is a letter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streaming.clock import EventClock
+from streaming.join.commit import ForgottenError
+from streaming.join.embedded import EmbeddedBrokers, EmbeddedOutlet, catch_up
+from streaming.join.metrics import JoinMetrics
+from streaming.join.service import JoinService
+from streaming.log import IMPRESSIONS, EmbeddedLog, NoLeaderError
+from tests.commands import ROOT
+from tests.streaming.join.join_world import Served, clicks_service, request_record
+
+START = 1_700_000_000_000
+
+
+def shown(service: JoinService, name: str) -> dict[tuple[str, ...], float]:
+    """A metric by the values of its labels."""
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in JoinMetrics(service).collect()
+        for sample in family.samples
+        if sample.name == f"minutely_join_{name}"
+    }
+
+
+def test_a_partition_without_a_leader_waits_and_its_lag_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = EventClock(START)
+    log = EmbeddedLog(tmp_path / "log", durable=False, clock=clock)
+    service = clicks_service(log, clock, lateness=100)
+
+    def refuse(self: EmbeddedBrokers, *_: object) -> None:
+        raise NoLeaderError("LEADER_NOT_AVAILABLE: no broker leads impressions/0", {0})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EmbeddedBrokers, "check_leaders", refuse)
+        service.round()
+        assert shown(service, "waiting") == {("0",): 1} and shown(service, "lag") == {}
+    clock.move_to(START + 3000)
+    catch_up(service)
+    lag = {("impressions", "0"): 0, ("engagements", "0"): 0}
+    assert shown(service, "waiting") == {("0",): 0} and shown(service, "lag") == lag
+    log.append(IMPRESSIONS, 0, [request_record(Served("r1", START, 1))])
+    with monkeypatch.context() as patched:
+        for name in ("ends", "check_leaders"):
+            patched.setattr(EmbeddedBrokers, name, refuse)
+        service.round()
+        assert shown(service, "waiting") == {("0",): 1} and shown(service, "lag") == {}
+    service.leave()
+    log.close()
+
+
+def test_a_partition_whose_commit_is_not_a_joiners_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = EventClock(START)
+    log = EmbeddedLog(tmp_path / "log", durable=False, clock=clock)
+    service = clicks_service(log, clock, lateness=100)
+
+    def forgotten(self: EmbeddedOutlet) -> None:
+        raise ForgottenError("not a joiner's")
+
+    monkeypatch.setattr(EmbeddedOutlet, "open", forgotten)
+    for second in range(4):
+        clock.move_to(START + 3000 * second)
+        service.round()
+        assert shown(service, "waiting") == {("0",): 1} and shown(service, "lag") == {}
+    service.leave()
+    log.close()
+
+
+def test_every_reason_counts_from_zero(tmp_path: Path) -> None:
+    """Alerts see how a counter grows, and not that it comes; the table of the docs has the same reasons."""
+    clock = EventClock(START)
+    log = EmbeddedLog(tmp_path / "log", durable=False, clock=clock)
+    service = clicks_service(log, clock, lateness=100)
+    catch_up(service)
+    table = (ROOT / "docs/kafka.md").read_text().split("| reason | when | what to do |")[1].split("\n\n")[0]
+    explained = {name for line in table.splitlines()[2:] for name in line.split("|")[1].split("`")[1::2]}
+    assert len(explained) == 11
+    assert shown(service, "dead_letters_total") == {(reason, "0"): 0 for reason in explained}
+    service.leave()
+    log.close()
