@@ -28,8 +28,8 @@ _RECOVERING_MS = 1
 _RECOVER_MS = 2000
 """Recoveries take so long in a round, and one step more: the group waits for us, and so do partitions that are recovered."""
 _BUSY_MS = 1000
-"""While more is due in a partition than a batch takes, the others wait for it so long, and are then read without it. To choose again
-what is read costs the client what it has fetched ahead, and most have done what is due much sooner."""
+"""How long the others wait for a partition where more is due than a batch takes; then they are read without it. To choose again
+what is read costs the client what it has fetched ahead, and most partitions are done much sooner."""
 _DONE = object()
 _GAP = (
     "%s/%d: records from offset %d to %d were deleted before they were joined: up to %d lost. "
