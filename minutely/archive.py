@@ -109,7 +109,7 @@ class ArchiveService:
             self._log.fill(_POLL_MS)
         status, worker = self._status, self.worker
         if worker.commits > before:
-            _log.info("commit %d: %d examples so far", worker.commits, worker.examples)
+            _log.info("commit %d: %d examples since the start", worker.commits, worker.examples)
             status.committed_at = self._clock.elapsed_ms()
         status.lag = self._log.lag
         status.watermarks = {at: position.watermark for at, position in worker.positions.items()}

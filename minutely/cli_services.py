@@ -239,7 +239,7 @@ def dead_letters(
         show_kept(console, Run.find(run).dead_letters, reason, limit)
     elif again:
         found = send_again(pipeline, reason, since)
-        console.print(f"sent {found.sent.total()} again{_by_reason(found.sent)}")
+        console.print(f"sent {found.sent.total()} again{_by_reason(found.sent)}; what is refused again is a new letter")
         if found.left:
             what = "--reason sends them all the same, except letters that are cut"
             console.print(f"passed over {found.left.total()}{_by_reason(found.left)}; {what}")

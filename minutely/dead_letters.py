@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -71,9 +72,11 @@ class _Shown:
         self._reason = reason
         self._limit = limit
         self._table = Table("topic", "partition", "offset", "reason", "detail", "bytes")
+        self._reasons = Counter[str]()
         self.count = 0
 
     def add(self, letter: DeadLetter) -> None:
+        self._reasons[letter.reason] += 1
         if self._reason not in (None, letter.reason):
             return
         self.count += 1
@@ -84,9 +87,13 @@ class _Shown:
             self._table.add_row(*map(escape, (*place, letter.reason, letter.detail, shown)))
 
     def print(self, console: Console) -> None:
-        console.print(self._table)
+        if self._table.row_count:
+            console.print(self._table)
         shown = f", the first {self._limit} shown" if self.count > self._limit else ""
         console.print(f"{self.count} dead letters{shown}")
+        if self._reasons and not self.count:
+            others = ", ".join(f"{reason} {count}" for reason, count in sorted(self._reasons.items()))
+            console.print(escape(f"none of reason {self._reason}; there are: {others}"))
 
 
 def show(console: Console, pipeline: Pipeline, reason: str | None, limit: int) -> None:

@@ -16,6 +16,7 @@ from streaming.join.calibration import ServedCalibration
 from streaming.join.memory import MemoryShare
 from streaming.join.metrics import JoinMetrics
 from streaming.join.partition import JoinPartition
+from streaming.join.refusals import RefusalLog
 from streaming.join.service import JoinService
 from streaming.join.state import JoinState
 from streaming.kafka.brokers import KafkaBrokers
@@ -52,12 +53,20 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
     spec, settings = pipeline.join_spec(), pipeline.join
     bounds = pipeline.train.guards.served_calibration
     memory = MemoryShare(settings.memory_bytes)
+    refusals = RefusalLog(clock)
     served = None if bounds is None else ServedCalibration(pipeline.labels, bounds, _log.warning, _log.info)
 
     def make(partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
         state = memory.open(folder / str(partition))
         return state, JoinPartition(
-            spec, state, outlet, history, partition, new_id=lambda: uuid.uuid4().hex, served=served
+            spec,
+            state,
+            outlet,
+            history,
+            partition,
+            new_id=lambda: uuid.uuid4().hex,
+            served=served,
+            refused=refusals.add,
         )
 
     brokers = KafkaBrokers(pipeline.kafka)

@@ -256,7 +256,10 @@ class TrainService:
             self._status.committed_at = self._clock.elapsed_ms()
             changed = sum(shard.changed for shard in manifest.shards)
             _log.info(
-                "version %d: %d rows, %d examples so far", manifest.version, changed, self.online.trainer.examples
+                "version %d: %d rows, %d examples since the start",
+                manifest.version,
+                changed,
+                self.online.trainer.examples,
             )
 
     def close(self) -> None:

@@ -83,6 +83,7 @@ class Freshness:
     def __init__(self, clock: Clock, fresh_within: int) -> None:
         self._clock = clock
         self._fresh_within = fresh_within
+        self._began_at = clock.now_ms()
         self._manifest: Manifest | None = None
         self._applied_at = 0
         self.event_to_servable = Histogram()
@@ -100,8 +101,8 @@ class Freshness:
         self.delta_expired += sum(shard.expired for shard in manifest.shards)
         self.delta_bytes += sum(shard.rows.size for shard in manifest.shards)
         learned = manifest.learned
-        if learned is None or not learned.examples:
-            return
+        if learned is None or not learned.examples or manifest.published_at < self._began_at:
+            return  # a replica that starts catches up: how long versions waited for it says nothing of freshness
         later_ms = self._clock.now_ms() - manifest.published_at
         self.event_to_servable.add(learned.event, later_ms)
         self.decided_to_servable.add(learned.decided, later_ms)

@@ -26,22 +26,29 @@ def _is_free(port: int) -> bool:
 
 def main() -> None:
     """Start everything, say where it is, and stop it when asked to."""
-    ports = {name: port for name, port in {KAFKA: _KAFKA_PORT, **published()}.items() if _is_free(port)}
+    wanted = {KAFKA: _KAFKA_PORT, **published()}
+    ports = {name: port for name, port in wanted.items() if _is_free(port)}
+    for name, port in wanted.items():
+        if name not in ports:
+            print(f"port {port} is in use: {name} takes another", flush=True)
     with tempfile.TemporaryDirectory(prefix="minutely-stack-") as folder:
         try:
-            stack = Stack(Path(folder), ports)
+            _run(Stack(Path(folder), ports))
         except BrokerUnavailable as error:
             raise SystemExit(f"make stack: Kafka's server needs {error}") from None
-        stopped = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
-        try:
-            stack.start()
-            print(stack.guide(), flush=True)
-            while not stopped.wait(1):
-                pass
-        finally:
-            stack.stop()
+
+
+def _run(stack: Stack) -> None:
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        stack.start()
+        print(stack.guide(), flush=True)
+        while not stopped.wait(1):
+            pass
+    finally:
+        stack.stop()
 
 
 if __name__ == "__main__":

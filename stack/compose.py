@@ -105,8 +105,12 @@ class Stack:
         lines = [f"Kafka at {self.bootstrap}", *(f"{name} at http://{self.address(name)}" for name in here)]
         lines += [f"{name} is left out: its program is not on this machine" for name in self.missing]
         produce = shlex.join(map(str, services["produce"]["command"]))
-        lines += ["Now, elsewhere:", f"  KAFKA_BOOTSTRAP={self.bootstrap} .venv/bin/minutely {produce}"]
-        return "\n".join([*lines, f"  .venv/bin/minutely freshness {' '.join(urls)}"])
+        lines += [f"Versions and archive are in {self._folder / 'volumes'}; Ctrl-C ends the stack and deletes them."]
+        lines += ["In another terminal, in this folder:"]
+        lines += [f"  KAFKA_BOOTSTRAP={self.bootstrap} .venv/bin/minutely {produce}"]
+        lines += [f"  .venv/bin/minutely freshness {' '.join(urls)}"]
+        lines += ["  pkill -f 'minutely join'  # the stack starts them again, with the config as it is then"]
+        return "\n".join(lines)
 
     def start_one(self, name: str, *arguments: str) -> None:
         """Start one service beside the others, as `docker compose run` or `up` does, with other arguments where given."""

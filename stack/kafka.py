@@ -88,6 +88,8 @@ class Node:
             jars, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(self._properties), *options
         )
         done = subprocess.run(command, capture_output=True, text=True, timeout=_START_SECONDS, check=False)
+        if "UnsupportedClassVersionError" in done.stderr:
+            raise BrokerUnavailable(f"Java 17 or newer; {shutil.which('java')} is older")
         if done.returncode:
             raise RuntimeError(f"Kafka's storage was not formatted: {done.stdout[-1000:]}{done.stderr[-1000:]}")
 

@@ -20,7 +20,7 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
 from streaming.join.watermark import examples_records, watermark_of
 from streaming.log import DEAD_LETTERS, EXAMPLES, Record
-from streaming.records.events import encode
+from streaming.records.events import DeadLetter, encode
 
 
 class JoinPartition:
@@ -36,17 +36,19 @@ class JoinPartition:
         *,
         new_id: Callable[[], str],
         served: ServedCalibration | None = None,
+        refused: Callable[[Sequence[DeadLetter]], None] | None = None,
         write_every_ms: int = 5000,
         requests_at_once: int | None = 2000,
     ) -> None:
         """The state is written every ``write_every_ms``, and when its memory is full. A batch looks at up to ``requests_at_once``
-        due requests (None: all). ``new_id`` returns the id of a rebuilt state."""
+        due requests (None: all). ``new_id`` returns the id of a rebuilt state; ``refused`` is told of the dead letters sent."""
         self._spec = spec
         self._state = state
         self._outlet = outlet
         self._partition = partition
         living = Living(spec, served)
         self._recovery = Recovery(spec, state, outlet, history, living, partition, new_id, requests_at_once)
+        self._refused = refused
         self._write_every_ms = write_every_ms
         self._requests_at_once = requests_at_once
         self.joiner = Joiner(spec, state, living, partition)
@@ -176,6 +178,8 @@ class JoinPartition:
         self._head = self._head_of(self._head.sequence + 1, published)
         self._taken = self._taken_bytes = 0
         self._send()
+        if output.dead_letters and self._refused is not None:
+            self._refused(output.dead_letters)
         if self._state.is_full or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
             self._head.examples, self._head.dead_letters = self._outputs[EXAMPLES], self._outputs[DEAD_LETTERS]
             self._write()

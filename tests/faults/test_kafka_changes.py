@@ -106,7 +106,7 @@ def test_the_broker_away_for_a_minute_is_said_once_and_loses_nothing(tmp_path: P
                 send(producer, kafka, traffic.events)
             until = time.monotonic() + _WAIT_SECONDS
             while not all(
-                "examples so far" in service.output for service in services[1:]
+                "examples since the start" in service.output for service in services[1:]
             ):  # and windows are still open
                 assert time.monotonic() < until, said(services, "a service did not begin")
                 time.sleep(0.2)
@@ -118,7 +118,9 @@ def test_the_broker_away_for_a_minute_is_said_once_and_loses_nothing(tmp_path: P
             cluster.restart(cluster.nodes[0])
             check_examples(wait_for_all(pipeline, traffic, services), traffic.labels)
             until = time.monotonic() + _WAIT_SECONDS
-            while any(f"{len(traffic.labels)} examples so far" not in service.output for service in services[1:]):
+            while any(
+                f"{len(traffic.labels)} examples since the start" not in service.output for service in services[1:]
+            ):
                 assert time.monotonic() < until, said(services, "not all was trained and archived")
                 time.sleep(1)
             archive = Archive(str(tmp_path / "archive"), ExampleFormat(pipeline.features, pipeline.labels))

@@ -193,7 +193,7 @@ class Stack:
         elif service is self.server.process:
             self.server.wait()
         else:
-            service.waits_for({"trainer": "examples so far", "archive": "commit "}[name])
+            service.waits_for({"trainer": "examples since the start", "archive": "commit "}[name])
 
     def _joined(self, address: str) -> float:
         try:

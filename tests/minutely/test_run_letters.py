@@ -52,6 +52,13 @@ def test_what_does_not_fit_is_counted(tmp_path: Path, limit: str, value: int, mo
     assert "of the first 7 of 50: the run kept no more" in out.getvalue()
 
 
+def test_a_reason_that_none_has_names_those_there_are(tmp_path: Path) -> None:
+    _, path = keep(tmp_path, 5)
+    out = io.StringIO()
+    show_kept(Console(file=out, width=200), path, "latte", 3)
+    assert out.getvalue() == "0 dead letters\nnone of reason latte; there are: late 5\n"
+
+
 def test_they_are_shown_as_they_are(tmp_path: Path) -> None:
     """Whoever may write to `dead-letters` chooses every text of a letter: none is a style of ours, or ends the command."""
     path, out = tmp_path / "kept.jsonl", io.StringIO()

@@ -106,6 +106,24 @@ def test_fresh_idle_and_stale(tmp_path: Path) -> None:
     assert sum(service.freshness.decided_to_servable.counts) == 10
 
 
+def test_a_replica_that_starts_counts_no_version_from_before(tmp_path: Path) -> None:
+    """What waited for nobody but it says nothing of how fresh the model was."""
+    clock = EventClock(DAY)
+    publisher = Publisher(make_pipeline(), tmp_path)
+    delays = Delays.of(np.full(10, 4000))
+    learned = Learned(newest_at=DAY, examples=10, event=delays, decided=delays)
+    publisher.train(DAY)
+    publisher.publish(DAY, learned=learned)
+    clock.move_to(DAY + LIMIT)
+    service = make_replica_service(publisher.pipeline, publisher.files, clock, "replica")
+    service.replica.pull()
+    assert sum(service.freshness.decided_to_servable.counts) == 0
+    publisher.train(clock.now_ms())
+    publisher.publish(clock.now_ms(), learned=learned)
+    service.replica.pull()
+    assert sum(service.freshness.decided_to_servable.counts) == 10
+
+
 def test_a_stale_replica_is_ready_unless_told_otherwise(tmp_path: Path) -> None:
     clock = EventClock(DAY)
     publisher = Publisher(make_pipeline(), tmp_path)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,20 @@ def test_what_is_missing_is_said_in_one_line(here: list[str], needs: str, tmp_pa
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, f"make stack: Kafka's server needs {needs}\n"), done.stdout
+
+
+def test_an_old_java_is_said_in_one_line(tmp_path: Path) -> None:
+    if shutil.which("java") is None or shutil.which("mvn") is None:
+        missing("java and mvn")
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho 'java.lang.UnsupportedClassVersionError: kafka/tools/StorageTool' >&2\nexit 1\n")
+    java.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "stack"], cwd=ROOT, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    said = f"make stack: Kafka's server needs Java 17 or newer; {java} is older\n"
+    assert (done.returncode, done.stderr) == (1, said), done.stdout
 
 
 def test_the_replicas_are_where_the_documentation_says() -> None:

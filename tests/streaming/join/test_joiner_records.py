@@ -143,7 +143,8 @@ def test_a_bad_record_is_a_dead_letter_and_costs_nothing_else(
     output = core.drain()
     assert reasons(output.dead_letters) == [(topic, 41, reason)]
     (letter,) = output.dead_letters
-    assert letter.payload == bad
+    assert letter.payload == bad[:MAX_RECORD_BYTES]
+    assert letter.cut_from == (len(bad) if len(bad) > MAX_RECORD_BYTES else 0)
     assert letter.detail
     assert letter.partition == 3
     assert core.counts[f"dead.{reason}"] == 1
