@@ -184,7 +184,9 @@ def test_dead_letters_of_a_replay(run: Path) -> None:
     done = typed(f"dead-letters {config} --run {run} --reason malformed")
     assert done.exit_code == 0 and "column time: not a time" in said(done), done.output
     assert said(done).endswith("1 dead letters")
-    assert said(typed(f"dead-letters {config} --run {run} --reason late")).endswith("none of reason late; there are: malformed 1")
+    assert said(typed(f"dead-letters {config} --run {run} --reason late")).endswith(
+        "none of reason late; there are: malformed 1"
+    )
     done = typed(f"dead-letters {config} --run {run} --again")
     assert done.exit_code == 2 and "--again sends what is on Kafka" in said(done)
     done = typed(f"dead-letters {config} --run {run} --since 7d")
