@@ -75,6 +75,7 @@ def run(*, lags: bool) -> World:
     begin()
     world = World(1, backlog())
     world.faults -= HOLD_BACK
+    world.requests_at_once = 2000  # one at a time, a backlog takes thousands of turns
     for name in JOINERS:
         world.actors[name].paused_until = (START + BACKLOG) * lags
     logging.disable(logging.CRITICAL)
