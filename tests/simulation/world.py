@@ -374,7 +374,7 @@ class World:
             service.disk.flaky = chance
 
     def _end_faults(self) -> None:
-        self._calm = self.checks.quiet = True
+        self._calm = True
         self.brokers.away = self.disk.full = False
         self.brokers.leaderless.clear()
         self.brokers.unsure = 0.0
