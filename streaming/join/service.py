@@ -26,7 +26,7 @@ _log = logging.getLogger("minutely.join")
 _PAUSE_MS = 50
 _RECOVERING_MS = 1
 _RECOVER_MS = 2000
-"""Recoveries take so long in a round, and one step more: the group waits for us, and so do partitions that are recovered."""
+"""How long recoveries may take in a round; the last step may exceed it. The group and recovered partitions wait meanwhile."""
 _BUSY_MS = 1000
 """How long the others wait for a partition where more is due than a batch takes; then they are read without it. To choose again
 what is read costs the client what it has fetched ahead, and most partitions are done much sooner."""

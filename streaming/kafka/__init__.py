@@ -1,1 +1,1 @@
-"""The loop's topics on Apache Kafka: connection, topics, transactions, and the joiner as a service."""
+"""The loop's topics on Apache Kafka: connection, topics, transactions, group membership and sending."""
