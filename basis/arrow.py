@@ -23,6 +23,8 @@ class BatchCodec:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self._head: bytes = schema.serialize().to_pybytes()
+        self.empty = _empty(schema)
+        """A batch without rows."""
 
     def begins(self, data: bytes) -> bool:
         """Whether this program wrote ``data`` with this schema."""
@@ -40,7 +42,10 @@ class BatchCodec:
         try:
             message = pa.ipc.read_message(pa.py_buffer(data).slice(len(self._head)))
             _check_uncompressed(message)
-            batch = _sound(pa.ipc.read_record_batch(message, self.schema))
+            batch = pa.ipc.read_record_batch(message, self.schema)
+            if not batch.num_rows:
+                return self.empty
+            batch.validate(full=True)
         except Exception as error:
             raise _unsound(error) from None
         return batch
@@ -61,7 +66,10 @@ def decode_stream(data: bytes, schema: pa.Schema | None = None) -> pa.RecordBatc
                     raise ValueError(
                         f"column {field.name}: {field.type}; allowed: types of which every value takes bytes"
                     )
-            batch = _sound(reader.read_next_batch())
+            batch = reader.read_next_batch()
+            if not batch.num_rows:
+                return _empty(batch.schema)
+            batch.validate(full=True)
     except Exception as error:
         raise _unsound(error) from None
     return batch
@@ -81,12 +89,9 @@ def _takes_bytes(kind: pa.DataType) -> bool:
     return bool(types.is_fixed_size_binary(kind) and kind.byte_width)
 
 
-def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch without rows is made again: Arrow finds its lists sound wherever they begin, and aborts when they are flattened."""
-    batch.validate(full=True)
-    if batch.num_rows:
-        return batch
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in batch.schema], schema=batch.schema)
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    """Return what replaces any batch without rows: Arrow aborts where lists of one that begin anywhere are flattened."""
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
 def _check_uncompressed(message: pa.Message) -> None:
@@ -97,7 +102,7 @@ def _check_uncompressed(message: pa.Message) -> None:
     """
     if message.type != "record batch":
         raise ValueError(f"a message of type {message.type}, expected a record batch")
-    data = memoryview(message.metadata)
+    data = message.metadata.to_pybytes()
 
     def field(table: int, number: int) -> int | None:
         fields = table - int(struct.unpack_from("<i", data, table)[0])
@@ -105,7 +110,7 @@ def _check_uncompressed(message: pa.Message) -> None:
         offset = int(struct.unpack_from("<H", data, fields + at)[0]) if at < size else 0
         return table + offset if offset else None
 
-    if _OLD_COMPRESSION in bytes(data):
+    if _OLD_COMPRESSION in data:
         raise ValueError("a compressed body, as before Arrow 1.0; allowed: none")
     header = field(int(struct.unpack_from("<I", data)[0]), 2)
     if header is not None and field(header + int(struct.unpack_from("<I", data, header)[0]), 3) is not None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from xxhash import xxh3_64_intdigest
 
 from streaming.join.decided import Decided
+from streaming.join.noted import outdate
 from streaming.join.output import JoinOutput, Output, RowSizes
 from streaming.join.pending import DROPPED, WAITING_BYTES, Pending
 from streaming.join.policy import Living
@@ -147,7 +148,9 @@ class Joiner:
     def _request(self, record: Record) -> None:
         offset, payload = record.offset, record.value
         taken, outdated = self.policy.taken_under(offset), self.policy.outdated(offset)
-        packed = pack_request(payload, self.upgrades.features(taken)) if is_json(payload) else payload
+        packed = payload
+        if is_json(payload):
+            packed = pack_request(payload, self.upgrades.features(taken), taken_before=taken is not None)
         request = decode_request(packed, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
         self.upgrades.take(request, taken, was_taken=outdated == "")
         forgotten_at = request.served_at + self._window + self._settings.lateness
@@ -173,7 +176,8 @@ class Joiner:
         sent = self._state.sent.emitted(request.request_id, request.served_at, request.impression_ids)
         pending.emitted = bytearray(map(max, sent, pending.emitted)) if pending.emitted else sent
         self._close_if_due(pending)
-        for at, engagement in self._take_waiting(pending):
+        waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
+        for at, engagement in waiting:
             try:
                 found = decode_engagement(engagement, MAX_TIME_MS)
                 if found.action in self._actions:  # else only a removed label used it
@@ -183,9 +187,9 @@ class Joiner:
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._state.wake(request.request_id, pending, request.served_at + self._window)
-        self._state.add(request.request_id, pending, len(payload))
+        self._state.add(request.request_id, pending, max(len(packed), request.column_bytes))
         if outdated:
-            self._outdate(request.request_id, pending, outdated)
+            outdate(self._state, request.request_id, pending, outdated)
 
     def _engagement(self, record: Record) -> None:
         payload = record.value
@@ -244,7 +248,6 @@ class Joiner:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {len(events)} engagements already")
         if pending.event_count >= self._limits.request_events:
             raise BadRecord("too_many", f"request {request_id} has {pending.event_count} engagements already")
-        self._state.sent.refresh(request_id, pending)
         if pending.emitted[index] and self.policy.decides():
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
             if before.values == after.values:
@@ -276,7 +279,6 @@ class Joiner:
         if pending.served_at < 0:
             self._drop_unmatched(request_id, pending)
             return
-        self._state.sent.refresh(request_id, pending)
         if self.policy.decides():
             if self._is_anothers(pending):
                 self._take_over(request_id, pending)
@@ -337,34 +339,20 @@ class Joiner:
 
     def _is_anothers(self, pending: Pending) -> bool:
         """Whether a request is still in the form of another schema."""
-        return pending.request is not None and not self.upgrades.is_ours(pending.request)
+        return pending.request is not None and not self.upgrades.is_ours(pending.request, pending.offset)
 
     def _take_over(self, request_id: str, pending: Pending) -> None:
         """Convert a request to our schema. If that fails, make it a dead letter if impressions of it are open."""
         assert pending.request is not None
-        self._state.sent.refresh(request_id, pending)
-        problem = self.upgrades.take_over(pending.request)
+        before = pending.request.column_bytes
+        problem = self.upgrades.take_over(pending.request, pending.offset)
         if problem is None:
+            if grown := pending.request.column_bytes - before:
+                self._state.add(request_id, pending, grown)
             return
         if 0 in pending.emitted:
             self._refuse(IMPRESSIONS, pending.offset, encode(pending.request), BadRecord("schema", problem))
-        self._outdate(request_id, pending, problem)
-
-    def _outdate(self, request_id: str, pending: Pending, problem: str) -> None:
-        """Reduce a request to its marker, with the engagements that counted."""
-        pending.close()
-        pending.request, pending.outdated = None, problem
-        self._state.release_payload(request_id)
-
-    def note_outdated(self, letter: DeadLetter) -> None:
-        """Note that a request became a dead letter `schema`, for a state from before that."""
-        try:
-            request_id = decode_request(letter.payload, MAX_TIME_MS).request_id
-        except BadRecord:  # it was never taken
-            return
-        pending = self._state.get(request_id)
-        if pending is not None and pending.offset == letter.offset and not pending.outdated:
-            self._outdate(request_id, pending, letter.detail)
+        outdate(self._state, request_id, pending, problem)
 
     def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> int:
         """Turn decided impressions into examples, except the negatives that are not kept. Return the number of examples."""
@@ -379,14 +367,9 @@ class Joiner:
             self._output.add(Decided(request_id, pending.request, kept, decision))
         return len(kept)
 
-    def _take_waiting(self, pending: Pending) -> list[tuple[int, bytes]]:
-        """Take out the engagements that wait, but for known dead letters."""
-        waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
-        refused = self._state.sent.refused(ENGAGEMENTS, [offset for offset, _ in waiting])
-        return [(offset, payload) for offset, payload in waiting if offset not in refused]
-
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
-        for offset, payload in self._take_waiting(pending):
+        waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0
+        for offset, payload in waiting:
             try:
                 engagement = decode_engagement(payload, MAX_TIME_MS)
                 self._check_matched(engagement)

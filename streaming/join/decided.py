@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streaming.features.columns import Column, Ids, Ragged, unpack
 from streaming.features.kinds import Feature
@@ -46,17 +45,22 @@ def batches(
     decided_at = np.array([item.decision.decided_at for item in ready], np.int64)
     order = np.lexsort((place, ranks[group], decided_at[group]))
     group, place = group[order], place[order]
-    return [
-        _batch(ready, group[at : at + max_rows], place[at : at + max_rows], example_format, sampling_rate)
-        for at in range(0, len(group), max_rows)
-    ]
+    if len(group) <= max_rows:
+        return [_batch(ready, group, place, example_format, sampling_rate)]
+    cuts = (slice(at, at + max_rows) for at in range(0, len(group), max_rows))
+    return [_batch(*_used(ready, group[cut]), place[cut], example_format, sampling_rate) for cut in cuts]
+
+
+def _used(ready: Sequence[Decided], group: Ids) -> tuple[list[Decided], Ids]:
+    """Return the items of these rows, and of which of them each row is."""
+    used, of_row = np.unique(group, return_inverse=True)
+    return [ready[at] for at in used.tolist()], of_row
 
 
 def _batch(
-    ready: Sequence[Decided], group: Ids, place: Ids, example_format: ExampleFormat, sampling_rate: float
+    items: Sequence[Decided], of_row: Ids, place: Ids, example_format: ExampleFormat, sampling_rate: float
 ) -> pa.RecordBatch:
-    used, of_row = np.unique(group, return_inverse=True)
-    items = [ready[at] for at in used.tolist()]
+    """Return the batch of the impressions at ``place``, each of an item; no item is without any."""
     requests: dict[str, Request] = {}
     starts: dict[str, int] = {}
     total = 0
@@ -66,16 +70,18 @@ def _batch(
             starts[item.request_id] = total
             total += len(item.request.impression_ids)
     rows = np.array([starts[item.request_id] for item in items], np.int64)[of_row] + place
-    ids = pa.array(
-        chain.from_iterable(request.impression_ids for request in requests.values()), pa.string(), size=total
-    )
-    prefixes = pa.array([example_prefix(item.request_id) for item in items], pa.string())
+    prefixes = [example_prefix(item.request_id) for item in items]
+    # Faster than taking from Arrow's columns and joining them, for one row and for thousands.
+    names = [
+        prefixes[at] + items[at].request.impression_ids[row]
+        for at, row in zip(of_row.tolist(), place.tolist(), strict=True)
+    ]
     decisions = [item.decision for item in items]
     in_order = list(requests.values())
     return example_format.build(
         gather(example_format.features, in_order, rows),
         ExampleColumns(
-            pc.binary_join_element_wise(prefixes.take(pa.array(of_row)), ids.take(pa.array(rows)), ""),
+            names,
             np.array([decision.values for decision in decisions], np.float32)[of_row],
             np.array([item.request.served_at for item in items], np.int64)[of_row],
             np.array([decision.happened_at for decision in decisions], np.int64)[of_row],

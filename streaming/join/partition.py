@@ -60,6 +60,8 @@ class JoinPartition:
         self._outbox: list[OutputRecord] | None = None
         """The records of a transaction that is not known to be committed."""
         self._recovered = False
+        self._announced = False
+        """Whether `examples` has our schema behind each place from which a rebuild may read: the commit only names schemas."""
         self._written_at_ms = 0
         self.busy = False
         """Whether more is due than one batch takes: call `step` again before `take`."""
@@ -122,6 +124,7 @@ class JoinPartition:
         if restored.unwritten:
             self._write()
         self._taken = self._taken_bytes = 0
+        self._announced = False
         self._recovered = True
 
     def discard(self) -> None:
@@ -172,10 +175,13 @@ class JoinPartition:
         if not news and moved < publish_every_ms:
             return
         before = self._head.published
-        examples = examples_records(joiner.format, output.examples, before, max(before, published))
+        points = self._head.rebuild_points
+        self._head = self._head_of(self._head.sequence + 1, published)
+        announce = not self._announced or self._head.rebuild_points[-1] != points[-1]
+        examples = examples_records(joiner.format, output.examples, before, max(before, published), announce)
+        self._announced = True
         self._outbox = [OutputRecord(EXAMPLES, record) for record in examples]
         self._outbox += [OutputRecord(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
-        self._head = self._head_of(self._head.sequence + 1, published)
         self._taken = self._taken_bytes = 0
         self._send()
         if output.dead_letters and self._refused is not None:

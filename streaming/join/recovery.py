@@ -20,9 +20,10 @@ from typing import NamedTuple
 from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.join.commit import Committed, ForgottenError, next_head
 from streaming.join.core import Joiner
+from streaming.join.noted import note_examples, note_letter
 from streaming.join.policy import Living, Recovered
 from streaming.join.spec import JoinSpec
-from streaming.join.state import Head, JoinState, RebuildPoint
+from streaming.join.state import STATE_VERSION, Head, JoinState, RebuildPoint
 from streaming.join.taken import taken_on
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter, encode
@@ -110,6 +111,7 @@ class Recovery:
         head, joiner, at = restored.head, restored.joiner, restored.offsets[IMPRESSIONS]
         head.taken_under = taken_on(taken, self._spec, at, head.published, joiner.watermark)
         joiner.forgotten_before = head.taken_under[-1].forgotten_ms
+        joiner.upgrades.taken = head.taken_under
         return restored
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:
@@ -118,6 +120,8 @@ class Recovery:
             return False
         if head.sequence == committed.sequence:
             return True
+        if head.version < STATE_VERSION:  # its joiner's examples do not name their requests
+            return False
         starts = {**head.offsets, EXAMPLES: head.examples}
         # Dead letters are kept for longer than the records they are about, so they have no gap.
         needed = dict(zip((*INPUTS, EXAMPLES), committed.lowest[1:4], strict=True))
@@ -182,15 +186,18 @@ class Recovery:
             for record in records:
                 published = published_in(record.value)
                 state.sent.note_emitted(published)
+                note_examples(state, published)
                 if published.made_under is not None:
                     joiner.upgrades.know([published.made_under])
+            self._pass_over(restored, committed)
             yield
         begin = max(restored.outputs[DEAD_LETTERS], history.beginning(DEAD_LETTERS))
         for records in history.read(DEAD_LETTERS, begin, ends[DEAD_LETTERS]):
             letters = list(_letters_in(records, self._partition))
             state.sent.note_refused([(letter.topic, letter.offset, _outdated(letter)) for letter in letters])
-            for letter in filter(_outdated, letters):
-                joiner.note_outdated(letter)
+            for letter in letters:
+                note_letter(state, letter)
+            self._pass_over(restored, committed)
             yield
         joiner.watermark = committed.watermark
         joiner.policy = Recovered(self._spec, state, committed.taken_under)

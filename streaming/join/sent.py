@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from streaming.join.pending import Pending
 from streaming.join.store import JoinStore
 from streaming.records.examples import Published
 from streaming.records.identity import example_prefix
@@ -53,12 +52,6 @@ class Sent:
         found: Any = self._db.get(keys)
         times = [0 if value is None else value[0] for value in found]
         return bytearray(map(max, times[: len(impression_ids)], times[len(impression_ids) :]))
-
-    def refresh(self, request_id: str, pending: Pending) -> None:
-        """Raise the counts of an entry that is older than what `note_emitted` noted."""
-        if self.is_known:
-            known = self.emitted(request_id, pending.served_at, pending.impression_ids)
-            pending.emitted = bytearray(map(max, pending.emitted, known))
 
     def note_refused(self, places: Collection[tuple[str, int, str]]) -> None:
         """Note records, by topic and offset, that are among the dead letters, with the letters' texts."""

@@ -108,5 +108,5 @@ def _wait_ms(each: TakenUnder, spec: JoinSpec) -> int:
 
 def keep_ms(taken: Sequence[TakenUnder], spec: JoinSpec) -> int:
     """Return how long after its event a record may matter to the joiner's state (ms), under ``spec`` or any of ``taken``."""
-    every = [*taken, TakenUnder.of(spec)]
-    return 2 * max(each.window_ms for each in every) + max(each.lateness_ms for each in every)
+    window = max([spec.window_ms, *(each.window_ms for each in taken)])
+    return 2 * window + max([spec.settings.lateness, *(each.lateness_ms for each in taken)])

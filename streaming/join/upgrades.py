@@ -6,20 +6,22 @@ one, some serve by a config that the joiner does not have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streaming.features.columns import all_finite, check_packed, missing_column, pack, packed_width
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.spec import JoinSpec
-from streaming.join.taken import TakenUnder
+from streaming.join.taken import TakenUnder, at_offset
 from streaming.records.events import BadRecord, Request
-from streaming.records.schema import Schema, between, differences
+from streaming.records.schema import Schema, between, differences, label_differences
 
 _KNOWN = 8
 _REREAD = "+"
-"""Ends the schema of a request that was re-read under another config. It may lack columns of its schema: those that were filled
-when it was taken, and those that could not be packed from JSON."""
+"""Ends the schema of a replica's request that was re-read under another config. It may lack columns of its schema: those that were
+filled when it was taken."""
+_REREAD_WHOLE = "-"
+"""Ends the schema of a product's, which had all columns: one that it lacks could not be packed from JSON again."""
 
 
 class _Expected(NamedTuple):
@@ -34,6 +36,9 @@ class Upgrades:
     """Decides which requests a config can take. ``known`` has the known schemas by fingerprint, the config's own last."""
 
     def __init__(self, spec: JoinSpec) -> None:
+        self._spec = spec
+        self.taken: Sequence[TakenUnder] = ()
+        """What was in force from which offset of `impressions` on, ours last."""
         self.ours = spec.schema
         self.fingerprint = self.ours.fingerprint
         self.known: dict[str, Schema] = {}
@@ -58,9 +63,9 @@ class Upgrades:
         while len(self.known) > _KNOWN:
             del self.known[next(iter(self.known))]
 
-    def is_ours(self, request: Request) -> bool:
-        """Whether a request that was taken is of this config."""
-        return request.schema == self.fingerprint
+    def is_ours(self, request: Request, offset: int) -> bool:
+        """Whether a request that was taken at an offset is of this config, and has been pending under no other."""
+        return request.schema == self.fingerprint and (not self.taken or offset >= self.taken[-1].impressions)
 
     def features(self, taken: TakenUnder | None) -> Mapping[str, Feature]:
         """Return the features for reading a JSON request; of one taken under another schema, only those that are unchanged."""
@@ -80,7 +85,7 @@ class Upgrades:
         """
         if taken is not None:
             self._take_again(request, taken.fingerprint)
-        elif request.schema.removesuffix(_REREAD) in ("", self.fingerprint):
+        elif _fingerprint(request) in ("", self.fingerprint):
             self._check(request, self._expected, may_lack=False)
             request.schema = self.fingerprint
         elif problem := self.take_over(request):
@@ -93,21 +98,23 @@ class Upgrades:
         if theirs is not None:
             same = [each for each in self._expected if self._is_same(each.name, theirs)]
             self._check(request, same, may_lack=bool(request.schema))
-        request.schema = fingerprint + _REREAD
+        request.schema = fingerprint + (_REREAD if request.schema else _REREAD_WHOLE)
 
     def _is_same(self, name: str, theirs: Schema) -> bool:
         return theirs.features.get(name) == self.ours.features[name]
 
-    def take_over(self, request: Request) -> str | None:
-        """Convert a request of another schema to ours, whether it is pending under that, new, or sent again: of a label that the
-        other does not have, what happened until now may have been passed over. Return None, or why that is impossible."""
-        theirs = self.known.get(request.schema.removesuffix(_REREAD))
+    def take_over(self, request: Request, offset: int | None = None) -> str | None:
+        """Convert a request to ours, be it new, sent again, or pending since an offset. Return None, or why that is impossible: of
+        a label that its schema, or one in force since, does not have, what happened until now may have been passed over."""
+        theirs = self.known.get(_fingerprint(request))
         wrong = [] if theirs is None else list(differences(theirs, self.ours))
         if not wrong:
-            problems = (_problem(request, each) for each in self._expected if _column(request, each) is not None)
+            problems = (self._problem(request, each, theirs) for each in self._expected)
             wrong = [problem for problem in problems if problem is not None]
         if wrong:
             return between(request.schema, self.ours, wrong)
+        if offset is not None and (problem := self._passed_over(offset)) is not None:
+            return problem
         count = len(request.impression_ids)
         for each in self._expected:
             if _column(request, each) is None:
@@ -116,6 +123,21 @@ class Upgrades:
         if theirs is None or list(theirs.labels) != list(self.ours.labels):
             request.scores = b""  # it is unknown which labels they are of
         request.schema = self.fingerprint
+        return None
+
+    def _passed_over(self, offset: int) -> str | None:
+        """Return which engagements a config in force since an offset did not look at; None if there is no such config."""
+        for each in at_offset(self.taken, self._spec, offset):
+            theirs = self.known.get(each.fingerprint)
+            if theirs is not None and (wrong := list(label_differences(theirs, self.ours))):
+                return between(theirs.fingerprint, self.ours, wrong, "was pending")
+        return None
+
+    def _problem(self, request: Request, expected: _Expected, theirs: Schema | None) -> str | None:
+        if _column(request, expected) is not None:
+            return _problem(request, expected)
+        if theirs is not None and expected.name in theirs.features and request.schema.endswith(_REREAD_WHOLE):
+            return f"feature {expected.name} could not be read again"
         return None
 
     def _check(self, request: Request, expected: Iterable[_Expected], *, may_lack: bool) -> None:
@@ -133,6 +155,10 @@ class Upgrades:
             problem = _problem(request, each)
             if problem is not None:
                 raise BadRecord("feature", problem)
+
+
+def _fingerprint(request: Request) -> str:
+    return request.schema.removesuffix(_REREAD).removesuffix(_REREAD_WHOLE)
 
 
 def _columns(request: Request, expected: _Expected) -> dict[str, Any]:

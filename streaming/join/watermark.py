@@ -19,13 +19,14 @@ def watermark_of(reached: Mapping[str, int], ended: Mapping[str, bool], as_of_ms
 
 
 def examples_records(
-    example_format: ExampleFormat, batches: Sequence[pa.RecordBatch], published: int, watermark: int
+    example_format: ExampleFormat, batches: Sequence[pa.RecordBatch], published: int, watermark: int, announce: bool
 ) -> list[bytes]:
-    """Return the records of batches, in order; without batches, one that only carries the watermark, if it is past ``published``.
+    """Return the records of batches, in order; without batches, one with only the watermark and the schema, if the watermark is
+    past ``published`` or the schema is to be announced.
 
     Only the last record may say that everything before the new watermark is out.
     """
-    if not batches and watermark > published:
+    if not batches and (watermark > published or announce):
         return [example_format.encode(example_format.empty(), watermark)]
     last = len(batches) - 1
     return [

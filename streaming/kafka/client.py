@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+BLOCK_SECONDS = 20
+"""How long a call may wait for brokers."""
+POLL_SECONDS = 0.2
+"""How long to wait before asking again."""
 _CLOCK = WallClock()
 _GRACE_SECONDS = 2
 _FETCH_BYTES = 8 << 20
 _AHEAD_BYTES = 16 << 20
-_POLL_SECONDS = 0.2
 _READERS = "minutely-readers"
 _BEGIN, _END = -2, -1
 
@@ -128,12 +131,12 @@ def _offsets(
         except KafkaException as error:
             failed = error
         try:  # the client may have asked a former leader, and does not look for the new one by itself
-            _check_leaders(consumer, ats, max(until - time.monotonic(), _POLL_SECONDS))
+            _check_leaders(consumer, ats, max(until - time.monotonic(), POLL_SECONDS))
         except KafkaException as error:
             failed = error
         if time.monotonic() > until:
             raise failed
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _check_leaders(consumer: Consumer, ats: Iterable[TopicPartition], seconds: float) -> None:
@@ -196,7 +199,7 @@ def offer(
     try:
         producer.produce(topic, value, key, partition, on_delivery=on_delivery)
     except BufferError:
-        producer.poll(_POLL_SECONDS)
+        producer.poll(POLL_SECONDS)
         return False
     return True
 

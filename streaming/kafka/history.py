@@ -9,6 +9,8 @@ from contextlib import closing
 from confluent_kafka import Consumer, TopicPartition
 
 from streaming.kafka.client import (
+    BLOCK_SECONDS,
+    POLL_SECONDS,
     as_broker_error,
     begins_of,
     broker_error,
@@ -21,10 +23,8 @@ from streaming.kafka.client import (
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import Record
 
-_BLOCK_SECONDS = 20
 _STALL_SECONDS = 60
 _RECORDS_AT_ONCE = 2000
-_POLL_SECONDS = 0.2
 
 
 class KafkaHistory:
@@ -37,14 +37,14 @@ class KafkaHistory:
     def beginning(self, topic: str) -> int:
         """Return the first offset that is kept."""
         with closing(reader_of(self._settings)) as consumer:
-            (offset,) = begins_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
+            (offset,) = begins_of(consumer, [self._at(topic)], BLOCK_SECONDS).values()
         return offset
 
     def end(self, topic: str) -> int:
         """Return the offset after the last record, also of one in a transaction that is open: `read` waits for its end, since
         records of transactions that were committed meanwhile may stand behind it."""
         with closing(reader_of(self._settings, uncommitted=True)) as consumer:
-            (offset,) = ends_of(consumer, [self._at(topic)], _BLOCK_SECONDS).values()
+            (offset,) = ends_of(consumer, [self._at(topic)], BLOCK_SECONDS).values()
         return offset
 
     def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
@@ -77,7 +77,7 @@ class KafkaHistory:
 def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record], int]:
     """Return the next records before ``stop``, and the offset reached."""
     records: list[Record] = []
-    for message in consumer.consume(_RECORDS_AT_ONCE, _POLL_SECONDS):
+    for message in consumer.consume(_RECORDS_AT_ONCE, POLL_SECONDS):
         position = position_after(message)
         if not message.error() and position <= stop:
             records.append(record_of(message))

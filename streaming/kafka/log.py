@@ -8,13 +8,20 @@ from collections import deque
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from basis.problems import GapError
-from streaming.kafka.client import as_broker_error, begins_of, ends_of, position_after, reader_of, record_of
+from streaming.kafka.client import (
+    BLOCK_SECONDS,
+    as_broker_error,
+    begins_of,
+    ends_of,
+    position_after,
+    reader_of,
+    record_of,
+)
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import Record
 
 _BUFFERED_BYTES = 32 << 20
 _RECORDS_AT_ONCE = 500
-_BLOCK_SECONDS = 20
 _LAG_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
 _NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION)
@@ -47,7 +54,7 @@ class KafkaLog:
         """Return the first offset that is kept; of a partition without records, the offset of the next one."""
         assert topic == self._topic, topic
         at = TopicPartition(self._name, partition)
-        return begins_of(self._consumer, [at], _BLOCK_SECONDS)[self._name, partition]
+        return begins_of(self._consumer, [at], BLOCK_SECONDS)[self._name, partition]
 
     @as_broker_error
     def fill(self, timeout_ms: int) -> None:
@@ -113,7 +120,7 @@ class KafkaLog:
 
     def _gap(self, error: Exception) -> str:
         ats = self._ats(self._position)
-        begins, ends = begins_of(self._consumer, ats, _BLOCK_SECONDS), ends_of(self._consumer, ats, _BLOCK_SECONDS)
+        begins, ends = begins_of(self._consumer, ats, BLOCK_SECONDS), ends_of(self._consumer, ats, BLOCK_SECONDS)
         wrong = [
             f"{at.topic}/{at.partition}: the topic has offsets {begins[place]} to {ends[place]}, "
             f"records from {at.offset} on are needed"

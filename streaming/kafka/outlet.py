@@ -11,15 +11,22 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
-from streaming.kafka.client import as_broker_error, bounded, offer, reader_of, timed_out, whole
+from streaming.kafka.client import (
+    BLOCK_SECONDS,
+    POLL_SECONDS,
+    as_broker_error,
+    bounded,
+    offer,
+    reader_of,
+    timed_out,
+    whole,
+)
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
 from streaming.log import IMPRESSIONS, INPUTS
 
-_BLOCK_SECONDS = 20
 _REQUEST_MS = 15_000
 _TRANSACTION_MS = 60_000
 _SEND_BYTES = 32 << 20
-_POLL_SECONDS = 0.2
 _GROUP = "minutely-joined"
 _COORDINATOR_BEGINS = (
     KafkaError.NOT_COORDINATOR,
@@ -55,7 +62,7 @@ class Transactions:
                 "queue.buffering.max.kbytes": _SEND_BYTES >> 10,
             }
         )
-        bounded(self._producer.init_transactions, _BLOCK_SECONDS, _BLOCK_SECONDS)
+        bounded(self._producer.init_transactions, BLOCK_SECONDS, BLOCK_SECONDS)
         with closing(reader_of(self._settings, self.group)) as consumer:
             self._membership = consumer.consumer_group_metadata()
             found = _committed(consumer, [TopicPartition(name, self._partition) for name in self._topics])
@@ -88,7 +95,7 @@ class Transactions:
             TopicPartition(name, self._partition, offset, metadata)
             for name, offset in zip(self._topics, offsets, strict=True)
         ]
-        bounded(producer.send_offsets_to_transaction, _BLOCK_SECONDS, ats, self._membership, _BLOCK_SECONDS)
+        bounded(producer.send_offsets_to_transaction, BLOCK_SECONDS, ats, self._membership, BLOCK_SECONDS)
         bounded(producer.commit_transaction, _TRANSACTION_MS / 1000, _TRANSACTION_MS / 1000)
         return ends
 
@@ -149,11 +156,11 @@ class KafkaOutlet:
 
 def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicPartition]:
     """Return the group's offsets and metadata; retry while the coordinator starts, which the client itself does not."""
-    until = time.monotonic() + _BLOCK_SECONDS
+    until = time.monotonic() + BLOCK_SECONDS
     while True:
         try:
-            return whole(consumer.committed(ats, _BLOCK_SECONDS))
+            return whole(consumer.committed(ats, BLOCK_SECONDS))
         except KafkaException as error:
             if error.args[0].code() not in _COORDINATOR_BEGINS or time.monotonic() > until:
                 raise
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streaming.clock import WallClock
-from streaming.kafka.client import as_broker_error, broker_error, offer, timed_out
+from streaming.kafka.client import POLL_SECONDS, as_broker_error, broker_error, offer, timed_out
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.retry import Retry
 
 _SEND_BYTES = 64 << 20
-_POLL_SECONDS = 0.2
 _WAIT_SECONDS = 2.0
 _FOR_EVER = 0
 
@@ -71,7 +70,7 @@ class RetryingSender:
             BrokerError: brokers refused a record.
         """
         self._moved_at = time.monotonic()
-        while left := self._producer.flush(_POLL_SECONDS):
+        while left := self._producer.flush(POLL_SECONDS):
             self._check()
             if self._stop():
                 left = self._producer.flush(_WAIT_SECONDS)

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigEntry, Con
 
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
-from streaming.kafka.client import as_broker_error
+from streaming.kafka.client import BLOCK_SECONDS, POLL_SECONDS, as_broker_error
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS
 from streaming.records.events import MAX_RECORD_BYTES
@@ -22,8 +22,6 @@ from streaming.records.events import MAX_RECORD_BYTES
 _log = logging.getLogger("minutely.kafka")
 _RECORD_OVERHEAD_BYTES = 1024
 _ASK_SECONDS = 10
-_BLOCK_SECONDS = 20
-_POLL_SECONDS = 0.1
 _LARGEST = {
     IMPRESSIONS: MAX_RECORD_BYTES + _RECORD_OVERHEAD_BYTES,
     ENGAGEMENTS: MAX_RECORD_BYTES + _RECORD_OVERHEAD_BYTES,
@@ -63,7 +61,7 @@ def _ensure(admin: AdminClient, settings: KafkaSettings) -> list[Problem]:
     for name in _LARGEST:
         if settings.topic(name) not in there:
             _create(admin, settings, name)
-    until = time.monotonic() + _BLOCK_SECONDS
+    until = time.monotonic() + BLOCK_SECONDS
     while True:
         cluster = admin.list_topics(timeout=_ASK_SECONDS)
         configs = _configs(admin, names) if _led(cluster, names) else None
@@ -72,9 +70,9 @@ def _ensure(admin: AdminClient, settings: KafkaSettings) -> list[Problem]:
                 _tell_of_longer_retention(configs, settings)
             return problems
         if time.monotonic() > until:
-            what = f"no leaders of all partitions of {', '.join(names)} after {_BLOCK_SECONDS} s"
+            what = f"no leaders of all partitions of {', '.join(names)} after {BLOCK_SECONDS} s"
             raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, what))
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _led(cluster: ClusterMetadata, names: list[str]) -> bool:
@@ -92,7 +90,7 @@ def _led(cluster: ClusterMetadata, names: list[str]) -> bool:
 def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, ConfigEntry]] | None:
     """Return the settings of each topic; None if the broker that answered does not know one of them yet."""
     resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in names}
-    described = admin.describe_configs(list(resources.values()), request_timeout=_BLOCK_SECONDS)
+    described = admin.describe_configs(list(resources.values()), request_timeout=BLOCK_SECONDS)
     try:
         return {name: described[resource].result() for name, resource in resources.items()}
     except KafkaException as error:
@@ -117,7 +115,7 @@ def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
 def _create(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
     wanted = {item.name: item.value for item in _settings_of(settings, name)}
     topic = NewTopic(settings.topic(name), settings.partitions, settings.replication, config=wanted)
-    made = admin.create_topics([topic], operation_timeout=_BLOCK_SECONDS, request_timeout=_BLOCK_SECONDS)
+    made = admin.create_topics([topic], operation_timeout=BLOCK_SECONDS, request_timeout=BLOCK_SECONDS)
     try:
         made[topic.topic].result()
     except KafkaException as error:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from basis.decoding import refusing, why
-from streaming.features.columns import Packed
+from streaming.features.columns import Packed, packed_bytes
 from streaming.features.kinds import FLOAT32_MAX, NUMBERS_ALLOWED
 
 FORMAT_VERSION = 1
@@ -49,6 +49,11 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     sparse_version: Int64 = 0
     dense_version: Int64 = 0
     schema: Annotated[str, msgspec.Meta(max_length=MAX_ID_LENGTH)] = ""
+
+    @property
+    def column_bytes(self) -> int:
+        """The bytes of all features."""
+        return packed_bytes(self.shared) + packed_bytes(self.features)
 
 
 class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

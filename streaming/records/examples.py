@@ -148,9 +148,7 @@ class ExampleFormat:
         self.may_lack = frozenset((*(_FEATURE + name for name in features), *self.served_schema.names))
         """Columns that examples of another config, or of an older version, may lack."""
         self._codec = BatchCodec(self.schema)
-        self._empty = pa.RecordBatch.from_arrays(
-            [pa.array([], field.type) for field in self.schema], schema=self.schema
-        )
+        self._checks = [_Check.of(field) for field in self.schema]
 
     def build(self, columns: Columns, rest: ExampleColumns) -> pa.RecordBatch:
         """Return a batch of examples of weight 1."""
@@ -181,7 +179,7 @@ class ExampleFormat:
 
     def empty(self) -> pa.RecordBatch:
         """Return a batch without examples, whose record only carries a watermark."""
-        return self._empty
+        return self._codec.empty
 
     def encode(self, batch: pa.RecordBatch, watermark: int) -> bytes:
         """Return the record of a batch."""
@@ -200,7 +198,9 @@ class ExampleFormat:
                 batch = self._codec.decode(record.batch)
             else:
                 batch = self._upgraded(decode_stream(record.batch))
-            _check_values(batch)
+            if batch.num_rows:
+                for check, column in zip(self._checks, batch.columns, strict=True):
+                    check(column)
             return batch, record.watermark
 
     def _upgraded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -274,19 +274,32 @@ def schema_of(batch_schema: pa.Schema) -> Schema:
     return Schema.made_of(hashes(_FEATURE), hashes(_LABEL))
 
 
-def _check_values(batch: pa.RecordBatch) -> None:
-    """Raise `BadRecord` for a value that would harm more than its own example: a time, which table rows and the archive's
-    partitions use, or a feature, which the model learns. A bad label shows in its example's loss."""
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        flat = column.flatten() if pa.types.is_nested(column.type) else column
+class _Check(NamedTuple):
+    """Refuses the values of a column that would harm more than their own example: times, which table rows and the archive's
+    partitions use, and features, which the model learns. A bad label shows in its example's loss."""
+
+    name: str
+    is_list: bool
+    allowed: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, field: pa.Field) -> _Check:
+        """Return the check of a column."""
+        is_list = pa.types.is_nested(field.type)
+        is_float = pa.types.is_floating(field.type.value_type if is_list else field.type)
+        of_feature = field.name.startswith(_FEATURE) and is_float
+        return cls(field.name, is_list, _FINITE if of_feature else _ALLOWED.get(field.name))
+
+    def __call__(self, column: pa.Array) -> None:
+        """Raise `BadRecord` if a value is missing or not allowed."""
+        flat = column.flatten() if self.is_list else column
         if column.null_count or flat.null_count:
-            raise BadRecord("malformed", f"column {name}: a value is missing")
-        allowed = _FINITE if name.startswith(_FEATURE) and pa.types.is_floating(flat.type) else _ALLOWED.get(name)
-        if allowed is not None and len(flat):
-            values, (low, high) = flat.to_numpy(), allowed
+            raise BadRecord("malformed", f"column {self.name}: a value is missing")
+        if self.allowed is not None and len(flat):
+            values, (low, high) = flat.to_numpy(), self.allowed
             if not (values.min() >= low and values.max() <= high):
                 found = f"{values.min()} to {values.max()}"
-                raise BadRecord("malformed", f"column {name}: {found}; allowed: {low} to {high}")
+                raise BadRecord("malformed", f"column {self.name}: {found}; allowed: {low} to {high}")
 
 
 class Published(NamedTuple):

@@ -22,6 +22,12 @@ def example_id(request_id: str, impression_id: str) -> str:
     return example_prefix(request_id) + impression_id
 
 
+def ids_of(name: str) -> tuple[str, str]:
+    """Return the request's and the impression's id of an example."""
+    escaped, _, impression_id = name.partition("/")
+    return escaped.replace("%2F", "/").replace("%25", "%"), impression_id
+
+
 def request_ids(example_ids: pa.StringArray) -> pa.StringArray:
     """Return the request id of each example, by its id."""
     escaped = pc.replace_substring_regex(example_ids, "(?s)/.*", "")

@@ -38,8 +38,9 @@ class _JsonRequest(msgspec.Struct, kw_only=True):
 _decoder = msgspec.json.Decoder(_JsonRequest)
 
 
-def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
-    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features."""
+def pack_request(payload: bytes, features: Mapping[str, Feature], *, taken_before: bool = False) -> bytes:
+    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features. In one that was
+    ``taken_before``, under other features, columns that do not fit are empty."""
     with refusing(partial(BadRecord, "malformed"), BadRecord):
         read = _decoder.decode(payload)
         return encode(
@@ -48,16 +49,8 @@ def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
                 request_id=read.request_id,
                 served_at=read.served_at,
                 impression_ids=read.impression_ids,
-                shared={
-                    name: pack_values(name, features[name], [value])
-                    for name, value in read.shared.items()
-                    if name in features
-                },
-                features={
-                    name: pack_values(name, features[name], each)
-                    for name, each in read.features.items()
-                    if name in features
-                },
+                shared=_columns({name: [value] for name, value in read.shared.items()}, features, taken_before),
+                features=_columns(read.features, features, taken_before),
                 positions=_packed("positions", read.positions, "<i4"),
                 scores=_packed("scores", read.scores, "<f4"),
                 sparse_version=read.sparse_version,
@@ -65,6 +58,21 @@ def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
                 schema=read.schema,
             )
         )
+
+
+def _columns(
+    values: Mapping[str, Sequence[Any]], features: Mapping[str, Feature], taken_before: bool
+) -> dict[str, Packed]:
+    packed: dict[str, Packed] = {}
+    for name, each in values.items():
+        if name in features:
+            try:
+                packed[name] = pack_values(name, features[name], each)
+            except BadRecord:
+                if not taken_before:
+                    raise
+                packed[name] = b""
+    return packed
 
 
 def _packed(name: str, values: Sequence[Any], kind: str) -> bytes:

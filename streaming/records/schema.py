@@ -67,6 +67,11 @@ def differences(theirs: Schema, ours: Schema) -> Iterator[str]:
     for name, made in ours.features.items():
         if theirs.features.get(name, made) != made:
             yield f"feature {name} differs"
+    yield from label_differences(theirs, ours)
+
+
+def label_differences(theirs: Schema, ours: Schema) -> Iterator[str]:
+    """Yield the labels of ``ours`` that ``theirs`` did not decide."""
     for name, made in ours.labels.items():
         if name not in theirs.labels:
             yield f"label {name} is new"  # its actions were not recorded
@@ -74,11 +79,11 @@ def differences(theirs: Schema, ours: Schema) -> Iterator[str]:
             yield f"label {name} differs"
 
 
-def between(theirs: str, ours: Schema, found: Sequence[str]) -> str:
-    """Return the message about a record made under the fingerprint ``theirs``, with the differences found."""
+def between(theirs: str, ours: Schema, found: Sequence[str], was: str = "made") -> str:
+    """Return the message about a record that ``was`` under the fingerprint ``theirs``, with the differences found."""
     more = f" and {len(found) - _SHOWN} more" * (len(found) > _SHOWN)
     said = ", ".join(found[:_SHOWN]) + more
-    return f"made under schema {theirs:.16}, this config has {ours.fingerprint}: {said}"
+    return f"{was} under schema {theirs:.16}, this config has {ours.fingerprint}: {said}"
 
 
 def _recorded(feature: Feature) -> dict[str, Any]:

@@ -348,7 +348,7 @@ def test_a_record_that_is_no_dead_letter_is_passed_over(kafka: KafkaSettings) ->
 def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, and while it reads: each letter comes once."""
     monkeypatch.delenv(BOOTSTRAP, raising=False)
-    monkeypatch.setattr(history, "_BLOCK_SECONDS", 1)
+    monkeypatch.setattr(history, "BLOCK_SECONDS", 1)
     try:
         cluster = Cluster(tmp_path / "cluster")
     except BrokerUnavailable as error:

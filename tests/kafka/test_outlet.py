@@ -45,7 +45,7 @@ def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found
             assert outlet.send([OutputRecord(EXAMPLES, b"1"), OutputRecord(EXAMPLES, b"2")], commit_of(1)) == {
                 EXAMPLES: 2
             }
-            monkeypatch.setattr(kafka_outlet, "_BLOCK_SECONDS", 2)
+            monkeypatch.setattr(kafka_outlet, "BLOCK_SECONDS", 2)
             os.kill(cluster.nodes[0].pid, signal.SIGSTOP)
             began = time.monotonic()
             with pytest.raises(BrokerError):

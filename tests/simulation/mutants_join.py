@@ -12,6 +12,7 @@ import msgspec
 from basis.decoding import why
 from streaming.join import core as join_core
 from streaming.join import partition as join_partition
+from streaming.join import recovery as join_recovery
 from streaming.join.brokers import Fetched, OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.core import Joiner
@@ -119,7 +120,7 @@ def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
 
 
 def entries_do_not_learn_what_was_emitted() -> Any:
-    return patch.object(Sent, "refresh", lambda self, request_id, pending: None)
+    return patch.object(join_recovery, "note_examples", lambda state, published: None)
 
 
 def a_batch_is_as_large_as_what_is_due() -> Any:

@@ -23,6 +23,7 @@ from streaming.records.events import (
     FORMAT_VERSION,
     MAX_TIME_MS,
     MIN_TIME_MS,
+    Engagement,
     Request,
     decode_engagement,
     decode_letter,
@@ -228,7 +229,7 @@ def test_nothing_vanishes_however_configs_and_states_change(seed: int, tmp_path:
 
 
 def test_more_changes_than_a_commit_names(tmp_path: Path) -> None:
-    """No config refuses a request that it never took; what it cannot even read becomes a dead letter."""
+    """No config refuses a request that it never took; JSON that was taken under nobody knows what becomes a dead letter."""
     lives = Lives(tmp_path, 1.0)
     brokers = lives.world.brokers
     first = msgspec.json.encode(
@@ -250,7 +251,52 @@ def test_more_changes_than_a_commit_names(tmp_path: Path) -> None:
         join.step(ENDED, as_of_ms, 0)
     lives.stop()
     assert sorted(published(brokers)) == sorted(f"r{number}/{number}.0" for number in range(12))
-    assert letters(brokers) == [(IMPRESSIONS, 0, "feature")]
+    assert letters(brokers) == [(IMPRESSIONS, 0, "schema")]
+
+
+@pytest.mark.parametrize("buys", [True, False], ids=["nothing", "a label removed"])
+def test_what_was_emitted_since_the_state_was_written_is_emitted_once(buys: bool, tmp_path: Path) -> None:
+    """Also if the engagement that decided it counts for nothing any more."""
+    lives = Lives(tmp_path, 1.0)
+    brokers = lives.world.brokers
+    join = lives.start(Config(buys=True))
+    take(join, brokers, IMPRESSIONS, request_of(1, START))
+    take(join, brokers, ENGAGEMENTS, encode(clicked("r1", "1.0", START + 100)))
+    join.step(ENDED, START + 200, 0)
+    join = lives.start(Config(buys=True), write_every_ms=1 << 40)
+    buy = Engagement(
+        version=FORMAT_VERSION, request_id="r1", impression_id="1.0", action="buy", happened_at=START + 300
+    )
+    take(join, brokers, ENGAGEMENTS, encode(buy))
+    join.step(ENDED, START + 1000, 0)
+    assert published(brokers).keys() == {"r1/1.0"}, "decided at once"
+    join = lives.start(Config(buys=buys))
+    for as_of_ms in range(START + 1100, START + 60_000, 1000):
+        join.step(ENDED, as_of_ms, 0)
+    lives.stop()
+    assert {name: len(items) for name, items in published(brokers).items()} == {"r1/1.0": 1}
+
+
+def test_an_engagement_that_waits_is_refused_once(tmp_path: Path) -> None:
+    """Its letter is newer than the state in which it waits, and it waits for longer there than the config that refused it says."""
+    lives = Lives(tmp_path, 1.0)
+    brokers = lives.world.brokers
+    join = lives.start(Config(lateness=3000))
+    take(join, brokers, IMPRESSIONS, request_of(1, START))
+    take(join, brokers, ENGAGEMENTS, encode(clicked("nobody's", "a", START + 500)))
+    join.step(ENDED, START + 3600, 0)
+    join = lives.start(Config(), write_every_ms=1 << 40)
+    take(join, brokers, ENGAGEMENTS, encode(clicked("nobody's", "a", START + 501)))
+    for as_of_ms in (START + 2200, START + 2300):
+        join.step(ENDED, as_of_ms, 0)
+    refused = [(ENGAGEMENTS, 0, "unmatched"), (ENGAGEMENTS, 1, "unmatched")]
+    assert letters(brokers) == refused
+    join = lives.start(Config())
+    for as_of_ms in (START + 2400, START + 3000, START + 6000):
+        join.step(ENDED, as_of_ms, 0)
+    assert not join.pending
+    lives.stop()
+    assert letters(brokers) == refused
 
 
 def test_a_label_removed_leaves_rebuild_points_where_its_window_needs_them(tmp_path: Path) -> None:

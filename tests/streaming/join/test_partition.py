@@ -212,6 +212,29 @@ def test_what_an_older_joiner_emitted_is_not_emitted_again(lost: bool, tmp_path:
     assert {name: len(items) for name, items in published(world.brokers).items()} == {"item7": 1, "r2/item7": 1}
 
 
+def test_a_state_of_version_1_that_is_behind_is_rebuilt(tmp_path: Path) -> None:
+    """The examples that came after it do not name their requests."""
+    world = World(random.Random(1), tmp_path)
+    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world)
+    take(join, world.brokers, IMPRESSIONS, request(1, 10_000))
+    join.step(ended, 10_100, 0)
+    assert join._state.head is not None
+    join._state.head.version = 1
+    join._state.write(join._state.head)
+    join._state.close()
+    join = life(world, write_every_ms=NEVER)
+    take(join, world.brokers, ENGAGEMENTS, encode(clicked("r1", "1.0", 10_200)))
+    join.step(ended, 11_000, 0)
+    assert published(world.brokers).keys() == {"r1/1.0"}
+    join._state.close()
+    examples = world.brokers.topics[EXAMPLES]
+    examples[:] = [None if value is None else as_version_1(value) for value in examples]
+    join = life(world)
+    join.step(ended, 20_000, 0)
+    assert {name: len(items) for name, items in published(world.brokers).items()} == {"1.0": 1}
+
+
 def as_version_1(value: bytes) -> bytes:
     batch, watermark = FORMAT.decode(value)
     names = [name.partition("/")[2] for name in batch.column("example_id").to_pylist()]

@@ -163,9 +163,6 @@ def test_what_was_sent_is_known_until_it_is_forgotten(kind: str, tmp_path: Path)
         return JoinState(tmp_path, 1 << 20, lambda _: open_store())
 
     def known(state: JoinState) -> tuple[list[int], dict[int, str]]:
-        pending = Pending(served_at=7, impression_ids=["x", "y"], emitted=bytearray(b"\1\1"))
-        state.sent.refresh("r1", pending)
-        assert pending.emitted == bytes(max(1, times) for times in state.sent.emitted("r1", 7, ["x", "y"]))
         return list(state.sent.emitted("r1", 7, ["x", "y"])), state.sent.refused(IMPRESSIONS, [3, 4])
 
     sent, nothing = ([3, 0], {4: "why"}), ([0, 0], {})

@@ -1,0 +1,224 @@
+"""A config that changes and changes back while requests are pending, and others that change more than once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.join.sent import Sent
+from streaming.join.settings import JoinSettings
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import FORMAT_VERSION, MAX_TIME_MS, Engagement, Request, decode_request, encode
+from streaming.records.labels import Label
+from tests.streaming.join.changing import (
+    BEFORE,
+    END,
+    ENDED,
+    FEATURES,
+    LABELS,
+    LOGARITHM,
+    REFUSED,
+    START,
+    TAKEN_OVER,
+    Pipeline,
+    both_of,
+    done,
+    request,
+)
+
+WITHOUT_BUY = {
+    "removed": TAKEN_OVER["a label removed"],
+    "renamed": (FEATURES, {**LABELS, "buy": Label(action="purchase", window="2s")}),
+}
+
+
+@pytest.mark.parametrize("lost", ["kept", "lost between", "lost again"])
+@pytest.mark.parametrize("taken", ["before", "between"])
+@pytest.mark.parametrize("between", WITHOUT_BUY.values(), ids=WITHOUT_BUY)
+def test_a_label_that_was_away_decides_nothing_of_that_time(
+    between: tuple[dict[str, Feature], dict[str, Label]], taken: str, lost: str, tmp_path: Path
+) -> None:
+    """What happened meanwhile was passed over: the label of what was pending then is unknown, not 0."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES))
+    if taken == "before":
+        pipeline.take(join, ENGAGEMENTS, done(2, "buy", START + 100))
+    join.step(ENDED, START + 150, 0)
+    _lose(pipeline, lost == "lost between")
+    join = pipeline.start(between)
+    if taken == "between":
+        pipeline.take(join, ENGAGEMENTS, done(2, "buy", START + 200))
+    pipeline.take(join, IMPRESSIONS, request(4, START + 200, FEATURES))
+    join.step(ENDED, START + 300, 0)
+    _lose(pipeline, lost == "lost again")
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(6, START + 400, FEATURES))
+    pipeline.take(join, ENGAGEMENTS, done(6, "buy", START + 500))
+    for at in (START + 500, END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    assert pipeline.letters() == [("schema", "impressions")] * 2
+    examples = pipeline.examples(BEFORE)
+    assert examples.keys() == both_of(6) and examples["r6/6.0"]["label.buy"] == 1
+
+
+@pytest.mark.parametrize(
+    "between", [REFUSED["another size"][:2], REFUSED["another transform"][:2], TAKEN_OVER["a number removed"]]
+)
+def test_what_could_not_be_read_again_is_not_taken_for_missing(between: Any, tmp_path: Path) -> None:
+    """A JSON request is packed anew where the state is lost; under another config not all of it can be."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(1, START, FEATURES), request(2, START, FEATURES))  # JSON, msgpack
+    join.step(ENDED, START + 150, 0)
+    _lose(pipeline, True)
+    join = pipeline.start(between)
+    join.step(ENDED, START + 300, 0)
+    join = pipeline.start(BEFORE)
+    for at in (START + 400, END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    examples = pipeline.examples(BEFORE)
+    assert examples.keys() == both_of(2)
+    assert {(row["feature.price"], *row["feature.embedding"]) for row in examples.values()} == {(1.0, 1.0, 1.0)}
+    (letter,) = pipeline.dead_letters()
+    assert letter.reason == "schema" and "could not be read again" in letter.detail
+
+
+TAP = {**LABELS, "tap": Label(action="tap", window="1s")}
+TOUCH = {**LABELS, "tap": Label(action="touch", window="1s")}
+ROOT: dict[str, Feature] = {**FEATURES, "price": DenseFeature(kind="dense", column="p", transform="sqrt")}
+TWICE = {
+    "label tap differs": ((FEATURES, TAP), (FEATURES, TOUCH)),
+    "feature price differs": (({**FEATURES, "price": LOGARITHM}, LABELS), (ROOT, LABELS)),
+}
+
+
+@pytest.mark.parametrize("lost", ["kept", "lost"])
+@pytest.mark.parametrize("lateness", ["300ms", "10s"])
+@pytest.mark.parametrize("what", TWICE)
+def test_a_schema_is_known_though_nothing_was_emitted_under_it(
+    what: str, lateness: str, lost: str, tmp_path: Path
+) -> None:
+    """With a greater lateness the watermark stands still for a while, so there was nothing to publish."""
+    first, second = TWICE[what]
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(4, START - 9000, FEATURES))
+    join.step(ENDED, START, 0)
+    settings = JoinSettings(lateness=lateness, max_rows=16)
+    pipeline.world.spec = pipeline.world.spec._replace(settings=settings)
+    join = pipeline.start(first)
+    features = first[0]
+    pipeline.take(join, IMPRESSIONS, request(1, START + 100, features), request(2, START + 100, features))
+    join.step(ENDED, START + 500, 0)
+    _lose(pipeline, lost == "lost")
+    join = pipeline.start(second)
+    for at in (START + 600, END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    letters = pipeline.dead_letters()
+    assert [(letter.reason, letter.detail.rpartition(": ")[2]) for letter in letters] == [("schema", what)] * 2
+    assert pipeline.names() == both_of(4)
+
+
+def test_what_is_joined_gets_no_letter_however_many_configs_there_were(tmp_path: Path) -> None:
+    """More than a commit names: what early requests were taken under is unknown, and their JSON may not fit features of now."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(1, START, FEATURES), request(3, START, FEATURES))  # both JSON
+    for action in ("like", "buy"):
+        pipeline.take(join, ENGAGEMENTS, *(_acted("r1", f"1.{place}", action, START + 10) for place in (0, 1)))
+    join.step(ENDED, START + 400, 0)
+    assert pipeline.names() == both_of(1)
+    configs = [TAKEN_OVER["a number added"], BEFORE]
+    for change in range(9):
+        join = pipeline.start(configs[change % 2])
+        pipeline.take(join, IMPRESSIONS, request(100 + 2 * change, START + 500, configs[change % 2][0]))
+        join.step(ENDED, START + 600 + 10 * change, 0)
+    _lose(pipeline, True)
+    join = pipeline.start(REFUSED["another size"][:2])
+    for at in (START + 900, END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    about = {decode_request(letter.payload, MAX_TIME_MS).request_id for letter in pipeline.dead_letters()}
+    assert about == {"r3", *(f"r{100 + 2 * change}" for change in range(9))}
+    assert pipeline.names() == both_of(1)
+
+
+FEW: dict[str, Feature] = {"item": SparseFeature(column="i")}
+
+
+def test_features_that_are_filled_in_count_as_memory(tmp_path: Path) -> None:
+    """A vector added while requests are pending is filled in where an engagement comes."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start((FEW, LABELS))
+    pipeline.take(join, IMPRESSIONS, *(_of_items(f"r{number}", 50) for number in range(20)))
+    join.step(ENDED, START + 100, 0)
+    join = pipeline.start(({**FEW, "text": VectorFeature(kind="vector", column="t", size=768)}, LABELS))
+    pipeline.take(join, ENGAGEMENTS, *(_acted(f"r{number}", "0", "like", START + 10) for number in range(10)))
+    assert pipeline.state is not None and pipeline.state.is_full, "each of the ten holds 150 kB, one MiB is allowed"
+    join.step(ENDED, START + 200, 0)
+    assert not pipeline.state.is_full
+    for at in (END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    assert len(pipeline.names()) == 1000 and not pipeline.letters()
+
+
+def test_a_rebuild_looks_once_for_what_was_emitted_of_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each engagement would take 19 ms each where a request has 10,000 impressions."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start((FEW, LABELS))
+    pipeline.take(join, IMPRESSIONS, _of_items("old", 1, START - 5000), _of_items("r", 1000))
+    pipeline.take(join, ENGAGEMENTS, *(_acted("r", str(number), "like", START + 10) for number in range(1000)))
+    join.step(ENDED, START + 20, 0)
+    _lose(pipeline, True)
+    looked_up = 0
+    emitted = Sent.emitted
+
+    def counted(self: Sent, request_id: str, served_at: int, impression_ids: Sequence[str]) -> bytearray:
+        nonlocal looked_up
+        looked_up += len(impression_ids)
+        return emitted(self, request_id, served_at, impression_ids)
+
+    monkeypatch.setattr(Sent, "emitted", counted)
+    join = pipeline.start((FEW, LABELS))
+    for at in (END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    assert len(pipeline.names()) == 1001
+    assert looked_up == 1001
+
+
+def _lose(pipeline: Pipeline, lost: bool) -> None:
+    pipeline.stop()
+    if lost:
+        shutil.rmtree(pipeline.folder)
+
+
+def _of_items(request_id: str, count: int, served_at: int = START) -> bytes:
+    ids = [str(number) for number in range(count)]
+    features: Mapping[str, Any] = {"item": np.arange(count).tobytes()}
+    return encode(
+        Request(
+            version=FORMAT_VERSION, request_id=request_id, served_at=served_at, impression_ids=ids, features=features
+        )
+    )
+
+
+def _acted(request_id: str, impression_id: str, action: str, at: int) -> bytes:
+    return encode(
+        Engagement(
+            version=FORMAT_VERSION, request_id=request_id, impression_id=impression_id, action=action, happened_at=at
+        )
+    )
