@@ -326,7 +326,8 @@ class Joiner:
 
     def _comes_again(self, pending: Pending, request: Request, offset: int) -> bool:
         """Whether a request is its dead letter sent again, which the config can now take; if so, reopen its impressions."""
-        if not pending.outdated or offset <= pending.offset or pending.impression_ids != request.impression_ids:
+        is_same = (pending.served_at, pending.impression_ids) == (request.served_at, request.impression_ids)
+        if not pending.outdated or offset <= pending.offset or not is_same:
             return False
         pending.outdated = ""
         pending.emitted = bytearray(0 if times == DROPPED else times for times in pending.emitted)

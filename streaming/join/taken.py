@@ -14,11 +14,15 @@ from streaming.join.spec import JoinSpec
 from streaming.records.events import MIN_TIME_MS
 
 _AT_MOST = 8
+_SCHEMAS = 4
+MANY = "?"
+"""The fingerprint of more schemas than one entry names."""
 
 
 class TakenUnder(NamedTuple):
     """What decided when requests taken from offset ``impressions`` on were due: the schema, the longest window of its labels,
-    and ``join.lateness``, since ``since_ms`` was the published watermark. An empty text or a negative number is unknown.
+    and ``join.lateness``, since ``since_ms`` was the published watermark. An empty text or a negative number is unknown. Where one
+    entry stands for several, ``fingerprint`` has those of all their schemas, or `MANY`.
 
     What is from before ``forgotten_ms`` was forgotten under an earlier config: a request without a marker may be a repeat.
 
@@ -52,7 +56,8 @@ def taken_on(
     """Return ``taken`` for requests that are taken under ``spec`` from offset ``impressions`` on.
 
     The last of ``taken`` forgot by ``decided_until`` (ms), which is ahead of the published watermark while more is due than one
-    batch takes. The oldest of too many become one, of an unknown schema and with the longest window.
+    batch takes. The oldest of too many become one, of all their schemas and with the longest window: a partition that moves between
+    joiners of two configs has an entry for each move.
     """
     ours = TakenUnder.of(spec, impressions, since_ms)
     if taken and taken[-1].is_like(ours):
@@ -64,8 +69,16 @@ def taken_on(
     while len(found) > _AT_MOST:
         first, second, *others = found
         window, lateness = max(first.window_ms, second.window_ms), max(first.lateness_ms, second.lateness_ms)
-        found = [TakenUnder("", first.impressions, window, lateness, first.since_ms), *others]
+        schemas = _both(first.fingerprint, second.fingerprint)
+        found = [TakenUnder(schemas, first.impressions, window, lateness, first.since_ms), *others]
     return found
+
+
+def _both(first: str, second: str) -> str:
+    if not first or not second:
+        return ""
+    names = sorted({*first.split(), *second.split()})
+    return MANY if MANY in names or len(names) > _SCHEMAS else " ".join(names)
 
 
 def at_offset(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int) -> Sequence[TakenUnder]:

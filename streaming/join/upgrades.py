@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from streaming.features.columns import all_finite, check_packed, missing_column, pack, packed_width
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.spec import JoinSpec
-from streaming.join.taken import TakenUnder, at_offset
+from streaming.join.taken import MANY, TakenUnder, at_offset
 from streaming.records.events import BadRecord, Request
 from streaming.records.schema import Schema, between, differences, label_differences
 
@@ -69,9 +69,7 @@ class Upgrades:
 
     def features(self, taken: TakenUnder | None) -> Mapping[str, Feature]:
         """Return the features for reading a JSON request; of one taken under another schema, only those that are unchanged."""
-        theirs = None if taken is None else self.known.get(taken.fingerprint)
-        if theirs is None:
-            return self._features
+        theirs = [] if taken is None else self._schemas(taken.fingerprint)
         return {name: feature for name, feature in self._features.items() if self._is_same(name, theirs)}
 
     def take(self, request: Request, taken: TakenUnder | None, *, was_taken: bool) -> None:
@@ -94,20 +92,26 @@ class Upgrades:
             request.schema += _REREAD
 
     def _take_again(self, request: Request, fingerprint: str) -> None:
-        theirs = self.known.get(fingerprint)
-        if theirs is not None:
+        if theirs := self._schemas(fingerprint):
             same = [each for each in self._expected if self._is_same(each.name, theirs)]
             self._check(request, same, may_lack=bool(request.schema))
         request.schema = fingerprint + (_REREAD if request.schema else _REREAD_WHOLE)
 
-    def _is_same(self, name: str, theirs: Schema) -> bool:
-        return theirs.features.get(name) == self.ours.features[name]
+    def _schemas(self, fingerprint: str) -> list[Schema]:
+        """Return the schemas that an entry of `TakenUnder` or a request names; none if they are unknown."""
+        return [self.known[each] for each in fingerprint.split() if each in self.known]
+
+    def _is_same(self, name: str, theirs: Sequence[Schema]) -> bool:
+        return all(each.features.get(name) == self.ours.features[name] for each in theirs)
 
     def take_over(self, request: Request, offset: int | None = None) -> str | None:
         """Convert a request to ours, be it new, sent again, or pending since an offset. Return None, or why that is impossible: of
         a label that its schema, or one in force since, does not have, what happened until now may have been passed over."""
-        theirs = self.known.get(_fingerprint(request))
-        wrong = [] if theirs is None else list(differences(theirs, self.ours))
+        fingerprint = _fingerprint(request)
+        theirs = self._schemas(fingerprint)
+        wrong = list(dict.fromkeys(found for each in theirs for found in differences(each, self.ours)))
+        if fingerprint == MANY:
+            wrong = ["too many configs since"]
         if not wrong:
             problems = (self._problem(request, each, theirs) for each in self._expected)
             wrong = [problem for problem in problems if problem is not None]
@@ -120,7 +124,7 @@ class Upgrades:
             if _column(request, each) is None:
                 missing = missing_column(each.feature, 1 if each.shared else count)
                 _columns(request, each)[each.name] = pack(missing, 0, 1 if each.shared else count)
-        if theirs is None or list(theirs.labels) != list(self.ours.labels):
+        if not theirs or any(list(each.labels) != list(self.ours.labels) for each in theirs):
             request.scores = b""  # it is unknown which labels they are of
         request.schema = self.fingerprint
         return None
@@ -128,15 +132,15 @@ class Upgrades:
     def _passed_over(self, offset: int) -> str | None:
         """Return which engagements a config in force since an offset did not look at; None if there is no such config."""
         for each in at_offset(self.taken, self._spec, offset):
-            theirs = self.known.get(each.fingerprint)
-            if theirs is not None and (wrong := list(label_differences(theirs, self.ours))):
-                return between(theirs.fingerprint, self.ours, wrong, "was pending")
+            for theirs in self._schemas(each.fingerprint):
+                if wrong := list(label_differences(theirs, self.ours)):
+                    return between(theirs.fingerprint, self.ours, wrong, "was pending")
         return None
 
-    def _problem(self, request: Request, expected: _Expected, theirs: Schema | None) -> str | None:
+    def _problem(self, request: Request, expected: _Expected, theirs: Sequence[Schema]) -> str | None:
         if _column(request, expected) is not None:
             return _problem(request, expected)
-        if theirs is not None and expected.name in theirs.features and request.schema.endswith(_REREAD_WHOLE):
+        if request.schema.endswith(_REREAD_WHOLE) and any(expected.name in each.features for each in theirs):
             return f"feature {expected.name} could not be read again"
         return None
 

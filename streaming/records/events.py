@@ -137,9 +137,11 @@ def fits_float32(values: Any) -> Any:
 def _check_time(name: str, milliseconds: int, latest: int, earliest: int) -> None:
     earliest, most = max(earliest, MIN_TIME_MS), min(latest, MAX_TIME_MS)
     if not earliest <= milliseconds <= most:
-        reason = "future" if milliseconds > latest else "malformed"
-        seconds = f"; {milliseconds}000 if these are seconds" if earliest <= milliseconds * 1000 <= most else ""
-        raise BadRecord(reason, f"{name} {milliseconds} ms; allowed: {earliest} to {most}{seconds}")
+        reason = "future" if latest < milliseconds <= MAX_TIME_MS else "malformed"  # beyond that, no time will come
+        units = {"seconds": milliseconds * 1000, "microseconds": milliseconds // 1000}
+        likely = max(earliest, most // 2)
+        hints = [f"; {ms} if these are {unit}" for unit, ms in units.items() if likely <= ms <= most]
+        raise BadRecord(reason, f"{name} {milliseconds} ms; allowed: {earliest} to {most}{''.join(hints)}")
 
 
 def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Request:

@@ -153,6 +153,68 @@ def test_what_is_joined_gets_no_letter_however_many_configs_there_were(tmp_path:
     assert pipeline.names() == both_of(1)
 
 
+@pytest.mark.parametrize("moves", [1, 7, 9, 12, 30])
+def test_a_partition_that_moves_between_two_configs(moves: int, tmp_path: Path) -> None:
+    """As in a rolling restart in which the new joiner crashes again and again; each has a folder of its own."""
+    pipeline = Pipeline(tmp_path)
+    other = FEATURES, {**LABELS, "like": Label(action="love", window="2s")}
+    more = TAKEN_OVER["a number added"]
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES), request(3, START, FEATURES))
+    pipeline.take(join, ENGAGEMENTS, done(2, "like", START + 10))
+    join.step(ENDED, START + 50, 0)
+    for move in range(moves):
+        _lose(pipeline, True)
+        join = pipeline.start([more, BEFORE][move % 2])
+        join.step(ENDED, START + 100 + 10 * move, 0)
+    join = pipeline.start(other if moves == 9 else BEFORE)
+    for at in (START + 5000, START + 6000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    if moves == 9:
+        assert pipeline.letters() == [("schema", "impressions")] * 2 and not pipeline.names()
+    else:
+        assert pipeline.letters() == [] and pipeline.names() == both_of(2, 3)
+        assert pipeline.examples(BEFORE)["r2/2.0"]["label.like"] == 1
+
+
+def test_what_was_taken_under_more_configs_than_a_commit_names_is_not_guessed(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    for change in range(14):
+        config = {**FEATURES, f"extra{change}": DenseFeature(kind="dense", column="x")}, LABELS
+        join = pipeline.start(config)
+        pipeline.take(join, IMPRESSIONS, request(2 * change, START + change, {**FEATURES}, schema="another"))
+        join.step(ENDED, START + 50 + change, 0)
+    _lose(pipeline, True)
+    join = pipeline.start(BEFORE)
+    for at in (END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    assert pipeline.names() == both_of(*range(14, 28, 2))
+    assert {(each.reason, each.detail.rpartition(": ")[2]) for each in pipeline.dead_letters()} == {
+        ("schema", "too many configs since")
+    }
+
+
+def test_another_request_does_not_take_the_place_of_a_dead_letter(tmp_path: Path) -> None:
+    """Only the letter itself, sent again, has its time."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES))
+    pipeline.take(join, ENGAGEMENTS, done(2, "like", START + 10))
+    join.step(ENDED, START + 100, 0)
+    join = pipeline.start(REFUSED["another size"][:2])
+    pipeline.take(join, ENGAGEMENTS, done(2, "buy", START + 150))
+    join.step(ENDED, START + 200, 0)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START + 700, FEATURES), request(2, START, FEATURES))
+    for at in (START + 800, END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    assert ("request_id used again", "impressions") in pipeline.letters()
+    assert {row["served_at"] for row in pipeline.examples(BEFORE).values()} == {START}
+
+
 FEW: dict[str, Feature] = {"item": SparseFeature(column="i")}
 
 
