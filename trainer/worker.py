@@ -304,8 +304,10 @@ class TrainWorker:
                 offsets.append(record.offset)
             self.offset = record.offset + 1
         if batches:  # as one, since the joiner's records may part what belongs to one step
-            batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-            order = training_order(batch, np.cumsum([each.num_rows for each in batches[:-1]], dtype=np.int64))
+            batch, order = batches[0], None
+            if len(batches) > 1:
+                batch = pa.concat_batches(batches)
+                order = training_order(batch, np.cumsum([each.num_rows for each in batches[:-1]], dtype=np.int64))
             if order is not None:
                 batch = batch.take(pa.array(order))
             decided = batch.column("decided_at").to_numpy()
