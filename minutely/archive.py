@@ -111,6 +111,6 @@ class ArchiveService:
         if worker.commits > before:
             _log.info("commit %d: %d examples since the start", worker.commits, worker.examples)
             status.committed_at = self._clock.elapsed_ms()
-        status.lag = self._log.lag
+        status.lag, status.lost = self._log.lag, self._log.lost
         status.watermarks = {at: position.watermark for at, position in worker.positions.items()}
         status.examples, status.commits = worker.examples, worker.commits

@@ -20,7 +20,7 @@ from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying, tolerating
-from streaming.log import DEAD_LETTERS, Record
+from streaming.log import DEAD_LETTERS, LostRange, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter
 from streaming.retry import Retry
 
@@ -54,6 +54,9 @@ def letters_of(
         BrokerError: brokers are away, or records were deleted meanwhile.
     """
     for records in history.read(DEAD_LETTERS, max(start, history.beginning(DEAD_LETTERS)), end):
+        if isinstance(records, LostRange):
+            _log.error("%s", records.told(partition))
+            continue
         for record in records:
             try:
                 letter = decode_letter(record.value)

@@ -36,6 +36,8 @@ class Status:
     """Offsets of each partition of `examples` that were not read yet."""
     watermarks: Mapping[int, int] = field(default_factory=dict)
     """Event time (ms) up to which each partition was read."""
+    lost: Mapping[int, int] = field(default_factory=dict)
+    """Records of each partition of `examples` that were skipped, since no client can read them."""
     examples: int = 0
     dead_letters: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_ALWAYS_SHOWN, 0)))
     """Dead letters that it made, by reason: of records that it could not read, and of examples that it could not train on."""
@@ -73,7 +75,12 @@ class StatusMetrics(Collector):
             lag.add_metric([str(partition)], value)
         for partition, value in status.watermarks.items():
             watermark.add_metric([str(partition)], value / _MS)
-        yield from (lag, watermark)
+        unread = CounterMetricFamily(
+            f"{prefix}lost", "Records of examples skipped, since no client can read them.", labels=["partition"]
+        )
+        for partition, value in status.lost.items():
+            unread.add_metric([str(partition)], value)
+        yield from (lag, watermark, unread)
         yield CounterMetricFamily(f"{prefix}examples", "Examples taken.", value=status.examples)
         what = "Records and examples left out; dead letters name them."
         dead = CounterMetricFamily(f"{prefix}dead_letters", what, labels=["reason"])

@@ -116,7 +116,7 @@ class _CatchUp:
                 newest = look(files, form, sync.keep_deltas).newest
                 wanted = newest.offsets if newest is not None else {}
             self._step(status)
-            status.examples, status.lag = self._trainer.examples, self._log.lag
+            status.examples, status.lag, status.lost = self._trainer.examples, self._log.lag, self._log.lost
             status.watermarks = {worker.partition: worker.watermark for worker in self._workers}
         return False
 

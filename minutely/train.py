@@ -234,7 +234,7 @@ class TrainService:
         with tolerating(self._brokers):
             self._log.fill(_POLL_MS)
         self.online.step()
-        self._status.lag = self._log.lag
+        self._status.lag, self._status.lost = self._log.lag, self._log.lost
         self._status.watermarks = {worker.partition: worker.watermark for worker in self.online.workers}
         self._status.examples = self._trained_before + self.online.trainer.examples
 

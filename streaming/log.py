@@ -32,6 +32,30 @@ class BrokerError(Exception):
     """Brokers are down or refuse, or the outcome of a call is unknown. The message begins with the client's name of the error."""
 
 
+class LostRange(NamedTuple):
+    """Records from ``start`` to before ``stop`` that can no longer be read: they were deleted, or ``unreadable`` is the client's
+    error for their batch."""
+
+    topic: str
+    start: int
+    stop: int
+    unreadable: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many records are lost at most; marks of transactions take offsets too."""
+        return self.stop - self.start
+
+    def told(self, partition: int) -> str:
+        """Return what a log says of it."""
+        place = f"{self.topic}/{partition}: records from offset {self.start} to {self.stop}"
+        if self.unreadable:
+            why, advice = f"cannot be decompressed ({self.unreadable})", "Send smaller batches, or compress them less."
+        else:
+            why, advice = "were deleted before they were joined", "Set kafka.retention longer than the longest outage."
+        return f"{place} {why}: up to {self.size} lost. {advice}"
+
+
 class NoLeaderError(BrokerError):
     """No broker leads these ``partitions`` now."""
 

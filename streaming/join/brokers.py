@@ -7,10 +7,11 @@ Calls fail only with `BrokerError`: brokers are down or refuse, or the outcome o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeAlias
 
 from streaming.join.commit import Committed
-from streaming.log import BrokerError, Record
+from streaming.log import BrokerError, LostRange, Record
 
 Place: TypeAlias = tuple[str, int]
 """A topic and a partition of it."""
@@ -45,9 +46,9 @@ class History(Protocol):
     def end(self, topic: str) -> int:
         """Return the offset after the last record, also of one in a transaction that is open."""
 
-    def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
+    def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record] | LostRange]:
         """Yield the committed records from ``start`` to before ``stop``, in bounded lists; an empty list while nothing comes, as
-        behind a transaction that is open."""
+        behind a transaction that is open. In place of records that no client can read, yield their range."""
 
 
 class Fetched(NamedTuple):
@@ -59,6 +60,8 @@ class Fetched(NamedTuple):
     """Everything before this offset was read: after the last record come only transaction markers or aborted records."""
     failed: Mapping[Place, BrokerError]
     """Why reading stopped there, mostly because the next record was deleted."""
+    lost: Mapping[Place, LostRange] = MappingProxyType({})
+    """What no client can read; everything before it was read."""
 
 
 class Brokers(Protocol):

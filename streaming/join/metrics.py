@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from streaming.join.calibration import ServedCalibration
-from streaming.log import EXAMPLES, INPUTS
+from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS
 from streaming.records.reasons import JOINER_REASONS
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class JoinMetrics(Collector):
         repeated = CounterMetricFamily("minutely_join_repeated", "Records taken before.", labels=["partition"])
         corrected = CounterMetricFamily("minutely_join_corrected", "Examples sent again.", labels=["partition"])
         lost = CounterMetricFamily(
-            "minutely_join_lost", "Records deleted before they were read.", labels=["topic", "partition"]
+            "minutely_join_lost",
+            "Records deleted before they were read, or in batches that no client can read.",
+            labels=["topic", "partition"],
         )
         dead = CounterMetricFamily("minutely_join_dead_letters", "Records refused.", labels=["reason", "partition"])
         clock = GaugeMetricFamily(
@@ -60,7 +62,7 @@ class JoinMetrics(Collector):
             examples.add_metric([partition], counts["examples"])
             repeated.add_metric([partition], counts["repeated"])
             corrected.add_metric([partition], counts["corrected"])
-            for topic in (*INPUTS, EXAMPLES):
+            for topic in (*INPUTS, EXAMPLES, DEAD_LETTERS):
                 lost.add_metric([topic, partition], member.lost[topic])
             refused = {name.removeprefix("dead."): n for name, n in counts.items() if name.startswith("dead.")}
             for reason in sorted(JOINER_REASONS | refused.keys()):

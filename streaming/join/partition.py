@@ -15,11 +15,11 @@ from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import commit_of, next_head
 from streaming.join.core import Joiner
 from streaming.join.policy import Living
-from streaming.join.recovery import LostRange, Recovery, log_lost
+from streaming.join.recovery import Recovery, log_lost
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
 from streaming.join.watermark import examples_records, watermark_of
-from streaming.log import DEAD_LETTERS, EXAMPLES, Record
+from streaming.log import DEAD_LETTERS, EXAMPLES, LostRange, Record
 from streaming.records.events import DeadLetter, encode
 
 
@@ -147,10 +147,10 @@ class JoinPartition:
             self._taken_bytes += sum(len(record.value) for record in records[:count])
         return count
 
-    def skip(self, topic: str, offset: int) -> None:
-        """Skip the records of an input before ``offset``, which were deleted."""
-        self.gaps.append(LostRange(topic, self._offsets[topic], offset))
-        self._offsets[topic] = offset
+    def skip(self, gap: LostRange) -> None:
+        """Skip records of an input, up to the end of a gap; those before it were taken."""
+        self.gaps.append(gap)
+        self._offsets[gap.topic] = gap.stop
 
     def step(self, ended: Mapping[str, bool], as_of_ms: int, publish_every_ms: int) -> None:
         """Emit what is due, and commit what was taken.

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import ge
-from typing import NamedTuple
 
 from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.join.commit import Committed, ForgottenError, next_head
@@ -25,21 +24,13 @@ from streaming.join.policy import Living, Recovered
 from streaming.join.spec import JoinSpec
 from streaming.join.state import STATE_VERSION, Head, JoinState, RebuildPoint
 from streaming.join.taken import taken_on
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, LostRange, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter, encode
 from streaming.records.examples import published_in
 
 _log = logging.getLogger("minutely.join")
 _DETAIL = 1000
 """The characters that are kept of a letter's text."""
-
-
-class LostRange(NamedTuple):
-    """Records from ``start`` to before ``stop`` were needed, but are no longer kept."""
-
-    topic: str
-    start: int
-    stop: int
 
 
 @dataclass
@@ -182,7 +173,7 @@ class Recovery:
         """Bring the state up to the last transaction. The output on the way was sent before."""
         state, joiner, history = self._state, restored.joiner, self._history
         ends = {topic: history.end(topic) for topic in (EXAMPLES, DEAD_LETTERS)}
-        for records in history.read(EXAMPLES, restored.outputs[EXAMPLES], ends[EXAMPLES]):
+        for records in self._kept(restored, EXAMPLES, restored.outputs[EXAMPLES], ends[EXAMPLES]):
             for record in records:
                 published = published_in(record.value)
                 state.sent.note_emitted(published)
@@ -192,7 +183,7 @@ class Recovery:
             self._pass_over(restored, committed)
             yield
         begin = max(restored.outputs[DEAD_LETTERS], history.beginning(DEAD_LETTERS))
-        for records in history.read(DEAD_LETTERS, begin, ends[DEAD_LETTERS]):
+        for records in self._kept(restored, DEAD_LETTERS, begin, ends[DEAD_LETTERS]):
             letters = list(_letters_in(records, self._partition))
             state.sent.note_refused([(letter.topic, letter.offset, _outdated(letter)) for letter in letters])
             for letter in letters:
@@ -202,7 +193,7 @@ class Recovery:
         joiner.watermark = committed.watermark
         joiner.policy = Recovered(self._spec, state, committed.taken_under)
         for topic in INPUTS:
-            for records in history.read(topic, restored.offsets[topic], committed.offsets[topic]):
+            for records in self._kept(restored, topic, restored.offsets[topic], committed.offsets[topic]):
                 refused = state.sent.refused(topic, [record.offset for record in records])
                 left = [
                     record for record in records if refused.get(record.offset) != ""
@@ -229,6 +220,14 @@ class Recovery:
         restored.outputs = ends
         restored.head = self._head_of(restored, committed.sequence, committed.watermark)
         restored.unwritten = True
+
+    def _kept(self, restored: Restored, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
+        """Yield the records that can be read, and note the others."""
+        for records in self._history.read(topic, start, stop):
+            if isinstance(records, LostRange):
+                restored.gaps.append(records)
+            else:
+                yield records
 
     def _pass_over(self, restored: Restored, committed: Committed) -> None:
         """Discard output, which was sent before; write the state if it is full.

@@ -19,7 +19,7 @@ from streaming.join.commit import ForgottenError
 from streaming.join.memory import MemoryShare
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
-from streaming.log import INPUTS, BrokerError, NoLeaderError
+from streaming.log import INPUTS, BrokerError, LostRange, NoLeaderError
 from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.join")
@@ -31,10 +31,6 @@ _BUSY_MS = 1000
 """How long the others wait for a partition where more is due than a batch takes; then they are read without it. To choose again
 what is read costs the client what it has fetched ahead, and most partitions are done much sooner."""
 _DONE = object()
-_GAP = (
-    "%s/%d: records from offset %d to %d were deleted before they were joined: up to %d lost. "
-    "Set kafka.retention longer than the longest outage."
-)
 
 
 class EndsEarlyError(BrokerError):
@@ -69,7 +65,7 @@ class Member:
         self.reached: dict[str, int] = {}
         """Up to which offset each input was read; past the last record if transaction markers follow it."""
         self.lost = Counter[str]()
-        """Records that were deleted before they were read, by topic."""
+        """Records that were deleted before they were read, or that no client can read, by topic."""
 
     @property
     def caught_up(self) -> bool:
@@ -85,6 +81,13 @@ class Member:
         """Note that it is unknown where to read on."""
         self.positioned = False
         self.lag.clear()
+
+    def tell_gaps(self) -> None:
+        """Log and count what was skipped."""
+        for gap in self.join.gaps:
+            self.lost[gap.topic] += gap.size
+            _log.error("%s", gap.told(self.partition))
+        self.join.gaps.clear()
 
     def close(self) -> None:
         """Close everything; the partition's next owner joins what was not committed."""
@@ -241,11 +244,8 @@ class JoinService:
             if offset > end:  # the broker is still recovering, or has lost acknowledged records
                 raise EndsEarlyError(f"{topic} ends at offset {end}, records before {offset} were joined")
             if offset < begin:
-                join.skip(topic, begin)
-        for gap in join.gaps:
-            member.lost[gap.topic] += gap.stop - gap.start
-            _log.error(_GAP, gap.topic, partition, gap.start, gap.stop, gap.stop - gap.start)
-        join.gaps.clear()
+                join.skip(LostRange(topic, offset, begin))
+        member.tell_gaps()
         member.reached.clear()
         member.clocks.forget()
         member.positioned = True
@@ -320,7 +320,12 @@ class JoinService:
         for (topic, partition), offset in fetched.reached.items():
             if (member := self._positioned(partition)) is not None and (topic, partition) not in left:
                 member.reached[topic] = offset
-        if left:
+        for (topic, partition), gap in fetched.lost.items():
+            member = self._positioned(partition)
+            if member is not None and (topic, partition) not in left and gap.stop > member.join.offsets[topic]:
+                member.join.skip(gap._replace(start=max(gap.start, member.join.offsets[topic])))
+                member.tell_gaps()
+        if left or fetched.lost:
             self._reading = set()  # what did not fit is re-read after the step that makes room
 
     def _positioned(self, partition: int) -> Member | None:

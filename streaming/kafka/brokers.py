@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from streaming.join.brokers import Fetched, Place
 from streaming.kafka.client import (
@@ -23,7 +23,8 @@ from streaming.kafka.history import KafkaHistory
 from streaming.kafka.membership import Membership
 from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
-from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, INPUTS, BrokerError, Record
+from streaming.kafka.unreadable import is_unreadable, lost_in
+from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, INPUTS, BrokerError, LostRange, Record
 
 T = TypeVar("T")
 
@@ -45,6 +46,8 @@ class KafkaBrokers:
         # then, and for the records behind it, the end is not reached.
         self._asker = reader_of(settings, uncommitted=True)
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
+        self._lost: dict[tuple[str, int], LostRange] = {}
+        """The last batch of each place that cannot be read: until joiners skip it, reading finds it again."""
 
     def join(self) -> None:
         """Become a member of the group."""
@@ -104,19 +107,33 @@ class KafkaBrokers:
         found = defaultdict[tuple[str, int], list[Record]](list)
         reached: dict[tuple[str, int], int] = {}
         failed: dict[tuple[str, int], BrokerError] = {}
+        lost: dict[tuple[str, int], LostRange] = {}
         messages: list[Any] = self._reader.consume(_RECORDS_AT_ONCE, _READ_SECONDS)
         for message in messages:
             place = (message.topic(), message.partition())
             error = message.error()
+            if place in lost:  # only the same error again
+                continue
             if error is None:
                 found[place].append(record_of(message))
             elif error.code() == KafkaError._PARTITION_EOF:
                 reached[place] = message.offset()
+            elif is_unreadable(message):
+                try:
+                    lost[place] = self._lost_at(place, message)
+                except BrokerError as away:
+                    failed[place] = away
             elif message.topic() in self._names and message.partition() >= 0:
                 failed[place] = broker_error(error)
             else:  # not of one partition
                 raise KafkaException(error)
-        return Fetched(self._ours(found), self._ours(reached), self._ours(failed))
+        return Fetched(self._ours(found), self._ours(reached), self._ours(failed), self._ours(lost))
+
+    def _lost_at(self, place: tuple[str, int], message: Message) -> LostRange:
+        known = self._lost.get(place)
+        if known is None or known.start != message.offset():
+            known = self._lost[place] = lost_in(self._settings, self._names[place[0]], message)
+        return known
 
     def _ats(self, topics: Sequence[str], partitions: Collection[int]) -> list[TopicPartition]:
         names = [self._settings.topic(topic) for topic in topics]

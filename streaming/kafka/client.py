@@ -40,6 +40,11 @@ _CLOCK = WallClock()
 _GRACE_SECONDS = 2
 _FETCH_BYTES = 8 << 20
 _AHEAD_BYTES = 16 << 20
+_DECOMPRESSED_BYTES = 300_000_000
+"""The largest buffer for decompressing a batch of zstd. The client tries sizes that grow threefold, so a batch of a third of it can
+always be read."""
+_PROBED_BYTES = 100_000_000
+"""The same where only a batch's offset matters, which the client also names when it gives up; compressed, all are smaller."""
 _READERS = "minutely-readers"
 _BEGIN, _END = -2, -1
 
@@ -78,12 +83,17 @@ def as_broker_error(call: Callable[P, T]) -> Callable[P, T]:
 
 @as_broker_error
 def reader_of(
-    settings: KafkaSettings, group: str | None = None, *, name_ends: bool = False, uncommitted: bool = False
+    settings: KafkaSettings,
+    group: str | None = None,
+    *,
+    name_ends: bool = False,
+    uncommitted: bool = False,
+    probing: bool = False,
 ) -> Consumer:
     """Return a consumer that is assigned by hand and commits nothing. In place of deleted records, it returns an error.
 
     With ``name_ends``, it also returns one at each partition's end. ``uncommitted``: what is in transactions that are open counts
-    as there.
+    as there. ``probing``: a fetch brings one batch, and gives up sooner on one that is large when decompressed.
     """
     return Consumer(
         settings.client()
@@ -96,7 +106,8 @@ def reader_of(
             "isolation.level": "read_uncommitted" if uncommitted else "read_committed",
             "enable.partition.eof": name_ends,
             "check.crcs": True,
-            "fetch.message.max.bytes": _FETCH_BYTES,
+            "receive.message.max.bytes": min(_PROBED_BYTES, _DECOMPRESSED_BYTES) if probing else _DECOMPRESSED_BYTES,
+            "fetch.message.max.bytes": 1 if probing else _FETCH_BYTES,
             "fetch.max.bytes": _AHEAD_BYTES,
             "queued.max.messages.kbytes": _AHEAD_BYTES >> 10,
             "fetch.queue.backoff.ms": 10,  # with 1000, the default, a reader that empties its queue mostly waits

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from streaming.kafka.client import (
     BLOCK_SECONDS,
@@ -21,7 +21,8 @@ from streaming.kafka.client import (
     timed_out,
 )
 from streaming.kafka.settings import KafkaSettings
-from streaming.log import Record
+from streaming.kafka.unreadable import is_unreadable, lost_in
+from streaming.log import LostRange, Record
 
 _STALL_SECONDS = 60
 _RECORDS_AT_ONCE = 2000
@@ -47,8 +48,9 @@ class KafkaHistory:
             (offset,) = ends_of(consumer, [self._at(topic)], BLOCK_SECONDS).values()
         return offset
 
-    def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
-        """Yield the records from ``start`` to before ``stop``, in bounded lists; an empty list while nothing comes.
+    def read(self, topic: str, start: int, stop: int) -> Iterator[list[Record] | LostRange]:
+        """Yield the records from ``start`` to before ``stop``, in bounded lists; an empty list while nothing comes. In place of a
+        batch that cannot be decompressed, yield its range.
 
         Raises:
             BrokerError: records were deleted meanwhile, or nothing came for 60 s.
@@ -60,8 +62,13 @@ class KafkaHistory:
             as_broker_error(consumer.assign)([at])
             moved, position = time.monotonic(), start
             while position < stop:
-                records, reached = _read_on(consumer, position, stop)
+                records, reached, unreadable = _read_on(consumer, position, stop)
                 yield records
+                if unreadable is not None and reached < stop:
+                    gap = lost_in(self._settings, topic, unreadable)
+                    yield gap._replace(start=reached, stop=min(gap.stop, stop))
+                    reached = gap.stop
+                    as_broker_error(consumer.assign)([self._at(topic, reached)])
                 if reached > position:
                     moved = time.monotonic()
                 elif time.monotonic() - moved > _STALL_SECONDS:
@@ -74,11 +81,13 @@ class KafkaHistory:
 
 
 @as_broker_error
-def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record], int]:
-    """Return the next records before ``stop``, and the offset reached."""
+def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record], int, Message | None]:
+    """Return the next records before ``stop``, the offset reached, and the client's error if an unreadable batch is next."""
     records: list[Record] = []
     for message in consumer.consume(_RECORDS_AT_ONCE, POLL_SECONDS):
+        if is_unreadable(message):
+            return records, max(position, message.offset() or 0), message
         position = position_after(message)
         if not message.error() and position <= stop:
             records.append(record_of(message))
-    return records, position
+    return records, position, None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import deque
+from collections import Counter, deque
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from basis.problems import GapError
 from streaming.kafka.client import (
@@ -18,8 +19,10 @@ from streaming.kafka.client import (
     record_of,
 )
 from streaming.kafka.settings import KafkaSettings
+from streaming.kafka.unreadable import is_unreadable, lost_in
 from streaming.log import Record
 
+_log = logging.getLogger("minutely.kafka")
 _BUFFERED_BYTES = 32 << 20
 _RECORDS_AT_ONCE = 500
 _LAG_SECONDS = 1.0
@@ -30,10 +33,12 @@ _NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, Kaf
 class KafkaLog:
     """`LogReader` of all partitions of one topic. `fill` reads ahead, up to 32 MiB; `read` takes what is there.
 
-    An offset that the topic does not have is a `GapError`: reading on elsewhere would skip records or take them twice.
+    An offset that the topic does not have is a `GapError`: reading on elsewhere would skip records or take them twice. A batch that
+    cannot be decompressed is skipped, logged and counted, since it stays as it is.
     """
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._settings = settings
         self._topic = topic
         self._name = settings.topic(topic)
         self._consumer = reader_of(settings, name_ends=True)
@@ -49,6 +54,8 @@ class KafkaLog:
         self._heard_at = time.monotonic()
         self.lag: dict[int, int] = {}
         """Offsets that were not read yet, by partition, including transaction markers; at most about a second old."""
+        self.lost = Counter[int](dict.fromkeys(range(settings.partitions), 0))
+        """Records that were skipped, by partition."""
 
     def begin(self, topic: str, partition: int) -> int:
         """Return the first offset that is kept; of a partition without records, the offset of the next one."""
@@ -77,6 +84,9 @@ class KafkaLog:
             self._heard_at = time.monotonic()
         try:
             for message in messages:
+                if is_unreadable(message):
+                    self._skip(message)
+                    break
                 reached = position_after(message)
                 partition = message.partition()
                 assert partition is not None
@@ -93,6 +103,15 @@ class KafkaLog:
         if time.monotonic() - self._lag_at >= _LAG_SECONDS:
             self._lag_at = time.monotonic()
             self.lag = self._measure_lag()
+
+    def _skip(self, message: Message) -> None:
+        self._placed = False  # the rest of what was read was not taken
+        gap, partition = lost_in(self._settings, self._topic, message), message.partition()
+        assert partition is not None
+        gap = gap._replace(start=max(gap.start, self._reached[partition]))
+        self._reached[partition] = gap.stop
+        self.lost[partition] += gap.size
+        _log.error("%s", gap.told(partition))
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """Return up to ``limit`` records from ``offset`` on, in order; none if `fill` has not read that far."""

@@ -29,7 +29,7 @@ def test_what_prometheus_is_told() -> None:
     status.lag, status.watermarks = {0: 7, 1: 0}, {0: 9_500, 1: 8_000}
     status.examples, status.commits, status.committed_at = 12, 3, 9_000
     status.dead_letters.update(["not_finite", "version", "not_finite"])
-    status.lost_letters = 2
+    status.lost_letters, status.lost = 2, {0: 5, 1: 0}
     clock.move_to(11_500)
     said = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
     assert said == [
@@ -37,6 +37,8 @@ def test_what_prometheus_is_told() -> None:
         'minutely_train_lag{partition="1"} 0.0',
         'minutely_train_watermark_seconds{partition="0"} 9.5',
         'minutely_train_watermark_seconds{partition="1"} 8.0',
+        'minutely_train_lost_total{partition="0"} 5.0',
+        'minutely_train_lost_total{partition="1"} 0.0',
         "minutely_train_examples_total 12.0",
         'minutely_train_dead_letters_total{reason="malformed"} 0.0',
         'minutely_train_dead_letters_total{reason="not_finite"} 2.0',

@@ -47,6 +47,7 @@ class Fed(EmbeddedLog):
     """An embedded log with what the service asks of Kafka's."""
 
     lag = {0: 0}
+    lost = {0: 0}
 
     def fill(self, timeout_ms: int) -> None: ...
 
