@@ -28,6 +28,7 @@ MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """msgpack and JSON can hold larger integers, but Arrow and numpy cannot."""
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+ImpressionIds: TypeAlias = Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -41,7 +42,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     version: int
     request_id: Id
     served_at: int
-    impression_ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
+    impression_ids: ImpressionIds
     shared: dict[str, Packed] = {}
     features: dict[str, Packed] = {}
     positions: bytes = b""
@@ -106,9 +107,14 @@ _letter_decoder = msgspec.msgpack.Decoder(DeadLetter)
 encode = _encoder.encode
 
 
+def check_size(size: int) -> None:
+    """Raise `BadRecord` for a record of more bytes than one may have."""
+    if size > MAX_RECORD_BYTES:
+        raise BadRecord("too_large", f"{size} bytes; allowed: {MAX_RECORD_BYTES}")
+
+
 def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.json.Decoder[Any]) -> Any:
-    if len(payload) > MAX_RECORD_BYTES:
-        raise BadRecord("too_large", f"{len(payload)} bytes; allowed: {MAX_RECORD_BYTES}")
+    check_size(len(payload))
     try:
         record = decoder.decode(payload)
     except MemoryError:

@@ -18,14 +18,14 @@ from basis.decoding import refusing
 from streaming.features import given
 from streaming.features.columns import Column, Floats, Packed, pack
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
-from streaming.records.events import BadRecord, Int64, Request, encode
+from streaming.records.events import BadRecord, ImpressionIds, Int64, Request, check_size, encode
 
 
 class _JsonRequest(msgspec.Struct, kw_only=True):
     version: Int64
     request_id: str
     served_at: Int64
-    impression_ids: list[str]
+    impression_ids: ImpressionIds
     shared: dict[str, Any] = {}
     features: dict[str, list[Any]] = {}
     positions: list[int] = []
@@ -35,14 +35,16 @@ class _JsonRequest(msgspec.Struct, kw_only=True):
     schema: str = ""
 
 
+_FLOAT_BYTES = 4
 _decoder = msgspec.json.Decoder(_JsonRequest)
 
 
-def pack_request(payload: bytes, features: Mapping[str, Feature], *, taken_before: bool = False) -> bytes:
-    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features. In one that was
-    ``taken_before``, under other features, columns that do not fit are empty."""
+def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
+    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features."""
+    check_size(len(payload))
     with refusing(partial(BadRecord, "malformed"), BadRecord):
         read = _decoder.decode(payload)
+        _check_values(read, features)
         return encode(
             Request(
                 version=read.version,
@@ -60,19 +62,17 @@ def pack_request(payload: bytes, features: Mapping[str, Feature], *, taken_befor
         )
 
 
-def _columns(
-    values: Mapping[str, Sequence[Any]], features: Mapping[str, Feature], taken_before: bool
-) -> dict[str, Packed]:
-    packed: dict[str, Packed] = {}
-    for name, each in values.items():
-        if name in features:
-            try:
-                packed[name] = pack_values(name, features[name], each)
-            except BadRecord:
-                if not taken_before:
-                    raise
-                packed[name] = b""
-    return packed
+def _check_values(read: _JsonRequest, features: Mapping[str, Feature]) -> None:
+    """Raise `BadRecord` for a feature without one value an impression, and for vectors that no record has room for: a null is short
+    in JSON, but as long as any vector once it is packed."""
+    count, size = len(read.impression_ids), 0
+    for name, values in read.features.items():
+        feature = features.get(name)
+        if feature is not None and len(values) != count:
+            raise BadRecord("feature", f"feature {name}: {len(values)} values for {count} impressions")
+        if isinstance(feature, VectorFeature):
+            size += count * feature.size * _FLOAT_BYTES
+    check_size(size)
 
 
 def _packed(name: str, values: Sequence[Any], kind: str) -> bytes:

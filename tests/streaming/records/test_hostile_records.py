@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 import timeit
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from streaming.features.kinds import Feature, VectorFeature
 from streaming.join.core import Joiner
 from streaming.join.embedded import catch_up
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS, EmbeddedLog
@@ -87,7 +90,7 @@ def read_json_request(record: bytes) -> object:
     return decode_request(pack_request(record, FEATURES), MAX_TIME_MS)
 
 
-JSON_REQUEST = {
+JSON_REQUEST: dict[str, Any] = {
     "version": 1,
     "request_id": "r1",
     "served_at": 5000,
@@ -118,6 +121,50 @@ def test_every_hostile_record_is_a_dead_letter(seed: int) -> None:
         core.add(ENGAGEMENTS, arrived(offset, rng.choice(makers)()))
     core.advance(END)
     assert len(core.drain().dead_letters) > 400
+
+
+WIDE: dict[str, Feature] = {"embedding": VectorFeature(kind="vector", column="embedding", size=1024)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("item", "null"), ("item", "1"), ("tags", "null"), ("tags", "[]"), ("price", "null"), ("embedding", "null")],
+)
+def test_values_are_counted_before_they_are_converted(name: str, value: str) -> None:
+    """The nulls of one vector asked for 160 MB here, and for 6 GiB in a record of 4 MB."""
+    record = json.dumps(JSON_REQUEST | {"features": {name: ["VALUES"]}}).replace('"VALUES"', ",".join([value] * 20_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRecord, match=f"feature {name}: 20000 values for 2 impressions"):
+            pack_request(record.encode(), FEATURES | WIDE)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("features", [{"embedding": 1025}, {"embedding": 1000, "picture": 25}])
+def test_vectors_that_no_record_has_room_for_are_too_large(features: dict[str, int]) -> None:
+    kinds: dict[str, Feature] = {
+        name: VectorFeature(kind="vector", column=name, size=size) for name, size in features.items()
+    }
+    impressions = [f"i{at}" for at in range(1024)]
+    request = JSON_REQUEST | {"impression_ids": impressions, "features": dict.fromkeys(features, [None] * 1024)}
+    with pytest.raises(BadRecord, match="bytes; allowed: 4194304") as refused:
+        pack_request(json.dumps(request).encode(), kinds)
+    assert refused.value.reason == "too_large"
+
+
+def test_a_large_json_record_is_not_decoded() -> None:
+    record = json.dumps(JSON_REQUEST | {"pad": "x" * (4 << 20)}).encode()
+    with pytest.raises(BadRecord, match=f"{len(record)} bytes; allowed: 4194304"):
+        pack_request(record, FEATURES)
+
+
+def test_too_many_nulls_are_a_dead_letter() -> None:
+    core = make_joiner(CLICK)
+    record = json.dumps(JSON_REQUEST | {"features": JSON_REQUEST["features"] | {"embedding": [None] * 100_000}})
+    core.add(IMPRESSIONS, arrived(3, record.encode()))
+    assert reasons(core.drain().dead_letters) == [(IMPRESSIONS, 3, "feature")]
 
 
 def test_lists_within_lists_cost_no_more_than_others() -> None:
