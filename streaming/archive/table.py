@@ -90,10 +90,19 @@ class Archive:
 
     def positions(self) -> dict[int, Position]:
         """Return the positions of all partitions that examples came from."""
-        files = self._files()
-        last = max(files.column("max.partition").to_pylist()) if len(files) else -1
-        found = ((partition, self.position(partition)) for partition in range(last + 1))
+        found = ((partition, self.position(partition)) for partition in range(self._last_partition() + 1))
         return {partition: position for partition, position in found if position is not None}
+
+    def _last_partition(self) -> int:
+        """Return the last partition that examples came from; -1 if there are none."""
+        files = self._files()
+        known = files.column("max.partition") if "max.partition" in files.column_names else pa.nulls(len(files))
+        last = pc.max(known).as_py()
+        last = -1 if last is None else last
+        if known.null_count:  # files have statistics of a table's first 32 columns only, and this is one of the last
+            later = self._table.to_pyarrow_dataset().scanner(["partition"], pc.field("partition") > last)
+            last = max((pc.max(each.column(0)).as_py() for each in later.to_batches() if each.num_rows), default=last)
+        return int(last)
 
     def append(self, records: Sequence[Archived], positions: Mapping[int, Position]) -> bool:
         """Commit records and positions. If another writer has moved one of these partitions since, write nothing, load the newest
