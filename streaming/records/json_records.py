@@ -39,20 +39,21 @@ _FLOAT_BYTES = 4
 _decoder = msgspec.json.Decoder(_JsonRequest)
 
 
-def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
-    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features."""
+def pack_request(payload: bytes, features: Mapping[str, Feature], *, taken_before: bool = False) -> bytes:
+    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features. In one that was
+    ``taken_before``, under other features, columns that do not fit are empty."""
     check_size(len(payload))
     with refusing(partial(BadRecord, "malformed"), BadRecord):
         read = _decoder.decode(payload)
-        _check_values(read, features)
+        shared = {name: [value] for name, value in read.shared.items()}
         return encode(
             Request(
                 version=read.version,
                 request_id=read.request_id,
                 served_at=read.served_at,
                 impression_ids=read.impression_ids,
-                shared=_columns({name: [value] for name, value in read.shared.items()}, features, taken_before),
-                features=_columns(read.features, features, taken_before),
+                shared=_columns(shared, features, 1, taken_before),
+                features=_columns(read.features, features, len(read.impression_ids), taken_before),
                 positions=_packed("positions", read.positions, "<i4"),
                 scores=_packed("scores", read.scores, "<f4"),
                 sparse_version=read.sparse_version,
@@ -62,17 +63,27 @@ def pack_request(payload: bytes, features: Mapping[str, Feature]) -> bytes:
         )
 
 
-def _check_values(read: _JsonRequest, features: Mapping[str, Feature]) -> None:
-    """Raise `BadRecord` for a feature without one value an impression, and for vectors that no record has room for: a null is short
-    in JSON, but as long as any vector once it is packed."""
-    count, size = len(read.impression_ids), 0
-    for name, values in read.features.items():
-        feature = features.get(name)
-        if feature is not None and len(values) != count:
-            raise BadRecord("feature", f"feature {name}: {len(values)} values for {count} impressions")
-        if isinstance(feature, VectorFeature):
-            size += count * feature.size * _FLOAT_BYTES
-    check_size(size)
+def _columns(
+    values: Mapping[str, Sequence[Any]], features: Mapping[str, Feature], count: int, taken_before: bool
+) -> dict[str, Packed]:
+    """Return packed columns. Values are counted before they are converted: a null is short, but once packed as long as any vector."""
+    packed: dict[str, Packed] = {}
+    size = 0
+    for name, each in values.items():
+        if (feature := features.get(name)) is None:
+            continue
+        try:
+            if len(each) != count:
+                raise BadRecord("feature", f"feature {name}: {len(each)} values for {count} impressions")
+            if isinstance(feature, VectorFeature):
+                size += count * feature.size * _FLOAT_BYTES
+                check_size(size)
+            packed[name] = pack_values(name, feature, each)
+        except BadRecord:
+            if not taken_before:
+                raise
+            packed[name] = b""
+    return packed
 
 
 def _packed(name: str, values: Sequence[Any], kind: str) -> bytes:

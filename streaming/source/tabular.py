@@ -208,7 +208,9 @@ def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
         return "skip"
 
     # The handler must see blank lines too: if the reader skipped them, line numbers would be wrong.
-    parse = pa.csv.ParseOptions(delimiter=file.delimiter, invalid_row_handler=refuse, ignore_empty_lines=False)
+    parse = pa.csv.ParseOptions(
+        delimiter=file.delimiter, invalid_row_handler=refuse, ignore_empty_lines=False, newlines_in_values=True
+    )
     options = pa.csv.ReadOptions(use_threads=False)  # only a single thread reports line numbers
     try:
         with pa.csv.open_csv(path, read_options=options, parse_options=parse) as reader:
@@ -226,7 +228,8 @@ def _csv(path: Path, file: File, columns: list[str]) -> RowFile:
         )
         table = pa.csv.read_csv(path, read_options=options, parse_options=parse, convert_options=convert)
     except Exception as error:
-        raise Problems([Problem(str(path), "file", _show(str(error)), "allowed: CSV with a header line")]) from None
+        allowed = "allowed: CSV in UTF-8 with a header line"
+        raise Problems([Problem(str(path), "file", why(error), allowed)]) from None
     lines = pa.array(
         [line for line in range(2, table.num_rows + len(left_out) + 2) if line not in left_out], pa.int64()
     )
