@@ -111,9 +111,11 @@ def next_head(
     rebuild_points, at, keep = head.rebuild_points, joiner.newest, keep_ms(head.taken_under, spec)
     while len(rebuild_points) > 1 and rebuild_points[1].newest < published - keep:
         rebuild_points = rebuild_points[1:]
-    if at >= rebuild_points[-1].newest + keep // _POINTS and offsets.keys() == joiner.reached.keys():
+    is_over = at < published - keep  # nothing that was taken matters any more; without new input, examples still grows
+    if (is_over or at >= rebuild_points[-1].newest + keep // _POINTS) and offsets.keys() == joiner.reached.keys():
         ends = outputs[EXAMPLES], outputs[DEAD_LETTERS]
-        rebuild_points = [*rebuild_points, RebuildPoint(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], *ends)]
+        point = RebuildPoint(at, offsets[IMPRESSIONS], offsets[ENGAGEMENTS], *ends)
+        rebuild_points = [point] if is_over else [*rebuild_points, point]
     if len(rebuild_points) > 4 * _POINTS:  # one input is far ahead; with fewer points a rebuild reads a little more
         rebuild_points = [rebuild_points[0], *rebuild_points[1::2]]
     taken = head.taken_under

@@ -28,16 +28,23 @@ class JoinOutput(NamedTuple):
 
 
 class RowSizes(NamedTuple):
-    """The bytes of a request that each of its rows has, and those that are divided among its rows."""
+    """The bytes of a request that each of its rows has, and those that are divided among its ``rows``."""
 
     each: int
     divided: int
+    rows: int
 
     @classmethod
     def of(cls, request: Request) -> RowSizes:
         """Measure a request."""
+        ids = request.impression_ids
         shared = packed_bytes(request.shared) + len(request.request_id)
-        return cls(shared + _ROW_BYTES, packed_bytes(request.features) + len("".join(request.impression_ids)))
+        return cls(shared + _ROW_BYTES, packed_bytes(request.features) + len("".join(ids)), len(ids))
+
+    @property
+    def row(self) -> int:
+        """The bytes of a row, on average."""
+        return self.each + self.divided // self.rows
 
 
 class Output:
@@ -59,7 +66,7 @@ class Output:
 
     def room(self, sizes: RowSizes) -> int:
         """Return how many rows of a request fit; at least one."""
-        return max(1, (self._batch_bytes - self._bytes) // sizes.each)
+        return max(1, (self._batch_bytes - self._bytes) // sizes.row)
 
     def add(self, decided: Decided) -> None:
         """Add impressions. `grow` says what they take."""
@@ -67,13 +74,12 @@ class Output:
 
     def grow(self, sizes: RowSizes, rows: int) -> None:
         """Note that a request takes the bytes of so many rows."""
-        self._bytes += sizes.divided + sizes.each * rows
+        self._bytes += sizes.row * rows
 
     def correct(self, decided: Decided, sizes: RowSizes) -> None:
         """Add a single impression, on its own."""
         self._ready.append(decided)
-        count = 1 if sizes.divided > _UNEVEN_BYTES else len(decided.request.impression_ids)
-        self._bytes += sizes.each + sizes.divided // count
+        self._bytes += sizes.each + sizes.divided if sizes.divided > _UNEVEN_BYTES else sizes.row
 
     def refuse(self, letter: DeadLetter) -> None:
         """Add a dead letter."""

@@ -152,8 +152,8 @@ class JoinPartition:
         self.gaps.append(gap)
         self._offsets[gap.topic] = gap.stop
 
-    def step(self, ended: Mapping[str, bool], as_of_ms: int, publish_every_ms: int) -> None:
-        """Emit what is due, and commit what was taken.
+    def step(self, ended: Mapping[str, bool], as_of_ms: int, publish_every_ms: int) -> bool:
+        """Emit what is due, and commit what was taken. Return whether there was anything to commit.
 
         ``ended`` says which inputs were read to their end as of ``as_of_ms``. Without anything else to commit, the watermark is
         published once it has moved by ``publish_every_ms``.
@@ -173,7 +173,7 @@ class JoinPartition:
         moved = published - self._head.published
         news = self._taken or output.examples or output.dead_letters or self.busy or self._state.is_full
         if not news and moved < publish_every_ms:
-            return
+            return False
         before = self._head.published
         points = self._head.rebuild_points
         self._head = self._head_of(self._head.sequence + 1, published)
@@ -190,6 +190,7 @@ class JoinPartition:
             self._head.examples, self._head.dead_letters = self._outputs[EXAMPLES], self._outputs[DEAD_LETTERS]
             self._write()
             self._written_at_ms = as_of_ms
+        return True
 
     def _head_of(self, sequence: int, published: int) -> Head:
         """Return the head of the current state."""

@@ -74,8 +74,8 @@ class Member:
 
     @property
     def waits(self) -> bool:
-        """Whether the last try to recover it, or to find out where to read on, failed."""
-        return not self.positioned and self.retry.failing
+        """Whether something failed for it, and since then it has neither committed nor caught up."""
+        return self.retry.failing
 
     def lose_place(self) -> None:
         """Note that it is unknown where to read on."""
@@ -348,7 +348,8 @@ class JoinService:
         if waits and not (join.busy or join.is_full):
             return True
         try:
-            join.step({topic: not lag for topic, lag in member.lag.items()}, as_of_ms, self._publish_every_ms)
+            ended = {topic: not lag for topic, lag in member.lag.items()}
+            committed = join.step(ended, as_of_ms, self._publish_every_ms)
             member.stepped_at_ms = now_ms
         except BrokerError as error:
             self._broken(member, error)
@@ -357,5 +358,6 @@ class JoinService:
         except Exception as error:
             self._damaged(member, error)
             return True
-        member.retry.worked()
+        if committed or member.caught_up:  # else it is not known whether what failed works again
+            member.retry.worked()
         return True

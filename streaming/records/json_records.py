@@ -66,7 +66,7 @@ def pack_request(payload: bytes, features: Mapping[str, Feature], *, taken_befor
 def _columns(
     values: Mapping[str, Sequence[Any]], features: Mapping[str, Feature], count: int, taken_before: bool
 ) -> dict[str, Packed]:
-    """Return packed columns. Values are counted before they are converted: a null is short, but once packed as long as any vector."""
+    """Return packed columns. Values are counted before they are converted: a null is short until it is packed, as any vector."""
     packed: dict[str, Packed] = {}
     size = 0
     for name, each in values.items():

@@ -11,7 +11,7 @@ from streaming.join.commit import ForgottenError
 from streaming.join.embedded import EmbeddedBrokers, EmbeddedOutlet, catch_up
 from streaming.join.metrics import JoinMetrics
 from streaming.join.service import JoinService
-from streaming.log import IMPRESSIONS, EmbeddedLog, NoLeaderError
+from streaming.log import IMPRESSIONS, BrokerError, EmbeddedLog, NoLeaderError
 from tests.commands import ROOT
 from tests.streaming.join.join_world import Served, clicks_service, request_record
 
@@ -42,8 +42,9 @@ def test_a_partition_without_a_leader_waits_and_its_lag_is_unknown(
         patched.setattr(EmbeddedBrokers, "check_leaders", refuse)
         service.round()
         assert shown(service, "waiting") == {("0",): 1} and shown(service, "lag") == {}
-    clock.move_to(START + 3000)
-    catch_up(service)
+    for milliseconds in (3000, 3001):
+        clock.move_to(START + milliseconds)
+        catch_up(service)
     lag = {("impressions", "0"): 0, ("engagements", "0"): 0}
     assert shown(service, "waiting") == {("0",): 0} and shown(service, "lag") == lag
     log.append(IMPRESSIONS, 0, [request_record(Served("r1", START, 1))])
@@ -69,6 +70,33 @@ def test_a_partition_whose_commit_is_not_a_joiners_waits(tmp_path: Path, monkeyp
         clock.move_to(START + 3000 * second)
         service.round()
         assert shown(service, "waiting") == {("0",): 1} and shown(service, "lag") == {}
+    service.leave()
+    log.close()
+
+
+def test_a_partition_whose_transactions_fail_waits_until_one_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It recovers and reads on between two tries, which is no success: an alert waits for a gauge that stays."""
+    clock = EventClock(START)
+    log = EmbeddedLog(tmp_path / "log", durable=False, clock=clock)
+    service = clicks_service(log, clock, lateness=100)
+    catch_up(service)
+    log.append(IMPRESSIONS, 0, [request_record(Served("r1", START, 1))])
+
+    def refuse(self: EmbeddedOutlet, outbox: object, commit: object) -> None:
+        raise BrokerError("MSG_SIZE_TOO_LARGE: a letter")
+
+    with monkeypatch.context() as patched, caplog.at_level("WARNING"):
+        patched.setattr(EmbeddedOutlet, "send", refuse)
+        for second in range(1, 30):
+            clock.move_to(START + 3000 * second)
+            service.round()
+            assert shown(service, "waiting") == {("0",): 1}
+    assert len([each for each in caplog.records if "back after" in each.getMessage()]) == 0
+    clock.move_to(START + 100_000)
+    catch_up(service)
+    assert shown(service, "waiting") == {("0",): 0}
     service.leave()
     log.close()
 
