@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as TextTable
 
 from basis.settings import format_duration
 from minutely.advice import LabelDelays, advice
 from minutely.config import Pipeline
+from minutely.terminal import literal
 from streaming.features.columns import Ragged
 from streaming.records.labels import Label
 from streaming.source.logged_events import LoggedEvents
@@ -29,7 +29,7 @@ def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None
     )
     console.print(_features(pipeline, events), _labels(pipeline, events))
     for problem in advice(pipeline, events):
-        console.print(f"[yellow]look at[/yellow] {escape(str(problem))}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]look at[/yellow] {literal(str(problem))}", soft_wrap=True, highlight=False)
 
 
 def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
-from rich.markup import escape
 
 from minutely.cli_options import (
     Duration,
@@ -25,7 +24,7 @@ from minutely.cli_options import (
     metrics_option,
 )
 from minutely.ends import Ending
-from minutely.terminal import Terminal
+from minutely.terminal import Terminal, literal
 
 if TYPE_CHECKING:
     from minutely.service import Address
@@ -249,7 +248,7 @@ def dead_letters(
 
 def _by_reason(counts: Counter[str]) -> str:
     """As it is printed; reasons are texts of records."""
-    return escape(f" ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})") if counts else ""
+    return literal(f" ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})") if counts else ""
 
 
 COMMANDS = (join, archive, train, serve, freshness, produce, dead_letters)

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from minutely.config import Pipeline
 from minutely.run_letters import kept_letters
 from minutely.service import stop_on_signal
+from minutely.terminal import literal
 from streaming.clock import WallClock
 from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
@@ -87,7 +87,7 @@ class _Shown:
             begin, cut = letter.payload[:_SHOWN_BYTES], f", cut from {letter.cut_from}" * bool(letter.cut_from)
             shown = f"{len(letter.payload)}{cut}: {begin!r}"
             place = letter.topic, str(letter.partition), str(letter.offset)
-            self._table.add_row(*map(escape, (*place, letter.reason, letter.detail, shown)))
+            self._table.add_row(*map(literal, (*place, letter.reason, letter.detail, shown)))
 
     def print(self, console: Console) -> None:
         if self._table.row_count:
@@ -96,7 +96,7 @@ class _Shown:
         console.print(f"{self.count} dead letters{shown}")
         if self._reasons and not self.count:
             others = ", ".join(f"{reason} {count}" for reason, count in sorted(self._reasons.items()))
-            console.print(escape(f"none of reason {self._reason}; there are: {others}"))
+            console.print(literal(f"none of reason {self._reason}; there are: {others}"))
 
 
 def show(console: Console, pipeline: Pipeline, reason: str | None, limit: int) -> None:

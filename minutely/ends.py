@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-from rich.markup import escape
-
 from basis.problems import (
     BadFile,
     GapError,
@@ -20,7 +18,7 @@ from basis.problems import (
     UnreadableError,
 )
 from minutely.service import CannotListen
-from minutely.terminal import Terminal
+from minutely.terminal import Terminal, literal
 
 
 class Ending(IntEnum):
@@ -68,5 +66,5 @@ def errors_as_statuses() -> Iterator[None]:
 def _end(status: Ending, kind: str, *lines: str) -> None:
     console = Terminal(stderr=True)
     for line in lines:
-        console.print(f"[red]{kind}[/red] {escape(line)}")
+        console.print(f"[red]{kind}[/red] {literal(line)}")
     sys.exit(status)

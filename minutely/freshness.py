@@ -11,11 +11,11 @@ from http.client import HTTPException
 import msgspec
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from basis.decoding import why
 from basis.problems import NoAnswerError
+from minutely.terminal import literal
 from serving.freshness import STAGES
 from serving.status import Status
 
@@ -101,15 +101,15 @@ def table(found: Sequence[Looked]) -> Table:
     for each in found:
         status = each.status
         if status is None:
-            made.add_row(each.url, f"[red]{escape(each.error or '')}[/red]")
+            made.add_row(literal(each.url), f"[red]{literal(each.error or '')}[/red]")
             continue
         delays = status.decided_to_servable_seconds
         state = f"[{_COLORS[status.state]}]{status.state}[/]" + (
             f" pinned by {status.pinned_by}" if status.pinned else ""
         )
         made.add_row(
-            status.replica,
-            state + (f" [red]{escape(' '.join(status.problem.split()))}[/red]" if status.problem else ""),
+            literal(status.replica),
+            state + (f" [red]{literal(' '.join(status.problem.split()))}[/red]" if status.problem else ""),
             str(status.sparse_version),
             str(status.dense_version),
             seconds(status.freshness_seconds),

@@ -8,10 +8,12 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prometheus_client import start_http_server
 from prometheus_client.registry import Collector, CollectorRegistry
+
+from basis.printable import printable
 
 BACKLOG = 2048
 
@@ -68,9 +70,21 @@ def serve_metrics(collector: Collector, address: Address) -> None:
         start_http_server(address.port, address.host, registry)
 
 
+class _Lines(logging.Formatter):
+    """One line for each message, whatever texts of others it holds, and after it the lines of a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+
 def log_to_stderr() -> None:
     """Lines of the services, and of libraries only what is wrong."""
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("minutely").setLevel(logging.INFO)
 
 

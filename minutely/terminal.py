@@ -6,8 +6,16 @@ import os
 from typing import ClassVar
 
 from rich.console import Console
+from rich.markup import escape
+
+from basis.printable import printable
 
 _WIDE = 10_000
+
+
+def literal(text: str) -> str:
+    """Return markup that prints a text of others as it is, its control characters escaped, on one line."""
+    return escape(printable(text))
 
 
 class Terminal(Console):

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as TextTable
 
 from basis.problems import BadFile
 from minutely.place import open_published, open_versions
+from minutely.terminal import literal
 from paramserver import history
 from paramserver import manifest as manifests
 from paramserver.delta_log import DeltaLog
@@ -59,9 +59,9 @@ def _print(console: Console, items: list[dict[str, Any]], damaged: list[str], ho
     console.width = max(console.width, _WIDTH)  # a line a version, also where the terminal is narrower
     console.print(table)
     for problem in damaged:
-        console.print(f"[red]damaged[/red] {escape(problem)}", soft_wrap=True)
+        console.print(f"[red]damaged[/red] {literal(problem)}", soft_wrap=True)
     if hold is not None:
-        console.print(f"Training is held after version {hold.after}: {escape(hold.reason)}", soft_wrap=True)
+        console.print(f"Training is held after version {hold.after}: {literal(hold.reason)}", soft_wrap=True)
 
 
 def _readable(read: Callable[[Files], _Mark], files: Files, damaged: list[str]) -> _Mark | None:
@@ -144,7 +144,7 @@ def release(console: Console, place: str) -> None:
         pin = read_pin(files)
     except BadFile as error:  # as long as it is there, no rollback is possible either
         unpin(files)
-        console.print(f"{escape(str(error))}; removed: replicas take the newest again", soft_wrap=True)
+        console.print(f"{literal(str(error))}; removed: replicas take the newest again", soft_wrap=True)
         return
     unpin(files)
     newest = f"the newest version, {manifests.numbers(files)[-1]},"

@@ -34,10 +34,10 @@ def check_form(files: Files, manifest: Manifest, form: str) -> str:
         earlier = data.decode()
         found = differences(earlier, form)
     if found:
-        shown = "".join(f"\n  {place}: {change}" for place, change in found.items())
+        shown = "; ".join(f"{place}: {change}" for place, change in found.items())
         raise BadFile(
             f"version {manifest.version}: made by another config; allowed: that one, with features or tables added, "
-            f"or a new place for the versions:{shown}"
+            f"or a new place for the versions: {shown}"
         )
     return earlier
 
