@@ -51,10 +51,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class SentAgain(NamedTuple):
-    """What was sent, and what was passed over because no fix mends it, or because the letter has only a part of it; by reason."""
+    """What was sent, by reason; what was passed over because no fix mends it, or because the letter has only a part of it; and what
+    was because the letter names a partition that is not there."""
 
     sent: Counter[str]
     left: Counter[str]
+    astray: Counter[str]
 
 
 _VERSION = 1
@@ -70,7 +72,7 @@ def send_again(pipeline: Pipeline, reason: str | None, since_ms: int | None = No
         Problems: the same command, started meanwhile elsewhere, took over; or, without ``since_ms``, brokers may have forgotten
             that letters were sent before. Then nothing is sent.
     """
-    found, now_ms = SentAgain(Counter(), Counter()), WallClock().now_ms()
+    found, now_ms = SentAgain(Counter(), Counter(), Counter()), WallClock().now_ms()
     reasons = MENDABLE if reason is None else {reason}
     with stop_on_signal() as stop:
         retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
@@ -149,7 +151,7 @@ class _Partition:
         if not unknown or before_ms <= 0:
             return 0
         return sum(
-            _key(letter.reason, letter.topic) in unknown and not letter.cut_from and record.appended_at < before_ms
+            _key(letter.reason, letter.topic) in unknown and self._is_sent(letter) and record.appended_at < before_ms
             for record, letter in letters_of(self._history, self._partition, 0, end, stop)
         )
 
@@ -177,9 +179,10 @@ class _Partition:
         batch: list[DeadLetter] = []
         size, start = 0, min(self._place.get(_key(reason, topic), 0) for reason in self._reasons)
         for record, letter in letters_of(self._history, self._partition, start, end, stop):
-            offset, is_sent = record.offset, letter.reason in self._reasons and not letter.cut_from
+            offset, is_sent = record.offset, self._is_sent(letter)
             if letter.topic == topic and not is_sent and offset >= self._counted[topic]:
-                self._found.left[letter.reason] += 1
+                passed_over = self._found.left if self._is_there(letter) else self._found.astray
+                passed_over[letter.reason] += 1
                 self._counted[topic] = offset + 1
             if letter.topic != topic or offset < self._place.get(_key(letter.reason, topic), 0):
                 continue
@@ -191,6 +194,12 @@ class _Partition:
                     batch, size = [], 0
         if not stop():
             self._send(topic, batch, end)
+
+    def _is_sent(self, letter: DeadLetter) -> bool:
+        return letter.reason in self._reasons and not letter.cut_from and self._is_there(letter)
+
+    def _is_there(self, letter: DeadLetter) -> bool:
+        return 0 <= letter.partition < self._pipeline.kafka.partitions
 
     def _send(self, topic: str, batch: list[DeadLetter], offset: int) -> None:
         """One transaction: letters, if any, and that everything before ``offset`` was sent, unless that is known."""

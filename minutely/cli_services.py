@@ -242,6 +242,9 @@ def dead_letters(
         if found.left:
             what = "--reason sends them all the same, except letters that are cut"
             console.print(f"passed over {found.left.total()}{_by_reason(found.left)}; {what}")
+        if found.astray:
+            what = "they name partitions that are not there"
+            console.print(f"passed over {found.astray.total()}{_by_reason(found.astray)}; {what}")
     else:
         show(console, pipeline, reason, limit)
 

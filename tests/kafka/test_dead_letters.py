@@ -306,6 +306,24 @@ def test_a_letter_that_is_cut_is_never_sent(kafka: KafkaSettings) -> None:
     assert f"{MAX_RECORD_BYTES}, cut from {MAX_RECORD_BYTES + 1}: b'xxx" in shown(pipeline)
 
 
+@pytest.mark.parametrize("partition", [3, -1, 1 << 40])
+def test_a_letter_of_no_partition_is_passed_over_and_the_others_are_sent(
+    kafka: KafkaSettings, tmp_path: Path, partition: int
+) -> None:
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    letters(kafka, (0, IMPRESSIONS, "future", b"r0"))
+    astray = DeadLetter(topic=IMPRESSIONS, partition=partition, offset=0, reason="future", detail="", payload=b"astray")
+    with producer_of(kafka) as producer:
+        producer.send(kafka.topic(DEAD_LETTERS), encode(astray), partition=0)
+    letters(kafka, (0, IMPRESSIONS, "future", b"r1"))
+    said = run(f"{write_config(pipeline, tmp_path)} --again")
+    assert "sent 2 again (future 2)" in said
+    assert "passed over 1 (future 1); they name partitions that are not there" in said
+    assert sent_to(kafka, IMPRESSIONS) == [(0, b"r0"), (0, b"r1")]
+    assert send_again(pipeline, None) == (Counter(), Counter(), Counter())
+
+
 def test_of_two_at_once_the_later_one_sends(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = make_pipeline(kafka)
     ensure_topics(kafka)
