@@ -47,6 +47,8 @@ _PROBED_BYTES = 100_000_000
 """The same where only a batch's offset matters, which the client also names when it gives up; compressed, all are smaller."""
 _READERS = "minutely-readers"
 _BEGIN, _END = -2, -1
+_NOT_THERE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
+"""What brokers say of a topic that is missing, or was just made: none of its partitions has a leader."""
 
 
 def broker_error(cause: KafkaError | KafkaException) -> BrokerError:
@@ -152,10 +154,12 @@ def _offsets(
 
 def _check_leaders(consumer: Consumer, ats: Iterable[TopicPartition], seconds: float) -> None:
     found = []
-    for name in {at.topic for at in ats}:
-        partitions = consumer.list_topics(name, seconds).topics[name].partitions
-        gone = {number for number, partition in partitions.items() if partition.leader < 0}
-        found += [at for at in ats if at.topic == name and at.partition in gone]
+    for name in sorted({at.topic for at in ats}):
+        topic = consumer.list_topics(name, seconds).topics[name]
+        if topic.error is not None and topic.error.code() not in _NOT_THERE:
+            raise KafkaException(KafkaError(topic.error.code(), f"{name}: {topic.error.str()}"))
+        led = {number for number, partition in topic.partitions.items() if partition.leader >= 0}
+        found += [at for at in ats if at.topic == name and at.partition not in led]
     if found:
         names = ", ".join(f"{at.topic}/{at.partition}" for at in found)
         raise NoLeaderError(f"LEADER_NOT_AVAILABLE: no broker leads {names}", {at.partition for at in found})
@@ -163,7 +167,7 @@ def _check_leaders(consumer: Consumer, ats: Iterable[TopicPartition], seconds: f
 
 @as_broker_error
 def check_leaders(consumer: Consumer, ats: Sequence[TopicPartition], seconds: float) -> None:
-    """Raise `NoLeaderError` if some have no leader; do not ask, read or write those."""
+    """Raise `NoLeaderError` if some have no leader, or are not there at all; do not ask, read or write those."""
     _check_leaders(consumer, ats, seconds)
 
 

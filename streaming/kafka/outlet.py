@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -16,6 +16,7 @@ from streaming.kafka.client import (
     POLL_SECONDS,
     as_broker_error,
     bounded,
+    broker_error,
     offer,
     reader_of,
     timed_out,
@@ -79,10 +80,13 @@ class Transactions:
         producer = self._producer
         assert producer is not None
         ends: dict[str, int] = {}
+        failed: dict[str, KafkaError] = {}
 
         def delivered(topic: str, error: KafkaError | None, message: Message) -> None:
             if error is None:
                 ends[topic] = max(ends.get(topic, 0), (message.offset() or 0) + 1)
+            else:
+                failed.setdefault(topic, error)
 
         producer.begin_transaction()
         until = time.monotonic() + _TRANSACTION_MS / 1000
@@ -96,8 +100,16 @@ class Transactions:
             for name, offset in zip(self._topics, offsets, strict=True)
         ]
         bounded(producer.send_offsets_to_transaction, BLOCK_SECONDS, ats, self._membership, BLOCK_SECONDS)
-        bounded(producer.commit_transaction, _TRANSACTION_MS / 1000, _TRANSACTION_MS / 1000)
+        try:
+            bounded(producer.commit_transaction, _TRANSACTION_MS / 1000, _TRANSACTION_MS / 1000)
+        except KafkaException as error:
+            raise self._with_deliveries(error.args[0], failed) from None
         return ends
+
+    def _with_deliveries(self, error: KafkaError, failed: Mapping[str, KafkaError]) -> KafkaException:
+        """Return an error of a commit, which only counts the records that were not delivered, with what became of them."""
+        whys = [f"{self._settings.topic(topic)}: {broker_error(why)}" for topic, why in failed.items()]
+        return KafkaException(KafkaError(error.code(), "; ".join([error.str(), *whys])))
 
     def close(self) -> None:
         """Drop the producer without waiting; a transaction that is under way ends by timeout or by the next owner."""

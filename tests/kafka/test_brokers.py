@@ -13,7 +13,7 @@ from streaming.join.brokers import Fetched
 from streaming.kafka.brokers import KafkaBrokers
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, NoLeaderError
 from tests.kafka.joining import MINUTE, now_ms
 from tests.kafka.traffic import alter, delete_before, producer_of
 
@@ -121,6 +121,25 @@ def test_a_time_that_its_producer_gave_a_record_is_not_when_it_was_appended(kafk
     *claimed, by_broker = found
     assert all(sent_at < record.appended_at <= now_ms() for record in claimed)
     assert by_broker.appended_at <= sent_at
+
+
+def test_what_is_not_there_has_no_leader(kafka: KafkaSettings) -> None:
+    """A partition, or a whole topic: said at once, with its name."""
+    brokers = KafkaBrokers(kafka)
+    try:
+        with pytest.raises(NoLeaderError, match=kafka.topic(f"{EXAMPLES}/1")) as nothing:
+            brokers.check_leaders([0, 1])
+        assert nothing.value.partitions == {0, 1}
+        ensure_topics(kafka)
+        brokers.check_leaders(range(kafka.partitions))
+        began = time.monotonic()
+        for ask in (brokers.check_leaders, brokers.begins, brokers.ends):
+            with pytest.raises(NoLeaderError, match=kafka.topic(f"{IMPRESSIONS}/7")) as missing:
+                ask([0, 7])
+            assert missing.value.partitions == {7}
+        assert time.monotonic() - began < 5
+    finally:
+        brokers.leave()
 
 
 def test_partitions_are_shared_and_given_up_at_once(kafka: KafkaSettings) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
@@ -94,6 +96,31 @@ def test_partitions_that_always_fail_keep_no_other_from_its_turn(
     ensure_topics(kafka)
     service = make_join_service(make_pipeline(kafka), tmp_path, WallClock())
     run_until(service, lambda made: any(member.join.published > 0 for member in made.members.values()))
+
+
+def test_a_partition_that_one_topic_lacks_keeps_no_other_waiting(
+    kafka: KafkaSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where somebody adds partitions to `impressions` alone: each call that asked for it took as long as a call may."""
+    kafka = kafka.model_copy(update={"partitions": 2})
+    ensure_topics(kafka)
+    with AdminClient(kafka.client()) as admin:
+        (grown,) = admin.create_partitions([NewPartitions(kafka.topic(IMPRESSIONS), 3)]).values()
+        grown.result()
+    service = make_join_service(make_pipeline(kafka), tmp_path, WallClock())
+    rounds: list[int] = []
+
+    def others_go_on(made: JoinService) -> bool:
+        if len(made.members) < 3:
+            return False
+        rounds.append(now_ms())
+        return min(made.members[at].join.published for at in (0, 1)) > rounds[0] + 5_000
+
+    with caplog.at_level(logging.WARNING):
+        run_until(service, others_go_on)
+    assert max(after - before for before, after in pairwise(rounds)) < 10_000
+    names = ", ".join(kafka.topic(f"{topic}/2") for topic in (DEAD_LETTERS, ENGAGEMENTS, EXAMPLES))
+    assert f"partition 2: LEADER_NOT_AVAILABLE: no broker leads {names}; retrying" in caplog.text
 
 
 def test_a_broker_away_keeps_only_its_own_partitions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

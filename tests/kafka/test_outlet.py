@@ -17,7 +17,7 @@ from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed, ForgottenError, encode_commit
 from streaming.join.state import RebuildPoint
 from streaming.kafka import outlet as kafka_outlet
-from streaming.kafka.outlet import KafkaOutlet
+from streaming.kafka.outlet import KafkaOutlet, Transactions
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
@@ -81,6 +81,16 @@ def test_who_was_fenced_is_told_so_and_leaves_nothing_behind(kafka: KafkaSetting
     assert [value for _, value in read_topic(kafka, EXAMPLES)[0]] == [b"1", b"3"]
     for outlet in (first, second):
         outlet.close()
+
+
+def test_an_error_names_the_topic_and_why_a_record_was_not_delivered(kafka: KafkaSettings) -> None:
+    """The commit's own error only counts such records."""
+    ensure_topics(kafka)
+    transactions = Transactions(kafka, "group", 0, [EXAMPLES])
+    with closing(transactions):
+        transactions.open()
+        with pytest.raises(BrokerError, match=rf"^INCONSISTENT: .*; {kafka.topic(EXAMPLES)}: UNKNOWN_PARTITION: "):
+            transactions.send([(EXAMPLES, 0, b"1"), (EXAMPLES, kafka.partitions, b"2")], [0], "")
 
 
 def move(kafka: KafkaSettings, topic: str, offset: int, metadata: str = "") -> None:
