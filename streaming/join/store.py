@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +21,8 @@ _OWN_LOGS, _OWN_LOG_BYTES = 5, 4 << 20
 _IN_USE = ("IO error: While lock file: ", "IO error: lock hold by current process")
 _DAMAGED = ("Corruption: ", "IO error: No such file or directory: ")
 """How RocksDB's errors begin if files are damaged or missing."""
+_FAILED, _FAILED_IN_RUST = "IO error: ", " (os error "
+"""How they begin, or what those of its binding contain, if the system refuses something else, such as more room."""
 
 
 class Batch(Protocol):
@@ -98,7 +102,8 @@ class StoreMemory:
 
 
 class RocksStore:
-    """A store in a folder of its own; `Problems` if another joiner uses it. With damaged or missing files, it starts empty.
+    """A store in a folder of its own; `Problems` if another joiner uses it, or its disk is full. With damaged or missing
+    files, it starts empty.
 
     Stores share ``memory``; without it, a store has 64 MiB of its own. Without ``can_rebuild``, the log keeps too little to rebuild
     what is lost: damage is an error like any other.
@@ -121,11 +126,9 @@ class RocksStore:
             _log.warning("%s does not open, rebuilding it from the log: %s", self._folder, error)
             self._discard()
             db = _open(self._folder, self._memory)
-        self._db, self._closed = db, False
+        self._db, self._closed, self._failed = db, False, False
         self.get = db.get
-        self.write = db.write
         self.iter = db.iter
-        self.delete_range = db.delete_range
         self._remove_discarded()
 
     def _discard(self) -> None:
@@ -142,6 +145,25 @@ class RocksStore:
         """Return an empty batch, for `write`."""
         return WriteBatch(raw_mode=True)
 
+    def write(self, batch: WriteBatch) -> None:
+        """Apply a batch; `Problems` if the disk is full."""
+        with self._writing():
+            self._db.write(batch)
+
+    def delete_range(self, begin: bytes, end: bytes) -> None:
+        """Remove the keys from ``begin`` to before ``end``; `Problems` if the disk is full."""
+        with self._writing():
+            self._db.delete_range(begin, end)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # rocksdict raises no narrower kind
+            named = _named(self._folder, error)
+            self._failed = named is not error
+            raise named from None
+
     def clear(self) -> None:
         """Start over with an empty folder."""
         self.close()
@@ -149,15 +171,17 @@ class RocksStore:
         self._begin()
 
     def close(self) -> None:
-        """Close the folder. Damage is only logged: the next open finds it."""
+        """Close the folder. Damage is only logged: the next open finds it. After a write that failed, this fails silently."""
         if self._closed:
             return
         self._closed = True
         try:
             self._db.close()
         except Exception as error:  # rocksdict raises no narrower kind
+            if self._failed:
+                return
             if not is_damage(error):
-                raise
+                raise _named(self._folder, error) from None
             _log.warning("%s: damage found while closing: %s", self._folder, error)
 
     def is_damage(self, error: Exception) -> bool:
@@ -185,4 +209,13 @@ def _open(folder: Path, memory: StoreMemory) -> Rdict:
         if str(error).startswith(_IN_USE):
             allowed = "another joiner uses this folder; allowed: a folder of its own for each"
             raise Problems([Problem(str(folder), "--state", "", allowed)]) from None
-        raise
+        raise _named(folder, error) from None
+
+
+def _named(folder: Path, error: Exception) -> Exception:
+    """Return an error of the system, such as a full disk, with the folder and what is allowed; others, and damage, as they are."""
+    text = str(error)
+    if is_damage(error) or not (text.startswith(_FAILED) or _FAILED_IN_RUST in text):
+        return error
+    allowed = "allowed: a folder that can be written, on a disk with room; the next start continues with what is there"
+    return Problems([Problem(str(folder), "--state", text.rpartition(": ")[2], allowed)])

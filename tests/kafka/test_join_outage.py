@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import time
 from contextlib import closing
 from itertools import pairwise
@@ -25,6 +27,7 @@ from streaming.records.events import Engagement, encode
 from streaming.records.examples import ExampleFormat
 from tests.commands import missing
 from tests.kafka.joining import MINUTE, StoppedAt, joined_through, now_ms, run_until
+from tests.kafka.services import write_config
 from tests.kafka.traffic import (
     Event,
     check_examples,
@@ -121,6 +124,29 @@ def test_a_partition_that_one_topic_lacks_keeps_no_other_waiting(
     assert max(after - before for before, after in pairwise(rounds)) < 10_000
     names = ", ".join(kafka.topic(f"{topic}/2") for topic in (DEAD_LETTERS, ENGAGEMENTS, EXAMPLES))
     assert f"partition 2: LEADER_NOT_AVAILABLE: no broker leads {names}; retrying" in caplog.text
+
+
+def test_a_full_disk_ends_a_joiner_with_one_line_and_it_goes_on_once_there_is_room(
+    kafka: KafkaSettings, tmp_path: Path
+) -> None:
+    """A limit on files stands in for it."""
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline, state = make_pipeline(kafka), tmp_path / "state"
+    ensure_topics(kafka)
+    start = now_ms() - 5_000
+    traffic = make_traffic(5, 2000, 2, start, 1)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, traffic.events)
+    join = f"{Path(sys.executable).parent}/minutely join {write_config(pipeline, tmp_path)} --state {state}"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 64; exec {join}"], capture_output=True, text=True, timeout=120, check=False
+    )
+    lines = [line for line in done.stderr.splitlines() if " minutely.join INFO " not in line]
+    assert done.returncode == 1
+    (line,) = lines
+    assert line.startswith(f"error {state}/0: --state: File too large; allowed: a folder that can be written")
+    run_until(make_join_service(pipeline, state, WallClock()), joined_through(start + 15_000, 1))
+    check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
 
 
 def test_a_broker_away_keeps_only_its_own_partitions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import shutil
 import subprocess
 import sys
@@ -194,11 +195,30 @@ def test_what_passes_ends_the_joiner_and_leaves_its_state(
 
     with monkeypatch.context() as patched:
         patched.setattr(join_store, "Rdict", refused)
-        with pytest.raises(Exception) as raised:
+        with pytest.raises(Problems) as raised:
             open_state(folder)
-    assert str(raised.value) == error
+    assert str(raised.value).startswith(
+        f"{folder}: --state: {error.rpartition(': ')[2]}; allowed: a folder that can be"
+    )
     state = open_state(folder)
     assert state.head == HEAD
+    state.close()
+
+
+def test_a_full_disk_is_named_once_and_nothing_is_lost(folder: Path) -> None:
+    """A limit on files stands in for it. After the write, closing fails too, and does not say why."""
+    state = open_state(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32 << 10, hard))
+    try:
+        with pytest.raises(Problems, match=f"^{folder}: --state: File too large; allowed: .*, on a disk with room"):
+            rewritten(state, 2000)
+        state.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    state = open_state(folder)
+    assert state.head is not None and len(state) == 0, "the write before that one is there"
+    rewritten(state, 2000)
     state.close()
 
 
