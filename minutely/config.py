@@ -18,7 +18,7 @@ from minutely.config_mistakes import explain
 from minutely.yaml_file import place_of, read_yaml
 from paramserver.settings import SyncSettings, TablesSettings
 from serving.settings import ServeSettings
-from streaming.archive.table import ArchiveSettings
+from streaming.archive.table import ArchiveSettings, taken_for_one
 from streaming.features.kinds import FeatureSet, SparseFeature
 from streaming.join.negatives import Negatives, NegativeSettings
 from streaming.join.settings import JoinSettings
@@ -179,6 +179,11 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
         for key, action in (("action", label.action), ("decided_by", label.decided_by)):
             if action is not None and action not in actions and pipeline.source.engagements is None:
                 found.append((("labels", name, key), action, f"allowed: {', '.join(actions)}"))
+    if pipeline.archive is not None:
+        for part, names in (("features", list(pipeline.features)), ("labels", list(pipeline.labels))):
+            for name, earlier in taken_for_one(names):
+                allowed = f"allowed: a name that differs from {earlier} in more than case, since the archive takes both for one"
+                found.append(((part, name), name, allowed))
     if pipeline.user is not None and pipeline.user_feature is None:
         found.append((("user",), pipeline.user, f"allowed: {', '.join(pipeline.single_id_features())}"))
     tables = pipeline.table_names

@@ -12,7 +12,7 @@ anything twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -59,6 +59,19 @@ class Archived(NamedTuple):
     batch: pa.RecordBatch
 
 
+def taken_for_one(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield names that differ only in case from an earlier one, with that: Delta takes both for the same column.
+
+    >>> list(taken_for_one(["userId", "item", "userid"]))
+    [('userid', 'userId')]
+    """
+    first: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        earlier = first.setdefault(name.lower(), name)
+        if earlier != name:
+            yield name, earlier
+
+
 class Archive:
     """The table as of one commit: the last one made here, or the newest when the table was opened."""
 
@@ -67,8 +80,10 @@ class Archive:
         self._place = place
         self._format = example_format
         self.schema = pa.schema([*example_format.schema, *_PLACE])
+        self._check_case(self.schema.names)
         self._table = DeltaTable.create(place, self.schema, mode="ignore", partition_by=["hour"])
         there = pa.schema(self._table.schema().to_arrow())
+        self._check_case([*there.names, *self.schema.names])
         for at, field in enumerate(there):
             ours = self.schema.get_field_index(field.name)
             if ours >= 0 and _fits(self.schema.field(ours).type, field.type):
@@ -81,6 +96,14 @@ class Archive:
         wrong = [field.name for field in must if types.get(field.name) != field.type]
         if wrong:
             raise Problems([Problem(place, f"column {name}", "not what archives have", _NEW_PLACE) for name in wrong])
+
+    def _check_case(self, names: Iterable[str]) -> None:
+        wrong = list(taken_for_one(names))
+        if wrong:
+            allowed = "allowed: a name that differs from it in more than case"
+            raise Problems(
+                [Problem(self._place, f"column {name}", f"taken for {earlier}", allowed) for name, earlier in wrong]
+            )
 
     def position(self, partition: int) -> Position | None:
         """Return how far a partition is archived; None if nothing of it is."""

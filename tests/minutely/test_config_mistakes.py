@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.minutely.configs import BASE, problems
+from tests.minutely.configs import BASE, load_text, problems
 
 
 class Mistake(NamedTuple):
@@ -245,6 +245,22 @@ MISTAKES = {
         "20d",
         ["28820m or longer", "twice", "longest window (10m)", "join.lateness (10d)", "leave it out"],
     ),
+    "features that an archive cannot tell apart": Mistake(
+        "  picture: {kind: vector, column: picture, size: 4}",
+        "  picture: {kind: vector, column: picture, size: 4}\n  Item: {column: item}\narchive: {}",
+        18,
+        "features.Item",
+        "Item",
+        ["differs from item in more than case", "archive"],
+    ),
+    "labels that an archive cannot tell apart": Mistake(
+        "labels:",
+        "archive: {}\nlabels:\n  Click: {action: click, window: 1m}",
+        21,
+        "labels.click",
+        "click",
+        ["differs from Click in more than case", "archive"],
+    ),
     "unset variable": Mistake(
         "dir: logs", "dir: ${NO_SUCH_FOLDER}/logs", 3, "source.dir", "${NO_SUCH_FOLDER}", ["not set", "--data"]
     ),
@@ -287,6 +303,13 @@ def test_several_contradictions_are_all_told(tmp_path: Path) -> None:
     ):
         text = text.replace(MISTAKES[name].old, MISTAKES[name].new)
     assert len(problems(tmp_path, text)) == 4
+
+
+def test_names_may_differ_in_case_alone_where_nothing_is_archived(tmp_path: Path) -> None:
+    pipeline = load_text(
+        tmp_path, BASE.replace("  item: {column: item}", "  item: {column: item}\n  Item: {column: item}")
+    )
+    assert {"item", "Item"} < pipeline.features.keys()
 
 
 def test_no_feature_that_holds_rows(tmp_path: Path) -> None:

@@ -394,6 +394,18 @@ def test_another_pipeline_s_table_is_refused(tmp_path: Path) -> None:
         Archive(str(tmp_path / "other"), FORMAT)
 
 
+def test_names_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
+    """Delta takes them for one column: two of a config, or one of it and one that older rows have."""
+    name = next(iter(FEATURES))
+    place, both = str(tmp_path / "archive"), {**FEATURES, name.upper(): FEATURES[name]}
+    with pytest.raises(Problems, match=f"column feature.{name.upper()}: taken for feature.{name}; allowed: a name"):
+        Archive(place, ExampleFormat(both, LABELS))
+    Archive(place, FORMAT)
+    renamed = {key.upper() if key == name else key: feature for key, feature in FEATURES.items()}
+    with pytest.raises(Problems, match=f"column feature.{name.upper()}: taken for feature.{name}; allowed: a name"):
+        Archive(place, ExampleFormat(renamed, LABELS))
+
+
 MORE: dict[str, Feature] = {
     "hour": SparseFeature(time="hour"),
     **FEATURES,
