@@ -91,12 +91,17 @@ def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, Config
     """Return the settings of each topic; None if the broker that answered does not know one of them yet."""
     resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in names}
     described = admin.describe_configs(list(resources.values()), request_timeout=BLOCK_SECONDS)
-    try:
-        return {name: described[resource].result() for name, resource in resources.items()}
-    except KafkaException as error:
-        if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise
-        return None
+    found = {}
+    for name, resource in resources.items():
+        try:
+            found[name] = described[resource].result()
+        except KafkaException as error:
+            cause = error.args[0]
+            if cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return None
+            asked = f"DescribeConfigs of topic {name}: {cause.str()}"
+            raise KafkaException(KafkaError(cause.code(), asked)) from None
+    return found
 
 
 def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from basis.problems import Problems
+from minutely.again import send_again
 from minutely.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
 from streaming.clock import WallClock
+from streaming.kafka.log import KafkaLog
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
+from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, BrokerError
+from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat
-from tests.commands import missing
+from tests.commands import ROOT, missing
 from tests.kafka.services import joiner, started, write_config
 from tests.kafka.test_join import MINUTE, joined_through, now_ms, run_until
 from tests.kafka.traffic import check_examples, make_pipeline, make_traffic, producer_of, read_examples, send
@@ -108,6 +122,83 @@ def test_a_wrong_password_is_said_once_and_not_shown(guarded: tuple[str, Path], 
         assert service.output.count("invalid credentials") == 1, service.output
     assert WRONG not in service.output
     assert WRONG not in config.read_text()
+
+
+def test_the_documented_rights_are_needed_and_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without that to describe settings, which administrators forget, the error names it and the topic."""
+    monkeypatch.setenv("THE_PASSWORD", PASSWORD)
+    users = f'user_admin="{PASSWORD}" user_minutely="{PASSWORD}"'
+    extra = {
+        "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "listener.name.client.plain.sasl.jaas.config": f'{_PLAIN} username="admin" password="{PASSWORD}" {users};',
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:admin;User:ANONYMOUS",
+    }
+    sasl = {"mechanism": "PLAIN", "username": "minutely", "password_env": "THE_PASSWORD"}
+    rights = documented_rights()
+    assert {kind for kind, *_ in rights} == {ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID}
+    try:
+        with running(tmp_path / "cluster", extra=extra) as cluster:
+            settings = {"bootstrap": cluster.bootstrap, "prefix": "shop.", "partitions": 1, "sasl": sasl}
+            kafka = KafkaSettings.model_validate(settings)
+            admin = KafkaSettings.model_validate(settings | {"sasl": {**sasl, "username": "admin"}})
+            allow(admin, [right for right in rights if right[2] is not AclOperation.DESCRIBE_CONFIGS])
+            refused = r"^TOPIC_AUTHORIZATION_FAILED: DescribeConfigs of topic shop\.impressions: "
+            with pytest.raises(BrokerError, match=refused):
+                ensure_topics(kafka)
+            allow(admin, rights)
+            ensure_topics(kafka)
+            pipeline, start = make_pipeline(kafka), now_ms() - 10 * MINUTE
+            traffic = make_traffic(6, 200, 2, start, 100)
+            letter = DeadLetter(topic=IMPRESSIONS, partition=0, offset=0, reason="future", detail="", payload=b"r")
+            with producer_of(kafka) as producer:
+                send(producer, kafka, traffic.events)
+                producer.send(kafka.topic(DEAD_LETTERS), encode(letter), partition=0)
+            run_until(make_join_service(pipeline, tmp_path / "state", WallClock()), joined_through(start + MINUTE, 1))
+            check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
+            assert send_again(pipeline, "future").sent == {"future": 1}
+            log = KafkaLog(kafka, EXAMPLES)  # as trainers and archivers read
+            with closing(log):
+                assert log.read(EXAMPLES, 0, log.begin(EXAMPLES, 0), 1) == []
+                log.fill(20_000)
+                assert len(log.read(EXAMPLES, 0, log.begin(EXAMPLES, 0), 1)) == 1
+    except BrokerUnavailable as error:
+        missing(str(error))
+
+
+def documented_rights() -> list[tuple[ResourceType, str, AclOperation]]:
+    """The table of ACLs in docs/kafka.md: kind of resource, name or its beginning, operation."""
+    page = (ROOT / "docs/kafka.md").read_text()
+    rows = page.split("| resource | names | operations |\n")[1].split("\n\n")[0].splitlines()[1:]
+    found = []
+    for row in rows:
+        _, kind, names, operations, _ = row.split("|")
+        for operation in re.sub(r"\(.*?\)", "", operations).split(","):
+            wanted = AclOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation.strip()).upper()]
+            resource = ResourceType[kind.strip().upper().replace(" ", "_")]
+            found += [(resource, name, wanted) for name in re.findall(r"`(.*?)`", names)]
+    return found
+
+
+def allow(kafka: KafkaSettings, rights: list[tuple[ResourceType, str, AclOperation]]) -> None:
+    """Give rights to the user of the services, as an administrator."""
+    made = [
+        AclBinding(
+            resource,
+            kafka.topic(name),
+            ResourcePatternType.PREFIXED if name.endswith("-") else ResourcePatternType.LITERAL,
+            "User:minutely",
+            "*",
+            operation,
+            AclPermissionType.ALLOW,
+        )
+        for resource, name, operation in rights
+    ]
+    with AdminClient(kafka.client()) as admin:
+        for done in admin.create_acls(made).values():
+            done.result()
 
 
 def test_secrets_that_are_not_there_are_said_without_a_broker(tmp_path: Path) -> None:
