@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 import time
+from contextlib import closing
 
 import pytest
+from confluent_kafka import Producer
 
 from streaming.kafka import sending
 from streaming.kafka.sending import RetryingSender
 from streaming.kafka.settings import BOOTSTRAP, MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import IMPRESSIONS, BrokerError
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, BrokerError
+from tests.commands import ROOT
 from tests.kafka.traffic import alter, producer_of, read_messages, read_topic
 
 MURMUR2 = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536, b"abc": 479470107}
@@ -26,6 +31,21 @@ def test_keys_go_where_other_clients_send_them(kafka: KafkaSettings) -> None:
     found = {message.key(): at for at, messages in read_messages(kafka, IMPRESSIONS).items() for message in messages}
     assert found == {key: (value & 0x7FFFFFFF) % kafka.partitions for key, value in MURMUR2.items()}
     assert len(set(found.values())) > 1
+
+
+def test_the_producer_of_the_page_sends_keys_there_too(kafka: KafkaSettings) -> None:
+    """docs/kafka.md has its options; with the client's own default, records of a request part from each other."""
+    (options,) = re.findall(r"Producer\((\{.*\})\)", (ROOT / "docs/kafka.md").read_text())
+    ensure_topics(kafka)
+    wanted = {key: (value & 0x7FFFFFFF) % kafka.partitions for key, value in MURMUR2.items()}
+    for topic, given in ((IMPRESSIONS, ast.literal_eval(options)), (ENGAGEMENTS, {})):
+        with closing(Producer(given | {"bootstrap.servers": ",".join(kafka.brokers)})) as producer:
+            for key in MURMUR2:
+                producer.produce(kafka.topic(topic), b"x", key=key)
+            assert producer.flush(20) == 0
+        found = {message.key(): at for at, messages in read_messages(kafka, topic).items() for message in messages}
+        assert found.keys() == wanted.keys()
+        assert (found == wanted) == bool(given)
 
 
 def test_a_record_that_brokers_refuse_is_an_error(kafka: KafkaSettings) -> None:
