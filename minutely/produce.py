@@ -22,6 +22,7 @@ from streaming.kafka.sending import RetryingSender
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying
 from streaming.log import INPUTS
+from streaming.records.events import MAX_RECORD_BYTES
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 from streaming.source.to_records import RequestRecords
@@ -102,12 +103,23 @@ def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, 
     request = engagement = 0
     sender = RetryingSender(pipeline.kafka, _log, stop)
     names = [pipeline.kafka.topic(name) for name in INPUTS]
+    too_large = 0
+
+    def fits(key: str, value: bytes) -> bool:
+        nonlocal too_large
+        if len(value) <= MAX_RECORD_BYTES:
+            return True
+        too_large += 1
+        if too_large == 1:
+            _log.warning("request %s has %d bytes, which are not sent; allowed: %d", key, len(value), MAX_RECORD_BYTES)
+        return False
+
     while (request < events.requests or engagement < len(happened_at)) and not stop():
         now = start_ms + clock.elapsed_ms() - begun_at
         until = min(int(np.searchsorted(events.served_at, now, side="right")), request + _AT_ONCE)
         ids = events.request_ids.slice(request, until - request).to_pylist()
         records = zip(ids, maker.requests(request, until, scores, 0, 0), strict=True)
-        if not all(sender.send(names[0], value, key=key.encode()) for key, value in records):
+        if not all(sender.send(names[0], value, key=key.encode()) for key, value in records if fits(key, value)):
             break
         request = until
         until = min(int(np.searchsorted(happened_at, now, side="right")), engagement + _AT_ONCE)
@@ -122,4 +134,6 @@ def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, 
             time.sleep(_TICK_MS / 1000)
     if left := sender.wait():
         _log.warning("the last %d records were not acknowledged", left)
+    if too_large:
+        _log.warning("%d requests were too large to be sent", too_large)
     _log.info("sent %d requests, %d engagements", *(sender.taken[name] for name in names))

@@ -58,6 +58,7 @@ class Transactions:
                 "transaction.timeout.ms": _TRANSACTION_MS,
                 "socket.timeout.ms": _REQUEST_MS,  # the calls' own timeouts do not end a request that was sent
                 "linger.ms": 0,
+                "compression.type": "lz4",  # each record of examples has its whole schema, and one is sent each second at least
                 "retry.backoff.ms": RETRY_BACKOFF_MS,
                 "message.max.bytes": MAX_OUTPUT_BYTES,
                 "queue.buffering.max.kbytes": _SEND_BYTES >> 10,

@@ -175,3 +175,17 @@ def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytes
             assert "records were not acknowledged" in service.said.splitlines()[-2], service.said
     finally:
         cluster.stop()
+
+
+def test_a_request_that_no_record_has_room_for_is_left_out(
+    kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("minutely.produce.MAX_RECORD_BYTES", 4000)
+    pipeline = pipeline_of(kafka, tmp_path)
+    log = tmp_path / "log.csv"
+    large = [f"{LOGGED_AT + 1},large,i{number},0" for number in range(400)]
+    log.write_text("\n".join([*log.read_text().splitlines(), *large]) + "\n")
+    with caplog.at_level("WARNING"):
+        produce(pipeline, None, 200.0)
+    assert "large has" in caplog.text and "allowed: 4000" in caplog.text and "1 requests were too large" in caplog.text
+    assert len(sent(kafka, IMPRESSIONS)) == REQUESTS
