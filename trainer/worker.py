@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -172,7 +173,7 @@ class Trainer:
         assert step.rows.grad is not None
         of_rows = step.rows.grad.view(-1)
         squared = self.weights.squared_gradient() + torch.dot(of_rows, of_rows)
-        return bool(step.loss.isfinite() & (squared < _MAX_GRADIENT**2))
+        return math.isfinite(step.loss.item()) and squared.item() < _MAX_GRADIENT**2
 
     def _causes(self, batch: pa.RecordBatch, step: _Step) -> npt.NDArray[np.int64]:
         """The examples of an unusable step without which it is usable: by what their own loss says, else by halving.
