@@ -204,7 +204,7 @@ def examples_of(kafka: KafkaSettings, pipeline: Pipeline, closing: int) -> pa.Ta
     scores = table["score.click"]
     scores = pc.if_else(pc.is_nan(scores), pa.scalar(None, scores.type), scores)  # a NaN equals none
     table = table.set_column(table.schema.get_field_index("score.click"), "score.click", scores)
-    return table.filter(pc.invert(pc.starts_with(table["example_id"], f"{closing}/"))).sort_by("example_id")
+    return table.filter(pc.invert(pc.starts_with(table["example_id"], f"r{closing}/"))).sort_by("example_id")
 
 
 def main() -> None:

@@ -80,8 +80,9 @@ class Joiner:
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
         """Take records of an input, in order, until `is_full`. Return how many were taken."""
+        output = self._output
         for count, record in enumerate(records):
-            if self.is_full:
+            if output.is_full:
                 return count
             self.add(topic, record)
         return len(records)
@@ -152,6 +153,7 @@ class Joiner:
         if is_json(payload):
             packed = pack_request(payload, self.upgrades.features(taken), taken_before=taken is not None)
         request = decode_request(packed, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
+        may_be_filled = request.schema not in ("", self.upgrades.fingerprint)
         self.upgrades.take(request, taken, was_taken=outdated == "")
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if self.policy.is_late(forgotten_at, self.watermark):
@@ -187,7 +189,8 @@ class Joiner:
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._state.wake(request.request_id, pending, request.served_at + self._window)
-        self._state.add(request.request_id, pending, max(len(packed), request.column_bytes))
+        size = len(packed)
+        self._state.add(request.request_id, pending, max(size, request.column_bytes) if may_be_filled else size)
         if outdated:
             outdate(self._state, request.request_id, pending, outdated)
 

@@ -72,10 +72,8 @@ def _batch(
     rows = np.array([starts[item.request_id] for item in items], np.int64)[of_row] + place
     prefixes = [example_prefix(item.request_id) for item in items]
     # Faster than taking from Arrow's columns and joining them, for one row and for thousands.
-    names = [
-        prefixes[at] + items[at].request.impression_ids[row]
-        for at, row in zip(of_row.tolist(), place.tolist(), strict=True)
-    ]
+    ids = [item.request.impression_ids for item in items]
+    names = [prefixes[at] + ids[at][row] for at, row in zip(of_row.tolist(), place.tolist(), strict=True)]
     decisions = [item.decision for item in items]
     in_order = list(requests.values())
     return example_format.build(

@@ -186,7 +186,9 @@ class JoinPartition:
         self._send()
         if output.dead_letters and self._refused is not None:
             self._refused(output.dead_letters)
-        if self._state.is_full or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
+        # While it is busy, nothing is taken, and what is emitted need not be written.
+        is_full = self._state.is_over if self.busy else self._state.is_full
+        if is_full or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
             self._head.examples, self._head.dead_letters = self._outputs[EXAMPLES], self._outputs[DEAD_LETTERS]
             self._write()
             self._written_at_ms = as_of_ms

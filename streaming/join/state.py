@@ -165,7 +165,12 @@ class JoinState:
     @property
     def is_full(self) -> bool:
         """Whether to call `write`: memory is used up, or there is enough to write."""
-        return self._bytes > self.memory_bytes or self._unwritten > self._unwritten_bytes
+        return self.is_over or self._unwritten > self._unwritten_bytes
+
+    @property
+    def is_over(self) -> bool:
+        """Whether memory is used up."""
+        return self._bytes > self.memory_bytes
 
     def get(self, request_id: str) -> Pending | None:
         """Return the entry, after loading it into memory. Changes to it are kept once `add`, `wake` or `release_payload` is called
