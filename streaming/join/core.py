@@ -153,7 +153,7 @@ class Joiner:
         if is_json(payload):
             packed = pack_request(payload, self.upgrades.features(taken), taken_before=taken is not None)
         request = decode_request(packed, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
-        may_be_filled = request.schema not in ("", self.upgrades.fingerprint)
+        made_under = request.schema
         self.upgrades.take(request, taken, was_taken=outdated == "")
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if self.policy.is_late(forgotten_at, self.watermark):
@@ -161,7 +161,7 @@ class Joiner:
         pending, digest = self._state.get(request.request_id) or Pending(), xxh3_64_intdigest(payload)
         if pending.served_at < 0 and request.served_at < self.forgotten_before:
             raise BadRecord("late", f"served at {request.served_at} ms: window closed under an earlier config")
-        if pending.served_at >= 0 and not self._comes_again(pending, request, offset):
+        if pending.served_at >= 0 and not (made_under and self._comes_again(pending, request, offset)):
             if pending.digest in (digest, 0):
                 self.counts["repeated"] += 1
                 return
@@ -190,7 +190,9 @@ class Joiner:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._state.wake(request.request_id, pending, request.served_at + self._window)
         size = len(packed)
-        self._state.add(request.request_id, pending, max(size, request.column_bytes) if may_be_filled else size)
+        if made_under not in ("", self.upgrades.fingerprint):  # features may have been filled in
+            size = max(size, request.column_bytes)
+        self._state.add(request.request_id, pending, size)
         if outdated:
             outdate(self._state, request.request_id, pending, outdated)
 
@@ -271,7 +273,7 @@ class Joiner:
         self.counts["corrected"] += 1
         decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
         decided = Decided(request_id, pending.request, (index,), decision, revision)
-        self._output.correct(decided, RowSizes.of(pending.request))
+        self._output.add(decided, RowSizes.of(pending.request).bytes_of((index,)))
 
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
@@ -295,25 +297,23 @@ class Joiner:
             next_due = NEVER
             emitted, events = pending.emitted, pending.events
             sizes = RowSizes.of(pending.request)
-            room = rows = self._output.room(sizes)
             for index, happened in events.items():
                 if not emitted[index]:
                     decision = self._decide(pending.served_at, happened)
                     if self._settings.emit == "window":
                         decision = decision._replace(decided_at=closes_at)
-                    if decision.decided_at < self.watermark and room > 0:
-                        room -= self._emit(request_id, pending, [index], decision)
+                    if decision.decided_at < self.watermark and self._output.room > 0:
+                        self._emit(request_id, pending, [index], decision, sizes)
                     else:
                         next_due = min(next_due, decision.decided_at)
             if 0 in emitted:
                 # Most impressions have no events: one decision, later than any other, serves them all.
-                if closes_at < self.watermark and room > 0:
+                if closes_at < self.watermark and self._output.room > 0:
                     without = [index for index, times in enumerate(emitted) if not times and index not in events]
                     decision = Decision(self._negative, closes_at, pending.served_at)
-                    room -= self._emit(request_id, pending, without[:room], decision)
+                    self._emit(request_id, pending, sizes.first(without, self._output.room), decision, sizes)
                 if 0 in emitted:
                     next_due = min(next_due, closes_at)
-            self._output.grow(sizes, rows - room)
             if next_due != NEVER:
                 self._state.wake(request_id, pending, next_due)
                 return
@@ -328,7 +328,9 @@ class Joiner:
             self._state.wake(request_id, pending, -(-forget_at // self._window) * self._window)
 
     def _comes_again(self, pending: Pending, request: Request, offset: int) -> bool:
-        """Whether a request is its dead letter sent again, which the config can now take; if so, reopen its impressions."""
+        """Whether a request is its dead letter sent again, which the config can now take; if so, reopen its impressions.
+
+        The caller has seen that it names its schema, as letters do: a product that sends a request twice does not."""
         is_same = (pending.served_at, pending.impression_ids) == (request.served_at, request.impression_ids)
         if not pending.outdated or offset <= pending.offset or not is_same:
             return False
@@ -358,8 +360,10 @@ class Joiner:
             self._refuse(IMPRESSIONS, pending.offset, encode(pending.request), BadRecord("schema", problem))
         outdate(self._state, request_id, pending, problem)
 
-    def _emit(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> int:
-        """Turn decided impressions into examples, except the negatives that are not kept. Return the number of examples."""
+    def _emit(
+        self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision, sizes: RowSizes
+    ) -> None:
+        """Turn decided impressions into examples, except the negatives that are not kept."""
         kept = self.policy.publish(request_id, pending, places, decision)
         if dropped := len(places) - len(kept):
             self.counts["dropped"] += dropped
@@ -368,8 +372,7 @@ class Joiner:
         for place in kept:
             pending.emitted[place] = 1
         if kept and pending.request is not None:
-            self._output.add(Decided(request_id, pending.request, kept, decision))
-        return len(kept)
+            self._output.add(Decided(request_id, pending.request, kept, decision), sizes.bytes_of(kept))
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0

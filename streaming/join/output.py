@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
-from streaming.features.columns import packed_bytes
+from streaming.features.columns import Ids, packed_bytes
 from streaming.join.decided import Decided, batches
 from streaming.join.spec import JoinSpec
 from streaming.records.events import DeadLetter, Request
@@ -17,7 +19,8 @@ _ROW_BYTES = 96
 _LETTER_BYTES = 512
 """The bytes of a dead letter besides its payload."""
 _UNEVEN_BYTES = 64 << 10
-"""If the impressions of a request have more bytes than this, a single one may have nearly all of them."""
+"""If the impressions of a request have more bytes than this, it matters that a single list may have nearly all of them."""
+_LIST_VALUE_BYTES = 8
 
 
 class JoinOutput(NamedTuple):
@@ -28,23 +31,36 @@ class JoinOutput(NamedTuple):
 
 
 class RowSizes(NamedTuple):
-    """The bytes of a request that each of its rows has, and those that are divided among its ``rows``."""
+    """The bytes of a request's rows: those that each has, on average, and those of lists, int64 by row, where they are many."""
 
     each: int
-    divided: int
-    rows: int
+    lists: Ids | None
 
     @classmethod
     def of(cls, request: Request) -> RowSizes:
         """Measure a request."""
-        ids = request.impression_ids
-        shared = packed_bytes(request.shared) + len(request.request_id)
-        return cls(shared + _ROW_BYTES, packed_bytes(request.features) + len("".join(ids)), len(ids))
+        ids, divided = request.impression_ids, packed_bytes(request.features)
+        lists: Ids | None = None
+        if divided > _UNEVEN_BYTES:
+            packed = [column for column in request.features.values() if not isinstance(column, bytes)]
+            if packed:
+                counts = [np.frombuffer(lengths, "<i4") for lengths, _ in packed]
+                lists = np.asarray(_LIST_VALUE_BYTES * np.sum(counts, axis=0, dtype=np.int64))
+                divided -= sum(len(values) for _, values in packed)
+        each = (divided + len("".join(ids))) // len(ids)
+        return cls(each + packed_bytes(request.shared) + len(request.request_id) + _ROW_BYTES, lists)
 
-    @property
-    def row(self) -> int:
-        """The bytes of a row, on average."""
-        return self.each + self.divided // self.rows
+    def bytes_of(self, places: Sequence[int]) -> int:
+        """Return the bytes of the rows at these places."""
+        size = self.each * len(places)
+        return size if self.lists is None else size + int(self.lists[list(places)].sum())
+
+    def first(self, places: Sequence[int], room: int) -> Sequence[int]:
+        """Return the first places whose rows have ``room`` bytes at most; one at least."""
+        if self.lists is None:
+            return places[: max(1, room // self.each)]
+        sizes = np.cumsum(self.each + self.lists[list(places)])
+        return places[: max(1, int(np.searchsorted(sizes, room, side="right")))]
 
 
 class Output:
@@ -64,22 +80,15 @@ class Output:
         """Whether it fills a transaction."""
         return self._bytes >= self._batch_bytes
 
-    def room(self, sizes: RowSizes) -> int:
-        """Return how many rows of a request fit; at least one."""
-        return max(1, (self._batch_bytes - self._bytes) // sizes.row)
+    @property
+    def room(self) -> int:
+        """The bytes that are left until it is full."""
+        return self._batch_bytes - self._bytes
 
-    def add(self, decided: Decided) -> None:
-        """Add impressions. `grow` says what they take."""
+    def add(self, decided: Decided, size: int) -> None:
+        """Add impressions, whose rows have ``size`` bytes."""
         self._ready.append(decided)
-
-    def grow(self, sizes: RowSizes, rows: int) -> None:
-        """Note that a request takes the bytes of so many rows."""
-        self._bytes += sizes.row * rows
-
-    def correct(self, decided: Decided, sizes: RowSizes) -> None:
-        """Add a single impression, on its own."""
-        self._ready.append(decided)
-        self._bytes += sizes.each + sizes.divided if sizes.divided > _UNEVEN_BYTES else sizes.row
+        self._bytes += size
 
     def refuse(self, letter: DeadLetter) -> None:
         """Add a dead letter."""

@@ -135,8 +135,7 @@ class JoinPartition:
     def _write(self) -> None:
         """Write the state of the last transaction to disk."""
         self._state.write(self._head)
-        if not self.busy:  # what was known to be sent is in the entries
-            self._state.sent.forget()
+        self._state.sent.forget()  # the entries have it since the recovery
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
         """Join records of an input, in order, until their output fills a transaction. Return how many were taken."""

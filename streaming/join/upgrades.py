@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 from streaming.features.columns import all_finite, check_packed, missing_column, pack, packed_width
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.spec import JoinSpec
-from streaming.join.taken import MANY, TakenUnder, at_offset
+from streaming.join.taken import TakenUnder, at_offset
 from streaming.records.events import BadRecord, Request
 from streaming.records.schema import Schema, between, differences, label_differences
 
-_KNOWN = 8
+_KNOWN = 16
+"""More than a commit names."""
 _REREAD = "+"
 """Ends the schema of a replica's request that was re-read under another config. It may lack columns of its schema: those that were
 filled when it was taken."""
 _REREAD_WHOLE = "-"
 """Ends the schema of a product's, which had all columns: one that it lacks could not be packed from JSON again."""
+
+_UNKNOWN = "too many configs since"
 
 
 class _Expected(NamedTuple):
@@ -98,8 +101,12 @@ class Upgrades:
         request.schema = fingerprint + (_REREAD if request.schema else _REREAD_WHOLE)
 
     def _schemas(self, fingerprint: str) -> list[Schema]:
-        """Return the schemas that an entry of `TakenUnder` or a request names; none if they are unknown."""
+        """Return the schemas that an entry of `TakenUnder` or a request names, as far as they are known."""
         return [self.known[each] for each in fingerprint.split() if each in self.known]
+
+    def _is_known(self, fingerprint: str) -> bool:
+        """Whether all schemas that are named are known: those of before commits named any are taken by their columns."""
+        return all(each in self.known for each in fingerprint.split())
 
     def _is_same(self, name: str, theirs: Sequence[Schema]) -> bool:
         return all(each.features.get(name) == self.ours.features[name] for each in theirs)
@@ -110,8 +117,8 @@ class Upgrades:
         fingerprint = _fingerprint(request)
         theirs = self._schemas(fingerprint)
         wrong = list(dict.fromkeys(found for each in theirs for found in differences(each, self.ours)))
-        if fingerprint == MANY:
-            wrong = ["too many configs since"]
+        if offset is not None and not self._is_known(fingerprint):
+            wrong = [_UNKNOWN]
         if not wrong:
             problems = (self._problem(request, each, theirs) for each in self._expected)
             wrong = [problem for problem in problems if problem is not None]
@@ -132,6 +139,8 @@ class Upgrades:
     def _passed_over(self, offset: int) -> str | None:
         """Return which engagements a config in force since an offset did not look at; None if there is no such config."""
         for each in at_offset(self.taken, self._spec, offset):
+            if not self._is_known(each.fingerprint):
+                return between(each.fingerprint, self.ours, [_UNKNOWN], "was pending")
             for theirs in self._schemas(each.fingerprint):
                 if wrong := list(label_differences(theirs, self.ours)):
                     return between(theirs.fingerprint, self.ours, wrong, "was pending")

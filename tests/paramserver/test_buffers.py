@@ -222,16 +222,19 @@ def test_a_buffer_is_held_for_the_whole_call(operation: str) -> None:
     for name, (dtype, shape) in OPERATIONS[operation].items():
         if name != "ids":
             arrays[name] = np.ones((count, *shape[1:]), dtype)
-    running = start(table, operation, arrays)
     refused = 0
-    while running.is_alive():
-        try:
-            arrays["ids"].release()
-            break  # it was over just then
-        except BufferError:
-            refused += 1
-            time.sleep(0)
-    running.join()
+    for _ in range(50):  # a call may be over before this thread has its turn
+        running = start(table, operation, arrays)
+        while running.is_alive() and not refused:
+            try:
+                arrays["ids"].release()
+                arrays["ids"] = memoryview(ids).cast("q")
+                break
+            except BufferError:
+                refused += 1
+        running.join()
+        if refused:
+            break
     assert refused, "it could be released during the call"
     arrays["ids"].release()
     ids.clear()

@@ -107,18 +107,6 @@ def older_state_goes_on_as_it_is() -> Any:
     return wrap(Recovery, "_go_on", make)
 
 
-def what_was_emitted_is_forgotten_while_more_is_due() -> Any:
-    def make(write: Any) -> Any:
-        def changed(self: JoinPartition) -> None:
-            busy, self.busy = self.busy, False
-            write(self)
-            self.busy = busy
-
-        return changed
-
-    return wrap(JoinPartition, "_write", make)
-
-
 def entries_do_not_learn_what_was_emitted() -> Any:
     return patch.object(join_recovery, "note_examples", lambda state, published: None)
 

@@ -190,7 +190,7 @@ def test_what_was_taken_under_more_configs_than_a_commit_names_is_not_guessed(tm
     for at in (END, END + 1000):
         join.step(ENDED, at, 0)
     pipeline.stop()
-    assert pipeline.names() == both_of(*range(14, 28, 2))
+    assert pipeline.names() == both_of(*range(16, 28, 2))
     assert {(each.reason, each.detail.rpartition(": ")[2]) for each in pipeline.dead_letters()} == {
         ("schema", "too many configs since")
     }
@@ -206,13 +206,54 @@ def test_another_request_does_not_take_the_place_of_a_dead_letter(tmp_path: Path
     join = pipeline.start(REFUSED["another size"][:2])
     pipeline.take(join, ENGAGEMENTS, done(2, "buy", START + 150))
     join.step(ENDED, START + 200, 0)
+    letter = next(each for each in pipeline.dead_letters() if each.topic == IMPRESSIONS)
     join = pipeline.start(BEFORE)
-    pipeline.take(join, IMPRESSIONS, request(2, START + 700, FEATURES), request(2, START, FEATURES))
+    pipeline.take(join, IMPRESSIONS, request(2, START + 700, FEATURES), letter.payload)
     for at in (START + 800, END, END + 1000):
         join.step(ENDED, at, 0)
     pipeline.stop()
-    assert ("request_id used again", "impressions") in pipeline.letters()
+    assert pipeline.letters(after=2) == [("request_id used again", "impressions")]
     assert {row["served_at"] for row in pipeline.examples(BEFORE).values()} == {START}
+
+
+@pytest.mark.parametrize("number", [2, 3], ids=["msgpack", "JSON"])
+def test_a_request_that_its_product_sends_twice_stays_a_dead_letter(number: int, tmp_path: Path) -> None:
+    """Only letters name a schema, by which a config knows whether it can take them."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(number, START, FEATURES))
+    pipeline.take(join, ENGAGEMENTS, done(number, "tap", START + 50))
+    join.step(ENDED, START + 100, 0)
+    join = pipeline.start((FEATURES, TAP))
+    pipeline.take(join, ENGAGEMENTS, done(number, "like", START + 150))
+    join.step(ENDED, START + 200, 0)
+    letters = pipeline.letters()
+    pipeline.take(join, IMPRESSIONS, request(number, START, FEATURES))
+    for at in (START + 300, END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    assert sorted(letters) == [("schema", "engagements"), ("schema", "impressions")]
+    assert pipeline.letters() == letters and not pipeline.names()
+
+
+@pytest.mark.parametrize("count", [4, 7, 10, 20])
+@pytest.mark.parametrize("lost", [False, True], ids=["kept", "lost"])
+def test_a_label_that_was_away_is_remembered_however_many_features_come(lost: bool, count: int, tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES), request(3, START, FEATURES))
+    join.step(ENDED, START + 150, 0)
+    join = pipeline.start(WITHOUT_BUY["removed"])
+    pipeline.take(join, ENGAGEMENTS, done(2, "buy", START + 200))
+    join.step(ENDED, START + 250, 0)
+    for number in range(count):
+        _lose(pipeline, lost and number == count - 1)
+        join = pipeline.start(({**FEATURES, f"extra{number}": DenseFeature(kind="dense", column="p")}, LABELS))
+        join.step(ENDED, START + 300 + number, 0)
+    for at in (END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    assert pipeline.letters() == [("schema", "impressions")] * 2 and not pipeline.names()
 
 
 FEW: dict[str, Feature] = {"item": SparseFeature(column="i")}
