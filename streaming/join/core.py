@@ -137,12 +137,18 @@ class Joiner:
         self.reached[topic] = max(self.reached[topic], min(claimed_ms, appended_at + self._settings.max_ahead))
         self.newest = max(self.newest, claimed_ms)
 
-    def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
+    def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord, *, taken: bool = False) -> None:
         if self._state.sent.refused(topic, [offset]):
             return
         self.counts[f"dead.{bad.reason}"] += 1
         letter = DeadLetter(
-            topic=topic, partition=self._partition, offset=offset, reason=bad.reason, detail=str(bad), payload=payload
+            topic=topic,
+            partition=self._partition,
+            offset=offset,
+            reason=bad.reason,
+            detail=str(bad),
+            payload=payload,
+            taken=taken,
         )
         self._output.refuse(letter)
 
@@ -189,10 +195,7 @@ class Joiner:
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._state.wake(request.request_id, pending, request.served_at + self._window)
-        size = len(packed)
-        if made_under not in ("", self.upgrades.fingerprint):  # features may have been filled in
-            size = max(size, request.column_bytes)
-        self._state.add(request.request_id, pending, size)
+        self._state.add(request.request_id, pending, len(packed))
         if outdated:
             outdate(self._state, request.request_id, pending, outdated)
 
@@ -273,7 +276,7 @@ class Joiner:
         self.counts["corrected"] += 1
         decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
         decided = Decided(request_id, pending.request, (index,), decision, revision)
-        self._output.add(decided, RowSizes.of(pending.request).bytes_of((index,)))
+        self._output.add(decided, self._output.sizes(pending.request).bytes_of((index,)))
 
     def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
         return decide(self._rules, served_at, events)
@@ -296,7 +299,7 @@ class Joiner:
         if pending.request is not None:
             next_due = NEVER
             emitted, events = pending.emitted, pending.events
-            sizes = RowSizes.of(pending.request)
+            sizes = self._output.sizes(pending.request)
             for index, happened in events.items():
                 if not emitted[index]:
                     decision = self._decide(pending.served_at, happened)
@@ -350,14 +353,11 @@ class Joiner:
     def _take_over(self, request_id: str, pending: Pending) -> None:
         """Convert a request to our schema. If that fails, make it a dead letter if impressions of it are open."""
         assert pending.request is not None
-        before = pending.request.column_bytes
         problem = self.upgrades.take_over(pending.request, pending.offset)
         if problem is None:
-            if grown := pending.request.column_bytes - before:
-                self._state.add(request_id, pending, grown)
             return
         if 0 in pending.emitted:
-            self._refuse(IMPRESSIONS, pending.offset, encode(pending.request), BadRecord("schema", problem))
+            self._refuse(IMPRESSIONS, pending.offset, encode(pending.request), BadRecord("schema", problem), taken=True)
         outdate(self._state, request_id, pending, problem)
 
     def _emit(

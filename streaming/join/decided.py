@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from streaming.features.columns import Column, Ids, Ragged, unpack
+from streaming.features.columns import Column, Ids, Packed, Ragged, missing_column, pack, unpack
 from streaming.features.kinds import Feature
 from streaming.records.events import MAX_IMPRESSIONS, Request
 from streaming.records.examples import ExampleColumns, ExampleFormat, ServedColumns
@@ -99,14 +99,24 @@ def gather(features: Mapping[str, Feature], requests: Sequence[Request], rows: I
     columns: dict[str, Column] = {}
     for name, feature in features.items():
         if feature.scope == "request":
-            column, index = unpack(feature, [request.shared[name] for request in requests]), request_of_row
+            shared = [request.shared.get(name) or _missing(feature, 1) for request in requests]
+            column, index = unpack(feature, shared), request_of_row
         else:
-            column, index = unpack(feature, [request.features[name] for request in requests]), rows
+            own = [
+                request.features.get(name) or _missing(feature, count)
+                for request, count in zip(requests, counts, strict=True)
+            ]
+            column, index = unpack(feature, own), rows
             if all_in_order:
                 columns[name] = column
                 continue
         columns[name] = column.take(index) if isinstance(column, Ragged) else column[index]
     return columns
+
+
+def _missing(feature: Feature, count: int) -> Packed:
+    """Return the column of a request that lacks a feature: its replica did not have it, or it was added later."""
+    return pack(missing_column(feature, count), 0, count)
 
 
 def gather_served(requests: Sequence[Request], rows: Ids, labels: int) -> ServedColumns:

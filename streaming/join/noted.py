@@ -27,11 +27,11 @@ def note_examples(state: JoinState, published: Published) -> None:
 
 
 def note_letter(state: JoinState, letter: DeadLetter) -> None:
-    """Note a dead letter: of a request, because of its schema, or of an engagement that waited."""
+    """Note a dead letter: of a request that was taken before, or of an engagement that waited."""
     try:
         if letter.topic == ENGAGEMENTS:
             _stop_waiting(state, decode_engagement(letter.payload, MAX_TIME_MS).request_id, letter.offset)
-        elif letter.reason == "schema":
+        elif letter.taken:
             request_id = decode_request(letter.payload, MAX_TIME_MS).request_id
             pending = state.get(request_id)
             if pending is not None and pending.offset == letter.offset and not pending.outdated:

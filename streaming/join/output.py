@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from streaming.features.columns import Ids, packed_bytes
+from streaming.features.columns import Ids, packed_bytes, packed_width
 from streaming.join.decided import Decided, batches
 from streaming.join.spec import JoinSpec
 from streaming.records.events import DeadLetter, Request
@@ -37,8 +37,8 @@ class RowSizes(NamedTuple):
     lists: Ids | None
 
     @classmethod
-    def of(cls, request: Request) -> RowSizes:
-        """Measure a request."""
+    def of(cls, request: Request, widths: Mapping[str, int]) -> RowSizes:
+        """Measure a request; ``widths`` are the bytes of a value by feature, for those that it lacks."""
         ids, divided = request.impression_ids, packed_bytes(request.features)
         lists: Ids | None = None
         if divided > _UNEVEN_BYTES:
@@ -48,7 +48,9 @@ class RowSizes(NamedTuple):
                 lists = np.asarray(_LIST_VALUE_BYTES * np.sum(counts, axis=0, dtype=np.int64))
                 divided -= sum(len(values) for _, values in packed)
         each = (divided + len("".join(ids))) // len(ids)
-        return cls(each + packed_bytes(request.shared) + len(request.request_id) + _ROW_BYTES, lists)
+        each += packed_bytes(request.shared) + len(request.request_id) + _ROW_BYTES
+        has = request.features.keys() | request.shared.keys()
+        return cls(each + sum(width for name, width in widths.items() if name not in has), lists)
 
     def bytes_of(self, places: Sequence[int]) -> int:
         """Return the bytes of the rows at these places."""
@@ -71,9 +73,14 @@ class Output:
         self._sampling_rate = spec.negatives.keep
         self._max_rows = spec.settings.max_rows
         self._batch_bytes = spec.limits.batch_bytes
+        self._widths = {name: max(0, packed_width(feature)) for name, feature in spec.features.items()}
         self._ready: list[Decided] = []
         self._dead: list[DeadLetter] = []
         self._bytes = 0
+
+    def sizes(self, request: Request) -> RowSizes:
+        """Return what the rows of a request take."""
+        return RowSizes.of(request, self._widths)
 
     @property
     def is_full(self) -> bool:

@@ -96,7 +96,7 @@ class JoinPartition:
     @property
     def is_full(self) -> bool:
         """Whether there is enough for a transaction: call `step` before `take`."""
-        return self.joiner.is_full or self._taken_bytes >= self._spec.limits.taken_bytes
+        return self.joiner.is_full or self._state.is_over or self._taken_bytes >= self._spec.limits.taken_bytes
 
     def recover(self) -> Generator[None]:
         """Restore the state that belongs to the last commit; bounded work between two yields.

@@ -23,7 +23,7 @@ from streaming.join.noted import note_examples, note_letter
 from streaming.join.policy import Living, Recovered
 from streaming.join.spec import JoinSpec
 from streaming.join.state import STATE_VERSION, Head, JoinState, RebuildPoint
-from streaming.join.taken import taken_on
+from streaming.join.taken import TakenUnder, taken_on
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, LostRange, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter, encode
 from streaming.records.examples import published_in
@@ -98,17 +98,33 @@ class Recovery:
             restored = yield from self._go_on(head, committed)
         else:
             restored = yield from self._rebuild(committed)
-        taken = () if committed is None else committed.taken_under
-        head, joiner, at = restored.head, restored.joiner, restored.offsets[IMPRESSIONS]
-        head.taken_under = taken_on(taken, self._spec, at, head.published, joiner.watermark)
+        head, joiner = restored.head, restored.joiner
+        if committed is None:
+            at = restored.offsets[IMPRESSIONS]
+            head.taken_under = taken_on((), self._spec, at, head.published, joiner.watermark)
+        else:
+            head.taken_under = self._taken_under(committed)
         joiner.forgotten_before = head.taken_under[-1].forgotten_ms
         joiner.upgrades.taken = head.taken_under
         return restored
+
+    def _taken_under(self, committed: Committed) -> list[TakenUnder]:
+        """Return what was in force, and now is: a state that is written on the way is ours alone."""
+        at = committed.offsets[IMPRESSIONS]
+        return taken_on(
+            committed.taken_under,
+            self._spec,
+            at,
+            committed.watermark,
+            max(committed.watermark, committed.decided_until),
+        )
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:
         """Whether re-reading what came after a state leads to that of the last transaction."""
         if head.state_id != committed.state_id or not 0 <= head.sequence <= committed.sequence:
             return False
+        if head.taken_under and head.taken_under[-1] not in committed.taken_under:
+            return False  # a config recovered it in its own way, and committed nothing that says so
         if head.sequence == committed.sequence:
             return True
         if head.version < STATE_VERSION:  # its joiner's examples do not name their requests
@@ -128,7 +144,7 @@ class Recovery:
             lowest = committed.lowest  # a rebuild never has to read more again
             points = (each for each in head.rebuild_points if all(map(ge, each[1:], lowest[1:])))
             head.rebuild_points = [lowest, *points]
-            head.taken_under = list(committed.taken_under)
+            head.taken_under = self._taken_under(committed)
             yield from self._read_again(restored, committed)
             return restored
         joiner.watermark = head.watermark
@@ -147,7 +163,7 @@ class Recovery:
             return self._begin_anew(kept._replace(dead_letters=self._history.end(DEAD_LETTERS)), -1)
         needed = committed.lowest
         restored = self._begin_anew(RebuildPoint(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
-        restored.head.taken_under = list(committed.taken_under)
+        restored.head.taken_under = self._taken_under(committed)
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], kept.examples)
         for topic, start, stop, end in zip((*INPUTS, EXAMPLES), needed[1:4], kept[1:4], reached, strict=True):
             if start < min(stop, end):
@@ -261,6 +277,5 @@ def _letters_in(records: Sequence[Record], partition: int) -> Iterator[DeadLette
 
 
 def _outdated(letter: DeadLetter) -> str:
-    """Return the text of a letter whose request may have been taken before; empty for all other records."""
-    is_outdated = letter.topic == IMPRESSIONS and letter.reason == "schema"
-    return letter.detail[:_DETAIL] or letter.reason if is_outdated else ""
+    """Return the text of a letter whose request was taken before; empty for all other records."""
+    return letter.detail[:_DETAIL] or letter.reason if letter.topic == IMPRESSIONS and letter.taken else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from streaming.features.columns import all_finite, check_packed, missing_column, pack, packed_width
+from streaming.features.columns import all_finite, check_packed, packed_width
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.spec import JoinSpec
 from streaming.join.taken import TakenUnder, at_offset
@@ -19,8 +19,7 @@ from streaming.records.schema import Schema, between, differences, label_differe
 _KNOWN = 16
 """More than a commit names."""
 _REREAD = "+"
-"""Ends the schema of a replica's request that was re-read under another config. It may lack columns of its schema: those that were
-filled when it was taken."""
+"""Ends the schema of a request that may lack columns of it, whose values are missing: its replica did not have them."""
 _REREAD_WHOLE = "-"
 """Ends the schema of a product's, which had all columns: one that it lacks could not be packed from JSON again."""
 
@@ -68,7 +67,8 @@ class Upgrades:
 
     def is_ours(self, request: Request, offset: int) -> bool:
         """Whether a request that was taken at an offset is of this config, and has been pending under no other."""
-        return request.schema == self.fingerprint and (not self.taken or offset >= self.taken[-1].impressions)
+        is_since = not self.taken or offset >= self.taken[-1].impressions
+        return is_since and request.schema.removesuffix(_REREAD) == self.fingerprint
 
     def features(self, taken: TakenUnder | None) -> Mapping[str, Feature]:
         """Return the features for reading a JSON request; of one taken under another schema, only those that are unchanged."""
@@ -87,15 +87,20 @@ class Upgrades:
         if taken is not None:
             self._take_again(request, taken.fingerprint)
         elif _fingerprint(request) in ("", self.fingerprint):
-            self._check(request, self._expected, may_lack=False)
-            request.schema = self.fingerprint
+            may_lack = request.schema.endswith(_REREAD)
+            self._check(request, self._expected, may_lack=may_lack)
+            request.schema = self.fingerprint + _REREAD * may_lack
         elif problem := self.take_over(request):
             if not was_taken:
                 raise BadRecord("schema", problem)
             request.schema += _REREAD
 
     def _take_again(self, request: Request, fingerprint: str) -> None:
-        if theirs := self._schemas(fingerprint):
+        theirs, made_under = self._schemas(fingerprint), self.known.get(request.schema)
+        labels = None if made_under is None else list(made_under.labels)
+        if request.schema and any(list(each.labels) != labels for each in theirs):
+            request.scores = b""  # as when it was taken
+        if theirs:
             same = [each for each in self._expected if self._is_same(each.name, theirs)]
             self._check(request, same, may_lack=bool(request.schema))
         request.schema = fingerprint + (_REREAD if request.schema else _REREAD_WHOLE)
@@ -126,14 +131,10 @@ class Upgrades:
             return between(request.schema, self.ours, wrong)
         if offset is not None and (problem := self._passed_over(offset)) is not None:
             return problem
-        count = len(request.impression_ids)
-        for each in self._expected:
-            if _column(request, each) is None:
-                missing = missing_column(each.feature, 1 if each.shared else count)
-                _columns(request, each)[each.name] = pack(missing, 0, 1 if each.shared else count)
         if not theirs or any(list(each.labels) != list(self.ours.labels) for each in theirs):
             request.scores = b""  # it is unknown which labels they are of
-        request.schema = self.fingerprint
+        lacks = any(_column(request, each) is None for each in self._expected)
+        request.schema = self.fingerprint + _REREAD * lacks
         return None
 
     def _passed_over(self, offset: int) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from basis.decoding import refusing, why
-from streaming.features.columns import Packed, packed_bytes
+from streaming.features.columns import Packed
 from streaming.features.kinds import FLOAT32_MAX, NUMBERS_ALLOWED
 
 FORMAT_VERSION = 1
@@ -51,11 +51,6 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     dense_version: Int64 = 0
     schema: Annotated[str, msgspec.Meta(max_length=MAX_ID_LENGTH)] = ""
 
-    @property
-    def column_bytes(self) -> int:
-        """The bytes of all features."""
-        return packed_bytes(self.shared) + packed_bytes(self.features)
-
 
 class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """An action on an impression; ``happened_at`` in ms of event time."""
@@ -82,6 +77,8 @@ class DeadLetter(msgspec.Struct, kw_only=True, omit_defaults=True):
     payload: bytes
     cut_from: int = 0
     """How many bytes the record has, where ``payload`` has only the first of them."""
+    taken: bool = False
+    """Whether the record was taken before: a request that a changed config could not take over."""
 
     def __post_init__(self) -> None:
         if len(self.payload) > MAX_RECORD_BYTES:

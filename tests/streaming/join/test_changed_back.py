@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.join.brokers import OutputRecord
+from streaming.join.commit import Committed
 from streaming.join.sent import Sent
 from streaming.join.settings import JoinSettings
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
@@ -259,21 +261,81 @@ def test_a_label_that_was_away_is_remembered_however_many_features_come(lost: bo
 FEW: dict[str, Feature] = {"item": SparseFeature(column="i")}
 
 
-def test_features_that_are_filled_in_count_as_memory(tmp_path: Path) -> None:
-    """A vector added while requests are pending is filled in where an engagement comes."""
+def test_features_that_are_missing_take_memory_when_they_are_emitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vector is added while requests are pending: 50 impressions have 150 kB of it, which no record ever had."""
     pipeline = Pipeline(tmp_path)
     join = pipeline.start((FEW, LABELS))
     pipeline.take(join, IMPRESSIONS, *(_of_items(f"r{number}", 50) for number in range(20)))
     join.step(ENDED, START + 100, 0)
+    spec = pipeline.world.spec
+    pipeline.world.spec = spec._replace(limits=spec.limits._replace(batch_bytes=1 << 20))
     join = pipeline.start(({**FEW, "text": VectorFeature(kind="vector", column="t", size=768)}, LABELS))
-    pipeline.take(join, ENGAGEMENTS, *(_acted(f"r{number}", "0", "like", START + 10) for number in range(10)))
-    assert pipeline.state is not None and pipeline.state.is_full, "each of the ten holds 150 kB, one MiB is allowed"
+    pipeline.take(join, ENGAGEMENTS, *(_acted(f"r{number}", "0", "like", START + 10) for number in range(20)))
     join.step(ENDED, START + 200, 0)
-    assert not pipeline.state.is_full
-    for at in (END, END + 1000):
-        join.step(ENDED, at, 0)
+    assert pipeline.state is not None and pipeline.state._bytes < 200_000
+    sizes = []
+    send = join._outlet.send
+
+    def measured(outbox: Sequence[OutputRecord], commit: Committed) -> Mapping[str, int]:
+        sizes.append(sum(len(item.value) for item in outbox))
+        return send(outbox, commit)
+
+    monkeypatch.setattr(join._outlet, "send", measured)
+    join.step(ENDED, END, 0)
+    while join.busy:
+        join.step(ENDED, END, 0)
+    join.step(ENDED, END + 1000, 0)
     pipeline.stop()
     assert len(pipeline.names()) == 1000 and not pipeline.letters()
+    assert sum(sizes) > 3_000_000 and max(sizes) < (1 << 20) + 200_000
+
+
+@pytest.mark.parametrize("change", ["a label removed", "a shorter window"])
+def test_a_config_that_recovers_and_never_commits_leaves_no_trace(change: str, tmp_path: Path) -> None:
+    """It dies, or is rolled back, within its first second; its state has passed over what the last seconds brought."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES), request(3, START, FEATURES))
+    join.step(ENDED, START + 100, 0)
+    join = pipeline.start(BEFORE, writes=False)
+    pipeline.take(join, ENGAGEMENTS, done(2, "buy", START + 200), done(3, "buy", START + 200))
+    join.step(ENDED, START + 250, 0)
+    shorter = FEATURES, {**LABELS, "buy": Label(action="buy", window="100ms")}
+    pipeline.start(WITHOUT_BUY["removed"] if change == "a label removed" else shorter)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES))
+    for at in (START + 300, END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    examples = pipeline.examples(BEFORE)
+    assert examples.keys() == both_of(2, 3) and not pipeline.letters()
+    assert {name for name, row in examples.items() if row["label.buy"]} == {"r2/2.0", "r3/3.0"}
+
+
+def test_another_record_with_the_id_of_a_request_stays_refused(tmp_path: Path) -> None:
+    """A letter says whether its record was taken: that of another schema never was, and must not be read again."""
+    pipeline = Pipeline(tmp_path)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START, FEATURES))
+    join.step(ENDED, START + 100, 0)
+    older = tmp_path / "older"
+    shutil.copytree(pipeline.folder, older)
+    pipeline.start(REFUSED["another transform"][:2]).step(ENDED, START + 150, 0)
+    schema = pipeline.world.spec.schema.fingerprint
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(2, START + 50, FEATURES, schema=schema))
+    join.step(ENDED, START + 200, 0)
+    letters = pipeline.letters()
+    assert letters == [("schema", "impressions")]
+    _lose(pipeline, True)
+    shutil.copytree(older, pipeline.folder)
+    join = pipeline.start(TAKEN_OVER["a number added"])
+    for at in (START + 300, END, END + 1000):
+        join.step(ENDED, at, 0)
+    pipeline.stop()
+    assert pipeline.names() == both_of(2) and pipeline.letters() == letters
 
 
 def test_a_rebuild_looks_once_for_what_was_emitted_of_a_request(
