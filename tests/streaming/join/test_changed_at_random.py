@@ -164,6 +164,9 @@ def test_nothing_vanishes_and_nothing_comes_twice(seed: int, tmp_path: Path) -> 
                 shutil.copytree(lives.folder, older)
             case "lose":
                 shutil.rmtree(lives.folder, ignore_errors=True)
+        if rng.random() < 0.3:  # recovered, and gone before its first commit
+            lives.start(rng.choice(configs))
+            lives.stop()
         lives.start(rng.choice(configs), write_every_ms=rng.choice([0, 1 << 40]))
         lives.run(lives.now + rng.randrange(1, 4000), 250)
         if sends_again and rng.random() < 0.3 and lives.now < UNTIL - 4000:
