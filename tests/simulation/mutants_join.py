@@ -17,7 +17,7 @@ from streaming.join.brokers import Fetched, OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
-from streaming.join.output import JoinOutput
+from streaming.join.output import JoinOutput, Output
 from streaming.join.partition import JoinPartition
 from streaming.join.policy import Recovered
 from streaming.join.recovery import Recovery, Restored
@@ -112,7 +112,7 @@ def entries_do_not_learn_what_was_emitted() -> Any:
 
 
 def a_batch_is_as_large_as_what_is_due() -> Any:
-    return patch.object(Joiner, "is_full", property(lambda self: False))
+    return patch.object(Output, "add", lambda self, decided, size: self._ready.append(decided))
 
 
 def state_id_not_checked() -> Any:
