@@ -156,9 +156,11 @@ def negatives_by_impression_id() -> Any:
 
 def late_requests_vanish() -> Any:
     def make(refuse: Any) -> Any:
-        def changed(self: Joiner, topic: str, offset: int, payload: bytes, bad: BadRecord) -> None:
+        def changed(
+            self: Joiner, topic: str, offset: int, payload: bytes, bad: BadRecord, *, taken: bool = False
+        ) -> None:
             if (topic, bad.reason) != (IMPRESSIONS, "late"):
-                refuse(self, topic, offset, payload, bad)
+                refuse(self, topic, offset, payload, bad, taken=taken)
 
         return changed
 
