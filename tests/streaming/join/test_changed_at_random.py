@@ -30,8 +30,8 @@ from streaming.records.events import (
 from streaming.records.examples import published_in
 from streaming.records.labels import Label
 from streaming.records.reasons import MENDABLE
+from tests.streaming.join.config_lives import LATE_BY, START, Lives
 from tests.streaming.join.join_lives import FEATURES
-from tests.streaming.join.test_changed_due import LATE_BY, START, Lives
 
 UNTIL = 42_000
 SEEDS = 48
