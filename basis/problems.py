@@ -37,6 +37,7 @@ class ProblemList:
 
     def __init__(self) -> None:
         self.found: list[Problem] = []
+        self._for_now: list[Problem] = []
 
     @contextmanager
     def collect(self) -> Iterator[None]:
@@ -44,12 +45,14 @@ class ProblemList:
         try:
             yield
         except Problems as problems:
-            self.found += [problem for problem in problems.problems if problem not in self.found]
+            new = [problem for problem in problems.problems if problem not in self.found]
+            self.found += new
+            self._for_now += new if isinstance(problems, Unreadable) else []
 
     def raise_any(self) -> None:
-        """Raise what was noted, if anything."""
+        """Raise what was noted, if anything; as `Unreadable` if it was nothing else."""
         if self.found:
-            raise Problems(self.found)
+            raise (Unreadable if self.found == self._for_now else Problems)(self.found)
 
 
 class GapError(RuntimeError):

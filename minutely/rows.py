@@ -30,7 +30,11 @@ def show_row(console: Console, folder: Path | None, table: str, text: str) -> No
     if table not in tables:
         raise Problems([Problem(str(run.folder), "table", table, f"allowed: {', '.join(tables)}")])
     found = tables[table]
-    at = np.flatnonzero(found.rows.ids == text_id(text))
+    try:
+        wanted = text_id(text)
+    except ValueError as error:
+        raise Problems([Problem(str(run.folder), f"table {table}", text, str(error))]) from None
+    at = np.flatnonzero(found.rows.ids == wanted)
     if not len(at):
         allowed = f"not among the {len(found.rows.ids):,} rows of version {base.version}: never trained, or expired"
         raise Problems([Problem(str(run.folder), f"table {table}", text, allowed)])

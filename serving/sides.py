@@ -10,6 +10,7 @@ from typing import NamedTuple
 from basis.problems import Problems, Unreadable
 from streaming.features.kinds import Feature
 from streaming.features.transforms import is_derived
+from streaming.source.files import find
 from streaming.source.load import read_side
 from streaming.source.mapping import SideTable
 from streaming.source.settings import SourceSettings
@@ -21,9 +22,14 @@ _LOOK_SECONDS = 1.0
 
 
 class _Stamp(NamedTuple):
+    path: str
     changed_ns: int
     size_bytes: int
     file: int
+
+
+_Stamps = tuple[_Stamp, ...]
+"""Of all files of a side table."""
 
 
 class Sides:
@@ -59,7 +65,7 @@ class Sides:
                 self._reload(name, stamp)
         return _LOOK_SECONDS
 
-    def _reload(self, name: str, stamp: _Stamp | None) -> None:
+    def _reload(self, name: str, stamp: _Stamps | None) -> None:
         self._read[name] = stamp
         try:
             table = self._load(name)
@@ -91,9 +97,13 @@ class Sides:
             _log.warning("side table %s: %d values cannot be read, and are taken for missing", name, rejects)
         return table
 
-    def _stamp(self, name: str) -> _Stamp | None:
+    def _stamp(self, name: str) -> _Stamps | None:
         try:
-            found = (self._folder / self._settings.sides[name].file).stat()
-        except OSError:
+            paths = [found.path for found in find(self._folder, self._settings.sides[name])]
+            stats = [path.stat() for path in paths]
+        except (OSError, Problems):
             return None
-        return _Stamp(found.st_mtime_ns, found.st_size, found.st_ino)
+        return tuple(
+            _Stamp(str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            for path, stat in zip(paths, stats, strict=True)
+        )

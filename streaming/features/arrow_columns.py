@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streaming.features.columns import Ids, Ragged
-from streaming.features.ids import ids_of
+from streaming.features.ids import as_ids
 from streaming.features.kinds import SparseFeature
 
 Unit = Literal["s", "ms", "us"]
@@ -20,29 +20,41 @@ _UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
-def sparse_of(values: pa.Array, feature: SparseFeature) -> Ids | Ragged:
-    """Return a column's ids for a sparse feature; ``TypeError`` or an Arrow exception if it has none."""
+def sparse_of(values: pa.Array, feature: SparseFeature) -> tuple[Ids | Ragged, pa.Array | None]:
+    """Return a column's ids for a sparse feature, and the rows with a value that has no id (None: no row);
+    ``TypeError`` or an Arrow exception if it has none at all."""
     if feature.split is not None:
         values = pc.split_pattern(values.cast(pa.string()), feature.split)
     elif feature.pool is None:
-        return ids_of(values)
+        return as_ids(values)
     if feature.pool == "first":
         filled = pc.if_else(pc.equal(pc.list_value_length(_lists(values)), 0), None, _lists(values))
-        return ids_of(pc.list_element(filled, 0))
+        return as_ids(pc.list_element(filled, 0))
     return lists_of(values)
 
 
-def lists_of(values: pa.Array) -> Ragged:
-    """Return the ids of lists, an empty list for null; ``TypeError`` or an Arrow exception if these are not lists of ids."""
+def lists_of(values: pa.Array) -> tuple[Ragged, pa.Array | None]:
+    """Return the ids of lists, an empty list for null, and the lists with a value that has no id (None: no list);
+    ``TypeError`` or an Arrow exception if these are not lists of ids."""
     values = _lists(values)
     lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return Ragged(np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))), ids_of(values.flatten()))
+    ids, broken = as_ids(values.flatten())
+    rows = None
+    if broken is not None:
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        rows = np.zeros(len(lengths), np.bool_)
+        rows[owner[np.asarray(broken)]] = True
+    return Ragged(np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))), ids), None if rows is None else pa.array(
+        rows
+    )
 
 
 def _lists(values: pa.Array) -> pa.Array:
     kind = values.type
     if pa.types.is_null(kind):
         return values.cast(pa.list_(pa.int64()))
+    if pa.types.is_fixed_size_list(kind):
+        return values.cast(pa.list_(kind.value_type))
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         raise TypeError(f"type {kind}: one value an impression, lists of ids are expected")
     return values
@@ -86,6 +98,7 @@ def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise TypeError(f"type {kind}")
     lower = pc.utf8_lower(values)
+    values = pc.if_else(pc.equal(lower, "nan"), None, values)
     values = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", values))
     broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
     whole = pc.if_else(broken, None, values) if pc.any(broken).as_py() else values

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from streaming.features.arrow_columns import as_numbers, as_times, lists_of, plain, sparse_of, vectors_of
 from streaming.features.columns import Ids, Ragged
-from streaming.features.ids import ids_of
+from streaming.features.ids import as_ids
 from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.features.transforms import Raw, beyond
 from streaming.features.values import as_arrow, plain_ids, plain_lists, plain_numbers, plain_vectors
@@ -23,7 +23,9 @@ def ids(values: Sequence[Any]) -> Ids:
     if found is not None:
         return found
     _check_whole(values)
-    return ids_of(as_arrow(values))
+    found, broken = as_ids(as_arrow(values))
+    _check("id", values, broken)
+    return found
 
 
 def lists(values: Sequence[Any]) -> Ragged:
@@ -32,7 +34,9 @@ def lists(values: Sequence[Any]) -> Ragged:
     if found is not None:
         return found
     _check_lists(values)
-    return lists_of(as_arrow(values))
+    found, broken = lists_of(as_arrow(values))
+    _check("list of ids", values, broken)
+    return found
 
 
 def numbers(values: Sequence[Any]) -> npt.NDArray[np.float64]:
@@ -74,15 +78,18 @@ def _raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
             return lists(values)
         case SparseFeature():
             _check_lists(values)
-            return sparse_of(as_arrow(values), feature)
+            found, broken = sparse_of(as_arrow(values), feature)
+            _check("id", values, broken)
+            return found
 
 
 def _check_whole(values: Sequence[Any]) -> None:
-    """Raise ``TypeError`` for numbers with fractions, which would pass for texts beside texts."""
-    if float in set(map(type, values)) and any(
-        isinstance(value, float) and not (value.is_integer() or value != value) for value in values
-    ):
-        raise TypeError("numbers with fractions")
+    """Raise ``TypeError`` for numbers that have no id and would pass for texts beside texts."""
+    for value in values:
+        if isinstance(value, float) and not (value.is_integer() or value != value):
+            raise TypeError("numbers with fractions")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise TypeError("an integer beyond 64 bits")
 
 
 def _check_lists(values: Sequence[Any]) -> None:
@@ -92,7 +99,12 @@ def _check_lists(values: Sequence[Any]) -> None:
 
 
 def _whole(kind: str, values: Sequence[Any], found: pa.Array, broken: pa.Array | None) -> pa.Array:
+    _check(kind, values, broken)
+    return found
+
+
+def _check(kind: str, values: Sequence[Any], broken: pa.Array | None) -> None:
+    """Raise ``ValueError`` for the first value that is broken."""
     at = -1 if broken is None else broken.index(True).as_py()
     if at >= 0:
-        raise ValueError(f"{values[at]!r:.60} is not a {kind}")
-    return found
+        raise ValueError(f"{values[at]!r:.60} is not {'an' if kind[0] in 'aeiou' else 'a'} {kind}")

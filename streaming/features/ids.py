@@ -1,7 +1,8 @@
 """Ids of values: integers as they are, texts hashed to 64 bits, the same in every file format, record, request and command.
 
 One rule: a value's id is that of its text, and a text that spells an integer of 64 bits is that integer. So neither the format
-nor the other values of a column change an id.
+nor the other values of a column change an id. An integer beyond 64 bits has none, nor has a whole float beyond 2^53, whose last
+digits are lost already: both are refused, since ids of others would share their rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import pyarrow.compute as pc
 import xxhash
 
 _INT64 = range(-(2**63), 2**63)
+_EXACT = 2**53
 _TRUTH = {"true": 1, "false": 0}
+NO_ID = "no id"
+IDS_ALLOWED = "allowed: integers of 64 bits, whole numbers up to 2^53 where they are floats, or texts"
 
 
 def text_id(text: str) -> int:
@@ -23,13 +27,16 @@ def text_id(text: str) -> int:
 
     Whole numbers written as floats (``17.0``) count as integers, since programs often turn a column of integers with gaps into
     floats. ``true`` and ``false`` are 1 and 0, as in formats with booleans.
+
+    Raises:
+        ValueError: the text spells an integer beyond 64 bits, or a whole float beyond 2^53.
     """
     if text[:1] in _FIRST and len(text) <= _LONGEST:
         number = _spelled(text)
         if number is not None:
-            if number in _INT64:
-                return number
-            text = str(number)
+            if number not in _INT64:
+                raise ValueError(f"{text} is beyond 64 bits; {IDS_ALLOWED}")
+            return number
     elif len(text) <= 5 and (truth := _TRUTH.get(text.lower())) is not None:
         return truth
     hashed = xxhash.xxh3_64_intdigest(text.encode())
@@ -37,43 +44,52 @@ def text_id(text: str) -> int:
 
 
 _FIRST = frozenset("-0123456789")
-_LONGEST = 24  # the longest text of a float
+_LONGEST = 24  # the longest text of a float; a text with more digits is no number of any format
+_PLAIN_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
 def _spelled(text: str) -> int | None:
-    """Return the integer that a text spells as `str` of an int or float does; None if it spells none."""
+    """Return the integer that a text spells as `str` of an int or float does; None if it spells none.
+
+    Raises:
+        ValueError: it spells a whole float beyond 2^53.
+    """
     try:
         if text[-1:].isdecimal() and "e" not in text and "." not in text:
             number = int(text)
             return number if str(number) == text else None
         value = float(text)
-        return int(value) if value.is_integer() and str(value) == text else None
     except ValueError:
         return None
+    if not value.is_integer() or str(value) != text:
+        return None
+    if abs(value) > _EXACT:
+        raise ValueError(f"{text} is a float beyond 2^53, whose last digits are lost; {IDS_ALLOWED}")
+    return int(value)
 
 
 MISSING = text_id("")
 """The id of a missing value; it has a row like any other id."""
 
 
-def ids_of(values: pa.Array) -> npt.NDArray[np.int64]:
-    """Return the ids of an Arrow array of integers, texts, booleans or whole floats, int64 [n]; ``TypeError`` for others."""
+def as_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
+    """Return ids, `MISSING` for null and NaN, and which values have none (None: all have one); their id is `MISSING` too.
+
+    ``TypeError`` for other types than integers, texts, booleans and floats.
+    """
     kind = values.type
     if pa.types.is_null(kind):
-        return np.full(len(values), MISSING)
+        return np.full(len(values), MISSING), None
     if pa.types.is_dictionary(kind):
-        table = ids_of(values.dictionary)
-        return (
-            table[values.indices.to_numpy(zero_copy_only=False)]
-            if not values.null_count
-            else ids_of(values.dictionary_decode())
-        )
+        return as_ids(values.dictionary_decode())
+    if pa.types.is_decimal(kind):
+        return as_ids(values.cast(pa.float64() if kind.scale else pa.string()))
     if pa.types.is_uint64(kind):
-        large = pc.greater(values, pa.scalar(_INT64[-1], pa.uint64()))
+        large = pc.greater(values, pa.scalar(_INT64[-1], kind)).fill_null(False)
         if pc.any(large).as_py():
-            return _text_ids(values.cast(pa.string()).dictionary_encode())
+            return as_ids(pc.if_else(large, pa.scalar(None, kind), values))[0], large
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return np.asarray(values.cast(pa.int64(), safe=False).fill_null(MISSING).to_numpy(zero_copy_only=False))
+        return np.asarray(values.cast(pa.int64()).fill_null(MISSING).to_numpy(zero_copy_only=False)), None
     if pa.types.is_floating(kind):
         return _whole_ids(values)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -86,27 +102,30 @@ def cross(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDAr
     return _mix(_mix(left.view(np.uint64)) + right.view(np.uint64)).view(np.int64)
 
 
-def _whole_ids(values: pa.Array) -> npt.NDArray[np.int64]:
+def _whole_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
     """Return the ids of whole floats; NaN is missing."""
     numbers = np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))  # null becomes NaN
-    known = ~np.isnan(numbers)
-    if not (np.isfinite(numbers) & (np.floor(numbers) == numbers) | ~known).all():
-        raise TypeError("numbers with fractions")
+    whole = (np.abs(numbers) <= _EXACT) & (np.floor(numbers) == numbers)
+    broken = ~whole & ~np.isnan(numbers)
     ids = np.full(len(numbers), MISSING)
-    small = known & (numbers >= -(2.0**63)) & (numbers < 2.0**63)
-    ids[small] = numbers[small].astype(np.int64)
-    for place in np.flatnonzero(known & ~small).tolist():
-        ids[place] = text_id(str(int(numbers[place])))
-    return ids
+    ids[whole] = numbers[whole].astype(np.int64)
+    return ids, pa.array(broken) if broken.any() else None
 
 
-def _text_ids(encoded: Any) -> npt.NDArray[np.int64]:
-    unique = np.array(
-        [*(MISSING if text is None else text_id(text) for text in encoded.dictionary.to_pylist()), MISSING]
-    )
-    index = encoded.indices.fill_null(len(unique) - 1).to_numpy(zero_copy_only=False)
-    ids: npt.NDArray[np.int64] = unique.astype(np.int64, copy=False)[index]
-    return ids
+def _text_ids(encoded: Any) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
+    texts = encoded.dictionary
+    plain = pc.match_substring_regex(texts, _PLAIN_INTEGER).fill_null(False)
+    unique = np.full(len(texts) + 1, MISSING)
+    unique[:-1] = pc.if_else(plain, texts, None).cast(pa.int64()).fill_null(MISSING).to_numpy(zero_copy_only=False)
+    wrong = np.zeros(len(unique), np.bool_)
+    others = pc.indices_nonzero(pc.and_not(texts.is_valid(), plain))
+    for at, text in zip(others.to_pylist(), texts.take(others).to_pylist(), strict=True):
+        try:
+            unique[at] = text_id(text)
+        except ValueError:
+            wrong[at] = True
+    index = encoded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+    return unique[index], pa.array(wrong[index]) if wrong.any() else None
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

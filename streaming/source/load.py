@@ -16,10 +16,11 @@ from streaming.features.columns import Columns, Ids, Ragged
 from streaming.features.kinds import NUMBERS_ALLOWED, Feature
 from streaming.features.transforms import is_derived
 from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS, fits_float32
+from streaming.source.files import find
 from streaming.source.logged_events import Bools, Engagements, LoggedEvents
 from streaming.source.mapping import FeatureMapper, SideTable, key_ids
 from streaming.source.settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
-from streaming.source.tabular import RowFile, as_problems, numbers, read, require
+from streaming.source.tabular import RowFile, as_problems, numbers, read
 from streaming.source.time_bounds import TimeBounds
 
 _MAX_KEY = MAX_ID_LENGTH - 16  # leaves room for a place, or for the id of a run of `minutely produce`
@@ -40,7 +41,7 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
             problems.found += sides[name].problems
     if settings.engagements is not None:
         with problems.collect():
-            require(folder, settings.engagements)
+            find(folder, settings.engagements)
     with problems.collect():
         rows = read(folder, settings.impressions, _impression_columns(settings, features))
         problems.found += rows.missing
@@ -82,7 +83,7 @@ class _Loader:
         rows = self._rows
         served_at, request_keys = self._usable(rows, self._settings.impressions)
         order, starts, request_served_at, request_of_row, request_ids = _group(served_at, request_keys)
-        rows.table, rows.lines = rows.table.take(order), rows.lines.take(order)
+        rows.take(order)
         served_at_of_row = request_served_at[request_of_row]
         places: dict[str, Ids] = {}
         for name, side in self._settings.sides.items():
@@ -329,9 +330,9 @@ def _check_shared(
             allowed = "lists are logged with each impression; allowed: scope: impression"
             problems.append(Problem(rows.name, f"feature {name}", "scope: request", allowed))
         elif (differs := np.flatnonzero((column != column[first]).reshape(len(first), -1).any(1))).size:
-            line = rows.lines[int(differs[0])].as_py()
+            file, line = rows.place(int(differs[0]))
             allowed = "differs within its request; allowed: scope: impression"
-            problems.append(Problem(rows.name, f"feature {name}, line {line}", "scope: request", allowed))
+            problems.append(Problem(file, f"feature {name}, {line}", "scope: request", allowed))
     if problems:
         raise Problems(problems)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import as_times, plain, sparse_of, vectors_of
 from streaming.features.columns import Column, Ids
-from streaming.features.ids import MISSING, ids_of
+from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids
 from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.features.transforms import Raw, beyond, derived, from_raw, is_derived, take
 from streaming.source.settings import TimeColumn
@@ -100,9 +100,11 @@ def key_ids(rows: RowFile, column: str) -> Ids:
     if pa.types.is_temporal(values.type):
         values = values.cast(pa.string())
     try:
-        return ids_of(values)
+        found, broken = as_ids(values)
     except (TypeError, pa.ArrowException) as error:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: integers or texts")]) from None
+    rows.reject_broken(broken, column, values, NO_ID, IDS_ALLOWED)
+    return found
 
 
 def raw_of(rows: RowFile, feature: Feature) -> Raw:
@@ -126,10 +128,14 @@ def _raw_of(rows: RowFile, feature: Feature, column: str) -> Raw:
         return plain(numbers(rows, column))
     values = rows.column(column)
     try:
-        return vectors_of(values, feature.size) if isinstance(feature, VectorFeature) else sparse_of(values, feature)
+        if isinstance(feature, VectorFeature):
+            return vectors_of(values, feature.size)
+        found, broken = sparse_of(values, feature)
     except (TypeError, ValueError, pa.ArrowException) as error:
         allowed = f"allowed: lists of {feature.size} numbers" if isinstance(feature, VectorFeature) else _IDS
         raise Problems([Problem(rows.name, f"column {column}", str(error), allowed)]) from None
+    rows.reject_broken(broken, column, values, NO_ID, IDS_ALLOWED)
+    return found
 
 
 def times(rows: RowFile, column: TimeColumn) -> pa.Array:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from basis.settings import Day, DurationMs, Section
 from streaming.features.arrow_columns import Unit
@@ -15,12 +16,33 @@ from streaming.records.labels import Action as ActionName
 Texts = Annotated[list[str], Field(min_length=1)]
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        codecs.lookup(name)
+        "".encode(name)
+    except LookupError:
+        raise ValueError(
+            "no encoding of texts; allowed: utf-8, latin-1, utf-16, cp1252 and others that Python knows"
+        ) from None
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(_known_encoding)]
+
+
 class File(Section):
-    """A file of rows in the source's folder: Parquet, CSV or JSON lines, by its ending unless ``format`` is set."""
+    """Rows in the source's folder: Parquet, CSV or JSON lines, by the ending unless ``format`` is set; also compressed, as
+    ``.gz`` or ``.zst``."""
 
     file: str
+    """A file, a pattern such as ``day=*/part-*.parquet``, or a folder, of which all files are read but those that begin with
+    ``.`` or ``_``. Folders such as ``day=2024-01-31`` are a column."""
     format: Literal["parquet", "csv", "jsonl"] | None = None
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    columns: Texts | None = None
+    """The names of a CSV file's columns, where it has no header line."""
+    encoding: Encoding | None = None
+    """A CSV file's encoding, such as ``latin-1`` or ``utf-16``; UTF-8 by default."""
 
 
 class TimeColumn(Section):
