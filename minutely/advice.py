@@ -14,8 +14,8 @@ from serving.ranking import record_problems
 from streaming.features.columns import Column, Ids, Ragged
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.records.labels import Label
+from streaming.source.actions import columns_of
 from streaming.source.logged_events import LoggedEvents
-from streaming.source.settings import DelayColumn
 from trainer.metrics import auc
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -195,9 +195,7 @@ def _leaks(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
 def _label_columns(pipeline: Pipeline, label: Label) -> set[str]:
     """The impressions' columns that reveal a label's actions."""
     actions = [pipeline.source.actions.get(action or "") for action in (label.action, label.decided_by)]
-    found = {column for action in actions if action is not None for column in (action.when, action.value)}
-    delays = [action.delay.column for action in actions if action and isinstance(action.delay, DelayColumn)]
-    return {column for column in (*found, *delays) if column is not None}
+    return {column for action in actions if action is not None for column in columns_of(action)}
 
 
 def _auc_alone(feature: Feature, column: Column, positive: Bools) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +11,35 @@ import pyarrow.compute as pc
 
 from streaming.features.columns import Ids, Ragged
 from streaming.features.ids import as_ids
-from streaming.features.kinds import SparseFeature
+from streaming.features.kinds import SparseFeature, Unit
 
-Unit = Literal["s", "ms", "us"]
-
-_UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+_UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001, "ns": 0.000001}
+_EXTENDED = (
+    (r"\s*UTC$", "Z"),
+    (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", r"\1-\2-\3T\4:\5:\6"),
+    (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)", r"\1-\2-\3T\4:\5"),
+)
+"""ISO 8601's basic form, and UTC written out, as the extended form that Arrow reads."""
+_EXACT = 2.0**53
+_WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,15})\.0$"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+
+
+def texts_of(values: pa.Array) -> pa.Array:
+    """Return values as texts that are equal where they mean the same, whichever type they have: 17, 17.0 and ``"17.0"``, and times
+    of any unit. Null for null and NaN; an Arrow exception for other types, such as lists."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return texts_of(values.dictionary_decode())
+    if pa.types.is_decimal(kind) and kind.scale > 0:
+        return texts_of(values.cast(pa.float64()))
+    if pa.types.is_floating(kind):
+        exact = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), _EXACT)).fill_null(False)
+        whole = pc.if_else(exact, values, None).cast(pa.int64()).cast(pa.string())
+        return pc.coalesce(whole, pc.if_else(pc.is_nan(values), None, values).cast(pa.string()))
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return values.cast(pa.timestamp("us"), safe=False).cast(pa.string())
+    return pc.replace_substring_regex(values.cast(pa.string()), _WHOLE_FLOAT, r"\1")
 
 
 def sparse_of(values: pa.Array, feature: SparseFeature) -> tuple[Ids | Ragged, pa.Array | None]:
@@ -105,14 +127,22 @@ def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     return pc.utf8_trim_whitespace(whole).cast(pa.float64()), broken
 
 
-def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
-    """Return times as int64 ms since 1970, and which values are not times (None: all are); ``TypeError`` for other types."""
+def as_times(values: pa.Array, unit: Unit, form: str | None = None) -> tuple[pa.Array, pa.Array | None]:
+    """Return times as int64 ms since 1970, and which values are not times (None: all are); ``TypeError`` for other types.
+
+    Texts are numbers in ``unit`` or ISO 8601, or as ``form`` says in the codes of ``strptime``; without a zone they are UTC.
+    """
     kind = values.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), None
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         found, broken = as_numbers(values)
         return to_ms(found, unit), broken
+    if form is not None:
+        found = pc.strptime(values, form, "ms", error_is_null=True).cast(pa.int64())
+        return found, pc.and_(pc.is_valid(values), pc.is_null(found))
+    for written, extended in _EXTENDED:
+        values = pc.replace_substring_regex(values, written, extended)
     looks_iso = pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}").fill_null(False)
     found, _ = as_numbers(pc.if_else(looks_iso, None, values))
     found = to_ms(found, unit)

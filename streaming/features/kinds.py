@@ -16,6 +16,8 @@ Name: TypeAlias = Annotated[
     str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _, with no digit first")
 ]
 MAX_VECTOR = 65_536
+Unit: TypeAlias = Literal["s", "ms", "us", "ns"]
+"""What times as numbers count."""
 
 
 class _Feature(Section):
@@ -66,7 +68,7 @@ class DenseFeature(_Feature):
     column: str
     side: str | None = None
     transform: Literal["none", "log", "sqrt", "square", "age"] = "none"
-    unit: Literal["s", "ms", "us"] = "ms"
+    unit: Unit = "ms"
     """For ``age``: the unit of the column's times, if they are numbers."""
 
 

@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
-from streaming.features.arrow_columns import to_ms
+from streaming.features.arrow_columns import texts_of
 from streaming.features.columns import Columns, Ids, Ragged
-from streaming.features.kinds import NUMBERS_ALLOWED, Feature
+from streaming.features.kinds import Feature
 from streaming.features.transforms import is_derived
-from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS, fits_float32
+from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS
+from streaming.source.actions import columns_of, happened_on, plain_numbers, usable_values
+from streaming.source.explode import explode
 from streaming.source.files import find
-from streaming.source.logged_events import Bools, Engagements, LoggedEvents
+from streaming.source.logged_events import Engagements, LoggedEvents
 from streaming.source.mapping import FeatureMapper, SideTable, key_ids
-from streaming.source.settings import Action, DelayColumn, EngagementFile, ImpressionFile, SourceSettings
+from streaming.source.settings import EngagementFile, ImpressionFile, SourceSettings
 from streaming.source.tabular import RowFile, as_problems, numbers, read
 from streaming.source.time_bounds import TimeBounds
 
@@ -45,6 +46,8 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
     with problems.collect():
         rows = read(folder, settings.impressions, _impression_columns(settings, features))
         problems.found += rows.missing
+        if settings.impressions.explode is not None:
+            explode(rows, settings.impressions.explode)
         files.append(rows)
         return _Loader(rows, settings, now_ms, problems, files).load(folder, sides, features)
     raise Problems(problems.found + as_problems([reject for file in files for reject in file.rejects]))
@@ -121,6 +124,8 @@ class _Loader:
         if file.request is not None:
             keys = _key(rows, file.request)
             good = self._with_key(rows, file.request, keys, good)
+        elif isinstance(file, ImpressionFile) and file.explode is not None:
+            keys = rows.at.cast(pa.string())  # a row of its file is a request
         if isinstance(file, ImpressionFile) and file.impression is not None and keys is not None:
             names = _key(rows, file.impression)
             good = self._with_key(rows, file.impression, names, good)
@@ -171,7 +176,7 @@ class _Loader:
         at, row, code, value = [], [], [], []
         for index, action in enumerate(self._settings.actions.values()):
             with self._problems.collect():
-                happened, delays, values = self._action(action, served_at)
+                happened, delays, values = happened_on(self._rows, action, served_at, self._bounds)
                 chosen = np.flatnonzero(happened)
                 at.append(served_at[chosen] + delays[chosen])
                 row.append(chosen)
@@ -203,37 +208,6 @@ class _Loader:
             all_impressions.take(pa.array(order)),
         )
 
-    def _action(self, action: Action, served_at: Ids) -> tuple[Bools, Ids, npt.NDArray[np.float64]]:
-        """Return on which impressions an action happened, after how long (ms), and with which value."""
-        count = self._rows.table.num_rows
-        happened = np.ones(count, np.bool_)
-        values = np.ones(count)
-        delays = np.zeros(count, np.int64)
-        if action.when is not None:
-            happened &= _plain(numbers(self._rows, action.when)) != 0
-        if action.value is not None:
-            found = numbers(self._rows, action.value)
-            happened &= np.asarray(found.is_valid().to_numpy(zero_copy_only=False))
-            values = _plain(found)
-            happened = _usable_values(self._rows, action.value, values, happened)
-        if isinstance(action.delay, DelayColumn):
-            column = action.delay.column
-            found = to_ms(numbers(self._rows, column), action.delay.unit)
-            negative = pc.less(found, 0).fill_null(False)
-            raw = self._rows.column(column)
-            self._rows.reject(negative, column, raw, "malformed", "a negative delay")
-            happened &= ~np.asarray(negative.to_numpy(zero_copy_only=False))
-            happened &= np.asarray(found.is_valid().to_numpy(zero_copy_only=False))
-            delays = np.asarray(found.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
-        else:
-            delays[:] = action.delay
-        late = happened & (delays > self._bounds.latest - served_at)
-        if late.any():
-            times_ = pa.array(delays)
-            self._rows.reject(pa.array(late), "delay of an action", times_, "future", self._bounds.allowed)
-            happened &= ~late
-        return happened, delays, values
-
     def _from_file(self, folder: Path, file: EngagementFile, known: pa.Array, names: list[str]) -> Engagements:
         """Return engagements of a file of their own; new actions are added to ``names``."""
         columns = [file.time.column, *file.request, *file.impression, file.action]
@@ -245,7 +219,9 @@ class _Loader:
             raw, values = rows.column(file.value), numbers(rows, file.value)
             given = pc.or_(values.is_valid(), raw.is_null(nan_is_null=True))  # other values are rejected already
             values = values.fill_null(1.0)
-            mask = _usable_values(rows, file.value, _plain(values), np.asarray(given.to_numpy(zero_copy_only=False)))
+            mask = usable_values(
+                rows, file.value, plain_numbers(values), np.asarray(given.to_numpy(zero_copy_only=False))
+            )
             values = values.filter(pa.array(mask))
             rows.keep(pa.array(mask))
         rows.table = rows.table.append_column("minutely.value", values)
@@ -262,17 +238,10 @@ class _Loader:
             row.astype(np.int64),
             np.array(codes, np.int32)[actions.indices.to_numpy()],
             names,
-            _plain(rows.column("minutely.value")),
+            plain_numbers(rows.column("minutely.value")),
             requests,
             impressions,
         )
-
-
-def _usable_values(rows: RowFile, column: str, values: npt.NDArray[np.float64], given: Bools) -> Bools:
-    """Return which of the ``given`` values an engagement may have; the others are rejected."""
-    usable = given & fits_float32(values)
-    rows.reject(pa.array(given & ~usable), column, rows.column(column), "malformed", NUMBERS_ALLOWED)
-    return usable
 
 
 def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, Ids, pa.Array]:
@@ -303,7 +272,7 @@ def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, I
 def _key(rows: RowFile, columns: Sequence[str]) -> pa.Array:
     """Return the values of columns as one text."""
     try:
-        parts = [rows.column(column).cast(pa.string()) for column in columns]
+        parts = [texts_of(rows.column(column)) for column in columns]
     except pa.ArrowException as error:
         allowed = "allowed: integers or texts"
         raise Problems([Problem(rows.name, f"column {'+'.join(columns)}", str(error), allowed)]) from None
@@ -347,10 +316,5 @@ def _impression_columns(settings: SourceSettings, features: Mapping[str, Feature
     wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
     wanted += [side.on or side.key for side in settings.sides.values()]
     for action in settings.actions.values():
-        delay = action.delay.column if isinstance(action.delay, DelayColumn) else None
-        wanted += [column for column in (action.when, action.value, delay) if column is not None]
+        wanted += columns_of(action)
     return wanted
-
-
-def _plain(values: pa.Array) -> npt.NDArray[np.float64]:
-    return np.asarray(values.fill_null(0).to_numpy(zero_copy_only=False), np.float64)

@@ -142,11 +142,11 @@ def times(rows: RowFile, column: TimeColumn) -> pa.Array:
     """Return a column of times as int64 ms since 1970; unreadable ones become null and their rows are rejected."""
     values = rows.column(column.column)
     try:
-        found, broken = as_times(values, column.unit)
+        found, broken = as_times(values, column.unit, column.format)
     except TypeError as error:
         raise Problems([Problem(rows.name, f"column {column.column}", str(error), _TIMES)]) from None
     rows.reject_broken(broken, column.column, values, "not a time", _TIMES)
     return found
 
 
-_TIMES = "allowed: times as numbers, timestamps or ISO 8601 texts"
+_TIMES = "allowed: times as numbers, timestamps, ISO 8601 texts such as 2024-01-31T12:00:00Z, or texts that `format` describes"

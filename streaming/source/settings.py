@@ -6,11 +6,10 @@ import codecs
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from basis.settings import Day, DurationMs, Section
-from streaming.features.arrow_columns import Unit
-from streaming.features.kinds import Name
+from streaming.features.kinds import Name, Unit
 from streaming.records.labels import Action as ActionName
 
 Texts = Annotated[list[str], Field(min_length=1)]
@@ -39,6 +38,8 @@ class File(Section):
     ``.`` or ``_``. Folders such as ``day=2024-01-31`` are a column."""
     format: Literal["parquet", "csv", "jsonl"] | None = None
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    decimal: Literal[".", ","] = "."
+    """What separates the fraction of a number that is a text."""
     columns: Texts | None = None
     """The names of a CSV file's columns, where it has no header line."""
     encoding: Encoding | None = None
@@ -46,18 +47,32 @@ class File(Section):
 
 
 class TimeColumn(Section):
-    """A column of times: numbers since 1970 in ``unit``, timestamps, or texts as in ISO 8601."""
+    """A column of times: numbers since 1970 in ``unit``, timestamps, or texts: ISO 8601, or as ``format`` says."""
 
     column: str
     unit: Unit = "ms"
+    format: str | None = None
+    """How texts are written, in the codes of ``strptime``, such as ``%m/%d/%Y %I:%M:%S %p``."""
+
+
+class Explode(Section):
+    """Columns of lists that have an item for each impression of their row; ``split`` separates items in texts."""
+
+    columns: Texts
+    split: Annotated[str, Field(min_length=1)] | None = None
+
+
+def _explode_columns(value: Any) -> Any:
+    return {"columns": value} if isinstance(value, list) else value
 
 
 class ImpressionFile(File):
-    """The file with one row per impression."""
+    """The file with one row per impression, or per request with ``explode``."""
 
     time: TimeColumn
+    explode: Annotated[Explode, BeforeValidator(_explode_columns)] | None = None
     request: Texts | None = None
-    """Columns whose values together name the request; by default, every impression is a request of its own."""
+    """Columns whose values together name the request; by default, every row of the file is a request of its own."""
     impression: Texts | None = None
     """Columns whose values name the impression within its request, for engagements in a file of their own."""
 
@@ -89,11 +104,44 @@ Delay = Annotated[
 ]
 
 
+class WhenEquals(Section):
+    """Where a column has one of some values."""
+
+    column: str
+    equals: str | int | bool | list[str | int | bool]
+
+    @property
+    def values(self) -> list[str | int | bool]:
+        """The values."""
+        return self.equals if isinstance(self.equals, list) else [self.equals]
+
+
+class WhenContains(Section):
+    """Where a column's list contains what another column has; ``split`` separates a text's items."""
+
+    column: str
+    contains: str
+    split: Annotated[str, Field(min_length=1)] | None = None
+
+
+def _when_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "column"
+    is_contains = "contains" in value if isinstance(value, dict) else isinstance(value, WhenContains)
+    return "contains" if is_contains else "equals"
+
+
+When = Annotated[
+    Annotated[str, Tag("column")] | Annotated[WhenEquals, Tag("equals")] | Annotated[WhenContains, Tag("contains")],
+    Discriminator(_when_kind),
+]
+
+
 class Action(Section):
     """An action that columns of the impression record."""
 
-    when: str | None = None
-    """The action happened where this column is true or not 0; by default, on every impression."""
+    when: When | None = None
+    """The action happened where this column is true or not 0, or equals or contains a value; by default, on every impression."""
     value: str | None = None
     delay: Delay = 0
 

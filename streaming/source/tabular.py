@@ -66,6 +66,7 @@ class RowFile:
     table: pa.Table
     at: pa.Array
     parts: list[_Part]
+    decimal: str = "."
     rejects: list[Reject] = field(default_factory=list)
     missing: list[Problem] = field(default_factory=list)
     _told: set[Reject] = field(default_factory=set)
@@ -140,7 +141,7 @@ def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
     if not first and columns and not missing:
         raise Problems([Problem(path, "rows", "0", "allowed: a file with rows"), *as_problems(rejects)])
     table = _joined([part.rows.table for part in parts], {problem.place for problem in missing})
-    return RowFile(path, table, pa.array(np.arange(first)), parts, rejects, missing)
+    return RowFile(path, table, pa.array(np.arange(first)), parts, file.decimal, rejects, missing)
 
 
 def _joined(tables: Sequence[pa.Table], missing: set[str]) -> pa.Table:
@@ -175,8 +176,9 @@ def _texts(kinds: set[pa.DataType]) -> pa.DataType:
 def numbers(rows: RowFile, column: str) -> pa.Array:
     """Return a column as float64, null where missing. Rows with anything but a number are rejected; `Problems` if all are."""
     values = rows.column(column)
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     try:
-        found, broken = as_numbers(values)
+        found, broken = as_numbers(pc.replace_substring(values, rows.decimal, ".") if is_text else values)
     except TypeError as error:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: numbers")]) from None
     rows.reject_broken(broken, column, values, "not a number", "allowed: numbers")

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
-from streaming.features.arrow_columns import Unit, to_ms
+from streaming.features.arrow_columns import to_ms
+from streaming.features.kinds import Unit
 from streaming.source.mapping import times
 from streaming.source.settings import SourceSettings, TimeColumn
 from streaming.source.tabular import RowFile, as_shown
 
 _DAY = timedelta(days=1)
-_UNITS: tuple[Unit, ...] = ("s", "ms", "us")
+_UNITS: tuple[Unit, ...] = ("s", "ms", "us", "ns")
 
 
 class TimeBounds(NamedTuple):

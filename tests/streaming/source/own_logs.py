@@ -81,7 +81,7 @@ ROWS: list[Row] = [
         "price": 99.5,
         "born": T,
         "click": 1,
-        "rating": 1.0,
+        "rating": None,
         "wait": None,
     },
 ]

@@ -1,0 +1,157 @@
+"""What a config can say of own logs: requests with lists of items, conditions, delays, ways to write times and numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from streaming.features.ids import text_id
+from tests.streaming.source.own_logs import (
+    FORMATS,
+    NOW,
+    Row,
+    T,
+    engagement_file,
+    features,
+    load,
+    load_rows,
+    problems_of,
+    rejects_of,
+    source,
+    write,
+)
+
+NEWS: list[Row] = [
+    {"t": T, "user": "u1", "shown": [5, 6, 7], "read": [7, 5], "place": [0.5, 1.5, 2.5]},
+    {"t": T + 2000, "user": "u2", "shown": [], "read": [], "place": []},
+    {"t": T + 1000, "user": "u1", "shown": [6], "read": None, "place": [9.0]},
+]
+WITH_LISTS = features(
+    user={"column": "user", "scope": "request"},
+    item={"column": "shown"},
+    place={"kind": "dense", "column": "place"},
+)
+
+
+def impressions(kind: str, **changes: Any) -> Row:
+    return {"file": f"log.{kind}", "time": {"column": "t"}, **changes}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_row_with_lists_of_items_is_a_request(tmp_path: Path, kind: str) -> None:
+    split = {"split": " "} if kind == "csv" else {}
+    rows = NEWS
+    if kind == "csv":
+        rows = [{name: " ".join(map(str, v)) if isinstance(v, list) else v for name, v in row.items()} for row in NEWS]
+    log = impressions(kind, explode={"columns": ["shown", "place"], **split})
+    read = {"when": {"column": "read", "contains": "shown", **split}, "delay": "5s"}
+    events = load_rows(tmp_path, kind, rows, WITH_LISTS, impressions=log, actions={"read": read})
+    assert events.starts.tolist() == [0, 3, 4]
+    assert events.served_at.tolist() == [T, T + 1000]
+    assert np.asarray(events.features["item"]).tolist() == [5, 6, 7, 6]
+    assert np.asarray(events.features["place"]).tolist() == [0.5, 1.5, 2.5, 9.0]
+    assert np.asarray(events.features["user"]).tolist() == [text_id("u1")] * 4
+    assert events.engagements.row.tolist() == [0, 2]
+    assert not events.rejects
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_lists_that_differ_in_length_cost_their_row(tmp_path: Path, kind: str) -> None:
+    rows = [{**NEWS[0], "place": [1.0]}, NEWS[2]]
+    log = impressions(kind, explode=["shown", "place"])
+    events = load_rows(tmp_path, kind, rows, WITH_LISTS, impressions=log, actions={"seen": {}})
+    assert events.impressions == 1
+    ((place, value, reason),) = rejects_of(events)
+    assert (place, value, reason) == ("line 1, column place", "[1.0]", "malformed")
+
+
+def test_what_is_exploded_must_be_lists(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", [{"t": T, "user": 1, "shown": "5 6", "place": "1 2"}])
+    log = impressions("csv", explode=["shown", "place"])
+    ((_, place, _, allowed),) = problems_of(tmp_path, source("csv", impressions=log, actions={"seen": {}}), WITH_LISTS)
+    assert (place, allowed) == ("column shown", "allowed: lists, or texts with explode.split")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_action_happens_where_a_column_has_a_value(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"t": T + at, "user": at, "item": at, "answer": answer} for at, answer in enumerate(["ja", "nein", None, "17"])
+    ]
+    for equals, happened in (("ja", [0]), (["ja", "nein"], [0, 1]), (17, [3]), ("JA", [])):
+        actions = {"said": {"when": {"column": "answer", "equals": equals}}}
+        events = load_rows(tmp_path, kind, rows, actions=actions)
+        assert events.engagements.row.tolist() == happened, equals
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_action_without_its_delay_is_counted(tmp_path: Path, kind: str) -> None:
+    """Nobody knows when it happened; that it did not is no answer either."""
+    rows = [{"t": T + at, "user": at, "item": at, "click": int(at != 2), "wait": None if at else 5} for at in range(3)]
+    events = load_rows(tmp_path, kind, rows, actions={"click": {"when": "click", "delay": {"column": "wait"}}})
+    assert events.engagements.row.tolist() == [0]
+    ((place, _, reason),) = rejects_of(events)
+    assert (place, reason) == (f"line {3 if kind == 'csv' else 2}, column wait", "malformed")
+    assert [reject.detail for reject in events.rejects] == ["an action without its delay"]
+
+
+AT = int(datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC).timestamp() * 1000)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("2024-05-06 07:08:09 UTC", {}),
+        ("20240506T070809Z", {}),
+        ("20240506T070809+0000", {}),
+        ("2024-05-06T09:08:09+02:00", {}),
+        ("05/06/2024 07:08:09 AM", {"format": "%m/%d/%Y %I:%M:%S %p"}),
+        (str(AT * 1_000_000), {"unit": "ns"}),
+    ],
+)
+def test_ways_to_write_a_time(tmp_path: Path, kind: str, text: str, given: Row) -> None:
+    rows = [{"t": text, "user": 1, "item": 1}, {"t": "5.6.24", "user": 1, "item": 2}]
+    log = impressions(kind, time={"column": "t", **given})
+    events = load_rows(tmp_path, kind, rows, impressions=log, actions={"seen": {}})
+    assert events.served_at.tolist() == [AT]
+    ((place, value, _),) = rejects_of(events)
+    assert (place, value) == (f"line {3 if kind == 'csv' else 2}, column t", "'5.6.24'")
+
+
+def test_a_decimal_comma(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(f"t;item;price\n{T};1;1,5\n{T + 1};2;-2,25e1\n{T + 2};3;1.234,5\n")
+    log = impressions("csv", delimiter=";", decimal=",")
+    wanted = features(item={"column": "item"}, price={"kind": "dense", "column": "price"})
+    events = load(tmp_path, source("csv", impressions=log, actions={"seen": {}}), wanted, NOW)
+    assert np.asarray(events.features["price"]).tolist() == [1.5, -22.5, 0]
+    assert [place for place, _, _ in rejects_of(events)] == ["line 4, column price"]
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.string(), pa.decimal128(21, 2), pa.int64()])
+def test_keys_are_the_same_in_every_type(tmp_path: Path, kind: pa.DataType) -> None:
+    """pandas makes floats of integers with gaps; Arrow writes 20260000000.0 as 2.026e+10."""
+    keys = [20_260_000_000 + at for at in range(5)]
+    stamps = pa.array([T + at for at in range(5)])
+    table = {"t": stamps, "user": pa.array(keys), "item": pa.array([f"i{at}" for at in range(5)])}
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    engaged = {
+        "at": stamps,
+        "u": pa.array([*keys[:4], None], pa.int64()).cast(kind),
+        "time": stamps.cast(pa.timestamp("ms")),
+        "i": table["item"],
+        "what": pa.array(["click"] * 5),
+    }
+    pq.write_table(pa.table(engaged), tmp_path / "engaged.parquet")
+    settings = engagement_file("parquet")
+    settings["impressions"]["time"] = {"column": "t"}
+    settings["impressions"]["request"] = ["user"]
+    settings["engagements"] |= {"request": ["u"], "value": None}
+    events = load(tmp_path, source("parquet", actions={}, **settings), features(), NOW)
+    assert events.engagements.row.tolist() == [0, 1, 2, 3]
+    assert len(rejects_of(events)) == 1
