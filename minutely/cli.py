@@ -67,6 +67,11 @@ def cli() -> None:
     help="How often the replica pulls: 60s, 1h, 24h or never. [default: sync.sparse_every]",
 )
 @click.option(
+    "--cold-start",
+    is_flag=True,
+    help="Replay once more with the other default row, to measure under both what new users are served.",
+)
+@click.option(
     "--as-of",
     type=EventTime(),
     help="Only score, with the published model as of this event time, such as 2024-01-31 or 2024-01-31T05:00 (UTC).",
@@ -82,6 +87,7 @@ def replay(
     seed: int | None,
     warmup: float,
     sync_every: int | str | None,
+    cold_start: bool,
     as_of: int | None,
     deltas: str | None,
     run: Path | None,
@@ -95,7 +101,7 @@ def replay(
     then on. The summary is printed, and left in --out where that is given.
     """
     given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    if odd := sorted(given & ({"deltas", "run"} if as_of is None else {"warmup", "sync_every", "seed"})):
+    if odd := sorted(given & ({"deltas", "run"} if as_of is None else {"warmup", "sync_every", "seed", "cold_start"})):
         options = ", ".join("--" + name.replace("_", "-") for name in odd)
         raise click.UsageError(f"{options}: {'only' if as_of is None else 'not'} with --as-of")
     pipeline = load(config, data, seed)
@@ -106,7 +112,8 @@ def replay(
         return
     every = pipeline.sync.sparse_every if sync_every is None else sync_every
     name = "never" if isinstance(every, str) else format_duration(every)
-    _replay(pipeline, {name: None if isinstance(every, str) else every}, warmup, out)
+    cadences = {name: None if isinstance(every, str) else every}
+    _replay(pipeline, cadences, warmup, out, with_cold_start=cold_start)
 
 
 @cli.command()
@@ -213,12 +220,19 @@ def _deltas_place(deltas: str | None, run: Path | None) -> str:
     return deltas or str(Run.find(run).deltas)
 
 
-def _replay(pipeline: Pipeline, cadences: dict[str, int | None], warmup: float, out: Path | None) -> None:
+def _replay(
+    pipeline: Pipeline,
+    cadences: dict[str, int | None],
+    warmup: float,
+    out: Path | None,
+    *,
+    with_cold_start: bool = False,
+) -> None:
     from minutely.replay import replay
     from minutely.summary_table import print_summary
 
     console = Terminal()
-    done = replay(pipeline, cadences, warmup, out, console)
+    done = replay(pipeline, cadences, warmup, out, console, with_cold_start=with_cold_start)
     print_summary(console, done)
     if done.summary["interrupted"]:
         sys.exit(Ending.INTERRUPTED)

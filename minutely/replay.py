@@ -45,12 +45,17 @@ def replay(
     warmup: float,
     out: Path | None,
     console: Console,
+    *,
+    with_cold_start: bool = False,
 ) -> Replayed:
     """Take the pipeline's logs through the loop with one replica a cadence, and leave a run's folder.
 
-    Ctrl-C ends it between two steps, with everything that was learned by then published and summarised.
+    ``with_cold_start`` takes them through it once more, to measure what new users are served under either default row. Ctrl-C
+    ends it between two steps, with everything that was learned by then published and summarised.
     """
     _check_cadences(pipeline, cadences)
+    if with_cold_start:
+        cold_start.require_user(pipeline)
     Run.check_free(out)
     torch.set_num_threads(1)  # at steps of a few examples a second thread costs more than it brings
     now_ms = time.time_ns() // 1_000_000
@@ -58,7 +63,7 @@ def replay(
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, now_ms)
     run = Run.create(pipeline, out, now_ms)
     with _stop_on_interrupt() as stop:
-        return _replay(pipeline, events, run, dict(cadences), warmup, console, stop)
+        return _replay(pipeline, events, run, dict(cadences), warmup, console, stop, with_cold_start=with_cold_start)
 
 
 def _check_cadences(pipeline: Pipeline, cadences: Mapping[str, int | None]) -> None:
@@ -81,6 +86,8 @@ def _replay(
     warmup: float,
     console: Console,
     stop: list[int],
+    *,
+    with_cold_start: bool,
 ) -> Replayed:
     started = time.monotonic()
     files = WriteBack(LocalFiles(run.deltas, durable=False), _DELTAS_IN_MEMORY_BYTES)
@@ -92,7 +99,8 @@ def _replay(
         if len(cadences) > 1:
             summary["cadences"] = {served.name: results_of(loop, served) for served in loop.replicas}
         else:
-            summary["cold_start"] = _cold_start(loop, run, cadences, warmup, console, stop)
+            measured = _cold_start(loop, run, cadences, warmup, console, stop) if with_cold_start else None
+            summary["cold_start"] = measured
             summary["interrupted"] = bool(stop)
         write_report(run.report, loop, summary)
         loop.keep_dead_letters(run.dead_letters)
@@ -113,13 +121,11 @@ def _run_to_its_end(loop: EmbeddedLoop, title: str, console: Console, stop: list
 def _cold_start(
     done: EmbeddedLoop, run: Run, cadences: dict[str, int | None], warmup: float, console: Console, stop: list[int]
 ) -> dict[str, Any] | None:
-    """The AUC of users' first impressions under both default rows, where a table has admission and the config a user.
+    """The AUC of users' first impressions under both default rows; None where it was interrupted.
 
     What another default row would have served is served: by the whole loop once more, with that row and nothing else changed.
     """
-    pipeline, events = done.pipeline, done.events
-    if not cold_start.is_admitting(pipeline) or pipeline.user_feature is None:
-        return None
+    pipeline, events, user = done.pipeline, done.events, cold_start.require_user(done.pipeline)
     scores = {}
     for default_row in cold_start.DEFAULT_ROWS:
         if cold_start.is_default_row(pipeline, default_row):
@@ -137,7 +143,7 @@ def _cold_start(
             shutil.rmtree(folder, ignore_errors=True)
     if stop:
         return None
-    return cold_start.measure(pipeline, events, pipeline.user_feature, scores, done.scored_from)
+    return cold_start.measure(pipeline, events, user, scores, done.scored_from)
 
 
 @contextmanager
