@@ -24,6 +24,7 @@ from minutely.progress import ReplayProgress
 from minutely.report import write_report
 from minutely.results import results_of, summarize
 from minutely.run import Run
+from minutely.scores import require_free, write_scores
 from paramserver.files import LocalFiles, WriteBack
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
@@ -32,11 +33,22 @@ _DELTAS_IN_MEMORY_BYTES = 128 << 20
 COMPARED: dict[str, int | None] = {"60s": 60_000, "5m": 300_000, "1h": 3_600_000, "24h": 86_400_000, "never": None}
 
 
+class Extras(NamedTuple):
+    """What a replay does on request: take the log through the loop once more for the cold start, write ``scores`` to a file."""
+
+    cold_start: bool = False
+    scores: Path | None = None
+
+
+PLAIN = Extras()
+
+
 class Replayed(NamedTuple):
-    """A finished replay: its summary, and in a comparison the results of each cadence."""
+    """A finished replay: its summary, in a comparison with the results of each cadence, and where its scores are."""
 
     run: Run
     summary: dict[str, Any]
+    scores: Path | None
 
 
 def replay(
@@ -45,25 +57,25 @@ def replay(
     warmup: float,
     out: Path | None,
     console: Console,
-    *,
-    with_cold_start: bool = False,
+    extras: Extras = PLAIN,
 ) -> Replayed:
     """Take the pipeline's logs through the loop with one replica a cadence, and leave a run's folder.
 
-    ``with_cold_start`` takes them through it once more, to measure what new users are served under either default row. Ctrl-C
-    ends it between two steps, with everything that was learned by then published and summarised.
+    Ctrl-C ends it between two steps, with everything that was learned by then published and summarised.
     """
     _check_cadences(pipeline, cadences)
-    if with_cold_start:
+    if extras.cold_start:
         cold_start.require_user(pipeline)
     Run.check_free(out)
+    if extras.scores is not None:
+        require_free(extras.scores, out)
     torch.set_num_threads(1)  # at steps of a few examples a second thread costs more than it brings
     now_ms = time.time_ns() // 1_000_000
     with console.status("Reading logs"):
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, now_ms)
     run = Run.create(pipeline, out, now_ms)
     with _stop_on_interrupt() as stop:
-        return _replay(pipeline, events, run, dict(cadences), warmup, console, stop, with_cold_start=with_cold_start)
+        return _replay(pipeline, events, run, dict(cadences), warmup, extras, console, stop)
 
 
 def _check_cadences(pipeline: Pipeline, cadences: Mapping[str, int | None]) -> None:
@@ -84,10 +96,9 @@ def _replay(
     run: Run,
     cadences: dict[str, int | None],
     warmup: float,
+    extras: Extras,
     console: Console,
     stop: list[int],
-    *,
-    with_cold_start: bool,
 ) -> Replayed:
     started = time.monotonic()
     files = WriteBack(LocalFiles(run.deltas, durable=False), _DELTAS_IN_MEMORY_BYTES)
@@ -99,7 +110,7 @@ def _replay(
         if len(cadences) > 1:
             summary["cadences"] = {served.name: results_of(loop, served) for served in loop.replicas}
         else:
-            measured = _cold_start(loop, run, cadences, warmup, console, stop) if with_cold_start else None
+            measured = _cold_start(loop, run, cadences, warmup, console, stop) if extras.cold_start else None
             summary["cold_start"] = measured
             summary["interrupted"] = bool(stop)
         write_report(run.report, loop, summary)
@@ -107,7 +118,9 @@ def _replay(
     run.summary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     for name in ("log", "pending"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    return Replayed(run, summary)
+    if extras.scores is not None:
+        write_scores(extras.scores, loop)
+    return Replayed(run, summary, extras.scores)
 
 
 def _run_to_its_end(loop: EmbeddedLoop, title: str, console: Console, stop: list[int]) -> None:
