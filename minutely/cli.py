@@ -54,7 +54,7 @@ the model back, 4 that address cannot be listened at, 5 brokers or replicas do n
 def cli() -> None:
     """Minutely trains ranking models on what users did a minute ago, and serves from them at once.
 
-    Begin with `minutely replay configs/movielens.yaml`, then point a config at your own logs and `minutely check` it.
+    Begin with `minutely replay movielens`, then point a config at your own logs and `minutely check` it.
     """
 
 

@@ -39,7 +39,7 @@ MAKE = {
     "make simulate": "tests.simulation.simulate",
     "make simulate-mutants": "tests.simulation.mutants",
     "make test": "scripts/test",
-    "make lint": "mypy",
+    "TORCH=cpu make lint": "mypy",
 }
 
 
@@ -55,7 +55,7 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands(page: Path, tmp_path: Path) -> None:
     """Run a page's commands one after the other, in a folder that has what the repository has."""
-    for name in ("configs", "examples", "paramserver", "Makefile", "scripts"):
+    for name in ("examples", "paramserver", "Makefile", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     for command in _commands(page):
         if command in RUN_ELSEWHERE or command in MAKE or command.startswith(("git clone", "cd ", ". .venv/")):
