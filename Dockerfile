@@ -18,7 +18,6 @@ RUN useradd --create-home minutely && install -d -o minutely /var/lib/minutely \
 COPY --from=build /opt/minutely /opt/minutely
 ENV PATH=/opt/minutely/bin:$PATH
 WORKDIR /opt/minutely
-COPY configs configs
 USER minutely
 ENTRYPOINT ["minutely"]
 CMD ["--help"]

@@ -8,10 +8,10 @@ SOURCES := basis streaming paramserver trainer serving minutely stack tests benc
 CXX_SOURCES := $(shell git ls-files '*.cpp' '*.hpp' 2>/dev/null)
 
 replay: .venv/ready
-	@minutely replay configs/movielens.yaml $(ARGS)
+	@minutely replay movielens $(ARGS)
 
 compare: .venv/ready
-	@minutely compare configs/movielens.yaml $(ARGS)
+	@minutely compare movielens $(ARGS)
 
 stack: .venv/ready
 	@python -m stack

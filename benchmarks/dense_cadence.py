@@ -1,6 +1,6 @@
 """What is it worth that a young model's dense weights go out at growing intervals? Served AUC from the first impression on.
 
-    MINUTELY_DATA=FOLDER python -m benchmarks.dense_cadence [--config configs/kuairand.yaml ...] [--seeds 1] [--out FILE]
+    MINUTELY_DATA=FOLDER python -m benchmarks.dense_cadence [--config FILE ...] [--seeds 1] [--out FILE]
 
 Replays of the same logs without a warm-up (`minutely replay --warmup 0 --sync-every 60s`), to the end of the first 24 hours or of
 the first 1,000 impressions, whichever is later: by ``dense_every`` alone, as a settled model goes, by the growing intervals, and
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
 from minutely.loop import open_loop
 from minutely.results import metrics_of
@@ -78,8 +79,7 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, int, str, dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    both = [ROOT / "configs" / "kuairand.yaml", ROOT / "configs" / "movielens.yaml"]
-    parser.add_argument("--config", type=Path, nargs="+", default=both)
+    parser.add_argument("--config", type=Path, nargs="+", default=list(BUILT_IN.values()))
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--change", type=float)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "dense_cadence.json")

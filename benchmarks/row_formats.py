@@ -1,6 +1,6 @@
 """What does it cost to keep rows less exactly? Served AUC of replicas in float32, float16 and int8 that follow one delta log.
 
-    MINUTELY_DATA=FOLDER python -m benchmarks.row_formats [--config configs/kuairand.yaml] [--dims 8,64] [--out row_formats.json]
+    MINUTELY_DATA=FOLDER python -m benchmarks.row_formats [--config FILE] [--dims 8,64] [--out row_formats.json]
 
 One replay a dim. All replicas pull every minute and score the same impressions before anything is learned from them; the scores
 of the first go to the log. Each is checked to hold exactly the trainer's rows, rounded, in the end.
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
 from minutely.loop import open_loop
 from minutely.parts import make_replica
@@ -72,7 +73,7 @@ def measure(pipeline: Pipeline, events: LoggedEvents, folder: Path) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "kuairand.yaml")
+    parser.add_argument("--config", type=Path, default=BUILT_IN["kuairand"])
     parser.add_argument("--dims", default="8,64")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "row_formats.json")
     options = parser.parse_args()

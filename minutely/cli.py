@@ -31,6 +31,7 @@ from minutely.terminal import Terminal
 
 if TYPE_CHECKING:
     from minutely.config import Pipeline
+    from minutely.replay import Extras
 
 
 class _Minutely(click.RichGroup):
@@ -42,6 +43,8 @@ class _Minutely(click.RichGroup):
             return super().invoke(ctx)
 
 
+_ONLY_AS_OF = {"deltas", "run"}
+_NOT_AS_OF = {"warmup", "sync_every", "seed", "cold_start", "scores"}
 _STATUSES = """Exit statuses: 0 done, 1 something that was named is wrong or broken, 2 the command line is wrong, 3 a guard keeps
 the model back, 4 that address cannot be listened at, 5 brokers or replicas do not answer, 130 Ctrl-C, 141 the output was closed."""
 
@@ -51,7 +54,7 @@ the model back, 4 that address cannot be listened at, 5 brokers or replicas do n
 def cli() -> None:
     """Minutely trains ranking models on what users did a minute ago, and serves from them at once.
 
-    Begin with `minutely replay configs/movielens.yaml`, then point a config at your own logs and `minutely check` it.
+    Begin with `minutely replay movielens`, then point a config at your own logs and `minutely check` it.
     """
 
 
@@ -65,6 +68,16 @@ def cli() -> None:
     "--sync-every",
     type=Cadence(),
     help="How often the replica pulls: 60s, 1h, 24h or never. [default: sync.sparse_every]",
+)
+@click.option(
+    "--cold-start",
+    is_flag=True,
+    help="Replay once more with the other default row, to measure under both what new users are served.",
+)
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the served scores, labels and versions of all impressions to this Parquet file, which must be new.",
 )
 @click.option(
     "--as-of",
@@ -82,6 +95,8 @@ def replay(
     seed: int | None,
     warmup: float,
     sync_every: int | str | None,
+    cold_start: bool,
+    scores: Path | None,
     as_of: int | None,
     deltas: str | None,
     run: Path | None,
@@ -95,7 +110,7 @@ def replay(
     then on. The summary is printed, and left in --out where that is given.
     """
     given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    if odd := sorted(given & ({"deltas", "run"} if as_of is None else {"warmup", "sync_every", "seed"})):
+    if odd := sorted(given & (_ONLY_AS_OF if as_of is None else _NOT_AS_OF)):
         options = ", ".join("--" + name.replace("_", "-") for name in odd)
         raise click.UsageError(f"{options}: {'only' if as_of is None else 'not'} with --as-of")
     pipeline = load(config, data, seed)
@@ -104,9 +119,12 @@ def replay(
 
         print_as_of(Terminal(), replay_as_of(pipeline, _deltas_place(deltas, run), as_of, out, Terminal()))
         return
+    from minutely.replay import Extras
+
     every = pipeline.sync.sparse_every if sync_every is None else sync_every
     name = "never" if isinstance(every, str) else format_duration(every)
-    _replay(pipeline, {name: None if isinstance(every, str) else every}, warmup, out)
+    cadences = {name: None if isinstance(every, str) else every}
+    _replay(pipeline, cadences, warmup, out, Extras(cold_start, scores))
 
 
 @cli.command()
@@ -121,9 +139,9 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
     Trains once and serves with one replica for each of 60s, 5m, 1h, 24h and never. All share the warm-up, and differ only in
     when they pull what was learned.
     """
-    from minutely.replay import COMPARED
+    from minutely.replay import COMPARED, PLAIN
 
-    _replay(load(config, data, seed), COMPARED, warmup, out)
+    _replay(load(config, data, seed), COMPARED, warmup, out, PLAIN)
 
 
 @cli.command()
@@ -213,12 +231,18 @@ def _deltas_place(deltas: str | None, run: Path | None) -> str:
     return deltas or str(Run.find(run).deltas)
 
 
-def _replay(pipeline: Pipeline, cadences: dict[str, int | None], warmup: float, out: Path | None) -> None:
+def _replay(
+    pipeline: Pipeline,
+    cadences: dict[str, int | None],
+    warmup: float,
+    out: Path | None,
+    extras: Extras,
+) -> None:
     from minutely.replay import replay
     from minutely.summary_table import print_summary
 
     console = Terminal()
-    done = replay(pipeline, cadences, warmup, out, console)
+    done = replay(pipeline, cadences, warmup, out, console, extras)
     print_summary(console, done)
     if done.summary["interrupted"]:
         sys.exit(Ending.INTERRUPTED)

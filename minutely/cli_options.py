@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import rich_click as click
 
 from basis.settings import parse_duration
+from minutely.built_in import BUILT_IN, find_config
 
 if TYPE_CHECKING:
     from minutely.config import Pipeline
@@ -20,8 +21,19 @@ if TYPE_CHECKING:
 _NEGATIVE = re.compile(r"-[0-9]+")
 _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[^]]*)\]|(?P<host>[^:\[\]\s]*)):(?P<port>[0-9]{1,5})")
 
+
+class ConfigFile(click.ParamType[Path]):
+    """A pipeline's file, or the name of a built-in one."""
+
+    name = "config"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Find what was typed."""
+        return find_config(Path(value))
+
+
 config_argument = click.argument(
-    "config", type=click.Path(path_type=Path), help="The pipeline's YAML file, such as configs/movielens.yaml."
+    "config", type=ConfigFile(), help=f"The pipeline's YAML file, or the name of a built-in one: {', '.join(BUILT_IN)}."
 )
 data_option = click.option(
     "--data",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from paramserver.settings import DefaultRow
 from streaming.features.ids import MISSING
@@ -20,6 +21,21 @@ from trainer.metrics import auc
 FIRST = 5
 DEFAULT_ROWS: tuple[DefaultRow, ...] = ("fixed", "learned")
 Scores = npt.NDArray[np.float32]
+
+
+def require_user(pipeline: Pipeline) -> str:
+    """The feature that is the user's id; `Problems` where there is none, or no default row is served for long enough to measure."""
+    found, user = [], pipeline.user_feature
+    if not is_admitting(pipeline):
+        what = "no table has admission, so an id has its row at once"
+        found.append((what, "needed: tables.admit_after, or tables.only.TABLE.admit_after, of 2 or more"))
+    if user is None:
+        names = ", ".join(pipeline.single_id_features()) or "there is none"
+        needed = f"needed: user: NAME at the top of the config, of a sparse feature of one id: {names}"
+        found.append(("no feature is the user's id", needed))
+    if found or user is None:
+        raise Problems([Problem(pipeline.name, "--cold-start", *each) for each in found])
+    return user
 
 
 def is_admitting(pipeline: Pipeline) -> bool:

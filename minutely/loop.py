@@ -53,6 +53,7 @@ _PARTITION = 0
 class Served:
     """A replica in the loop and what it served: ``scores`` float32 [impressions, labels], filled up to ``scored_to``.
 
+    ``scored_by`` says from which impression on scores are of which versions of rows and of dense weights, 0 before the first.
     ``every`` is its cadence in ms, None for never. ``waiting`` holds decision times (ms) of what was published and not pulled,
     ``latencies`` how long after its decision each example was servable, by pull at ``pulled_at`` (ms).
     """
@@ -63,6 +64,7 @@ class Served:
     scores: npt.NDArray[np.float32]
     active: bool
     scored_to: int = 0
+    scored_by: list[tuple[int, int, int]] = field(default_factory=list)
     unpulled_since: int | None = None
     waiting: list[npt.NDArray[np.int64]] = field(default_factory=list)
     latencies: list[npt.NDArray[np.int64]] = field(default_factory=list)
@@ -316,8 +318,9 @@ class EmbeddedLoop:
         """Score everything up to the replica's next pull, at most to the end of the warm-up."""
         until = min(_end_of_cell(start, served.every), self._warm_at)
         stop = int(self.events.starts[np.searchsorted(self.events.served_at, until)])
-        begin = served.scored_to
-        served.scores[begin:stop] = served.replica.score(slice_columns(self.events.features, begin, stop), stop - begin)
+        begin, replica = served.scored_to, served.replica
+        served.scores[begin:stop] = replica.score(slice_columns(self.events.features, begin, stop), stop - begin)
+        served.scored_by.append((begin, replica.sparse_version, replica.dense_version))
         served.scored_to = stop
 
     def _act(self, end: int) -> None:

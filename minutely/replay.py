@@ -24,6 +24,7 @@ from minutely.progress import ReplayProgress
 from minutely.report import write_report
 from minutely.results import results_of, summarize
 from minutely.run import Run
+from minutely.scores import require_free, write_scores
 from paramserver.files import LocalFiles, WriteBack
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
@@ -32,11 +33,22 @@ _DELTAS_IN_MEMORY_BYTES = 128 << 20
 COMPARED: dict[str, int | None] = {"60s": 60_000, "5m": 300_000, "1h": 3_600_000, "24h": 86_400_000, "never": None}
 
 
+class Extras(NamedTuple):
+    """What a replay does on request: take the log through the loop once more for the cold start, write ``scores`` to a file."""
+
+    cold_start: bool = False
+    scores: Path | None = None
+
+
+PLAIN = Extras()
+
+
 class Replayed(NamedTuple):
-    """A finished replay: its summary, and in a comparison the results of each cadence."""
+    """A finished replay: its summary, in a comparison with the results of each cadence, and where its scores are."""
 
     run: Run
     summary: dict[str, Any]
+    scores: Path | None
 
 
 def replay(
@@ -45,20 +57,25 @@ def replay(
     warmup: float,
     out: Path | None,
     console: Console,
+    extras: Extras = PLAIN,
 ) -> Replayed:
     """Take the pipeline's logs through the loop with one replica a cadence, and leave a run's folder.
 
     Ctrl-C ends it between two steps, with everything that was learned by then published and summarised.
     """
     _check_cadences(pipeline, cadences)
+    if extras.cold_start:
+        cold_start.require_user(pipeline)
     Run.check_free(out)
+    if extras.scores is not None:
+        require_free(extras.scores, out)
     torch.set_num_threads(1)  # at steps of a few examples a second thread costs more than it brings
     now_ms = time.time_ns() // 1_000_000
     with console.status("Reading logs"):
         events = load(pipeline.data_folder(), pipeline.source, pipeline.features, now_ms)
     run = Run.create(pipeline, out, now_ms)
     with _stop_on_interrupt() as stop:
-        return _replay(pipeline, events, run, dict(cadences), warmup, console, stop)
+        return _replay(pipeline, events, run, dict(cadences), warmup, extras, console, stop)
 
 
 def _check_cadences(pipeline: Pipeline, cadences: Mapping[str, int | None]) -> None:
@@ -79,6 +96,7 @@ def _replay(
     run: Run,
     cadences: dict[str, int | None],
     warmup: float,
+    extras: Extras,
     console: Console,
     stop: list[int],
 ) -> Replayed:
@@ -92,14 +110,17 @@ def _replay(
         if len(cadences) > 1:
             summary["cadences"] = {served.name: results_of(loop, served) for served in loop.replicas}
         else:
-            summary["cold_start"] = _cold_start(loop, run, cadences, warmup, console, stop)
+            measured = _cold_start(loop, run, cadences, warmup, console, stop) if extras.cold_start else None
+            summary["cold_start"] = measured
             summary["interrupted"] = bool(stop)
         write_report(run.report, loop, summary)
         loop.keep_dead_letters(run.dead_letters)
     run.summary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     for name in ("log", "pending"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    return Replayed(run, summary)
+    if extras.scores is not None:
+        write_scores(extras.scores, loop)
+    return Replayed(run, summary, extras.scores)
 
 
 def _run_to_its_end(loop: EmbeddedLoop, title: str, console: Console, stop: list[int]) -> None:
@@ -113,13 +134,11 @@ def _run_to_its_end(loop: EmbeddedLoop, title: str, console: Console, stop: list
 def _cold_start(
     done: EmbeddedLoop, run: Run, cadences: dict[str, int | None], warmup: float, console: Console, stop: list[int]
 ) -> dict[str, Any] | None:
-    """The AUC of users' first impressions under both default rows, where a table has admission and the config a user.
+    """The AUC of users' first impressions under both default rows; None where it was interrupted.
 
     What another default row would have served is served: by the whole loop once more, with that row and nothing else changed.
     """
-    pipeline, events = done.pipeline, done.events
-    if not cold_start.is_admitting(pipeline) or pipeline.user_feature is None:
-        return None
+    pipeline, events, user = done.pipeline, done.events, cold_start.require_user(done.pipeline)
     scores = {}
     for default_row in cold_start.DEFAULT_ROWS:
         if cold_start.is_default_row(pipeline, default_row):
@@ -137,7 +156,7 @@ def _cold_start(
             shutil.rmtree(folder, ignore_errors=True)
     if stop:
         return None
-    return cold_start.measure(pipeline, events, pipeline.user_feature, scores, done.scored_from)
+    return cold_start.measure(pipeline, events, user, scores, done.scored_from)
 
 
 @contextmanager

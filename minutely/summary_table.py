@@ -42,6 +42,8 @@ def print_summary(console: Console, done: Replayed) -> None:
     if summary["interrupted"]:
         console.print("[yellow]Interrupted: this is what was learned by then.[/yellow]")
     console.print(f"Report: {done.run.report}")
+    if done.scores is not None:
+        console.print(f"Scores: {done.scores}")
 
 
 def _cold_start(found: dict[str, Any]) -> TextTable:

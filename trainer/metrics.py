@@ -24,8 +24,8 @@ def auc(scores: Array, labels: Array, weights: Array | None = None) -> float | N
     return float((above * (np.cumsum(below) - below / 2)).sum() / (above.sum() * below.sum()))
 
 
-def gauc(scores: Array, labels: Array, requests: Array) -> float | None:
-    """AUC within requests, weighted by their impressions; None where no request has both labels. All [n].
+def auc_by_request(scores: Array, labels: Array, requests: Array) -> tuple[Array, Array]:
+    """The AUC within each of the m requests that have both labels, and how many impressions each has; all given are [n], both [m].
 
     Computed on pairs of the sorted rows of each request, like `auc`, for all requests at once.
     """
@@ -35,7 +35,7 @@ def gauc(scores: Array, labels: Array, requests: Array) -> float | None:
     ones = np.bincount(group, weights=positive)
     mixed = (ones > 0) & (ones < size)
     if not mixed.any():
-        return None
+        return np.empty(0), size[mixed]
     keep = mixed[group]
     scores, positive, group = np.asarray(scores)[keep], positive[keep], group[keep]
     order = np.lexsort((scores, group))
@@ -49,8 +49,7 @@ def gauc(scores: Array, labels: Array, requests: Array) -> float | None:
     mean_rank = np.repeat(starts + (counts - 1) / 2, counts) - begin + 1
     sums = np.bincount(group, weights=mean_rank * positive, minlength=len(size))[mixed]
     ones, zeros = ones[mixed], (size - ones)[mixed]
-    each = (sums - ones * (ones + 1) / 2) / (ones * zeros)
-    return float(np.average(each, weights=size[mixed]))
+    return (sums - ones * (ones + 1) / 2) / (ones * zeros), size[mixed]
 
 
 def log_loss(scores: Array, labels: Array, weights: Array | None = None) -> float:
@@ -65,23 +64,29 @@ def class_metrics(
 ) -> dict[str, float | None]:
     """The metrics of a class label; None where one is not defined. Normalized entropy as in He et al., ADKDD 2014.
 
-    ``weights`` [n] say how many examples of the stream each one stands for, where negatives were sampled; ``gauc``, which counts
-    each impression of a request once, is None then, as it is without ``requests``.
+    ``gauc`` is the mean of the requests' own AUC weighted by their impressions, ``gauc_mean`` the plain one.
+    ``weights`` [n] say how many examples of the stream each one stands for, where negatives were sampled; those two, which count
+    each impression of a request once, are None then, as they are without ``requests``.
 
     >>> import numpy as np
     >>> from trainer.metrics import class_metrics
-    >>> found = class_metrics(np.array([0.9, 0.2, 0.6, 0.1]), np.array([1, 0, 0, 1]), requests=np.array([1, 1, 2, 2]))
+    >>> scores, labels = np.array([0.9, 0.2, 0.6, 0.5, 0.1]), np.array([1, 0, 0, 0, 1])
+    >>> found = class_metrics(scores, labels, requests=np.array([1, 1, 2, 2, 2]))
     >>> {name: round(value, 3) for name, value in found.items()}
-    {'auc': 0.5, 'gauc': 0.5, 'log_loss': 0.887, 'normalized_entropy': 1.279, 'calibration': 0.9}
+    {'auc': 0.5, 'gauc': 0.4, 'gauc_mean': 0.5, 'log_loss': 0.848, 'normalized_entropy': 1.26, 'calibration': 1.15}
     """
     if not len(scores) or not np.isfinite(scores).all():
-        return dict.fromkeys(("auc", "gauc", "log_loss", "normalized_entropy", "calibration"))
+        return dict.fromkeys(("auc", "gauc", "gauc_mean", "log_loss", "normalized_entropy", "calibration"))
     rate = float(np.average(np.asarray(labels, np.float64), weights=weights))
     loss = log_loss(scores, labels, weights)
+    each, sizes = np.empty(0), np.empty(0)
+    if requests is not None and weights is None:
+        each, sizes = auc_by_request(scores, labels, requests)
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) if 0 < rate < 1 else None
     return {
         "auc": auc(scores, labels, weights),
-        "gauc": None if requests is None or weights is not None else gauc(scores, labels, requests),
+        "gauc": float(np.average(each, weights=sizes)) if len(each) else None,
+        "gauc_mean": float(each.mean()) if len(each) else None,
         "log_loss": loss,
         "normalized_entropy": None if entropy is None else float(loss / entropy),
         "calibration": float(np.average(np.asarray(scores, np.float64), weights=weights) / rate) if rate else None,

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minutely.cli import cli
 from minutely.cold_start import DEFAULT_ROWS, FIRST, first_rows, is_admitting, is_default_row
 from streaming.features.ids import MISSING
 from streaming.source.load import load
@@ -19,6 +21,7 @@ from tests.commands import execute
 from tests.minutely.test_loop import MINUTE, NOW, Ran, make_pipeline, write_log
 from trainer.metrics import auc
 
+NOBODY = {"member": {"column": "user", "scope": "request"}, "item": {"column": "item"}}
 ADMISSION = {"learning_rate": 0.1, "only": {"user": {"admit_after": 6}, "item": {"admit_after": 3}}}
 
 
@@ -33,12 +36,18 @@ def test_the_first_impressions_of_each_user(users: list[int]) -> None:
     assert first_rows(np.array(users, np.int64)).tolist() == expected
 
 
-def replayed(folder: Path, name: str, **changes: Any) -> tuple[dict[str, Any], str]:
-    """A replay on the command line: its summary, and what it printed."""
+def written(folder: Path, name: str, **changes: Any) -> Path:
+    """A config's file."""
+    config = folder / f"{name}.yaml"
     pipeline = make_pipeline(folder, **changes)
-    config, out = folder / f"{name}.yaml", folder / name
     config.write_text(yaml.safe_dump(pipeline.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
-    done = execute(f"minutely replay {config} --warmup 0.3 --out {out}")
+    return config
+
+
+def replayed(folder: Path, name: str, options: str = "--cold-start", **changes: Any) -> tuple[dict[str, Any], str]:
+    """A replay on the command line: its summary, and what it printed."""
+    config, out = written(folder, name, **changes), folder / name
+    done = execute(f"minutely replay {config} --warmup 0.3 --out {out} {options}")
     assert done.returncode == 0, done.stderr
     kept = {"config.yaml", "dead-letters.jsonl", "deltas", "summary.json", "report.html"}
     assert {item.name for item in out.iterdir()} == kept
@@ -83,11 +92,40 @@ def test_whichever_is_configured_the_figures_are_the_same(folder: Path, fixed: t
 
 
 def test_the_user_is_the_feature_that_the_config_names(folder: Path, fixed: tuple[dict[str, Any], str]) -> None:
-    features = {"member": {"column": "user", "scope": "request"}, "item": {"column": "item"}}
     tables = {"only": {"member": {"admit_after": 6}}}
-    assert replayed(folder, "nobody", features=features, tables=tables)[0]["cold_start"] is None
-    found = replayed(folder, "member", features=features, tables=tables, user="member")[0]["cold_start"]
+    found = replayed(folder, "member", features=NOBODY, tables=tables, user="member")[0]["cold_start"]
     assert (found["user"], found["impressions"]) == ("member", fixed[0]["cold_start"]["impressions"])
+
+
+def test_without_the_option_the_log_is_replayed_once(folder: Path, fixed: tuple[dict[str, Any], str]) -> None:
+    summary, printed = replayed(folder, "once", "", tables=ADMISSION)
+    assert summary["cold_start"] is None
+    assert "default_row" in fixed[1] and "default_row" not in printed
+    assert summary["metrics"] == fixed[0]["metrics"]
+
+
+NO_ADMISSION = "no table has admission, so an id has its row at once; needed: tables.admit_after"
+NO_USER = "no feature is the user's id; needed: user: NAME at the top of the config, of a sparse feature of one id: member, item"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, [NO_ADMISSION]),
+        ({"features": NOBODY, "tables": {"admit_after": 3}}, [NO_USER]),
+        ({"features": NOBODY}, [NO_ADMISSION, NO_USER]),
+    ],
+)
+def test_what_a_cold_start_needs_is_said_before_the_replay(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], said: list[str]
+) -> None:
+    command = ["replay", str(written(folder, "lacking", **changes)), "--cold-start", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 1
+    assert done.stderr.count("--cold-start: ") == len(said)
+    for part in said:
+        assert f"error synthetic: --cold-start: {part}" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_figure_is_of_served_scores(folder: Path, fixed: tuple[dict[str, Any], str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
 from paramserver.table import (
     FTRL,
@@ -22,7 +23,6 @@ from paramserver.table import (
     Uniform,
     Zeros,
 )
-from tests.commands import ROOT
 from tests.minutely.configs import BASE, load_text
 
 
@@ -138,7 +138,7 @@ def test_a_given_folder_needs_no_variable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["movielens", "kuairand"])
 def test_the_shipped_pipelines_are_right(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINUTELY_DATA", str(tmp_path))
-    pipeline = load_pipeline(ROOT / "configs" / f"{name}.yaml", None)
+    pipeline = load_pipeline(BUILT_IN[name], None)
     assert pipeline.name == name
     assert pipeline.sync.sparse_every == 60_000
     assert pipeline.sync.dense_every == 86_400_000

@@ -9,8 +9,8 @@ import pytest
 
 from tests.commands import require_kuairand, run
 
-CHECK = "minutely check configs/kuairand.yaml"
-COMPARE = "minutely compare configs/kuairand.yaml"
+CHECK = "minutely check kuairand"
+COMPARE = "minutely compare kuairand"
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from tests.commands import run
 from tests.real.movielens import first_ratings
 
-REPLAY = "minutely replay configs/movielens.yaml"
-COMPARE = "minutely compare configs/movielens.yaml"
+REPLAY = "minutely replay movielens"
+COMPARE = "minutely compare movielens"
 ROWS = "minutely rows user 196"
 
 COMPARED = 40_000

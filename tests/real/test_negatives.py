@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.commands import ROOT, run
+from minutely.built_in import BUILT_IN
+from tests.commands import run
 from tests.real.movielens import first_ratings
 
 
 def test_served_scores_stay_calibrated(tmp_path: Path) -> None:
-    config = (ROOT / "configs/movielens.yaml").read_text().replace("\nlabels:", "\nnegatives: {keep: 0.1}\n\nlabels:")
+    config = BUILT_IN["movielens"].read_text().replace("\nlabels:", "\nnegatives: {keep: 0.1}\n\nlabels:")
     (tmp_path / "sampled.yaml").write_text(config)
     data = first_ratings(40_000, tmp_path / "data")
     summary = run(f"minutely replay {tmp_path / 'sampled.yaml'} --data {data} --sync-every 1h", tmp_path / "run")

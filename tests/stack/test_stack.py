@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from basis.settings import parse_duration
+from minutely.built_in import BUILT_IN
 from minutely.config import load_pipeline
 from minutely.freshness import look
 from paramserver import manifest as manifests
@@ -35,7 +36,7 @@ from streaming.source.load import load
 from tests.commands import ROOT, execute, missing, require_kuairand
 from tests.serving.test_prometheus import QUERIES
 
-PRODUCE = "minutely produce configs/movielens.yaml --rate 100/s"
+PRODUCE = "minutely produce movielens --rate 100/s"
 COMPOSE = "docker compose up --build"
 RETRAIN = "docker compose run --rm retrain"
 FRESHNESS = "minutely freshness 127.0.0.1:8081 127.0.0.1:8082"
@@ -167,12 +168,12 @@ def all_are(stack: Stack, state: str) -> Callable[[], bool]:
 
 
 def test_movielens_through_the_stack(tmp_path: Path) -> None:
-    pipeline = load_pipeline(ROOT / "configs" / "movielens.yaml")
+    pipeline = load_pipeline(BUILT_IN["movielens"])
     events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
     with running(tmp_path) as stack:
         assert stack.missing in (["grafana"], ["prometheus", "grafana"])
         assert all(f"{name} is left out" in stack.guide() for name in stack.missing)
-        done = stack.run("produce", "produce", "configs/movielens.yaml", "--rate", "20000/s")
+        done = stack.run("produce", "produce", "movielens", "--rate", "20000/s")
         assert done.returncode == 0, done.stdout
         assert f"sent {events.requests} requests" in done.stdout, done.stdout
         deltas = LocalFiles(stack.volume("deltas"), durable=False)
@@ -249,13 +250,13 @@ def test_kuairand_stays_fresh_through_the_stack(tmp_path: Path) -> None:
     cadence_seconds, goal = parse_duration(CADENCE) / 1000, GOALS[CADENCE]
     stale_seconds = goal + 5
     require_kuairand()
-    config = yaml.safe_load((ROOT / "configs" / "kuairand.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(BUILT_IN["kuairand"].read_text(encoding="utf-8"))
     config["sync"]["sparse_every"] = config["train"]["step_every"] = CADENCE
     config["serve"] = {"fresh_within": f"{stale_seconds}s"}
     path = tmp_path / "kuairand.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
-    with running(tmp_path, {"configs/movielens.yaml": str(path)}) as stack:
+    with running(tmp_path, {"movielens": str(path)}) as stack:
         until("both have a version", all_are(stack, "fresh"))
         stack.start_one("produce", "produce", str(path), "--speed", "600x")
         until("both learn", lambda: all(each.decided_to_servable_seconds for each in statuses(stack)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.metrics import auc, class_metrics, gauc, log_loss, value_metrics
+from trainer.metrics import auc, auc_by_request, class_metrics, log_loss, value_metrics
 
 probabilities = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.5000001, 0.9, 1.0]) | st.floats(0, 1, width=32)
 rows = st.lists(st.tuples(probabilities, st.integers(0, 1), st.integers(0, 3)), min_size=1, max_size=25)
@@ -45,7 +45,7 @@ def test_weights_count_an_example_as_if_it_were_there_so_often(given_rows: Rows)
     times = times // 1000 + 1
     often, labels_often = np.repeat(scores, times), np.repeat(labels, times)
     found, expected = class_metrics(scores, labels, weights=times), class_metrics(often, labels_often)
-    assert found["gauc"] is None
+    assert (found["gauc"], found["gauc_mean"]) == (None, None)
     found |= {f"value {name}": value for name, value in value_metrics(scores, labels, times).items()}
     expected |= {f"value {name}": value for name, value in value_metrics(often, labels_often).items()}
     for name, value in expected.items():
@@ -54,15 +54,34 @@ def test_weights_count_an_example_as_if_it_were_there_so_often(given_rows: Rows)
 
 @given(rows)
 def test_gauc_is_the_mean_of_requests_with_both_labels_by_their_impressions(given_rows: Rows) -> None:
+    """And ``gauc_mean`` the plain one, which a request of two impressions moves as much as one of twenty."""
     scores, labels, requests = split(given_rows)
-    found = []
+    found, sizes = [], []
     for request in np.unique(requests):
         mine = requests == request
         within = by_pairs(scores[mine].tolist(), labels[mine].tolist())
         if within is not None:
-            found += [within] * int(mine.sum())
-    expected = pytest.approx(sum(found) / len(found), abs=1e-12) if found else None
-    assert gauc(scores, labels, requests) == expected
+            found.append(within)
+            sizes.append(int(mine.sum()))
+    each, weights = auc_by_request(scores, labels, requests)
+    assert each.tolist() == pytest.approx(found, abs=1e-12)
+    assert weights.tolist() == sizes
+    metrics = class_metrics(scores, labels, requests)
+    if not found:
+        assert (metrics["gauc"], metrics["gauc_mean"]) == (None, None)
+        return
+    weighted = sum(within * size for within, size in zip(found, sizes, strict=True)) / sum(sizes)
+    assert metrics["gauc"] == pytest.approx(weighted, abs=1e-12)
+    assert metrics["gauc_mean"] == pytest.approx(sum(found) / len(found), abs=1e-12)
+
+
+def test_large_requests_move_gauc_and_not_gauc_mean() -> None:
+    scores = np.array([0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 0.7])
+    labels = np.array([1, 0, 1, 0, 0, 0, 1, 1])
+    requests = np.array([7, 7, 3, 3, 3, 3, 5, 5])  # right, wrong throughout, without a negative
+    found = class_metrics(scores, labels, requests)
+    assert found["gauc"] == pytest.approx((2 * 1 + 4 * 0) / 6)
+    assert found["gauc_mean"] == pytest.approx((1 + 0) / 2)
 
 
 @given(rows)
@@ -78,7 +97,6 @@ def test_log_loss_and_normalized_entropy(given_rows: Rows) -> None:
     rate = float(labels.mean())
     assert found["log_loss"] == pytest.approx(loss, rel=1e-9)
     assert found["auc"] == auc(scores, labels)
-    assert found["gauc"] == gauc(scores, labels, requests)
     if 0 < rate < 1:
         entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
         assert found["normalized_entropy"] == pytest.approx(loss / entropy)
@@ -93,7 +111,7 @@ def test_predicting_the_base_rate_is_a_normalized_entropy_of_one() -> None:
     assert found["normalized_entropy"] == pytest.approx(1)
     assert found["calibration"] == pytest.approx(1)
     assert found["auc"] == 0.5
-    assert found["gauc"] is None, "no request has both labels"
+    assert (found["gauc"], found["gauc_mean"]) == (None, None), "no request has both labels"
 
 
 def test_nothing_has_no_metrics_and_no_warnings() -> None:
