@@ -58,31 +58,6 @@ class LabelDelays(NamedTuple):
         return format_duration(round(value / 1000) * 1000 if value >= 1000 else round(value))
 
 
-def mistakes(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
-    """Labels whose action the log does not know, and engagements that a replay refuses."""
-    log = events.engagements
-    allowed = f"never happens in the log; allowed: {', '.join(log.actions[:20])}"
-    found = [
-        Problem(pipeline.name, f"labels.{name}.action", repr(label.action), allowed)
-        for name, label in pipeline.labels.items()
-        if label.action not in log.actions
-    ]
-    if len(log) and (log.row < 0).all():
-        value = f"request {log.request_id[0].as_py()!r}, impression {log.impression_id[0].as_py()!r}"
-        allowed = f"none of the {len(log):,} engagements has an impression; allowed: the keys of the impressions' file"
-        found.append(Problem(pipeline.name, "source.engagements", value, allowed))
-    delays = events.delays()
-    for code, action in enumerate(log.actions):
-        of_action = (log.row >= 0) & (log.action == code)
-        early = np.flatnonzero(of_action & (delays < 0))
-        if early.size:
-            value = f"{early.size:,} of {of_action.sum():,} before their impression was served"
-            first = f"{log.impression_id[int(early[0])].as_py()!r}, {format_duration(-int(delays[early[0]]))} before"
-            allowed = f"such as that of {first}; allowed: at its serving or later"
-            found.append(Problem(pipeline.name, f"action {action}", value, allowed))
-    return found
-
-
 def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
     """What deserves a look, each with what could be done."""
     return [
@@ -92,6 +67,8 @@ def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         *_outliers(pipeline, events),
         *_leaks(pipeline, events),
         *_large_records(pipeline),
+        *_unmatched_sides(pipeline, events),
+        *_constants(pipeline, events),
     ]
 
 
@@ -103,6 +80,28 @@ def _large_records(pipeline: Pipeline) -> list[Problem]:
         if serve.log
         else []
     )
+
+
+def _unmatched_sides(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    what = "of the impressions have a row of it; the features of the others are missing"
+    return [
+        Problem(pipeline.name, f"source.sides.{name}", f"{share:.1%}", what)
+        for name, share in events.matched.items()
+        if share < _MOST
+    ]
+
+
+def _constants(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Features that say nothing: one value in all impressions, or none in any."""
+    found = []
+    for name, column in events.features.items():
+        if events.missing.get(name) == 1:
+            found.append(Problem(pipeline.name, f"features.{name}", "missing everywhere", "nothing is learned from it"))
+        elif not isinstance(column, Ragged) and events.impressions > 1 and (column[1:] == column[:1]).all():
+            found.append(
+                Problem(pipeline.name, f"features.{name}", "one value everywhere", "nothing is learned from it")
+            )
+    return found
 
 
 def _short_windows(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:

@@ -27,23 +27,28 @@ def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None
         + (f" ({unmatched:,} of them without an impression)" if unmatched else "")
         + f", {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
     )
+    for name, share in events.matched.items():
+        console.print(f"side table {literal(name)}: {share:.1%} of the impressions have a row of it")
     console.print(_features(pipeline, events), _labels(pipeline, events))
     for problem in advice(pipeline, events):
         console.print(f"[yellow]look at[/yellow] {literal(str(problem))}", soft_wrap=True, highlight=False)
 
 
 def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
-    table = TextTable("feature", "kind", "ids or range", title="Features", title_justify="left")
+    table = TextTable("feature", "kind", "ids or range", "missing", title="Features", title_justify="left")
     for name, feature in pipeline.features.items():
         column = events.features[name]
         if isinstance(column, Ragged):
-            mean = len(column.values) / max(events.impressions, 1)
-            found = f"{len(np.unique(column.values)):,} ids, {mean:.1f} an impression"
+            lengths = np.diff(column.offsets)
+            found = (
+                f"{len(np.unique(column.values)):,} ids, {lengths.mean():.1f} an impression, at most {lengths.max():,}"
+            )
         elif feature.kind == "sparse":
             found = f"{len(np.unique(column)):,} ids"
         else:
             found = f"{column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}"
-        table.add_row(name, feature.kind, found)
+        missing = events.missing.get(name)
+        table.add_row(name, feature.kind, found, "" if missing is None else f"{missing:.1%}")
     return table
 
 

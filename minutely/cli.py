@@ -152,9 +152,9 @@ def check(config: Path, data: Path | None) -> None:
 
     It also shows what deserves a look, such as a window that cuts most positives, or a feature that knows the label.
     """
-    from minutely.advice import mistakes
     from minutely.check import describe
     from minutely.config import load_what_is_right
+    from minutely.log_mistakes import mistakes
     from streaming.source.load import load
     from streaming.source.tabular import as_problems
 

@@ -86,7 +86,8 @@ class _Loader:
         rows = self._rows
         served_at, request_keys = self._usable(rows, self._settings.impressions)
         order, starts, request_served_at, request_of_row, request_ids = _group(served_at, request_keys)
-        rows.take(order)
+        spread = np.maximum.reduceat(served_at[order], starts[:-1]) - request_served_at
+        rows.take(pa.array(order))
         served_at_of_row = request_served_at[request_of_row]
         places: dict[str, Ids] = {}
         for name, side in self._settings.sides.items():
@@ -94,7 +95,8 @@ class _Loader:
                 with self._problems.collect():
                     places[name] = self._joined(sides[name], side.on or side.key)
         with self._problems.collect():
-            columns = FeatureMapper(rows, served_at_of_row, sides, places).columns(features)
+            mapper = FeatureMapper(rows, served_at_of_row, sides, places)
+            columns = mapper.columns(features)
             _check_shared(rows, features, columns, starts, request_of_row)
         with self._problems.collect():
             impression_ids = self._impression_ids(request_ids, request_of_row, starts)
@@ -102,7 +104,17 @@ class _Loader:
         self._problems.raise_any()
         rejects = [reject for file in self._files for reject in file.rejects]
         return LoggedEvents(
-            starts, request_served_at, request_of_row, request_ids, impression_ids, columns, engagements, rejects
+            starts,
+            request_served_at,
+            spread,
+            request_of_row,
+            request_ids,
+            impression_ids,
+            columns,
+            engagements,
+            {name: float((found >= 0).mean()) for name, found in places.items()},
+            mapper.missing,
+            rejects,
         )
 
     def _joined(self, side: SideTable, on: str) -> Ids:
@@ -244,7 +256,7 @@ class _Loader:
         )
 
 
-def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, Ids, pa.Array]:
+def _group(served_at: Ids, keys: pa.Array | None) -> tuple[Ids, Ids, Ids, Ids, pa.Array]:
     """Return the order of rows by request, starts of requests, their times, the request of each row, and the requests' ids."""
     count = len(served_at)
     if keys is None:
@@ -266,7 +278,7 @@ def _group(served_at: Ids, keys: pa.Array | None) -> tuple[pa.Array, Ids, Ids, I
         allowed = f"{sizes.max()} impressions; allowed: {MAX_IMPRESSIONS} a request"
         raise Problems([Problem("impressions", "request", repr(largest), allowed)])
     starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
-    return pa.array(order), starts, first[rank], request_of_row[order], names.take(pa.array(rank)).cast(pa.string())
+    return order, starts, first[rank], request_of_row[order], names.take(pa.array(rank)).cast(pa.string())
 
 
 def _key(rows: RowFile, columns: Sequence[str]) -> pa.Array:

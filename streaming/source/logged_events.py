@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -37,16 +38,21 @@ class LoggedEvents:
     """A log of n impressions in r requests, in the order of ``served_at``.
 
     ``starts`` int64 [r + 1]: the impressions of request i are rows ``starts[i]`` to ``starts[i + 1]``; ``served_at``
-    int64 [r] in ms; ``request_of_row`` int64 [n]. ``rejects`` are rows that could not be used.
+    int64 [r] in ms, that of a request's first row, and ``spread`` int64 [r], how much later its last row was;
+    ``request_of_row`` int64 [n]. ``matched`` is the share of impressions with a row of each side table, ``missing`` that without
+    a value of each feature. ``rejects`` are rows that could not be used.
     """
 
     starts: Ids
     served_at: Ids
+    spread: Ids
     request_of_row: Ids
     request_ids: pa.Array
     impression_ids: pa.Array
     features: Columns
     engagements: Engagements
+    matched: Mapping[str, float]
+    missing: Mapping[str, float]
     rejects: list[Reject]
 
     @property

@@ -12,7 +12,7 @@ from streaming.features.arrow_columns import as_times, plain, sparse_of, vectors
 from streaming.features.columns import Column, Ids
 from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids
 from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.features.transforms import Raw, beyond, derived, from_raw, is_derived, take
+from streaming.features.transforms import Raw, beyond, derived, from_raw, is_derived, missing_in, take
 from streaming.source.settings import TimeColumn
 from streaming.source.tabular import RowFile, numbers
 
@@ -64,6 +64,8 @@ class FeatureMapper:
         self._served_at = served_at
         self._sides = sides
         self._places = places
+        self.missing: dict[str, float] = {}
+        """The share of impressions without a value, by feature with a column."""
 
     def columns(self, features: Mapping[str, Feature]) -> dict[str, Column]:
         """Return all features; `Problems` with every column that does not fit."""
@@ -84,10 +86,13 @@ class FeatureMapper:
                     raise Problems([Problem("features", f"{name}: cross", ", ".join(feature.cross), _CROSS)])
             return derived(feature, made, self._served_at)
         if feature.side is None:
-            return from_raw(feature, raw_of(self._impressions, feature), self._served_at)
-        if feature.side not in self._places:
+            raw = raw_of(self._impressions, feature)
+        elif feature.side in self._places:
+            raw = self._sides[feature.side].take(name, self._places[feature.side])
+        else:
             raise Problems([])  # reported when the side table could not be joined
-        return from_raw(feature, self._sides[feature.side].take(name, self._places[feature.side]), self._served_at)
+        self.missing[name] = missing_in(raw)
+        return from_raw(feature, raw, self._served_at)
 
 
 _IDS = "allowed: integers or texts, or lists of them with pool: first, mean or sum"

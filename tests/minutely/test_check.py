@@ -14,9 +14,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from minutely.advice import advice, mistakes
+from minutely.advice import advice
 from minutely.cli import cli
 from minutely.config import Pipeline
+from minutely.log_mistakes import mistakes
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 
