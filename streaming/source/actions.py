@@ -77,7 +77,7 @@ def _when(rows: RowFile, when: str | WhenEquals | WhenContains) -> Bools:
         is_true: Bools = plain_numbers(numbers(rows, when)) != 0
         return is_true
     if isinstance(when, WhenEquals):
-        wanted, _ = as_ids(pa.array([str(value) for value in when.values]))
+        wanted, _ = as_ids(pa.array(when.equals, pa.string()))
         is_equal: Bools = np.isin(key_ids(rows, when.column), wanted)
         is_equal &= np.asarray(rows.column(when.column).is_valid().to_numpy(zero_copy_only=False))
         return is_equal

@@ -104,16 +104,19 @@ Delay = Annotated[
 ]
 
 
+def _as_texts(value: Any) -> Any:
+    """One value or several, as the texts by which they are compared."""
+    values = value if isinstance(value, list) else [value]
+    return [
+        str(each).lower() if isinstance(each, bool) else str(each) if isinstance(each, int) else each for each in values
+    ]
+
+
 class WhenEquals(Section):
     """Where a column has one of some values."""
 
     column: str
-    equals: str | int | bool | list[str | int | bool]
-
-    @property
-    def values(self) -> list[str | int | bool]:
-        """The values."""
-        return self.equals if isinstance(self.equals, list) else [self.equals]
+    equals: Annotated[Texts, BeforeValidator(_as_texts)]
 
 
 class WhenContains(Section):
