@@ -11,6 +11,7 @@ from rich.table import Table as TextTable
 from basis.settings import format_duration
 from minutely.advice import LabelDelays, advice
 from minutely.config import Pipeline
+from minutely.log_mistakes import refused, used
 from minutely.terminal import literal
 from streaming.features.columns import Ragged
 from streaming.records.labels import Label
@@ -20,11 +21,13 @@ from streaming.source.logged_events import LoggedEvents
 def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None:
     """Print what was found in a log without mistakes."""
     first, last = (datetime.fromtimestamp(int(at) / 1000, UTC) for at in events.served_at[[0, -1]])
-    unmatched = int((events.engagements.row < 0).sum())
+    unmatched = int(refused(pipeline, events)["unmatched"].sum())
+    unused = len(events.engagements) - int(used(pipeline, events).sum())
     console.print(
         f"[bold]{pipeline.name}[/bold]: {events.impressions:,} impressions in {events.requests:,} requests, "
         f"{len(events.engagements):,} engagements"
         + (f" ({unmatched:,} of them without an impression)" if unmatched else "")
+        + (f" ({unused:,} of them of actions that no label looks at)" if unused else "")
         + f", {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
     )
     for name, share in events.matched.items():

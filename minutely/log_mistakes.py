@@ -10,12 +10,29 @@ from basis.settings import format_duration
 from minutely.config import Pipeline
 from streaming.features.columns import Ragged
 from streaming.records.events import MAX_RECORD_BYTES
-from streaming.source.logged_events import LoggedEvents
+from streaming.source.logged_events import Bools, LoggedEvents
 from streaming.source.to_records import RequestRecords
 
 _LEAST_SPREAD_MS = 60_000
 _PER_IMPRESSION_BYTES = 64
 """More than a record has for an impression beside its features and its id."""
+
+
+def used(pipeline: Pipeline, events: LoggedEvents) -> Bools:
+    """Return the engagements that a label looks at, bool [m]; joiners count the others as ``unused``."""
+    actions = {action for label in pipeline.labels.values() for action in (label.action, label.decided_by)}
+    return np.isin(
+        events.engagements.action, [at for at, name in enumerate(events.engagements.actions) if name in actions]
+    )
+
+
+def refused(pipeline: Pipeline, events: LoggedEvents) -> dict[str, Bools]:
+    """Return the engagements that a joiner refuses, bool [m], by reason."""
+    looked_at, has_impression = used(pipeline, events), events.engagements.row >= 0
+    return {
+        "unmatched": looked_at & ~has_impression,
+        "before_served": looked_at & has_impression & (events.delays() < 0),
+    }
 
 
 def mistakes(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
@@ -27,6 +44,7 @@ def mistakes(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         for name, label in pipeline.labels.items()
         if label.action not in log.actions
     ]
+    dead = refused(pipeline, events)
     if len(log) and (log.row < 0).all():
         value = f"request {log.request_id[0].as_py()!r}, impression {log.impression_id[0].as_py()!r}"
         allowed = f"none of the {len(log):,} engagements has an impression; allowed: the keys of the impressions' file"
@@ -34,7 +52,7 @@ def mistakes(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
     delays = events.delays()
     for code, action in enumerate(log.actions):
         of_action = (log.row >= 0) & (log.action == code)
-        early = np.flatnonzero(of_action & (delays < 0))
+        early = np.flatnonzero(of_action & dead["before_served"])
         if early.size:
             value = f"{early.size:,} of {of_action.sum():,} before their impression was served"
             first = f"{log.impression_id[int(early[0])].as_py()!r}, {format_duration(-int(delays[early[0]]))} before"

@@ -138,25 +138,15 @@ class _Loader:
             good = self._with_key(rows, file.request, keys, good)
         elif isinstance(file, ImpressionFile) and file.explode is not None:
             keys = rows.at.cast(pa.string())  # a row of its file is a request
-        if isinstance(file, ImpressionFile) and file.impression is not None and keys is not None:
-            names = _key(rows, file.impression)
-            good = self._with_key(rows, file.impression, names, good)
+        if file.impression is not None and keys is not None:
+            good = self._with_key(rows, file.impression, _key(rows, file.impression), good)
             columns = [*(file.request or ()), *file.impression]
             both = _key(rows, columns)
             good = self._with_key(rows, columns, both, good)
-            again = both.filter(good)
-            first = np.zeros(len(again), np.bool_)
-            first[np.unique(again.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
-            kept = np.asarray(good.to_numpy(zero_copy_only=False)).copy()
-            kept[kept] = first
-            rows.reject(
-                pc.and_not(good, pa.array(kept)),
-                "+".join(file.impression),
-                names,
-                "repeated",
-                "is given twice in its request",
-            )
-            good = pa.array(kept)
+            if isinstance(file, ImpressionFile):
+                good = _first_of_each(rows, file.impression, both, good)
+        if isinstance(file, EngagementFile):
+            good = self._with_key(rows, [file.action], _key(rows, [file.action]), good)
         if not pc.any(good).as_py():
             allowed = "allowed: at least one row with a time and a request"
             raise Problems([Problem(rows.name, "rows", "none is usable", allowed)])
@@ -239,9 +229,9 @@ class _Loader:
         rows.table = rows.table.append_column("minutely.value", values)
         at, requests = self._usable(rows, file)
         assert requests is not None
-        impressions = _key(rows, [*file.request, *file.impression]).fill_null("")
+        impressions = _key(rows, [*file.request, *file.impression])
         row = pc.index_in(impressions, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
-        actions = _key(rows, [file.action]).fill_null("").dictionary_encode()
+        actions = _key(rows, [file.action]).dictionary_encode()
         code_of = {name: code for code, name in enumerate(names)}
         codes = [code_of.setdefault(name, len(code_of)) for name in actions.dictionary.to_pylist()]
         names[:] = code_of
@@ -254,6 +244,18 @@ class _Loader:
             requests,
             impressions,
         )
+
+
+def _first_of_each(rows: RowFile, columns: Sequence[str], keys: pa.Array, good: pa.Array) -> pa.Array:
+    """Return the good rows whose key no good row before them has; the others are rejected."""
+    again = keys.filter(good)
+    first = np.zeros(len(again), np.bool_)
+    first[np.unique(again.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
+    kept = np.asarray(good.to_numpy(zero_copy_only=False)).copy()
+    kept[kept] = first
+    repeated = pc.and_not(good, pa.array(kept))
+    rows.reject(repeated, "+".join(columns), _key(rows, columns), "repeated", "is given twice in its request")
+    return pa.array(kept)
 
 
 def _group(served_at: Ids, keys: pa.Array | None) -> tuple[Ids, Ids, Ids, Ids, pa.Array]:
