@@ -46,6 +46,8 @@ from trainer.dense_cadence import DenseCadence
 from trainer.worker import NOT_FINITE, TrainWorker
 
 _TRIM_EVERY = 256
+_MEASURED = 1000
+"""About how many epochs are measured for the report."""
 _PARTITION = 0
 
 
@@ -111,7 +113,8 @@ class EmbeddedLoop:
         self.replicas = [
             self._make_replica(name, every, active=index == 0) for index, (name, every) in enumerate(cadences.items())
         ]
-        self.measures = Measures(self.trainer, self.replicas[0].replica)
+        epochs = len(np.unique(events.served_at // (self._seal_every or self._step_ms)))
+        self.measures = Measures(self.trainer, self.replicas[0].replica, every=1 + epochs // _MEASURED)
         self.scored_from = min(int(np.ceil(warmup * events.impressions)), events.impressions)
         self._warm_at = self._warm_up_ends()
         self._request, self._engagement = 0, 0
@@ -271,7 +274,7 @@ class EmbeddedLoop:
         offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.offsets.items()}
         cut = cut_of(self.trainer, min(self._train.watermark, now), now, offsets, dense=dense, state=state)
         epoch = self.trainer.seal()
-        measuring = self.measures.before(epoch)
+        measuring = self.measures.before(epoch, self.deltas.version + 1)
         manifest = self.deltas.publish(epoch, cut)
         self.measures.published(now, manifest, measuring)
         if dense:

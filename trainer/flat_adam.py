@@ -10,8 +10,8 @@ import torch
 class FlatAdam:
     """Adam (Kingma and Ba, ICLR 2015) over a model's weights laid out as one vector, of which they become views.
 
-    One update of a few kilobytes instead of one a layer, by the operation that ``torch.optim.Adam(fused=True)`` calls: at steps of a
-    few examples the wrappers around it take longer than its arithmetic.
+    One update of a few kilobytes instead of one a layer, by the operation that ``torch.optim.Adam(fused=True)`` calls: at steps of
+    a few examples the wrappers around it take longer than its arithmetic.
     """
 
     def __init__(self, model: torch.nn.Module, learning_rate: float) -> None:
