@@ -7,6 +7,7 @@ cannot change between them.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -32,7 +33,7 @@ from streaming.features.columns import slice_columns
 from streaming.join.core import Joiner
 from streaming.join.embedded import catch_up, embedded_service
 from streaming.join.partition import JoinPartition
-from streaming.join.service import JoinService
+from streaming.join.service import GARBAGE_AFTER, JoinService
 from streaming.join.state import JoinState
 from streaming.join.store import RocksStore
 from streaming.join.timers import NEVER
@@ -355,7 +356,8 @@ def open_loop(
     cadences: Mapping[str, int | None],
     warmup: float,
 ) -> Iterator[EmbeddedLoop]:
-    """A loop whose log, and joiner state beyond its memory, are in ``folder``; closed at the end."""
+    """A loop whose log, and joiner state beyond its memory, are in ``folder``; closed at the end. Until then Python looks for
+    garbage as rarely as in a joiner's service."""
     clock, archiver = EventClock(), None
     with closing(EmbeddedLog(folder / "log", durable=False, clock=clock)) as log:
         if pipeline.archive is not None:
@@ -369,7 +371,10 @@ def open_loop(
             archiver = ArchiveWorker(log, archive, examples, clock, NEVER, [_PARTITION], tell)
         open_pending = partial(open_state, pipeline, folder / "pending")
         joining = embedded_service(log, pipeline.join_spec(), open_pending, clock, _PARTITION)
+        garbage_after = gc.get_threshold()
+        gc.set_threshold(GARBAGE_AFTER)
         try:
             yield EmbeddedLoop(pipeline, events, log, joining, clock, files, cadences, warmup, archiver)
         finally:
+            gc.set_threshold(*garbage_after)
             joining.leave()
