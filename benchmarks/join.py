@@ -31,9 +31,10 @@ import pyarrow.compute as pc
 from confluent_kafka import TopicPartition
 
 from minutely.config import Pipeline
-from minutely.join import GARBAGE_AFTER, make_join_service
+from minutely.join import make_join_service
 from stack.kafka import running
 from streaming.clock import WallClock
+from streaming.join.service import GARBAGE_AFTER
 from streaming.kafka.client import ends_of, reader_of
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
 from streaming.kafka.topics import ensure_topics

@@ -17,15 +17,13 @@ from streaming.join.memory import MemoryShare
 from streaming.join.metrics import JoinMetrics
 from streaming.join.partition import JoinPartition
 from streaming.join.refusals import RefusalLog
-from streaming.join.service import JoinService
+from streaming.join.service import GARBAGE_AFTER, JoinService
 from streaming.join.state import JoinState
 from streaming.kafka.brokers import KafkaBrokers
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying
 
 _log = logging.getLogger("minutely.join")
-GARBAGE_AFTER = 100_000
-"""Objects, instead of Python's 700: with those, a tenth of the joiner's time goes into looking at pending requests for cycles."""
 
 
 def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:

@@ -7,6 +7,7 @@ cannot change between them.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -32,7 +33,7 @@ from streaming.features.columns import slice_columns
 from streaming.join.core import Joiner
 from streaming.join.embedded import catch_up, embedded_service
 from streaming.join.partition import JoinPartition
-from streaming.join.service import JoinService
+from streaming.join.service import GARBAGE_AFTER, JoinService
 from streaming.join.state import JoinState
 from streaming.join.store import RocksStore
 from streaming.join.timers import NEVER
@@ -46,6 +47,8 @@ from trainer.dense_cadence import DenseCadence
 from trainer.worker import NOT_FINITE, TrainWorker
 
 _TRIM_EVERY = 256
+_MEASURED = 1000
+"""About how many epochs are measured for the report."""
 _PARTITION = 0
 
 
@@ -113,7 +116,8 @@ class EmbeddedLoop:
         self.replicas = [
             self._make_replica(name, every, active=index == 0) for index, (name, every) in enumerate(cadences.items())
         ]
-        self.measures = Measures(self.trainer, self.replicas[0].replica)
+        epochs = len(np.unique(events.served_at // (self._seal_every or self._step_ms)))
+        self.measures = Measures(self.trainer, self.replicas[0].replica, every=1 + epochs // _MEASURED)
         self.scored_from = min(int(np.ceil(warmup * events.impressions)), events.impressions)
         self._warm_at = self._warm_up_ends()
         self._request, self._engagement = 0, 0
@@ -273,7 +277,7 @@ class EmbeddedLoop:
         offsets |= {f"{topic}/{_PARTITION}": offset for topic, offset in self._join.offsets.items()}
         cut = cut_of(self.trainer, min(self._train.watermark, now), now, offsets, dense=dense, state=state)
         epoch = self.trainer.seal()
-        measuring = self.measures.before(epoch)
+        measuring = self.measures.before(epoch, self.deltas.version + 1)
         manifest = self.deltas.publish(epoch, cut)
         self.measures.published(now, manifest, measuring)
         if dense:
@@ -355,7 +359,8 @@ def open_loop(
     cadences: Mapping[str, int | None],
     warmup: float,
 ) -> Iterator[EmbeddedLoop]:
-    """A loop whose log, and joiner state beyond its memory, are in ``folder``; closed at the end."""
+    """A loop whose log, and joiner state beyond its memory, are in ``folder``; closed at the end. Until then Python looks for
+    garbage as rarely as in a joiner's service."""
     clock, archiver = EventClock(), None
     with closing(EmbeddedLog(folder / "log", durable=False, clock=clock)) as log:
         if pipeline.archive is not None:
@@ -369,7 +374,10 @@ def open_loop(
             archiver = ArchiveWorker(log, archive, examples, clock, NEVER, [_PARTITION], tell)
         open_pending = partial(open_state, pipeline, folder / "pending")
         joining = embedded_service(log, pipeline.join_spec(), open_pending, clock, _PARTITION)
+        garbage_after = gc.get_threshold()
+        gc.set_threshold(GARBAGE_AFTER)
         try:
             yield EmbeddedLoop(pipeline, events, log, joining, clock, files, cadences, warmup, archiver)
         finally:
+            gc.set_threshold(*garbage_after)
             joining.leave()

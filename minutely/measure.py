@@ -1,4 +1,7 @@
-"""What a run measures about itself, epoch by epoch: rows, bytes, and how much one epoch changes."""
+"""What a run measures about itself, epoch by epoch: rows, bytes, and how much one epoch changes.
+
+To look at an epoch takes a fifth as long as to publish it, so of a long run only some are looked at, as many as plots can show.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,6 @@ class EpochRecord(NamedTuple):
     version: int
     live: int
     changed: int
-    inserted: int
     expired: int
     admitted_so_far: int
     expired_so_far: int
@@ -35,25 +37,28 @@ class EpochRecord(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What `Measures.before` found: rows inserted, and squared norms of the rest's change and of what it was."""
+    """What `Measures.before` found: squared norms of the change of rows that existed, and of what they were."""
 
-    inserted: int
     squared_change: float
     squared_norm: float
 
 
 class Measures:
-    """Collects a record an epoch. The replica still has the rows of the epoch before, which saves keeping them twice."""
+    """Collects a record of each ``every``-th epoch. The replica still has the rows of the epoch before, which saves keeping them
+    twice."""
 
-    def __init__(self, trainer: Trainer, replica: Replica) -> None:
+    def __init__(self, trainer: Trainer, replica: Replica, every: int) -> None:
         self._trainer = trainer
         self._replica = replica
+        self._every = every
         self._dense: npt.NDArray[np.float32] | None = None
         self.epochs: list[EpochRecord] = []
 
-    def before(self, epoch: Mapping[str, Rows]) -> Change:
-        """Compare sealed rows with the replica's, before it pulls them."""
-        inserted, change, norm = 0, 0.0, 0.0
+    def before(self, epoch: Mapping[str, Rows], version: int) -> Change | None:
+        """Compare the sealed rows of a version with the replica's, before it pulls them; None where it is not looked at."""
+        if version % self._every:
+            return None
+        change, norm = 0.0, 0.0
         for name, rows in epoch.items():
             if not len(rows.ids):
                 continue
@@ -61,30 +66,30 @@ class Measures:
             known = table.contains(rows.ids)
             old, new = np.asarray(table.lookup(rows.ids)), rows.embeddings
             if not known.all():
-                inserted += len(known) - int(known.sum())
                 old, new = old[known], new[known]
             difference = new - old
             change += float(np.vdot(difference, difference))
             norm += float(np.vdot(old, old))
-        return Change(inserted, change, norm)
+        return Change(change, norm)
 
-    def published(self, now: int, manifest: Manifest, change: Change) -> None:
+    def published(self, now: int, manifest: Manifest, change: Change | None) -> None:
         """Note a published epoch."""
+        dense = self._trainer.weights.vector.numpy().copy()
+        before, self._dense = self._dense, dense
+        if change is None:
+            return
         stats = [table.stats for table in self._trainer.tables.values()]
         shards = manifest.shards
-        dense = self._trainer.weights.vector.numpy().copy()
         dense_change = float("nan")
-        if self._dense is not None:
-            difference = dense - self._dense
-            dense_change = float(np.sqrt(np.vdot(difference, difference) / np.vdot(self._dense, self._dense)))
-        self._dense = dense
+        if before is not None:
+            difference = dense - before
+            dense_change = float(np.sqrt(np.vdot(difference, difference) / np.vdot(before, before)))
         self.epochs.append(
             EpochRecord(
                 at=now,
                 version=manifest.version,
                 live=sum(item.live for item in stats),
                 changed=sum(shard.changed for shard in shards),
-                inserted=change.inserted,
                 expired=sum(shard.expired for shard in shards),
                 admitted_so_far=sum(item.admitted for item in stats),
                 expired_so_far=sum(item.expired for item in stats),

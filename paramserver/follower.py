@@ -174,7 +174,7 @@ class Follower:
     def _is_kept(self) -> bool:
         """Whether the tables' version is there: the oldest go first, so what follows one that is gone may be gone as well."""
         try:
-            manifests.read_manifest(self._files, self.version, base=False)
+            self._files.read(manifests.manifest_name(self.version, base=False))
         except FileNotFoundError:
             return False
         return True

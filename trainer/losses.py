@@ -135,32 +135,34 @@ class Loss:
 
     def __init__(self, labels: Mapping[str, Label]) -> None:
         self._weights = torch.tensor([label.weight for label in labels.values()])
-        self._classes: list[int] = []
-        self._class_outputs: list[int] = []
+        classes: list[int] = []
+        class_outputs: list[int] = []
         self._values: dict[int, _Placed] = {}
         start = 0
         for at, label in enumerate(labels.values()):
             if label.is_value:
                 self._values[at] = _Placed(_KINDS[label.loss](label), slice(start, start + _width(label)))
             else:
-                self._classes.append(at)
-                self._class_outputs.append(start)
+                classes.append(at)
+                class_outputs.append(start)
             start += _width(label)
+        self._classes, self._class_outputs = torch.tensor(classes), torch.tensor(class_outputs)
+        self._is_one_class = classes == [0] and not self._values
 
     def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor, rates: Tensor | None = None) -> Tensor:
         """``outputs`` [n, outputs], ``targets`` [n, labels], ``weights`` and ``rates`` of sampling [n] (None: 1), to one number."""
         if rates is not None:
-            if self._classes == [0] and not self._values:
+            if self._is_one_class:
                 outputs = outputs - rates.log().unsqueeze(1)
             else:
                 weights = weights * stands_for(targets, rates)
         weights = weights.unsqueeze(1) * self._weights
         if not self._values:  # all at once, since in steps of a few examples every operation counts
             return _log_loss(outputs, targets, weights)
-        at = self._classes
-        total = (
-            _log_loss(outputs[:, self._class_outputs], targets[:, at], weights[:, at]) if at else outputs.new_zeros(())
-        )
+        total = outputs.new_zeros(())
+        if len(self._classes):
+            of_classes = (values.index_select(1, self._classes) for values in (targets, weights))
+            total = _log_loss(outputs.index_select(1, self._class_outputs), *of_classes)
         for value, item in self._values.items():
             total = total + (item.loss.each(outputs[:, item.outputs], targets[:, value]) * weights[:, value]).sum()
         return total
@@ -170,7 +172,8 @@ class Loss:
         if not self._values:
             return outputs.sigmoid()
         found = outputs.new_empty((len(outputs), len(self._weights)))
-        found[:, self._classes] = outputs[:, self._class_outputs].sigmoid()
+        if len(self._classes):
+            found.index_copy_(1, self._classes, outputs.index_select(1, self._class_outputs).sigmoid())
         for value, item in self._values.items():
             found[:, value] = item.loss.predict(outputs[:, item.outputs])
         return found

@@ -154,7 +154,7 @@ class Trainer:
         """What the model says of a batch, and the loss of that."""
         columns, count = self._format.columns(batch), batch.num_rows
         targets = torch.from_numpy(self._format.label_values(batch))
-        weights = torch.tensor(batch.column("weight").to_numpy())
+        weights = torch.from_numpy(batch.column("weight").to_numpy(zero_copy_only=False, writable=True))
         sampling = batch.column("sampling_rate").to_numpy()
         rates = torch.tensor(sampling) if (sampling < 1).any() else None
         ids = self.plan.ids(columns)

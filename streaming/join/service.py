@@ -23,6 +23,8 @@ from streaming.log import INPUTS, BrokerError, LostRange, NoLeaderError
 from streaming.retry import Retry
 
 _log = logging.getLogger("minutely.join")
+GARBAGE_AFTER = 100_000
+"""Objects, instead of Python's 700: with those, a tenth of the joiner's time goes into looking at pending requests for cycles."""
 _PAUSE_MS = 50
 _RECOVERING_MS = 1
 _RECOVER_MS = 2000

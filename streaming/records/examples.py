@@ -249,16 +249,22 @@ class ExampleFormat:
 
     def label_values(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
         """Return the labels of a batch, float32 [n, labels]."""
-        return np.stack([batch.column(f"label.{name}").to_numpy() for name in self.labels], axis=1)
+        return self._by_label(batch, "label")
 
     def served(self, batch: pa.RecordBatch) -> ServedColumns:
         """Return how the impressions of a batch were served."""
         return ServedColumns(
             batch.column("position").to_numpy(),
-            np.stack([batch.column(f"score.{name}").to_numpy() for name in self.labels], axis=1),
+            self._by_label(batch, "score"),
             batch.column("sparse_version").to_numpy(),
             batch.column("dense_version").to_numpy(),
         )
+
+    def _by_label(self, batch: pa.RecordBatch, kind: str) -> npt.NDArray[np.float32]:
+        values = np.empty((batch.num_rows, len(self.labels)), np.float32)
+        for at, name in enumerate(self.labels):  # for few rows, `np.stack` takes four times as long
+            values[:, at] = batch.column(f"{kind}.{name}").to_numpy()
+        return values
 
 
 def schema_of(batch_schema: pa.Schema) -> Schema:

@@ -17,6 +17,7 @@ import pytest
 
 from minutely.config import Pipeline
 from minutely.loop import EmbeddedLoop
+from minutely.measure import Measures
 from minutely.results import results_of, summarize
 from paramserver import manifest as manifests
 from paramserver.files import Files
@@ -380,6 +381,18 @@ def test_rows_that_nobody_touches_go_everywhere(folder: Path, events: LoggedEven
         assert len(table) > 0
     assert ran.summary["rows"]["live"] == sum(map(len, ran.loop.trainer.tables.values()))
     assert sum(epoch.expired for epoch in ran.loop.measures.epochs) >= ran.summary["rows"]["expired"]
+
+
+def test_of_a_long_run_only_some_epochs_are_measured(plain: Ran) -> None:
+    loop, newest = plain.loop, plain.loop.deltas.newest
+    assert newest is not None
+    assert len(loop.measures.epochs) == newest.version, "all of a short one"
+    measures = Measures(loop.trainer, loop.primary.replica, every=2)
+    for version in range(1, 6):
+        manifest = msgspec.structs.replace(newest, version=version)
+        measures.published(START, manifest, measures.before({}, version))
+    assert [epoch.version for epoch in measures.epochs] == [2, 4]
+    assert measures.epochs[0].dense_change == 0, "to the epoch before it, measured or not"
 
 
 def test_the_learned_default_row_is_served(folder: Path, events: LoggedEvents) -> None:

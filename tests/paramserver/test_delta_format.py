@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from basis.problems import NotFiniteError
+from basis.problems import BadFile, NotFiniteError
 from paramserver import compaction
 from paramserver import manifest as manifests
 from paramserver.compaction import write_shard
@@ -170,6 +170,15 @@ def test_what_is_no_number_is_named_and_not_published(tmp_path: Path, value: flo
     with pytest.raises(NotFiniteError):
         log.publish(epoch, Cut(0, 0, {}))
     assert files.names() == []
+
+
+@pytest.mark.parametrize(("column", "precision"), [("embeddings", "float32"), ("default_embedding", "float16")])
+def test_a_reader_names_the_table_of_what_is_no_number(column: str, precision: Precision) -> None:
+    data = encode_rows(with_value(1234.5, column), precision)
+    written, harmful = (np.array(value, np.float32).tobytes() for value in (1234.5, np.nan))
+    assert data.count(written) == 1
+    with pytest.raises(BadFile, match="table item: a value that is no finite number"):
+        decode_rows("rows", data.replace(written, harmful))
 
 
 # Several shards.

@@ -26,6 +26,7 @@ from streaming.records.identity import example_id
 from streaming.records.labels import Label
 from streaming.records.unreadable import IN_A_ROW
 from trainer.flat_adam import FlatAdam
+from trainer.guards import check_finite
 from trainer.models import dump_weights, load_weights, make_model
 from trainer.prequential import Prequential
 from trainer.settings import ModelSettings, TrainSettings
@@ -66,6 +67,16 @@ def test_loading_weights_keeps_the_views() -> None:
     load_weights(model, "weights", dump_weights(other))
     expected = torch.cat([weight.detach().reshape(-1) for weight in other.parameters()])
     assert torch.equal(flat.vector.detach(), expected)
+
+
+def test_only_weights_that_are_no_numbers_are_refused() -> None:
+    model, _ = make_model(ModelSettings(dim=2, hidden=[3]), FEATURES, LABELS, seed=1)
+    flat = FlatAdam(model, 0.01)
+    flat.vector[0] = 1e30  # whose square is none that 32 bits hold
+    check_finite(flat.vector, model)
+    flat.vector[0] = torch.nan
+    with pytest.raises(GuardedError, match="no finite numbers: interactions"):
+        check_finite(flat.vector, model)
 
 
 def make(
