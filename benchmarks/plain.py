@@ -28,6 +28,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import torch
 
+from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
 from minutely.parts import make_trainer
 from minutely.results import metrics_of
@@ -178,7 +179,7 @@ def compare(config: Path, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    both = [ROOT / "configs" / "kuairand.yaml", ROOT / "configs" / "movielens.yaml"]
+    both = list(BUILT_IN.values())
     parser.add_argument("--config", type=Path, nargs="+", default=both)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "plain.json")

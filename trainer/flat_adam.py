@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch.optim.adam import adam
 
 
 class FlatAdam:
     """Adam (Kingma and Ba, ICLR 2015) over a model's weights laid out as one vector, of which they become views.
 
-    One update of a few kilobytes instead of one a layer, by the operation that ``torch.optim.Adam(fused=True)`` calls: at steps of
-    a few examples the wrappers around it take longer than its arithmetic.
+    One update of a few kilobytes instead of one a layer, by torch's functional fused form: at steps of a few examples the wrappers
+    of ``torch.optim.Adam`` take longer than its arithmetic.
     """
 
     def __init__(self, model: torch.nn.Module, learning_rate: float) -> None:
@@ -31,20 +32,20 @@ class FlatAdam:
 
     def step(self) -> None:
         """Update the weights by the gradients that came together since the last step."""
-        self._steps += 1
-        torch._fused_adam_(
+        adam(
             [self.vector],
             [self._gradient],
             [self._mean],
             [self._variance],
             [],
             [self._steps],
-            lr=self._learning_rate,
+            fused=True,
+            amsgrad=False,
             beta1=0.9,
             beta2=0.999,
+            lr=self._learning_rate,
             weight_decay=0.0,
             eps=1e-8,
-            amsgrad=False,
             maximize=False,
         )
         self._gradient.zero_()
