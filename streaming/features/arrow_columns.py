@@ -46,13 +46,18 @@ def sparse_of(values: pa.Array, feature: SparseFeature) -> tuple[Ids | Ragged, p
     """Return a column's ids for a sparse feature, and the rows with a value that has no id (None: no row);
     ``TypeError`` or an Arrow exception if it has none at all."""
     if feature.split is not None:
-        values = pc.split_pattern(values.cast(pa.string()), feature.split)
+        values = split_texts(values.cast(pa.string()), feature.split)
     elif feature.pool is None:
         return as_ids(values)
     if feature.pool == "first":
         filled = pc.if_else(pc.equal(pc.list_value_length(_lists(values)), 0), None, _lists(values))
         return as_ids(pc.list_element(filled, 0))
     return lists_of(values)
+
+
+def split_texts(values: pa.Array, separator: str) -> pa.Array:
+    """Return texts as lists, null for an empty text: nothing stands in it."""
+    return pc.split_pattern(pc.if_else(pc.equal(values, ""), None, values), separator)
 
 
 def lists_of(values: pa.Array) -> tuple[Ragged, pa.Array | None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from basis.settings import Section, matching, pair
 
@@ -20,6 +21,17 @@ Unit: TypeAlias = Literal["s", "ms", "us", "ns"]
 """What times as numbers count."""
 
 
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError("no time zone; allowed: names such as Europe/Berlin and America/Sao_Paulo") from None
+    return name
+
+
+TimeZone: TypeAlias = Annotated[str, AfterValidator(_known_zone)]
+
+
 class _Feature(Section):
     scope: Literal["impression", "request"] = "impression"
     """``request``: the same for all impressions of a request (user, context), and logged once."""
@@ -33,6 +45,8 @@ class SparseFeature(_Feature):
     side: str | None = None
     """The side table that holds the column; by default, the impressions hold it."""
     time: Literal["hour", "weekday"] | None = None
+    zone: TimeZone | None = None
+    """The time zone of ``time``, such as ``Europe/Berlin``; UTC by default."""
     cross: Annotated[tuple[str, str], pair("[one sparse feature, another]")] | None = None
     split: Annotated[str, Field(min_length=1)] | None = None
     """The separator of a text column that holds lists."""
@@ -40,6 +54,8 @@ class SparseFeature(_Feature):
     """Turns a number into the id floor(log2(1 + number))."""
     pool: Literal["first", "mean", "sum"] | None = None
     """How the ids of a list become one row."""
+    last: Annotated[int, Field(ge=1)] | None = None
+    """How many ids of a list count, from its end; all by default."""
     table: Name | None = None
     """The table that holds the rows; by default, the feature's own. Features may share one."""
 
@@ -51,6 +67,10 @@ class SparseFeature(_Feature):
             raise ValueError("side, split, bucket and pool go with column")
         if self.bucket and (self.split or self.pool):
             raise ValueError("bucket needs one number per impression, so it does not go with split or pool")
+        if self.zone is not None and self.time is None:
+            raise ValueError("zone goes with time")
+        if self.last is not None and not self.is_list:
+            raise ValueError("last goes with a list: pool: mean or sum")
         if self.split and self.pool is None:
             raise ValueError("split makes lists, so it needs pool; allowed: pool: first, mean or sum")
         return self

@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from streaming.features.columns import Column, Floats, Ids, Ragged
 from streaming.features.ids import MISSING, cross
@@ -30,8 +32,11 @@ def is_derived(feature: Feature) -> bool:
 
 def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
     """Turn a raw column without numbers `beyond` 32 bits into the feature's; ``served_at`` int64 [n] in ms."""
-    if isinstance(raw, Ragged) or (isinstance(feature, SparseFeature) and feature.bucket is None):
-        return raw.astype(np.int64, copy=False) if isinstance(raw, np.ndarray) else raw
+    if isinstance(raw, Ragged):
+        assert isinstance(feature, SparseFeature)
+        return raw if feature.last is None else last_of(raw, feature.last)
+    if isinstance(feature, SparseFeature) and feature.bucket is None:
+        return raw.astype(np.int64, copy=False)
     found = _transformed(feature, raw, served_at)
     if isinstance(feature, SparseFeature):
         return found.astype(np.int64)
@@ -79,18 +84,31 @@ def _transformed(feature: Feature, raw: npt.NDArray[np.float64] | Ids, served_at
 def derived(feature: SparseFeature, made: Mapping[str, Column], served_at: Ids) -> Ids:
     """Return the ids of a feature without a column; ``made`` has the features it crosses, for n impressions or one for all."""
     if feature.time is not None:
-        return time_ids(served_at, feature.time)
+        return time_ids(served_at, feature.time, feature.zone)
     assert feature.cross is not None
     left, right = (made[part] for part in feature.cross)
     assert isinstance(left, np.ndarray) and isinstance(right, np.ndarray)
     return cross(left.view(np.int64), right.view(np.int64))
 
 
-def time_ids(served_at: Ids, part: str) -> Ids:
-    """Return the hour or the weekday (Monday is 0) of times in ms, UTC."""
+def time_ids(served_at: Ids, part: str, zone: str | None = None) -> Ids:
+    """Return the hour or the weekday (Monday is 0) of times in ms, in a time zone, UTC by default."""
+    if zone is not None:
+        times = pa.array(served_at, pa.timestamp("ms", "UTC")).cast(pa.timestamp("ms", zone))
+        found = pc.hour(times) if part == "hour" else pc.day_of_week(times)
+        return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
     if part == "hour":
         return served_at // _HOUR_MS % 24
     return (served_at // _DAY_MS + 3) % 7  # 1970 began on a Thursday
+
+
+def last_of(lists: Ragged, count: int) -> Ragged:
+    """Return at most the last ``count`` ids of each list."""
+    lengths = np.diff(lists.offsets)
+    kept = np.minimum(lengths, count)
+    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(kept)))
+    source = np.repeat(lists.offsets[1:] - kept - offsets[:-1], kept) + np.arange(offsets[-1])
+    return Ragged(offsets, lists.values[source])
 
 
 def take(raw: Raw, at: Ids) -> Raw:

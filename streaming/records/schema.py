@@ -92,7 +92,7 @@ def _recorded(feature: Feature) -> dict[str, Any]:
         case SparseFeature():
             own = {
                 "is_list": feature.is_list,
-                **{name: getattr(feature, name) for name in ("split", "bucket", "time", "cross")},
+                **{name: getattr(feature, name) for name in ("split", "bucket", "time", "zone", "cross", "last")},
             }
         case DenseFeature(transform="age"):
             own = {"transform": "age", "unit": feature.unit}

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
-from streaming.features.arrow_columns import lists_of, to_ms
+from streaming.features.arrow_columns import lists_of, split_texts, to_ms
 from streaming.features.columns import Ids
 from streaming.features.ids import as_ids
 from streaming.features.kinds import NUMBERS_ALLOWED
@@ -83,7 +83,7 @@ def _when(rows: RowFile, when: str | WhenEquals | WhenContains) -> Bools:
         return is_equal
     values = rows.column(when.column)
     try:
-        lists, _ = lists_of(values if when.split is None else pc.split_pattern(values.cast(pa.string()), when.split))
+        lists, _ = lists_of(values if when.split is None else split_texts(values.cast(pa.string()), when.split))
     except (TypeError, pa.ArrowException) as error:
         allowed = "allowed: lists, or texts with split"
         raise Problems([Problem(rows.name, f"column {when.column}", str(error), allowed)]) from None

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
+from streaming.features.arrow_columns import split_texts
 from streaming.source.settings import Explode
 from streaming.source.tabular import RowFile
 
@@ -38,7 +39,7 @@ def _lists(rows: RowFile, column: str, split: str | None) -> pa.Array:
     values = rows.column(column)
     kind = values.type
     if split is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        return pc.split_pattern(pc.if_else(pc.equal(values, ""), None, values), split)
+        return split_texts(values, split)
     if pa.types.is_null(kind):
         return values.cast(pa.list_(pa.int64()))
     if pa.types.is_fixed_size_list(kind):

@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import texts_of
-from streaming.features.columns import Columns, Ids, Ragged
+from streaming.features.columns import Column, Columns, Ids, Ragged
 from streaming.features.kinds import Feature
 from streaming.features.transforms import is_derived
 from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS
 from streaming.source.actions import columns_of, happened_on, plain_numbers, usable_values
 from streaming.source.explode import explode
 from streaming.source.files import find
-from streaming.source.logged_events import Engagements, LoggedEvents
+from streaming.source.logged_events import Bools, Engagements, LoggedEvents
 from streaming.source.mapping import FeatureMapper, SideTable, key_ids
 from streaming.source.settings import EngagementFile, ImpressionFile, SourceSettings
 from streaming.source.tabular import RowFile, as_problems, numbers, read
@@ -309,15 +309,25 @@ def _check_shared(
         column = columns[name]
         if feature.scope != "request" or len(starts) == len(request_of_row) + 1:
             continue
-        if isinstance(column, Ragged):
-            allowed = "lists are logged with each impression; allowed: scope: impression"
-            problems.append(Problem(rows.name, f"feature {name}", "scope: request", allowed))
-        elif (differs := np.flatnonzero((column != column[first]).reshape(len(first), -1).any(1))).size:
+        if (differs := np.flatnonzero(_differ(column, first))).size:
             file, line = rows.place(int(differs[0]))
             allowed = "differs within its request; allowed: scope: impression"
             problems.append(Problem(file, f"feature {name}, {line}", "scope: request", allowed))
     if problems:
         raise Problems(problems)
+
+
+def _differ(column: Column, first: Ids) -> Bools:
+    """Return which impressions have another value than the impressions ``first`` int64 [n]; bool [n]."""
+    if not isinstance(column, Ragged):
+        found: Bools = (column != column[first]).reshape(len(first), -1).any(1)
+        return found
+    lengths, other = np.diff(column.offsets), column.take(first)
+    differs: Bools = lengths != np.diff(other.offsets)
+    same = column.take(np.flatnonzero(~differs)), other.take(np.flatnonzero(~differs))
+    owner = np.repeat(np.flatnonzero(~differs), lengths[~differs])
+    differs[owner[same[0].values != same[1].values]] = True
+    return differs
 
 
 def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.features.ids import text_id
+from streaming.records.events import decode_request
+from streaming.source.to_records import RequestRecords
 from tests.streaming.source.own_logs import (
     FORMATS,
     NOW,
@@ -19,6 +21,7 @@ from tests.streaming.source.own_logs import (
     T,
     engagement_file,
     features,
+    lists,
     load,
     load_rows,
     problems_of,
@@ -155,3 +158,50 @@ def test_keys_are_the_same_in_every_type(tmp_path: Path, kind: pa.DataType) -> N
     events = load(tmp_path, source("parquet", actions={}, **settings), features(), NOW)
     assert events.engagements.row.tolist() == [0, 1, 2, 3]
     assert len(rejects_of(events)) == 1
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_last_of_a_list_count_and_an_empty_text_has_none(tmp_path: Path, kind: str) -> None:
+    listed = [[1, 2, 3, 4], [], [5], [6, 7]]
+    rows = [{"t": T, "user": 1, "seen": each if kind == "parquet" else " ".join(map(str, each))} for each in listed]
+    split = {} if kind == "parquet" else {"split": " "}
+    wanted = features(seen={"column": "seen", "pool": "mean", "last": 2, **split})
+    events = load_rows(tmp_path, kind, rows, wanted, actions={"seen": {}})
+    assert lists(events.features["seen"]) == [[3, 4], [], [5], [6, 7]]
+    assert events.missing == {"seen": 0.25}
+
+
+def test_a_list_of_the_request_is_logged_once_and_must_be_the_same(tmp_path: Path) -> None:
+    wanted = features(history={"column": "history", "pool": "mean", "scope": "request"})
+    rows = [{"t": T, "user": user, "history": [user, 2, user]} for user in (1, 1, 3, 3)]
+    events = load_rows(tmp_path, "jsonl", rows, wanted, actions={"seen": {}})
+    (first, second) = RequestRecords(events, wanted).requests(0, 2, np.zeros((4, 0), np.float32), 0, 0)
+    assert [decode_request(record, NOW).shared["history"][1] for record in (first, second)] == [
+        np.array([user, 2, user]).tobytes() for user in (1, 3)
+    ]
+    for spoiled in ([1, 2, 4], [1, 2], None):
+        rows[1]["history"] = spoiled
+        write(tmp_path / "log.jsonl", rows)
+        ((_, place, _, allowed),) = problems_of(tmp_path, source("jsonl", actions={"seen": {}}), wanted)
+        assert (place, allowed) == ("feature history, line 2", "differs within its request; allowed: scope: impression")
+
+
+@pytest.mark.parametrize(("zone", "hour", "weekday"), [("Europe/Berlin", 23, 1), ("Asia/Tokyo", 7, 2), (None, 22, 1)])
+def test_the_hour_of_a_place(tmp_path: Path, zone: str | None, hour: int, weekday: int) -> None:
+    """T is a Tuesday, 22:13 UTC."""
+    wanted = features(hour={"time": "hour", "zone": zone}, weekday={"time": "weekday", "zone": zone})
+    events = load_rows(tmp_path, "csv", [{"t": T, "user": 1}], wanted, actions={"seen": {}})
+    assert [np.asarray(events.features[name]).tolist() for name in ("hour", "weekday")] == [[hour], [weekday]]
+
+
+@pytest.mark.parametrize(
+    ("feature", "said"),
+    [
+        ({"time": "hour", "zone": "Mars/Olympus"}, "no time zone; allowed"),
+        ({"column": "x", "zone": "Europe/Berlin"}, "zone goes with time"),
+        ({"column": "x", "last": 3}, "last goes with a list"),
+    ],
+)
+def test_what_does_not_go_together_is_said(feature: Row, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        features(f=feature)
