@@ -16,6 +16,7 @@ from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.records.labels import Label
 from streaming.source.actions import columns_of
 from streaming.source.logged_events import LoggedEvents
+from streaming.source.settings import WhenContains
 from trainer.metrics import auc
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -192,9 +193,14 @@ def _leaks(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
 
 
 def _label_columns(pipeline: Pipeline, label: Label) -> set[str]:
-    """The impressions' columns that reveal a label's actions."""
-    actions = [pipeline.source.actions.get(action or "") for action in (label.action, label.decided_by)]
-    return {column for action in actions if action is not None for column in columns_of(action)}
+    """The impressions' columns that reveal a label's actions. Which item it is, which `contains` names, reveals nothing."""
+    found: set[str] = set()
+    for name in (label.action, label.decided_by):
+        action = pipeline.source.actions.get(name or "")
+        if action is not None:
+            items = {action.when.contains} if isinstance(action.when, WhenContains) else set()
+            found |= set(columns_of(action)) - items
+    return found
 
 
 def _auc_alone(feature: Feature, column: Column, positive: Bools) -> float | None:

@@ -11,6 +11,7 @@ import yaml
 
 from paramserver.settings import TableSettings, TablesSettings
 from tests.commands import ROOT, execute
+from tests.minutely import test_news_example
 from tests.real import test_kuairand, test_movielens
 from tests.serving import test_replay_served
 from tests.stack import test_stack
@@ -24,6 +25,7 @@ RUN_ELSEWHERE = {
     test_movielens.REPLAY: "tests/real/test_movielens.py",
     test_movielens.COMPARE: "tests/real/test_movielens.py",
     test_kuairand.COMPARE: "tests/real/test_kuairand.py",
+    test_news_example.COMPARE: "tests/minutely/test_news_example.py",
     test_stack.PRODUCE: "tests/stack/test_stack.py",
     test_stack.COMPOSE: "tests/stack/test_stack.py, service by service",
     test_stack.FRESHNESS: "tests/stack/test_stack.py, at the ports that are free",

@@ -174,6 +174,17 @@ def test_a_feature_of_a_labels_own_column(tmp_path: Path, columns: Columns, colu
     assert what.startswith("the column that label click comes from")
 
 
+def test_which_item_was_shown_reveals_no_label(tmp_path: Path, columns: Columns) -> None:
+    """A label from a list of what was clicked: the list reveals it, the item that it may contain does not."""
+    columns["list"] = [
+        [int(item)] if clicked else [] for item, clicked in zip(columns["item"], columns["clicked"], strict=True)
+    ]
+    given = fields(tmp_path)["source"]
+    given["actions"]["click"] = {"when": {"column": "list", "contains": "item"}, "delay": "5s"}
+    features = {**FEATURES, "clicks": {"column": "list", "pool": "mean"}}
+    assert list(advised(tmp_path, columns, source=given, features=features)) == ["features.clicks"]
+
+
 def leaks(columns: Columns) -> Mapping[str, tuple[dict[str, Any], Any]]:
     clicked: npt.NDArray[np.bool_] = columns["clicked"]
     rng = np.random.default_rng(2)
