@@ -297,26 +297,9 @@ class Joiner:
                 return
         closes_at = pending.served_at + self._window
         if pending.request is not None:
-            next_due = NEVER
-            emitted, events = pending.emitted, pending.events
-            sizes = self._output.sizes(pending.request)
-            for index, happened in events.items():
-                if not emitted[index]:
-                    decision = self._decide(pending.served_at, happened)
-                    if self._settings.emit == "window":
-                        decision = decision._replace(decided_at=closes_at)
-                    if decision.decided_at < self.watermark and self._output.room > 0:
-                        self._emit(request_id, pending, [index], decision, sizes)
-                    else:
-                        next_due = min(next_due, decision.decided_at)
-            if 0 in emitted:
-                # Most impressions have no events: one decision, later than any other, serves them all.
-                if closes_at < self.watermark and self._output.room > 0:
-                    without = [index for index, times in enumerate(emitted) if not times and index not in events]
-                    decision = Decision(self._negative, closes_at, pending.served_at)
-                    self._emit(request_id, pending, sizes.first(without, self._output.room), decision, sizes)
-                if 0 in emitted:
-                    next_due = min(next_due, closes_at)
+            next_due = (
+                self._emit_due(request_id, pending, pending.request, closes_at) if 0 in pending.emitted else NEVER
+            )
             if next_due != NEVER:
                 self._state.wake(request_id, pending, next_due)
                 return
@@ -329,6 +312,30 @@ class Joiner:
         else:
             # Nobody waits for markers to be dropped, so drop them in groups, at multiples of the window.
             self._state.wake(request_id, pending, -(-forget_at // self._window) * self._window)
+
+    def _emit_due(self, request_id: str, pending: Pending, request: Request, closes_at: int) -> int:
+        """Emit what is due of the open impressions. Return when (ms) to look at the others, or `NEVER`."""
+        next_due = NEVER
+        emitted, events = pending.emitted, pending.events
+        sizes = self._output.sizes(request)
+        for index, happened in events.items():
+            if not emitted[index]:
+                decision = self._decide(pending.served_at, happened)
+                if self._settings.emit == "window":
+                    decision = decision._replace(decided_at=closes_at)
+                if decision.decided_at < self.watermark and self._output.room > 0:
+                    self._emit(request_id, pending, [index], decision, sizes)
+                else:
+                    next_due = min(next_due, decision.decided_at)
+        if 0 in emitted:
+            # Most impressions have no events: one decision, later than any other, serves them all.
+            if closes_at < self.watermark and self._output.room > 0:
+                without = [index for index, times in enumerate(emitted) if not times and index not in events]
+                decision = Decision(self._negative, closes_at, pending.served_at)
+                self._emit(request_id, pending, sizes.first(without, self._output.room), decision, sizes)
+            if 0 in emitted:
+                next_due = min(next_due, closes_at)
+        return next_due
 
     def _comes_again(self, pending: Pending, request: Request, offset: int) -> bool:
         """Whether a request is its dead letter sent again, which the config can now take; if so, reopen its impressions.
