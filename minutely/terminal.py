@@ -15,7 +15,10 @@ _WIDE = 10_000
 
 def literal(text: str) -> str:
     """Return markup that prints a text of others as it is, its control characters escaped, on one line."""
-    return escape(printable(text))
+    shown = printable(text)
+    bare = shown.rstrip("\\")
+    ends = "\\" * 2 * (len(shown) - len(bare))  # before a tag they escape each other, so a tag of ours follows them
+    return f"{escape(bare)}[none]{ends}[/none]" if ends else escape(bare)
 
 
 class Terminal(Console):
@@ -25,7 +28,8 @@ class Terminal(Console):
     """Whether the reader of the output closed it, as `head` does after ten lines."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, highlight=not stderr, soft_wrap=stderr)
+        # `:x:` in an id is no emoji.
+        super().__init__(stderr=stderr, highlight=not stderr, soft_wrap=stderr, emoji=False)
         if not self.is_terminal:
             self.width = _WIDE
 

@@ -89,14 +89,6 @@ Packed: TypeAlias = bytes | tuple[bytes, bytes]
 """A column in a record: little-endian values; for lists, int32 lengths and then the values of all lists."""
 
 
-def packed_bytes(columns: Mapping[str, Packed]) -> int:
-    """Return the bytes of packed columns."""
-    total = 0
-    for packed in columns.values():
-        total += len(packed) if isinstance(packed, bytes) else len(packed[0]) + len(packed[1])
-    return total
-
-
 def missing_column(feature: Feature, count: int) -> Column:
     """Return missing values for ``count`` impressions, as files give them: the id of an empty text, an empty list, or 0."""
     match feature:

@@ -122,9 +122,9 @@ def next_head(
     while (
         len(taken) > 1
         and taken[1].impressions <= rebuild_points[0].impressions
-        and taken[1].since_ms < published - keep
+        and max(taken[1].since_ms, taken[1].engaged_ms) < published - keep
     ):
-        taken = taken[1:]  # nor does an engagement wait by it any more
+        taken = taken[1:]  # nor does an engagement wait by it any more, nor was one read by it whose request may come
     return Head(
         head.state_id,
         sequence,

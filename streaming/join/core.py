@@ -134,8 +134,11 @@ class Joiner:
     def _reach(self, topic: str, claimed_ms: int, appended_at: int) -> None:
         """Move the watermark's sources to a record's event time, but at most ``max_ahead`` beyond the time its broker took it.
         Nothing else moves them, so a fast clock does no more harm in a backlog than live."""
-        self.reached[topic] = max(self.reached[topic], min(claimed_ms, appended_at + self._settings.max_ahead))
+        self.reached[topic] = max(self.reached[topic], self._bounded(claimed_ms, appended_at))
         self.newest = max(self.newest, claimed_ms)
+
+    def _bounded(self, claimed_ms: int, appended_at: int) -> int:
+        return min(claimed_ms, appended_at + self._settings.max_ahead)
 
     def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord, *, taken: bool = False) -> None:
         if self._state.sent.refused(topic, [offset]):
@@ -198,6 +201,8 @@ class Joiner:
         self._state.add(request.request_id, pending, len(packed))
         if outdated:
             outdate(self._state, request.request_id, pending, outdated)
+        elif problem := self.upgrades.engaged_before(self._bounded(request.served_at, record.appended_at)):
+            self._give_up(request.request_id, pending, request, problem)
 
     def _engagement(self, record: Record) -> None:
         payload = record.value
@@ -234,7 +239,7 @@ class Joiner:
     def _attribute(self, pending: Pending, engagement: Engagement) -> None:
         """Count an engagement towards its impression's labels."""
         at, request_id = engagement.happened_at, engagement.request_id
-        if self.policy.decides() and self._is_anothers(pending):
+        if self.policy.decides():
             self._take_over(request_id, pending)
         self.policy.check_schema(pending)
         try:
@@ -288,8 +293,7 @@ class Joiner:
             self._drop_unmatched(request_id, pending)
             return
         if self.policy.decides():
-            if self._is_anothers(pending):
-                self._take_over(request_id, pending)
+            self._take_over(request_id, pending)
         else:
             self._close_if_due(pending)
             if 0 in pending.emitted:  # decide after the recovery: only this config may take it for due
@@ -297,26 +301,7 @@ class Joiner:
                 return
         closes_at = pending.served_at + self._window
         if pending.request is not None:
-            next_due = NEVER
-            emitted, events = pending.emitted, pending.events
-            sizes = self._output.sizes(pending.request)
-            for index, happened in events.items():
-                if not emitted[index]:
-                    decision = self._decide(pending.served_at, happened)
-                    if self._settings.emit == "window":
-                        decision = decision._replace(decided_at=closes_at)
-                    if decision.decided_at < self.watermark and self._output.room > 0:
-                        self._emit(request_id, pending, [index], decision, sizes)
-                    else:
-                        next_due = min(next_due, decision.decided_at)
-            if 0 in emitted:
-                # Most impressions have no events: one decision, later than any other, serves them all.
-                if closes_at < self.watermark and self._output.room > 0:
-                    without = [index for index, times in enumerate(emitted) if not times and index not in events]
-                    decision = Decision(self._negative, closes_at, pending.served_at)
-                    self._emit(request_id, pending, sizes.first(without, self._output.room), decision, sizes)
-                if 0 in emitted:
-                    next_due = min(next_due, closes_at)
+            next_due = self._emit_due(request_id, pending, pending.request, closes_at)
             if next_due != NEVER:
                 self._state.wake(request_id, pending, next_due)
                 return
@@ -329,6 +314,31 @@ class Joiner:
         else:
             # Nobody waits for markers to be dropped, so drop them in groups, at multiples of the window.
             self._state.wake(request_id, pending, -(-forget_at // self._window) * self._window)
+
+    def _emit_due(self, request_id: str, pending: Pending, request: Request, closes_at: int) -> int:
+        """Emit what is due of the open impressions. Return when (ms) to look at the others, or `NEVER`."""
+        next_due, emitted, events = NEVER, pending.emitted, pending.events
+        if 0 not in emitted:
+            return NEVER  # a recovery may be here with columns that nobody has checked
+        sizes = self._output.sizes(request)
+        for index, happened in events.items():
+            if not emitted[index]:
+                decision = self._decide(pending.served_at, happened)
+                if self._settings.emit == "window":
+                    decision = decision._replace(decided_at=closes_at)
+                if decision.decided_at < self.watermark and self._output.room > 0:
+                    self._emit(request_id, pending, [index], decision, sizes)
+                else:
+                    next_due = min(next_due, decision.decided_at)
+        if 0 in emitted:
+            # Most impressions have no events: one decision, later than any other, serves them all.
+            if closes_at < self.watermark and self._output.room > 0:
+                without = [index for index, times in enumerate(emitted) if not times and index not in events]
+                decision = Decision(self._negative, closes_at, pending.served_at)
+                self._emit(request_id, pending, sizes.first(without, self._output.room), decision, sizes)
+            if 0 in emitted:
+                next_due = min(next_due, closes_at)
+        return next_due
 
     def _comes_again(self, pending: Pending, request: Request, offset: int) -> bool:
         """Whether a request is its dead letter sent again, which the config can now take; if so, reopen its impressions.
@@ -346,18 +356,18 @@ class Joiner:
         if self.policy.was_due(pending.offset, pending.served_at, self.watermark):
             pending.close()
 
-    def _is_anothers(self, pending: Pending) -> bool:
-        """Whether a request is still in the form of another schema."""
-        return pending.request is not None and not self.upgrades.is_ours(pending.request, pending.offset)
-
     def _take_over(self, request_id: str, pending: Pending) -> None:
-        """Convert a request to our schema. If that fails, make it a dead letter if impressions of it are open."""
-        assert pending.request is not None
-        problem = self.upgrades.take_over(pending.request, pending.offset)
-        if problem is None:
+        """Convert a request to our schema if it is still in the form of another, or give it up."""
+        request = pending.request
+        if request is None or self.upgrades.is_ours(request, pending.offset):
             return
+        if (problem := self.upgrades.take_over(request, pending.offset)) is not None:
+            self._give_up(request_id, pending, request, problem)
+
+    def _give_up(self, request_id: str, pending: Pending, request: Request, problem: str) -> None:
+        """Make a request a dead letter if impressions of it are open, since its labels or features are of another config."""
         if 0 in pending.emitted:
-            self._refuse(IMPRESSIONS, pending.offset, encode(pending.request), BadRecord("schema", problem), taken=True)
+            self._refuse(IMPRESSIONS, pending.offset, encode(request), BadRecord("schema", problem), taken=True)
         outdate(self._state, request_id, pending, problem)
 
     def _emit(

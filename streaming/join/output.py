@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from streaming.features.columns import Ids, packed_bytes, packed_width
+from streaming.features.columns import Ids, packed_width
+from streaming.features.kinds import Feature
 from streaming.join.decided import Decided, batches
 from streaming.join.spec import JoinSpec
 from streaming.records.events import DeadLetter, Request
@@ -37,20 +38,30 @@ class RowSizes(NamedTuple):
     lists: Ids | None
 
     @classmethod
-    def of(cls, request: Request, widths: Mapping[str, int]) -> RowSizes:
-        """Measure a request; ``widths`` are the bytes of a value by feature, for those that it lacks."""
-        ids, divided = request.impression_ids, packed_bytes(request.features)
+    def of(cls, request: Request, features: Mapping[str, Feature]) -> RowSizes:
+        """Measure the columns of these features, which were checked: all else that a request holds may be anything."""
+        ids = request.impression_ids
+        each, divided = len(request.request_id) + _ROW_BYTES, len("".join(ids))
+        ragged: list[tuple[bytes, bytes]] = []
+        for name, feature in features.items():
+            shared = feature.scope == "request"
+            packed = (request.shared if shared else request.features).get(name)
+            if packed is None:
+                each += max(0, packed_width(feature))
+                continue
+            size = len(packed) if isinstance(packed, bytes) else len(packed[0]) + len(packed[1])
+            if shared:
+                each += size
+                continue
+            divided += size
+            if not isinstance(packed, bytes):
+                ragged.append(packed)
         lists: Ids | None = None
-        if divided > _UNEVEN_BYTES:
-            packed = [column for column in request.features.values() if not isinstance(column, bytes)]
-            if packed:
-                counts = [np.frombuffer(lengths, "<i4") for lengths, _ in packed]
-                lists = np.asarray(_LIST_VALUE_BYTES * np.sum(counts, axis=0, dtype=np.int64))
-                divided -= sum(len(values) for _, values in packed)
-        each = (divided + len("".join(ids))) // len(ids)
-        each += packed_bytes(request.shared) + len(request.request_id) + _ROW_BYTES
-        has = request.features.keys() | request.shared.keys()
-        return cls(each + sum(width for name, width in widths.items() if name not in has), lists)
+        if ragged and divided > _UNEVEN_BYTES:
+            counts = [np.frombuffer(lengths, "<i4") for lengths, _ in ragged]
+            lists = np.asarray(_LIST_VALUE_BYTES * np.sum(counts, axis=0, dtype=np.int64))
+            divided -= sum(len(values) for _, values in ragged)
+        return cls(each + divided // len(ids), lists)
 
     def bytes_of(self, places: Sequence[int]) -> int:
         """Return the bytes of the rows at these places."""
@@ -73,14 +84,14 @@ class Output:
         self._sampling_rate = spec.negatives.keep
         self._max_rows = spec.settings.max_rows
         self._batch_bytes = spec.limits.batch_bytes
-        self._widths = {name: max(0, packed_width(feature)) for name, feature in spec.features.items()}
+        self._features = dict(spec.features)
         self._ready: list[Decided] = []
         self._dead: list[DeadLetter] = []
         self._bytes = 0
 
     def sizes(self, request: Request) -> RowSizes:
-        """Return what the rows of a request take."""
-        return RowSizes.of(request, self._widths)
+        """Return what the rows of a request that is ours take."""
+        return RowSizes.of(request, self._features)
 
     @property
     def is_full(self) -> bool:

@@ -71,7 +71,7 @@ class Living:
     def check_schema(self, pending: Pending) -> None:
         """Refuse an engagement whose request became a dead letter because of its schema."""
         if pending.outdated:
-            raise BadRecord("schema", f"its request was {pending.outdated}")
+            raise BadRecord("schema", f"its request is a dead letter: {pending.outdated}")
 
     def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
         """Return which of the impressions at ``places``, which share a decision, become examples: all but the negatives that are

@@ -101,14 +101,14 @@ class Recovery:
         head, joiner = restored.head, restored.joiner
         if committed is None:
             at = restored.offsets[IMPRESSIONS]
-            head.taken_under = taken_on((), self._spec, at, head.published, joiner.watermark)
+            head.taken_under = taken_on((), self._spec, at, head.published, joiner.watermark, 0)
         else:
-            head.taken_under = self._taken_under(committed)
+            head.taken_under = self._taken_under(committed, joiner)
         joiner.forgotten_before = head.taken_under[-1].forgotten_ms
         joiner.upgrades.taken = head.taken_under
         return restored
 
-    def _taken_under(self, committed: Committed) -> list[TakenUnder]:
+    def _taken_under(self, committed: Committed, joiner: Joiner) -> list[TakenUnder]:
         """Return what was in force, and now is: a state that is written on the way is ours alone."""
         at = committed.offsets[IMPRESSIONS]
         return taken_on(
@@ -117,6 +117,7 @@ class Recovery:
             at,
             committed.watermark,
             max(committed.watermark, committed.decided_until),
+            joiner.reached[ENGAGEMENTS],
         )
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:
@@ -144,7 +145,7 @@ class Recovery:
             lowest = committed.lowest  # a rebuild never has to read more again
             points = (each for each in head.rebuild_points if all(map(ge, each[1:], lowest[1:])))
             head.rebuild_points = [lowest, *points]
-            head.taken_under = self._taken_under(committed)
+            head.taken_under = self._taken_under(committed, joiner)
             yield from self._read_again(restored, committed)
             return restored
         joiner.watermark = head.watermark
@@ -163,7 +164,7 @@ class Recovery:
             return self._begin_anew(kept._replace(dead_letters=self._history.end(DEAD_LETTERS)), -1)
         needed = committed.lowest
         restored = self._begin_anew(RebuildPoint(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
-        restored.head.taken_under = self._taken_under(committed)
+        restored.head.taken_under = self._taken_under(committed, restored.joiner)
         reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], kept.examples)
         for topic, start, stop, end in zip((*INPUTS, EXAMPLES), needed[1:4], kept[1:4], reached, strict=True):
             if start < min(stop, end):

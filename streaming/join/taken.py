@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from streaming.join.spec import JoinSpec
@@ -25,6 +26,7 @@ class TakenUnder(NamedTuple):
     entry stands for several, ``fingerprint`` has those of all their schemas, or `MANY`.
 
     What is from before ``forgotten_ms`` was forgotten under an earlier config: a request without a marker may be a repeat.
+    Engagements up to ``engaged_ms`` may have been read under an earlier config, before their requests.
 
     Not ``join.emit``: what it emits early is in `examples`, or dropped again if it is decided again.
     """
@@ -35,6 +37,7 @@ class TakenUnder(NamedTuple):
     lateness_ms: int = -1
     since_ms: int = -1
     forgotten_ms: int = 0
+    engaged_ms: int = -1
 
     @classmethod
     def of(cls, spec: JoinSpec, impressions: int = 0, since_ms: int = -1) -> TakenUnder:
@@ -51,9 +54,10 @@ class TakenUnder(NamedTuple):
 
 
 def taken_on(
-    taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int, since_ms: int, decided_until: int
+    taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int, since_ms: int, decided_until: int, engaged_ms: int
 ) -> list[TakenUnder]:
-    """Return ``taken`` for requests that are taken under ``spec`` from offset ``impressions`` on.
+    """Return ``taken`` for requests that are taken under ``spec`` from offset ``impressions`` on, when engagements up to
+    ``engaged_ms`` were read.
 
     The last of ``taken`` forgot by ``decided_until`` (ms), which is ahead of the published watermark while more is due than one
     batch takes. The oldest of too many become one, of all their schemas and with the longest window: a partition that moves between
@@ -64,13 +68,14 @@ def taken_on(
         return list(taken)
     if taken:
         forgotten = max(taken[-1].forgotten_ms, decided_until - _wait_ms(taken[-1], spec))
-        ours = ours._replace(forgotten_ms=forgotten)
+        ours = ours._replace(forgotten_ms=forgotten, engaged_ms=engaged_ms)
     found = [*taken, ours]
     while len(found) > _AT_MOST:
         first, second, *others = found
         window, lateness = max(first.window_ms, second.window_ms), max(first.lateness_ms, second.lateness_ms)
         schemas = _both(first.fingerprint, second.fingerprint)
-        found = [TakenUnder(schemas, first.impressions, window, lateness, first.since_ms), *others]
+        both = TakenUnder(schemas, first.impressions, window, lateness, first.since_ms, engaged_ms=first.engaged_ms)
+        found = [both, *others]
     return found
 
 
@@ -89,6 +94,13 @@ def at_offset(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int) -> 
     """
     at = bisect_right(taken, impressions, key=lambda each: each.impressions)
     return taken[at - 1 :] if at else [TakenUnder("", 0, keep_ms([], spec)), *taken]
+
+
+def read_before(taken: Sequence[TakenUnder], at_ms: int) -> Sequence[TakenUnder]:
+    """Return the configs before the last of ``taken`` that may have read engagements of a request served at ``at_ms``."""
+    if not taken or taken[-1].engaged_ms < at_ms:
+        return ()
+    return [each for each, after in pairwise(taken) if after.engaged_ms >= at_ms]
 
 
 def _over_before(taken: Sequence[TakenUnder], watermark: int, wait: Callable[[TakenUnder], int]) -> int:

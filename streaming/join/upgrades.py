@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from streaming.features.columns import all_finite, check_packed, packed_width
 from streaming.features.kinds import Feature, SparseFeature
 from streaming.join.spec import JoinSpec
-from streaming.join.taken import TakenUnder, at_offset
+from streaming.join.taken import TakenUnder, at_offset, read_before
 from streaming.records.events import BadRecord, Request
 from streaming.records.schema import Schema, between, differences, label_differences
 
@@ -129,22 +129,28 @@ class Upgrades:
             wrong = [problem for problem in problems if problem is not None]
         if wrong:
             return between(request.schema, self.ours, wrong)
-        if offset is not None and (problem := self._passed_over(offset)) is not None:
-            return problem
+        if offset is not None:
+            since = at_offset(self.taken, self._spec, offset)
+            if (problem := self._passed_over(since, "was pending")) is not None:
+                return problem
         if not theirs or any(list(each.labels) != list(self.ours.labels) for each in theirs):
             request.scores = b""  # it is unknown which labels they are of
         lacks = any(_column(request, each) is None for each in self._expected)
         request.schema = self.fingerprint + _REREAD * lacks
         return None
 
-    def _passed_over(self, offset: int) -> str | None:
-        """Return which engagements a config in force since an offset did not look at; None if there is no such config."""
-        for each in at_offset(self.taken, self._spec, offset):
+    def engaged_before(self, at_ms: int) -> str | None:
+        """Return which engagements of a new request, served at ``at_ms``, may have been passed over before it came, or None."""
+        return self._passed_over(read_before(self.taken, at_ms), "its engagements may have been read")
+
+    def _passed_over(self, configs: Iterable[TakenUnder], was: str) -> str | None:
+        """Return which engagements one of these configs did not look at; None if there is no such config."""
+        for each in configs:
             if not self._is_known(each.fingerprint):
-                return between(each.fingerprint, self.ours, [_UNKNOWN], "was pending")
+                return between(each.fingerprint, self.ours, [_UNKNOWN], was)
             for theirs in self._schemas(each.fingerprint):
                 if wrong := list(label_differences(theirs, self.ours)):
-                    return between(theirs.fingerprint, self.ours, wrong, "was pending")
+                    return between(theirs.fingerprint, self.ours, wrong, was)
         return None
 
     def _problem(self, request: Request, expected: _Expected, theirs: Sequence[Schema]) -> str | None:

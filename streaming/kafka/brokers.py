@@ -46,8 +46,8 @@ class KafkaBrokers:
         # then, and for the records behind it, the end is not reached.
         self._asker = reader_of(settings, uncommitted=True)
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
-        self._lost: dict[tuple[str, int], LostRange] = {}
-        """The last batch of each place that cannot be read: until joiners skip it, reading finds it again."""
+        self._lost: dict[tuple[str, int], tuple[int | None, LostRange]] = {}
+        """The last batch of each place that cannot be read, by where it began: until joiners skip it, reading finds it again."""
 
     def join(self) -> None:
         """Become a member of the group."""
@@ -130,9 +130,10 @@ class KafkaBrokers:
         return Fetched(self._ours(found), self._ours(reached), self._ours(failed), self._ours(lost))
 
     def _lost_at(self, place: tuple[str, int], message: Message) -> LostRange:
-        known = self._lost.get(place)
-        if known is None or known.start != message.offset():
-            known = self._lost[place] = lost_in(self._settings, self._names[place[0]], message)
+        base, known = self._lost.get(place, (None, None))
+        if known is None or base != message.offset():
+            known = lost_in(self._settings, self._names[place[0]], message)
+            self._lost[place] = message.offset(), known
         return known
 
     def _ats(self, topics: Sequence[str], partitions: Collection[int]) -> list[TopicPartition]:

@@ -15,5 +15,6 @@ def test_control_characters_are_escaped_and_nothing_else() -> None:
     turns = [each for each in characters if unicodedata.bidirectional(each) in _TURNS]
     breaks = [each for each in characters if len(f"a{each}b".splitlines()) > 1]
     controls = [each for each in characters if unicodedata.category(each) == "Cc"]
-    assert changed == sorted({*controls, *breaks, *turns})
+    marks = ["\u061c", "\u200e", "\u200f"]  # of letters that nobody sees
+    assert changed == sorted({*controls, *breaks, *turns, *marks})
     assert printable("Zoë\n\r\t\x1b[31m\x7f\x85\x9b2J [bold]") == r"Zoë\n\r\t\x1b[31m\x7f\x85\x9b2J [bold]"

@@ -28,11 +28,12 @@ from serving.requests import decode as decode_body
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
-from streaming.join.decided import gather
+from streaming.join.core import Joiner
+from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
 from streaming.join.state import RebuildPoint
 from streaming.join.taken import TakenUnder
-from streaming.join.upgrades import Upgrades
+from streaming.log import IMPRESSIONS, Record
 from streaming.records.events import (
     FORMAT_VERSION,
     MAX_TIME_MS,
@@ -42,7 +43,6 @@ from streaming.records.events import (
     Request,
     decode_engagement,
     decode_letter,
-    decode_request,
     encode,
 )
 from streaming.records.examples import (
@@ -53,11 +53,11 @@ from streaming.records.examples import (
     cut_per_step,
     published_in,
 )
-from streaming.records.json_records import pack_request
 from streaming.records.labels import Label
 from tests.basis.hostile_arrow import streams_of
 from tests.fuzz.mutate import hostile_json, hostile_line, hostile_msgpack, hostile_tensors, mutated
 from tests.paramserver.published import MemoryFiles, Writer, replica_tables
+from tests.streaming.join.join_world import roomy_state
 from tests.trainer.test_hostile_weights import FORM, make, readers, trained
 from trainer.growth import grow_state
 
@@ -74,7 +74,7 @@ FEATURES: dict[str, Feature] = {
 }
 LABELS = {"click": Label(action="click", window="1m"), "buy": Label(action="buy", window="1h", loss="squared")}
 FORMAT = ExampleFormat(FEATURES, LABELS)
-UPGRADES = Upgrades(JoinSpec(FEATURES, LABELS))
+JOIN = JoinSpec(FEATURES, LABELS)
 _KEY = bytes(range(32))
 _HOSTILE_STREAMS = list(streams_of("example_id").values())
 
@@ -142,8 +142,8 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     own, foreign = _examples()
     older = {name: column for name, column in packed.items() if name not in ("tags", "picture")}
     of_another = msgspec.structs.replace(request, features=older, schema="0123456789abcdef")
-    yield "request", Decoder([encode(request), encode(of_another)], _read_request, refused, hostile_msgpack, 2)
-    yield "JSON request", Decoder([json.dumps(written).encode()], _read_json_request, refused, hostile_json, 2)
+    yield "request", Decoder([encode(request), encode(of_another)], _read_request, refused, _hostile_request, 2)
+    yield "JSON request", Decoder([json.dumps(written).encode()], _read_request, refused, hostile_json, 2)
     yield "engagement", Decoder([encode(done)], _read_engagement, refused, hostile_msgpack)
     yield "JSON engagement", Decoder([msgspec.json.encode(done)], _read_engagement, refused, hostile_json)
     yield "examples", Decoder(own, _read_examples, refused, hostile_msgpack, 2)
@@ -185,18 +185,31 @@ def _hostile_examples(rng: random.Random, good: bytes) -> bytes:
     return encode(ExamplesRecord(version=EXAMPLES_VERSION, watermark=NOW, batch=stream))
 
 
-def _check(request: Request) -> None:
-    """As joiners take them, and then read them."""
-    UPGRADES.take(request, None, was_taken=False)
-    gather(FEATURES, [request], np.arange(len(request.impression_ids)))
+def _hostile_request(rng: random.Random, good: bytes) -> bytes:
+    """At times with columns of features that nobody knows, of which one may be large."""
+    if rng.random() >= 0.3:
+        return hostile_msgpack(rng, good)
+    request = msgspec.msgpack.decode(good, type=Request)
+    for at in range(rng.choice([1, 2])):
+        lengths = rng.choice([b"", mutated(rng, np.ones(3, "<i4").tobytes()), rng.randbytes(12)])
+        values = bytes(rng.choice([0, 7, 70_000]))
+        columns = rng.choice([request.shared, request.features])
+        columns[f"unknown{at}"] = rng.choice([values, (lengths, values), (values, lengths)])
+    out = encode(request)
+    return mutated(rng, out) if rng.random() < 0.2 else out
 
 
 def _read_request(record: bytes) -> None:
-    _check(decode_request(record, MAX_TIME_MS))
-
-
-def _read_json_request(record: bytes) -> None:
-    _check(decode_request(pack_request(record, FEATURES), MAX_TIME_MS))
+    """As a joiner takes it, until its windows are closed and its examples sent."""
+    state = roomy_state()
+    joiner = Joiner(JOIN, state, Living(JOIN))
+    joiner.add(IMPRESSIONS, Record(0, record, MAX_TIME_MS))
+    joiner.advance(2 * MAX_TIME_MS)
+    assert joiner._output.room <= JOIN.limits.batch_bytes, "output of less than nothing"
+    output = joiner.drain()
+    state.close()
+    for letter in output.dead_letters:
+        raise BadRecord(letter.reason, letter.detail)
 
 
 def _read_engagement(record: bytes) -> None:

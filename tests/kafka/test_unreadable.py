@@ -12,18 +12,20 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from minutely.dead_letters import dead_letters
 from minutely.join import make_join_service
 from streaming.clock import WallClock
 from streaming.join.service import JoinService
 from streaming.kafka import client
+from streaming.kafka.client import reader_of
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.unreadable import first_outside, lost_in
+from streaming.kafka.unreadable import first_outside, is_unreadable, lost_in
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, LostRange, Record
 from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat
@@ -132,6 +134,55 @@ def test_history_goes_on_behind_each_batch(kafka: KafkaSettings, bounded: None) 
     assert [before[:2], also[:2], kept[:2]] == [(0, b"a"), (1, b"b"), (411, b"c")]
     assert [each[:3] for each in read_back(kafka, IMPRESSIONS, 100, 150)] == [(IMPRESSIONS, 100, 150)]
     assert [each[:2] for each in read_back(kafka, IMPRESSIONS, 0, 2)] == [(0, b"a"), (1, b"b")]
+
+
+def cut(kafka: KafkaSettings, topic: str, offset: int) -> None:
+    """Delete the records before an offset; brokers keep the batch that it is in."""
+    admin = AdminClient(kafka.client())
+    (deleted,) = admin.delete_records([TopicPartition(kafka.topic(topic), 0, offset)]).values()
+    assert deleted.result(30).low_watermark == offset
+
+
+def test_a_log_that_begins_within_a_batch_goes_on_behind_it(
+    kafka: KafkaSettings, bounded: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client names an offset that is deleted; every reader counts what is kept of the batch."""
+    kafka = kafka.model_copy(update={"partitions": 1})
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    poison(kafka, IMPRESSIONS, 210)
+    cut(kafka, IMPRESSIONS, 50)
+    traffic = make_traffic(1, 5, 2, now_ms() - 20 * MINUTE, 50)
+    with producer_of(kafka) as producer:
+        send(producer, kafka, traffic.events)
+    gap, *records = read_back(kafka, IMPRESSIONS, 50, KafkaHistory(kafka, 0).end(IMPRESSIONS))
+    assert gap[:3] == (IMPRESSIONS, 50, 210) and [each[0] for each in records] == list(range(210, 215))
+    with closing(KafkaLog(kafka, IMPRESSIONS)) as log:
+        until, found = time.monotonic() + 30, list[Record]()
+        while not found:
+            assert time.monotonic() < until, log.lost
+            found = log.read(IMPRESSIONS, 0, log.begin(IMPRESSIONS, 0), 1)
+            log.fill(100)
+        assert found[0].offset == 210 and log.lost == {0: 160}
+    with caplog.at_level(logging.WARNING):
+        service = make_join_service(pipeline, tmp_path / "state", Tomorrow())
+        run_until(service, joined_through(now_ms(), 1))
+    assert "impressions/0: records from offset 50 to 210 cannot be decompressed" in caplog.text
+    assert "retrying" not in caplog.text
+    check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
+
+
+def test_a_batch_that_was_deleted_meanwhile_takes_nothing_with_it(kafka: KafkaSettings, bounded: None) -> None:
+    ensure_topics(kafka)
+    poison(kafka, IMPRESSIONS, 210)
+    write(kafka, IMPRESSIONS, b"a")
+    with closing(reader_of(kafka)) as consumer:
+        consumer.assign([TopicPartition(kafka.topic(IMPRESSIONS), 0, 0)])
+        message = consumer.poll(30)
+    assert message is not None and is_unreadable(message)
+    cut(kafka, IMPRESSIONS, 210)
+    with pytest.raises(BrokerError, match="deleted meanwhile"):
+        lost_in(kafka, IMPRESSIONS, message)
 
 
 def test_the_joiner_goes_on_behind_a_batch(

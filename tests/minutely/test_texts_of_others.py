@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from basis.problems import GapError
 from minutely.dead_letters import show_kept
@@ -17,6 +18,7 @@ from minutely.ends import errors_as_statuses
 from minutely.freshness import Looked, table
 from minutely.run_letters import keep_letters
 from minutely.service import log_to_stderr
+from minutely.terminal import Terminal, literal
 from streaming.join.refusals import RefusalLog
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EmbeddedLog
 from streaming.records.events import DeadLetter, encode
@@ -86,6 +88,28 @@ def test_what_a_replica_says_is_a_line() -> None:
     console.print(table([Looked("127.0.0.1:8081", error=HOSTILE)]))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert HARMLESS in said and is_plain(said)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "user:100:7",
+        ":warning: [red]",
+        *("ends" + count * "\\" for count in range(1, 6)),
+        "\\" * 3 + "[/red]",
+        "[/]",
+        "\\[b]",
+    ],
+)
+def test_a_console_interprets_nothing_in_texts_of_others(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console, shown = Terminal(), Table("x")
+    shown.add_row(literal(text))
+    console.print(f"[red]{literal(text)}[/red] after")
+    console.print(literal(text))
+    console.print(shown)
+    first, second, *cells = capsys.readouterr().out.splitlines()
+    assert (first, second) == (f"{text} after", text)
+    assert any(text in cell for cell in cells)
 
 
 def test_commands_escape_markup_and_control_characters_together() -> None:

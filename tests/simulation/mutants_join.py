@@ -314,7 +314,7 @@ def watermark_told_while_more_is_due() -> Any:
 
 
 def pending_requests_are_not_taken_over() -> Any:
-    return patch.object(Joiner, "_is_anothers", lambda self, pending: False)
+    return patch.object(Joiner, "_take_over", lambda self, request_id, pending: None)
 
 
 @contextmanager

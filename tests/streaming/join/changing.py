@@ -17,7 +17,7 @@ from streaming.features.kinds import DenseFeature, Feature, SparseFeature, Vecto
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import (
     FORMAT_VERSION,
     DeadLetter,
@@ -28,7 +28,7 @@ from streaming.records.events import (
 )
 from streaming.records.examples import ExampleFormat, published_in
 from streaming.records.labels import Label
-from tests.streaming.join.join_lives import Crash, World
+from tests.streaming.join.join_lives import Crash, World, records_of
 
 FEATURES: dict[str, Feature] = {
     "item": SparseFeature(column="i"),
@@ -129,7 +129,7 @@ class Pipeline:
         records = self.world.brokers.topics[topic]
         records += values
         at = join.offsets[topic]
-        join.take(topic, [Record(offset, value or b"") for offset, value in enumerate(records[at:], at)])
+        join.take(topic, records_of(records[at:], at))
 
     def fill(self, join: JoinPartition) -> None:
         """One request that is done, and open ones of which the last two come after the state was last written."""
@@ -147,7 +147,7 @@ class Pipeline:
 
     def finish(self, join: JoinPartition, features: Mapping[str, Feature]) -> None:
         self.take(join, ENGAGEMENTS, *[done(2, "like", START + 900)] * (not self.engaged))
-        self.take(join, IMPRESSIONS, request(8, CUT - 100, features), request(9, CUT - 100, features))
+        self.take(join, IMPRESSIONS, request(8, CUT - 100, features), request(9, CUT + 50, features))
         for as_of_ms in (CUT + 100, END, END + 1000):
             join.step(ENDED, as_of_ms, 0)
         self.stop()

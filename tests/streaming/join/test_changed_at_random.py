@@ -31,7 +31,8 @@ from streaming.records.examples import published_in
 from streaming.records.labels import Label
 from streaming.records.reasons import MENDABLE
 from tests.streaming.join.config_lives import LATE_BY, START, Lives
-from tests.streaming.join.join_lives import FEATURES
+from tests.streaming.join.join_lives import FEATURES, records_of
+from tests.streaming.join.state_reader import read_examples
 
 UNTIL = 42_000
 SEEDS = 48
@@ -104,6 +105,17 @@ class Changing(Lives):
         for topic in (IMPRESSIONS, ENGAGEMENTS):
             topics[topic] += [each.payload for each in letters if each.topic == topic and each.reason in MENDABLE]
 
+    def read_ahead(self, ms: int) -> None:
+        """Engagements are read and committed before the requests beside them."""
+        if self.join.busy:
+            return
+        ahead = [each for each in self.arrivals if each[0] <= self.now + ms and each[1] == ENGAGEMENTS]
+        self.arrivals = [each for each in self.arrivals if each not in ahead]
+        topic, at = self.world.brokers.topics[ENGAGEMENTS], self.join.offsets[ENGAGEMENTS]
+        topic += [value for *_, value in ahead]
+        self.join.take(ENGAGEMENTS, records_of(topic[at:], at))
+        self.join.step({IMPRESSIONS: False, ENGAGEMENTS: True}, self.now, 0)
+
     def check(self) -> None:
         letters, examples = self._letters(), defaultdict[str, list[int]](list)
         for value in self.world.brokers.topics[EXAMPLES]:
@@ -121,9 +133,27 @@ class Changing(Lives):
             for name in (f"{request_id}/a", f"{request_id}/b"):
                 is_dropped = self._keep < 1 and not Negatives(self._keep).keeps(name)
                 assert name in examples or request_id in refused or is_dropped, f"{name} vanished"
+        self._check_labels(letters)
         for offset, value in enumerate(self.world.brokers.topics[ENGAGEMENTS]):
             waited = decode_engagement(value or b"", MAX_TIME_MS).request_id.startswith("nobody's")
             assert not waited or places[ENGAGEMENTS, offset], f"an engagement that waited, {offset}, vanished"
+
+    def _check_labels(self, letters: list[DeadLetter]) -> None:
+        """A label of an example's last revision is 1 if that was done, or what was done has a letter."""
+        done, refused = set[tuple[str, str]](), {each.offset for each in letters if each.topic == ENGAGEMENTS}
+        lettered = set[tuple[str, str]]()
+        for offset, value in enumerate(self.world.brokers.topics[ENGAGEMENTS]):
+            each = decode_engagement(value or b"", MAX_TIME_MS)
+            place = f"{each.request_id}/{each.impression_id}", f"label.{each.action}"
+            done.add(place)
+            if offset in refused:
+                lettered.add(place)
+        labels: dict[tuple[str, str], float] = {}
+        for value in self.world.brokers.topics[EXAMPLES]:
+            for row in [] if value is None else read_examples(value)[1]:
+                labels |= {(row["example_id"], name): row[name] for name in row if name.startswith("label.")}
+        wrong = {place for place, label in labels.items() if bool(label) != (place in done) and place not in lettered}
+        assert not wrong, f"trained as another label than what was done: {sorted(wrong)}"
 
     def _letters(self) -> list[DeadLetter]:
         return [decode_letter(value) for value in self.world.brokers.topics[DEAD_LETTERS] if value is not None]
@@ -171,6 +201,8 @@ def test_nothing_vanishes_and_nothing_comes_twice(seed: int, tmp_path: Path) -> 
         lives.run(lives.now + rng.randrange(1, 4000), 250)
         if sends_again and rng.random() < 0.3 and lives.now < UNTIL - 4000:
             lives.send_again()
+        if rng.random() < 0.5:
+            lives.read_ahead(1000)
         lives.stop()
     lives.start(rng.choice(configs))
     lives.finish()

@@ -76,15 +76,16 @@ def test_what_is_pending_and_cannot_be_taken_over_is_a_dead_letter(
     pipeline.fill(pipeline.start(BEFORE))
     join = changed(pipeline, (features, labels), state, cut)
     pipeline.finish(join, features)
-    assert pipeline.names() == both_of(0, 8, 9)
+    early = [8] * said.startswith("label")  # engagements of that time were read before it
+    assert pipeline.names() == both_of(0, 8, 9) - both_of(*early)
     letters = pipeline.dead_letters()[2:]
     of_requests = [letter for letter in letters if letter.topic == IMPRESSIONS]
     assert {letter.reason for letter in letters} == {"schema"}
     times = Counter(decode_request(letter.payload, MAX_TIME_MS).request_id for letter in of_requests)
-    assert times == Counter(OPEN)
+    assert times == Counter([*OPEN, *(f"r{number}" for number in early)])
     theirs, ours = (Schema.of(*config).fingerprint for config in (BEFORE, (features, labels)))
     for letter in letters:
-        assert f"made under schema {theirs}, this config has {ours}: {said}" in letter.detail
+        assert f" under schema {theirs}, this config has {ours}: {said}" in letter.detail
     for letter in of_requests:
         sent = pipeline.world.brokers.topics[IMPRESSIONS][letter.offset]
         assert sent is not None and decode_request(letter.payload, MAX_TIME_MS).request_id.encode() in sent
@@ -124,11 +125,15 @@ def test_dead_letters_are_joined_when_they_are_sent_again_under_the_config_befor
     join.step(ENDED, END, 0)
     examples = pipeline.examples(BEFORE)
     # JSON that was read again was packed without what differs; nothing ever comes of the eighth request.
-    lost = {5} if config[2].startswith("feature") else set[int]()
-    refused = Counter({("feature", IMPRESSIONS): 2 * len(lost), ("unmatched", ENGAGEMENTS): 1})
-    assert Counter(pipeline.letters(after=2 + len(letters))) == refused
+    lost, reason = ({5}, "feature") if config[2].startswith("feature") else (set[int](), "")
+    refused, liked = Counter({("unmatched", ENGAGEMENTS): 1}), {"r1/1.0", "r2/2.0"}
+    if config[2] == "label like differs":  # a like may have been passed over meanwhile
+        lost, reason, liked = set(range(1, 7)), "schema", set()
+        refused["schema", ENGAGEMENTS] = 2
+    refused[reason, IMPRESSIONS] = 2 * len(lost)
+    assert Counter(pipeline.letters(after=2 + len(letters))) == +refused
     assert examples.keys() == both_of(*({0, 1, 2, 3, 4, 5, 6} - lost))
-    assert {name for name, row in examples.items() if row["label.like"]} == {"r1/1.0", "r2/2.0"}
+    assert {name for name, row in examples.items() if row["label.like"]} == liked
     pipeline.stop()
 
 

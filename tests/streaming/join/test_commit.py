@@ -53,11 +53,13 @@ def test_what_requests_were_taken_under_is_known_as_far_back_as_a_rebuild_reads(
     specs = [JoinSpec(features, {"like": Label(action="like", window=f"{number + 1}s")}) for number in range(20)]
     taken: list[TakenUnder] = []
     for number, spec in enumerate(specs):
-        taken = taken_on(taken, spec, 10 * number, 100 * number, 16_000)
-        assert taken == taken_on(taken, spec, 10 * number + 5, 2000, 2000), "it goes on"
-    known = [TakenUnder.of(specs[at], 10 * at, 100 * at)._replace(forgotten_ms=15_000) for at in range(13, 20)]
+        taken = taken_on(taken, spec, 10 * number, 100 * number, 16_000, number)
+        assert taken == taken_on(taken, spec, 10 * number + 5, 2000, 2000, 2000), "it goes on"
+    known = [
+        TakenUnder.of(specs[at], 10 * at, 100 * at)._replace(forgotten_ms=15_000, engaged_ms=at) for at in range(13, 20)
+    ]
     assert taken == [TakenUnder(MANY, 0, 13_000, 0, 0), *known]
-    assert taken_on(taken, specs[0], 190, 1900, 50_000)[-1].forgotten_ms == 30_000
+    assert taken_on(taken, specs[0], 190, 1900, 50_000, 0)[-1].forgotten_ms == 30_000
 
 
 @pytest.mark.parametrize(

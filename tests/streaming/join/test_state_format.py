@@ -37,7 +37,7 @@ def test_the_page_names_what_there_is() -> None:
 
 
 def test_the_reader_reads_what_is_committed_with_the_offsets() -> None:
-    taken = [TakenUnder(f"{number:016x}", 10**12, 2**33, 2**33, 10**13, 10**13) for number in range(8)]
+    taken = [TakenUnder(f"{number:016x}", 10**12, 2**33, 2**33, 10**13, 10**13, 10**13) for number in range(8)]
     commit = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, RebuildPoint(-1, 1, 2, 3, 4), taken)
     found = state_reader.read_commit(encode_commit(commit))
     assert (found["id"], found["sequence"], found["watermark"], found["due"]) == ("a1", 7, 1000, 1200)
