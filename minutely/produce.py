@@ -103,14 +103,14 @@ def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, 
     request = engagement = 0
     sender = RetryingSender(pipeline.kafka, _log, stop)
     names = [pipeline.kafka.topic(name) for name in INPUTS]
-    too_large = 0
+    too_large: set[str] = set()
+    without_request = 0
 
     def fits(key: str, value: bytes) -> bool:
-        nonlocal too_large
         if len(value) <= MAX_RECORD_BYTES:
             return True
-        too_large += 1
-        if too_large == 1:
+        too_large.add(key)
+        if len(too_large) == 1:
             _log.warning("request %s has %d bytes, which are not sent; allowed: %d", key, len(value), MAX_RECORD_BYTES)
         return False
 
@@ -122,10 +122,16 @@ def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, 
         if not all(sender.send(names[0], value, key=key.encode()) for key, value in records if fits(key, value)):
             break
         request = until
-        until = min(int(np.searchsorted(happened_at, now, side="right")), engagement + _AT_ONCE)
+        known = (
+            now if request == events.requests else min(now, int(events.served_at[request]) - 1)
+        )  # whose requests went
+        until = min(int(np.searchsorted(happened_at, known, side="right")), engagement + _AT_ONCE)
         ids = events.engagements.request_id.slice(engagement, until - engagement).to_pylist()
-        records = zip(ids, maker.engagements(engagement, until), strict=True)
-        if not all(sender.send(names[1], value, key=key.encode()) for key, value in records):
+        done = [
+            each for each in zip(ids, maker.engagements(engagement, until), strict=True) if each[0] not in too_large
+        ]
+        without_request += len(ids) - len(done)
+        if not all(sender.send(names[1], value, key=key.encode()) for key, value in done):
             break
         behind = request < events.requests and events.served_at[request] <= now
         engagement = until
@@ -135,5 +141,9 @@ def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, 
     if left := sender.wait():
         _log.warning("the last %d records were not acknowledged", left)
     if too_large:
-        _log.warning("%d requests were too large to be sent", too_large)
+        _log.warning(
+            "%d requests were too large to be sent; %d engagements of them were left out",
+            len(too_large),
+            without_request,
+        )
     _log.info("sent %d requests, %d engagements", *(sender.taken[name] for name in names))

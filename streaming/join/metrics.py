@@ -40,7 +40,7 @@ class JoinMetrics(Collector):
         corrected = CounterMetricFamily("minutely_join_corrected", "Examples sent again.", labels=["partition"])
         lost = CounterMetricFamily(
             "minutely_join_lost",
-            "Records deleted before they were read, or in batches that no client can read.",
+            "Records deleted before they were read, or in batches that no client can read, at most.",
             labels=["topic", "partition"],
         )
         dead = CounterMetricFamily("minutely_join_dead_letters", "Records refused.", labels=["reason", "partition"])

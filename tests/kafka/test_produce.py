@@ -183,9 +183,11 @@ def test_a_request_that_no_record_has_room_for_is_left_out(
     monkeypatch.setattr("minutely.produce.MAX_RECORD_BYTES", 4000)
     pipeline = pipeline_of(kafka, tmp_path)
     log = tmp_path / "log.csv"
-    large = [f"{LOGGED_AT + 1},large,i{number},0" for number in range(400)]
+    large = [f"{LOGGED_AT + 1},large,i{number},{int(number < 3)}" for number in range(400)]
     log.write_text("\n".join([*log.read_text().splitlines(), *large]) + "\n")
     with caplog.at_level("WARNING"):
         produce(pipeline, None, 200.0)
-    assert "large has" in caplog.text and "allowed: 4000" in caplog.text and "1 requests were too large" in caplog.text
+    assert "large has" in caplog.text and "allowed: 4000" in caplog.text
+    assert "1 requests were too large to be sent; 3 engagements of them were left out" in caplog.text
     assert len(sent(kafka, IMPRESSIONS)) == REQUESTS
+    assert "large" not in {logged(done.request_id) for _, _, done in sent(kafka, ENGAGEMENTS)}
