@@ -157,5 +157,8 @@ def test_what_does_not_fit_is_refused_with_the_difference(tmp_path: Path) -> Non
     assert differences(form, form_of(moved, settings)) == {"features.user.column": '"u" before, "other" now'}
     other = {**json.loads(form), "labels": dict(reversed(json.loads(form)["labels"].items()))}
     assert differences(form, json.dumps(other)) == {"labels": "like, share before, share, like now"}
+    later = json.loads(form)
+    del later["features"]["user"]["zone"]  # as a program wrote it that had no such setting
+    assert differences(json.dumps(later), form) == {} == differences(form, json.dumps(later))
     own = {**json.loads(form_of(NEW, settings)), "tables": {"only": {"tag": {"clip": 1}, "user": {"clip": 1}}}}
     assert differences(form, json.dumps(own)) == {"tables.only.user.clip": "nothing before, 1 now"}
