@@ -74,7 +74,7 @@ def _is_added(place: tuple[str, ...], known: set[str]) -> bool:
 
 
 def _flat(value: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every leaf by its path. Null is left out, so that a program with a new setting continues what was made before there was one."""
+    """Every leaf by its path. Null is left out: a program with a new setting continues what was made before there was one."""
     if isinstance(value, dict):
         return {key: leaf for name, part in value.items() for key, leaf in _flat(part, (*place, name)).items()}
     return {} if value is None else {place: value}
