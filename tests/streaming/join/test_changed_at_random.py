@@ -35,7 +35,8 @@ from tests.streaming.join.join_lives import FEATURES, records_of
 from tests.streaming.join.state_reader import read_examples
 
 UNTIL = 42_000
-SEEDS = 48
+SEEDS = range(80, 128)
+"""Of these, 101 and 120 read a purchase before its request under a config without purchases."""
 
 
 class Config(NamedTuple):
@@ -179,7 +180,7 @@ def _request_id(payload: bytes) -> str:
     return found
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_vanishes_and_nothing_comes_twice(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     lives = Changing(tmp_path / "lives", rng)
