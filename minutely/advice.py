@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.records.labels import Label
 from streaming.source.actions import columns_of
 from streaming.source.logged_events import LoggedEvents
+from streaming.source.settings import WhenContains
 from trainer.metrics import auc
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -123,11 +124,17 @@ def _unbounded_values(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]
         values = events.truth(label) if label.is_value and label.max_value is None else np.empty(0)
         values = values[values > 0]
         if len(values):
-            usual = float(np.quantile(values, _RARE, method="lower"))
+            usual, bound = bound_of(values)
             what = f"{100 * _RARE:g} % of the values above 0 are at most {usual:.4g}; "
-            what += f"{_upwards(10 * usual)} keeps any one from deciding what is learned"
+            what += f"{bound} keeps any one from deciding what is learned"
             found.append(Problem(pipeline.name, f"labels.{name}.max_value", f"none, largest {values.max():.4g}", what))
     return found
+
+
+def bound_of(values: npt.NDArray[np.floating[Any]]) -> tuple[float, str]:
+    """What nearly all of a label's values above 0 stay below, and a ``max_value`` that cuts none of those."""
+    usual = float(np.quantile(values, _RARE, method="lower"))
+    return usual, _upwards(10 * usual)
 
 
 def _values_below_0(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
@@ -192,9 +199,11 @@ def _leaks(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
 
 
 def _label_columns(pipeline: Pipeline, label: Label) -> set[str]:
-    """The impressions' columns that reveal a label's actions."""
+    """The impressions' columns that reveal a label's actions; an item that is looked for in a list does not."""
     actions = [pipeline.source.actions.get(action or "") for action in (label.action, label.decided_by)]
-    return {column for action in actions if action is not None for column in columns_of(action)}
+    found = [action for action in actions if action is not None]
+    shown = {action.when.contains for action in found if isinstance(action.when, WhenContains)}
+    return {column for action in found for column in columns_of(action)} - shown
 
 
 def _auc_alone(feature: Feature, column: Column, positive: Bools) -> float | None:
