@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -166,20 +166,9 @@ def _plain(values: pa.Array) -> pa.Array:
     return values
 
 
-class Overlap(NamedTuple):
-    """How far the ids of one column are those of another: the share of its rows, and of its different ids."""
-
-    rows: float
-    ids: float
-
-
-def overlap(column: Column, other: Column) -> Overlap:
-    """How far the ids of ``column`` are among those of ``other``."""
+def overlap(column: Column, other: Column) -> float:
+    """The share of a column's ids, row by row, that are among those of another."""
     if column.ids is None or other.ids is None:
-        return Overlap(0, 0)
+        return 0.0
     own = column.ids[column.ids != MISSING]
-    if not len(own):
-        return Overlap(0, 0)
-    found = np.isin(own, other.ids)
-    distinct = np.unique(own)
-    return Overlap(float(found.mean()), float(np.isin(distinct, other.ids).mean()))
+    return float(np.isin(own, other.ids).mean()) if len(own) else 0.0

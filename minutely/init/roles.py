@@ -107,7 +107,7 @@ def _shared(table: Table, other: Table) -> list[str]:
     return [
         name
         for name, column in table.columns.items()
-        if name in other.columns and is_id(name) and overlap(column, other.columns[name]).rows > 0
+        if name in other.columns and is_id(name) and overlap(column, other.columns[name]) > 0
     ]
 
 
@@ -215,7 +215,7 @@ def _side_of(layout: Layout, table: Table) -> Side | None:
         if not key.is_unique or not table.can_name(key):
             continue
         for column in layout.impressions.columns.values():
-            share = overlap(column, key).rows if layout.impressions.can_name(column) else 0.0
+            share = overlap(column, key) if layout.impressions.can_name(column) else 0.0
             kin = 2.0 if key.name == column.name else 1.0 * _go_together(table.source.name, key.name, column.name)
             kin += _THE_ITEM * (kin > 0 and column is layout.item)
             is_sure = kin > 0 or (column.kind == "texts" and share >= _SURE and column.distinct > 1)
