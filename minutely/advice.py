@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -124,11 +124,17 @@ def _unbounded_values(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]
         values = events.truth(label) if label.is_value and label.max_value is None else np.empty(0)
         values = values[values > 0]
         if len(values):
-            usual = float(np.quantile(values, _RARE, method="lower"))
+            usual, bound = bound_of(values)
             what = f"{100 * _RARE:g} % of the values above 0 are at most {usual:.4g}; "
-            what += f"{_upwards(10 * usual)} keeps any one from deciding what is learned"
+            what += f"{bound} keeps any one from deciding what is learned"
             found.append(Problem(pipeline.name, f"labels.{name}.max_value", f"none, largest {values.max():.4g}", what))
     return found
+
+
+def bound_of(values: npt.NDArray[np.floating[Any]]) -> tuple[float, str]:
+    """What nearly all of a label's values above 0 stay below, and a ``max_value`` that cuts none of those."""
+    usual = float(np.quantile(values, _RARE, method="lower"))
+    return usual, _upwards(10 * usual)
 
 
 def _values_below_0(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:

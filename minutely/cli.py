@@ -54,7 +54,7 @@ the model back, 4 that address cannot be listened at, 5 brokers or replicas do n
 def cli() -> None:
     """Minutely trains ranking models on what users did a minute ago, and serves from them at once.
 
-    Begin with `minutely replay movielens`, then point a config at your own logs and `minutely check` it.
+    Begin with `minutely replay movielens`, then let `minutely init` write a config for your own logs, and `minutely check` it.
     """
 
 
@@ -142,6 +142,28 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
     from minutely.replay import COMPARED, PLAIN
 
     _replay(load(config, data, seed), COMPARED, warmup, out, PLAIN)
+
+
+@cli.command()
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), help="Files of logs, or folders of them."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The config's file. [default: NAME.yaml in this folder, after the first path]",
+)
+@click.option("--force", is_flag=True, help="Replace the config where it is there already.")
+def init(paths: tuple[Path, ...], out: Path | None, force: bool) -> None:
+    """Write a first config for logs: Parquet, CSV or JSON lines, looked at by their first 100,000 rows.
+
+    It finds which files are impressions, engagements and side tables, and which columns are the time, the request, the user, the
+    item, features and labels. Whatever is unsure is said in a comment of the config, beside the alternatives. The labels are
+    yours to choose. Then `minutely check` it.
+    """
+    from minutely.init.command import init
+
+    init(paths, out, time.time_ns() // 1_000_000, force=force, console=Terminal())
 
 
 @cli.command()

@@ -118,6 +118,15 @@ def write_yaml(path: Path, value: Any) -> None:
     path.write_text(yaml.dump(value, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
 
 
+def one_line(value: dict[str, Any] | list[Any]) -> str:
+    """A section or a list as `write_yaml` would write it, on one line: ``{column: time, unit: s}``."""
+    wide = float("inf")
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=wide, allow_unicode=True
+    )
+    return text.strip()
+
+
 def place_of(tree: yaml.Node | None, loc: tuple[Any, ...], passed_over: tuple[str, ...] = ()) -> str:
     """Line and path of the value at ``loc``, or of where it is missing; parts ``passed_over`` are in no file."""
     node, line, path = tree, 1, []

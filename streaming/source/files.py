@@ -45,7 +45,7 @@ def find(folder: Path, file: File) -> list[FoundFile]:
     if path.is_file():
         found = [path]
     elif path.is_dir():
-        found = sorted(_data_files(path))
+        found = sorted(data_files(path))
     elif has_magic(file.file):
         found = sorted(each for each in folder.glob(file.file) if each.is_file() and not _is_hidden(each, folder))
     else:
@@ -55,7 +55,7 @@ def find(folder: Path, file: File) -> list[FoundFile]:
     return [FoundFile(each, _kind(each, file), _partitions(each.relative_to(folder))) for each in found]
 
 
-def _data_files(folder: Path) -> Iterator[Path]:
+def data_files(folder: Path) -> Iterator[Path]:
     """All files of a folder but those that writers leave beside their data, such as ``_SUCCESS`` and ``.part-0.crc``."""
     for each in folder.rglob("*"):
         if each.is_file() and not _is_hidden(each, folder):
@@ -66,9 +66,14 @@ def _is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
 
 
-def _kind(path: Path, file: File) -> Kind:
+def kind_of(path: Path) -> Kind | None:
+    """Return what a file is by its ending, None where that does not say."""
     plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
-    kind = file.format or _KINDS.get(plain.suffix)
+    return _KINDS.get(plain.suffix)
+
+
+def _kind(path: Path, file: File) -> Kind:
+    kind = file.format or kind_of(path)
     if kind is None:
         raise Problems([Problem(str(path), "ending", path.suffix, "allowed: format: parquet, csv or jsonl")])
     return kind

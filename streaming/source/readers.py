@@ -56,29 +56,30 @@ class Rows(NamedTuple):
     missing: list[Problem]
 
 
-def read_file(found: FoundFile, file: File, columns: Sequence[str]) -> Rows:
-    """Read the columns of one file.
+def read_file(found: FoundFile, file: File, columns: Sequence[str] | None, most: int | None = None) -> Rows:
+    """Read the columns of one file; where ``columns`` is None all that it has, with those that cannot be used in ``missing``. Of
+    its rows the first ``most`` where given; lines of broken ones are then not looked up.
 
     Raises:
         Problems: the file as a whole is unusable.
         Unreadable: the operating system fails to read it.
     """
     path, kind = found.path, found.kind
-    own = [name for name in columns if name not in found.partitions]
+    own = None if columns is None else [name for name in columns if name not in found.partitions]
     try:
         path.open("rb").close()  # so that a file without read permission is told like one whose folder has none
         if path.stat().st_size == 0:
             raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
         with _connection() as db:
-            rows = _READERS[kind](db, path, file, own)
+            rows = _READERS[kind](db, path, file, own, most)
     except (OSError, duckdb.IOException) as error:
         said = error.strerror if isinstance(error, OSError) else None
         raise Unreadable([Problem(str(path), "file", said or why(error), "allowed: a file that can be read")]) from None
     except (duckdb.Error, pa.ArrowException, UnicodeError, EOFError, csv.Error) as error:
         raise Problems([Problem(str(path), "file", why(error), _WHOLE[kind])]) from None
-    table = rows.table
+    table = rows.table.select([name for name in rows.table.column_names if name not in found.partitions])
     for name, value in found.partitions.items():
-        if name in columns:
+        if columns is None or name in columns:
             table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
     return rows._replace(table=table)
 
@@ -122,8 +123,13 @@ def _select(columns: Sequence[str]) -> str:
     return ", ".join(map(_name, columns)) or "0 as nothing"
 
 
-def _usable(path: Path, present: Sequence[str], wanted: Sequence[str]) -> tuple[list[str], list[Problem]]:
+def _limit(most: int | None) -> str:
+    return "" if most is None else f"limit {most}"
+
+
+def _usable(path: Path, present: Sequence[str], wanted: Sequence[str] | None) -> tuple[list[str], list[Problem]]:
     """Return the columns that a file has once, and problems with the others."""
+    wanted = list(dict.fromkeys(present)) if wanted is None else wanted
     has = "the file has: " + ", ".join(present[:_SHOWN])
     missing = [
         Problem(str(path), f"column {column}", "missing", has)
@@ -135,17 +141,20 @@ def _usable(path: Path, present: Sequence[str], wanted: Sequence[str]) -> tuple[
     return [column for column in wanted if present.count(column) == 1], missing
 
 
-def _parquet(db: duckdb.DuckDBPyConnection, path: Path, _file: File, columns: list[str]) -> Rows:
+_Columns = list[str] | None
+
+
+def _parquet(db: duckdb.DuckDBPyConnection, path: Path, _file: File, columns: _Columns, most: int | None) -> Rows:
     with pa.parquet.ParquetFile(path) as file:
         present = file.schema_arrow.names
     usable, missing = _usable(path, present, columns)
-    table = db.sql(f"select {_select(usable)} from read_parquet({_source(path)})").to_arrow_table()
+    table = db.sql(f"select {_select(usable)} from read_parquet({_source(path)}) {_limit(most)}").to_arrow_table()
     return Rows(table.select(usable), lambda: np.arange(1, table.num_rows + 1), [], missing)
 
 
-def _csv(db: duckdb.DuckDBPyConnection, path: Path, file: File, columns: list[str]) -> Rows:
+def _csv(db: duckdb.DuckDBPyConnection, path: Path, file: File, columns: _Columns, most: int | None) -> Rows:
     if file.encoding is not None:
-        return _recoded(db, path, file, columns)
+        return _recoded(db, path, file, columns, most)
     with _opened(path, _UTF8, errors="replace") as text:
         header = next(csv.reader(text, delimiter=file.delimiter), [])
     present = file.columns or header
@@ -154,13 +163,13 @@ def _csv(db: duckdb.DuckDBPyConnection, path: Path, file: File, columns: list[st
     query = f"""select {_select(usable)} from read_csv({_source(path)}, auto_detect = false, header = {file.columns is None},
         columns = {{{", ".join(f"{_text(name)}: {_text(kind)}" for name, kind in inner.items())}}},
         delim = {_text(file.delimiter)}, quote = '"', escape = '"', nullstr = '', allow_quoted_nulls = false,
-        store_rejects = true)"""
+        store_rejects = true) {_limit(most)}"""
     try:
         table = db.sql(query).to_arrow_table()
     except duckdb.InvalidInputException as error:
         if _MIXED_LINE_ENDS not in str(error):
             raise
-        return _recoded(db, path, file, columns)
+        return _recoded(db, path, file, columns, most)
     refused = db.sql("select line, error_type, error_message, csv_line from reject_errors order by all").fetchall()
     details = {line: (text, _why_refused(kind, said)) for line, kind, said, text in refused if text.strip()}
     blank = {line for line, _, _, _ in refused} - set(details)
@@ -171,7 +180,7 @@ def _csv(db: duckdb.DuckDBPyConnection, path: Path, file: File, columns: list[st
         lines.update(begins)
         return good if len(good) == table.num_rows else np.arange(1, table.num_rows + 1)
 
-    if details:
+    if details and most is None:
         find_lines()
     broken = [Broken(lines.get(number, number), text, detail) for number, (text, detail) in details.items()]
     return Rows(table.select(usable), find_lines, broken, missing)
@@ -211,14 +220,14 @@ def _csv_lines(path: Path, file: File, broken: set[int]) -> tuple[Ids, dict[int,
     return np.array(good, np.int64), begins
 
 
-def _recoded(db: duckdb.DuckDBPyConnection, path: Path, file: File, columns: list[str]) -> Rows:
+def _recoded(db: duckdb.DuckDBPyConnection, path: Path, file: File, columns: _Columns, most: int | None) -> Rows:
     """Read a copy in UTF-8 with one kind of line ends, which is what DuckDB reads."""
     folder = tempfile.mkdtemp(prefix="minutely-")
     try:
         copy = Path(folder, "utf-8.csv")
         with _opened(path, file.encoding or _UTF8, newline=None) as text, copy.open("w", encoding="utf-8") as out:
             shutil.copyfileobj(text, out, 1 << 20)
-        rows = _csv(db, copy, file.model_copy(update={"encoding": None}), columns)
+        rows = _csv(db, copy, file.model_copy(update={"encoding": None}), columns, most)
         lines = rows.lines()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -239,12 +248,14 @@ def _bytes(path: Path) -> Iterator[io.BufferedReader]:
         yield io.BufferedReader(raw, 1 << 20)
 
 
-def _json_lines(db: duckdb.DuckDBPyConnection, path: Path, _file: File, columns: list[str]) -> Rows:
+def _json_lines(db: duckdb.DuckDBPyConnection, path: Path, _file: File, given: _Columns, most: int | None) -> Rows:
+    objects = f"read_json_objects({_source(path)}, format = 'newline_delimited', ignore_errors = true)"
+    columns = _keys(db, f"{objects} {_limit(most)}") if given is None else given
     wanted = _text(json.dumps(dict.fromkeys(columns, "JSON")))
     db.execute(
         f"""create temp table lines as
         select json_type(json) = 'OBJECT' as whole, json, {f"from_json(json, {wanted})" if columns else "null"} as found
-        from read_json_objects({_source(path)}, format = 'newline_delimited', ignore_errors = true)"""
+        from {objects} {_limit(most)}"""
     )
     whole = db.sql("select coalesce(whole, false) as whole from lines").to_arrow_table().column(0)
     good = np.asarray(whole.to_numpy(), np.bool_)
@@ -263,7 +274,10 @@ def _json_lines(db: duckdb.DuckDBPyConnection, path: Path, _file: File, columns:
                 missing += _usable(path, [name for (name,) in has], [column])[1]
             else:
                 usable[column] = _json_column(db, path, column, kinds[column])
-    problems.raise_any()
+    if given is None:
+        missing += problems.found
+    else:
+        problems.raise_any()
     query = ", ".join(f"{value} as {_name(column)}" for column, value in usable.items()) or "0 as nothing"
     table = db.sql(f"select {query} from lines where whole").to_arrow_table().select(list(usable))
 
@@ -271,6 +285,13 @@ def _json_lines(db: duckdb.DuckDBPyConnection, path: Path, _file: File, columns:
         return np.array([number for number, _ in _filled_lines(path)], np.int64)[good]
 
     return Rows(table, find_lines, broken, missing)
+
+
+def _keys(db: duckdb.DuckDBPyConnection, objects: str) -> list[str]:
+    """Return the keys of JSON objects, in the order in which they come."""
+    numbered = f"select json_keys(json) as keys, row_number() over () as row from (select json from {objects})"
+    found = db.sql(f"select keys from ({numbered}) group by keys order by min(row)").fetchall()
+    return list(dict.fromkeys(name for (names,) in found for name in names or []))
 
 
 class _Kind(IntFlag):
@@ -371,7 +392,7 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-_READERS: dict[Kind, Callable[[duckdb.DuckDBPyConnection, Path, File, list[str]], Rows]] = {
+_READERS: dict[Kind, Callable[[duckdb.DuckDBPyConnection, Path, File, _Columns, int | None], Rows]] = {
     "parquet": _parquet,
     "csv": _csv,
     "jsonl": _json_lines,

@@ -117,8 +117,8 @@ class RowFile:
         self.table, self.at = self.table.take(rows), self.at.take(rows)
 
 
-def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
-    """Return the rows of a source with those of ``columns`` that it has.
+def read(folder: Path, file: File, columns: Sequence[str], most: int | None = None) -> RowFile:
+    """Return the rows of a source with those of ``columns`` that it has, at most ``most`` rows where given.
 
     Raises:
         Problems: its files as a whole are unusable.
@@ -129,8 +129,10 @@ def read(folder: Path, file: File, columns: Sequence[str]) -> RowFile:
     problems = ProblemList()
     first = 0
     for found in find(folder, file):
+        if most is not None and first >= most:
+            break
         with problems.collect():
-            rows = read_file(found, file, list(dict.fromkeys(columns)))
+            rows = read_file(found, file, list(dict.fromkeys(columns)), None if most is None else most - first)
             name = str(found.path)
             parts.append(_Part(name, first, rows))
             first += rows.table.num_rows

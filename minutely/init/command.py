@@ -1,0 +1,97 @@
+"""`minutely init`: from paths to a config that loads, and a table of what it took each file and column for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+
+from rich.console import Console
+from rich.table import Table as TextTable
+
+from basis.problems import Problem, Problems
+from minutely.config import load_pipeline
+from minutely.init.features import Features
+from minutely.init.labels import Outcomes
+from minutely.init.roles import Layout, layout_of
+from minutely.init.sources import Found, find_sources
+from minutely.init.tables import table_of
+from minutely.init.text import config_name, config_text
+from minutely.terminal import literal
+
+
+def init(paths: Sequence[Path], out: Path | None, now_ms: int, *, force: bool, console: Console) -> None:
+    """Write a config for the logs in ``paths``, and say what was decided. ``now_ms`` is the wall clock's time.
+
+    Raises:
+        Problems: a path or a file cannot be used, or the config is there already and is not to be replaced.
+    """
+    name = config_name(out.name.partition(".")[0] if out is not None else _name_of(paths[0]))
+    target = Path(f"{name}.yaml") if out is None else out
+    if target.exists() and not force:
+        allowed = "is there already; allowed: another file with --out, or --force to replace it"
+        raise Problems([Problem(str(target), "file", "", allowed)])
+    found = find_sources(paths)
+    layout = layout_of([table_of(source, now_ms) for source in found.sources], now_ms)
+    outcomes = Outcomes(layout)
+    features = Features(layout, outcomes)
+    text = config_text(name, found.folder, layout, outcomes, features)
+    _write(target, text)
+    _show(console, found, layout, outcomes, features)
+    config = quote(str(target))
+    console.print(
+        f"\n{literal(str(target))} is written. Choose its labels, look at what is `unsure` in it, then:", soft_wrap=True
+    )
+    for command in ("check", "replay"):
+        console.print(f"  minutely {command} {literal(config)}", soft_wrap=True, highlight=False)
+
+
+def _name_of(path: Path) -> str:
+    found = path.absolute()
+    return found.name if found.is_dir() else found.name.partition(".")[0]
+
+
+def _write(target: Path, text: str) -> None:
+    """Write a config that `minutely check` can load."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".minutely-") as folder:
+        made = Path(folder, target.name)
+        made.write_text(text, encoding="utf-8")
+        load_pipeline(made)
+        made.replace(target)
+
+
+def _show(console: Console, found: Found, layout: Layout, outcomes: Outcomes, features: Features) -> None:
+    table = TextTable("what", "where", "how")
+    own = layout.impressions.source
+    table.add_row("impressions", literal(own.file.file), own.seen)
+    if layout.engagements is not None:
+        events = layout.engagements
+        table.add_row("engagements", literal(events.table.source.file.file), events.table.source.seen)
+    for side in layout.sides:
+        how = f"{side.table.source.seen}, by {side.on}"
+        table.add_row(f"side table {side.name}", literal(side.table.source.file.file), literal(how))
+    table.add_row(
+        "time", literal(layout.time.name), literal("; ".join([layout.time.span, *_listed(layout.unsure.get("time"))]))
+    )
+    table.add_row(
+        "request", literal(", ".join(layout.request or ["each row"])), literal(layout.unsure.get("request", ""))
+    )
+    table.add_row("user", literal(layout.user.name if layout.user is not None else "none found"), "")
+    table.add_row("item", literal(layout.item.name if layout.item is not None else "none found"), "")
+    chosen = [line.name for line in outcomes.labels if not line.out]
+    others = [line.name for line in outcomes.labels if line.out]
+    table.add_row("labels", literal(", ".join(chosen)), literal(f"or: {', '.join(others)}" if others else ""))
+    kept = [line for line in features.lines if not line.out]
+    left_out = len(features.lines) - len(kept) + len(features.came)
+    table.add_row("features", f"{len(kept)}", f"{left_out} columns are left out, each with its reason")
+    for file, why in layout.unused.items():
+        table.add_row("not used", literal(file), literal(why))
+    for file, why in found.passed_over.items():
+        table.add_row("not used", literal(file), literal(why))
+    console.print(table)
+
+
+def _listed(text: str | None) -> list[str]:
+    return [] if text is None else [text]

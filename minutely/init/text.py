@@ -1,0 +1,125 @@
+"""The config as a text: every decision on a line, and beside it what is unsure; alternatives are comments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from basis.printable import printable
+from minutely.init.features import Features
+from minutely.init.labels import Outcomes
+from minutely.init.lines import Line
+from minutely.init.roles import Layout
+from minutely.init.tables import Table
+from minutely.yaml_file import one_line
+
+_NO_NAME = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def config_text(name: str, folder: Path, layout: Layout, outcomes: Outcomes, features: Features) -> str:
+    """Return the config of a layout."""
+    lines = [
+        "# A first config by `minutely init`, from the first rows of each file. docs/own-logs.md says what every key means.",
+        "# Choose the labels, and look at what is `unsure`. A line in a comment is an alternative: remove its `# ` to take it.",
+        _item("name", name),
+        "",
+        "source:",
+        f"  {_item('dir', str(folder))}",
+        *_impressions(layout),
+        *_engagements(layout, outcomes),
+        *_sides(layout),
+    ]
+    if outcomes.actions:
+        lines += ["  actions: # what columns of the impressions record", *_section(outcomes.actions, 4)]
+    lines += [_comment(f"  # {file} is not used: {why}") for file, why in layout.unused.items()]
+    lines += ["", "features: # only what was known when the impression was served", *_section(features.lines, 2)]
+    lines += (
+        [_comment(f"  # left out, since they say what came of it: {', '.join(features.came)}")] if features.came else []
+    )
+    lines += ["", "labels: # choose: what the model is to predict", *_section(outcomes.labels, 2), ""]
+    return "\n".join(lines)
+
+
+def config_name(text: str) -> str:
+    """A pipeline's name out of that of a file or a folder."""
+    return _NO_NAME.sub("-", text).strip("-")[:64] or "logs"
+
+
+def _impressions(layout: Layout) -> list[str]:
+    table, unsure = layout.impressions, layout.unsure
+    lines = [f"  impressions: # {table.source.seen}", *_file(table)]
+    lines.append(
+        _with_why(f"    {_item('time', layout.time.section())}", _joined(layout.time.span, unsure.get("time")))
+    )
+    if layout.slate is not None:
+        split = layout.slate.explode.split
+        columns = layout.slate.explode.columns
+        explode: Any = columns if split is None else {"columns": columns, "split": split}
+        lines.append(_with_why(f"    {_item('explode', explode)}", "each item becomes an impression"))
+    if layout.request is not None:
+        lines.append(_with_why(f"    {_item('request', layout.request)}", _unsure(unsure.get("request"))))
+    elif "request" in unsure:
+        lines.append(_comment(f"    # unsure: {unsure['request']}"))
+    if layout.impression is not None:
+        lines.append(f"    {_item('impression', layout.impression)} # names the impression within its request")
+    return lines
+
+
+def _engagements(layout: Layout, outcomes: Outcomes) -> list[str]:
+    events = layout.engagements
+    if events is None:
+        return []
+    lines = [f"  engagements: # {events.table.source.seen}", *_file(events.table)]
+    lines.append(_with_why(f"    {_item('time', events.time.section())}", events.time.span))
+    lines += [f"    {_item('request', events.request)}", f"    {_item('impression', events.impression)}"]
+    lines.append(f"    {_item('action', events.action.name)}")
+    return lines + ([] if outcomes.value is None else [f"    {_item('value', outcomes.value)}"])
+
+
+def _sides(layout: Layout) -> list[str]:
+    lines = []
+    for side in layout.sides:
+        value = {**_file_keys(side.table), "key": side.key, **({} if side.on == side.key else {"on": side.on})}
+        lines.append(f"    {_item(side.name, value)} # {side.table.source.seen}")
+    return ["  sides:", *lines] if lines else []
+
+
+def _file_keys(table: Table) -> dict[str, Any]:
+    return {
+        key: value for key, value in table.source.file.model_dump().items() if key in table.source.file.model_fields_set
+    }
+
+
+def _file(table: Table) -> list[str]:
+    lines = [f"    {_item(key, value)}" for key, value in _file_keys(table).items()]
+    return lines + [_comment(f"    # {each.place} is not used: {each.value}") for each in table.source.unusable]
+
+
+def _section(lines: Iterable[Line], indent: int) -> list[str]:
+    return [
+        _with_why(f"{' ' * indent}{'# ' if line.out else ''}{_item(line.name, line.value)}", line.why) for line in lines
+    ]
+
+
+def _item(key: str, value: Any) -> str:
+    """A key and its value on one line."""
+    return one_line({key: value})[1:-1]
+
+
+def _with_why(text: str, why: str | None) -> str:
+    return _comment(f"{text} # {why}") if why else text
+
+
+def _comment(text: str) -> str:
+    """A line with words of others in its comment, which cannot end it."""
+    return printable(text)
+
+
+def _joined(*parts: str | None) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _unsure(text: str | None) -> str | None:
+    return None if text is None else f"unsure: {text}"
