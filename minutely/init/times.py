@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from minutely.init.profile import Column
 from minutely.init.words import ACTIONS, DELAYS, IDS, PAST, TIMES, names, words
-from streaming.features.arrow_columns import as_times
 from streaming.features.columns import Ids
 from streaming.features.kinds import Unit
 from streaming.source.settings import SourceSettings, TimeColumn
+from streaming.source.times import read_times
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 _NEARLY_ALL = 0.99
@@ -112,7 +112,7 @@ def _within(column: Column, setting: TimeColumn, now_ms: int) -> TimeGuess | Non
     earliest = SourceSettings.model_fields["earliest"].default
     least = round(datetime(earliest.year, earliest.month, earliest.day, tzinfo=UTC).timestamp() * 1000)
     try:
-        at, _ = as_times(column.values, setting.unit, setting.format)
+        at, _ = read_times(column.values, setting)
     except (TypeError, pa.ArrowException):
         return None
     good = pc.and_(pc.greater_equal(at, least), pc.less_equal(at, now_ms + _DAY_MS)).fill_null(False)

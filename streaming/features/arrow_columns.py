@@ -50,7 +50,7 @@ def sparse_of(values: pa.Array, feature: SparseFeature) -> tuple[Ids | Ragged, p
     elif feature.pool is None:
         return as_ids(values)
     if feature.pool == "first":
-        filled = pc.if_else(pc.equal(pc.list_value_length(_lists(values)), 0), None, _lists(values))
+        filled = pc.if_else(pc.equal(pc.list_value_length(as_lists(values)), 0), None, as_lists(values))
         return as_ids(pc.list_element(filled, 0))
     return lists_of(values)
 
@@ -63,7 +63,7 @@ def split_texts(values: pa.Array, separator: str) -> pa.Array:
 def lists_of(values: pa.Array) -> tuple[Ragged, pa.Array | None]:
     """Return the ids of lists, an empty list for null, and the lists with a value that has no id (None: no list);
     ``TypeError`` or an Arrow exception if these are not lists of ids."""
-    values = _lists(values)
+    values = as_lists(values)
     lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     ids, broken = as_ids(values.flatten())
     rows = None
@@ -76,7 +76,8 @@ def lists_of(values: pa.Array) -> tuple[Ragged, pa.Array | None]:
     )
 
 
-def _lists(values: pa.Array) -> pa.Array:
+def as_lists(values: pa.Array) -> pa.Array:
+    """Return lists of any layout as plain ones; ``TypeError`` if these are no lists."""
     kind = values.type
     if pa.types.is_null(kind):
         return values.cast(pa.list_(pa.int64()))
@@ -125,17 +126,17 @@ def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise TypeError(f"type {kind}")
     lower = pc.utf8_lower(values)
-    values = pc.if_else(pc.equal(lower, "nan"), None, values)
+    values = pc.if_else(pc.is_in(lower, pa.array(["nan", ""], lower.type)), None, values)
     values = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", values))
     broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
     whole = pc.if_else(broken, None, values) if pc.any(broken).as_py() else values
     return pc.utf8_trim_whitespace(whole).cast(pa.float64()), broken
 
 
-def as_times(values: pa.Array, unit: Unit, form: str | None = None) -> tuple[pa.Array, pa.Array | None]:
+def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
     """Return times as int64 ms since 1970, and which values are not times (None: all are); ``TypeError`` for other types.
 
-    Texts are numbers in ``unit`` or ISO 8601, or as ``form`` says in the codes of ``strptime``; without a zone they are UTC.
+    Texts are numbers in ``unit`` or ISO 8601; without a zone they are UTC.
     """
     kind = values.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
@@ -143,9 +144,6 @@ def as_times(values: pa.Array, unit: Unit, form: str | None = None) -> tuple[pa.
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         found, broken = as_numbers(values)
         return to_ms(found, unit), broken
-    if form is not None:
-        found = pc.strptime(values, form, "ms", error_is_null=True).cast(pa.int64())
-        return found, pc.and_(pc.is_valid(values), pc.is_null(found))
     for written, extended in _EXTENDED:
         values = pc.replace_substring_regex(values, written, extended)
     looks_iso = pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}").fill_null(False)

@@ -83,7 +83,7 @@ def as_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
     if pa.types.is_dictionary(kind):
         return as_ids(values.dictionary_decode())
     if pa.types.is_decimal(kind):
-        return as_ids(values.cast(pa.float64() if kind.scale else pa.string()))
+        return as_ids(values.cast(pa.float64())) if kind.scale else _large_ids(values.cast(pa.string()))
     if pa.types.is_uint64(kind):
         large = pc.greater(values, pa.scalar(_INT64[-1], kind)).fill_null(False)
         if pc.any(large).as_py():
@@ -110,6 +110,13 @@ def _whole_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None
     ids = np.full(len(numbers), MISSING)
     ids[whole] = numbers[whole].astype(np.int64)
     return ids, pa.array(broken) if broken.any() else None
+
+
+def _large_ids(digits: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
+    """Return the ids of integers of any length, as texts."""
+    long = pc.greater(pc.utf8_length(digits), _LONGEST).fill_null(False)
+    ids, broken = as_ids(pc.if_else(long, None, digits))
+    return ids, pc.or_(long, broken) if broken is not None else long if pc.any(long).as_py() else None
 
 
 def _text_ids(encoded: Any) -> tuple[npt.NDArray[np.int64], pa.Array | None]:

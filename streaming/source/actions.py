@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from basis.problems import Problem, Problems
 from streaming.features.arrow_columns import lists_of, split_texts, to_ms
 from streaming.features.columns import Ids
-from streaming.features.ids import as_ids
+from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids
 from streaming.features.kinds import NUMBERS_ALLOWED
 from streaming.records.events import fits_float32
 from streaming.source.logged_events import Bools
@@ -78,19 +78,20 @@ def _when(rows: RowFile, when: str | WhenEquals | WhenContains) -> Bools:
         return is_true
     if isinstance(when, WhenEquals):
         wanted, _ = as_ids(pa.array(when.equals, pa.string()))
-        is_equal: Bools = np.isin(key_ids(rows, when.column), wanted)
-        is_equal &= np.asarray(rows.column(when.column).is_valid().to_numpy(zero_copy_only=False))
+        found = key_ids(rows, when.column)
+        is_equal: Bools = np.isin(found, wanted) & (found != MISSING)
         return is_equal
     values = rows.column(when.column)
     try:
-        lists, _ = lists_of(values if when.split is None else split_texts(values.cast(pa.string()), when.split))
+        lists, broken = lists_of(values if when.split is None else split_texts(values.cast(pa.string()), when.split))
     except (TypeError, pa.ArrowException) as error:
         allowed = "allowed: lists, or texts with split"
         raise Problems([Problem(rows.name, f"column {when.column}", str(error), allowed)]) from None
+    rows.reject_broken(broken, when.column, values, NO_ID, IDS_ALLOWED)
     owner = np.repeat(np.arange(len(values)), np.diff(lists.offsets))
-    found = np.zeros(len(values), np.bool_)
-    found[owner[lists.values == key_ids(rows, when.contains)[owner]]] = True
-    return found
+    is_there = np.zeros(len(values), np.bool_)
+    is_there[owner[(lists.values == key_ids(rows, when.contains)[owner]) & (lists.values != MISSING)]] = True
+    return is_there
 
 
 def _delays(rows: RowFile, delay: DelayColumn, happened: Bools) -> tuple[Bools, Ids]:

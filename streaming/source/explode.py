@@ -19,14 +19,18 @@ def explode(rows: RowFile, settings: Explode) -> None:
     Raises:
         Problems: a column holds no lists.
     """
+    if rows.missing:
+        raise Problems([])  # they are reported already
     lists = {column: _lists(rows, column, settings.split) for column in settings.columns}
     first, *others = settings.columns
     lengths = pc.list_value_length(lists[first]).fill_null(0)
+    usable = pa.repeat(True, len(lengths))
     for column in others:
-        differs = pc.not_equal(pc.list_value_length(lists[column]).fill_null(0), lengths)
+        differs = pc.and_(usable, pc.not_equal(pc.list_value_length(lists[column]).fill_null(0), lengths))
         if pc.any(differs).as_py():
             rows.reject(differs, column, rows.column(column), "malformed", f"not as many items as in {first}")
-            lengths = pc.if_else(differs, 0, lengths)
+            usable = pc.and_not(usable, differs)
+    lengths = pc.if_else(usable, lengths, 0)
     counts = np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
     kept = pa.array(counts > 0)
     items = {column: values.filter(kept).flatten() for column, values in lists.items()}

@@ -20,7 +20,7 @@ _KINDS: dict[str, Kind] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
-_COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -47,12 +47,21 @@ def find(folder: Path, file: File) -> list[FoundFile]:
     elif path.is_dir():
         found = sorted(data_files(path))
     elif has_magic(file.file):
-        found = sorted(each for each in folder.glob(file.file) if each.is_file() and not _is_hidden(each, folder))
+        found = _matching(folder, file.file)
     else:
         raise Problems([Problem(str(path), "file", "", "not there; allowed: a file in the source's folder")])
     if not found:
         raise Problems([Problem(str(path), "file", "", "no data file there; allowed: at least one")])
-    return [FoundFile(each, _kind(each, file), _partitions(each.relative_to(folder))) for each in found]
+    return [FoundFile(each, _kind(each, file), _partitions(_within(each, folder))) for each in found]
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        matches = list(folder.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        allowed = "allowed: a pattern relative to the source's folder, such as day=*/*.parquet"
+        raise Problems([Problem(str(folder), "file", repr(pattern), f"{error}; {allowed}")]) from None
+    return sorted(each for each in matches if each.is_file() and not _is_hidden(each, folder))
 
 
 def data_files(folder: Path) -> Iterator[Path]:
@@ -63,12 +72,16 @@ def data_files(folder: Path) -> Iterator[Path]:
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    return any(part.startswith((".", "_")) and part != ".." for part in _within(path, folder).parts)
+
+
+def _within(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
 
 
 def kind_of(path: Path) -> Kind | None:
     """Return what a file is by its ending, None where that does not say."""
-    plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
+    plain = path.with_suffix("") if path.suffix in COMPRESSED else path
     return _KINDS.get(plain.suffix)
 
 

@@ -339,6 +339,7 @@ def _impression_columns(settings: SourceSettings, features: Mapping[str, Feature
     file = settings.impressions
     wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
     wanted += [side.on or side.key for side in settings.sides.values()]
+    wanted += file.explode.columns if file.explode is not None else []
     for action in settings.actions.values():
         wanted += columns_of(action)
     return wanted

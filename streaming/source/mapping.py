@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from basis.problems import Problem, ProblemList, Problems
-from streaming.features.arrow_columns import as_times, plain, sparse_of, vectors_of
+from streaming.features.arrow_columns import plain, sparse_of, vectors_of
 from streaming.features.columns import Column, Ids
 from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids
 from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.features.transforms import Raw, beyond, derived, from_raw, is_derived, missing_in, take
 from streaming.source.settings import TimeColumn
 from streaming.source.tabular import RowFile, numbers
+from streaming.source.times import read_times
 
 
 class SideTable:
@@ -147,8 +148,8 @@ def times(rows: RowFile, column: TimeColumn) -> pa.Array:
     """Return a column of times as int64 ms since 1970; unreadable ones become null and their rows are rejected."""
     values = rows.column(column.column)
     try:
-        found, broken = as_times(values, column.unit, column.format)
-    except TypeError as error:
+        found, broken = read_times(values, column)
+    except (TypeError, pa.ArrowException) as error:
         raise Problems([Problem(rows.name, f"column {column.column}", str(error), _TIMES)]) from None
     rows.reject_broken(broken, column.column, values, "not a time", _TIMES)
     return found

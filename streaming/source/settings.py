@@ -52,7 +52,7 @@ class TimeColumn(Section):
     column: str
     unit: Unit = "ms"
     format: str | None = None
-    """How texts are written, in the codes of ``strptime``, such as ``%m/%d/%Y %I:%M:%S %p``."""
+    """How they are written, in the codes of ``strptime``, such as ``%m/%d/%Y %I:%M:%S %p``."""
 
 
 class Explode(Section):

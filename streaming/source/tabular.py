@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
-from streaming.features.arrow_columns import as_numbers
+from streaming.features.arrow_columns import as_lists, as_numbers, texts_of
 from streaming.features.columns import Ids
+from streaming.source.duck import shown
 from streaming.source.files import find
-from streaming.source.readers import Rows, read_file, shown
+from streaming.source.readers import read_file
+from streaming.source.rows import Rows
 from streaming.source.settings import File
 
 _TOLD_ROWS = 100
@@ -142,45 +144,54 @@ def read(folder: Path, file: File, columns: Sequence[str], most: int | None = No
     missing = [problem for part in parts for problem in part.rows.missing]
     if not first and columns and not missing:
         raise Problems([Problem(path, "rows", "0", "allowed: a file with rows"), *as_problems(rejects)])
-    table = _joined([part.rows.table for part in parts], {problem.place for problem in missing})
+    table = _joined(path, [part.rows.table for part in parts], {problem.place for problem in missing})
     return RowFile(path, table, pa.array(np.arange(first)), parts, file.decimal, rejects, missing)
 
 
-def _joined(tables: Sequence[pa.Table], missing: set[str]) -> pa.Table:
+def _joined(name: str, tables: Sequence[pa.Table], missing: set[str]) -> pa.Table:
     """Return the rows of all tables, with the columns that all have. Where one column has several types, it has texts: a value's
     meaning is that of its text."""
     if len(tables) == 1:
         return tables[0]
     made = {}
-    for name in tables[0].column_names:
-        if f"column {name}" not in missing:
-            columns = [table.column(name) for table in tables if table.num_rows]
-            kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
-            kind = kinds.pop() if len(kinds) == 1 else _texts(kinds)
-            made[name] = pa.chunked_array([_cast(chunk, kind) for column in columns for chunk in column.chunks], kind)
+    for column in tables[0].column_names:
+        if f"column {column}" in missing:
+            continue
+        chunks = [chunk for table in tables for chunk in table.column(column).chunks]
+        kinds = {chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)}
+        if len(kinds) > 1 or any(map(pa.types.is_decimal, kinds)):
+            try:
+                chunks = [_as_texts(chunk, any(map(pa.types.is_nested, kinds))) for chunk in chunks]
+            except (pa.ArrowException, TypeError):
+                told = " and ".join(sorted(map(str, kinds)))
+                raise Problems([Problem(name, f"column {column}", told, "allowed: one type in all files")]) from None
+            kinds = {chunk.type for chunk in chunks}
+        kind = kinds.pop() if kinds else pa.null()
+        made[column] = pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
     return pa.table(made)
 
 
-def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Cast to another type; NaN, which is missing, becomes no text."""
-    if pa.types.is_floating(values.type) and pa.types.is_string(kind):
-        values = pc.if_else(pc.is_nan(values), None, values)
-    return values.cast(kind)
-
-
-def _texts(kinds: set[pa.DataType]) -> pa.DataType:
-    if not kinds:
-        return pa.null()
-    lists = [kind for kind in kinds if pa.types.is_nested(kind)]
-    return pa.list_(pa.string()) if lists else pa.string()
+def _as_texts(values: pa.Array, in_lists: bool) -> pa.Array:
+    if not in_lists:
+        return texts_of(values)
+    if pa.types.is_null(values.type):
+        return values.cast(pa.list_(pa.string()))
+    lists = as_lists(values)
+    lengths = pc.list_value_length(lists)
+    ends = np.cumsum(lengths.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int32)
+    offsets = pa.array(np.concatenate((np.zeros(1, np.int32), ends)), mask=np.append(lengths.is_null(), False))
+    return pa.ListArray.from_arrays(offsets, texts_of(lists.flatten()))
 
 
 def numbers(rows: RowFile, column: str) -> pa.Array:
     """Return a column as float64, null where missing. Rows with anything but a number are rejected; `Problems` if all are."""
     values = rows.column(column)
-    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    read = values
+    if rows.decimal != "." and (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        # A point in such a number parts thousands, which no number may have.
+        read = pc.replace_substring(pc.replace_substring(values, ".", "?"), rows.decimal, ".")
     try:
-        found, broken = as_numbers(pc.replace_substring(values, rows.decimal, ".") if is_text else values)
+        found, broken = as_numbers(read)
     except TypeError as error:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: numbers")]) from None
     rows.reject_broken(broken, column, values, "not a number", "allowed: numbers")

@@ -115,6 +115,9 @@ AT = int(datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC).timestamp() * 1000)
         ("20240506T070809+0000", {}),
         ("2024-05-06T09:08:09+02:00", {}),
         ("05/06/2024 07:08:09 AM", {"format": "%m/%d/%Y %I:%M:%S %p"}),
+        ("5/6/2024 7:08:09 AM", {"format": "%m/%d/%Y %I:%M:%S %p"}),
+        ("2024-05-06 09:08:09 +0200", {"format": "%Y-%m-%d %H:%M:%S %z"}),
+        ("2024-05-06 07:08:09.000", {"format": "%Y-%m-%d %H:%M:%S.%f"}),
         (str(AT * 1_000_000), {"unit": "ns"}),
     ],
 )
@@ -127,13 +130,59 @@ def test_ways_to_write_a_time(tmp_path: Path, kind: str, text: str, given: Row) 
     assert (place, value) == (f"line {3 if kind == 'csv' else 2}, column t", "'5.6.24'")
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_day_that_no_month_has_is_no_time_and_a_format_reads_numbers_too(tmp_path: Path, kind: str) -> None:
+    rows = [{"t": each, "user": 1, "item": 1} for each in (20240229, 20240230)]
+    log = impressions(kind, time={"column": "t", "format": "%Y%m%d"})
+    events = load_rows(tmp_path, kind, rows, impressions=log, actions={"seen": {}})
+    assert events.served_at.tolist() == [int(datetime(2024, 2, 29, tzinfo=UTC).timestamp() * 1000)]
+    assert len(events.rejects) == 1
+
+
+def test_a_format_that_is_none_is_a_mistake(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", [{"t": "x", "user": 1, "item": 1}])
+    log = impressions("csv", time={"column": "t", "format": "%q"})
+    ((_, place, value, _),) = problems_of(tmp_path, source("csv", impressions=log, actions={"seen": {}}))
+    assert (place, "format %q" in value) == ("column t", True)
+
+
+@pytest.mark.parametrize(
+    ("clicked", "item", "happened"),
+    [
+        ([5], 5, True),
+        ([None], None, False),
+        ([7.5], 1.5, False),
+        (["99999999999999999999"], "88888888888888888888", False),
+    ],
+)
+def test_nothing_that_is_missing_or_broken_is_contained(
+    tmp_path: Path, clicked: Any, item: Any, happened: bool
+) -> None:
+    rows = [{"t": T, "user": 1, "item": item, "clicked": clicked}, {"t": T, "user": 2, "item": 8, "clicked": [8]}]
+    click = {"when": {"column": "clicked", "contains": "item"}}
+    events = load_rows(tmp_path, "jsonl", rows, features(user={"column": "user"}), actions={"click": click})
+    assert events.engagements.row.tolist() == [0, 1][not happened :]
+
+
+def test_a_column_that_is_only_exploded_is_read_and_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+    rows = [{"t": T, "user": 1, "a": [1, 2], "b": [3, 4], "c": [5]}]
+    log = impressions("jsonl", explode=["a", "b"])
+    wanted = features(a={"column": "a"})
+    assert load_rows(tmp_path, "jsonl", rows, wanted, impressions=log, actions={"seen": {}}).impressions == 2
+    log = impressions("jsonl", explode=["a", "d"])
+    ((_, place, value, _),) = problems_of(tmp_path, source("jsonl", impressions=log, actions={"seen": {}}), wanted)
+    assert (place, value) == ("column d", "missing")
+
+
 def test_a_decimal_comma(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text(f"t;item;price\n{T};1;1,5\n{T + 1};2;-2,25e1\n{T + 2};3;1.234,5\n")
+    (tmp_path / "log.csv").write_text(
+        f"t;item;price\n{T};1;1,5\n{T + 1};2;-2,25e1\n{T + 2};3;1.234,5\n{T + 3};4;1.234\n"
+    )
     log = impressions("csv", delimiter=";", decimal=",")
     wanted = features(item={"column": "item"}, price={"kind": "dense", "column": "price"})
     events = load(tmp_path, source("csv", impressions=log, actions={"seen": {}}), wanted, NOW)
-    assert np.asarray(events.features["price"]).tolist() == [1.5, -22.5, 0]
-    assert [place for place, _, _ in rejects_of(events)] == ["line 4, column price"]
+    assert np.asarray(events.features["price"]).tolist() == [1.5, -22.5, 0, 0]
+    assert [place for place, _, _ in rejects_of(events)] == ["line 4, column price", "line 5, column price"]
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.string(), pa.decimal128(21, 2), pa.int64()])

@@ -1,0 +1,53 @@
+"""What a reader returns of one logged file, and how files are opened."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from basis.problems import Problem
+from streaming.features.columns import Ids
+from streaming.source.settings import File
+
+
+class Broken(NamedTuple):
+    """A row that its reader cannot take apart: the line it begins at, its text and what is wrong with it."""
+
+    line: int
+    text: str
+    detail: str
+
+
+class Rows(NamedTuple):
+    """What a file holds: the rows that can be read, with those of the columns asked for that it has.
+
+    ``lines`` returns the line that each row begins at, int64 [n], counted from 1 (Parquet: the row). It may read the file again.
+    """
+
+    table: pa.Table
+    lines: Callable[[], Ids]
+    broken: list[Broken]
+    missing: list[Problem]
+
+
+class Request(NamedTuple):
+    """What to read: a file, ``plain`` as it is without compression, by the settings of its source. Columns None: all that it has;
+    ``most`` None: all rows."""
+
+    path: Path
+    plain: Path
+    file: File
+    columns: list[str] | None
+    most: int | None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file, compressed or not."""
+    with pa.input_stream(str(path), compression="detect") as raw:
+        yield io.BufferedReader(raw, 1 << 20)
