@@ -68,7 +68,8 @@ def taken_on(
         return list(taken)
     if taken:
         forgotten = max(taken[-1].forgotten_ms, decided_until - _wait_ms(taken[-1], spec))
-        ours = ours._replace(forgotten_ms=forgotten, engaged_ms=engaged_ms)
+        engaged = max(taken[-1].engaged_ms, engaged_ms)  # a recovery may read less again than was read before
+        ours = ours._replace(forgotten_ms=forgotten, engaged_ms=engaged)
     found = [*taken, ours]
     while len(found) > _AT_MOST:
         first, second, *others = found

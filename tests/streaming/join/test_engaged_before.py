@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from streaming.features.kinds import Feature
+from streaming.features.kinds import DenseFeature, Feature
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.records.events import MAX_TIME_MS, decode_request
 from streaming.records.labels import Label
 from tests.streaming.join.changing import (
     BEFORE,
@@ -108,3 +109,23 @@ def test_what_became_a_dead_letter_so_is_one_however_often_it_is_sent_again(tmp_
         join.step(ENDED, at, 0)
     pipeline.stop()
     assert not pipeline.names() and pipeline.letters() == 2 * pipeline.letters()[:2]
+
+
+def test_what_was_read_before_a_loss_stays_known(tmp_path: Path) -> None:
+    """The state is lost, and the engagement is no longer kept: what a recovery reads again is less than what was read."""
+    pipeline = Pipeline(tmp_path)
+    engaged_early(pipeline, WITHOUT_BUY)
+    join = pipeline.start(BEFORE)
+    pipeline.take(join, IMPRESSIONS, request(6, START - 500, FEATURES))
+    join.step(ENGAGED, START + 200, 0)
+    pipeline.stop()
+    shutil.rmtree(pipeline.folder)
+    brokers = pipeline.world.brokers
+    kept_from = brokers.beginning
+    brokers.beginning = lambda topic: 1 if topic == ENGAGEMENTS else kept_from(topic)  # type: ignore[method-assign]
+    wider = ({**FEATURES, "age": DenseFeature(kind="dense", column="a")}, BEFORE[1])
+    join = pipeline.start(wider)
+    pipeline.take(join, IMPRESSIONS, request(2, START + 50, wider[0]))
+    join.step(ENDED, END, 0)
+    pipeline.stop()
+    assert "r2" in {decode_request(each.payload, MAX_TIME_MS).request_id for each in pipeline.dead_letters()}
