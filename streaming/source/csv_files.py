@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import duckdb
@@ -22,6 +23,7 @@ from streaming.source.rows import Broken, Request, Rows, opened
 from streaming.source.settings import File
 
 _UTF8 = "utf-8-sig"
+_NO_END = "a quote without its end"
 _MIXED_LINE_ENDS = "state machine reached an invalid state"
 
 
@@ -55,16 +57,34 @@ def read_csv(db: duckdb.DuckDBPyConnection, asked: Request) -> Rows:
     details = {line: (text, _why_refused(kind, said)) for line, kind, said, text in refused if text.strip()}
     blank = {line for line, _, _, _ in refused} - set(details)
     lines: dict[int, int] = {}
+    cut = _cut_row(path, file) if most is None else None
 
     def find_lines() -> Ids:
         good, begins = _csv_lines(path, file, {*details, *blank}, len(present))
+        good = good if cut is None else good[good != cut.line]
         lines.update(begins)
         return good if len(good) == count else np.arange(1, count + 1)
 
     if details and most is None:
         find_lines()
     broken = [Broken(lines.get(number, number), text, detail) for number, (text, detail) in details.items()]
-    return Rows(table, find_lines, broken, missing)
+    return Rows(table, find_lines, broken if cut is None else [*broken, cut], missing)
+
+
+def _cut_row(path: Path, file: File) -> Broken | None:
+    """Return the last row of a file if it begins a quote that has no end, which DuckDB leaves out silently."""
+    with opened(path) as reader:
+        quotes = sum(chunk.count(b'"') for chunk in iter(lambda: reader.read(1 << 20), b""))
+    if quotes % 2 == 0:
+        return None
+    begin, begins_next = 1, 1
+    with _texts(path, _UTF8, errors="replace") as text, _any_field_size():
+        reader_ = csv.reader(text, delimiter=file.delimiter)
+        for _ in reader_:
+            begin, begins_next = begins_next, reader_.line_num + 1
+    with _texts(path, _UTF8, errors="replace") as text:
+        row = "".join(islice(text, begin - 1, None))
+    return Broken(begin, row, _NO_END) if row.count('"') % 2 else None
 
 
 def _why_refused(kind: str, said: str) -> str:
@@ -76,7 +96,7 @@ def _why_refused(kind: str, said: str) -> str:
         case "INVALID ENCODING":
             return "not in UTF-8; encoding: names another, such as latin-1"
         case "UNQUOTED VALUE":
-            return "a quote without its end"
+            return _NO_END
     return why(ValueError(said))
 
 
@@ -85,20 +105,25 @@ def _csv_lines(path: Path, file: File, broken: set[int], columns: int) -> tuple[
     blank lines, whatever line breaks are in their quotes. Of one column, a blank line is a row, whose value is missing."""
     good: list[int] = []
     begins: dict[int, int] = {}
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        with _texts(path, _UTF8, errors="replace") as text:
-            reader = csv.reader(text, delimiter=file.delimiter)
-            begin = 1
-            for number, row in enumerate(reader, 1):
-                if number in broken:
-                    begins[number] = begin
-                elif (row or columns == 1) and (number > 1 or file.columns is not None):
-                    good.append(begin)
-                begin = reader.line_num + 1
-    finally:
-        csv.field_size_limit(limit)
+    with _texts(path, _UTF8, errors="replace") as text, _any_field_size():
+        reader = csv.reader(text, delimiter=file.delimiter)
+        begin = 1
+        for number, row in enumerate(reader, 1):
+            if number in broken:
+                begins[number] = begin
+            elif (row or columns == 1) and (number > 1 or file.columns is not None):
+                good.append(begin)
+            begin = reader.line_num + 1
     return np.array(good, np.int64), begins
+
+
+@contextmanager
+def _any_field_size() -> Iterator[None]:
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _recoded(db: duckdb.DuckDBPyConnection, asked: Request) -> Rows:

@@ -221,7 +221,7 @@ def test_a_replica_with_a_new_feature_serves_the_versions_before_as_they_were(
         (
             Config(FEATURES, ModelSettings(dim=2, hidden=[3])),
             {"tables": TablesSettings(expire_after="1d").model_dump(mode="json")},
-            r'tables\.expire_after: null before, "1d" now',
+            r'tables\.expire_after: nothing before, "1d" now',
         ),
     ],
     ids=["dim", "hidden", "a feature less", "tables"],

@@ -68,6 +68,15 @@ def test_a_quote_without_its_end_costs_what_it_holds_and_says_where_it_begins(tm
     found = read(tmp_path, FILE, ["t", "text"])
     assert found.table.column("t").to_pylist() == ["1"]
     assert [(reject.place, reject.detail) for reject in found.rejects] == [("line 3", "a quote without its end")]
+    assert found.place(0)[1] == "line 2"
+
+
+def test_an_odd_quote_within_a_row_is_text(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text('t,text\n1,a 3.5" disk\n2,"x"\n3,y\n')
+    found = read(tmp_path, FILE, ["t", "text"])
+    assert found.table.column("text").to_pylist() == ['a 3.5" disk', "x", "y"]
+    assert not found.rejects
+    assert [found.place(at)[1] for at in range(3)] == ["line 2", "line 3", "line 4"]
 
 
 @pytest.mark.parametrize("text", ["t,text\n1,x\r\n2,y\r\n3\n", "t,text\r\n1,x\n2,y\n3\r\n", "t,text\r1,x\r2,y\r3"])
