@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Pla
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_MS = 49_710 * _UNIT_MS["d"]  # rows keep seconds in 32 bits
 _FIRST_DAY, _LAST_DAY = date(1970, 1, 1), date(2099, 12, 31)
+_SIZE = re.compile(r"(\d{1,6}(?:\.\d+)?)\s*([MG]i?B)")
+_UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "MiB": 1 << 20, "GiB": 1 << 30}
 _DURATION = re.compile(r"^(-?\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$")
 
 
@@ -55,6 +57,19 @@ def format_duration(milliseconds: int) -> str:
 _as_text = PlainSerializer(format_duration, return_type=str, when_used="json")
 DurationMs = Annotated[int, BeforeValidator(parse_duration), _as_text]
 PositiveDurationMs = Annotated[int, BeforeValidator(_positive), _as_text]
+
+
+def parse_size(value: Any) -> int:
+    """Bytes of a size such as ``2GB``, ``1.5GiB`` or ``500MB``; ``ValueError`` when it is none."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not float(match[1]):
+        raise ValueError("not a size; allowed: a number with its unit, one of MB, GB, MiB, GiB, as in 2GB")
+    return round(float(match[1]) * _UNIT_BYTES[match[2]])
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
 
 
 def _day(value: Any) -> date:

@@ -20,10 +20,12 @@ from minutely.cli_options import (
     data_option,
     deltas_option,
     load,
+    memory_option,
     out_option,
     run_option,
     seed_option,
     warmup_option,
+    with_memory,
 )
 from minutely.cli_services import COMMANDS
 from minutely.ends import Ending, errors_as_statuses
@@ -63,6 +65,7 @@ def cli() -> None:
 @data_option
 @out_option
 @seed_option
+@memory_option
 @warmup_option
 @click.option(
     "--sync-every",
@@ -93,6 +96,7 @@ def replay(
     data: Path | None,
     out: Path | None,
     seed: int | None,
+    memory: int | None,
     warmup: float,
     sync_every: int | str | None,
     cold_start: bool,
@@ -113,7 +117,7 @@ def replay(
     if odd := sorted(given & (_ONLY_AS_OF if as_of is None else _NOT_AS_OF)):
         options = ", ".join("--" + name.replace("_", "-") for name in odd)
         raise click.UsageError(f"{options}: {'only' if as_of is None else 'not'} with --as-of")
-    pipeline = load(config, data, seed)
+    pipeline = load(config, data, seed, memory)
     if as_of is not None:
         from minutely.as_of import print_as_of, replay_as_of
 
@@ -132,8 +136,11 @@ def replay(
 @data_option
 @out_option
 @seed_option
+@memory_option
 @warmup_option
-def compare(config: Path, data: Path | None, out: Path | None, seed: int | None, warmup: float) -> None:
+def compare(
+    config: Path, data: Path | None, out: Path | None, seed: int | None, memory: int | None, warmup: float
+) -> None:
     """Compare cadences: what is freshness worth on this data?
 
     Trains once and serves with one replica for each of 60s, 5m, 1h, 24h and never. All share the warm-up, and differ only in
@@ -141,7 +148,7 @@ def compare(config: Path, data: Path | None, out: Path | None, seed: int | None,
     """
     from minutely.replay import COMPARED, PLAIN
 
-    _replay(load(config, data, seed), COMPARED, warmup, out, PLAIN)
+    _replay(load(config, data, seed, memory), COMPARED, warmup, out, PLAIN)
 
 
 @cli.command()
@@ -169,7 +176,8 @@ def init(paths: tuple[Path, ...], out: Path | None, force: bool) -> None:
 @cli.command()
 @config_argument
 @data_option
-def check(config: Path, data: Path | None) -> None:
+@memory_option
+def check(config: Path, data: Path | None, memory: int | None) -> None:
     """Check a config and the logs that it names: every mistake at once, or else what was found in them.
 
     It also shows what deserves a look, such as a window that cuts most positives, or a feature that knows the label.
@@ -178,11 +186,12 @@ def check(config: Path, data: Path | None) -> None:
     from minutely.config import load_what_is_right
     from minutely.log_mistakes import mistakes
     from streaming.source.load import load
-    from streaming.source.tabular import as_problems
+    from streaming.source.rejects import as_problems
 
     pipeline, problems = load_what_is_right(config, data)
     events = None
     if pipeline is not None:
+        pipeline = with_memory(pipeline, memory)
         try:
             events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
             problems += as_problems(events.rejects)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import rich_click as click
 
-from basis.settings import parse_duration
+from basis.settings import parse_duration, parse_size
 from minutely.built_in import BUILT_IN, find_config
 
 if TYPE_CHECKING:
@@ -97,6 +97,27 @@ class Cadence(Duration):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read what was typed."""
         return value if value == "never" else super().convert(value, param, ctx)
+
+
+class SizeType(click.ParamType[int]):
+    """A size in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read what was typed."""
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+memory_option = click.option(
+    "--memory",
+    type=SizeType(),
+    help="How much of the logs is sorted in memory, as in 2GB; the rest is on disk. [default: source.memory, or a quarter of "
+    "the machine's]",
+)
 
 
 class Number(click.ParamType[float]):
@@ -217,9 +238,16 @@ archive_option = click.option(
 )
 
 
-def load(config: Path, data: Path | None, seed: int | None) -> Pipeline:
+def load(config: Path, data: Path | None, seed: int | None, memory: int | None = None) -> Pipeline:
     """The pipeline of a config; `Problems` where it is wrong."""
     from minutely.config import load_pipeline
 
-    pipeline = load_pipeline(config, data)
+    pipeline = with_memory(load_pipeline(config, data), memory)
     return pipeline if seed is None else pipeline.model_copy(update={"seed": seed})
+
+
+def with_memory(pipeline: Pipeline, memory: int | None) -> Pipeline:
+    """The pipeline with what ``--memory`` says."""
+    if memory is None:
+        return pipeline
+    return pipeline.model_copy(update={"source": pipeline.source.model_copy(update={"memory": memory})})

@@ -21,6 +21,7 @@ from minutely.cli_options import (
     config_argument,
     data_option,
     load,
+    memory_option,
     metrics_option,
 )
 from minutely.ends import Ending
@@ -192,9 +193,10 @@ def freshness(replicas: tuple[str, ...], as_json: bool, every: int) -> None:
 @click.command()
 @config_argument
 @data_option
+@memory_option
 @click.option("--speed", type=Times(), help="How much faster than logged, as in 60x. [default: 1x]")
 @click.option("--rate", type=PerSecond(), help="Requests a second instead, as in 500/s.")
-def produce(config: Path, data: Path | None, speed: float | None, rate: float | None) -> None:
+def produce(config: Path, data: Path | None, memory: int | None, speed: float | None, rate: float | None) -> None:
     """Send logged events to Kafka as if they happened now: order kept, engagement delays as they were."""
     from minutely.produce import produce as run
     from minutely.service import log_to_stderr
@@ -202,7 +204,7 @@ def produce(config: Path, data: Path | None, speed: float | None, rate: float | 
     if speed is not None and rate is not None:
         raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
     log_to_stderr()
-    run(load(config, data, None), 1.0 if speed is None else speed, rate)
+    run(load(config, data, None, memory), 1.0 if speed is None else speed, rate)
 
 
 @click.command("dead-letters")

@@ -46,6 +46,8 @@ from trainer.cut import cut_of, offsets_of
 from trainer.dense_cadence import DenseCadence
 from trainer.worker import NOT_FINITE, TrainWorker
 
+_SCORED_AT_ONCE = 1 << 20
+"""Impressions, since a replica that never pulls scores all of a log at once."""
 _TRIM_EVERY = 256
 _MEASURED = 1000
 """About how many epochs are measured for the report."""
@@ -191,7 +193,7 @@ class EmbeddedLoop:
     @property
     def dead_letters(self) -> int:
         """Records and rows refused so far."""
-        return self._log.end(DEAD_LETTERS, _PARTITION)
+        return self._log.end(DEAD_LETTERS, _PARTITION) + self.events.more_rejects.total()
 
     def keep_dead_letters(self, path: Path) -> None:
         """Write them to a file that stays when the log goes."""
@@ -199,7 +201,7 @@ class EmbeddedLoop:
 
     def dead_letters_by_reason(self) -> dict[str, int]:
         """How many were refused for which reason."""
-        found = Counter(reject.reason for reject in self.events.rejects)
+        found = self.events.more_rejects + Counter(reject.reason for reject in self.events.rejects)
         found.update({NOT_FINITE: self.trainer.left_out} if self.trainer.left_out else {})
         found.update(
             {name.removeprefix("dead."): n for name, n in self.joiner.counts.items() if name.startswith("dead.")}
@@ -293,6 +295,7 @@ class EmbeddedLoop:
             self._log.trim(EXAMPLES, _PARTITION, self._train.offset)
             for topic, offset in self._join.offsets.items():
                 self._log.trim(topic, _PARTITION, offset)
+            self.events.release()
 
     def _pull(self, served: Served, now: int) -> None:
         served.replica.pull()
@@ -323,7 +326,11 @@ class EmbeddedLoop:
         until = min(_end_of_cell(start, served.every), self._warm_at)
         stop = int(self.events.starts[np.searchsorted(self.events.served_at, until)])
         begin, replica = served.scored_to, served.replica
-        served.scores[begin:stop] = replica.score(slice_columns(self.events.features, begin, stop), stop - begin)
+        for first in range(begin, stop, _SCORED_AT_ONCE):
+            last = min(first + _SCORED_AT_ONCE, stop)
+            served.scores[first:last] = replica.score(slice_columns(self.events.features, first, last), last - first)
+            if last < stop:
+                self.events.release()
         served.scored_by.append((begin, replica.sparse_version, replica.dense_version))
         served.scored_to = stop
 

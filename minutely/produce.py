@@ -63,7 +63,7 @@ def of_run(events: LoggedEvents, run: str) -> LoggedEvents:
     """The events with the ids of their requests prefixed, so that they are other requests than those of any other run."""
 
     def named(ids: pa.Array) -> pa.Array:
-        return pc.binary_join_element_wise(pa.scalar(f"{run}-"), ids, "")
+        return pc.binary_join_element_wise(pa.scalar(f"{run}-", ids.type), ids, pa.scalar("", ids.type))
 
     engagements = replace(events.engagements, request_id=named(events.engagements.request_id))
     return replace(events, request_ids=named(events.request_ids), engagements=engagements)

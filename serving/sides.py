@@ -13,8 +13,8 @@ from streaming.features.transforms import is_derived
 from streaming.source.files import find
 from streaming.source.load import read_side
 from streaming.source.mapping import SideTable
+from streaming.source.rejects import Findings
 from streaming.source.settings import SourceSettings
-from streaming.source.tabular import RowFile
 
 _log = logging.getLogger("minutely.serve")
 
@@ -88,11 +88,11 @@ class Sides:
             _log.error("%s; what was read before is served", problem)
 
     def _load(self, name: str) -> SideTable:
-        files: list[RowFile] = []
-        table = read_side(self._folder, self._settings, name, self._features, files)
+        findings: list[Findings] = []
+        table = read_side(self._folder, self._settings, name, self._features, findings)
         if table.problems:
             raise Problems(table.problems)
-        rejects = sum(len(file.rejects) for file in files)
+        rejects = sum(len(each.rejects) for each in findings)
         if rejects:
             _log.warning("side table %s: %d values cannot be read, and are taken for missing", name, rejects)
         return table

@@ -13,6 +13,7 @@ from minutely.init.times import TimeGuess, of_serving, time_of
 from minutely.init.words import ACTION_COLUMNS, ACTIONS, ITEMS, REQUESTS, USERS, is_id, names, words
 from streaming.features.columns import Ids
 from streaming.source.explode import explode
+from streaming.source.rejects import Findings
 from streaming.source.settings import Explode
 from streaming.source.tabular import RowFile
 
@@ -86,7 +87,9 @@ def exploded(table: Table, settings: Explode, now_ms: int) -> Table:
     lengths = np.diff(lists.offsets.to_numpy()) if len(lists) else np.zeros(0, np.int64)
     kept = max(1, int(np.searchsorted(np.cumsum(lengths), ROWS, side="right")))
     whole = table.source.rows.table.slice(0, kept)
-    rows = RowFile(table.source.rows.name, whole, pa.array(np.arange(len(whole))), [], table.source.rows.decimal)
+    rows = RowFile(
+        table.source.rows.name, whole, pa.array(np.arange(len(whole))), Findings(whole=True), table.source.rows.decimal
+    )
     explode(rows, settings)
     return _table(table.source._replace(rows=rows), rows, now_ms)
 

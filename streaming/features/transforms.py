@@ -124,15 +124,15 @@ def take(raw: Raw, at: Ids) -> Raw:
     return found
 
 
-def missing_in(raw: Raw) -> float:
-    """Return the share of a raw column that has no value: missing ids and numbers, empty lists, vectors without any number."""
+def missing_in(raw: Raw) -> int:
+    """Return how many of a raw column have no value: missing ids and numbers, empty lists, vectors without any number."""
     if isinstance(raw, Ragged):
         found = raw.offsets[1:] == raw.offsets[:-1]
     elif raw.dtype == np.int64:
         found = raw == MISSING
     else:
         found = np.isnan(raw).reshape(len(raw), -1).all(1)
-    return float(found.mean()) if len(found) else 0.0
+    return int(found.sum())
 
 
 def _filled(values: npt.NDArray[np.float64] | Ids) -> npt.NDArray[np.float64]:

@@ -17,7 +17,6 @@ from streaming.source.logged_events import Bools
 from streaming.source.mapping import key_ids
 from streaming.source.settings import Action, DelayColumn, WhenContains, WhenEquals
 from streaming.source.tabular import RowFile, numbers
-from streaming.source.time_bounds import TimeBounds
 
 
 def columns_of(action: Action) -> list[str]:
@@ -35,9 +34,7 @@ def columns_of(action: Action) -> list[str]:
     return found
 
 
-def happened_on(
-    rows: RowFile, action: Action, served_at: Ids, bounds: TimeBounds
-) -> tuple[Bools, Ids, npt.NDArray[np.float64]]:
+def happened_on(rows: RowFile, action: Action) -> tuple[Bools, Ids, npt.NDArray[np.float64]]:
     """Return on which impressions an action happened, after how long (ms), and with which value."""
     count = rows.table.num_rows
     happened = np.ones(count, np.bool_) if action.when is None else _when(rows, action.when)
@@ -52,10 +49,6 @@ def happened_on(
         happened, delays = _delays(rows, action.delay, happened)
     else:
         delays[:] = action.delay
-    late = happened & (delays > bounds.latest - served_at)
-    if late.any():
-        rows.reject(pa.array(late), "delay of an action", pa.array(delays), "future", bounds.allowed)
-        happened &= ~late
     return happened, delays, values
 
 

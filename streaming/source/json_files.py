@@ -15,7 +15,7 @@ import numpy.typing as npt
 from basis.decoding import why
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.columns import Ids
-from streaming.source.duck import limit, name, quoted, shown, source, usable_columns
+from streaming.source.duck import limit, name, quoted, shown, source, streamed, usable_columns
 from streaming.source.rows import Broken, Request, Rows, opened
 
 _TOLD = 100
@@ -56,13 +56,12 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: Request) -> Rows:
     else:
         problems.raise_any()
     query = ", ".join(f"{value} as c{at}" for at, value in enumerate(usable.values())) or "0 as nothing"
-    table = db.sql(f"select {query} from lines where whole").to_arrow_table()
-    table = table.rename_columns(list(usable)) if usable else table.select([])
+    tables = streamed(db, f"select {query} from lines where whole", list(usable))
 
     def find_lines() -> Ids:
         return np.array([number for number, _ in _filled_lines(path)], np.int64)[good]
 
-    return Rows(table, find_lines, broken, missing)
+    return Rows(tables, find_lines, lambda: broken, missing)
 
 
 def _apart(columns: Sequence[str]) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from streaming.features.columns import Columns, Ids
 from streaming.records.labels import Label
-from streaming.source.tabular import Reject
+from streaming.source.rejects import Reject
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
@@ -40,7 +41,9 @@ class LoggedEvents:
     ``starts`` int64 [r + 1]: the impressions of request i are rows ``starts[i]`` to ``starts[i + 1]``; ``served_at``
     int64 [r] in ms, that of a request's first row, and ``spread`` int64 [r], how much later its last row was;
     ``request_of_row`` int64 [n]. ``matched`` is the share of impressions with a row of each side table, ``missing`` that without
-    a value of each feature. ``rejects`` are rows that could not be used.
+    a value of each feature. ``rejects`` are rows that could not be used, ``more_rejects`` how many more there are, by reason.
+
+    Its arrays may be on disk: ``release`` gives back the memory of what was read of them.
     """
 
     starts: Ids
@@ -54,6 +57,8 @@ class LoggedEvents:
     matched: Mapping[str, float]
     missing: Mapping[str, float]
     rejects: list[Reject]
+    more_rejects: Counter[str]
+    release: Callable[[], None]
 
     @property
     def impressions(self) -> int:

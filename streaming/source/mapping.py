@@ -56,44 +56,55 @@ class SideTable:
 
 
 class FeatureMapper:
-    """Makes feature columns from the impressions' file and its side tables; ``places`` has the impressions' rows by side table."""
+    """Makes feature columns of raw ones, a piece of the log after another; ``sides`` are its side tables."""
 
-    def __init__(
-        self, impressions: RowFile, served_at: Ids, sides: Mapping[str, SideTable], places: Mapping[str, Ids]
-    ) -> None:
-        self._impressions = impressions
-        self._served_at = served_at
+    def __init__(self, features: Mapping[str, Feature], sides: Mapping[str, SideTable]) -> None:
+        self._features = features
         self._sides = sides
-        self._places = places
-        self.missing: dict[str, float] = {}
-        """The share of impressions without a value, by feature with a column."""
+        self._count = 0
+        self._missing: dict[str, float] = {}
 
-    def columns(self, features: Mapping[str, Feature]) -> dict[str, Column]:
-        """Return all features; `Problems` with every column that does not fit."""
-        made: dict[str, Column] = {}
+    @property
+    def missing(self) -> dict[str, float]:
+        """The share of impressions without a value, by feature with a column."""
+        return {name: count / self._count for name, count in self._missing.items()}
+
+    def raw(self, rows: RowFile) -> dict[str, Raw]:
+        """Return the raw columns of the features that are made from the rows' own columns.
+
+        Raises:
+            Problems: every column that does not fit; nothing of columns that are missing, which ``rows`` tell.
+        """
+        wanted = {name: item for name, item in self._features.items() if item.side is None and not is_derived(item)}
+        made: dict[str, Raw] = {}
         problems = ProblemList()
-        for name, feature in features.items():
+        for name, feature in wanted.items():
             with problems.collect():
-                made[name] = self._column(name, feature, made)
-        if len(made) < len(features):
+                made[name] = raw_of(rows, feature)
+        if len(made) < len(wanted):
             raise Problems(problems.found)
         return made
 
-    def _column(self, name: str, feature: Feature, made: Mapping[str, Column]) -> Column:
-        if isinstance(feature, SparseFeature) and is_derived(feature):
-            if feature.cross is not None:
-                pair = [made.get(part) for part in feature.cross]
-                if not all(isinstance(part, np.ndarray) and part.dtype == np.int64 for part in pair):
-                    raise Problems([Problem("features", f"{name}: cross", ", ".join(feature.cross), _CROSS)])
-            return derived(feature, made, self._served_at)
-        if feature.side is None:
-            raw = raw_of(self._impressions, feature)
-        elif feature.side in self._places:
-            raw = self._sides[feature.side].take(name, self._places[feature.side])
-        else:
-            raise Problems([])  # reported when the side table could not be joined
-        self.missing[name] = missing_in(raw)
-        return from_raw(feature, raw, self._served_at)
+    def columns(self, raw: Mapping[str, Raw], places: Mapping[str, Ids], served_at: Ids) -> dict[str, Column]:
+        """Return all features of impressions: of their own raw columns, and of the rows at ``places`` of each side table.
+
+        Raises:
+            Problems: two features cannot be crossed.
+        """
+        made: dict[str, Column] = {}
+        for name, feature in self._features.items():
+            if isinstance(feature, SparseFeature) and is_derived(feature):
+                if feature.cross is not None:
+                    pair = [made.get(part) for part in feature.cross]
+                    if not all(isinstance(part, np.ndarray) and part.dtype == np.int64 for part in pair):
+                        raise Problems([Problem("features", f"{name}: cross", ", ".join(feature.cross), _CROSS)])
+                made[name] = derived(feature, made, served_at)
+                continue
+            found = raw[name] if feature.side is None else self._sides[feature.side].take(name, places[feature.side])
+            self._missing[name] = self._missing.get(name, 0) + missing_in(found)
+            made[name] = from_raw(feature, found, served_at)
+        self._count += len(served_at)
+        return made
 
 
 _IDS = "allowed: integers or texts, or lists of them with pool: first, mean or sum"

@@ -9,7 +9,7 @@ import csv
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -20,39 +20,80 @@ import pyarrow.parquet
 from basis.decoding import why
 from basis.problems import Problem, Problems, Unreadable
 from streaming.source.csv_files import read_csv
-from streaming.source.duck import connection, limit, name, source, usable_columns
+from streaming.source.duck import connection, limit, name, source, streamed, usable_columns
 from streaming.source.files import COMPRESSED, FoundFile, Kind
 from streaming.source.json_files import read_json_lines
-from streaming.source.rows import Request, Rows, opened
+from streaming.source.rows import Request, Rows, WholeRows, opened
 from streaming.source.settings import File
 
 
-def read_file(found: FoundFile, file: File, columns: Sequence[str] | None, most: int | None = None) -> Rows:
-    """Read the columns of one file; where ``columns`` is None all that it has, with those that cannot be used in ``missing``. Of
-    its rows the first ``most`` where given; lines of broken ones are then not looked up.
+def read_file(found: FoundFile, file: File, columns: Sequence[str] | None, most: int | None = None) -> WholeRows:
+    """Read the columns of one file as a whole, as `open_file` does.
 
     Raises:
         Problems: the file as a whole is unusable.
         Unreadable: the operating system fails to read it.
     """
+    with open_file(found, file, columns, most) as rows:
+        tables = list(rows.tables)
+        return WholeRows(pa.concat_tables(tables), rows.lines, rows.broken(), rows.missing)
+
+
+@contextmanager
+def open_file(
+    found: FoundFile,
+    file: File,
+    columns: Sequence[str] | None,
+    most: int | None = None,
+    memory: int | None = None,
+) -> Iterator[Rows]:
+    """Open one file to read its columns, at least one table of them; where ``columns`` is None all that it has, with those that
+    cannot be used in ``missing``. Of its rows the first ``most`` where given; lines of broken ones are then not looked up.
+    ``memory`` bounds, in bytes, what the reader itself keeps.
+
+    Raises, also while the rows are read:
+        Problems: the file as a whole is unusable.
+        Unreadable: the operating system fails to read it.
+    """
     path, kind = found.path, found.kind
     own = None if columns is None else [each for each in columns if each not in found.partitions]
+    with ExitStack() as open_:
+        with _explained(path, kind):
+            path.open("rb").close()  # so that a file without read permission is told like one whose folder has none
+            if path.stat().st_size == 0:
+                raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
+            db = open_.enter_context(connection(memory))
+            scratch = Path(open_.enter_context(tempfile.TemporaryDirectory(prefix="minutely-")))
+            plain = _unpacked(path, scratch) if path.suffix in COMPRESSED else path
+            rows = _READERS[kind](db, Request(path, plain, scratch, file, own, most))
+
+        def tables() -> Iterator[pa.Table]:
+            with _explained(path, kind):
+                for table in rows.tables:
+                    yield _with_partitions(table, found, columns)
+
+        yield rows._replace(tables=tables())
+
+
+@contextmanager
+def _explained(path: Path, kind: Kind) -> Iterator[None]:
+    """Turn what libraries raise about a file into problems."""
     try:
-        path.open("rb").close()  # so that a file without read permission is told like one whose folder has none
-        if path.stat().st_size == 0:
-            raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
-        with connection() as db, _plain(path) as plain:
-            rows = _READERS[kind](db, Request(path, plain, file, own, most))
+        yield
     except (OSError, duckdb.IOException) as error:
         said = error.strerror if isinstance(error, OSError) else None
         raise Unreadable([Problem(str(path), "file", said or why(error), "allowed: a file that can be read")]) from None
     except (duckdb.Error, pa.ArrowException, UnicodeError, EOFError, csv.Error) as error:
         raise Problems([Problem(str(path), "file", why(error), _WHOLE[kind])]) from None
-    table = rows.table.select([each for each in rows.table.column_names if each not in found.partitions])
+
+
+def _with_partitions(table: pa.Table, found: FoundFile, columns: Sequence[str] | None) -> pa.Table:
+    """Return rows with the columns that the names of their folders are; these take precedence over the file's own."""
+    table = table.select([each for each in table.column_names if each not in found.partitions])
     for partition, value in found.partitions.items():
         if columns is None or partition in columns:
             table = table.append_column(partition, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
-    return rows._replace(table=table)
+    return table
 
 
 _WHOLE: dict[Kind, str] = {
@@ -62,22 +103,17 @@ _WHOLE: dict[Kind, str] = {
 }
 
 
-@contextmanager
-def _plain(path: Path) -> Iterator[Path]:
-    """The file, or an uncompressed copy. DuckDB takes neither a wrong checksum of gzip nor a cut end of zstd for an error."""
-    if path.suffix not in COMPRESSED:
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="minutely-") as folder:
-        copy = Path(folder, path.stem)
-        try:
-            with opened(path) as reader, copy.open("wb") as out:
-                shutil.copyfileobj(reader, out, 1 << 20)
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            raise Problems([Problem(str(path), "file", why(error), "allowed: a whole compressed file")]) from None
-        yield copy
+def _unpacked(path: Path, scratch: Path) -> Path:
+    """Return an uncompressed copy. DuckDB takes neither a wrong checksum of gzip nor a cut end of zstd for an error."""
+    copy = scratch / path.stem
+    try:
+        with opened(path) as reader, copy.open("wb") as out:
+            shutil.copyfileobj(reader, out, 1 << 20)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise Problems([Problem(str(path), "file", why(error), "allowed: a whole compressed file")]) from None
+    return copy
 
 
 def _parquet(db: duckdb.DuckDBPyConnection, asked: Request) -> Rows:
@@ -89,10 +125,15 @@ def _parquet(db: duckdb.DuckDBPyConnection, asked: Request) -> Rows:
         described[0] for described in db.sql(f"describe select * from {rows}").fetchall()
     ]  # other names where only case differs
     wanted = ", ".join(name(inner[present.index(each)]) for each in usable) or "0 as nothing"
-    table = db.sql(f"select {wanted} from {rows} {limit(asked.most)}").to_arrow_table()
-    count = table.num_rows
-    table = table.rename_columns(usable) if usable else table.select([])
-    return Rows(table, lambda: np.arange(1, count + 1), [], missing)
+    count = 0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal count
+        for table in streamed(db, f"select {wanted} from {rows} {limit(asked.most)}", usable):
+            count += table.num_rows
+            yield table
+
+    return Rows(tables(), lambda: np.arange(1, count + 1), list, missing)
 
 
 _READERS: dict[Kind, Callable[[duckdb.DuckDBPyConnection, Request], Rows]] = {

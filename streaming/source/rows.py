@@ -14,6 +14,9 @@ from basis.problems import Problem
 from streaming.features.columns import Ids
 from streaming.source.settings import File
 
+ROWS_AT_ONCE = 1 << 16
+"""Rows of a file that are in memory at once, where it need not be there as a whole."""
+
 
 class Broken(NamedTuple):
     """A row that its reader cannot take apart: the line it begins at, its text and what is wrong with it."""
@@ -24,10 +27,20 @@ class Broken(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a file holds: the rows that can be read, with those of the columns asked for that it has.
+    """What a file holds: the rows that can be read, with those of the columns asked for that it has, a table after another.
 
-    ``lines`` returns the line that each row begins at, int64 [n], counted from 1 (Parquet: the row). It may read the file again.
+    ``lines`` returns the line that each row begins at, int64 [n], counted from 1 (Parquet: the row). It reads the file again.
+    Ask it, and ``broken``, once all tables were read.
     """
+
+    tables: Iterator[pa.Table]
+    lines: Callable[[], Ids]
+    broken: Callable[[], list[Broken]]
+    missing: list[Problem]
+
+
+class WholeRows(NamedTuple):
+    """`Rows` of a file that was read as a whole."""
 
     table: pa.Table
     lines: Callable[[], Ids]
@@ -37,10 +50,11 @@ class Rows(NamedTuple):
 
 class Request(NamedTuple):
     """What to read: a file, ``plain`` as it is without compression, by the settings of its source. Columns None: all that it has;
-    ``most`` None: all rows."""
+    ``most`` None: all rows. ``scratch`` is a folder that goes when the file is read."""
 
     path: Path
     plain: Path
+    scratch: Path
     file: File
     columns: list[str] | None
     most: int | None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from basis.settings import Day, DurationMs, Section
+from basis.settings import Day, DurationMs, Section, Size
 from streaming.features.kinds import Name, Unit
 from streaming.records.labels import Action as ActionName
 
@@ -168,6 +168,9 @@ class SourceSettings(Section):
     """The first day (UTC) that events may have. Earlier events are refused: most often their unit is wrong."""
     latest: Day | None = None
     """The last day (UTC) that events may have; tomorrow by default."""
+    memory: Size | None = None
+    """How much of the logs is sorted in memory, such as ``2GB``; the rest is on disk. By default a quarter of the machine's.
+    ``--memory`` takes precedence."""
     impressions: ImpressionFile
     sides: dict[Name, SideFile] = {}
     actions: dict[ActionName, Action] = {}

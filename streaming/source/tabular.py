@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,52 +13,17 @@ import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import as_lists, as_numbers, texts_of
-from streaming.features.columns import Ids
 from streaming.source.duck import shown
-from streaming.source.files import find
-from streaming.source.readers import read_file
-from streaming.source.rows import Rows
+from streaming.source.files import FoundFile, find
+from streaming.source.readers import open_file, read_file
+from streaming.source.rejects import Findings, Reject, as_problems
+from streaming.source.rows import Broken, WholeRows
 from streaming.source.settings import File
-
-_TOLD_ROWS = 100
-
-
-class Reject(NamedTuple):
-    """A row that cannot be used: ``place`` names line and column."""
-
-    file: str
-    place: str
-    value: str
-    reason: str
-    detail: str
-
-
-def as_problems(rejects: Sequence[Reject]) -> list[Problem]:
-    """Return unusable rows as problems: by file and kind, the first hundred and how many more there are."""
-    found = []
-    counts: Counter[tuple[str, str, str]] = Counter()
-    for reject in rejects:
-        kind = (reject.file, reject.reason, reject.detail)
-        counts[kind] += 1
-        if counts[kind] <= _TOLD_ROWS:
-            found.append(Problem(reject.file, reject.place, reject.value, reject.detail))
-    for (file, _, detail), count in counts.items():
-        if count > _TOLD_ROWS:
-            found.append(Problem(file, f"{count - _TOLD_ROWS} more lines", "", detail))
-    return found
-
-
-class _Part(NamedTuple):
-    """One file of several: its name, its first row among all, and the lines of its rows, which may have to be looked up."""
-
-    name: str
-    first: int
-    rows: Rows
 
 
 @dataclass
 class RowFile:
-    """Rows read from one file or several. ``at`` int64 says which of all rows each is.
+    """Rows read from one file or several: all, or some of them. ``at`` int64 says which of all rows each is.
 
     ``missing`` has the columns that were asked for and are not there.
     """
@@ -67,12 +31,9 @@ class RowFile:
     name: str
     table: pa.Table
     at: pa.Array
-    parts: list[_Part]
+    findings: Findings
     decimal: str = "."
-    rejects: list[Reject] = field(default_factory=list)
     missing: list[Problem] = field(default_factory=list)
-    _told: set[Reject] = field(default_factory=set)
-    _lines: dict[int, Ids] = field(default_factory=dict)
 
     def column(self, name: str) -> pa.Array:
         """Return a column; an empty `Problems` if it is missing, which ``missing`` already reports."""
@@ -82,32 +43,32 @@ class RowFile:
 
     def place(self, row: int) -> tuple[str, str]:
         """Return the file and the line of a row of the table."""
-        at = self.at[row].as_py()
-        number = int(np.searchsorted([part.first for part in self.parts], at, side="right")) - 1
-        part = self.parts[number]
-        if number not in self._lines:
-            self._lines[number] = part.rows.lines()
-        return part.name, f"line {self._lines[number][at - part.first]}"
+        return self.findings.place(self.at[row].as_py())
 
     def reject(
         self, broken: pa.Array, column: str, values: pa.Array | pa.ChunkedArray, reason: str, detail: str
     ) -> None:
         """Reject the rows where ``broken`` is true, for their value in ``column``."""
         rows = pc.indices_nonzero(broken)
-        for row, value in zip(rows.to_pylist(), as_shown(pc.take(values, rows)), strict=True):
-            file, line = self.place(row)
-            found = Reject(file, f"{line}, column {column}", shown(value), reason, detail)
-            if found not in self._told:
-                self._told.add(found)
-                self.rejects.append(found)
+        if not len(rows):
+            return
+        told = rows.slice(0, self.findings.room)
+        self.findings.more[reason] += len(rows) - len(told)
+        at = self.at.take(told).to_pylist()
+        for row, value in zip(at, as_shown(pc.take(values, told)), strict=True):
+            self.findings.reject(row, column, value, reason, detail)
 
     def reject_broken(self, broken: pa.Array | None, column: str, values: pa.Array, detail: str, allowed: str) -> None:
-        """Reject the rows where ``broken`` is true; `Problems` if those are all rows with a value."""
-        if broken is None or not pc.any(broken).as_py():
+        """Reject the rows where ``broken`` is true; a problem if those are all rows with a value."""
+        count = 0 if broken is None else pc.sum(broken).as_py() or 0
+        valued = len(values) - values.null_count
+        if valued > count:
+            self.findings.clear(column, detail)
+        if not count:
             return
-        if pc.sum(broken).as_py() == len(values) - values.null_count:
+        if count == valued:
             text = f"values such as {shown(as_shown(values.drop_null()[:1])[0])}"
-            raise Problems([Problem(self.name, f"column {column}", text, allowed)])
+            self.findings.suspect(column, detail, Problem(self.name, f"column {column}", text, allowed))
         self.reject(broken, column, values, "malformed", detail)
 
     def keep(self, mask: pa.Array) -> None:
@@ -119,6 +80,55 @@ class RowFile:
         self.table, self.at = self.table.take(rows), self.at.take(rows)
 
 
+class Walk:
+    """The rows of a source with those of ``columns`` that it has, some at a time, in the order of its files.
+
+    ``findings`` and ``missing`` are whole when all were walked. ``memory`` bounds, in bytes, what readers keep.
+    """
+
+    def __init__(self, folder: Path, file: File, columns: Sequence[str], memory: int | None = None) -> None:
+        self.name = str(folder / file.file)
+        self.findings = Findings(whole=False)
+        self.missing: list[Problem] = []
+        self._folder = folder
+        self._file = file
+        self._columns = list(dict.fromkeys(columns))
+        self._memory = memory
+
+    def __iter__(self) -> Iterator[RowFile]:
+        """Yield the rows, at least one piece of each file.
+
+        Raises:
+            Problems: its files as a whole are unusable; all of them were tried.
+            Unreadable: the operating system fails to read one.
+        """
+        problems = ProblemList()
+        first = 0
+        for found in find(self._folder, self._file):
+            with problems.collect():
+                for table in self._tables(found, first):
+                    at = pa.array(np.arange(first, first + table.num_rows))
+                    first += table.num_rows
+                    if not problems.found:
+                        yield RowFile(self.name, table, at, self.findings, self._file.decimal, self.missing)
+        problems.raise_any()
+        if not first and self._columns and not self.missing:
+            told = as_problems(self.findings.rejects)
+            raise Problems([Problem(self.name, "rows", "0", "allowed: a file with rows"), *told])
+
+    def _tables(self, found: FoundFile, first: int) -> Iterator[pa.Table]:
+        with open_file(found, self._file, self._columns, memory=self._memory) as rows:
+            self.findings.add_file(str(found.path), first, rows.lines)
+            self.missing += rows.missing
+            yield from rows.tables
+            for each in rows.broken():
+                self.findings.add(_refused(str(found.path), each))
+
+
+def _refused(name: str, broken: Broken) -> Reject:
+    return Reject(name, f"line {broken.line}", shown(broken.text), "malformed", broken.detail)
+
+
 def read(folder: Path, file: File, columns: Sequence[str], most: int | None = None) -> RowFile:
     """Return the rows of a source with those of ``columns`` that it has, at most ``most`` rows where given.
 
@@ -126,8 +136,8 @@ def read(folder: Path, file: File, columns: Sequence[str], most: int | None = No
         Problems: its files as a whole are unusable.
         Unreadable: the operating system fails to read one.
     """
-    parts: list[_Part] = []
-    rejects: list[Reject] = []
+    findings = Findings(whole=True)
+    parts: list[WholeRows] = []
     problems = ProblemList()
     first = 0
     for found in find(folder, file):
@@ -135,17 +145,19 @@ def read(folder: Path, file: File, columns: Sequence[str], most: int | None = No
             break
         with problems.collect():
             rows = read_file(found, file, list(dict.fromkeys(columns)), None if most is None else most - first)
-            name = str(found.path)
-            parts.append(_Part(name, first, rows))
+            findings.add_file(str(found.path), first, rows.lines)
+            parts.append(rows)
             first += rows.table.num_rows
-            rejects += [Reject(name, f"line {at}", shown(text), "malformed", why) for at, text, why in rows.broken]
+            for each in rows.broken:
+                findings.add(_refused(str(found.path), each))
     problems.raise_any()
     path = str(folder / file.file)
-    missing = [problem for part in parts for problem in part.rows.missing]
+    missing = [problem for part in parts for problem in part.missing]
     if not first and columns and not missing:
-        raise Problems([Problem(path, "rows", "0", "allowed: a file with rows"), *as_problems(rejects)])
-    table = _joined(path, [part.rows.table for part in parts], {problem.place for problem in missing})
-    return RowFile(path, table, pa.array(np.arange(first)), parts, file.decimal, rejects, missing)
+        told = as_problems(findings.rejects)
+        raise Problems([Problem(path, "rows", "0", "allowed: a file with rows"), *told])
+    table = _joined(path, [part.table for part in parts], {problem.place for problem in missing})
+    return RowFile(path, table, pa.array(np.arange(first)), findings, file.decimal, missing)
 
 
 def _joined(name: str, tables: Sequence[pa.Table], missing: set[str]) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from basis.problems import Problem, Problems
+from basis.problems import Problem
 from streaming.features.arrow_columns import to_ms
 from streaming.features.kinds import Unit
 from streaming.source.mapping import times
@@ -38,21 +38,22 @@ class TimeBounds(NamedTuple):
     def usable(self, rows: RowFile, column: TimeColumn) -> tuple[pa.Array, pa.Array]:
         """Return the times of rows as int64 ms, and which rows have one within the bounds; the others are rejected.
 
-        `Problems` if there are times but none is within the bounds: then the unit is wrong rather than the rows.
+        A problem if there are times but none is within the bounds: then the unit is wrong rather than the rows.
         """
         at, raw = times(rows, column), rows.column(column.column)
         future, early = (
             pc.fill_null(found, False) for found in (pc.greater(at, self.latest), pc.less(at, self.earliest))
         )
         good = pc.and_not(pc.is_valid(at), pc.or_(future, early))
-        if at.null_count < len(at) and not pc.any(good).as_py():
+        if pc.any(good).as_py():
+            rows.findings.clear(column.column, self.allowed)
+        elif at.null_count < len(at):
             first = at.is_valid().index(True).as_py()
             (shown,) = as_shown(raw.slice(first, 1))
             value = f"{shown!r}, which is {_text(at[first].as_py())}"
             place, advice = f"column {column.column}", self._advice(column, shown)
-            raise Problems(
-                [Problem(rows.name, place, value, f"no time of the file is in range; {self.allowed}{advice}")]
-            )
+            problem = Problem(rows.name, place, value, f"no time of the file is in range; {self.allowed}{advice}")
+            rows.findings.suspect(column.column, self.allowed, problem)
         rows.reject(pc.is_null(raw, nan_is_null=True), column.column, raw, "malformed", "no time")
         rows.reject(future, column.column, raw, "future", self.allowed)
         rows.reject(early, column.column, raw, "malformed", self.allowed)

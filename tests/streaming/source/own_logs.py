@@ -19,8 +19,8 @@ from streaming.features.ids import MISSING, text_id
 from streaming.features.kinds import FeatureSet
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
+from streaming.source.rejects import Reject
 from streaming.source.settings import SourceSettings
-from streaming.source.tabular import Reject
 
 FORMATS = ["parquet", "csv", "jsonl"]
 NOW = 1_800_000_000_000

@@ -24,14 +24,14 @@ def test_line_breaks_in_quotes_are_text_however_large_the_file(tmp_path: Path) -
     (tmp_path / "log.csv").write_text(f"t,text\n{rows}")
     found = read(tmp_path, FILE, ["t", "text"])
     assert found.table.column("text").to_pylist() == texts
-    assert not found.rejects
+    assert not found.findings.rejects
 
 
 def test_a_row_that_is_no_utf8_is_refused_alone(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes(b"t,town\n" + b"1,Rome\n" * 250 + "2,Orléans\n".encode("latin-1") + b"3,Nice\n")
     found = read(tmp_path, FILE, ["t", "town"])
     assert found.table.column("town").to_pylist() == ["Rome"] * 250 + ["Nice"]
-    ((_, place, _, reason, detail),) = found.rejects
+    ((_, place, _, reason, detail),) = found.findings.rejects
     assert (place, reason) == ("line 252", "malformed")
     assert detail == "not in UTF-8; encoding: names another, such as latin-1"
 
@@ -44,7 +44,7 @@ def test_other_encodings_are_read_as_they_are_named(tmp_path: Path, encoding: st
     (tmp_path / name).write_bytes(gzip.compress(text) if compressed else text)
     found = read(tmp_path, File(file=name, encoding=encoding), ["t", "town"])
     assert found.table.column("town").to_pylist() == ["Orl\n\néans", "Rome"]
-    assert [(reject.place, reject.detail) for reject in found.rejects] == [("line 5", "3 columns, 2 expected")]
+    assert [(reject.place, reject.detail) for reject in found.findings.rejects] == [("line 5", "3 columns, 2 expected")]
     assert found.place(1) == (str(tmp_path / name), "line 6")
 
 
@@ -58,8 +58,8 @@ def test_a_row_that_is_too_long_to_read_is_refused_alone(tmp_path: Path) -> None
     (tmp_path / "log.csv").write_text('t,text\n1,"' + "word\n" * 500_000 + '"\n2,x\n3\n')
     found = read(tmp_path, FILE, ["t", "text"])
     assert found.table.column("t").to_pylist() == ["2"]
-    assert [reject.place for reject in found.rejects] == ["line 2", "line 500004"]
-    assert "2000000 bytes" in found.rejects[0].detail
+    assert [reject.place for reject in found.findings.rejects] == ["line 2", "line 500004"]
+    assert "2000000 bytes" in found.findings.rejects[0].detail
     assert found.place(0)[1] == "line 500003"
 
 
@@ -67,7 +67,9 @@ def test_a_quote_without_its_end_costs_what_it_holds_and_says_where_it_begins(tm
     (tmp_path / "log.csv").write_text('t,text\n1,x\n2,"open\n3,y\n4,z\n')
     found = read(tmp_path, FILE, ["t", "text"])
     assert found.table.column("t").to_pylist() == ["1"]
-    assert [(reject.place, reject.detail) for reject in found.rejects] == [("line 3", "a quote without its end")]
+    assert [(reject.place, reject.detail) for reject in found.findings.rejects] == [
+        ("line 3", "a quote without its end")
+    ]
     assert found.place(0)[1] == "line 2"
 
 
@@ -75,7 +77,7 @@ def test_an_odd_quote_within_a_row_is_text(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text('t,text\n1,a 3.5" disk\n2,"x"\n3,y\n')
     found = read(tmp_path, FILE, ["t", "text"])
     assert found.table.column("text").to_pylist() == ['a 3.5" disk', "x", "y"]
-    assert not found.rejects
+    assert not found.findings.rejects
     assert [found.place(at)[1] for at in range(3)] == ["line 2", "line 3", "line 4"]
 
 
@@ -84,7 +86,7 @@ def test_line_ends_of_every_system_even_in_one_file(tmp_path: Path, text: str) -
     (tmp_path / "log.csv").write_bytes(text.encode())
     found = read(tmp_path, FILE, ["t", "text"])
     assert found.table.to_pydict() == {"t": ["1", "2"], "text": ["x", "y"]}
-    assert [(reject.place, reject.detail) for reject in found.rejects] == [("line 4", "1 columns, 2 expected")]
+    assert [(reject.place, reject.detail) for reject in found.findings.rejects] == [("line 4", "1 columns, 2 expected")]
     assert found.place(1)[1] == "line 3"
 
 
@@ -92,7 +94,7 @@ def test_a_file_without_a_header_has_the_columns_that_are_named(tmp_path: Path) 
     (tmp_path / "log.csv").write_text("1,x\n\n2,y,z\n3,\n")
     found = read(tmp_path, File(file="log.csv", columns=["t", "text"]), ["t", "text"])
     assert found.table.to_pydict() == {"t": ["1", "3"], "text": ["x", None]}
-    assert [reject.place for reject in found.rejects] == ["line 3"]
+    assert [reject.place for reject in found.findings.rejects] == ["line 3"]
     assert found.place(1)[1] == "line 4"
 
 
@@ -127,4 +129,4 @@ def test_every_row_knows_its_line(data: st.DataObject) -> None:
         columns = found.table.to_pydict()
         places = [found.place(at)[1] for at in range(found.table.num_rows)]
         assert list(zip(columns["t"], columns["text"], places, strict=True)) == good
-        assert [reject.place for reject in found.rejects] == broken
+        assert [reject.place for reject in found.findings.rejects] == broken

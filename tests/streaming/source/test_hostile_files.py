@@ -102,7 +102,7 @@ def test_a_large_file_with_line_breaks_in_quotes_has_the_rows_that_it_has(tmp_pa
     text = '"a\n1706745600000,x\nb"'
     (tmp_path / "log.csv").write_text("t,text\n" + "".join(f"{at},{text}\n" for at in range(300_000)))
     found = read(tmp_path, File(file="log.csv"), ["t", "text"])
-    assert not found.rejects
+    assert not found.findings.rejects
     assert found.table.column("t").to_pylist() == [str(at) for at in range(300_000)]
 
 

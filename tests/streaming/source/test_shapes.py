@@ -54,7 +54,9 @@ def test_compressed_files(tmp_path: Path) -> None:
     for name in ("a.csv.gz", "b.jsonl.gz", "c.jsonl.zst", "d.snappy.parquet"):
         found = read(tmp_path, File(file=name), ["t", "item"])
         assert (found.table.column("item").to_pylist(), str(found.table.column("t")[0])) == (["é"], "1"), name
-        assert [reject.place for reject in found.rejects] == {"b": ["line 2"], "c": ["line 3"]}.get(name[0], [])
+        assert [reject.place for reject in found.findings.rejects] == {"b": ["line 2"], "c": ["line 3"]}.get(
+            name[0], []
+        )
     found = read(tmp_path, File(file="[a-d].*"), ["t", "item"])
     assert found.table.column("item").to_pylist() == ["é"] * 4
     assert found.table.column("t").to_pylist() == ["1"] * 4, "where parts differ in type, texts"

@@ -260,7 +260,9 @@ def test_a_side_key_that_stands_there_twice(tmp_path: Path, kind: str) -> None:
 def test_an_impression_that_stands_in_its_request_twice(tmp_path: Path) -> None:
     write(tmp_path / "engaged.csv", ENGAGED)
     events = load_rows(tmp_path, "csv", [*KEYED, KEYED[0]], actions={}, **engagement_file("csv"))
-    assert rejects_of(events) == [(f"{line('csv', 5)}, column item", repr(KEYED[0]["item"]), "repeated")]
+    ((place, shown, reason),) = rejects_of(events)
+    assert (place, reason) == (f"{line('csv', 5)}, column user+t+item", "repeated")
+    assert shown.endswith(f"/{KEYED[0]['item']}'")
     assert events.impressions == 5
 
 

@@ -1,0 +1,275 @@
+"""Rows of logs as they are read: checked, named and with their raw features, whatever comes before or after them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from basis.problems import Problem, ProblemList, Problems
+from streaming.features.arrow_columns import texts_of
+from streaming.features.columns import Ids, Ragged
+from streaming.features.kinds import Feature
+from streaming.features.transforms import Raw, is_derived
+from streaming.records.events import MAX_ID_LENGTH
+from streaming.source.actions import columns_of, happened_on, plain_numbers, usable_values
+from streaming.source.explode import explode
+from streaming.source.mapping import FeatureMapper, SideTable, key_ids
+from streaming.source.settings import EngagementFile, ImpressionFile, SideFile, SourceSettings
+from streaming.source.spool import Spool
+from streaming.source.tabular import RowFile, Walk, numbers
+from streaming.source.time_bounds import TimeBounds
+
+_MAX_KEY = MAX_ID_LENGTH - 16  # leaves room for a place, or for the id of a run of `minutely produce`
+
+
+class Impressions:
+    """Reads impressions into the spool. Its columns: ``place`` among all, ``file_at`` among those of the files, ``at_ms``,
+    ``request``, ``named`` with the request and the impression, ``side{i}`` the row of a side table, ``raw{i}`` of a feature, and
+    ``delay{i}`` and ``value{i}`` of an action that happened.
+    """
+
+    def __init__(
+        self,
+        walk: Walk,
+        settings: SourceSettings,
+        features: Mapping[str, Feature],
+        sides: Mapping[str, SideTable],
+        bounds: TimeBounds,
+    ) -> None:
+        self.name = walk.name
+        self.findings = walk.findings
+        self.settings = settings
+        self.features = features
+        self.bounds = bounds
+        self.mapper = FeatureMapper(features, sides)
+        self.raw = [name for name, item in features.items() if not is_derived(item) and item.side is None]
+        self.sides = [name for name in settings.sides if name in sides]
+        self.count = 0
+        self.matched = dict.fromkeys(self.sides, 0)
+        self._walk = walk
+        self._tables = sides
+
+    @property
+    def columns(self) -> list[str]:
+        """The spool's columns that `assemble` needs beside the requests."""
+        of_actions = [f"{what}{number}" for number in range(len(self.settings.actions)) for what in ("delay", "value")]
+        own = [f"raw{number}" for number in range(len(self.raw))]
+        return ["file_at", "named", *(f"side{number}" for number in range(len(self.sides))), *own, *of_actions]
+
+    def read(self, spool: Spool) -> None:
+        """Read all rows.
+
+        Raises:
+            Problems: columns that do not fit, or no row that can be used.
+        """
+        walk, file, problems = self._walk, self.settings.impressions, ProblemList()
+        for rows in walk:
+            with problems.collect():
+                if file.explode is not None:
+                    explode(rows, file.explode)
+                spool.add("impressions", self._normalised(rows))
+            if problems.found or walk.missing:
+                break
+        problems.found += walk.missing
+        problems.found += walk.findings.suspected()
+        problems.raise_any()
+        if file.request and file.impression:
+            for again in spool.repeated():
+                columns = "+".join([*file.request, *file.impression])
+                whole = RowFile(walk.name, again, again.column("file_at").combine_chunks(), walk.findings)
+                every = pa.repeat(True, again.num_rows)
+                whole.reject(every, columns, again.column("named"), "repeated", "is given twice in its request")
+            spool.drop_repeated()
+        if not self.count:
+            raise _none_usable(walk.name)
+
+    def _normalised(self, rows: RowFile) -> pa.Table:
+        settings, file, problems = self.settings, self.settings.impressions, ProblemList()
+        at, keys, named = _usable(rows, file, self.bounds)
+        count = len(at)
+        place = np.arange(self.count, self.count + count)
+        columns: dict[str, pa.Array] = {
+            "place": pa.array(place),
+            "file_at": rows.at,
+            "at_ms": at,
+            "request": pa.array(place) if keys is None else keys,
+            "named": pa.nulls(count, pa.string()) if named is None else named,
+        }
+        for number, name in enumerate(self.sides):
+            with problems.collect():
+                places = _joined_rows(rows, settings.sides[name], self._tables[name])
+                self.matched[name] += int((places >= 0).sum())
+                columns[f"side{number}"] = pa.array(places)
+        with problems.collect():
+            raw = self.mapper.raw(rows)
+            columns |= {f"raw{number}": to_spool(raw[name]) for number, name in enumerate(self.raw)}
+        for number, action in enumerate(settings.actions.values()):
+            with problems.collect():
+                happened, delays, values = happened_on(rows, action)
+                columns[f"delay{number}"] = pa.array(delays, mask=~happened)
+                columns[f"value{number}"] = pa.array(values)
+        if problems.found or rows.missing:
+            raise Problems(problems.found)
+        self.count += count
+        return pa.table(columns)
+
+
+def read_engagements(walk: Walk, file: EngagementFile, bounds: TimeBounds, spool: Spool) -> None:
+    """Read the rows of a file of engagements into the spool.
+
+    Raises:
+        Problems: columns that do not fit, or no row that can be used.
+    """
+    count = 0
+    problems = ProblemList()
+    for rows in walk:
+        with problems.collect():
+            found = _engagements(rows, file, bounds, count)
+            count += found.num_rows
+            spool.add("logged", found)
+        if problems.found or walk.missing:
+            break
+    problems.found += walk.missing
+    problems.found += walk.findings.suspected()
+    problems.raise_any()
+    if not count:
+        raise _none_usable(walk.name)
+
+
+def _engagements(rows: RowFile, file: EngagementFile, bounds: TimeBounds, first: int) -> pa.Table:
+    values = pa.array(np.ones(rows.table.num_rows))
+    if file.value:
+        raw, values = rows.column(file.value), numbers(rows, file.value)
+        given = pc.or_(values.is_valid(), raw.is_null(nan_is_null=True))  # other values are rejected already
+        values = values.fill_null(1.0)
+        mask = usable_values(rows, file.value, plain_numbers(values), np.asarray(given.to_numpy(zero_copy_only=False)))
+        values = values.filter(pa.array(mask))
+        rows.keep(pa.array(mask))
+    rows.table = rows.table.append_column("minutely.value", values)
+    at, requests, named = _usable(rows, file, bounds)
+    return pa.table(
+        {
+            "place": pa.array(np.arange(first, first + len(at))),
+            "at_ms": at,
+            "request": requests,
+            "named": named,
+            "action": _key(rows, [file.action]),
+            "value": rows.column("minutely.value"),
+        }
+    )
+
+
+def _none_usable(name: str) -> Problems:
+    return Problems([Problem(name, "rows", "none is usable", "allowed: at least one row with a time and a request")])
+
+
+def _usable(
+    rows: RowFile, file: ImpressionFile | EngagementFile, bounds: TimeBounds
+) -> tuple[pa.Array, pa.Array | None, pa.Array | None]:
+    """Return times, request keys, and those with the impressions' of the rows that have all; the others are rejected."""
+    at, good = bounds.usable(rows, file.time)
+    keys = named = None
+    if file.request is not None:
+        keys = _key(rows, file.request)
+        good = _with_key(rows, file.request, keys, good)
+    elif isinstance(file, ImpressionFile) and file.explode is not None:
+        keys = rows.at.cast(pa.string())  # a row of its file is a request
+    if file.impression is not None and file.request is not None:
+        good = _with_key(rows, file.impression, _key(rows, file.impression), good)
+        columns = [*file.request, *file.impression]
+        named = _key(rows, columns)
+        good = _with_key(rows, columns, named, good)
+    if isinstance(file, EngagementFile):
+        good = _with_key(rows, [file.action], _key(rows, [file.action]), good)
+    if not pc.all(good).as_py():
+        at, keys, named = (None if each is None else each.filter(good) for each in (at, keys, named))
+        rows.keep(good)
+    return at, keys, named
+
+
+def _with_key(rows: RowFile, columns: Sequence[str], keys: pa.Array, good: pa.Array) -> pa.Array:
+    length = pc.utf8_length(keys).fill_null(0)
+    usable = pc.and_(pc.greater(length, 0), pc.less_equal(length, _MAX_KEY))
+    broken = pc.and_(good, pc.invert(usable))
+    rows.reject(broken, "+".join(columns), keys, "malformed", f"no key of 1 to {_MAX_KEY} characters")
+    return pc.and_(good, usable)
+
+
+def _key(rows: RowFile, columns: Sequence[str]) -> pa.Array:
+    """Return the values of columns as one text."""
+    try:
+        parts = [texts_of(rows.column(column)) for column in columns]
+    except pa.ArrowException as error:
+        allowed = "allowed: integers or texts"
+        raise Problems([Problem(rows.name, f"column {'+'.join(columns)}", str(error), allowed)]) from None
+    return parts[0] if len(parts) == 1 else _joined(*parts)
+
+
+def _joined(*parts: pa.Array) -> pa.Array:
+    """Join texts by slashes, escaped so that different texts stay different."""
+    escaped = [pc.replace_substring(pc.replace_substring(part, "\\", "\\\\"), "/", "\\/") for part in parts]
+    return pc.binary_join_element_wise(*escaped, "/")
+
+
+def _joined_rows(rows: RowFile, side: SideFile, table: SideTable) -> Ids:
+    """Return the impressions' rows in a side table; a problem if no impression has one."""
+    on = side.on or side.key
+    places = table.find(key_ids(rows, on))
+    detail = f"no key of {table.name}"
+    if (places >= 0).any():
+        rows.findings.clear(on, detail)
+    elif len(places):
+        value, allowed = (
+            repr(rows.column(on)[0].as_py()),
+            f"none is a key of {table.name}; allowed: keys of the same form",
+        )
+        rows.findings.suspect(on, detail, Problem(rows.name, f"column {on}", value, allowed))
+    return places
+
+
+def to_spool(raw: Raw) -> pa.Array:
+    """Return a raw column as the spool has it."""
+    if isinstance(raw, Ragged):
+        return pa.LargeListArray.from_arrays(pa.array(raw.offsets), pa.array(raw.values))
+    if raw.ndim > 1:
+        return pa.FixedSizeListArray.from_arrays(pa.array(raw.reshape(-1)), raw.shape[1])
+    return pa.array(raw)
+
+
+def from_spool(column: pa.Array) -> Raw:
+    """Return a column of the spool as it was given to `to_spool`."""
+    if pa.types.is_fixed_size_list(column.type):
+        values: Raw = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+        return values
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lengths = pc.list_value_length(column).to_numpy()
+        return Ragged(
+            np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64))), column.flatten().to_numpy()
+        )
+    plain: Raw = column.to_numpy()
+    return plain
+
+
+def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:
+    """Return the columns of the impressions, or of a side table, that features are made from."""
+    return [item.column for item in features.values() if not is_derived(item) and item.side == side and item.column]
+
+
+def impression_columns(settings: SourceSettings, features: Mapping[str, Feature]) -> list[str]:
+    """Return all columns that a log's impressions need."""
+    file = settings.impressions
+    wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
+    wanted += [side.on or side.key for side in settings.sides.values()]
+    wanted += file.explode.columns if file.explode is not None else []
+    for action in settings.actions.values():
+        wanted += columns_of(action)
+    return wanted
+
+
+def engagement_columns(file: EngagementFile) -> list[str]:
+    """Return all columns that a file of engagements needs."""
+    columns = [file.time.column, *file.request, *file.impression, file.action]
+    return columns + ([file.value] if file.value else [])

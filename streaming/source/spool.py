@@ -1,0 +1,90 @@
+"""Rows of logs on their way to the order of event time, in a database that sorts what does not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import duckdb
+import pyarrow as pa
+
+from streaming.source.duck import streamed
+
+_REPEATED = """select place, file_at, named from
+    (select place, file_at, named, row_number() over (partition by named order by place) as number from impressions
+     where named in (select named from impressions group by named having count(*) > 1))
+    where number > 1 order by place"""
+
+_TABLES = """create table done (at_ms bigint, code integer, impression bigint, value double, request varchar, named varchar);
+    create table logged (place bigint, at_ms bigint, request varchar, named varchar, action varchar, value double);
+    create table names (named varchar, impression bigint);
+    create table codes (action varchar, code integer)"""
+
+_REQUESTS = """create table requests as
+    select *, row_number() over (order by served_at, first_place) - 1 as number from
+    (select request, min(at_ms) as served_at, max(at_ms) - min(at_ms) as spread, min(place) as first_place, count(*) as size
+     from impressions group by request)"""
+
+_ENGAGEMENTS = """select at_ms, code, impression, value, request, named from
+    (select at_ms, code, impression, value, request, named, -1 as place from done
+     union all by name
+     select at_ms, code, coalesce(impression, -1) as impression, value, request, logged.named, place
+     from logged join codes using (action) left join names on logged.named = names.named)
+    order by at_ms, code, impression, place"""
+
+
+class Spool:
+    """Tables of one log: ``impressions`` as they were read, ``done`` and ``logged`` engagements, and ``names`` of impressions."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection) -> None:
+        self._db = db
+        self._adding = db.cursor()  # since rows are added while others are streamed
+        self._adding.execute("use spool")
+        self._db.execute(_TABLES)
+        self._has_impressions = False
+
+    def add(self, name: str, rows: pa.Table) -> None:
+        """Add rows to a table; ``impressions`` has the columns of its first ones."""
+        self._adding.register("added", rows)
+        if name == "impressions" and not self._has_impressions:
+            self._adding.execute("create table impressions as select * from added")
+            self._has_impressions = True
+        else:
+            self._adding.execute(f"insert into {name} by name select * from added")
+        self._adding.unregister("added")
+
+    def repeated(self) -> Iterator[pa.Table]:
+        """Yield the impressions whose request has one of the same name before them."""
+        return streamed(self._db, _REPEATED, ["place", "file_at", "named"])
+
+    def drop_repeated(self) -> None:
+        """Keep the first of the impressions of each name."""
+        self._db.execute(f"delete from impressions where place in (select place from ({_REPEATED}))")
+
+    def group(self) -> tuple[int, str]:
+        """Group impressions into requests, in the order of their first times. Return how many the largest has, and its id."""
+        self._db.execute(_REQUESTS)
+        query = "select size, cast(request as varchar) from requests order by size desc, number limit 1"
+        ((size, name),) = self._db.sql(query).fetchall()
+        return size, name
+
+    def requests(self) -> Iterator[pa.Table]:
+        """Yield the requests, in order."""
+        query = "select cast(request as varchar), served_at, spread, size from requests order by number"
+        return streamed(self._db, query, ["request", "served_at", "spread", "size"])
+
+    def impressions(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield columns of the impressions, with the numbers of their requests: by request, in each as they were read."""
+        query = (
+            f"select number, {', '.join(columns)} from impressions join requests using (request) order by number, place"
+        )
+        return streamed(self._db, query, ["number", *columns])
+
+    def actions(self) -> list[str]:
+        """Return the actions of ``logged``, in the order in which they first came."""
+        found = self._db.sql("select action from logged group by action order by min(place)").fetchall()
+        return [action for (action,) in found]
+
+    def engagements(self, codes: Mapping[str, int]) -> Iterator[pa.Table]:
+        """Yield all engagements in the order of their times, with the impressions' rows; -1 without an impression."""
+        self.add("codes", pa.table({"action": list(codes), "code": pa.array(list(codes.values()), pa.int32())}))
+        return streamed(self._db, _ENGAGEMENTS, ["at_ms", "code", "impression", "value", "request", "named"])
