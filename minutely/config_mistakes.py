@@ -15,6 +15,7 @@ from basis.settings import Section
 from minutely.yaml_file import place_of
 
 _UNION_TAGS = (
+    *("one source", "several sources", "one action", "named values"),
     *("sparse", "dense", "vector", "constant", "column"),
     *("row_adagrad", "adagrad", "sgd", "momentum", "adam", "ftrl", "normal", "uniform", "zeros"),
 )

@@ -31,8 +31,10 @@ class _Requests(NamedTuple):
     ids: pa.Array
 
 
-def assemble(spool: Spool, mapped: Mapped, read: Impressions, rejects: Sequence[Findings]) -> LoggedEvents:
-    """Return the log that was read into the spool; ``rejects`` are what was found in all files.
+def assemble(
+    spool: Spool, mapped: Mapped, read: Impressions, findings: Findings, rejects: Sequence[Findings]
+) -> LoggedEvents:
+    """Return the log that was read into the spool. ``findings`` are those of the impressions, ``rejects`` those of all files.
 
     Raises:
         Problems: a request is too large, or its impressions differ in what a request has once.
@@ -42,7 +44,7 @@ def assemble(spool: Spool, mapped: Mapped, read: Impressions, rejects: Sequence[
         allowed = f"{size} impressions; allowed: {MAX_IMPRESSIONS} a request"
         raise Problems([Problem("impressions", "request", repr(name), allowed)])
     requests = _requests(spool, mapped)
-    writer = _Writer(spool, mapped, read, requests)
+    writer = _Writer(spool, mapped, read, findings, requests)
     for rows in _whole_requests(spool.impressions(read.columns)):
         writer.add(rows)
     request_of_row, impression_ids, features = writer.finish()
@@ -94,9 +96,12 @@ def _whole_requests(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 class _Writer:
     """Writes impressions, with the engagements that their own columns tell."""
 
-    def __init__(self, spool: Spool, mapped: Mapped, read: Impressions, requests: _Requests) -> None:
+    def __init__(
+        self, spool: Spool, mapped: Mapped, read: Impressions, findings: Findings, requests: _Requests
+    ) -> None:
         self._spool = spool
         self._read = read
+        self._findings = findings
         self._requests = requests
         self._count = 0
         self._request_of_row = Array(mapped)
@@ -108,25 +113,25 @@ class _Writer:
         read, requests = self._read, self._requests
         request = rows.column("number").to_numpy()
         served_at = requests.served_at[request]
-        of_file = RowFile(read.name, rows, rows.column("file_at").combine_chunks(), read.findings)
+        of_file = RowFile("impressions", rows, rows.column("file_at").combine_chunks(), self._findings)
         raw = {name: from_spool(of_file.column(f"raw{number}")) for number, name in enumerate(read.raw)}
         places = {name: of_file.column(f"side{number}").to_numpy() for number, name in enumerate(read.sides)}
         columns = read.mapper.columns(raw, places, served_at)
         first = requests.starts[request] - self._count
         _check_shared(of_file, read.features, columns, first)
-        ids = of_file.column("named")
+        ids = of_file.column("named").cast(pa.large_string())
         texts = requests.ids.take(pa.array(request))
         if ids.null_count:
             # Without a key of its own, its place makes an impression unique.
             place = pa.array(np.arange(len(request)) - first).cast(pa.large_string())
-            ids = pc.binary_join_element_wise(texts, place, pa.scalar(".", pa.large_string()))
+            ids = pc.coalesce(ids, pc.binary_join_element_wise(texts, place, pa.scalar(".", pa.large_string())))
         self._request_of_row.append(request)
         self._impression_ids.append(ids)
         for name, column in columns.items():
             self._features[name].append(column)
         row = np.arange(self._count, self._count + len(request))
         self._act(of_file, served_at, row, texts, ids)
-        if read.settings.engagements is not None:
+        if read.settings.engagement_files:
             self._spool.add("names", pa.table({"named": ids, "impression": row}))
         self._count += len(request)
 

@@ -35,7 +35,8 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
     """Read a pipeline's logs. ``now_ms`` is the wall clock's time, which bounds those of events.
 
     Rows are read, checked and sorted some at a time, and what comes of them is on disk, so that logs need not fit in memory:
-    the settings' ``memory`` bounds what is sorted in it. Side tables and rejected rows are in memory.
+    half of the settings' ``memory`` is for sorting, a quarter for the reader of a file, the rest for the rows at hand. Side tables
+    and rejected rows are in memory.
 
     Raises:
         Problems: everything that is wrong with the files as a whole, with the rows that could not be used.
@@ -48,24 +49,27 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
         with problems.collect():
             sides[name] = read_side(folder, settings, name, features, findings)
             problems.found += sides[name].problems
-    if settings.engagements is not None:
+    for each in settings.engagement_files:
         with problems.collect():
-            find(folder, settings.engagements)
-    with problems.collect(), database(memory) as db, TemporaryDirectory(prefix="minutely-") as scratch:
+            find(folder, each)
+    with problems.collect(), database(memory // 2) as db, TemporaryDirectory(prefix="minutely-") as scratch:
         spool, bounds = Spool(db), TimeBounds.of(settings, now_ms)
-        rows = Walk(folder, settings.impressions, impression_columns(settings, features), memory)
-        impressions = Impressions(rows, settings, features, sides, bounds)
-        findings.append(rows.findings)
+        shown, done = Findings(whole=False), Findings(whole=False)
+        findings += [shown, done]
+        impressions = Impressions(settings, features, sides, bounds)
         with problems.collect():
-            impressions.read(spool)
-        if settings.engagements is not None:
-            done = Walk(folder, settings.engagements, engagement_columns(settings.engagements), memory)
-            findings.append(done.findings)
+            walks = [
+                (file, Walk(folder, file, impression_columns(settings, file, features), shown, memory // 4))
+                for file in settings.impression_files
+            ]
+            impressions.read(walks, shown, spool)
+        for each in settings.engagement_files:
             with problems.collect():
-                read_engagements(done, settings.engagements, bounds, spool)
+                read_engagements(Walk(folder, each, engagement_columns(each), done, memory // 4), each, bounds, spool)
+        problems.found += done.suspected()
         problems.raise_any()
         with closing(Mapped(Path(scratch))) as mapped:
-            return assemble(spool, mapped, impressions, findings)
+            return assemble(spool, mapped, impressions, shown, findings)
     raise Problems(problems.found + as_problems([reject for each in findings for reject in each.rejects]))
 
 

@@ -17,7 +17,15 @@ from streaming.records.events import MAX_ID_LENGTH
 from streaming.source.actions import columns_of, happened_on, plain_numbers, usable_values
 from streaming.source.explode import explode
 from streaming.source.mapping import FeatureMapper, SideTable, key_ids
-from streaming.source.settings import EngagementFile, ImpressionFile, SideFile, SourceSettings
+from streaming.source.rejects import Findings
+from streaming.source.settings import (
+    ActionColumn,
+    EngagementFile,
+    ImpressionFile,
+    OneAction,
+    SideFile,
+    SourceSettings,
+)
 from streaming.source.spool import Spool
 from streaming.source.tabular import RowFile, Walk, numbers
 from streaming.source.time_bounds import TimeBounds
@@ -33,14 +41,11 @@ class Impressions:
 
     def __init__(
         self,
-        walk: Walk,
         settings: SourceSettings,
         features: Mapping[str, Feature],
         sides: Mapping[str, SideTable],
         bounds: TimeBounds,
     ) -> None:
-        self.name = walk.name
-        self.findings = walk.findings
         self.settings = settings
         self.features = features
         self.bounds = bounds
@@ -49,7 +54,6 @@ class Impressions:
         self.sides = [name for name in settings.sides if name in sides]
         self.count = 0
         self.matched = dict.fromkeys(self.sides, 0)
-        self._walk = walk
         self._tables = sides
 
     @property
@@ -59,35 +63,44 @@ class Impressions:
         own = [f"raw{number}" for number in range(len(self.raw))]
         return ["file_at", "named", *(f"side{number}" for number in range(len(self.sides))), *own, *of_actions]
 
-    def read(self, spool: Spool) -> None:
-        """Read all rows.
+    def read(self, walks: Sequence[tuple[ImpressionFile, Walk]], findings: Findings, spool: Spool) -> None:
+        """Read all rows of all sources; ``findings`` are theirs.
 
         Raises:
             Problems: columns that do not fit, or no row that can be used.
         """
-        walk, file, problems = self._walk, self.settings.impressions, ProblemList()
-        for rows in walk:
+        problems = ProblemList()
+        for file, walk in walks:
             with problems.collect():
-                if file.explode is not None:
-                    explode(rows, file.explode)
-                spool.add("impressions", self._normalised(rows))
-            if problems.found or walk.missing:
-                break
-        problems.found += walk.missing
-        problems.found += walk.findings.suspected()
+                self._read(file, walk, spool)
+        problems.found += findings.suspected()
         problems.raise_any()
-        if file.request and file.impression:
-            for again in spool.repeated():
-                columns = "+".join([*file.request, *file.impression])
-                whole = RowFile(walk.name, again, again.column("file_at").combine_chunks(), walk.findings)
-                every = pa.repeat(True, again.num_rows)
-                whole.reject(every, columns, again.column("named"), "repeated", "is given twice in its request")
-            spool.drop_repeated()
+        name = ", ".join(walk.name for _, walk in walks)
+        if all(file.request and file.impression for file, _ in walks):
+            self._drop_repeated(name, findings, spool)
         if not self.count:
-            raise _none_usable(walk.name)
+            raise _none_usable(name)
 
-    def _normalised(self, rows: RowFile) -> pa.Table:
-        settings, file, problems = self.settings, self.settings.impressions, ProblemList()
+    def _read(self, file: ImpressionFile, walk: Walk, spool: Spool) -> None:
+        def use(rows: RowFile) -> None:
+            if file.explode is not None:
+                explode(rows, file.explode)
+            spool.add("impressions", self._normalised(rows, file))
+
+        walk.take(use)
+
+    def _drop_repeated(self, name: str, findings: Findings, spool: Spool) -> None:
+        columns = "+".join(
+            [*(self.settings.impression_files[0].request or ()), *(self.settings.impression_files[0].impression or ())]
+        )
+        for again in spool.repeated():
+            rows = RowFile(name, again, again.column("file_at").combine_chunks(), findings)
+            every = pa.repeat(True, again.num_rows)
+            rows.reject(every, columns, again.column("named"), "repeated", "is given twice in its request")
+        spool.drop_repeated()
+
+    def _normalised(self, rows: RowFile, file: ImpressionFile) -> pa.Table:
+        settings, problems = self.settings, ProblemList()
         at, keys, named = _usable(rows, file, self.bounds)
         count = len(at)
         place = np.arange(self.count, self.count + count)
@@ -123,19 +136,9 @@ def read_engagements(walk: Walk, file: EngagementFile, bounds: TimeBounds, spool
     Raises:
         Problems: columns that do not fit, or no row that can be used.
     """
-    count = 0
-    problems = ProblemList()
-    for rows in walk:
-        with problems.collect():
-            found = _engagements(rows, file, bounds, count)
-            count += found.num_rows
-            spool.add("logged", found)
-        if problems.found or walk.missing:
-            break
-    problems.found += walk.missing
-    problems.found += walk.findings.suspected()
-    problems.raise_any()
-    if not count:
+    count = spool.logged
+    walk.take(lambda rows: spool.add("logged", _engagements(rows, file, bounds, spool.logged)))
+    if spool.logged == count and not walk.findings.suspected():
         raise _none_usable(walk.name)
 
 
@@ -156,10 +159,32 @@ def _engagements(rows: RowFile, file: EngagementFile, bounds: TimeBounds, first:
             "at_ms": at,
             "request": requests,
             "named": named,
-            "action": _key(rows, [file.action]),
+            "action": _actions(rows, file),
             "value": rows.column("minutely.value"),
         }
     )
+
+
+def _actions(rows: RowFile, file: EngagementFile) -> pa.Array:
+    """Return the name of each row's action."""
+    if isinstance(file.action, OneAction):
+        return pa.repeat(pa.scalar(file.action.name, pa.string()), rows.table.num_rows)
+    found = _key(rows, action_columns(file))
+    if isinstance(file.action, str):
+        return found
+    names = pa.array(list(file.action.names.values()), pa.string())
+    at = pc.index_in(found, value_set=pa.array(list(file.action.names), found.type))
+    return pc.coalesce(names.take(at), found.cast(pa.string()))
+
+
+def action_columns(file: EngagementFile) -> list[str]:
+    """Return the column that names a file's actions, if there is one."""
+    match file.action:
+        case OneAction():
+            return []
+        case ActionColumn():
+            return [file.action.column]
+    return [file.action]
 
 
 def _none_usable(name: str) -> Problems:
@@ -183,7 +208,7 @@ def _usable(
         named = _key(rows, columns)
         good = _with_key(rows, columns, named, good)
     if isinstance(file, EngagementFile):
-        good = _with_key(rows, [file.action], _key(rows, [file.action]), good)
+        good = _with_key(rows, action_columns(file), _actions(rows, file), good)
     if not pc.all(good).as_py():
         at, keys, named = (None if each is None else each.filter(good) for each in (at, keys, named))
         rows.keep(good)
@@ -258,9 +283,8 @@ def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[s
     return [item.column for item in features.values() if not is_derived(item) and item.side == side and item.column]
 
 
-def impression_columns(settings: SourceSettings, features: Mapping[str, Feature]) -> list[str]:
-    """Return all columns that a log's impressions need."""
-    file = settings.impressions
+def impression_columns(settings: SourceSettings, file: ImpressionFile, features: Mapping[str, Feature]) -> list[str]:
+    """Return all columns of a file that a log's impressions need."""
     wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
     wanted += [side.on or side.key for side in settings.sides.values()]
     wanted += file.explode.columns if file.explode is not None else []
@@ -271,5 +295,5 @@ def impression_columns(settings: SourceSettings, features: Mapping[str, Feature]
 
 def engagement_columns(file: EngagementFile) -> list[str]:
     """Return all columns that a file of engagements needs."""
-    columns = [file.time.column, *file.request, *file.impression, file.action]
+    columns = [file.time.column, *file.request, *file.impression, *action_columns(file)]
     return columns + ([file.value] if file.value else [])

@@ -67,6 +67,8 @@ class Findings:
     def __init__(self, *, whole: bool) -> None:
         self.more: Counter[str] = Counter()
         """How many were refused beyond `KEPT`, by reason."""
+        self.rows = 0
+        """How many rows were read so far."""
         self._whole = whole
         self._parts: list[_Part] = []
         self._rejects: list[Reject] = []

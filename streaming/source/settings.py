@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -77,14 +77,54 @@ class ImpressionFile(File):
     """Columns whose values name the impression within its request, for engagements in a file of their own."""
 
 
+def _text_keys(value: Any) -> Any:
+    """Keys as the texts by which they are compared."""
+    return (
+        {str(key) if isinstance(key, int) else key: name for key, name in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
+
+
+class ActionColumn(Section):
+    """The column that names the action, and what some of its values are called in the config; the others keep their names."""
+
+    column: str
+    names: Annotated[dict[str, ActionName], BeforeValidator(_text_keys)]
+
+
+class OneAction(Section):
+    """What every row of a file is."""
+
+    name: ActionName
+
+
+def _action_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "column"
+    return (
+        "one action"
+        if isinstance(value, OneAction) or (isinstance(value, dict) and "name" in value)
+        else "named values"
+    )
+
+
+ActionOf = Annotated[
+    Annotated[str, Tag("column")]
+    | Annotated[ActionColumn, Tag("named values")]
+    | Annotated[OneAction, Tag("one action")],
+    Discriminator(_action_kind),
+]
+
+
 class EngagementFile(File):
     """A file with one row per engagement, matched to impressions by equal request and impression values."""
 
     time: TimeColumn
     request: Texts
     impression: Texts
-    action: str
-    """The column that names the action."""
+    action: ActionOf
+    """The column that names the action; ``{column, names}`` to call its values otherwise; or ``{name}`` where each row is one."""
     value: str | None = None
 
 
@@ -157,6 +197,20 @@ class SideFile(File):
     """The impressions' column that holds the key; by default, the column of the same name."""
 
 
+Item = TypeVar("Item")
+
+
+def _how_many(value: Any) -> str:
+    return "several sources" if isinstance(value, list) else "one source"
+
+
+Several = Annotated[
+    Annotated[Item, Tag("one source")] | Annotated[list[Item], Field(min_length=1), Tag("several sources")],
+    Discriminator(_how_many),
+]
+"""One, or a list of them."""
+
+
 class SourceSettings(Section):
     """The ``source`` section."""
 
@@ -171,10 +225,21 @@ class SourceSettings(Section):
     memory: Size | None = None
     """How much of the logs is sorted in memory, such as ``2GB``; the rest is on disk. By default a quarter of the machine's.
     ``--memory`` takes precedence."""
-    impressions: ImpressionFile
+    impressions: Several[ImpressionFile]
     sides: dict[Name, SideFile] = {}
     actions: dict[ActionName, Action] = {}
-    engagements: EngagementFile | None = None
+    engagements: Several[EngagementFile] | None = None
+
+    @property
+    def impression_files(self) -> list[ImpressionFile]:
+        """Where impressions are."""
+        return self.impressions if isinstance(self.impressions, list) else [self.impressions]
+
+    @property
+    def engagement_files(self) -> list[EngagementFile]:
+        """Where engagements are that have files of their own."""
+        found = self.engagements or []
+        return found if isinstance(found, list) else [found]
 
     @property
     def earliest_ms(self) -> int:
@@ -187,6 +252,9 @@ class SourceSettings(Section):
             raise ValueError("needs dir (the folder of the files) or dataset")
         if not self.actions and self.engagements is None:
             raise ValueError("needs actions or engagements: labels come from them")
-        if self.engagements is not None and not (self.impressions.request and self.impressions.impression):
+        files = self.impression_files
+        if self.engagements is not None and not all(file.request and file.impression for file in files):
             raise ValueError("engagements in a file need impressions.request and impressions.impression to match by")
+        if len(files) > 1 and not all(file.request for file in files):
+            raise ValueError("impressions of several sources need request in each, which names a request among all")
         return self

@@ -41,6 +41,8 @@ class Spool:
         self._adding.execute("use spool")
         self._db.execute(_TABLES)
         self._has_impressions = False
+        self.logged = 0
+        """How many engagements of files of their own there are."""
 
     def add(self, name: str, rows: pa.Table) -> None:
         """Add rows to a table; ``impressions`` has the columns of its first ones."""
@@ -50,6 +52,7 @@ class Spool:
             self._has_impressions = True
         else:
             self._adding.execute(f"insert into {name} by name select * from added")
+        self.logged += rows.num_rows if name == "logged" else 0
         self._adding.unregister("added")
 
     def repeated(self) -> Iterator[pa.Table]:

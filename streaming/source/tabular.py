@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,19 +83,33 @@ class RowFile:
 class Walk:
     """The rows of a source with those of ``columns`` that it has, some at a time, in the order of its files.
 
-    ``findings`` and ``missing`` are whole when all were walked. ``memory`` bounds, in bytes, what readers keep.
+    ``findings``, which sources may share, and ``missing`` are whole when all were walked. ``memory`` bounds, in bytes, what readers
+    keep.
     """
 
-    def __init__(self, folder: Path, file: File, columns: Sequence[str], memory: int | None = None) -> None:
+    def __init__(self, folder: Path, file: File, columns: Sequence[str], findings: Findings, memory: int) -> None:
         self.name = str(folder / file.file)
-        self.findings = Findings(whole=False)
+        self.findings = findings
         self.missing: list[Problem] = []
         self._folder = folder
         self._file = file
         self._columns = list(dict.fromkeys(columns))
         self._memory = memory
 
-    def __iter__(self) -> Iterator[RowFile]:
+    def take(self, use: Callable[[RowFile], None]) -> None:
+        """Call ``use`` with all rows, some at a time.
+
+        Raises:
+            Problems: what it raises, or columns are missing, or a file as a whole cannot be used.
+        """
+        problems = ProblemList()
+        with problems.collect():
+            for rows in self._rows():
+                use(rows)
+        problems.found += self.missing
+        problems.raise_any()
+
+    def _rows(self) -> Iterator[RowFile]:
         """Yield the rows, at least one piece of each file.
 
         Raises:
@@ -103,22 +117,22 @@ class Walk:
             Unreadable: the operating system fails to read one.
         """
         problems = ProblemList()
-        first = 0
+        first = self.findings.rows
         for found in find(self._folder, self._file):
             with problems.collect():
-                for table in self._tables(found, first):
-                    at = pa.array(np.arange(first, first + table.num_rows))
-                    first += table.num_rows
+                for table in self._tables(found):
+                    at = pa.array(np.arange(self.findings.rows, self.findings.rows + table.num_rows))
+                    self.findings.rows += table.num_rows
                     if not problems.found:
                         yield RowFile(self.name, table, at, self.findings, self._file.decimal, self.missing)
         problems.raise_any()
-        if not first and self._columns and not self.missing:
+        if self.findings.rows == first and self._columns and not self.missing:
             told = as_problems(self.findings.rejects)
             raise Problems([Problem(self.name, "rows", "0", "allowed: a file with rows"), *told])
 
-    def _tables(self, found: FoundFile, first: int) -> Iterator[pa.Table]:
+    def _tables(self, found: FoundFile) -> Iterator[pa.Table]:
         with open_file(found, self._file, self._columns, memory=self._memory) as rows:
-            self.findings.add_file(str(found.path), first, rows.lines)
+            self.findings.add_file(str(found.path), self.findings.rows, rows.lines)
             self.missing += rows.missing
             yield from rows.tables
             for each in rows.broken():
