@@ -78,13 +78,11 @@ def metrics_of(
 ) -> dict[str, dict[str, float | None]]:
     """Metrics by label of ``scores`` float32 [n, labels], those of the impressions from ``begin`` on."""
     end = begin + len(scores)
-    exact, requests = scores.astype(np.float64), events.request_of_row[begin:end]
+    requests = events.request_of_row[begin:end]
     metrics = {}
     for at, (name, label) in enumerate(pipeline.labels.items()):
-        truth = events.truth(label)[begin:end]
-        metrics[name] = (
-            value_metrics(exact[:, at], truth) if label.is_value else class_metrics(exact[:, at], truth, requests)
-        )
+        truth, exact = events.truth(label)[begin:end], scores[:, at].astype(np.float64)
+        metrics[name] = value_metrics(exact, truth) if label.is_value else class_metrics(exact, truth, requests)
     return metrics
 
 

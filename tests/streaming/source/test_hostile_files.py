@@ -62,9 +62,12 @@ def test_a_blank_first_line_is_told(tmp_path: Path, text: str) -> None:
         read(tmp_path, File(file="log.csv"), ["a"])
 
 
+DAMAGES = [("gz", "cut"), ("zst", "cut"), ("gz", "flipped"), ("gz", "not compressed"), ("zst", "not compressed")]
+"""Not a flipped byte in zstd, which Arrow writes without a checksum."""
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-@pytest.mark.parametrize("codec", ["gz", "zst"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "not compressed"])
+@pytest.mark.parametrize(("codec", "damage"), DAMAGES)
 def test_a_damaged_compressed_file_is_refused_whole(tmp_path: Path, kind: str, codec: str, damage: str) -> None:
     """What is left of it reads like a whole file, so nobody would notice."""
     rows = [{"t": at, "item": f"item {at * 7919 % 1000}"} for at in range(20_000)]
@@ -82,8 +85,6 @@ def test_a_damaged_compressed_file_is_refused_whole(tmp_path: Path, kind: str, c
     cut = whole[: len(whole) // 2]
     flipped = bytes(byte ^ 255 if at == len(whole) - 6 else byte for at, byte in enumerate(whole))
     path.write_bytes({"cut": cut, "flipped": flipped, "not compressed": plain}[damage])
-    if damage == "flipped" and codec == "zst":
-        return  # Arrow writes zstd without a checksum
     with pytest.raises(Problems, match="whole compressed file"):
         read(tmp_path, file, ["t", "item"])
 
