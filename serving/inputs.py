@@ -39,18 +39,19 @@ class Inputs:
 
     They are the features that have a column of the impressions, and the keys of side tables: a key comes from the feature of
     ids that has its column, else under the column's own name. A table with a feature of scope ``request`` is joined by a key of
-    the request. ``keys`` is by side table.
+    the request. ``keys`` is by side table, one for each column of its key.
     """
 
     def __init__(self, features: Mapping[str, Feature], sides: Mapping[str, SideFile]) -> None:
         own = {name: item for name, item in features.items() if not is_derived(item) and item.side is None}
         self.of_request = {name: item for name, item in own.items() if item.scope == "request"}
         self.of_candidates = {name: item for name, item in own.items() if item.scope == "impression"}
-        self.keys: dict[str, Key] = {}
+        self.keys: dict[str, list[Key]] = {}
         for side, file in sides.items():
             scopes = {item.scope for item in features.values() if not is_derived(item) and item.side == side}
             if scopes:
-                self.keys[side] = self._key(side, file.on or file.key, of_request="request" in scopes)
+                of_request = "request" in scopes
+                self.keys[side] = [self._key(side, column, of_request=of_request) for column in file.on_columns]
 
     def _key(self, side: str, column: str, *, of_request: bool) -> Key:
         for inputs, is_request in ((self.of_request, True), (self.of_candidates, False)):

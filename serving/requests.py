@@ -205,7 +205,10 @@ class RequestReader:
         """All features of ``count`` candidates, in the order of the configuration. What the request says is there once, whatever
         the number of candidates."""
         sides, served_at = self._sides(), np.array([now_ms])
-        places = {side: sides[side].find(np.asarray(given[key.name])) for side, key in self.inputs.keys.items()}
+        places = {
+            side: sides[side].find([np.asarray(given[key.name]) for key in keys])
+            for side, keys in self.inputs.keys.items()
+        }
         made: dict[str, Column] = {}
         for name, feature in self.features.items():
             if isinstance(feature, SparseFeature) and is_derived(feature):

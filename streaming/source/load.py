@@ -19,7 +19,7 @@ from streaming.source.actions import columns_of, happened_on, plain_numbers, usa
 from streaming.source.explode import explode
 from streaming.source.files import find
 from streaming.source.logged_events import Bools, Engagements, LoggedEvents
-from streaming.source.mapping import FeatureMapper, SideTable, key_ids
+from streaming.source.mapping import FeatureMapper, SideTable, key_ids, shown_key
 from streaming.source.settings import EngagementFile, ImpressionFile, SourceSettings
 from streaming.source.tabular import RowFile, as_problems, numbers, read
 from streaming.source.time_bounds import TimeBounds
@@ -59,7 +59,7 @@ def read_side(
     """Read a side table, and append its file, with the rejected rows, to ``files``. `Problems` if it cannot be read; the table's
     own ``problems`` are columns that do not fit."""
     side = settings.sides[name]
-    rows = read(folder, side, [side.key, *feature_columns(features, name)])
+    rows = read(folder, side, [*side.key, *feature_columns(features, name)])
     files.append(rows)
     wanted = {each: item for each, item in features.items() if not is_derived(item) and item.side == name}
     try:
@@ -93,7 +93,7 @@ class _Loader:
         for name, side in self._settings.sides.items():
             if name in sides:
                 with self._problems.collect():
-                    places[name] = self._joined(sides[name], side.on or side.key)
+                    places[name] = self._joined(sides[name], side.on_columns)
         with self._problems.collect():
             mapper = FeatureMapper(rows, served_at_of_row, sides, places)
             columns = mapper.columns(features)
@@ -117,16 +117,12 @@ class _Loader:
             rejects,
         )
 
-    def _joined(self, side: SideTable, on: str) -> Ids:
+    def _joined(self, side: SideTable, on: Sequence[str]) -> Ids:
         """Return the impressions' rows in a side table."""
-        keys = key_ids(self._rows, on)
-        places = side.find(keys)
+        places = side.find([key_ids(self._rows, column) for column in on])
         if (places < 0).all():
-            value, allowed = (
-                repr(self._rows.column(on)[0].as_py()),
-                f"none is a key of {side.name}; allowed: keys of the same form",
-            )
-            raise Problems([Problem(self._rows.name, f"column {on}", value, allowed)])
+            allowed = f"none is a key of {side.name}; allowed: keys of the same form"
+            raise Problems([Problem(self._rows.name, f"column {'+'.join(on)}", shown_key(self._rows, on, 0), allowed)])
         return places
 
     def _usable(self, rows: RowFile, file: ImpressionFile | EngagementFile) -> tuple[Ids, pa.Array | None]:
@@ -338,7 +334,7 @@ def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[s
 def _impression_columns(settings: SourceSettings, features: Mapping[str, Feature]) -> list[str]:
     file = settings.impressions
     wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
-    wanted += [side.on or side.key for side in settings.sides.values()]
+    wanted += [column for side in settings.sides.values() for column in side.on_columns]
     wanted += file.explode.columns if file.explode is not None else []
     for action in settings.actions.values():
         wanted += columns_of(action)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from basis.problems import Problem, ProblemList, Problems
@@ -21,17 +23,20 @@ from streaming.source.times import read_times
 class SideTable:
     """A side table by key: the raw columns of the features in ``features`` that come from it.
 
-    Keys are compared by id, so 17 is the same key as a number, as a text, and as a float in a column with gaps.
+    A key has one column or several. Keys are compared by the ids of all of them, so 17 is the same key as a number, as a text, and
+    as a float in a column with gaps.
     """
 
-    def __init__(self, rows: RowFile, key: str, features: Mapping[str, Feature]) -> None:
-        ids = key_ids(rows, key)
-        self._order = np.argsort(ids, kind="stable")
-        self._keys = ids[self._order]
-        again = np.flatnonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != MISSING))
+    def __init__(self, rows: RowFile, key: Sequence[str], features: Mapping[str, Feature]) -> None:
+        keys, has_key = _keys_of([key_ids(rows, column) for column in key])
+        self._order = np.flatnonzero(has_key)
+        self._order = self._order[np.argsort(keys[self._order], kind="stable")]
+        self._keys = keys[self._order]
+        again = np.flatnonzero(self._keys[1:] == self._keys[:-1])
         if again.size:
-            value = repr(rows.column(key)[int(self._order[again[0]])].as_py())
-            raise Problems([Problem(rows.name, f"column {key}", value, "is given twice; allowed: one row per key")])
+            value = shown_key(rows, key, int(self._order[again[0]]))
+            allowed = "is given twice; allowed: one row per key"
+            raise Problems([Problem(rows.name, f"column {'+'.join(key)}", value, allowed)])
         self.name = rows.name
         self.problems: list[Problem] = []
         self._raw: dict[str, Raw] = {}
@@ -41,11 +46,14 @@ class SideTable:
                 self._raw[name] = raw_of(rows, feature)
         self.problems = problems.found
 
-    def find(self, keys: Ids) -> Ids:
-        """Return the rows of keys, given as ids: int64 [n], -1 for a key that is missing or not in the table."""
-        places = np.searchsorted(self._keys, keys)
-        places[places == len(self._keys)] = 0
-        found: Ids = np.where((self._keys[places] == keys) & (keys != MISSING), self._order[places], -1)
+    def find(self, columns: Sequence[Ids]) -> Ids:
+        """Return the rows of keys, given as the ids of each of their columns, [n] or [1] for one that all keys share: int64 [n],
+        -1 for a key that is missing, wholly or in part, or not in the table."""
+        keys, has_key = _keys_of(columns)
+        if not len(self._keys):
+            return np.full(len(keys), -1)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        found: Ids = np.where((self._keys[places] == keys) & has_key, self._order[places], -1)
         return found
 
     def take(self, name: str, at: Ids) -> Raw:
@@ -98,6 +106,23 @@ class FeatureMapper:
 
 _IDS = "allowed: integers or texts, or lists of them with pool: first, mean or sum"
 _CROSS = "allowed: two earlier sparse features of one id each"
+
+
+def _keys_of(columns: Sequence[Ids]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return a value for each key, and which keys have all their parts.
+
+    The value of several columns is their ids end to end, as bytes: two keys have the same only if all their ids are equal.
+    """
+    spread = np.broadcast_arrays(*columns)
+    has_key = np.all([ids != MISSING for ids in spread], axis=0)
+    if len(spread) == 1:
+        return spread[0], has_key
+    return np.stack(spread, axis=1).view(f"S{8 * len(spread)}")[:, 0], has_key
+
+
+def shown_key(rows: RowFile, columns: Sequence[str], row: int) -> str:
+    """Return the key of a row as messages show it."""
+    return ", ".join(repr(rows.column(column)[row].as_py()) for column in columns)
 
 
 def key_ids(rows: RowFile, column: str) -> Ids:
