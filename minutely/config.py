@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from basis.problems import Problem, Problems
 from basis.settings import Section, format_duration, matching
@@ -19,7 +19,7 @@ from minutely.yaml_file import place_of, read_yaml
 from paramserver.settings import SyncSettings, TablesSettings
 from serving.settings import ServeSettings
 from streaming.archive.table import ArchiveSettings, taken_for_one
-from streaming.features.kinds import FeatureSet, SparseFeature
+from streaming.features.kinds import DenseFeature, FeatureSet, SparseFeature, WeightFeature
 from streaming.join.negatives import Negatives, NegativeSettings
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
@@ -61,10 +61,21 @@ class Pipeline(Section):
             return kafka
         return kafka.model_copy(update={"retention": max(kafka.retention, _needed_ms(labels, join))})
 
+    @model_validator(mode="after")
+    def _with_weight(self) -> Pipeline:
+        """The feature that is the weight says so itself, wherever its values come in."""
+        if (name := self.train.weight) is not None and isinstance(feature := self.features.get(name), DenseFeature):
+            self.features[name] = WeightFeature.model_validate(feature.model_dump())
+        return self
+
     def form(self) -> str:
         """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
         parts = {"features", "labels", "model", "tables"}
-        form = self.model_dump(mode="json", include=parts, exclude={"labels": {"__all__": {"max_value"}}})
+        form = self.model_dump(
+            mode="json",
+            include=parts,
+            exclude={"labels": {"__all__": {"max_value"}}, "features": {self.train.weight or ""}},
+        )
         return msgspec.json.encode(form).decode()
 
     def join_spec(self) -> JoinSpec:
@@ -186,6 +197,15 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
                 found.append(((part, name), name, allowed))
     if pipeline.user is not None and pipeline.user_feature is None:
         found.append((("user",), pipeline.user, f"allowed: {', '.join(pipeline.single_id_features())}"))
+    if pipeline.train.weight is not None:
+        weights = [
+            name
+            for name, feature in pipeline.features.items()
+            if isinstance(feature, DenseFeature) and feature.transform != "age"
+        ]
+        if pipeline.train.weight not in weights:
+            allowed = f"allowed: a feature with kind: dense that is no age: {', '.join(weights) or 'there is none'}"
+            found.append((("train", "weight"), pipeline.train.weight, allowed))
     tables = pipeline.table_names
     for name in pipeline.tables.only:
         if name not in tables:

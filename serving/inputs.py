@@ -12,7 +12,7 @@ from basis.problems import Problem, Problems
 from streaming.features import given
 from streaming.features.arrow_columns import plain, to_ms
 from streaming.features.columns import Ragged, check_packed, unpack
-from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature, numbers_allowed
 from streaming.features.transforms import Raw, beyond, is_derived
 from streaming.source.settings import SideFile
 
@@ -108,7 +108,7 @@ def raw_column(place: str, feature: Feature, value: Any, count: int) -> Raw:
         raw = _unpacked(place, feature, value, count)
         wrong = beyond(feature, raw)
         if isinstance(raw, np.ndarray) and wrong is not None and wrong.any():
-            raise _wrong(place, feature, raw[wrong.reshape(count, -1).any(1)][0].tolist(), NUMBERS_ALLOWED)
+            raise _wrong(place, feature, raw[wrong.reshape(count, -1).any(1)][0].tolist(), numbers_allowed(feature))
         return raw
     if not isinstance(value, list) or len(value) != count:
         length = f"{len(value)} values" if isinstance(value, list) else "no list"
@@ -177,6 +177,8 @@ def allowed_of(feature: Feature) -> str:
             return f"a list of {feature.size} numbers"
         case DenseFeature(transform="age"):
             return f"a time: {feature.unit} since 1970, or a text as in ISO 8601"
+        case WeightFeature():
+            return "a number of 0 or more"
         case DenseFeature() | SparseFeature(bucket="log2"):
             return "a number"
         case SparseFeature(split=str() as separator):

@@ -12,6 +12,7 @@ from basis.settings import Section, matching, pair
 FLOAT32_MAX = 3.4028234663852886e38
 """Training uses float32, so larger numbers are refused on entry."""
 NUMBERS_ALLOWED = "allowed: numbers that are finite in 32 bits"
+WEIGHTS_ALLOWED = "allowed: weights of 0 or more that are finite in 32 bits"
 
 Name: TypeAlias = Annotated[
     str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _, with no digit first")
@@ -87,9 +88,24 @@ class DenseFeature(_Feature):
     kind: Literal["dense"]
     column: str
     side: str | None = None
-    transform: Literal["none", "log", "sqrt", "square", "age"] = "none"
+    transform: Literal["none", "log", "sqrt", "square", "inverse", "age"] = "none"
+    floor: Annotated[float, Field(ge=1e-30)] | None = None
+    """For ``inverse``: smaller numbers count as this much, so that none gives more than 1 / floor."""
     unit: Unit = "ms"
     """For ``age``: the unit of the column's times, if they are numbers."""
+
+    @model_validator(mode="after")
+    def _has_floor(self) -> DenseFeature:
+        if (self.transform == "inverse") != (self.floor is not None):
+            raise ValueError("floor, such as 0.01, goes with transform: inverse, which needs it")
+        return self
+
+
+class WeightFeature(DenseFeature):
+    """The dense feature that ``train.weight`` names: what an example's loss is multiplied by, and no input of the model.
+
+    It is 0 or more. A missing one is 1, as if there were no weights, where a missing number is 0: that would leave the example out.
+    """
 
 
 class VectorFeature(_Feature):
@@ -113,3 +129,8 @@ Feature: TypeAlias = Annotated[
 ]
 FeatureSet: TypeAlias = Annotated[dict[Name, Feature], Field(min_length=1, max_length=1000)]
 """The ``features`` section: name to feature, in the order in which models read them."""
+
+
+def numbers_allowed(feature: Feature) -> str:
+    """Return which numbers a feature may have, in words."""
+    return WEIGHTS_ALLOWED if isinstance(feature, WeightFeature) else NUMBERS_ALLOWED

@@ -15,14 +15,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streaming.features.columns import Column, Floats, Ids, Ragged
+from streaming.features.columns import Column, Floats, Ids, Ragged, missing_number
 from streaming.features.ids import MISSING, cross
-from streaming.features.kinds import FLOAT32_MAX, DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import FLOAT32_MAX, DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature
 
 Raw: TypeAlias = Ids | Ragged | npt.NDArray[np.float64]
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _LARGEST = float(np.finfo(np.float64).max)
-_LIMITS = {"none": FLOAT32_MAX, "log": _LARGEST, "sqrt": FLOAT32_MAX**2, "square": 1.8e19, "age": _LARGEST}
+_LIMITS = {"log": _LARGEST, "sqrt": FLOAT32_MAX**2, "square": 1.8e19, "inverse": _LARGEST, "age": _LARGEST}
+"""The largest numbers that are finite in 32 bits once they are transformed."""
 
 
 def is_derived(feature: Feature) -> bool:
@@ -45,7 +46,7 @@ def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
 
 
 def beyond(feature: Feature, raw: Raw) -> npt.NDArray[np.bool_] | None:
-    """Return where numbers of a raw column give no finite 32-bit float: bool in its shape, None if it has no numbers.
+    """Return where numbers of a raw column give no finite 32-bit float, or no weight: bool in its shape, None if it has no numbers.
 
     Such numbers are refused, wherever they come from.
     """
@@ -57,28 +58,30 @@ def beyond(feature: Feature, raw: Raw) -> npt.NDArray[np.bool_] | None:
         case VectorFeature():
             limit = FLOAT32_MAX
         case DenseFeature():
-            limit = _LIMITS[feature.transform]
+            limit = _LIMITS.get(feature.transform, FLOAT32_MAX)
     found: npt.NDArray[np.bool_] = np.abs(raw) > limit
-    return found
+    return found | (raw < 0) if isinstance(feature, WeightFeature) else found
 
 
 def _transformed(feature: Feature, raw: npt.NDArray[np.float64] | Ids, served_at: Ids) -> npt.NDArray[np.float64]:
-    """Transform numbers for a feature, float64 in their shape; missing ones become 0."""
-    if isinstance(feature, DenseFeature) and feature.transform == "age":
-        return np.maximum(_filled((served_at - raw) / 1000.0), 0)
-    found = _filled(raw)
+    """Transform numbers for a feature, float64 in their shape; missing ones become what `missing_number` says."""
+    found = raw
     if isinstance(feature, SparseFeature):
-        powers: npt.NDArray[np.float64] = np.floor(np.log2(1 + np.maximum(found, 0)))
-        return powers
-    if isinstance(feature, DenseFeature):
+        found = np.floor(np.log2(1 + np.maximum(raw, 0)))
+    elif isinstance(feature, DenseFeature):
         match feature.transform:
+            case "age":
+                found = np.maximum((served_at - raw) / 1000.0, 0)
             case "log":
-                return np.log1p(np.maximum(found, 0))
+                found = np.log1p(np.maximum(raw, 0))
             case "sqrt":
-                return np.sqrt(np.maximum(found, 0))
+                found = np.sqrt(np.maximum(raw, 0))
             case "square":
-                return found**2
-    return found
+                found = raw**2
+            case "inverse":
+                assert feature.floor is not None
+                found = 1 / np.maximum(raw, feature.floor)
+    return np.where(np.isnan(found), missing_number(feature), found)
 
 
 def derived(feature: SparseFeature, made: Mapping[str, Column], served_at: Ids) -> Ids:
@@ -133,7 +136,3 @@ def missing_in(raw: Raw) -> float:
     else:
         found = np.isnan(raw).reshape(len(raw), -1).all(1)
     return float(found.mean()) if len(found) else 0.0
-
-
-def _filled(values: npt.NDArray[np.float64] | Ids) -> npt.NDArray[np.float64]:
-    return np.where(np.isnan(values), 0.0, values)

@@ -97,7 +97,7 @@ def _recorded(feature: Feature) -> dict[str, Any]:
         case DenseFeature(transform="age"):
             own = {"transform": "age", "unit": feature.unit}
         case DenseFeature():
-            own = {"transform": None if feature.transform == "none" else feature.transform}
+            own = {"transform": None if feature.transform == "none" else feature.transform, "floor": feature.floor}
         case VectorFeature():
             own = {"size": feature.size}
     return {"kind": feature.kind, "scope": feature.scope, **own}

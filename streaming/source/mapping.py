@@ -13,7 +13,7 @@ from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import plain, sparse_of, vectors_of
 from streaming.features.columns import Column, Ids
 from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids
-from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, numbers_allowed
 from streaming.features.transforms import Raw, beyond, derived, from_raw, is_derived, missing_in, take
 from streaming.source.settings import TimeColumn
 from streaming.source.tabular import RowFile, numbers
@@ -145,9 +145,8 @@ def raw_of(rows: RowFile, feature: Feature) -> Raw:
     wrong = beyond(feature, raw)
     if wrong is not None and wrong.any():
         values = rows.column(feature.column)
-        rows.reject(
-            pa.array(wrong.reshape(len(wrong), -1).any(1)), feature.column, values, "malformed", NUMBERS_ALLOWED
-        )
+        of_rows = pa.array(wrong.reshape(len(wrong), -1).any(1))
+        rows.reject(of_rows, feature.column, values, "malformed", numbers_allowed(feature))
         raw = np.where(wrong, np.nan, raw)
     return raw
 
