@@ -8,7 +8,7 @@ float64 [n], times as float64 [n] in ms since 1970, vectors as float64 [n, size]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,9 @@ _LIMITS = {"log": _LARGEST, "sqrt": FLOAT32_MAX**2, "square": 1.8e19, "inverse":
 """The largest numbers that are finite in 32 bits once they are transformed."""
 
 
-def is_derived(feature: Feature) -> bool:
-    """Whether a feature has no column of its own, but comes from the event's time or from other features."""
-    return isinstance(feature, SparseFeature) and feature.column is None
+def is_derived(feature: Feature) -> TypeGuard[SparseFeature | DenseFeature]:
+    """Whether a feature has no column of its own, but comes from the event's time, from the request, or from other features."""
+    return feature.column is None
 
 
 def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
@@ -84,8 +84,12 @@ def _transformed(feature: Feature, raw: npt.NDArray[np.float64] | Ids, served_at
     return np.where(np.isnan(found), missing_number(feature), found)
 
 
-def derived(feature: SparseFeature, made: Mapping[str, Column], served_at: Ids) -> Ids:
-    """Return the ids of a feature without a column; ``made`` has the features it crosses, for n impressions or one for all."""
+def derived(feature: SparseFeature | DenseFeature, made: Mapping[str, Column], served_at: Ids, sizes: Ids) -> Column:
+    """Return a feature without a column, for n impressions or one for all: ``made`` has the features it crosses, ``served_at`` the
+    event times (ms), ``sizes`` how many impressions the request of each has."""
+    if feature.request is not None:
+        return from_raw(feature, sizes.astype(np.float64), served_at)
+    assert isinstance(feature, SparseFeature)
     if feature.time is not None:
         return time_ids(served_at, feature.time, feature.zone)
     assert feature.cross is not None

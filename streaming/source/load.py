@@ -95,7 +95,7 @@ class _Loader:
                 with self._problems.collect():
                     places[name] = self._joined(sides[name], side.on_columns)
         with self._problems.collect():
-            mapper = FeatureMapper(rows, served_at_of_row, sides, places)
+            mapper = FeatureMapper(rows, served_at_of_row, np.diff(starts)[request_of_row], sides, places)
             columns = mapper.columns(features)
             _check_shared(rows, features, columns, starts, request_of_row)
         with self._problems.collect():

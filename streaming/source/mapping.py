@@ -64,13 +64,20 @@ class SideTable:
 
 
 class FeatureMapper:
-    """Makes feature columns from the impressions' file and its side tables; ``places`` has the impressions' rows by side table."""
+    """Makes feature columns from the impressions' file and its side tables; ``places`` has the impressions' rows by side table,
+    ``sizes`` how many impressions the request of each has."""
 
     def __init__(
-        self, impressions: RowFile, served_at: Ids, sides: Mapping[str, SideTable], places: Mapping[str, Ids]
+        self,
+        impressions: RowFile,
+        served_at: Ids,
+        sizes: Ids,
+        sides: Mapping[str, SideTable],
+        places: Mapping[str, Ids],
     ) -> None:
         self._impressions = impressions
         self._served_at = served_at
+        self._sizes = sizes
         self._sides = sides
         self._places = places
         self.missing: dict[str, float] = {}
@@ -88,12 +95,12 @@ class FeatureMapper:
         return made
 
     def _column(self, name: str, feature: Feature, made: Mapping[str, Column]) -> Column:
-        if isinstance(feature, SparseFeature) and is_derived(feature):
-            if feature.cross is not None:
+        if is_derived(feature):
+            if isinstance(feature, SparseFeature) and feature.cross is not None:
                 pair = [made.get(part) for part in feature.cross]
                 if not all(isinstance(part, np.ndarray) and part.dtype == np.int64 for part in pair):
                     raise Problems([Problem("features", f"{name}: cross", ", ".join(feature.cross), _CROSS)])
-            return derived(feature, made, self._served_at)
+            return derived(feature, made, self._served_at, self._sizes)
         if feature.side is None:
             raw = raw_of(self._impressions, feature)
         elif feature.side in self._places:

@@ -75,7 +75,10 @@ CONFIG: dict[str, Any] = {
         "founded": {"kind": "dense", "column": "founded", "side": "makers", "transform": "age"},
         "wares": {"column": "wares", "side": "makers", "pool": "mean"},
         "deal": {"kind": "dense", "column": "percent", "side": "deals"},
+        "size": {"request": "size", "scope": "request"},
+        "crowd": {"kind": "dense", "request": "size", "transform": "inverse", "floor": 1.0},
         "user_hour": {"cross": ["user", "hour"]},
+        "item_size": {"cross": ["item", "size"]},
         "tag_length": {"cross": ["first_tag", "length"]},
         "degree_brand": {"cross": ["degree", "brand"]},
     },
@@ -91,7 +94,7 @@ def _rows() -> list[dict[str, Any]]:
     rows = []
     for request in range(60):
         at, user = START + request * 61_000, f"u{request % 9}" if request % 3 else request % 9
-        for item in random.choice(30, 4, replace=False).tolist():
+        for item in random.choice(30, 4 + request % 2, replace=False).tolist():
             words = [int(each) for each in random.integers(0, 9, item % 4)]
             rows.append(
                 {
