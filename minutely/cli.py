@@ -90,7 +90,7 @@ def cli() -> None:
 def replay(
     context: click.Context,
     config: Path,
-    data: Path | None,
+    data: str | None,
     out: Path | None,
     seed: int | None,
     warmup: float,
@@ -133,7 +133,7 @@ def replay(
 @out_option
 @seed_option
 @warmup_option
-def compare(config: Path, data: Path | None, out: Path | None, seed: int | None, warmup: float) -> None:
+def compare(config: Path, data: str | None, out: Path | None, seed: int | None, warmup: float) -> None:
     """Compare cadences: what is freshness worth on this data?
 
     Trains once and serves with one replica for each of 60s, 5m, 1h, 24h and never. All share the warm-up, and differ only in
@@ -169,7 +169,7 @@ def init(paths: tuple[Path, ...], out: Path | None, force: bool) -> None:
 @cli.command()
 @config_argument
 @data_option
-def check(config: Path, data: Path | None) -> None:
+def check(config: Path, data: str | None) -> None:
     """Check a config and the logs that it names: every mistake at once, or else what was found in them.
 
     It also shows what deserves a look, such as a window that cuts most positives, or a feature that knows the label.

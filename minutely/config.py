@@ -26,6 +26,7 @@ from streaming.join.spec import JoinSpec
 from streaming.kafka.settings import KafkaSettings
 from streaming.records.labels import Label, LabelSet
 from streaming.source.datasets import movielens_100k
+from streaming.source.files import Folder, folder_of
 from streaming.source.settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
 
@@ -99,9 +100,9 @@ class Pipeline(Section):
         """The sparse features of one id an impression."""
         return [name for name, item in self.features.items() if isinstance(item, SparseFeature) and not item.is_list]
 
-    def data_folder(self) -> Path:
-        """The folder of the source's files; a data set that is nowhere is fetched."""
-        return movielens_100k() if self.source.dir is None else Path(self.source.dir)
+    def data_folder(self) -> Folder:
+        """The folder of the source's files; a data set that is nowhere is fetched. `Problems` where an address is none."""
+        return movielens_100k() if self.source.dir is None else folder_of(self.source.dir)
 
 
 def _needed_ms(labels: Mapping[str, Label], join: JoinSettings) -> int:
@@ -109,7 +110,7 @@ def _needed_ms(labels: Mapping[str, Label], join: JoinSettings) -> int:
     return 2 * (max(label.window for label in labels.values()) + join.lateness)
 
 
-def load_pipeline(path: Path, data: Path | None = None) -> Pipeline:
+def load_pipeline(path: Path, data: Path | str | None = None) -> Pipeline:
     """The pipeline in a file, its logs in ``data`` where given; `Problems` with every mistake in it.
 
     >>> from pathlib import Path
@@ -124,7 +125,7 @@ def load_pipeline(path: Path, data: Path | None = None) -> Pipeline:
     return pipeline
 
 
-def load_what_is_right(path: Path, data: Path | None) -> tuple[Pipeline | None, list[Problem]]:
+def load_what_is_right(path: Path, data: Path | str | None) -> tuple[Pipeline | None, list[Problem]]:
     """The mistakes in a file, and a pipeline to check its logs by: whole, or only source and features, or None."""
     loaded, tree = read_yaml(path)
     pipeline, problems = _validate(path, loaded, tree, data)
@@ -142,7 +143,7 @@ def load_what_is_right(path: Path, data: Path | None) -> tuple[Pipeline | None, 
 
 
 def _validate(
-    path: Path, loaded: Any, tree: yaml.Node | None, data: Path | None
+    path: Path, loaded: Any, tree: yaml.Node | None, data: Path | str | None
 ) -> tuple[Pipeline | None, list[Problem]]:
     if not isinstance(loaded, dict):
         raise Problems(
@@ -156,7 +157,7 @@ def _validate(
     return pipeline, problems + _cross_check(path, tree, pipeline)
 
 
-def _place_source(path: Path, loaded: dict[str, Any], tree: yaml.Node | None, data: Path | None) -> list[Problem]:
+def _place_source(path: Path, loaded: dict[str, Any], tree: yaml.Node | None, data: Path | str | None) -> list[Problem]:
     """Put ``data``, else environment variables, into ``source.dir``, in place."""
     source = loaded.get("source")
     if not isinstance(source, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from streaming.features.transforms import is_derived
 from streaming.records.events import MAX_ID_LENGTH, MAX_IMPRESSIONS
 from streaming.source.actions import columns_of, happened_on, plain_numbers, usable_values
 from streaming.source.explode import explode
-from streaming.source.files import find
+from streaming.source.files import Folder, find
 from streaming.source.logged_events import Bools, Engagements, LoggedEvents
 from streaming.source.mapping import FeatureMapper, SideTable, key_ids, shown_key
 from streaming.source.settings import EngagementFile, ImpressionFile, SourceSettings
@@ -27,7 +26,7 @@ from streaming.source.time_bounds import TimeBounds
 _MAX_KEY = MAX_ID_LENGTH - 16  # leaves room for a place, or for the id of a run of `minutely produce`
 
 
-def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:
+def load(folder: Folder, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:
     """Read a pipeline's logs. ``now_ms`` is the wall clock's time, which bounds those of events.
 
     Raises:
@@ -54,7 +53,7 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
 
 
 def read_side(
-    folder: Path, settings: SourceSettings, name: str, features: Mapping[str, Feature], files: list[RowFile]
+    folder: Folder, settings: SourceSettings, name: str, features: Mapping[str, Feature], files: list[RowFile]
 ) -> SideTable:
     """Read a side table, and append its file, with the rejected rows, to ``files``. `Problems` if it cannot be read; the table's
     own ``problems`` are columns that do not fit."""
@@ -82,7 +81,7 @@ class _Loader:
         self._settings = settings
         self._bounds = TimeBounds.of(settings, now_ms)
 
-    def load(self, folder: Path, sides: Mapping[str, SideTable], features: Mapping[str, Feature]) -> LoggedEvents:
+    def load(self, folder: Folder, sides: Mapping[str, SideTable], features: Mapping[str, Feature]) -> LoggedEvents:
         rows = self._rows
         served_at, request_keys = self._usable(rows, self._settings.impressions)
         order, starts, request_served_at, request_of_row, request_ids = _group(served_at, request_keys)
@@ -168,7 +167,7 @@ class _Loader:
         return _key(self._rows, [*file.request, *file.impression])
 
     def _engagements(
-        self, folder: Path, served_at: Ids, request_of_row: Ids, request_ids: pa.Array, impression_ids: pa.Array
+        self, folder: Folder, served_at: Ids, request_of_row: Ids, request_ids: pa.Array, impression_ids: pa.Array
     ) -> Engagements:
         names = list(self._settings.actions)
         at, row, code, value = [], [], [], []
@@ -206,7 +205,7 @@ class _Loader:
             all_impressions.take(pa.array(order)),
         )
 
-    def _from_file(self, folder: Path, file: EngagementFile, known: pa.Array, names: list[str]) -> Engagements:
+    def _from_file(self, folder: Folder, file: EngagementFile, known: pa.Array, names: list[str]) -> Engagements:
         """Return engagements of a file of their own; new actions are added to ``names``."""
         columns = [file.time.column, *file.request, *file.impression, file.action]
         rows = read(folder, file, columns + ([file.value] if file.value else []))

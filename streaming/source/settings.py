@@ -186,7 +186,8 @@ class SourceSettings(Section):
     dataset: Literal["movielens-100k"] | None = None
     """A public data set that is fetched if no folder has it."""
     dir: str | None = None
-    """The folder of the files. ``--data`` takes precedence; ${NAME} stands for an environment variable."""
+    """The folder of the files, or the address of one in an object store. ``--data`` takes precedence; ${NAME} stands for an
+    environment variable."""
     earliest: Day = date(1990, 1, 1)
     """The first day (UTC) that events may have. Earlier events are refused: most often their unit is wrong."""
     latest: Day | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,8 @@ from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import as_lists, as_numbers, texts_of
 from streaming.features.columns import Ids
 from streaming.source.duck import shown
-from streaming.source.files import find
-from streaming.source.readers import read_file
+from streaming.source.fetched import read_found
+from streaming.source.files import Folder, find
 from streaming.source.rows import Rows
 from streaming.source.settings import File
 
@@ -119,7 +118,7 @@ class RowFile:
         self.table, self.at = self.table.take(rows), self.at.take(rows)
 
 
-def read(folder: Path, file: File, columns: Sequence[str], most: int | None = None) -> RowFile:
+def read(folder: Folder, file: File, columns: Sequence[str], most: int | None = None) -> RowFile:
     """Return the rows of a source with those of ``columns`` that it has, at most ``most`` rows where given.
 
     Raises:
@@ -134,8 +133,8 @@ def read(folder: Path, file: File, columns: Sequence[str], most: int | None = No
         if most is not None and first >= most:
             break
         with problems.collect():
-            rows = read_file(found, file, list(dict.fromkeys(columns)), None if most is None else most - first)
-            name = str(found.path)
+            rows = read_found(found, file, list(dict.fromkeys(columns)), None if most is None else most - first)
+            name = found.name
             parts.append(_Part(name, first, rows))
             first += rows.table.num_rows
             rejects += [Reject(name, f"line {at}", shown(text), "malformed", why) for at, text, why in rows.broken]
