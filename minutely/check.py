@@ -14,6 +14,7 @@ from minutely.config import Pipeline
 from minutely.log_mistakes import refused, used
 from minutely.terminal import literal
 from streaming.features.columns import Ragged
+from streaming.features.kinds import WeightFeature
 from streaming.records.labels import Label
 from streaming.source.logged_events import LoggedEvents
 
@@ -51,7 +52,8 @@ def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
         else:
             found = f"{column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}"
         missing = events.missing.get(name)
-        table.add_row(name, feature.kind, found, "" if missing is None else f"{missing:.1%}")
+        kind = "weight" if isinstance(feature, WeightFeature) else feature.kind
+        table.add_row(name, kind, found, "" if missing is None else f"{missing:.1%}")
     return table
 
 

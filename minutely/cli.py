@@ -93,7 +93,7 @@ def cli() -> None:
 def replay(
     context: click.Context,
     config: Path,
-    data: Path | None,
+    data: str | None,
     out: Path | None,
     seed: int | None,
     memory: int | None,
@@ -139,7 +139,7 @@ def replay(
 @memory_option
 @warmup_option
 def compare(
-    config: Path, data: Path | None, out: Path | None, seed: int | None, memory: int | None, warmup: float
+    config: Path, data: str | None, out: Path | None, seed: int | None, memory: int | None, warmup: float
 ) -> None:
     """Compare cadences: what is freshness worth on this data?
 
@@ -177,7 +177,7 @@ def init(paths: tuple[Path, ...], out: Path | None, force: bool) -> None:
 @config_argument
 @data_option
 @memory_option
-def check(config: Path, data: Path | None, memory: int | None) -> None:
+def check(config: Path, data: str | None, memory: int | None) -> None:
     """Check a config and the logs that it names: every mistake at once, or else what was found in them.
 
     It also shows what deserves a look, such as a window that cuts most positives, or a feature that knows the label.

@@ -37,8 +37,8 @@ config_argument = click.argument(
 )
 data_option = click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the logs, instead of the configured one.",
+    type=click.Path(file_okay=False),
+    help="Folder or object store address of the logs, instead of the configured one.",
 )
 out_option = click.option(
     "--out",
@@ -238,7 +238,7 @@ archive_option = click.option(
 )
 
 
-def load(config: Path, data: Path | None, seed: int | None, memory: int | None = None) -> Pipeline:
+def load(config: Path, data: str | None, seed: int | None, memory: int | None = None) -> Pipeline:
     """The pipeline of a config; `Problems` where it is wrong."""
     from minutely.config import load_pipeline
 

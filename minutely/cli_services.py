@@ -196,7 +196,7 @@ def freshness(replicas: tuple[str, ...], as_json: bool, every: int) -> None:
 @memory_option
 @click.option("--speed", type=Times(), help="How much faster than logged, as in 60x. [default: 1x]")
 @click.option("--rate", type=PerSecond(), help="Requests a second instead, as in 500/s.")
-def produce(config: Path, data: Path | None, memory: int | None, speed: float | None, rate: float | None) -> None:
+def produce(config: Path, data: str | None, memory: int | None, speed: float | None, rate: float | None) -> None:
     """Send logged events to Kafka as if they happened now: order kept, engagement delays as they were."""
     from minutely.produce import produce as run
     from minutely.service import log_to_stderr

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from basis.problems import Problem, Problems
 from basis.settings import Section, format_duration, matching
@@ -19,13 +19,14 @@ from minutely.yaml_file import place_of, read_yaml
 from paramserver.settings import SyncSettings, TablesSettings
 from serving.settings import ServeSettings
 from streaming.archive.table import ArchiveSettings, taken_for_one
-from streaming.features.kinds import FeatureSet, SparseFeature
+from streaming.features.kinds import DenseFeature, FeatureSet, SparseFeature, WeightFeature
 from streaming.join.negatives import Negatives, NegativeSettings
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.kafka.settings import KafkaSettings
 from streaming.records.labels import Label, LabelSet
 from streaming.source.datasets import movielens_100k
+from streaming.source.files import Folder, folder_of
 from streaming.source.settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
 
@@ -61,10 +62,21 @@ class Pipeline(Section):
             return kafka
         return kafka.model_copy(update={"retention": max(kafka.retention, _needed_ms(labels, join))})
 
+    @model_validator(mode="after")
+    def _with_weight(self) -> Pipeline:
+        """The feature that is the weight says so itself, wherever its values come in."""
+        if (name := self.train.weight) is not None and isinstance(feature := self.features.get(name), DenseFeature):
+            self.features[name] = WeightFeature.model_validate(feature.model_dump())
+        return self
+
     def form(self) -> str:
         """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
         parts = {"features", "labels", "model", "tables"}
-        form = self.model_dump(mode="json", include=parts, exclude={"labels": {"__all__": {"max_value"}}})
+        form = self.model_dump(
+            mode="json",
+            include=parts,
+            exclude={"labels": {"__all__": {"max_value"}}, "features": {self.train.weight or ""}},
+        )
         return msgspec.json.encode(form).decode()
 
     def join_spec(self) -> JoinSpec:
@@ -88,9 +100,9 @@ class Pipeline(Section):
         """The sparse features of one id an impression."""
         return [name for name, item in self.features.items() if isinstance(item, SparseFeature) and not item.is_list]
 
-    def data_folder(self) -> Path:
-        """The folder of the source's files; a data set that is nowhere is fetched."""
-        return movielens_100k() if self.source.dir is None else Path(self.source.dir)
+    def data_folder(self) -> Folder:
+        """The folder of the source's files; a data set that is nowhere is fetched. `Problems` where an address is none."""
+        return movielens_100k() if self.source.dir is None else folder_of(self.source.dir)
 
 
 def _needed_ms(labels: Mapping[str, Label], join: JoinSettings) -> int:
@@ -98,7 +110,7 @@ def _needed_ms(labels: Mapping[str, Label], join: JoinSettings) -> int:
     return 2 * (max(label.window for label in labels.values()) + join.lateness)
 
 
-def load_pipeline(path: Path, data: Path | None = None) -> Pipeline:
+def load_pipeline(path: Path, data: Path | str | None = None) -> Pipeline:
     """The pipeline in a file, its logs in ``data`` where given; `Problems` with every mistake in it.
 
     >>> from pathlib import Path
@@ -113,7 +125,7 @@ def load_pipeline(path: Path, data: Path | None = None) -> Pipeline:
     return pipeline
 
 
-def load_what_is_right(path: Path, data: Path | None) -> tuple[Pipeline | None, list[Problem]]:
+def load_what_is_right(path: Path, data: Path | str | None) -> tuple[Pipeline | None, list[Problem]]:
     """The mistakes in a file, and a pipeline to check its logs by: whole, or only source and features, or None."""
     loaded, tree = read_yaml(path)
     pipeline, problems = _validate(path, loaded, tree, data)
@@ -131,7 +143,7 @@ def load_what_is_right(path: Path, data: Path | None) -> tuple[Pipeline | None, 
 
 
 def _validate(
-    path: Path, loaded: Any, tree: yaml.Node | None, data: Path | None
+    path: Path, loaded: Any, tree: yaml.Node | None, data: Path | str | None
 ) -> tuple[Pipeline | None, list[Problem]]:
     if not isinstance(loaded, dict):
         raise Problems(
@@ -145,7 +157,7 @@ def _validate(
     return pipeline, problems + _cross_check(path, tree, pipeline)
 
 
-def _place_source(path: Path, loaded: dict[str, Any], tree: yaml.Node | None, data: Path | None) -> list[Problem]:
+def _place_source(path: Path, loaded: dict[str, Any], tree: yaml.Node | None, data: Path | str | None) -> list[Problem]:
     """Put ``data``, else environment variables, into ``source.dir``, in place."""
     source = loaded.get("source")
     if not isinstance(source, dict):
@@ -186,6 +198,15 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
                 found.append(((part, name), name, allowed))
     if pipeline.user is not None and pipeline.user_feature is None:
         found.append((("user",), pipeline.user, f"allowed: {', '.join(pipeline.single_id_features())}"))
+    if pipeline.train.weight is not None:
+        weights = [
+            name
+            for name, feature in pipeline.features.items()
+            if isinstance(feature, DenseFeature) and feature.transform != "age"
+        ]
+        if pipeline.train.weight not in weights:
+            allowed = f"allowed: a feature with kind: dense that is no age: {', '.join(weights) or 'there is none'}"
+            found.append((("train", "weight"), pipeline.train.weight, allowed))
     tables = pipeline.table_names
     for name in pipeline.tables.only:
         if name not in tables:

@@ -12,7 +12,7 @@ from basis.problems import Problem, Problems
 from streaming.features import given
 from streaming.features.arrow_columns import plain, to_ms
 from streaming.features.columns import Ragged, check_packed, unpack
-from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature, numbers_allowed
 from streaming.features.transforms import Raw, beyond, is_derived
 from streaming.source.settings import SideFile
 
@@ -39,18 +39,19 @@ class Inputs:
 
     They are the features that have a column of the impressions, and the keys of side tables: a key comes from the feature of
     ids that has its column, else under the column's own name. A table with a feature of scope ``request`` is joined by a key of
-    the request. ``keys`` is by side table.
+    the request. ``keys`` is by side table, one for each column of its key.
     """
 
     def __init__(self, features: Mapping[str, Feature], sides: Mapping[str, SideFile]) -> None:
         own = {name: item for name, item in features.items() if not is_derived(item) and item.side is None}
         self.of_request = {name: item for name, item in own.items() if item.scope == "request"}
         self.of_candidates = {name: item for name, item in own.items() if item.scope == "impression"}
-        self.keys: dict[str, Key] = {}
+        self.keys: dict[str, list[Key]] = {}
         for side, file in sides.items():
             scopes = {item.scope for item in features.values() if not is_derived(item) and item.side == side}
             if scopes:
-                self.keys[side] = self._key(side, file.on or file.key, of_request="request" in scopes)
+                of_request = "request" in scopes
+                self.keys[side] = [self._key(side, column, of_request=of_request) for column in file.on_columns]
 
     def _key(self, side: str, column: str, *, of_request: bool) -> Key:
         for inputs, is_request in ((self.of_request, True), (self.of_candidates, False)):
@@ -107,7 +108,7 @@ def raw_column(place: str, feature: Feature, value: Any, count: int) -> Raw:
         raw = _unpacked(place, feature, value, count)
         wrong = beyond(feature, raw)
         if isinstance(raw, np.ndarray) and wrong is not None and wrong.any():
-            raise _wrong(place, feature, raw[wrong.reshape(count, -1).any(1)][0].tolist(), NUMBERS_ALLOWED)
+            raise _wrong(place, feature, raw[wrong.reshape(count, -1).any(1)][0].tolist(), numbers_allowed(feature))
         return raw
     if not isinstance(value, list) or len(value) != count:
         length = f"{len(value)} values" if isinstance(value, list) else "no list"
@@ -176,6 +177,8 @@ def allowed_of(feature: Feature) -> str:
             return f"a list of {feature.size} numbers"
         case DenseFeature(transform="age"):
             return f"a time: {feature.unit} since 1970, or a text as in ISO 8601"
+        case WeightFeature():
+            return "a number of 0 or more"
         case DenseFeature() | SparseFeature(bucket="log2"):
             return "a number"
         case SparseFeature(split=str() as separator):

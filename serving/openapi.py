@@ -13,7 +13,7 @@ from serving.answers import JSON, MSGPACK
 from serving.inputs import Inputs, allowed_of, takes_lists
 from serving.requests import EngagementsBody, PinBody, RankRequest, ScoreBody, ShadowBody
 from serving.status import Status
-from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature
 
 _REF = "#/components/schemas/{name}"
 _TYPES = (
@@ -122,6 +122,8 @@ def _type_of(feature: Feature) -> dict[str, Any]:
             return {"type": ["array", "null"], "items": number, "minItems": feature.size, "maxItems": feature.size}
         case DenseFeature(transform="age"):
             return {"anyOf": [{"type": ["number", "null"]}, {"type": "string", "format": "date-time"}]}
+        case WeightFeature():
+            return {**number, "minimum": 0}
         case DenseFeature() | SparseFeature(bucket="log2"):
             return number
         case SparseFeature(split=str()):

@@ -22,7 +22,7 @@ import numpy as np
 from basis.decoding import why
 from serving.inputs import BadRequest, Inputs, ids_in_lists, is_packed, raw_column
 from streaming.features.columns import Column, ScoringColumns, repeated
-from streaming.features.kinds import Feature, SparseFeature
+from streaming.features.kinds import Feature
 from streaming.features.transforms import Raw, derived, from_raw, is_derived
 from streaming.records.events import (
     FORMAT_VERSION,
@@ -204,12 +204,15 @@ class RequestReader:
     def columns(self, given: Mapping[str, Raw], count: int, now_ms: int) -> ScoringColumns:
         """All features of ``count`` candidates, in the order of the configuration. What the request says is there once, whatever
         the number of candidates."""
-        sides, served_at = self._sides(), np.array([now_ms])
-        places = {side: sides[side].find(np.asarray(given[key.name])) for side, key in self.inputs.keys.items()}
+        sides, served_at, sizes = self._sides(), np.array([now_ms]), np.array([count])
+        places = {
+            side: sides[side].find([np.asarray(given[key.name]) for key in keys])
+            for side, keys in self.inputs.keys.items()
+        }
         made: dict[str, Column] = {}
         for name, feature in self.features.items():
-            if isinstance(feature, SparseFeature) and is_derived(feature):
-                made[name] = derived(feature, made, served_at)
+            if is_derived(feature):
+                made[name] = derived(feature, made, served_at, sizes)
                 continue
             if feature.side is not None:
                 raw = sides[feature.side].take(name, places[feature.side])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from basis.problems import Problems, Unreadable
 from streaming.features.kinds import Feature
 from streaming.features.transforms import is_derived
-from streaming.source.files import find
+from streaming.source.files import Folder, FoundFile, find
 from streaming.source.load import read_side
 from streaming.source.mapping import SideTable
 from streaming.source.rejects import Findings
@@ -19,13 +19,22 @@ from streaming.source.settings import SourceSettings
 _log = logging.getLogger("minutely.serve")
 
 _LOOK_SECONDS = 1.0
+_LOOK_AT_STORE_SECONDS = 60.0
+"""Each look is a request that is paid for."""
 
 
 class _Stamp(NamedTuple):
-    path: str
+    name: str
     changed_ns: int
     size_bytes: int
-    file: int
+    content: int | str | None
+
+    @classmethod
+    def of(cls, found: FoundFile) -> _Stamp:
+        if found.stored is not None:
+            return cls(found.name, found.stored.changed_ns, found.stored.size_bytes, found.stored.tag)
+        stat = found.path.stat()
+        return cls(found.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 _Stamps = tuple[_Stamp, ...]
@@ -40,12 +49,12 @@ class Sides:
     file that cannot be used any more changes nothing but ``problem``; one that may not be read is tried again at each look.
     """
 
-    def __init__(self, settings: SourceSettings, features: Mapping[str, Feature], folder: Callable[[], Path]) -> None:
+    def __init__(self, settings: SourceSettings, features: Mapping[str, Feature], folder: Callable[[], Folder]) -> None:
         wanted = {item.side for item in features.values() if not is_derived(item) and item.side is not None}
         self._settings = settings
         self._features = features
         self._names = [name for name in settings.sides if name in wanted]
-        self._folder = folder() if self._names else Path()
+        self._folder: Folder = folder() if self._names else Path()
         self._problems: dict[str, str] = {}
         self._seen = {name: self._stamp(name) for name in self._names}
         self._read = dict(self._seen)
@@ -63,7 +72,7 @@ class Sides:
             settled, self._seen[name] = stamp == self._seen[name], stamp
             if settled and stamp != self._read[name]:
                 self._reload(name, stamp)
-        return _LOOK_SECONDS
+        return _LOOK_SECONDS if isinstance(self._folder, Path) else _LOOK_AT_STORE_SECONDS
 
     def _reload(self, name: str, stamp: _Stamps | None) -> None:
         self._read[name] = stamp
@@ -99,11 +108,6 @@ class Sides:
 
     def _stamp(self, name: str) -> _Stamps | None:
         try:
-            paths = [found.path for found in find(self._folder, self._settings.sides[name])]
-            stats = [path.stat() for path in paths]
+            return tuple(map(_Stamp.of, find(self._folder, self._settings.sides[name])))
         except (OSError, Problems):
             return None
-        return tuple(
-            _Stamp(str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            for path, stat in zip(paths, stats, strict=True)
-        )

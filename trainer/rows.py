@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from streaming.features.columns import Column, Columns, Floats, Ids, Ragged, Repeated, ScoringColumns
-from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature
 
 Lookup: TypeAlias = Callable[[str, Ids, npt.NDArray[np.float32]], object]
 """Writes the rows of a table's ids, float32 [n, row_dim], into its last argument."""
@@ -46,7 +46,8 @@ class RowPlan:
                 slots.setdefault(feature.table or name, []).append(_Slot(name, pool))
         self._slots = slots
         self._pooled = any(slot.pool for group in slots.values() for slot in group)
-        self._dense = [name for name, feature in features.items() if not isinstance(feature, SparseFeature)]
+        self._dense = [name for name, feature in features.items() if _width(feature)]
+        self._weight = next((name for name, feature in features.items() if isinstance(feature, WeightFeature)), None)
         self.field_names = [slot.name for group in slots.values() for slot in group]
         self.dense_names = [f"{name}/{at}" for name, feature in features.items() for at in range(_width(feature))]
         self.tables = list(slots)
@@ -113,9 +114,21 @@ class RowPlan:
         parts = [_floats(columns[name]).reshape(impressions, -1) for name in self._dense]
         return torch.from_numpy(np.concatenate(parts, axis=1))
 
+    def weights(self, columns: ScoringColumns) -> Tensor | None:
+        """What the loss of each impression is multiplied by, float32 [impressions]; None where nothing says so.
+
+        A weight below 0, which only records can have that were made while it was another feature, is NaN: no step can use it.
+        """
+        if self._weight is None:
+            return None
+        found = torch.from_numpy(_floats(columns[self._weight]).copy())
+        return found.where(found >= 0, torch.nan)
+
 
 def _width(feature: Feature) -> int:
     match feature:
+        case WeightFeature():
+            return 0
         case DenseFeature():
             return 1
         case VectorFeature():

@@ -52,6 +52,8 @@ class TrainSettings(Section):
     """One training step per this much event time, whatever the cadence of the replicas."""
     max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """The most examples of one step."""
+    weight: str | None = None
+    """The dense feature whose value an example's loss is multiplied by; it is no input of the model then."""
     norm_half_life: PositiveDurationMs = 7 * 86_400_000
     """After this much event time, a row weighs half in the mean and variance that dense features are standardised by."""
     guards: GuardSettings = GuardSettings()

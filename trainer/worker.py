@@ -155,6 +155,8 @@ class Trainer:
         columns, count = self._format.columns(batch), batch.num_rows
         targets = torch.from_numpy(self._format.label_values(batch))
         weights = torch.from_numpy(batch.column("weight").to_numpy(zero_copy_only=False, writable=True))
+        if (of_config := self.plan.weights(columns)) is not None:
+            weights = weights * of_config
         sampling = batch.column("sampling_rate").to_numpy()
         rates = torch.tensor(sampling) if (sampling < 1).any() else None
         ids = self.plan.ids(columns)

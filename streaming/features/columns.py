@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streaming.features.ids import MISSING
-from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -90,16 +90,21 @@ Packed: TypeAlias = bytes | tuple[bytes, bytes]
 
 
 def missing_column(feature: Feature, count: int) -> Column:
-    """Return missing values for ``count`` impressions, as files give them: the id of an empty text, an empty list, or 0."""
+    """Return missing values for ``count`` impressions, as files give them: the id of an empty text, an empty list, or a number."""
     match feature:
         case SparseFeature(is_list=True):
             return Ragged(np.zeros(count + 1, np.int64), np.zeros(0, np.int64))
         case SparseFeature():
             return np.full(count, 0 if feature.bucket else MISSING, np.int64)  # buckets are made from numbers
         case DenseFeature():
-            return np.zeros(count, np.float32)
+            return np.full(count, missing_number(feature), np.float32)
         case VectorFeature():
             return np.zeros((count, feature.size), np.float32)
+
+
+def missing_number(feature: Feature) -> float:
+    """Return what a missing number of a feature counts as."""
+    return 1.0 if isinstance(feature, WeightFeature) else 0.0
 
 
 def columns_bytes(columns: ScoringColumns) -> int:

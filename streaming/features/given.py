@@ -12,7 +12,7 @@ import pyarrow as pa
 from streaming.features.arrow_columns import as_numbers, as_times, lists_of, plain, sparse_of, vectors_of
 from streaming.features.columns import Ids, Ragged
 from streaming.features.ids import as_ids
-from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, numbers_allowed
 from streaming.features.transforms import Raw, beyond
 from streaming.features.values import as_arrow, plain_ids, plain_lists, plain_numbers, plain_vectors
 
@@ -60,7 +60,7 @@ def raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:
     wrong = beyond(feature, raw)
     if wrong is not None and wrong.any():
         place = int(wrong.reshape(len(wrong), -1).any(1).argmax())
-        raise ValueError(f"{values[place]!r:.60}; {NUMBERS_ALLOWED}")
+        raise ValueError(f"{values[place]!r:.60}; {numbers_allowed(feature)}")
     return raw
 
 

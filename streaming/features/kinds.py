@@ -12,6 +12,7 @@ from basis.settings import Section, matching, pair
 FLOAT32_MAX = 3.4028234663852886e38
 """Training uses float32, so larger numbers are refused on entry."""
 NUMBERS_ALLOWED = "allowed: numbers that are finite in 32 bits"
+WEIGHTS_ALLOWED = "allowed: weights of 0 or more that are finite in 32 bits"
 
 Name: TypeAlias = Annotated[
     str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _, with no digit first")
@@ -19,6 +20,8 @@ Name: TypeAlias = Annotated[
 MAX_VECTOR = 65_536
 Unit: TypeAlias = Literal["s", "ms", "us", "ns"]
 """What times as numbers count."""
+OfRequest: TypeAlias = Literal["size"]
+"""What a feature may say of the request: ``size`` is the number of its impressions."""
 
 
 def _known_zone(name: str) -> str:
@@ -38,7 +41,7 @@ class _Feature(Section):
 
 
 class SparseFeature(_Feature):
-    """Ids that are looked up in a table. They come from a column, from the event time, or from two other features, crossed."""
+    """Ids that are looked up in a table. They come from a column, the event time, the request, or two other features, crossed."""
 
     kind: Literal["sparse"] = "sparse"
     column: str | None = None
@@ -47,6 +50,7 @@ class SparseFeature(_Feature):
     time: Literal["hour", "weekday"] | None = None
     zone: TimeZone | None = None
     """The time zone of ``time``, such as ``Europe/Berlin``; UTC by default."""
+    request: OfRequest | None = None
     cross: Annotated[tuple[str, str], pair("[one sparse feature, another]")] | None = None
     split: Annotated[str, Field(min_length=1)] | None = None
     """The separator of a text column that holds lists."""
@@ -61,10 +65,12 @@ class SparseFeature(_Feature):
 
     @model_validator(mode="after")
     def _one_origin(self) -> SparseFeature:
-        if sum(origin is not None for origin in (self.column, self.time, self.cross)) != 1:
-            raise ValueError("needs exactly one of column, time, cross")
-        if self.column is None and any((self.side, self.split, self.bucket, self.pool)):
-            raise ValueError("side, split, bucket and pool go with column")
+        if sum(origin is not None for origin in (self.column, self.time, self.request, self.cross)) != 1:
+            raise ValueError("needs exactly one of column, time, request, cross")
+        if self.column is None and any((self.side, self.split, self.pool)):
+            raise ValueError("side, split and pool go with column")
+        if self.bucket and self.column is None and self.request is None:
+            raise ValueError("bucket goes with column or request")
         if self.bucket and (self.split or self.pool):
             raise ValueError("bucket needs one number per impression, so it does not go with split or pool")
         if self.zone is not None and self.time is None:
@@ -85,11 +91,35 @@ class DenseFeature(_Feature):
     """One number, transformed; ``age`` is the number of seconds from the column's time to the event's."""
 
     kind: Literal["dense"]
-    column: str
+    column: str | None = None
     side: str | None = None
-    transform: Literal["none", "log", "sqrt", "square", "age"] = "none"
+    request: OfRequest | None = None
+    transform: Literal["none", "log", "sqrt", "square", "inverse", "age"] = "none"
+    floor: Annotated[float, Field(ge=1e-30)] | None = None
+    """For ``inverse``: smaller numbers count as this much, so that none gives more than 1 / floor."""
     unit: Unit = "ms"
     """For ``age``: the unit of the column's times, if they are numbers."""
+
+    @model_validator(mode="after")
+    def _has_floor(self) -> DenseFeature:
+        if (self.transform == "inverse") != (self.floor is not None):
+            raise ValueError("floor, such as 0.01, goes with transform: inverse, which needs it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DenseFeature:
+        if (self.column is None) == (self.request is None):
+            raise ValueError("needs exactly one of column, request")
+        if self.column is None and (self.side is not None or self.transform == "age"):
+            raise ValueError("side and transform: age go with column")
+        return self
+
+
+class WeightFeature(DenseFeature):
+    """The dense feature that ``train.weight`` names: what an example's loss is multiplied by, and no input of the model.
+
+    It is 0 or more. A missing one is 1, as if there were no weights, where a missing number is 0: that would leave the example out.
+    """
 
 
 class VectorFeature(_Feature):
@@ -113,3 +143,8 @@ Feature: TypeAlias = Annotated[
 ]
 FeatureSet: TypeAlias = Annotated[dict[Name, Feature], Field(min_length=1, max_length=1000)]
 """The ``features`` section: name to feature, in the order in which models read them."""
+
+
+def numbers_allowed(feature: Feature) -> str:
+    """Return which numbers a feature may have, in words."""
+    return WEIGHTS_ALLOWED if isinstance(feature, WeightFeature) else NUMBERS_ALLOWED

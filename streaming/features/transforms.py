@@ -8,26 +8,27 @@ float64 [n], times as float64 [n] in ms since 1970, vectors as float64 [n, size]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streaming.features.columns import Column, Floats, Ids, Ragged
+from streaming.features.columns import Column, Floats, Ids, Ragged, missing_number
 from streaming.features.ids import MISSING, cross
-from streaming.features.kinds import FLOAT32_MAX, DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import FLOAT32_MAX, DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature
 
 Raw: TypeAlias = Ids | Ragged | npt.NDArray[np.float64]
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _LARGEST = float(np.finfo(np.float64).max)
-_LIMITS = {"none": FLOAT32_MAX, "log": _LARGEST, "sqrt": FLOAT32_MAX**2, "square": 1.8e19, "age": _LARGEST}
+_LIMITS = {"log": _LARGEST, "sqrt": FLOAT32_MAX**2, "square": 1.8e19, "inverse": _LARGEST, "age": _LARGEST}
+"""The largest numbers that are finite in 32 bits once they are transformed."""
 
 
-def is_derived(feature: Feature) -> bool:
-    """Whether a feature has no column of its own, but comes from the event's time or from other features."""
-    return isinstance(feature, SparseFeature) and feature.column is None
+def is_derived(feature: Feature) -> TypeGuard[SparseFeature | DenseFeature]:
+    """Whether a feature has no column of its own, but comes from the event's time, from the request, or from other features."""
+    return feature.column is None
 
 
 def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
@@ -45,7 +46,7 @@ def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
 
 
 def beyond(feature: Feature, raw: Raw) -> npt.NDArray[np.bool_] | None:
-    """Return where numbers of a raw column give no finite 32-bit float: bool in its shape, None if it has no numbers.
+    """Return where numbers of a raw column give no finite 32-bit float, or no weight: bool in its shape, None if it has no numbers.
 
     Such numbers are refused, wherever they come from.
     """
@@ -57,32 +58,38 @@ def beyond(feature: Feature, raw: Raw) -> npt.NDArray[np.bool_] | None:
         case VectorFeature():
             limit = FLOAT32_MAX
         case DenseFeature():
-            limit = _LIMITS[feature.transform]
+            limit = _LIMITS.get(feature.transform, FLOAT32_MAX)
     found: npt.NDArray[np.bool_] = np.abs(raw) > limit
-    return found
+    return found | (raw < 0) if isinstance(feature, WeightFeature) else found
 
 
 def _transformed(feature: Feature, raw: npt.NDArray[np.float64] | Ids, served_at: Ids) -> npt.NDArray[np.float64]:
-    """Transform numbers for a feature, float64 in their shape; missing ones become 0."""
-    if isinstance(feature, DenseFeature) and feature.transform == "age":
-        return np.maximum(_filled((served_at - raw) / 1000.0), 0)
-    found = _filled(raw)
+    """Transform numbers for a feature, float64 in their shape; missing ones become what `missing_number` says."""
+    found = raw
     if isinstance(feature, SparseFeature):
-        powers: npt.NDArray[np.float64] = np.floor(np.log2(1 + np.maximum(found, 0)))
-        return powers
-    if isinstance(feature, DenseFeature):
+        found = np.floor(np.log2(1 + np.maximum(raw, 0)))
+    elif isinstance(feature, DenseFeature):
         match feature.transform:
+            case "age":
+                found = np.maximum((served_at - raw) / 1000.0, 0)
             case "log":
-                return np.log1p(np.maximum(found, 0))
+                found = np.log1p(np.maximum(raw, 0))
             case "sqrt":
-                return np.sqrt(np.maximum(found, 0))
+                found = np.sqrt(np.maximum(raw, 0))
             case "square":
-                return found**2
-    return found
+                found = raw**2
+            case "inverse":
+                assert feature.floor is not None
+                found = 1 / np.maximum(raw, feature.floor)
+    return np.where(np.isnan(found), missing_number(feature), found)
 
 
-def derived(feature: SparseFeature, made: Mapping[str, Column], served_at: Ids) -> Ids:
-    """Return the ids of a feature without a column; ``made`` has the features it crosses, for n impressions or one for all."""
+def derived(feature: SparseFeature | DenseFeature, made: Mapping[str, Column], served_at: Ids, sizes: Ids) -> Column:
+    """Return a feature without a column, for n impressions or one for all: ``made`` has the features it crosses, ``served_at`` the
+    event times (ms), ``sizes`` how many impressions the request of each has."""
+    if feature.request is not None:
+        return from_raw(feature, sizes.astype(np.float64), served_at)
+    assert isinstance(feature, SparseFeature)
     if feature.time is not None:
         return time_ids(served_at, feature.time, feature.zone)
     assert feature.cross is not None
@@ -133,7 +140,3 @@ def missing_in(raw: Raw) -> int:
     else:
         found = np.isnan(raw).reshape(len(raw), -1).all(1)
     return int(found.sum())
-
-
-def _filled(values: npt.NDArray[np.float64] | Ids) -> npt.NDArray[np.float64]:
-    return np.where(np.isnan(values), 0.0, values)

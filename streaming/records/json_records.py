@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from basis.decoding import refusing
 from streaming.features import given
-from streaming.features.columns import Column, Floats, Packed, pack
-from streaming.features.kinds import Feature, SparseFeature, VectorFeature
+from streaming.features.columns import Column, Floats, Packed, missing_number, pack
+from streaming.features.kinds import WEIGHTS_ALLOWED, Feature, SparseFeature, VectorFeature, WeightFeature
 from streaming.records.events import BadRecord, ImpressionIds, Int64, Request, check_size, encode
 
 
@@ -103,12 +103,14 @@ def column_of_values(name: str, feature: Feature, values: Sequence[Any]) -> Colu
             case SparseFeature():
                 return given.lists(values) if feature.is_list else given.ids(values)
             case VectorFeature():
-                return _floats(given.vectors(values, feature.size))
+                return _floats(feature, given.vectors(values, feature.size))
             case _:
-                return _floats(given.numbers(values))
+                return _floats(feature, given.numbers(values))
 
 
-def _floats(values: npt.NDArray[np.float64]) -> Floats:
-    """Convert to float32. Missing values become 0, as in files; too large ones become infinite, which records refuse."""
+def _floats(feature: Feature, values: npt.NDArray[np.float64]) -> Floats:
+    """Convert to float32. Missing values become the same as in files; too large ones become infinite, which records refuse."""
+    if isinstance(feature, WeightFeature) and (values < 0).any():
+        raise ValueError(f"{values.min()}; {WEIGHTS_ALLOWED}")
     with np.errstate(over="ignore"):
-        return np.where(np.isnan(values), 0.0, values).astype("<f4")
+        return np.where(np.isnan(values), missing_number(feature), values).astype("<f4")

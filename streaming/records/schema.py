@@ -92,12 +92,16 @@ def _recorded(feature: Feature) -> dict[str, Any]:
         case SparseFeature():
             own = {
                 "is_list": feature.is_list,
-                **{name: getattr(feature, name) for name in ("split", "bucket", "time", "zone", "cross", "last")},
+                **{
+                    name: getattr(feature, name)
+                    for name in ("split", "bucket", "time", "zone", "request", "cross", "last")
+                },
             }
         case DenseFeature(transform="age"):
             own = {"transform": "age", "unit": feature.unit}
         case DenseFeature():
-            own = {"transform": None if feature.transform == "none" else feature.transform}
+            transform = None if feature.transform == "none" else feature.transform
+            own = {"transform": transform, "floor": feature.floor, "request": feature.request}
         case VectorFeature():
             own = {"size": feature.size}
     return {"kind": feature.kind, "scope": feature.scope, **own}

@@ -116,7 +116,8 @@ class _Writer:
         of_file = RowFile("impressions", rows, rows.column("file_at").combine_chunks(), self._findings)
         raw = {name: from_spool(of_file.column(f"raw{number}")) for number, name in enumerate(read.raw)}
         places = {name: of_file.column(f"side{number}").to_numpy() for number, name in enumerate(read.sides)}
-        columns = read.mapper.columns(raw, places, served_at)
+        sizes = np.diff(requests.starts[request[0] : request[-1] + 2])[request - request[0]]
+        columns = read.mapper.columns(raw, places, served_at, sizes)
         first = requests.starts[request] - self._count
         _check_shared(of_file, read.features, columns, first)
         ids = of_file.column("named").cast(pa.large_string())

@@ -13,7 +13,7 @@ from streaming.features.kinds import Feature
 from streaming.features.transforms import is_derived
 from streaming.source.assemble import assemble
 from streaming.source.duck import database
-from streaming.source.files import find
+from streaming.source.files import Folder, find
 from streaming.source.logged_events import LoggedEvents
 from streaming.source.mapped import Mapped
 from streaming.source.mapping import SideTable
@@ -31,7 +31,7 @@ from streaming.source.tabular import Walk, read
 from streaming.source.time_bounds import TimeBounds
 
 
-def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:
+def load(folder: Folder, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:
     """Read a pipeline's logs. ``now_ms`` is the wall clock's time, which bounds those of events.
 
     Rows are read, checked and sorted some at a time, and what comes of them is on disk, so that logs need not fit in memory:
@@ -74,12 +74,12 @@ def load(folder: Path, settings: SourceSettings, features: Mapping[str, Feature]
 
 
 def read_side(
-    folder: Path, settings: SourceSettings, name: str, features: Mapping[str, Feature], findings: list[Findings]
+    folder: Folder, settings: SourceSettings, name: str, features: Mapping[str, Feature], findings: list[Findings]
 ) -> SideTable:
     """Read a side table, and append what is wrong with its rows to ``findings``. `Problems` if it cannot be read; the table's
     own ``problems`` are columns that do not fit."""
     side = settings.sides[name]
-    rows = read(folder, side, [side.key, *feature_columns(features, name)])
+    rows = read(folder, side, [*side.key, *feature_columns(features, name)])
     findings.append(rows.findings)
     wanted = {each: item for each, item in features.items() if not is_derived(item) and item.side == name}
     try:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import plain, sparse_of, vectors_of
 from streaming.features.columns import Column, Ids
 from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids
-from streaming.features.kinds import NUMBERS_ALLOWED, DenseFeature, Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, numbers_allowed
 from streaming.features.transforms import Raw, beyond, derived, from_raw, is_derived, missing_in, take
 from streaming.source.settings import TimeColumn
 from streaming.source.tabular import RowFile, numbers
@@ -21,17 +23,20 @@ from streaming.source.times import read_times
 class SideTable:
     """A side table by key: the raw columns of the features in ``features`` that come from it.
 
-    Keys are compared by id, so 17 is the same key as a number, as a text, and as a float in a column with gaps.
+    A key has one column or several. Keys are compared by the ids of all of them, so 17 is the same key as a number, as a text, and
+    as a float in a column with gaps.
     """
 
-    def __init__(self, rows: RowFile, key: str, features: Mapping[str, Feature]) -> None:
-        ids = key_ids(rows, key)
-        self._order = np.argsort(ids, kind="stable")
-        self._keys = ids[self._order]
-        again = np.flatnonzero((self._keys[1:] == self._keys[:-1]) & (self._keys[1:] != MISSING))
+    def __init__(self, rows: RowFile, key: Sequence[str], features: Mapping[str, Feature]) -> None:
+        keys, has_key = _keys_of([key_ids(rows, column) for column in key])
+        self._order = np.flatnonzero(has_key)
+        self._order = self._order[np.argsort(keys[self._order], kind="stable")]
+        self._keys = keys[self._order]
+        again = np.flatnonzero(self._keys[1:] == self._keys[:-1])
         if again.size:
-            value = repr(rows.column(key)[int(self._order[again[0]])].as_py())
-            raise Problems([Problem(rows.name, f"column {key}", value, "is given twice; allowed: one row per key")])
+            value = shown_key(rows, key, int(self._order[again[0]]))
+            allowed = "is given twice; allowed: one row per key"
+            raise Problems([Problem(rows.name, f"column {'+'.join(key)}", value, allowed)])
         self.name = rows.name
         self.problems: list[Problem] = []
         self._raw: dict[str, Raw] = {}
@@ -41,11 +46,14 @@ class SideTable:
                 self._raw[name] = raw_of(rows, feature)
         self.problems = problems.found
 
-    def find(self, keys: Ids) -> Ids:
-        """Return the rows of keys, given as ids: int64 [n], -1 for a key that is missing or not in the table."""
-        places = np.searchsorted(self._keys, keys)
-        places[places == len(self._keys)] = 0
-        found: Ids = np.where((self._keys[places] == keys) & (keys != MISSING), self._order[places], -1)
+    def find(self, columns: Sequence[Ids]) -> Ids:
+        """Return the rows of keys, given as the ids of each of their columns, [n] or [1] for one that all keys share: int64 [n],
+        -1 for a key that is missing, wholly or in part, or not in the table."""
+        keys, has_key = _keys_of(columns)
+        if not len(self._keys):
+            return np.full(len(keys), -1)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        found: Ids = np.where((self._keys[places] == keys) & has_key, self._order[places], -1)
         return found
 
     def take(self, name: str, at: Ids) -> Raw:
@@ -85,20 +93,23 @@ class FeatureMapper:
             raise Problems(problems.found)
         return made
 
-    def columns(self, raw: Mapping[str, Raw], places: Mapping[str, Ids], served_at: Ids) -> dict[str, Column]:
-        """Return all features of impressions: of their own raw columns, and of the rows at ``places`` of each side table.
+    def columns(
+        self, raw: Mapping[str, Raw], places: Mapping[str, Ids], served_at: Ids, sizes: Ids
+    ) -> dict[str, Column]:
+        """Return all features of impressions: of their own raw columns, and of the rows at ``places`` of each side table;
+        ``sizes`` has how many impressions the request of each has.
 
         Raises:
             Problems: two features cannot be crossed.
         """
         made: dict[str, Column] = {}
         for name, feature in self._features.items():
-            if isinstance(feature, SparseFeature) and is_derived(feature):
-                if feature.cross is not None:
+            if is_derived(feature):
+                if isinstance(feature, SparseFeature) and feature.cross is not None:
                     pair = [made.get(part) for part in feature.cross]
                     if not all(isinstance(part, np.ndarray) and part.dtype == np.int64 for part in pair):
                         raise Problems([Problem("features", f"{name}: cross", ", ".join(feature.cross), _CROSS)])
-                made[name] = derived(feature, made, served_at)
+                made[name] = derived(feature, made, served_at, sizes)
                 continue
             found = raw[name] if feature.side is None else self._sides[feature.side].take(name, places[feature.side])
             self._missing[name] = self._missing.get(name, 0) + missing_in(found)
@@ -109,6 +120,23 @@ class FeatureMapper:
 
 _IDS = "allowed: integers or texts, or lists of them with pool: first, mean or sum"
 _CROSS = "allowed: two earlier sparse features of one id each"
+
+
+def _keys_of(columns: Sequence[Ids]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return a value for each key, and which keys have all their parts.
+
+    The value of several columns is their ids end to end, as bytes: two keys have the same only if all their ids are equal.
+    """
+    spread = np.broadcast_arrays(*columns)
+    has_key = np.all([ids != MISSING for ids in spread], axis=0)
+    if len(spread) == 1:
+        return spread[0], has_key
+    return np.stack(spread, axis=1).view(f"S{8 * len(spread)}")[:, 0], has_key
+
+
+def shown_key(rows: RowFile, columns: Sequence[str], row: int) -> str:
+    """Return the key of a row as messages show it."""
+    return ", ".join(repr(rows.column(column)[row].as_py()) for column in columns)
 
 
 def key_ids(rows: RowFile, column: str) -> Ids:
@@ -131,9 +159,8 @@ def raw_of(rows: RowFile, feature: Feature) -> Raw:
     wrong = beyond(feature, raw)
     if wrong is not None and wrong.any():
         values = rows.column(feature.column)
-        rows.reject(
-            pa.array(wrong.reshape(len(wrong), -1).any(1)), feature.column, values, "malformed", NUMBERS_ALLOWED
-        )
+        of_rows = pa.array(wrong.reshape(len(wrong), -1).any(1))
+        rows.reject(of_rows, feature.column, values, "malformed", numbers_allowed(feature))
         raw = np.where(wrong, np.nan, raw)
     return raw
 

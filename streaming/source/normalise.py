@@ -16,7 +16,7 @@ from streaming.features.transforms import Raw, is_derived
 from streaming.records.events import MAX_ID_LENGTH
 from streaming.source.actions import columns_of, happened_on, plain_numbers, usable_values
 from streaming.source.explode import explode
-from streaming.source.mapping import FeatureMapper, SideTable, key_ids
+from streaming.source.mapping import FeatureMapper, SideTable, key_ids, shown_key
 from streaming.source.rejects import Findings
 from streaming.source.settings import (
     ActionColumn,
@@ -241,17 +241,15 @@ def _joined(*parts: pa.Array) -> pa.Array:
 
 def _joined_rows(rows: RowFile, side: SideFile, table: SideTable) -> Ids:
     """Return the impressions' rows in a side table; a problem if no impression has one."""
-    on = side.on or side.key
-    places = table.find(key_ids(rows, on))
-    detail = f"no key of {table.name}"
+    on = side.on_columns
+    places = table.find([key_ids(rows, column) for column in on])
+    name, detail = "+".join(on), f"no key of {table.name}"
     if (places >= 0).any():
-        rows.findings.clear(on, detail)
+        rows.findings.clear(name, detail)
     elif len(places):
-        value, allowed = (
-            repr(rows.column(on)[0].as_py()),
-            f"none is a key of {table.name}; allowed: keys of the same form",
-        )
-        rows.findings.suspect(on, detail, Problem(rows.name, f"column {on}", value, allowed))
+        allowed = f"none is a key of {table.name}; allowed: keys of the same form"
+        problem = Problem(rows.name, f"column {name}", shown_key(rows, on, 0), allowed)
+        rows.findings.suspect(name, detail, problem)
     return places
 
 
@@ -286,7 +284,7 @@ def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[s
 def impression_columns(settings: SourceSettings, file: ImpressionFile, features: Mapping[str, Feature]) -> list[str]:
     """Return all columns of a file that a log's impressions need."""
     wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
-    wanted += [side.on or side.key for side in settings.sides.values()]
+    wanted += [column for side in settings.sides.values() for column in side.on_columns]
     wanted += file.explode.columns if file.explode is not None else []
     for action in settings.actions.values():
         wanted += columns_of(action)

@@ -23,7 +23,7 @@ from streaming.source.csv_files import read_csv
 from streaming.source.duck import connection, limit, name, source, streamed, usable_columns
 from streaming.source.files import COMPRESSED, FoundFile, Kind
 from streaming.source.json_files import read_json_lines
-from streaming.source.rows import Request, Rows, WholeRows, opened
+from streaming.source.rows import Request, Rows, WholeRows, opened, whole
 from streaming.source.settings import File
 
 
@@ -35,8 +35,7 @@ def read_file(found: FoundFile, file: File, columns: Sequence[str] | None, most:
         Unreadable: the operating system fails to read it.
     """
     with open_file(found, file, columns, most) as rows:
-        tables = list(rows.tables)
-        return WholeRows(pa.concat_tables(tables), rows.lines, rows.broken(), rows.missing)
+        return whole(rows)
 
 
 @contextmanager

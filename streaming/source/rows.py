@@ -48,6 +48,12 @@ class WholeRows(NamedTuple):
     missing: list[Problem]
 
 
+def whole(rows: Rows) -> WholeRows:
+    """Return all rows of a file at once."""
+    tables = list(rows.tables)
+    return WholeRows(pa.concat_tables(tables), rows.lines, rows.broken(), rows.missing)
+
+
 class Request(NamedTuple):
     """What to read: a file, ``plain`` as it is without compression, by the settings of its source. Columns None: all that it has;
     ``most`` None: all rows. ``scratch`` is a folder that goes when the file is read."""

@@ -6,7 +6,7 @@ import codecs
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from basis.settings import Day, DurationMs, Section, Size
 from streaming.features.kinds import Name, Unit
@@ -189,12 +189,35 @@ class Action(Section):
     delay: Delay = 0
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+KeyColumns = Annotated[
+    Texts,
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+"""A column, or several whose values together are the key."""
+
+
 class SideFile(File):
     """A file with data about users or items, joined by key."""
 
-    key: str
-    on: str | None = None
-    """The impressions' column that holds the key; by default, the column of the same name."""
+    key: KeyColumns
+    on: KeyColumns | None = None
+    """The impressions' columns that hold the key, in its order; by default, those of the same names."""
+
+    @model_validator(mode="after")
+    def _as_many(self) -> SideFile:
+        if len(self.on_columns) != len(self.key):
+            raise ValueError(f"on: {len(self.on_columns)} columns; allowed: {len(self.key)}, one for each of key")
+        return self
+
+    @property
+    def on_columns(self) -> list[str]:
+        """The impressions' columns that hold the key."""
+        return self.on or self.key
 
 
 Item = TypeVar("Item")
@@ -217,7 +240,8 @@ class SourceSettings(Section):
     dataset: Literal["movielens-100k"] | None = None
     """A public data set that is fetched if no folder has it."""
     dir: str | None = None
-    """The folder of the files. ``--data`` takes precedence; ${NAME} stands for an environment variable."""
+    """The folder of the files, or the address of one in an object store. ``--data`` takes precedence; ${NAME} stands for an
+    environment variable."""
     earliest: Day = date(1990, 1, 1)
     """The first day (UTC) that events may have. Earlier events are refused: most often their unit is wrong."""
     latest: Day | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ import pyarrow.compute as pc
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import as_lists, as_numbers, texts_of
 from streaming.source.duck import shown
-from streaming.source.files import FoundFile, find
-from streaming.source.readers import open_file, read_file
+from streaming.source.fetched import open_found, read_found
+from streaming.source.files import Folder, FoundFile, find
 from streaming.source.rejects import Findings, Reject, as_problems
 from streaming.source.rows import Broken, WholeRows
 from streaming.source.settings import File
@@ -87,7 +86,7 @@ class Walk:
     keep.
     """
 
-    def __init__(self, folder: Path, file: File, columns: Sequence[str], findings: Findings, memory: int) -> None:
+    def __init__(self, folder: Folder, file: File, columns: Sequence[str], findings: Findings, memory: int) -> None:
         self.name = str(folder / file.file)
         self.findings = findings
         self.missing: list[Problem] = []
@@ -131,19 +130,19 @@ class Walk:
             raise Problems([Problem(self.name, "rows", "0", "allowed: a file with rows"), *told])
 
     def _tables(self, found: FoundFile) -> Iterator[pa.Table]:
-        with open_file(found, self._file, self._columns, memory=self._memory) as rows:
-            self.findings.add_file(str(found.path), self.findings.rows, rows.lines)
+        with open_found(found, self._file, self._columns, memory=self._memory) as rows:
+            self.findings.add_file(found.name, self.findings.rows, rows.lines)
             self.missing += rows.missing
             yield from rows.tables
             for each in rows.broken():
-                self.findings.add(_refused(str(found.path), each))
+                self.findings.add(_refused(found.name, each))
 
 
 def _refused(name: str, broken: Broken) -> Reject:
     return Reject(name, f"line {broken.line}", shown(broken.text), "malformed", broken.detail)
 
 
-def read(folder: Path, file: File, columns: Sequence[str], most: int | None = None) -> RowFile:
+def read(folder: Folder, file: File, columns: Sequence[str], most: int | None = None) -> RowFile:
     """Return the rows of a source with those of ``columns`` that it has, at most ``most`` rows where given.
 
     Raises:
@@ -158,12 +157,12 @@ def read(folder: Path, file: File, columns: Sequence[str], most: int | None = No
         if most is not None and first >= most:
             break
         with problems.collect():
-            rows = read_file(found, file, list(dict.fromkeys(columns)), None if most is None else most - first)
-            findings.add_file(str(found.path), first, rows.lines)
+            rows = read_found(found, file, list(dict.fromkeys(columns)), None if most is None else most - first)
+            findings.add_file(found.name, first, rows.lines)
             parts.append(rows)
             first += rows.table.num_rows
             for each in rows.broken:
-                findings.add(_refused(str(found.path), each))
+                findings.add(_refused(found.name, each))
     problems.raise_any()
     path = str(folder / file.file)
     missing = [problem for part in parts for problem in part.missing]

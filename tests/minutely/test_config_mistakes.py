@@ -99,7 +99,12 @@ MISTAKES = {
     "a text for a feature": Mistake("item: {column: item}", "item: item", 14, "features.item", "item", ["keys"]),
     "nothing for a feature": Mistake("item: {column: item}", "item:", 14, "features.item", "null", ["keys"]),
     "a feature of two origins": Mistake(
-        "{column: item}", "{column: item, time: hour}", 14, "features.item", "", ["exactly one of column, time, cross"]
+        "{column: item}",
+        "{column: item, time: hour}",
+        14,
+        "features.item",
+        "",
+        ["exactly one of column, time, request, cross"],
     ),
     "split without pool": Mistake(", pool: mean", "", 15, "features.words", "", ["pool: first, mean or sum"]),
     "a vector of no size": Mistake(

@@ -94,7 +94,7 @@ def assert_is(pipeline: Pipeline, expected: Expected) -> None:
     source = pipeline.source
     assert source.impressions.file == expected.impressions
     assert (source.impressions.time.column, source.impressions.request) == (expected.time, expected.request)
-    assert {name: side.key for name, side in source.sides.items()} == expected.sides
+    assert {name: "+".join(side.key) for name, side in source.sides.items()} == expected.sides
     item, column = expected.item
     features = {name: getattr(feature, "column", None) for name, feature in pipeline.features.items()}
     assert features["user"] == expected.user

@@ -260,7 +260,7 @@ def test_side_tables_go_with_the_item_shown(logs: Path) -> None:
     write(logs / "items.csv", [{"item_id": f"i{item}", "brand": f"b{item % 5}"} for item in range(30)])
     write(logs / "holidays.csv", [{"ts": START + 60 * number, "holiday": f"h{number % 3}"} for number in range(20)])
     sides = written("logs").source.sides
-    assert {name: side.on for name, side in sides.items()} == {"items": "items_shown"}
+    assert {name: side.on for name, side in sides.items()} == {"items": ["items_shown"]}
     assert "# holidays.csv is not used: it has no key" in Path("made.yaml").read_text()
 
 

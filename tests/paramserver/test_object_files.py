@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +16,8 @@ from paramserver.files import Files
 from paramserver.follower import Follower
 from paramserver.manifest import TakenOverError
 from paramserver.object_files import ObjectFiles
-from stack.ports import free_ports
 from tests.kafka.services import write_config
+from tests.object_store import make_bucket, running
 from tests.paramserver.published import Writer, replica_tables, state_of
 from tests.serving.publishing import Publisher, make_pipeline
 from tests.serving.server import Server
@@ -33,42 +29,14 @@ _WAIT_SECONDS = 60
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an S3."""
-    port = free_ports(1)[0]
-    output = (tmp_path_factory.mktemp("s3") / "output").open("wb")
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        until = time.monotonic() + _WAIT_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < until, "no S3 came up"
-                time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
-        output.close()
+    with running(tmp_path_factory.mktemp("s3")) as address:
+        yield address
 
 
 @pytest.fixture
 def place(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A prefix in a bucket of its own, with what a user sets in the environment."""
-    import boto3
-
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": server,
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = request.node.name.replace("_", "-").lower()[:60]
-    boto3.client("s3", endpoint_url=server).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/shop/deltas"
+    """A prefix in a bucket of its own."""
+    return f"s3://{make_bucket(server, monkeypatch, request)}/shop/deltas"
 
 
 def test_files_are_put_listed_read_and_deleted(place: str) -> None:

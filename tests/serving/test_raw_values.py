@@ -53,6 +53,7 @@ CONFIG: dict[str, Any] = {
         "sides": {
             "users": {"file": "users.csv", "key": "user_id"},
             "makers": {"file": "makers.jsonl", "key": "maker", "on": "made_by"},
+            "deals": {"file": "deals.jsonl", "key": ["user", "item"], "on": ["user_id", "item"]},
         },
         "actions": {"click": {"when": "clicked", "delay": "5s"}},
     },
@@ -73,7 +74,11 @@ CONFIG: dict[str, Any] = {
         "brand": {"column": "brand", "side": "makers"},
         "founded": {"kind": "dense", "column": "founded", "side": "makers", "transform": "age"},
         "wares": {"column": "wares", "side": "makers", "pool": "mean"},
+        "deal": {"kind": "dense", "column": "percent", "side": "deals"},
+        "size": {"request": "size", "scope": "request"},
+        "crowd": {"kind": "dense", "request": "size", "transform": "inverse", "floor": 1.0},
         "user_hour": {"cross": ["user", "hour"]},
+        "item_size": {"cross": ["item", "size"]},
         "tag_length": {"cross": ["first_tag", "length"]},
         "degree_brand": {"cross": ["degree", "brand"]},
     },
@@ -89,7 +94,7 @@ def _rows() -> list[dict[str, Any]]:
     rows = []
     for request in range(60):
         at, user = START + request * 61_000, f"u{request % 9}" if request % 3 else request % 9
-        for item in random.choice(30, 4, replace=False).tolist():
+        for item in random.choice(30, 4 + request % 2, replace=False).tolist():
             words = [int(each) for each in random.integers(0, 9, item % 4)]
             rows.append(
                 {
@@ -108,6 +113,16 @@ def _rows() -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _deals() -> list[dict[str, Any]]:
+    """Items that are cheaper for some users: a key of one column of the request and one of each candidate."""
+    users = [*(f"u{user}" for user in range(9)), *map(str, range(9))]
+    items = [*(f"item {item}" for item in range(0, 30, 4)), *map(float, range(1, 30, 6))]
+    return [
+        {"user": user, "item": item, "percent": at}
+        for at, (user, item) in enumerate((user, item) for user in users for item in items)
+    ]
 
 
 MAKERS = [
@@ -139,6 +154,7 @@ class World:
         (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         users = "".join(f"u{user},d{user % 3},a b{user}\n{user}.0,{user},\n" for user in range(7))
         (folder / "users.csv").write_text(f"user_id,degree,likes\n{users}")
+        (folder / "deals.jsonl").write_text("".join(json.dumps(deal) + "\n" for deal in _deals()))
         _write(folder, MAKERS)
         self.pipeline = Pipeline.model_validate({**CONFIG, "source": {**CONFIG["source"], "dir": str(folder)}})
         run = replay(self.pipeline, {"60s": 60_000}, 0.0, folder / "run", Console(quiet=True)).run
@@ -366,11 +382,15 @@ def test_where_keys_of_side_tables_come_from() -> None:
     brand = SparseFeature(column="brand", side="makers")
     made_by = SparseFeature(column="made_by")
     of_feature = Inputs({"from": made_by, "brand": brand}, sides)
-    assert of_feature.keys == {"makers": ("from", False)} and list(of_feature.of_candidates) == ["from"]
+    assert of_feature.keys == {"makers": [("from", False)]} and list(of_feature.of_candidates) == ["from"]
     alone = Inputs({"brand": brand}, sides)
-    assert alone.keys == {"makers": ("made_by", False)} and list(alone.of_candidates) == ["made_by"]
+    assert alone.keys == {"makers": [("made_by", False)]} and list(alone.of_candidates) == ["made_by"]
     of_request = Inputs({"from": made_by, "brand": brand.model_copy(update={"scope": "request"})}, sides)
-    assert of_request.keys == {"makers": ("made_by", True)}, "candidates have several keys, their request one brand"
+    assert of_request.keys == {"makers": [("made_by", True)]}, "candidates have several keys, their request one brand"
     assert (list(of_request.of_request), list(of_request.of_candidates)) == (["made_by"], ["from"])
     with pytest.raises(Problems, match="made_by; allowed: no feature named made_by"):
         Inputs({"made_by": SparseFeature(column="made_by", pool="mean"), "brand": brand}, sides)
+    pair = {"makers": SideFile(file="x", key=["maker", "land"], on=["made_by", "country"])}
+    of_both = Inputs({"from": SparseFeature(column="country", scope="request"), "brand": brand}, pair)
+    assert of_both.keys == {"makers": [("made_by", False), ("from", True)]}
+    assert (list(of_both.of_request), list(of_both.of_candidates)) == (["from"], ["made_by"])

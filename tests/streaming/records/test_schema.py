@@ -25,9 +25,12 @@ GOLDEN: dict[str, Feature] = {
     "09289a76": SparseFeature(column="a", pool="sum", split=" "),
     "4f1fb4b7": SparseFeature(column="a", bucket="log2"),
     "a455769c": SparseFeature(time="hour"),
+    "240a54ce": SparseFeature(request="size"),
     "9dc82fa3": SparseFeature(cross=("a", "b")),
     "334889ed": DenseFeature(kind="dense", column="a"),
     "37a59d3d": DenseFeature(kind="dense", column="a", transform="log"),
+    "166d43b5": DenseFeature(kind="dense", column="a", transform="inverse", floor=0.5),
+    "5aa643e6": DenseFeature(kind="dense", request="size"),
     "219640b1": DenseFeature(kind="dense", column="a", transform="age"),
     "d88b5d6d": VectorFeature(kind="vector", column="a", size=3),
 }
