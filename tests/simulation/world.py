@@ -166,15 +166,16 @@ class World:
     def _arrive(self) -> None:
         """Producers send what is due; each waits for a leader of its own partition.
 
-        Whose clock is fast sends last. Of what was held back and stamped when it was sent, a record that is ahead ends the windows
-        of those after it, if more than the lateness has passed: that is outside of what is promised.
+        What was held back is stamped when it is sent, by which all of it may be late. So each of them ends the windows of those
+        after it that claim less than it does: that is outside of what is promised. They are sent in the order of what they would
+        have claimed on arrival, by which none claims less than one before it but for the delay that the lateness covers.
         """
         arrivals, due = self.traffic.arrivals, self._held_back
         self._held_back = []
         while self._arrived < len(arrivals) and arrivals[self._arrived].at <= self.now:
             due.append(arrivals[self._arrived])
             self._arrived += 1
-        for one in sorted(due, key=lambda one: one.ahead > 0):
+        for one in sorted(due, key=lambda one: one.at + one.ahead):
             # Joiners refuse to begin where somebody else has written examples already.
             too_early = one.topic == EXAMPLES and self.brokers.groups[one.partition] is None
             if too_early or one.partition in self.brokers.leaderless:
