@@ -76,7 +76,7 @@ class Impressions:
         problems.found += findings.suspected()
         problems.raise_any()
         name = ", ".join(walk.name for _, walk in walks)
-        if all(file.request and file.impression for file, _ in walks):
+        if any(file.request and file.impression for file, _ in walks):
             self._drop_repeated(name, findings, spool)
         if not self.count:
             raise _none_usable(name)
@@ -90,9 +90,8 @@ class Impressions:
         walk.take(use)
 
     def _drop_repeated(self, name: str, findings: Findings, spool: Spool) -> None:
-        columns = "+".join(
-            [*(self.settings.impression_files[0].request or ()), *(self.settings.impression_files[0].impression or ())]
-        )
+        first = next(file for file in self.settings.impression_files if file.impression)
+        columns = "+".join([*(first.request or ()), *(first.impression or ())])
         for again in spool.repeated():
             rows = RowFile(name, again, again.column("file_at").combine_chunks(), findings)
             every = pa.repeat(True, again.num_rows)
