@@ -70,6 +70,7 @@ def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         *_large_records(pipeline),
         *_unmatched_sides(pipeline, events),
         *_constants(pipeline, events),
+        *_mixed_requests(pipeline, events),
     ]
 
 
@@ -103,6 +104,15 @@ def _constants(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
                 Problem(pipeline.name, f"features.{name}", "one value everywhere", "nothing is learned from it")
             )
     return found
+
+
+def _mixed_requests(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    count, name = events.mixed
+    what = (
+        f"such as {name!r}: their ids are the same; where they are not the same requests, name these by one more column"
+    )
+    value = f"{count:,} requests have impressions of several sources"
+    return [Problem(pipeline.name, "source.impressions", value, what)] if count else []
 
 
 def _short_windows(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:

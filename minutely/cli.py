@@ -194,7 +194,7 @@ def check(config: Path, data: str | None, memory: int | None) -> None:
         pipeline = with_memory(pipeline, memory)
         try:
             events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
-            problems += as_problems(events.rejects)
+            problems += as_problems(events.rejects, events.more_rejects)
             problems += [] if problems else mistakes(pipeline, events)
         except Problems as found:
             problems += found.problems

@@ -97,6 +97,25 @@ def as_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
     raise TypeError(f"type {kind}")
 
 
+_LONG_FLOAT = r"^-?(\d{16,}\.0|\d(\.\d+)?e\+?\d+)$"
+
+
+def inexact(values: pa.Array) -> pa.Array | None:
+    """Return which values are whole floats beyond 2^53, or their texts: others are written alike (None: no value is)."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return inexact(values.dictionary_decode())
+    if pa.types.is_floating(kind):
+        found = pc.greater(pc.abs(values.cast(pa.float64())), float(_EXACT)).fill_null(False)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        found = pc.match_substring_regex(values, _LONG_FLOAT).fill_null(False)
+        if pc.any(found).as_py():
+            found = as_ids(pc.if_else(found, values, None))[1]
+    else:
+        return None
+    return found if found is not None and pc.any(found).as_py() else None
+
+
 def cross(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the ids of pairs of ids, mixed by SplitMix64's finalizer so that pairs collide only by chance."""
     return _mix(_mix(left.view(np.uint64)) + right.view(np.uint64)).view(np.int64)

@@ -57,10 +57,11 @@ def assemble(
         impression_ids,
         features,
         _engagements(spool, mapped, list(read.settings.actions)),
-        {name: count / read.count for name, count in read.matched.items()},
+        {name: count / len(request_of_row) for name, count in read.matched.items()},
         read.mapper.missing,
         [reject for each in rejects for reject in each.rejects],
         sum((each.more for each in rejects), Counter()),
+        spool.mixed(),
         mapped.release,
     )
 
@@ -117,6 +118,8 @@ class _Writer:
         raw = {name: from_spool(of_file.column(f"raw{number}")) for number, name in enumerate(read.raw)}
         places = {name: of_file.column(f"side{number}").to_numpy() for number, name in enumerate(read.sides)}
         sizes = np.diff(requests.starts[request[0] : request[-1] + 2])[request - request[0]]
+        for name, place in places.items():
+            read.matched[name] += int((place >= 0).sum())
         columns = read.mapper.columns(raw, places, served_at, sizes)
         first = requests.starts[request] - self._count
         _check_shared(of_file, read.features, columns, first)

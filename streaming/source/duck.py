@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,12 @@ from basis.problems import Problem
 from streaming.source.rows import ROWS_AT_ONCE
 
 _SHOWN = 60
-_LEAST_MEMORY = 64 << 20
-"""With less, DuckDB cannot sort by several threads."""
+_LEAST_MEMORY = 256 << 20
+_THREAD_BYTES = 128 << 20
+"""What a thread needs to read, or to sort."""
+_BATCH = 2048
+_BYTES_AT_ONCE = 64 << 20
+"""What a table of rows may take, but for the last rows that are added to it."""
 
 
 @contextmanager
@@ -25,24 +30,15 @@ def connection(memory: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]
     with tempfile.TemporaryDirectory(prefix="minutely-") as folder:
         settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         if memory is not None:
-            settings["memory_limit"] = f"{max(memory, _LEAST_MEMORY) // 1024}KiB"
+            memory = max(memory, _LEAST_MEMORY)
+            settings["memory_limit"] = f"{memory // 1024}KiB"
+            settings["threads"] = str(min(len(os.sched_getaffinity(0)), memory // _THREAD_BYTES))
         db = duckdb.connect(config={**settings, "temp_directory": folder})
         try:
             db.execute("set TimeZone = 'UTC'")
             yield db
         finally:
             db.close()
-
-
-@contextmanager
-def database(memory: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in a file that goes when it is closed. It has ``memory`` bytes."""
-    with connection(memory) as db, tempfile.TemporaryDirectory(prefix="minutely-") as folder:
-        db.execute(f"attach {quoted(str(Path(folder, 'spool')))} as spool")
-        db.execute("use spool")
-        # Each query says its order.
-        db.execute("set preserve_insertion_order = false")
-        yield db
 
 
 def quoted(value: str) -> str:
@@ -68,13 +64,37 @@ def limit(most: int | None) -> str:
 def streamed(db: duckdb.DuckDBPyConnection, query: str, names: Sequence[str]) -> Iterator[pa.Table]:
     """Yield a query's rows as tables of bounded size, at least one, with these column names; none of them: rows without columns.
     The connection can run nothing else meanwhile."""
-    reader = db.sql(query).to_arrow_reader(ROWS_AT_ONCE)
-    empty = True
-    for batch in reader:
-        empty = False
-        yield _named(pa.Table.from_batches([batch]), names)
-    if empty:
-        yield _named(reader.schema.empty_table(), names)
+    with _duckdb_errors():
+        reader = db.sql(query).to_arrow_reader(min(ROWS_AT_ONCE, _BATCH))
+        rest: list[pa.RecordBatch] = []
+        count = size = 0
+        empty = True
+        for batch in reader:
+            rest.append(batch)
+            count, size = count + batch.num_rows, size + batch.nbytes
+            if count >= ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
+                yield _named(pa.Table.from_batches(rest), names)
+                rest, count, size = [], 0, 0
+                empty = False
+        if rest or empty:
+            yield _named(pa.Table.from_batches(rest, reader.schema), names)
+
+
+@contextmanager
+def _duckdb_errors() -> Iterator[None]:
+    """Raise what DuckDB says while its rows are read as DuckDB's errors: Arrow makes other ones of them."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        kinds = {
+            "Invalid Input": duckdb.InvalidInputException,
+            "IO": duckdb.IOException,
+            "Out of Memory": duckdb.OutOfMemoryException,
+        }
+        kind = next((kind for begin, kind in kinds.items() if f"{begin} Error" in str(error)), duckdb.Error)
+        raise kind(str(error)) from None
 
 
 def _named(table: pa.Table, names: Sequence[str]) -> pa.Table:

@@ -46,6 +46,14 @@ class FoundFile(NamedTuple):
         """What messages call it."""
         return str(self.path if self.stored is None else self.stored)
 
+    @property
+    def size_bytes(self) -> int | None:
+        """Its size, None where that cannot be seen."""
+        try:
+            return self.path.stat().st_size if self.stored is None else self.stored.size_bytes
+        except OSError:
+            return None
+
 
 def folder_of(place: str) -> Folder:
     """Return the folder of a source: of this machine, or at an address such as ``s3://bucket/prefix``; `Problems` if it is none."""
@@ -75,6 +83,9 @@ def find(folder: Folder, file: File) -> list[FoundFile]:
     if path.is_file():
         found = [path]
     elif path.is_dir():
+        if (path / "_delta_log").is_dir():
+            allowed = "allowed: files whose rows all count, such as a Parquet export of its current version"
+            raise Problems([Problem(str(path), "file", "a Delta table, whose files hold deleted rows too", allowed)])
         found = sorted(data_files(path))
     elif has_magic(file.file):
         found = _matching(folder, file.file)

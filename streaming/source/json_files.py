@@ -11,6 +11,7 @@ import duckdb
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from basis.decoding import why
 from basis.problems import Problem, ProblemList, Problems
@@ -24,7 +25,8 @@ _TOLD = 100
 def read_json_lines(db: duckdb.DuckDBPyConnection, asked: Request) -> Rows:
     """Read lines of one object each."""
     path, most = asked.path, asked.most
-    objects = f"read_json_objects({source(asked.plain)}, format = 'newline_delimited', ignore_errors = true)"
+    options = "format = 'newline_delimited', ignore_errors = true, hive_partitioning = false"
+    objects = f"read_json_objects({source(asked.plain)}, {options})"
     columns = _keys(db, f"{objects} {limit(most)}") if asked.columns is None else asked.columns
     structs = _apart(columns)
     parts = [
@@ -36,6 +38,10 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: Request) -> Rows:
     whole = db.sql("select coalesce(whole, false) as whole from lines").to_arrow_table().column(0)
     good = np.asarray(whole.to_numpy(), np.bool_)
     broken = [] if good.all() else _broken_lines(path, good)
+    if not len(good) and asked.columns is not None:  # such as an empty file that is compressed
+        return Rows(
+            iter([pa.table({column: pa.nulls(0) for column in columns})]), lambda: np.zeros(0, np.int64), list, []
+        )
     if not good.any():
         told = [Problem(str(path), f"line {each.line}", shown(each.text), each.detail) for each in broken[:_TOLD]]
         raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows"), *told])

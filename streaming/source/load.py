@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from basis.problems import ProblemList, Problems
 from streaming.features.kinds import Feature
 from streaming.features.transforms import is_derived
 from streaming.source.assemble import assemble
-from streaming.source.duck import database
 from streaming.source.files import Folder, find
 from streaming.source.logged_events import LoggedEvents
 from streaming.source.mapped import Mapped
@@ -26,7 +23,7 @@ from streaming.source.normalise import (
 )
 from streaming.source.rejects import Findings, as_problems
 from streaming.source.settings import SourceSettings
-from streaming.source.spool import Spool
+from streaming.source.spool import open_spool
 from streaming.source.tabular import Walk, read
 from streaming.source.time_bounds import TimeBounds
 
@@ -52,8 +49,8 @@ def load(folder: Folder, settings: SourceSettings, features: Mapping[str, Featur
     for each in settings.engagement_files:
         with problems.collect():
             find(folder, each)
-    with problems.collect(), database(memory // 2) as db, TemporaryDirectory(prefix="minutely-") as scratch:
-        spool, bounds = Spool(db), TimeBounds.of(settings, now_ms)
+    with problems.collect(), open_spool(memory) as (spool, scratch):
+        bounds = TimeBounds.of(settings, now_ms)
         shown, done = Findings(whole=False), Findings(whole=False)
         findings += [shown, done]
         impressions = Impressions(settings, features, sides, bounds)
@@ -66,11 +63,13 @@ def load(folder: Folder, settings: SourceSettings, features: Mapping[str, Featur
         for each in settings.engagement_files:
             with problems.collect():
                 read_engagements(Walk(folder, each, engagement_columns(each), done, memory // 4), each, bounds, spool)
-        problems.found += done.suspected()
         problems.raise_any()
-        with closing(Mapped(Path(scratch))) as mapped:
-            return assemble(spool, mapped, impressions, shown, findings)
-    raise Problems(problems.found + as_problems([reject for each in findings for reject in each.rejects]))
+        return assemble(spool, Mapped(scratch), impressions, shown, findings)
+    rejects, more = (
+        [reject for each in findings for reject in each.rejects],
+        sum((each.more for each in findings), Counter()),
+    )
+    raise Problems(problems.found + as_problems(rejects, more))
 
 
 def read_side(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,34 +20,26 @@ _NOTHING = np.zeros(1, np.int64)
 
 
 class Mapped:
-    """The mappings of one log."""
+    """The mappings of one log. Only what is mapped holds a file open."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._maps: list[mmap.mmap] = []
-        self._files: list[BinaryIO] = []
+        self._count = 0
 
-    def create(self) -> BinaryIO:
-        """Return a new file to write to."""
-        file = (self._folder / str(len(self._files))).open("xb+")
-        self._files.append(file)
-        return file
+    def create(self) -> Path:
+        """Return the path of a new file."""
+        self._count += 1
+        return self._folder / f"column{self._count}"
 
-    def close(self) -> None:
-        """Close what was not mapped."""
-        for file in self._files:
-            file.close()
-
-    def map(self, file: BinaryIO) -> memoryview:
-        """Return the contents of a file that was written, and close it."""
-        with file:
-            file.flush()
-            size = file.tell()
-            Path(file.name).unlink()
-            if not size:
-                return memoryview(b"")
+    def map(self, path: Path) -> memoryview:
+        """Return the contents of a file, and unlink it."""
+        if not path.exists():
+            return memoryview(b"")
+        with path.open("rb") as file:
+            path.unlink()
             # Nothing writes to it; but libraries warn of arrays that cannot be written to.
-            found = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+            found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._maps.append(found)
         return memoryview(found)
 
@@ -58,22 +50,28 @@ class Mapped:
                 each.madvise(mmap.MADV_DONTNEED)
 
 
+def _append(path: Path, values: Any) -> None:
+    if len(values):
+        with path.open("ab") as file:
+            file.write(values)
+
+
 class Array:
     """An array whose rows have one width, written in pieces."""
 
     def __init__(self, mapped: Mapped) -> None:
         self._mapped = mapped
-        self._file = mapped.create()
+        self._path = mapped.create()
         self._like: npt.NDArray[Any] = np.zeros(0, np.int64)
 
     def append(self, values: npt.NDArray[Any]) -> None:
         """Write rows behind those written before, which have the same type and width."""
         self._like = values[:0]
-        self._file.write(np.ascontiguousarray(values).data)
+        _append(self._path, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
     def finish(self) -> npt.NDArray[Any]:
         """Return all rows."""
-        found = np.frombuffer(self._mapped.map(self._file), self._like.dtype)
+        found = np.frombuffer(self._mapped.map(self._path), self._like.dtype)
         return found.reshape(-1, *self._like.shape[1:])
 
 
@@ -94,7 +92,7 @@ class Texts:
         found = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
         self._offsets.append(found[1:] - found[0] + self._end)
         if values is not None:
-            self._values.write(memoryview(values)[found[0] : found[-1]])
+            _append(self._values, memoryview(values)[found[0] : found[-1]])
         self._count += len(texts)
         self._end += int(found[-1] - found[0])
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import texts_of
 from streaming.features.columns import Ids, Ragged
+from streaming.features.ids import IDS_ALLOWED, NO_ID, inexact
 from streaming.features.kinds import Feature
 from streaming.features.transforms import Raw, is_derived
 from streaming.records.events import MAX_ID_LENGTH
@@ -34,9 +35,9 @@ _MAX_KEY = MAX_ID_LENGTH - 16  # leaves room for a place, or for the id of a run
 
 
 class Impressions:
-    """Reads impressions into the spool. Its columns: ``place`` among all, ``file_at`` among those of the files, ``at_ms``,
-    ``request``, ``named`` with the request and the impression, ``side{i}`` the row of a side table, ``raw{i}`` of a feature, and
-    ``delay{i}`` and ``value{i}`` of an action that happened.
+    """Reads impressions into the spool. Its columns: ``place`` among all, ``file_at`` among those of the files, ``at_ms``, the
+    number of its ``source``, ``request``, ``named`` with the request and the impression, ``side{i}`` the row of a side table,
+    ``raw{i}`` of a feature, and ``delay{i}`` and ``value{i}`` of an action that happened.
     """
 
     def __init__(
@@ -70,24 +71,24 @@ class Impressions:
             Problems: columns that do not fit, or no row that can be used.
         """
         problems = ProblemList()
-        for file, walk in walks:
+        for source, (file, walk) in enumerate(walks):
             with problems.collect():
-                self._read(file, walk, spool)
-        problems.found += findings.suspected()
+                self._read(source, file, walk, spool)
         problems.raise_any()
         name = ", ".join(walk.name for _, walk in walks)
         if any(file.request and file.impression for file, _ in walks):
             self._drop_repeated(name, findings, spool)
-        if not self.count:
-            raise _none_usable(name)
 
-    def _read(self, file: ImpressionFile, walk: Walk, spool: Spool) -> None:
+    def _read(self, source: int, file: ImpressionFile, walk: Walk, spool: Spool) -> None:
         def use(rows: RowFile) -> None:
             if file.explode is not None:
                 explode(rows, file.explode)
-            spool.add("impressions", self._normalised(rows, file))
+            spool.add("impressions", self._normalised(rows, file, source))
 
+        before = self.count
         walk.take(use)
+        if self.count == before:
+            raise _none_usable(walk)
 
     def _drop_repeated(self, name: str, findings: Findings, spool: Spool) -> None:
         first = next(file for file in self.settings.impression_files if file.impression)
@@ -98,7 +99,7 @@ class Impressions:
             rows.reject(every, columns, again.column("named"), "repeated", "is given twice in its request")
         spool.drop_repeated()
 
-    def _normalised(self, rows: RowFile, file: ImpressionFile) -> pa.Table:
+    def _normalised(self, rows: RowFile, file: ImpressionFile, source: int) -> pa.Table:
         settings, problems = self.settings, ProblemList()
         at, keys, named = _usable(rows, file, self.bounds)
         count = len(at)
@@ -107,13 +108,13 @@ class Impressions:
             "place": pa.array(place),
             "file_at": rows.at,
             "at_ms": at,
+            "source": pa.repeat(pa.scalar(source, pa.int32()), count),
             "request": pa.array(place) if keys is None else keys,
             "named": pa.nulls(count, pa.string()) if named is None else named,
         }
         for number, name in enumerate(self.sides):
             with problems.collect():
                 places = _joined_rows(rows, settings.sides[name], self._tables[name])
-                self.matched[name] += int((places >= 0).sum())
                 columns[f"side{number}"] = pa.array(places)
         with problems.collect():
             raw = self.mapper.raw(rows)
@@ -137,8 +138,8 @@ def read_engagements(walk: Walk, file: EngagementFile, bounds: TimeBounds, spool
     """
     count = spool.logged
     walk.take(lambda rows: spool.add("logged", _engagements(rows, file, bounds, spool.logged)))
-    if spool.logged == count and not walk.findings.suspected():
-        raise _none_usable(walk.name)
+    if spool.logged == count:
+        raise _none_usable(walk)
 
 
 def _engagements(rows: RowFile, file: EngagementFile, bounds: TimeBounds, first: int) -> pa.Table:
@@ -186,8 +187,9 @@ def action_columns(file: EngagementFile) -> list[str]:
     return [file.action]
 
 
-def _none_usable(name: str) -> Problems:
-    return Problems([Problem(name, "rows", "none is usable", "allowed: at least one row with a time and a request")])
+def _none_usable(walk: Walk) -> Problems:
+    allowed = "allowed: at least one row with a time and a request"
+    return Problems([Problem(walk.name, "rows", "none is usable", allowed)])
 
 
 def _usable(
@@ -196,6 +198,10 @@ def _usable(
     """Return times, request keys, and those with the impressions' of the rows that have all; the others are rejected."""
     at, good = bounds.usable(rows, file.time)
     keys = named = None
+    for column in dict.fromkeys([*(file.request or ()), *(file.impression or ())]):
+        if (broken := inexact(rows.column(column))) is not None:
+            rows.reject_broken(pc.and_(good, broken), column, rows.column(column), NO_ID, IDS_ALLOWED)
+            good = pc.and_not(good, broken)
     if file.request is not None:
         keys = _key(rows, file.request)
         good = _with_key(rows, file.request, keys, good)
@@ -244,11 +250,11 @@ def _joined_rows(rows: RowFile, side: SideFile, table: SideTable) -> Ids:
     places = table.find([key_ids(rows, column) for column in on])
     name, detail = "+".join(on), f"no key of {table.name}"
     if (places >= 0).any():
-        rows.findings.clear(name, detail)
+        rows.findings.clear(rows.name, name, detail)
     elif len(places):
         allowed = f"none is a key of {table.name}; allowed: keys of the same form"
         problem = Problem(rows.name, f"column {name}", shown_key(rows, on, 0), allowed)
-        rows.findings.suspect(name, detail, problem)
+        rows.findings.suspect(rows.name, name, detail, problem)
     return places
 
 

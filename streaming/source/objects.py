@@ -37,7 +37,7 @@ class Stored(NamedTuple):
     tag: str | None
 
     def __str__(self) -> str:
-        return str(self.folder / str(self.path))
+        return self.folder / str(self.path)
 
     def copy_to(self, target: Path) -> None:
         """Write its bytes into a file. `Unreadable` where the store does not give them, or has others meanwhile."""

@@ -55,7 +55,6 @@ def open_file(
         Unreadable: the operating system fails to read it.
     """
     path, kind = found.path, found.kind
-    own = None if columns is None else [each for each in columns if each not in found.partitions]
     with ExitStack() as open_:
         with _explained(path, kind):
             path.open("rb").close()  # so that a file without read permission is told like one whose folder has none
@@ -64,14 +63,18 @@ def open_file(
             db = open_.enter_context(connection(memory))
             scratch = Path(open_.enter_context(tempfile.TemporaryDirectory(prefix="minutely-")))
             plain = _unpacked(path, scratch) if path.suffix in COMPRESSED else path
-            rows = _READERS[kind](db, Request(path, plain, scratch, file, own, most))
+            rows = _READERS[kind](
+                db, Request(path, plain, scratch, file, None if columns is None else list(columns), most)
+            )
 
         def tables() -> Iterator[pa.Table]:
             with _explained(path, kind):
                 for table in rows.tables:
                     yield _with_partitions(table, found, columns)
 
-        yield rows._replace(tables=tables())
+        in_names = {f"column {each}" for each in found.partitions}
+        missing = [each for each in rows.missing if each.place not in in_names]
+        yield rows._replace(tables=tables(), missing=missing)
 
 
 @contextmanager
@@ -79,6 +82,10 @@ def _explained(path: Path, kind: Kind) -> Iterator[None]:
     """Turn what libraries raise about a file into problems."""
     try:
         yield
+    except duckdb.OutOfMemoryException as error:
+        raise Unreadable(
+            [Problem(str(path), "--memory", why(error), "allowed: more, for rows that are so large")]
+        ) from None
     except (OSError, duckdb.IOException) as error:
         said = error.strerror if isinstance(error, OSError) else None
         raise Unreadable([Problem(str(path), "file", said or why(error), "allowed: a file that can be read")]) from None
@@ -87,10 +94,10 @@ def _explained(path: Path, kind: Kind) -> Iterator[None]:
 
 
 def _with_partitions(table: pa.Table, found: FoundFile, columns: Sequence[str] | None) -> pa.Table:
-    """Return rows with the columns that the names of their folders are; these take precedence over the file's own."""
-    table = table.select([each for each in table.column_names if each not in found.partitions])
+    """Return rows with the columns that the names of their folders are, but for those that the file has itself: such a time is
+    exact where that of the folder is its day."""
     for partition, value in found.partitions.items():
-        if columns is None or partition in columns:
+        if partition not in table.column_names and (columns is None or partition in columns):
             table = table.append_column(partition, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
     return table
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from basis.problems import Problem, Problems
 from streaming.features.columns import Ids
@@ -27,8 +26,8 @@ class Reject(NamedTuple):
     detail: str
 
 
-def as_problems(rejects: Sequence[Reject]) -> list[Problem]:
-    """Return unusable rows as problems: by file and kind, the first hundred and how many more there are."""
+def as_problems(rejects: Sequence[Reject], more: Mapping[str, int] | None = None) -> list[Problem]:
+    """Return unusable rows as problems: by file and kind, the first hundred and how many more there are; ``more`` by reason."""
     found = []
     counts: Counter[tuple[str, str, str]] = Counter()
     for reject in rejects:
@@ -39,7 +38,7 @@ def as_problems(rejects: Sequence[Reject]) -> list[Problem]:
     for (file, _, detail), count in counts.items():
         if count > _TOLD_ROWS:
             found.append(Problem(file, f"{count - _TOLD_ROWS} more lines", "", detail))
-    return found
+    return found + [Problem("logs", f"{count} more lines", "", reason) for reason, count in (more or {}).items()]
 
 
 class _Part(NamedTuple):
@@ -56,26 +55,27 @@ class _Found(NamedTuple):
     value: str
     reason: str
     detail: str
+    source: str
 
 
 class Findings:
-    """What is wrong with the rows of a source, as they are read. Rows are named by their number among all of its files' rows.
+    """What is wrong with the rows of one source or of several, as they are read. Rows are named by their number among those of
+    all files.
 
     ``whole``: all rows are read at once, so that what is wrong with all of them is raised, and need not wait for others.
     """
 
     def __init__(self, *, whole: bool) -> None:
-        self.more: Counter[str] = Counter()
-        """How many were refused beyond `KEPT`, by reason."""
         self.rows = 0
         """How many rows were read so far."""
+        self.more: Counter[str] = Counter()
+        """How many were refused beyond `KEPT`, by reason."""
         self._whole = whole
         self._parts: list[_Part] = []
         self._rejects: list[Reject] = []
-        self._found: dict[_Found, None] = {}
-        self._suspects: dict[tuple[str, str], Problem] = {}
-        self._cleared: set[tuple[str, str]] = set()
-        self._last: tuple[int, Ids] | None = None
+        self._found: dict[_Found, None] = {}  # the items of a row have its other values, which are told once
+        self._suspects: dict[tuple[str, str, str], Problem] = {}
+        self._cleared: set[tuple[str, str, str]] = set()
 
     def add_file(self, name: str, first: int, lines: Callable[[], Ids]) -> None:
         """Begin a file whose first row has this number; ``lines`` is asked once the file was read."""
@@ -93,43 +93,51 @@ class Findings:
         """Of how many more rows places and values are kept."""
         return max(KEPT - len(self._rejects) - len(self._found), 0)
 
-    def reject(self, at: int, column: str, value: Any, reason: str, detail: str) -> None:
-        """Refuse a row for its value in a column."""
-        self._found[_Found(at, column, shown(value), reason, detail)] = None
+    def reject(self, source: str, at: int, column: str, value: Any, reason: str, detail: str) -> None:
+        """Refuse a row of a source for its value in a column."""
+        self._found[_Found(at, column, shown(value), reason, detail, source)] = None
 
-    def suspect(self, column: str, detail: str, problem: Problem) -> None:
-        """Note what is wrong with all rows so far: a problem, unless `clear` says that it is not wrong with others.
+    def suspect(self, source: str, column: str, detail: str, problem: Problem) -> None:
+        """Note what is wrong with all rows of a source so far: a problem, unless `clear` says that it is not wrong with others.
 
         Raises:
             Problems: there are no other rows.
         """
         if self._whole:
             raise Problems([problem])
-        self._suspects.setdefault((column, detail), problem)
+        self._suspects.setdefault((source, column, detail), problem)
 
-    def clear(self, column: str, detail: str) -> None:
+    def clear(self, source: str, column: str, detail: str) -> None:
         """Note that not all rows are wrong."""
-        self._cleared.add((column, detail))
+        self._cleared.add((source, column, detail))
 
-    def suspected(self) -> list[Problem]:
-        """Return what was wrong with all rows; their rejects go."""
-        guilty = {key: problem for key, problem in self._suspects.items() if key not in self._cleared}
-        self._found = {each: None for each in self._found if (each.column, each.detail) not in guilty}
-        return list(guilty.values())
+    def suspected(self, source: str) -> list[Problem]:
+        """Return what was wrong with all rows of a source."""
+        return [problem for key, problem in self._suspects.items() if key[0] == source and key not in self._cleared]
 
     @property
     def rejects(self) -> list[Reject]:
-        """All that were refused, each in the order in which it was found."""
-        for at, column, value, reason, detail in self._found:
-            file, line = self.place(at)
+        """All that were refused, each in the order in which it was found, but for what is wrong with all rows of a source."""
+        guilty = self._suspects.keys() - self._cleared
+        kept = [each for each in self._found if (each.source, each.column, each.detail) not in guilty]
+        places = self._places(sorted({each.at for each in kept}))
+        for at, column, value, reason, detail, _ in kept:
+            file, line = places[at]
             self._rejects.append(Reject(file, f"{line}, column {column}", value, reason, detail))
         self._found.clear()
         return self._rejects
 
     def place(self, at: int) -> tuple[str, str]:
         """Return the file and the line of a row."""
-        number = int(np.searchsorted([part.first for part in self._parts], at, side="right")) - 1
-        part = self._parts[number]
-        if self._last is None or self._last[0] != number:
-            self._last = number, part.lines()
-        return part.name, f"line {self._last[1][at - part.first]}"
+        return self._places([at])[at]
+
+    def _places(self, rows: list[int]) -> dict[int, tuple[str, str]]:
+        """Return the files and lines of rows, in their order: the lines of one file are in memory at a time."""
+        found: dict[int, tuple[str, str]] = {}
+        firsts = [part.first for part in self._parts]
+        for number, part in enumerate(self._parts):
+            begin, end = bisect_left(rows, part.first), bisect_left(rows, (*firsts, self.rows)[number + 1])
+            if begin < end:
+                lines = part.lines()
+                found.update((at, (part.name, f"line {lines[at - part.first]}")) for at in rows[begin:end])
+        return found

@@ -79,11 +79,7 @@ class ImpressionFile(File):
 
 def _text_keys(value: Any) -> Any:
     """Keys as the texts by which they are compared."""
-    return (
-        {str(key) if isinstance(key, int) else key: name for key, name in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
+    return {_as_texts(key)[0]: name for key, name in value.items()} if isinstance(value, dict) else value
 
 
 class ActionColumn(Section):
@@ -246,7 +242,7 @@ class SourceSettings(Section):
     """The first day (UTC) that events may have. Earlier events are refused: most often their unit is wrong."""
     latest: Day | None = None
     """The last day (UTC) that events may have; tomorrow by default."""
-    memory: Size | None = None
+    memory: Annotated[Size, Field(ge=512_000_000, le=1 << 50)] | None = None
     """How much of the logs is sorted in memory, such as ``2GB``; the rest is on disk. By default a quarter of the machine's.
     ``--memory`` takes precedence."""
     impressions: Several[ImpressionFile]

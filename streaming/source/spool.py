@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from streaming.source.duck import streamed
+from basis.decoding import why
+from basis.problems import Problem, Unreadable
+from streaming.source.duck import connection, quoted, streamed
+
+_PREFIX = "minutely-spool-"
+_LOCK = "lock"
 
 _REPEATED = """select place, file_at, named from
     (select place, file_at, named, row_number() over (partition by named order by place) as number from impressions
@@ -21,8 +31,8 @@ _TABLES = """create table done (at_ms bigint, code integer, impression bigint, v
 
 _REQUESTS = """create table requests as
     select *, row_number() over (order by served_at, first_place) - 1 as number from
-    (select request, min(at_ms) as served_at, max(at_ms) - min(at_ms) as spread, min(place) as first_place, count(*) as size
-     from impressions group by request)"""
+    (select request, min(at_ms) as served_at, max(at_ms) - min(at_ms) as spread, min(place) as first_place, count(*) as size,
+       min(source) < max(source) as mixed from impressions group by request)"""
 
 _ENGAGEMENTS = """select at_ms, code, impression, value, request, named from
     (select at_ms, code, impression, value, request, named, -1 as place from done
@@ -30,6 +40,52 @@ _ENGAGEMENTS = """select at_ms, code, impression, value, request, named from
      select at_ms, code, coalesce(impression, -1) as impression, value, request, logged.named, place
      from logged join codes using (action) left join names on logged.named = names.named)
     order by at_ms, code, impression, place"""
+
+
+@contextmanager
+def open_spool(memory: int) -> Iterator[tuple[Spool, Path]]:
+    """Open a spool that has ``memory`` bytes, in a temporary folder, which it gives too. Folders of processes that were killed go.
+
+    Raises:
+        Unreadable: there is no room in the folder, or too little memory to sort.
+    """
+    root = Path(tempfile.gettempdir())
+    for stale in root.glob(f"{_PREFIX}*"):
+        if not _is_used(stale):
+            shutil.rmtree(stale, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, _locked(Path(name)), connection(memory // 2) as db:
+            db.execute(f"set temp_directory = {quoted(str(Path(name, 'sort')))}")
+            db.execute(f"attach {quoted(str(Path(name, 'spool')))} as spool")
+            db.execute("use spool")
+            db.execute("set preserve_insertion_order = false")  # each query says its order
+            yield Spool(db), Path(name)
+    except duckdb.OutOfMemoryException as error:
+        value, allowed = f"{memory // 1_000_000} MB", f"too little to sort these logs ({why(error)}); allowed: more"
+        raise Unreadable([Problem("logs", "--memory", value, allowed)]) from None
+    except (OSError, duckdb.Error) as error:
+        said = error.strerror if isinstance(error, OSError) else None
+        allowed = "allowed: a folder with room for the logs; TMPDIR names another"
+        raise Unreadable([Problem(str(root), "temporary folder", said or why(error), allowed)]) from None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which is there only once it is held."""
+    with (folder / "new").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "new").replace(folder / _LOCK)
+        yield
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether a process holds a spool's folder; True where that cannot be said, as while it makes it."""
+    try:
+        with (folder / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 class Spool:
@@ -69,6 +125,12 @@ class Spool:
         query = "select size, cast(request as varchar) from requests order by size desc, number limit 1"
         ((size, name),) = self._db.sql(query).fetchall()
         return size, name
+
+    def mixed(self) -> tuple[int, str]:
+        """Return how many requests have impressions of several sources, and the first one's id."""
+        query = "select count(*), min_by(cast(request as varchar), number) from requests where mixed"
+        ((count, name),) = self._db.sql(query).fetchall()
+        return count, name or ""
 
     def requests(self) -> Iterator[pa.Table]:
         """Yield the requests, in order."""

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import as_lists, as_numbers, texts_of
+from streaming.features.columns import Ids
 from streaming.source.duck import shown
 from streaming.source.fetched import open_found, read_found
 from streaming.source.files import Folder, FoundFile, find
@@ -33,6 +34,7 @@ class RowFile:
     findings: Findings
     decimal: str = "."
     missing: list[Problem] = field(default_factory=list)
+    _told: dict[tuple[str, str, str], Ids] = field(default_factory=dict)
 
     def column(self, name: str) -> pa.Array:
         """Return a column; an empty `Problems` if it is missing, which ``missing`` already reports."""
@@ -48,26 +50,32 @@ class RowFile:
         self, broken: pa.Array, column: str, values: pa.Array | pa.ChunkedArray, reason: str, detail: str
     ) -> None:
         """Reject the rows where ``broken`` is true, for their value in ``column``."""
-        rows = pc.indices_nonzero(broken)
-        if not len(rows):
+        chosen = pc.indices_nonzero(broken)
+        if not len(chosen):
             return
-        told = rows.slice(0, self.findings.room)
-        self.findings.more[reason] += len(rows) - len(told)
-        at = self.at.take(told).to_pylist()
-        for row, value in zip(at, as_shown(pc.take(values, told)), strict=True):
-            self.findings.reject(row, column, value, reason, detail)
+        rows = self.at.take(chosen).to_numpy()
+        told = self._told.get((column, reason, detail), np.zeros(0, np.int64))  # two features may use one column
+        new = np.flatnonzero(np.isin(rows, told, invert=True))
+        self._told[column, reason, detail] = np.union1d(told, rows)
+        room = self.findings.room
+        kept = chosen.take(pa.array(new[:room]))
+        if len(new) > room:
+            self.findings.more[reason] += len(np.unique(rows[new[room:]]))
+        at = self.at.take(kept).to_pylist()
+        for row, value in zip(at, as_shown(pc.take(values, kept)), strict=True):
+            self.findings.reject(self.name, row, column, value, reason, detail)
 
     def reject_broken(self, broken: pa.Array | None, column: str, values: pa.Array, detail: str, allowed: str) -> None:
         """Reject the rows where ``broken`` is true; a problem if those are all rows with a value."""
         count = 0 if broken is None else pc.sum(broken).as_py() or 0
         valued = len(values) - values.null_count
         if valued > count:
-            self.findings.clear(column, detail)
+            self.findings.clear(self.name, column, detail)
         if not count:
             return
         if count == valued:
             text = f"values such as {shown(as_shown(values.drop_null()[:1])[0])}"
-            self.findings.suspect(column, detail, Problem(self.name, f"column {column}", text, allowed))
+            self.findings.suspect(self.name, column, detail, Problem(self.name, f"column {column}", text, allowed))
         self.reject(broken, column, values, "malformed", detail)
 
     def keep(self, mask: pa.Array) -> None:
@@ -94,6 +102,8 @@ class Walk:
         self._file = file
         self._columns = list(dict.fromkeys(columns))
         self._memory = memory
+        self._present: set[str] = set()
+        self._failed = False
 
     def take(self, use: Callable[[RowFile], None]) -> None:
         """Call ``use`` with all rows, some at a time.
@@ -104,8 +114,10 @@ class Walk:
         problems = ProblemList()
         with problems.collect():
             for rows in self._rows():
-                use(rows)
-        problems.found += self.missing
+                with problems.collect():
+                    use(rows)
+                self._failed = bool(problems.found or self.missing)
+        problems.found += [*self.missing, *self.findings.suspected(self.name)]
         problems.raise_any()
 
     def _rows(self) -> Iterator[RowFile]:
@@ -117,11 +129,14 @@ class Walk:
         """
         problems = ProblemList()
         first = self.findings.rows
-        for found in find(self._folder, self._file):
+        files = _filled(find(self._folder, self._file))
+        for number, found in enumerate(files):
             with problems.collect():
-                for table in self._tables(found):
+                for table in self._tables(found, files[number + 1 :]):
                     at = pa.array(np.arange(self.findings.rows, self.findings.rows + table.num_rows))
                     self.findings.rows += table.num_rows
+                    if self._failed:
+                        break
                     if not problems.found:
                         yield RowFile(self.name, table, at, self.findings, self._file.decimal, self.missing)
         problems.raise_any()
@@ -129,13 +144,44 @@ class Walk:
             told = as_problems(self.findings.rejects)
             raise Problems([Problem(self.name, "rows", "0", "allowed: a file with rows"), *told])
 
-    def _tables(self, found: FoundFile) -> Iterator[pa.Table]:
+    def _tables(self, found: FoundFile, others: Sequence[FoundFile]) -> Iterator[pa.Table]:
         with open_found(found, self._file, self._columns, memory=self._memory) as rows:
             self.findings.add_file(found.name, self.findings.rows, rows.lines)
-            self.missing += rows.missing
-            yield from rows.tables
+            lacking = _lacking(rows.missing)
+            self._present |= set(self._columns) - lacking
+            self._look_for(lacking - self._present, others)
+            self.missing += [each for each in rows.missing if _lacking([each]) - self._present or not _lacking([each])]
+            if self._failed:  # of the other files only what they lack is told
+                return
+            for table in rows.tables:
+                yield _with_nulls(table, [each for each in self._columns if each in lacking & self._present])
             for each in rows.broken():
                 self.findings.add(_refused(found.name, each))
+
+    def _look_for(self, columns: set[str], others: Sequence[FoundFile]) -> None:
+        """Find out which columns later files have: then they are missing in the rows of this one, and else in the source."""
+        for other in others:
+            if columns <= self._present:
+                return
+            with open_found(other, self._file, self._columns, memory=self._memory) as rows:
+                self._present |= set(self._columns) - _lacking(rows.missing)
+
+
+def _filled(found: list[FoundFile]) -> list[FoundFile]:
+    """Return the files that hold anything; all if none does. Writers leave empty parts behind."""
+    return [each for each in found if each.size_bytes != 0] or found
+
+
+def _lacking(missing: Sequence[Problem]) -> set[str]:
+    """Return the columns that a file does not have, of those that cannot be used."""
+    return {each.place.removeprefix("column ") for each in missing if each.value == "missing"}
+
+
+def _with_nulls(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return a table with columns that only other files have. Some writers leave out what is null in all rows of a file."""
+    for column in columns:
+        table = table.append_column(column, pa.nulls(table.num_rows))
+    return table
 
 
 def _refused(name: str, broken: Broken) -> Reject:
@@ -153,7 +199,7 @@ def read(folder: Folder, file: File, columns: Sequence[str], most: int | None = 
     parts: list[WholeRows] = []
     problems = ProblemList()
     first = 0
-    for found in find(folder, file):
+    for found in _filled(find(folder, file)):
         if most is not None and first >= most:
             break
         with problems.collect():
@@ -161,15 +207,19 @@ def read(folder: Folder, file: File, columns: Sequence[str], most: int | None = 
             findings.add_file(found.name, first, rows.lines)
             parts.append(rows)
             first += rows.table.num_rows
+            findings.rows = first
             for each in rows.broken:
                 findings.add(_refused(found.name, each))
     problems.raise_any()
     path = str(folder / file.file)
-    missing = [problem for part in parts for problem in part.missing]
+    lacking = [_lacking(part.missing) for part in parts]
+    nowhere = set.intersection(*lacking) if lacking else set()
+    missing = [each for part in parts for each in part.missing if _lacking([each]) <= nowhere]
     if not first and columns and not missing:
         told = as_problems(findings.rejects)
         raise Problems([Problem(path, "rows", "0", "allowed: a file with rows"), *told])
-    table = _joined(path, [part.table for part in parts], {problem.place for problem in missing})
+    tables = [_with_nulls(part.table, sorted(each - nowhere)) for part, each in zip(parts, lacking, strict=True)]
+    table = _joined(path, tables, {problem.place for problem in missing})
     return RowFile(path, table, pa.array(np.arange(first)), findings, file.decimal, missing)
 
 

@@ -46,14 +46,14 @@ class TimeBounds(NamedTuple):
         )
         good = pc.and_not(pc.is_valid(at), pc.or_(future, early))
         if pc.any(good).as_py():
-            rows.findings.clear(column.column, self.allowed)
+            rows.findings.clear(rows.name, column.column, self.allowed)
         elif at.null_count < len(at):
             first = at.is_valid().index(True).as_py()
             (shown,) = as_shown(raw.slice(first, 1))
             value = f"{shown!r}, which is {_text(at[first].as_py())}"
             place, advice = f"column {column.column}", self._advice(column, shown)
             problem = Problem(rows.name, place, value, f"no time of the file is in range; {self.allowed}{advice}")
-            rows.findings.suspect(column.column, self.allowed, problem)
+            rows.findings.suspect(rows.name, column.column, self.allowed, problem)
         rows.reject(pc.is_null(raw, nan_is_null=True), column.column, raw, "malformed", "no time")
         rows.reject(future, column.column, raw, "future", self.allowed)
         rows.reject(early, column.column, raw, "malformed", self.allowed)

@@ -54,7 +54,10 @@ def test_values_that_are_made_of_others() -> None:
     for feature, scored in (
         (SparseFeature(time="hour"), 22),
         (SparseFeature(time="weekday"), 1),
+        (SparseFeature(request="size"), 7),
+        (SparseFeature(request="size", bucket="log2"), 3),
+        (DenseFeature(kind="dense", request="size", transform="inverse", floor=1.0), 1 / np.float32(7)),
         (SparseFeature(cross=("one", "other")), int(cross(both["one"], both["other"])[0])),
     ):
-        made = derived(feature, both, SERVED_AT)
+        made = derived(feature, both, SERVED_AT, np.array([7]))
         np.testing.assert_array_equal(made, column_of_values("c", feature, [scored]))

@@ -41,12 +41,12 @@ def test_columns_that_cannot_be_used_are_told_and_left_out(tmp_path: Path) -> No
     assert told == {"jsonl": (["a", "c"], nested), "csv": (["a"], [("column b", "is given twice")])}
 
 
-def test_a_column_of_folders_wins_over_one_in_their_files(tmp_path: Path) -> None:
+def test_a_column_of_files_wins_over_one_of_their_folders(tmp_path: Path) -> None:
     (tmp_path / "day=7").mkdir()
     write(tmp_path / "day=7" / "log.parquet", [{"day": 1, "a": 2}])
     file = File(file="day=7/log.parquet")
     (found,) = find(tmp_path, file)
-    assert read_file(found, file, None).table.to_pydict() == {"a": [2], "day": ["7"]}
+    assert read_file(found, file, None).table.to_pydict() == {"day": [1], "a": [2]}
 
 
 @pytest.mark.parametrize("most", [1, 5, 7, 10])

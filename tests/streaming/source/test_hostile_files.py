@@ -27,10 +27,16 @@ def test_folders_above_the_logs_are_no_columns(tmp_path: Path, kind: str) -> Non
     assert [str(found.table.column(name)[0]) for name in ("a", "b")] == ["1", "2"]
 
 
-def test_a_folder_of_the_logs_takes_the_place_of_a_column(tmp_path: Path) -> None:
-    (tmp_path / "a=5").mkdir()
-    write(tmp_path / "a=5" / "log.csv", [{"a": 1, "b": 2}])
-    assert read(tmp_path, File(file="*/log.csv"), ["a", "b"]).table.to_pydict() == {"b": ["2"], "a": ["5"]}
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_folder_gives_a_column_that_its_files_lack(tmp_path: Path, kind: str) -> None:
+    """Names as they may be: of a day whose exact times are in the files, or of what a reader takes for an option of its own."""
+    for folder in ("a=5", "json=1"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / f"log.{kind}", [{"a": 1, "b": 2}])
+    found = read(tmp_path, File(file=f"*/log.{kind}"), ["b", "a"]).table.to_pydict()
+    assert {name: list(map(str, values)) for name, values in found.items()} == {"b": ["2", "2"], "a": ["1", "1"]}
+    json = read(tmp_path, File(file=f"json=1/log.{kind}"), ["b", "json"]).table.to_pydict()
+    assert (str(json["b"][0]), json["json"]) == ("2", ["1"])
 
 
 @pytest.mark.parametrize("kind", FORMATS)

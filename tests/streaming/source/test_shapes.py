@@ -15,8 +15,9 @@ import pytest
 
 from basis.problems import Problems
 from streaming.features.ids import MISSING, as_ids
+from streaming.source.rejects import Findings
 from streaming.source.settings import File
-from streaming.source.tabular import read
+from streaming.source.tabular import Walk, read
 from tests.streaming.source.own_logs import FORMATS, NOW, T, features, lists, load, rejects_of, source, write
 
 
@@ -77,16 +78,47 @@ def test_nothing_there_is_said_with_the_pattern(tmp_path: Path) -> None:
             read(tmp_path, File(file=file), ["t"])
 
 
-def test_an_empty_part_and_a_part_without_a_column_are_told_with_their_names(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("t,item\n1,x\n")
-    (tmp_path / "b.csv").write_text("t\n1\n")
+def test_an_empty_part_is_passed_over_unless_all_are_empty(tmp_path: Path) -> None:
+    """Writers leave them behind."""
+    (tmp_path / "a.csv").write_bytes(b"")
+    (tmp_path / "b.csv").write_text("t,item\n1,x\n")
+    (tmp_path / "c.csv").write_text("t,item\n")
+    assert read(tmp_path, File(file="*.csv"), ["t", "item"]).table.num_rows == 1
+    (tmp_path / "b.csv").write_bytes(b"")
     (tmp_path / "c.csv").write_bytes(b"")
     with pytest.raises(Problems) as caught:
         read(tmp_path, File(file="*.csv"), ["t", "item"])
-    assert [(Path(each.file).name, each.value) for each in caught.value.problems] == [("c.csv", "0 bytes")]
-    (tmp_path / "c.csv").unlink()
-    found = read(tmp_path, File(file="*.csv"), ["t", "item"])
-    assert [(Path(each.file).name, each.place) for each in found.missing] == [("b.csv", "column item")]
+    assert [(Path(each.file).name, each.value) for each in caught.value.problems] == [
+        ("a.csv", "0 bytes"),
+        ("b.csv", "0 bytes"),
+        ("c.csv", "0 bytes"),
+    ]
+
+
+def test_an_empty_part_of_compressed_lines_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "b.jsonl").write_text('{"t": 1}\n')
+    assert read(tmp_path, File(file="*.jsonl*"), ["t"]).table.column("t").to_pylist() == [1]
+
+
+@pytest.mark.parametrize("first", ["whole", "without"])
+def test_what_a_part_lacks_is_missing_in_its_rows_and_what_all_lack_is_a_mistake(tmp_path: Path, first: str) -> None:
+    """Spark's JSON leaves out what is null; columns come later."""
+    parts = {"whole": '{"t": 1, "item": "x"}\n', "without": '{"t": 2}\n'}
+    order = [first, *parts.keys() - {first}]
+    for number, name in enumerate(order):
+        (tmp_path / f"{number}.jsonl").write_text(parts[name])
+    file, columns = File(file="*.jsonl"), ["t", "item", "price"]
+    items = {"whole": "x", "without": None}
+    found = read(tmp_path, file, columns)
+    assert found.table.column("item").to_pylist() == [items[name] for name in order]
+    assert {(each.place, each.value) for each in found.missing} == {("column price", "missing")}
+    walked: list[str | None] = []
+    walk = Walk(tmp_path, file, columns[:2], Findings(whole=False), 1 << 28)
+    walk.take(lambda rows: walked.extend(rows.column("item").to_pylist()))
+    assert walked == [items[name] for name in order]
+    with pytest.raises(Problems, match="column price: missing"):
+        Walk(tmp_path, file, columns, Findings(whole=False), 1 << 28).take(lambda rows: None)
 
 
 def test_values_mean_the_same_where_parts_have_other_types(tmp_path: Path) -> None:
