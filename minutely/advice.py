@@ -10,6 +10,7 @@ import numpy.typing as npt
 from basis.problems import Problem
 from basis.settings import format_duration
 from minutely.config import Pipeline
+from minutely.log_mistakes import refused
 from serving.ranking import record_problems
 from streaming.features.columns import Column, Ids, Ragged
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
@@ -68,6 +69,7 @@ def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         *_outliers(pipeline, events),
         *_leaks(pipeline, events),
         *_large_records(pipeline),
+        *_unmatched_engagements(pipeline, events),
         *_unmatched_sides(pipeline, events),
         *_constants(pipeline, events),
     ]
@@ -90,6 +92,21 @@ def _unmatched_sides(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         for name, share in events.matched.items()
         if share < _MOST
     ]
+
+
+def _unmatched_engagements(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Actions most of whose events find no impression. By action, since those that columns record always find theirs."""
+    log, found = events.engagements, []
+    unmatched = refused(pipeline, events)["unmatched"]
+    for code, action in enumerate(log.actions):
+        of_action = log.action == code
+        first = np.flatnonzero(of_action & unmatched)
+        if first.size > (1 - _MOST) * of_action.sum():
+            value = f"{1 - first.size / of_action.sum():.1%}"
+            what = f"of {of_action.sum():,} have an impression; the others count for no label, such as that for "
+            what += f"impression {log.impression_id[int(first[0])].as_py()!r}"
+            found.append(Problem(pipeline.name, f"source.engagements, action {action}", value, what))
+    return found
 
 
 def _constants(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:

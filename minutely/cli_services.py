@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from minutely.cli_options import (
+    ConfigFile,
     Duration,
     EventTime,
     HostPort,
@@ -206,7 +207,7 @@ def produce(config: Path, data: Path | None, speed: float | None, rate: float | 
 
 
 @click.command("dead-letters")
-@config_argument
+@click.argument("config", type=ConfigFile(), required=False, help="The pipeline's config, unless --run is given.")
 @click.option("--reason", help="Only those refused for this reason.")
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many to show.")
 @click.option(
@@ -221,7 +222,7 @@ def produce(config: Path, data: Path | None, speed: float | None, rate: float | 
 )
 @click.option("--run", type=click.Path(path_type=Path), help="List those of a replay, by the folder of its run.")
 def dead_letters(
-    config: Path, reason: str | None, limit: int, again: bool, since: int | None, run: Path | None
+    config: Path | None, reason: str | None, limit: int, again: bool, since: int | None, run: Path | None
 ) -> None:
     """List what was refused and why, or send it again after a fix."""
     from minutely.again import send_again
@@ -232,11 +233,14 @@ def dead_letters(
         raise click.UsageError("--again sends what is on Kafka; a replay's are only listed")
     if since is not None and not again:
         raise click.UsageError("--since says what --again sends")
-    pipeline = load(config, None, None)
+    if (config is None) == (run is None):
+        raise click.UsageError("give either CONFIG, for what was refused on Kafka, or --run, for what a replay refused")
     console = Terminal()
-    if run is not None:
+    if config is None:
         show_kept(console, Run.find(run).dead_letters, reason, limit)
-    elif again:
+        return
+    pipeline = load(config, None, None)
+    if again:
         found = send_again(pipeline, reason, since)
         console.print(f"sent {found.sent.total()} again{_by_reason(found.sent)}; what is refused again is a new letter")
         if found.left:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from minutely.loop import EmbeddedLoop, Served
+from minutely.run_letters import told_letters
 from trainer.metrics import auc
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -37,6 +38,7 @@ _PAGE = """<!doctype html>
 <body>
 <h1>{title}</h1>
 <p>{facts}</p>
+{letters}
 {warnings}
 {table}
 {plots}
@@ -93,6 +95,9 @@ def write_report(path: Path, loop: EmbeddedLoop, summary: dict[str, Any]) -> Non
             f"{summary['impressions']:,} impressions, {summary['examples']:,} examples, {summary['versions']:,} versions, "
             f"{summary['dead_letters']:,} dead letters, seed {summary['seed']}, {summary['wall_seconds']:.1f} s"
         ),
+        letters=f"<p>{html.escape(told)}</p>"
+        if (told := told_letters(summary["dead_letters_by_reason"], path.parent))
+        else "",
         warnings="".join(f"<p><b>Miscalibrated:</b> {html.escape(line)}</p>" for line in summary["warnings"]),
         table=_table(summary),
         plots="\n".join(plots),

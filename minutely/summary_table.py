@@ -9,6 +9,7 @@ from rich.table import Table as TextTable
 from rich.text import Text
 
 from minutely.replay import Replayed
+from minutely.run_letters import told_letters
 
 
 def print_summary(console: Console, done: Replayed) -> None:
@@ -35,6 +36,8 @@ def print_summary(console: Console, done: Replayed) -> None:
         f"{summary['dead_letters']:,} dead letters; {rows['live']:,} rows live, {rows['expired']:,} expired{evicted}; "
         f"{summary['versions']:,} versions; {summary['wall_seconds']:.1f} s, {summary['examples_per_second']:,.0f} examples/s"
     )
+    if told := told_letters(summary["dead_letters_by_reason"], done.run.folder):
+        console.print(Text(told), soft_wrap=True)
     for warning in summary["warnings"]:
         console.print(Text(f"Miscalibrated: {warning}", "yellow"))
     if summary["diverged"]:

@@ -255,6 +255,22 @@ def test_engagements_none_of_which_has_an_impression_are_a_mistake(tmp_path: Pat
     assert problem.allowed.startswith("none of the 100 engagements has an impression")
 
 
+@pytest.mark.parametrize(("lost", "told"), [(40, False), (60, True)])
+def test_engagements_most_of_which_have_no_impression(tmp_path: Path, columns: Columns, lost: int, told: bool) -> None:
+    columns["user"] = np.arange(COUNT) % 50
+    changes = engaged(tmp_path, 0)
+    done = pa.parquet.read_table(tmp_path / "done.parquet").to_pydict()
+    done["user"] = [f"u{user}" if at < lost else user for at, user in enumerate(done["user"])]
+    pa.parquet.write_table(pa.table(done), tmp_path / "done.parquet")
+    found = advised(tmp_path, columns, **changes)
+    if told:
+        value, what = found.pop("source.engagements, action click")
+        assert value == "40.0%"
+        assert what.startswith("of 100 have an impression; the others count for no label")
+        assert what.endswith(f"impression '{START}/u0'")
+    assert found == {}
+
+
 def test_the_command_shows_both(tmp_path: Path, columns: Columns) -> None:
     columns["user"] = np.arange(COUNT) % 50
     columns["price"][3] = 1e6

@@ -121,6 +121,11 @@ def test_broken_rows_are_dead_letters_of_a_replay(logs: Path, tmp_path: Path) ->
     assert reasons["future"] == 1
     assert reasons["malformed"] == 3
     assert summary["dead_letters"] == sum(reasons.values())
+    told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+    shown = f"Dead letters: {told}. minutely dead-letters --run {out} shows them."
+    assert shown in done.stdout
+    assert shown in (out / "report.html").read_text()
+    assert execute(f"minutely dead-letters --run {out}").returncode == 0
 
 
 def test_a_folder_with_something_in_it_is_left_alone(logs: Path, tmp_path: Path) -> None:
