@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from click.testing import CliRunner, Result
 from minutely.cli import cli
 from minutely.config import Pipeline, load_pipeline
 from streaming.source.settings import DelayColumn, WhenContains, WhenEquals
+from tests.commands import ROOT
 from tests.streaming.source.own_logs import write
 
 START = 1_700_000_000  # 2023-11-14
@@ -228,6 +231,26 @@ def test_lists_with_a_click_for_each_item(logs: Path) -> None:
     assert found.source.impressions.explode is not None
     assert found.source.impressions.explode.columns == ["items_shown", "clicks", "prices"]
     assert found.source.actions["click"].when == "clicks"
+
+
+@pytest.mark.parametrize("place", ["position", "positions", "rank", "ranks", "slots"])
+@pytest.mark.parametrize("stay", ["dwell", "dwells", "dwell_time", "watched"])
+def test_lists_of_places_and_stays_are_no_features(logs: Path, place: str, stay: str) -> None:
+    """Lists are called by their plural as often as not."""
+    slates = []
+    for at, row in enumerate(slates_of(rows_of())):
+        stays = [3.5 + at % 7 if item in row["items_clicked"] else None for item in row["items_shown"]]
+        slates.append({**row, place: list(range(SHOWN)), stay: stays})
+    write(logs / "log.parquet", slates)
+    found = columns_of(written("logs"))
+    assert {"item", "price"} & set(found) and not {place, stay} & set(found.values()), found
+    assert "# left out: a place is what comes of the ranking" in Path("made.yaml").read_text()
+
+
+def test_the_news_example_ranks_without_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, ROOT / "examples/news/make_logs.py", "news-logs"], check=True)
+    assert "positions" not in columns_of(written("news-logs")).values()
 
 
 def test_engagements_in_a_file_of_their_own(logs: Path) -> None:
