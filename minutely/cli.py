@@ -177,14 +177,14 @@ def check(config: Path, data: Path | None) -> None:
     from minutely.check import describe
     from minutely.config import load_what_is_right
     from minutely.log_mistakes import mistakes
-    from streaming.source.load import load
+    from minutely.own_logs import load_events
     from streaming.source.tabular import as_problems
 
     pipeline, problems = load_what_is_right(config, data)
     events = None
     if pipeline is not None:
         try:
-            events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+            events = load_events(pipeline, time.time_ns() // 1_000_000)
             problems += as_problems(events.rejects)
             problems += [] if problems else mistakes(pipeline, events)
         except Problems as found:

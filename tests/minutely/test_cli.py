@@ -59,15 +59,35 @@ def test_check_tells_what_it_found(logs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("column: user,", "column: usr,"), ["impressions.csv", "column usr", "missing", "the file has"]),
+        (("column: user,", "column: usr,"), ["impressions.csv: features.user: column usr: missing", "the file has"]),
         (
             ("column: price, side: items", "column: brand, side: items"),
-            ["items.parquet", "column brand", "allowed: numbers"],
+            ["items.parquet: features.brand, features.price: column brand", "allowed: numbers"],
         ),
         (("window: 10m", "window: -10m"), ["labels.click.window", "'-10m'", "cannot be negative"]),
         (("name: shop", "name: shop\nsalt: 1"), ["line", "'salt'", "unknown key", "allowed: name"]),
         (("file: events.jsonl", "file: nothing.jsonl"), ["nothing.jsonl", "not there"]),
-        (("size: 4", "size: 5"), ["column picture", "lists of 5 numbers"]),
+        (("size: 4", "size: 5"), ["features.picture: column picture", "lists of 5 numbers"]),
+        (
+            ("[request]\n    impression: [item] #", "[request]\n    impression: [itm] #"),
+            ["impressions.csv: source.impressions.impression: column itm: missing"],
+        ),
+        (("key: item}", "key: item, on: itm}"), ["impressions.csv: source.sides.items.on: column itm: missing"]),
+        (("action: action", "action: what"), ["events.jsonl: source.engagements.action: column what: missing"]),
+        (
+            ("kind: dense, column: price, side: items, transform: log", "column: price, side: items"),
+            [
+                "items.parquet: features.price: column price: values such as",
+                "other numbers with kind: dense, or bucket: log2",
+            ],
+        ),
+        (
+            ("column: brand, side: items", "column: brand, side: items, pool: mean"),
+            [
+                "features.brand: column brand: type string",
+                'with it, lists of them, or texts that split: "," takes apart',
+            ],
+        ),
     ],
 )
 def test_mistakes_are_told_with_their_place(
