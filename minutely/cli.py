@@ -175,7 +175,7 @@ def check(config: Path, data: Path | None) -> None:
     It also shows what deserves a look, such as a window that cuts most positives, or a feature that knows the label.
     """
     from minutely.check import describe
-    from minutely.config import load_what_is_right
+    from minutely.config import in_file, load_what_is_right
     from minutely.log_mistakes import mistakes
     from minutely.own_logs import load_events
     from streaming.source.tabular import as_problems
@@ -186,7 +186,7 @@ def check(config: Path, data: Path | None) -> None:
         try:
             events = load_events(pipeline, time.time_ns() // 1_000_000)
             problems += as_problems(events.rejects)
-            problems += [] if problems else mistakes(pipeline, events)
+            problems += [] if problems else in_file(config, mistakes(pipeline, events))
         except Problems as found:
             problems += found.problems
     if problems or pipeline is None or events is None:

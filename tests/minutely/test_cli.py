@@ -99,6 +99,22 @@ def test_mistakes_are_told_with_their_place(
         assert part in text, text
 
 
+def test_a_label_that_the_log_does_not_know_is_told_with_its_line(logs: Path, tmp_path: Path) -> None:
+    config = _config(tmp_path, ("click: {action: click", "click: {action: clik"))
+    status, text = _check(config, logs)
+    line = next(at for at, each in enumerate(config.read_text().splitlines(), 1) if "clik" in each)
+    assert status == 1
+    assert f"error {config}: line {line}, labels.click.action: 'clik'; never happens in the log" in text
+
+
+def test_logs_are_no_configuration(logs: Path) -> None:
+    done = execute(f"minutely check {logs / 'impressions.csv'}")
+    assert done.returncode == 1
+    assert (
+        "impressions.csv: file: a text or a number; is no configuration; allowed: YAML with keys name, " in done.stderr
+    )
+
+
 def test_all_mistakes_of_config_and_data_at_once(logs: Path, tmp_path: Path) -> None:
     data = _copy(logs, tmp_path)
     lines = (data / "impressions.csv").read_text().splitlines()
