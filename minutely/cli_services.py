@@ -228,6 +228,7 @@ def dead_letters(
     from minutely.again import send_again
     from minutely.dead_letters import show, show_kept
     from minutely.run import Run
+    from streaming.records.reasons import JOINER_REASONS
 
     if again and run is not None:
         raise click.UsageError("--again sends what is on Kafka; a replay's are only listed")
@@ -235,6 +236,10 @@ def dead_letters(
         raise click.UsageError("--since says what --again sends")
     if (config is None) == (run is None):
         raise click.UsageError("give either CONFIG, for what was refused on Kafka, or --run, for what a replay refused")
+    if again and reason is not None and reason not in JOINER_REASONS:
+        raise click.UsageError(
+            f"--reason {reason}: nothing to send; allowed with --again: {', '.join(sorted(JOINER_REASONS))}"
+        )
     console = Terminal()
     if config is None:
         show_kept(console, Run.find(run).dead_letters, reason, limit)
@@ -244,7 +249,8 @@ def dead_letters(
         found = send_again(pipeline, reason, since)
         console.print(f"sent {found.sent.total()} again{_by_reason(found.sent)}; what is refused again is a new letter")
         if found.left:
-            what = "--reason sends them all the same, except letters that are cut"
+            others = "no fix mends them; --reason sends those of one reason, except letters that are cut"
+            what = others if reason is None else "they have another reason, or are cut"
             console.print(f"passed over {found.left.total()}{_by_reason(found.left)}; {what}")
         if found.astray:
             what = "they name partitions that are not there"
