@@ -70,6 +70,15 @@ def test_commands(page: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}{done.stderr}"
 
 
+def test_commands_of_one_page_leave_room_for_those_of_the_next() -> None:
+    """Who reads on in one folder makes no run, no config and no file of scores a second time."""
+    commands = [command for page in PAGES for command in _commands(page)]
+    made = [name for command in commands for name in re.findall(r"--(?:out|scores) (\S+)", command)]
+    made += [f"{command.split()[2]}.yaml" for command in commands if re.fullmatch(r"minutely init \S+", command)]
+    assert len(made) > 8
+    assert len(made) == len(set(made)), sorted(made)
+
+
 EXAMPLES = [(page, at) for page in PAGES for at in range(page.read_text(encoding="utf-8").count("```python\n"))]
 
 
