@@ -115,6 +115,20 @@ def test_every_decision_is_in_the_index_once() -> None:
     assert sorted(named) == sorted(page.name for page in folder.iterdir() if page.name != "README.md")
 
 
+_DEFINED_IN = re.compile(r"`([\w/.-]+\.(?:py|hpp|cpp)):+ ?(?:\w+\.)?(\w+)`")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md"))], ids=lambda page: page.name)
+def test_what_is_named_with_its_file_is_defined_there(page: Path) -> None:
+    """`file: name` and `file::name`, also on dated pages: who follows them must arrive."""
+    for name, what in _DEFINED_IN.findall(page.read_text(encoding="utf-8")):
+        found = [folder / name for folder in (ROOT, ROOT / "tests", ROOT / "streaming") if (folder / name).exists()]
+        assert found, f"{page.name}: {name}"
+        defined = rf"(def|class|struct) {what}\b|^(self\.)?{what}\b.*[=:]|\b{what}\([^;]*\{{$"
+        lines = (line.strip() for path in found for line in path.read_text(encoding="utf-8").splitlines())
+        assert any(re.search(defined, line) for line in lines), f"{page.name}: {name}: {what}"
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_named_sources_are_there(page: Path) -> None:
     """Dated pages say how it was on their day, and the changelog too; all others name files that are there."""
