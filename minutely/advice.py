@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +11,11 @@ import numpy.typing as npt
 from basis.problems import Problem
 from basis.settings import format_duration
 from minutely.config import Pipeline
+from minutely.log_mistakes import refused
 from serving.ranking import record_problems
+from streaming.features.arrow_columns import UNIT_MS
 from streaming.features.columns import Column, Ids, Ragged
-from streaming.features.kinds import Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.records.labels import Label
 from streaming.source.actions import columns_of
 from streaming.source.logged_events import LoggedEvents
@@ -29,6 +32,9 @@ _ENOUGH = 30
 """Examples of each class, below which an AUC says nothing."""
 _MOST_ROWS = 500_000
 _MOST = 0.5
+_YEAR_MS = 366 * 86_400_000
+_NEAR_1970_MS = _YEAR_MS // 6
+"""Seconds of this century are within so many milliseconds of 1970."""
 _RARE = 0.999
 """The share of the values of a label that are usual."""
 
@@ -68,9 +74,11 @@ def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         *_outliers(pipeline, events),
         *_leaks(pipeline, events),
         *_large_records(pipeline),
+        *_unmatched_engagements(pipeline, events),
         *_unmatched_sides(pipeline, events),
         *_constants(pipeline, events),
         *_mixed_requests(pipeline, events),
+        *_wrong_units(pipeline, events),
     ]
 
 
@@ -93,6 +101,21 @@ def _unmatched_sides(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
     ]
 
 
+def _unmatched_engagements(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Actions most of whose events find no impression. By action, since those that columns record always find theirs."""
+    log, found = events.engagements, []
+    unmatched = refused(pipeline, events)["unmatched"]
+    for code, action in enumerate(log.actions):
+        of_action = log.action == code
+        first = np.flatnonzero(of_action & unmatched)
+        if first.size > (1 - _MOST) * of_action.sum():
+            value = f"{1 - first.size / of_action.sum():.1%}"
+            what = f"of {of_action.sum():,} have an impression; the others count for no label, such as that for "
+            what += f"impression {log.impression_id[int(first[0])].as_py()!r}"
+            found.append(Problem(pipeline.name, f"source.engagements, action {action}", value, what))
+    return found
+
+
 def _constants(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
     """Features that say nothing: one value in all impressions, or none in any."""
     found = []
@@ -100,9 +123,10 @@ def _constants(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         if events.missing.get(name) == 1:
             found.append(Problem(pipeline.name, f"features.{name}", "missing everywhere", "nothing is learned from it"))
         elif not isinstance(column, Ragged) and events.impressions > 1 and (column[1:] == column[:1]).all():
-            found.append(
-                Problem(pipeline.name, f"features.{name}", "one value everywhere", "nothing is learned from it")
-            )
+            what = "nothing is learned from it"
+            if _is_age(pipeline.features[name]) and not column.any():
+                what += "; no time is before its impression, so every age is 0: a shorter unit may be right"
+            found.append(Problem(pipeline.name, f"features.{name}", "one value everywhere", what))
     return found
 
 
@@ -113,6 +137,29 @@ def _mixed_requests(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
     )
     value = f"{count:,} requests have impressions of several sources"
     return [Problem(pipeline.name, "source.impressions", value, what)] if count else []
+
+
+def _wrong_units(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Ages of times near 1970, as seconds are where they are taken for milliseconds, that another unit makes dates."""
+    found, latest = [], int(events.served_at[-1]) + _YEAR_MS
+    for name, feature in pipeline.features.items():
+        if not _is_age(feature):
+            continue
+        age = events.features[name]
+        assert isinstance(age, np.ndarray)
+        times = (events.served_at[events.request_of_row] - 1000.0 * age)[age > 0]  # without those that are missing
+        at = float(np.median(times)) if len(times) else 0.0
+        for unit, in_ms in UNIT_MS.items():
+            if abs(at) <= _NEAR_1970_MS and _YEAR_MS < abs(at) * in_ms / UNIT_MS[feature.unit] <= latest:
+                date = datetime.fromtimestamp(at / 1000, UTC)
+                what = f"its times are around {date:%Y-%m-%d}; unit: {unit} makes them those of the log"
+                found.append(Problem(pipeline.name, f"features.{name}.unit", feature.unit, what))
+                break
+    return found
+
+
+def _is_age(feature: Feature) -> TypeGuard[DenseFeature]:
+    return isinstance(feature, DenseFeature) and feature.transform == "age"
 
 
 def _short_windows(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:

@@ -15,11 +15,11 @@ from rich.table import Table as TextTable
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
+from minutely.own_logs import load_events
 from minutely.parts import make_replica
 from minutely.place import open_versions, require_writable
 from minutely.results import metrics_of
 from streaming.features.columns import slice_columns
-from streaming.source.load import load
 
 _SUMMARY = "summary.json"
 
@@ -40,7 +40,7 @@ def replay_as_of(pipeline: Pipeline, place: str, at: int, out: Path | None, cons
     replica = make_replica(pipeline, open_versions(place))
     manifest = replica.load_as_of(at)
     with console.status("Reading logs"):
-        events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+        events = load_events(pipeline, time.time_ns() // 1_000_000)
     begin, end = int(events.starts[np.searchsorted(events.served_at, at)]), events.impressions
     if begin == end:
         last = _text(int(events.served_at[-1])) if events.requests else "nothing was served"

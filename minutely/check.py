@@ -59,7 +59,7 @@ def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
 
 def _labels(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
     headings = ("label", "positive", "delay p50", "p90", "p99", "window", "cut", "decided")
-    title = "Labels: delay from the serving, positives that the window cuts, share decided by an event in it"
+    title = "Labels: delay since the serving; cut: positives after the window; decided: impressions with a deciding event in it"
     table = TextTable(*headings, title=title, title_justify="left")
     for name, label in pipeline.labels.items():
         table.add_row(name, *_label(label, events))

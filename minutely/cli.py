@@ -183,9 +183,9 @@ def check(config: Path, data: str | None, memory: int | None) -> None:
     It also shows what deserves a look, such as a window that cuts most positives, or a feature that knows the label.
     """
     from minutely.check import describe
-    from minutely.config import load_what_is_right
+    from minutely.config import in_file, load_what_is_right
     from minutely.log_mistakes import mistakes
-    from streaming.source.load import load
+    from minutely.own_logs import load_events
     from streaming.source.rejects import as_problems
 
     pipeline, problems = load_what_is_right(config, data)
@@ -193,9 +193,9 @@ def check(config: Path, data: str | None, memory: int | None) -> None:
     if pipeline is not None:
         pipeline = with_memory(pipeline, memory)
         try:
-            events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+            events = load_events(pipeline, time.time_ns() // 1_000_000)
             problems += as_problems(events.rejects, events.more_rejects)
-            problems += [] if problems else mistakes(pipeline, events)
+            problems += [] if problems else in_file(config, mistakes(pipeline, events))
         except Problems as found:
             problems += found.problems
     if problems or pipeline is None or events is None:

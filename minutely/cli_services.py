@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from minutely.cli_options import (
+    ConfigFile,
     Duration,
     EventTime,
     HostPort,
@@ -208,7 +209,7 @@ def produce(config: Path, data: str | None, memory: int | None, speed: float | N
 
 
 @click.command("dead-letters")
-@config_argument
+@click.argument("config", type=ConfigFile(), required=False, help="The pipeline's config, unless --run is given.")
 @click.option("--reason", help="Only those refused for this reason.")
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many to show.")
 @click.option(
@@ -223,26 +224,35 @@ def produce(config: Path, data: str | None, memory: int | None, speed: float | N
 )
 @click.option("--run", type=click.Path(path_type=Path), help="List those of a replay, by the folder of its run.")
 def dead_letters(
-    config: Path, reason: str | None, limit: int, again: bool, since: int | None, run: Path | None
+    config: Path | None, reason: str | None, limit: int, again: bool, since: int | None, run: Path | None
 ) -> None:
     """List what was refused and why, or send it again after a fix."""
     from minutely.again import send_again
     from minutely.dead_letters import show, show_kept
     from minutely.run import Run
+    from streaming.records.reasons import JOINER_REASONS
 
     if again and run is not None:
         raise click.UsageError("--again sends what is on Kafka; a replay's are only listed")
     if since is not None and not again:
         raise click.UsageError("--since says what --again sends")
-    pipeline = load(config, None, None)
+    if (config is None) == (run is None):
+        raise click.UsageError("give either CONFIG, for what was refused on Kafka, or --run, for what a replay refused")
+    if again and reason is not None and reason not in JOINER_REASONS:
+        raise click.UsageError(
+            f"--reason {reason}: nothing to send; allowed with --again: {', '.join(sorted(JOINER_REASONS))}"
+        )
     console = Terminal()
-    if run is not None:
+    if config is None:
         show_kept(console, Run.find(run).dead_letters, reason, limit)
-    elif again:
+        return
+    pipeline = load(config, None, None)
+    if again:
         found = send_again(pipeline, reason, since)
         console.print(f"sent {found.sent.total()} again{_by_reason(found.sent)}; what is refused again is a new letter")
         if found.left:
-            what = "--reason sends them all the same, except letters that are cut"
+            others = "no fix mends them; --reason sends those of one reason, except letters that are cut"
+            what = others if reason is None else "they have another reason, or are cut"
             console.print(f"passed over {found.left.total()}{_by_reason(found.left)}; {what}")
         if found.astray:
             what = "they name partitions that are not there"

@@ -142,13 +142,25 @@ def load_what_is_right(path: Path, data: Path | str | None) -> tuple[Pipeline | 
     return pipeline, problems
 
 
+def in_file(path: Path, problems: list[Problem]) -> list[Problem]:
+    """Problems of a pipeline's keys, with the file and the line of each; others as they are."""
+    tree = read_yaml(path)[1]
+
+    def placed(problem: Problem) -> Problem:
+        loc = tuple(problem.place.split("."))
+        is_key = loc[0] in Pipeline.model_fields
+        return problem._replace(file=str(path), place=place_of(tree, loc)) if is_key else problem
+
+    return [placed(problem) for problem in problems]
+
+
 def _validate(
     path: Path, loaded: Any, tree: yaml.Node | None, data: Path | str | None
 ) -> tuple[Pipeline | None, list[Problem]]:
     if not isinstance(loaded, dict):
-        raise Problems(
-            [Problem(str(path), "file", repr(loaded)[:60], f"allowed: keys {', '.join(Pipeline.model_fields)}")]
-        )
+        what = "empty" if loaded is None else "a list" if isinstance(loaded, list) else "a text or a number"
+        allowed = f"is no configuration; allowed: YAML with keys {', '.join(Pipeline.model_fields)}"
+        raise Problems([Problem(str(path), "file", what, allowed)])
     problems = _place_source(path, loaded, tree, data)
     try:
         pipeline = Pipeline.model_validate(loaded)

@@ -84,8 +84,8 @@ class _Shown:
             return
         self.count += 1
         if self.count <= self._limit:
-            begin, cut = letter.payload[:_SHOWN_BYTES], f", cut from {letter.cut_from}" * bool(letter.cut_from)
-            shown = f"{len(letter.payload)}{cut}: {begin!r}"
+            begin, cut = _begin(letter.payload), f", cut from {letter.cut_from}" * bool(letter.cut_from)
+            shown = f"{len(letter.payload)}{cut}: {begin}"
             place = letter.topic, str(letter.partition), str(letter.offset)
             self._table.add_row(*map(literal, (*place, letter.reason, letter.detail, shown)))
 
@@ -97,6 +97,14 @@ class _Shown:
         if self._reasons and not self.count:
             others = ", ".join(f"{reason} {count}" for reason, count in sorted(self._reasons.items()))
             console.print(literal(f"none of reason {self._reason}; there are: {others}"))
+
+
+def _begin(payload: bytes) -> str:
+    """How a record begins: as it is where it is a text, such as JSON or a value of a file, else as bytes."""
+    try:
+        return payload.decode()[:_SHOWN_BYTES]
+    except UnicodeDecodeError:
+        return repr(payload[:_SHOWN_BYTES])
 
 
 def show(console: Console, pipeline: Pipeline, reason: str | None, limit: int) -> None:

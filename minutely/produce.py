@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minutely.config import Pipeline
+from minutely.own_logs import load_events
 from minutely.service import stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.features.columns import Ids
@@ -23,7 +24,6 @@ from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying
 from streaming.log import INPUTS
 from streaming.records.events import MAX_RECORD_BYTES
-from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 from streaming.source.to_records import RequestRecords
 
@@ -85,7 +85,7 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
         retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
         if stop():
             return
-        events = load(pipeline.data_folder(), pipeline.source, pipeline.features, clock.now_ms())
+        events = load_events(pipeline, clock.now_ms())
         if not events.requests:
             return
         start_ms = clock.now_ms()

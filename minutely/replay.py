@@ -20,13 +20,13 @@ from basis.settings import format_duration
 from minutely import cold_start
 from minutely.config import Pipeline
 from minutely.loop import EmbeddedLoop, open_loop
+from minutely.own_logs import load_events
 from minutely.progress import ReplayProgress
 from minutely.report import write_report
 from minutely.results import results_of, summarize
 from minutely.run import Run
 from minutely.scores import require_free, write_scores
 from paramserver.files import LocalFiles, WriteBack
-from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 
 _DELTAS_IN_MEMORY_BYTES = 128 << 20
@@ -72,7 +72,7 @@ def replay(
     torch.set_num_threads(1)  # at steps of a few examples a second thread costs more than it brings
     now_ms = time.time_ns() // 1_000_000
     with console.status("Reading logs"):
-        events = load(pipeline.data_folder(), pipeline.source, pipeline.features, now_ms)
+        events = load_events(pipeline, now_ms)
     run = Run.create(pipeline, out, now_ms)
     with _stop_on_interrupt() as stop:
         return _replay(pipeline, events, run, dict(cadences), warmup, extras, console, stop)

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from minutely.loop import EmbeddedLoop, Served
+from minutely.results import number
+from minutely.run_letters import told_letters
 from trainer.metrics import auc
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -26,10 +28,13 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
+  :root {{ color-scheme: only light; background: #fff }} /* as the plots are */
   body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }}
   h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.1rem; margin: 2rem 0 0 }} p {{ margin: .3rem 0; color: #4b5563 }}
+  .wide {{ overflow-x: auto }} .wide :not(:first-child) {{ white-space: nowrap }}
   table {{ border-collapse: collapse; margin: 1rem 0 }} td, th {{ padding: .2rem .8rem; text-align: right }}
   td:first-child, th:first-child {{ text-align: left }} tr {{ border-bottom: 1px solid #e5e7eb }}
 </style>
@@ -37,6 +42,7 @@ _PAGE = """<!doctype html>
 <body>
 <h1>{title}</h1>
 <p>{facts}</p>
+{letters}
 {warnings}
 {table}
 {plots}
@@ -62,7 +68,11 @@ def write_report(path: Path, loop: EmbeddedLoop, summary: dict[str, Any]) -> Non
             for name, plot in _auc_plots(loop)
         ),
         ("Rows", "Live, admitted and expired.", _rows(loop)),
-        ("Delta size", "Bytes of the replicas' file of each epoch, and the rows in it.", _delta_size(loop)),
+        (
+            "Delta size",
+            "Of each epoch, the time between two publications: bytes of the file that replicas read, and the rows in it.",
+            _delta_size(loop),
+        ),
         (
             "Rows touched in an epoch",
             f"Share of live rows; {_median(_touched(loop)):.3%} in the median epoch. This is why deltas are sparse.",
@@ -93,6 +103,9 @@ def write_report(path: Path, loop: EmbeddedLoop, summary: dict[str, Any]) -> Non
             f"{summary['impressions']:,} impressions, {summary['examples']:,} examples, {summary['versions']:,} versions, "
             f"{summary['dead_letters']:,} dead letters, seed {summary['seed']}, {summary['wall_seconds']:.1f} s"
         ),
+        letters=f"<p>{html.escape(told)}</p>"
+        if (told := told_letters(summary["dead_letters_by_reason"], path.parent))
+        else "",
         warnings="".join(f"<p><b>Miscalibrated:</b> {html.escape(line)}</p>" for line in summary["warnings"]),
         table=_table(summary),
         plots="\n".join(plots),
@@ -106,16 +119,12 @@ def _table(summary: dict[str, Any]) -> str:
     lines = [f"<tr><th>after a warm-up of {summary['warmup']:.0%}, pulling every</th>{head}</tr>"]
     for label, metrics in next(iter(cadences.values()))["metrics"].items():
         for metric in metrics:
-            cells = "".join(f"<td>{_cell(item['metrics'][label][metric])}</td>" for item in cadences.values())
+            cells = "".join(f"<td>{number(item['metrics'][label][metric])}</td>" for item in cadences.values())
             lines.append(f"<tr><td>{html.escape(label)} {metric}</td>{cells}</tr>")
     for name in ("p50", "p95", "p99"):
-        cells = "".join(f"<td>{_cell(item['freshness_seconds'][name])}</td>" for item in cadences.values())
+        cells = "".join(f"<td>{number(item['freshness_seconds'][name], 1)}</td>" for item in cadences.values())
         lines.append(f"<tr><td>freshness {name}, seconds</td>{cells}</tr>")
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.4g}"
+    return f'<div class="wide" tabindex="0"><table>{"".join(lines)}</table></div>'
 
 
 def _figure(y_title: str, *, log: bool = False) -> go.Figure:
@@ -124,7 +133,7 @@ def _figure(y_title: str, *, log: bool = False) -> go.Figure:
         template="plotly_white",
         height=320,
         margin={"l": 60, "r": 20, "t": 20, "b": 40},
-        legend={"orientation": "h", "y": 1.1},
+        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top"},
         yaxis={"title": y_title, "type": "log" if log else "linear"},
     )
     return figure

@@ -86,6 +86,11 @@ def metrics_of(
     return metrics
 
 
+def number(value: float | None, digits: int = 4) -> str:
+    """A metric as people read it, in the terminal and in the report alike."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
 def _percentiles(served: Served) -> dict[str, float | None]:
     if not served.latencies:
         return {"p50": None, "p95": None, "p99": None}

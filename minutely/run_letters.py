@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 
 import msgspec
 
@@ -24,6 +25,14 @@ class KeptLetters(msgspec.Struct, omit_defaults=True):
 
     letter: DeadLetter | None = None
     count: int | None = None
+
+
+def told_letters(by_reason: Mapping[str, int], folder: Path) -> str:
+    """Say of a run in ``folder`` for which reasons records were refused, and how to see them; nothing where none were."""
+    if not by_reason:
+        return ""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in by_reason.items())
+    return f"Dead letters: {reasons}. minutely dead-letters --run {quote(str(folder))} shows them."
 
 
 _decoder = msgspec.json.Decoder(KeptLetters)

@@ -9,6 +9,8 @@ from rich.table import Table as TextTable
 from rich.text import Text
 
 from minutely.replay import Replayed
+from minutely.results import number
+from minutely.run_letters import told_letters
 
 
 def print_summary(console: Console, done: Replayed) -> None:
@@ -20,10 +22,10 @@ def print_summary(console: Console, done: Replayed) -> None:
     first = next(iter(cadences.values()))
     for label, metrics in first["metrics"].items():
         for metric in metrics:
-            table.add_row(f"{label} {metric}", *(_number(item["metrics"][label][metric]) for item in cadences.values()))
+            table.add_row(f"{label} {metric}", *(number(item["metrics"][label][metric]) for item in cadences.values()))
     for name in ("p50", "p99"):
         table.add_row(
-            f"freshness {name} (s)", *(_number(item["freshness_seconds"][name], 1) for item in cadences.values())
+            f"freshness {name} (s)", *(number(item["freshness_seconds"][name], 1) for item in cadences.values())
         )
     console.print(table)
     if summary.get("cold_start"):
@@ -35,6 +37,8 @@ def print_summary(console: Console, done: Replayed) -> None:
         f"{summary['dead_letters']:,} dead letters; {rows['live']:,} rows live, {rows['expired']:,} expired{evicted}; "
         f"{summary['versions']:,} versions; {summary['wall_seconds']:.1f} s, {summary['examples_per_second']:,.0f} examples/s"
     )
+    if told := told_letters(summary["dead_letters_by_reason"], done.run.folder):
+        console.print(Text(told), soft_wrap=True)
     for warning in summary["warnings"]:
         console.print(Text(f"Miscalibrated: {warning}", "yellow"))
     if summary["diverged"]:
@@ -53,9 +57,5 @@ def _cold_start(found: dict[str, Any]) -> TextTable:
     )
     table = TextTable("default_row", *found["auc"], title=title, title_justify="left")
     for label in next(iter(found["auc"].values())):
-        table.add_row(f"{label} auc", *(_number(metrics[label]) for metrics in found["auc"].values()))
+        table.add_row(f"{label} auc", *(number(metrics[label]) for metrics in found["auc"].values()))
     return table
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"

@@ -70,6 +70,15 @@ def test_commands(page: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}{done.stderr}"
 
 
+def test_commands_of_one_page_leave_room_for_those_of_the_next() -> None:
+    """Who reads on in one folder makes no run, no config and no file of scores a second time."""
+    commands = [command for page in PAGES for command in _commands(page)]
+    made = [name for command in commands for name in re.findall(r"--(?:out|scores) (\S+)", command)]
+    made += [f"{command.split()[2]}.yaml" for command in commands if re.fullmatch(r"minutely init \S+", command)]
+    assert len(made) > 8
+    assert len(made) == len(set(made)), sorted(made)
+
+
 EXAMPLES = [(page, at) for page in PAGES for at in range(page.read_text(encoding="utf-8").count("```python\n"))]
 
 
@@ -104,6 +113,20 @@ def test_every_decision_is_in_the_index_once() -> None:
     folder = ROOT / "docs" / "decisions"
     named = re.findall(r"^- \[.*\]\((.*)\)$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(page.name for page in folder.iterdir() if page.name != "README.md")
+
+
+_DEFINED_IN = re.compile(r"`([\w/.-]+\.(?:py|hpp|cpp)):+ ?(?:\w+\.)?(\w+)`")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md"))], ids=lambda page: page.name)
+def test_what_is_named_with_its_file_is_defined_there(page: Path) -> None:
+    """`file: name` and `file::name`, also on dated pages: who follows them must arrive."""
+    for name, what in _DEFINED_IN.findall(page.read_text(encoding="utf-8")):
+        found = [folder / name for folder in (ROOT, ROOT / "tests", ROOT / "streaming") if (folder / name).exists()]
+        assert found, f"{page.name}: {name}"
+        defined = rf"(def|class|struct) {what}\b|^(self\.)?{what}\b.*[=:]|\b{what}\([^;]*\{{$"
+        lines = (line.strip() for path in found for line in path.read_text(encoding="utf-8").splitlines())
+        assert any(re.search(defined, line) for line in lines), f"{page.name}: {name}: {what}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)

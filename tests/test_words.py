@@ -21,6 +21,9 @@ INSTEAD = {
     r"without a word": "silently",
     r"has taken over; this": "took over; exiting",
     r"keeps? an answer": "delays an answer",
+    r"older than all that is known|the one between": "say what is known, and which one",
+    r"sends them all the same": "say which are sent",
+    r"share decided by": "say the share of what",
     r"\bfor ever\b": "forever, or say until when",
 }
 # A folder is added when its texts have been gone through.

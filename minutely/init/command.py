@@ -17,7 +17,8 @@ from minutely.init.labels import Outcomes
 from minutely.init.roles import Layout, layout_of
 from minutely.init.sources import Found, find_sources
 from minutely.init.tables import table_of
-from minutely.init.text import config_name, config_text
+from minutely.init.text import UNSURE, config_name, config_text
+from minutely.place import require_writable
 from minutely.terminal import literal
 
 
@@ -27,6 +28,7 @@ def init(paths: Sequence[Path], out: Path | None, now_ms: int, *, force: bool, c
     Raises:
         Problems: a path or a file cannot be used, or the config is there already and is not to be replaced.
     """
+    require_writable(Path() if out is None else out.parent, "--out")
     name = config_name(out.name.partition(".")[0] if out is not None else _name_of(paths[0]))
     target = Path(f"{name}.yaml") if out is None else out
     if target.exists() and not force:
@@ -41,7 +43,10 @@ def init(paths: Sequence[Path], out: Path | None, now_ms: int, *, force: bool, c
     _show(console, found, layout, outcomes, features)
     config = quote(str(target))
     console.print(
-        f"\n{literal(str(target))} is written. Choose its labels, look at what is `unsure` in it, then:", soft_wrap=True
+        f"\n{literal(str(target))} is written. Choose its labels"
+        + (", look at what is `unsure` in it" if UNSURE in text else "")
+        + ", then:",
+        soft_wrap=True,
     )
     for command in ("check", "replay"):
         console.print(f"  minutely {command} {literal(config)}", soft_wrap=True, highlight=False)
@@ -82,7 +87,7 @@ def _show(console: Console, found: Found, layout: Layout, outcomes: Outcomes, fe
     table.add_row("item", literal(layout.item.name if layout.item is not None else "none found"), "")
     chosen = [line.name for line in outcomes.labels if not line.out]
     others = [line.name for line in outcomes.labels if line.out]
-    table.add_row("labels", literal(", ".join(chosen)), literal(f"or: {', '.join(others)}" if others else ""))
+    table.add_row("labels", literal(", ".join(chosen)), literal(f"as comments: {', '.join(others)}" if others else ""))
     kept = [line for line in features.lines if not line.out]
     left_out = len(features.lines) - len(kept) + len(features.came)
     table.add_row("features", f"{len(kept)}", f"{left_out} columns are left out, each with its reason")

@@ -114,7 +114,7 @@ class Outcomes:
                 self._from_rating(column)
         for column in self._columns.values():
             is_outcome = names(column.name, STAYS) and names(column.name, DURATIONS) and column.kind in _NUMBERS
-            is_seldom = names(column.name, ACTIONS) and column.missing > _SELDOM  # such as the id of a purchase
+            is_seldom = names(column.name, ACTIONS | STAYS) and column.missing > _SELDOM  # such as the id of a purchase
             if is_outcome or is_seldom or (names(column.name, DELAYS) and column.kind in _NUMBERS):
                 self.used.add(column.name)
         if stay is not None:

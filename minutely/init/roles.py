@@ -115,7 +115,7 @@ def _say_times(layout: Layout) -> None:
     time, others = layout.time, [each for each in layout.impressions.times[1:] if not names(each.name, PAST)]
     said = [time.unsure] if time.unsure else []
     said += ["days only: all of a day counts as at its midnight"] if time.is_of_days else []
-    said += [f"or {each.name}" for each in others]
+    said += [f"another time is {each.name}" for each in others]
     if said:
         layout.unsure["time"] = "; ".join(said)
 

@@ -119,9 +119,14 @@ def _template(path: Path) -> str:
 
 def _split(folder: Path, template: str, members: list[Path]) -> list[tuple[str, list[Path]]]:
     """What a config calls files of one template: their folder or a pattern where that means these alone, else each by its name."""
-    if len(members) > 1 and _are_alike(members[0], members[-1]):
+    is_part = "=" not in template and _GENERIC.fullmatch(
+        PurePosixPath(template).name.partition(".")[0].replace("*", "")
+    )
+    if (len(members) > 1 or is_part) and _are_alike(
+        members[0], members[-1]
+    ):  # a lone part-0 is the first of its folder
         top = _within(folder, Path(commonpath([file.parent for file in members]))).as_posix()
-        for name in (top, template):
+        for name in (top, template) if len(members) > 1 else (top,):
             if name != "." and [each.path for each in find(folder, File(file=name, format="csv"))] == sorted(members):
                 return [(name, members)]
     return [(_within(folder, file).as_posix(), [file]) for file in members]

@@ -15,6 +15,8 @@ from minutely.init.roles import Layout
 from minutely.init.tables import Table
 from minutely.yaml_file import one_line
 
+UNSURE = "unsure: "
+"""How a comment begins that says what may be otherwise."""
 _NO_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -22,7 +24,8 @@ def config_text(name: str, folder: Path, layout: Layout, outcomes: Outcomes, fea
     """Return the config of a layout."""
     lines = [
         "# A first config by `minutely init`, from the first rows of each file. docs/own-logs.md says what every key means.",
-        "# Choose the labels, and look at what is `unsure`. A line in a comment is an alternative: remove its `# ` to take it.",
+        "# Choose the labels, and look at what is `unsure`, if anything is. A line in a comment is an alternative: remove its "
+        "`# ` to take it.",
         _item("name", name),
         "",
         "source:",

@@ -29,7 +29,7 @@ SHOWN = _set("view impression exposure show shown display served")
 UNWANTED = _set("hate dislike skip hide report")
 RATINGS = _set("rating rate stars star score grade")
 STAYS = _set("play watch dwell stay view read listen spent")
-DURATIONS = _set("time duration ms sec second seconds millis minutes length")
+DURATIONS = _set("time duration ms sec second seconds millis minutes length dwell")
 DELAYS = _set("delay latency wait")
 AMOUNTS = _set("amount revenue spend paid gmv value")
 PAST = _set(
@@ -50,6 +50,8 @@ KINDS = _set(
 LISTED = _set("tag tags genre genres category categories topic topics history keyword keywords ids interests")
 
 _KNOWN = USERS | ITEMS | REQUESTS
+_SINGULAR = _KNOWN | IDS | ACTIONS | PLACES | STAYS | DELAYS | RATINGS | AMOUNTS | QUANTITIES | KINDS
+"""Words whose plurals say the same, as lists are called. Times and dates are not among them: ``days`` is a number of them."""
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TYPE = re.compile(r":(token|token_seq|float|float_seq)$")  # as RecBole's files have them
 
@@ -68,7 +70,7 @@ def words(column: str) -> list[str]:
     """
     found: list[str] = []
     for word in re.findall(r"[^\W_]+", _CAMEL.sub("_", plain_name(column)).lower()):
-        single = word[:-1] if len(word) > 2 and word.endswith("s") and word[:-1] in _KNOWN | IDS | ACTIONS else word
+        single = word[:-1] if len(word) > 2 and word.endswith("s") and word[:-1] in _SINGULAR else word
         stem = single.removesuffix("id")
         found += [stem, "id"] if stem in _KNOWN | ACTIONS and stem != single else [single]
     return found

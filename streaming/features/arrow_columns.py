@@ -13,7 +13,7 @@ from streaming.features.columns import Ids, Ragged
 from streaming.features.ids import as_ids
 from streaming.features.kinds import SparseFeature, Unit
 
-_UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001, "ns": 0.000001}
+UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001, "ns": 0.000001}
 _EXTENDED = (
     (r"\s*UTC$", "Z"),
     (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", r"\1-\2-\3T\4:\5:\6"),
@@ -161,7 +161,7 @@ def plain(values: pa.Array) -> npt.NDArray[np.float64]:
 
 def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
     """Turn numbers in a unit into int64 ms, null for NaN; times past the year 280,000 stay just past it."""
-    scaled = pc.round(pc.multiply(values, _UNIT_MS[unit]))
+    scaled = pc.round(pc.multiply(values, UNIT_MS[unit]))
     finite = pc.if_else(pc.is_nan(scaled), None, scaled)
     return pc.max_element_wise(pc.min_element_wise(finite, 9e15, skip_nulls=False), -9e15, skip_nulls=False).cast(
         pa.int64()

@@ -26,8 +26,8 @@ _VERSION = 2
 class Committed(NamedTuple):
     """What the last transaction committed: its identity, the inputs' next offsets, and where a rebuild must read from.
 
-    Everything due by ``watermark`` is out. While more is due than one batch takes, ``due`` is ahead of it, and some of what is due
-    by then is out. ``taken_under`` says what requests were taken under.
+    Everything due by ``watermark`` is out. While more is due than one batch takes, ``decided_until`` is ahead of it, and some of
+    what is due by then is out. ``taken_under`` says what requests were taken under.
     """
 
     state_id: str

@@ -118,7 +118,8 @@ class FeatureMapper:
         return made
 
 
-_IDS = "allowed: integers or texts, or lists of them with pool: first, mean or sum"
+_IDS = """allowed: without pool, integers or texts; with it, lists of them, or texts that split: "," takes apart"""
+_NO_NUMBERS = f"{IDS_ALLOWED}; other numbers with kind: dense, or bucket: log2"
 _CROSS = "allowed: two earlier sparse features of one id each"
 
 
@@ -178,7 +179,7 @@ def _raw_of(rows: RowFile, feature: Feature, column: str) -> Raw:
     except (TypeError, ValueError, pa.ArrowException) as error:
         allowed = f"allowed: lists of {feature.size} numbers" if isinstance(feature, VectorFeature) else _IDS
         raise Problems([Problem(rows.name, f"column {column}", str(error), allowed)]) from None
-    rows.reject_broken(broken, column, values, NO_ID, IDS_ALLOWED)
+    rows.reject_broken(broken, column, values, NO_ID, _NO_NUMBERS)
     return found
 
 

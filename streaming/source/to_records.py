@@ -81,7 +81,7 @@ class RequestRecords:
                     partition=0,
                     offset=offset,
                     reason=reject.reason,
-                    detail=f"{reject.file}: {reject.place}: {reject.detail}",
+                    detail=f"{reject.file}: {reject.place}: {reject.value}; {reject.detail}",
                     payload=reject.value.encode(),
                 )
             )

@@ -255,6 +255,63 @@ def test_engagements_none_of_which_has_an_impression_are_a_mistake(tmp_path: Pat
     assert problem.allowed.startswith("none of the 100 engagements has an impression")
 
 
+SINCE = START - 40 * 86_400_000 - 977 * np.arange(COUNT)
+
+
+@pytest.mark.parametrize(
+    ("in_ms", "unit", "right"),
+    [(1e3, "ms", "s"), (1e3, "us", "s"), (1, "us", "ms"), (1e-3, "ns", "us"), (1, "ms", None)],
+)
+def test_an_age_whose_times_have_another_unit(
+    tmp_path: Path, columns: Columns, in_ms: float, unit: str, right: str | None
+) -> None:
+    """As the unit of event times is told; those that are missing say nothing."""
+    columns["added"] = [None if at % 3 else int(time / in_ms) for at, time in enumerate(SINCE)]
+    feature = {"kind": "dense", "column": "added", "transform": "age", "unit": unit}
+    found = advised(tmp_path, columns, features={**FEATURES, "age": feature})
+    if right is not None:
+        value, what = found.pop("features.age.unit")
+        assert value == unit
+        day = "01" if (unit, right) == ("us", "s") else "20"
+        assert what == f"its times are around 1970-01-{day}; unit: {right} makes them those of the log"
+    assert found == {}
+
+
+def test_ages_of_which_none_is_above_0(tmp_path: Path, columns: Columns) -> None:
+    columns["added"] = SINCE
+    feature = {"kind": "dense", "column": "added", "transform": "age", "unit": "s"}
+    found = advised(tmp_path, columns, features={**FEATURES, "age": feature})
+    assert found == {
+        "features.age": (
+            "one value everywhere",
+            "nothing is learned from it; no time is before its impression, so every age is 0: a shorter unit may be right",
+        )
+    }
+
+
+def test_births_before_1970_and_a_stand_in_of_0_are_no_wrong_unit(tmp_path: Path, columns: Columns) -> None:
+    feature = {"kind": "dense", "column": "added", "transform": "age"}
+    for times in (SINCE - 45 * 366 * 86_400_000, np.arange(COUNT)):
+        columns["added"] = times
+        assert "features.age.unit" not in advised(tmp_path, columns, features={**FEATURES, "age": feature})
+
+
+@pytest.mark.parametrize(("lost", "told"), [(40, False), (60, True)])
+def test_engagements_most_of_which_have_no_impression(tmp_path: Path, columns: Columns, lost: int, told: bool) -> None:
+    columns["user"] = np.arange(COUNT) % 50
+    changes = engaged(tmp_path, 0)
+    done = pa.parquet.read_table(tmp_path / "done.parquet").to_pydict()
+    done["user"] = [f"u{user}" if at < lost else user for at, user in enumerate(done["user"])]
+    pa.parquet.write_table(pa.table(done), tmp_path / "done.parquet")
+    found = advised(tmp_path, columns, **changes)
+    if told:
+        value, what = found.pop("source.engagements, action click")
+        assert value == "40.0%"
+        assert what.startswith("of 100 have an impression; the others count for no label")
+        assert what.endswith(f"impression '{START}/u0'")
+    assert found == {}
+
+
 def test_the_command_shows_both(tmp_path: Path, columns: Columns) -> None:
     columns["user"] = np.arange(COUNT) % 50
     columns["price"][3] = 1e6

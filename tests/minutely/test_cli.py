@@ -59,15 +59,35 @@ def test_check_tells_what_it_found(logs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("column: user,", "column: usr,"), ["impressions.csv", "column usr", "missing", "the file has"]),
+        (("column: user,", "column: usr,"), ["impressions.csv: features.user: column usr: missing", "the file has"]),
         (
             ("column: price, side: items", "column: brand, side: items"),
-            ["items.parquet", "column brand", "allowed: numbers"],
+            ["items.parquet: features.brand, features.price: column brand", "allowed: numbers"],
         ),
         (("window: 10m", "window: -10m"), ["labels.click.window", "'-10m'", "cannot be negative"]),
         (("name: shop", "name: shop\nsalt: 1"), ["line", "'salt'", "unknown key", "allowed: name"]),
         (("file: events.jsonl", "file: nothing.jsonl"), ["nothing.jsonl", "not there"]),
-        (("size: 4", "size: 5"), ["column picture", "lists of 5 numbers"]),
+        (("size: 4", "size: 5"), ["features.picture: column picture", "lists of 5 numbers"]),
+        (
+            ("[request]\n    impression: [item] #", "[request]\n    impression: [itm] #"),
+            ["impressions.csv: source.impressions.impression: column itm: missing"],
+        ),
+        (("key: item}", "key: item, on: itm}"), ["impressions.csv: source.sides.items.on: column itm: missing"]),
+        (("action: action", "action: what"), ["events.jsonl: source.engagements.action: column what: missing"]),
+        (
+            ("kind: dense, column: price, side: items, transform: log", "column: price, side: items"),
+            [
+                "items.parquet: features.price: column price: values such as",
+                "other numbers with kind: dense, or bucket: log2",
+            ],
+        ),
+        (
+            ("column: brand, side: items", "column: brand, side: items, pool: mean"),
+            [
+                "features.brand: column brand: type string",
+                'with it, lists of them, or texts that split: "," takes apart',
+            ],
+        ),
     ],
 )
 def test_mistakes_are_told_with_their_place(
@@ -77,6 +97,22 @@ def test_mistakes_are_told_with_their_place(
     assert status == 1
     for part in said:
         assert part in text, text
+
+
+def test_a_label_that_the_log_does_not_know_is_told_with_its_line(logs: Path, tmp_path: Path) -> None:
+    config = _config(tmp_path, ("click: {action: click", "click: {action: clik"))
+    status, text = _check(config, logs)
+    line = next(at for at, each in enumerate(config.read_text().splitlines(), 1) if "clik" in each)
+    assert status == 1
+    assert f"error {config}: line {line}, labels.click.action: 'clik'; never happens in the log" in text
+
+
+def test_logs_are_no_configuration(logs: Path) -> None:
+    done = execute(f"minutely check {logs / 'impressions.csv'}")
+    assert done.returncode == 1
+    assert (
+        "impressions.csv: file: a text or a number; is no configuration; allowed: YAML with keys name, " in done.stderr
+    )
 
 
 def test_all_mistakes_of_config_and_data_at_once(logs: Path, tmp_path: Path) -> None:
@@ -121,6 +157,11 @@ def test_broken_rows_are_dead_letters_of_a_replay(logs: Path, tmp_path: Path) ->
     assert reasons["future"] == 1
     assert reasons["malformed"] == 3
     assert summary["dead_letters"] == sum(reasons.values())
+    told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+    shown = f"Dead letters: {told}. minutely dead-letters --run {out} shows them."
+    assert shown in done.stdout
+    assert shown in (out / "report.html").read_text()
+    assert execute(f"minutely dead-letters --run {out}").returncode == 0
 
 
 def test_a_folder_with_something_in_it_is_left_alone(logs: Path, tmp_path: Path) -> None:

@@ -180,17 +180,22 @@ def test_rows_of_negative_ids(run: Path) -> None:
 
 
 def test_dead_letters_of_a_replay(run: Path) -> None:
-    config = run.parent / "negative.yaml"
-    done = typed(f"dead-letters {config} --run {run} --reason malformed")
-    assert done.exit_code == 0 and "column time: not a time" in said(done), done.output
+    done = typed(f"dead-letters --run {run} --reason malformed")
+    assert done.exit_code == 0 and "line 62, column time: 'noon'; not a time" in said(done), done.output
     assert said(done).endswith("1 dead letters")
-    assert said(typed(f"dead-letters {config} --run {run} --reason late")).endswith(
+    assert said(typed(f"dead-letters --run {run} --reason late")).endswith(
         "none of reason late; there are: malformed 1"
     )
-    done = typed(f"dead-letters {config} --run {run} --again")
+    done = typed(f"dead-letters --run {run} --again")
     assert done.exit_code == 2 and "--again sends what is on Kafka" in said(done)
-    done = typed(f"dead-letters {config} --run {run} --since 7d")
+    assert "6: 'noon'" in said(typed(f"dead-letters --run {run}")), "what was refused, not its bytes"
+    done = typed("dead-letters movielens --again --reason nonsense")
+    assert done.exit_code == 2 and "allowed with --again: before_served, feature, future, late" in said(done)
+    done = typed(f"dead-letters --run {run} --since 7d")
     assert done.exit_code == 2 and "--since says what --again sends" in said(done)
+    for command in ("dead-letters", f"dead-letters movielens --run {run}"):
+        done = typed(command)
+        assert done.exit_code == 2 and "give either CONFIG" in said(done), "a config that is not read is not asked for"
 
 
 def test_freshness_where_nobody_answers() -> None:

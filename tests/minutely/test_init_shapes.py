@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from click.testing import CliRunner, Result
 from minutely.cli import cli
 from minutely.config import Pipeline, load_pipeline
 from streaming.source.settings import DelayColumn, WhenContains, WhenEquals
+from tests.commands import ROOT
 from tests.streaming.source.own_logs import write
 
 START = 1_700_000_000  # 2023-11-14
@@ -128,6 +131,39 @@ def test_parts_in_hive_folders_are_one_source(logs: Path) -> None:
     assert alone.source.impressions.file == "day=2023-11-14"
 
 
+def test_a_lone_part_is_its_folder(logs: Path) -> None:
+    """Where the next export has a second one, the config means both."""
+    for name in ("served", "items", "kept"):
+        (logs / name).mkdir()
+    write(logs / "served" / "part-0.csv", rows_of())
+    for name, file in (("items", "part-0.csv"), ("kept", "brands.csv")):
+        write(logs / name / file, [{"item_id": f"i{item}", f"{name}_brand": f"b{item % 5}"} for item in range(30)])
+    source = written("logs").source
+    assert source.impressions.file == "served"
+    assert {name: side.file for name, side in source.sides.items()} == {"items": "items", "brands": "kept/brands.csv"}
+
+
+def test_what_is_said_of_a_log_that_leaves_no_doubt(logs: Path) -> None:
+    rows = changed(
+        rows_of(), day=lambda row: datetime.fromtimestamp(row["ts"], UTC).date().isoformat(), wait=lambda row: 5
+    )
+    write(logs / "log.jsonl", rows)
+    done = typed("init", "logs", "--out", "made.yaml")
+    assert "Choose its labels, then:" in done.output
+    assert "unsure: " not in Path("made.yaml").read_text()
+    assert "another time is day" in done.output
+    write(logs / "log.jsonl", rows_of())
+    assert "Choose its labels, look at what is `unsure` in it, then:" in typed("init", "logs", "--out", "b.yaml").output
+
+
+@pytest.mark.parametrize("out", ["/proc/made.yaml", "logs/log.csv/made.yaml"])
+def test_a_place_that_cannot_be_written_is_named_first(logs: Path, out: str) -> None:
+    write(logs / "log.csv", rows_of())
+    done = typed("init", "logs", "--out", out)
+    assert done.exit_code == 1
+    assert done.output.startswith(f"error {Path(out).parent}: --out: cannot be written; ")
+
+
 def test_files_of_days_beside_others_are_a_pattern(logs: Path) -> None:
     rows = rows_of()
     write(logs / "log-2023-11-14.csv", rows[::2])
@@ -228,6 +264,26 @@ def test_lists_with_a_click_for_each_item(logs: Path) -> None:
     assert found.source.impressions.explode is not None
     assert found.source.impressions.explode.columns == ["items_shown", "clicks", "prices"]
     assert found.source.actions["click"].when == "clicks"
+
+
+@pytest.mark.parametrize("place", ["position", "positions", "rank", "ranks", "slots"])
+@pytest.mark.parametrize("stay", ["dwell", "dwells", "dwell_time", "watched"])
+def test_lists_of_places_and_stays_are_no_features(logs: Path, place: str, stay: str) -> None:
+    """Lists are called by their plural as often as not."""
+    slates = []
+    for at, row in enumerate(slates_of(rows_of())):
+        stays = [3.5 + at % 7 if item in row["items_clicked"] else None for item in row["items_shown"]]
+        slates.append({**row, place: list(range(SHOWN)), stay: stays})
+    write(logs / "log.parquet", slates)
+    found = columns_of(written("logs"))
+    assert {"item", "price"} & set(found) and not {place, stay} & set(found.values()), found
+    assert "# left out: a place is what comes of the ranking" in Path("made.yaml").read_text()
+
+
+def test_the_news_example_ranks_without_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, ROOT / "examples/news/make_logs.py", "news-logs"], check=True)
+    assert "positions" not in columns_of(written("news-logs")).values()
 
 
 def test_engagements_in_a_file_of_their_own(logs: Path) -> None:

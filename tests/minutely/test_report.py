@@ -19,6 +19,14 @@ _COVERED = """[...document.querySelectorAll('.js-plotly-plot')].filter(plot => {
         return box.width && !beside && box.top < legend.bottom && box.bottom > legend.top;
     });
 }).map(plot => plot.id)"""
+_OVER = """[...document.querySelectorAll('.js-plotly-plot')].filter(plot => {
+    const legend = plot.querySelector('.legend')?.getBoundingClientRect();
+    return legend && legend.bottom > plot.querySelector('.nsewdrag').getBoundingClientRect().top;
+}).map(plot => plot.id)"""
+_WIDTHS = """(() => {
+    const table = document.querySelector('.wide');
+    return [document.documentElement.scrollWidth, table.scrollWidth > table.clientWidth];
+})()"""
 _FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -52,12 +60,20 @@ def test_report_in_a_browser(tmp_path: Path) -> None:
         lines_drawn = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.length)")
         headings = page.locator("h2").all_inner_texts()
         cadences = page.locator("th").all_inner_texts()
-        page.set_viewport_size({"width": 390, "height": 800})
-        page.reload()
-        page.wait_for_selector("#plot-5 .main-svg")
-        covered = page.evaluate(_COVERED)
+        shown = [row.all_inner_texts() for row in (each.locator("td") for each in page.locator("tr").all())]
+        phone = browser.new_page(viewport={"width": 390, "height": 800}, is_mobile=True, color_scheme="dark")
+        phone.goto(page.url)
+        phone.wait_for_selector("#plot-5 .main-svg")
+        covered = phone.evaluate(_COVERED)
+        width, scrolled = phone.evaluate(_WIDTHS)
+        background = phone.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        over = phone.evaluate(_OVER)
         browser.close()
     assert covered == [], "on a phone nothing lies on a plot's legend"
+    assert over == [], "nor is it over a plot's lines"
+    assert (width, scrolled, background) == (390, True, "rgb(255, 255, 255)"), "the table scrolls, the page does not"
+    printed = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert [row[1:] for row in shown[1:10]] == [row[1:] for row in printed[:9]], "the numbers are those of the terminal"
     assert drawn == len(headings) == 6
     assert {"Freshness", "Served AUC: click", "Rows", "Delta size"} <= set(headings)
     assert min(lines_drawn) >= 1

@@ -67,7 +67,7 @@ def test_they_are_shown_as_they_are(tmp_path: Path) -> None:
     )
     path.write_bytes(msgspec.json.encode(KeptLetters(letter=letter)) + b"\n")
     show_kept(Console(file=out, width=200), path, None, 3)
-    for text in ("[red]topic", "[/x]", "[bold]it[/]", "b'[/blue]'"):
+    for text in ("[red]topic", "[/x]", "[bold]it[/]", "7: [/blue]"):
         assert text in out.getvalue()
     assert Text.from_markup(_by_reason(Counter({"[/x]": 2}))).plain == " ([/x] 2)"
 
