@@ -32,9 +32,8 @@ class ConfigFile(click.ParamType[Path]):
         return find_config(Path(value))
 
 
-config_argument = click.argument(
-    "config", type=ConfigFile(), help=f"The pipeline's YAML file, or the name of a built-in one: {', '.join(BUILT_IN)}."
-)
+CONFIG_HELP = f"The pipeline's YAML file, or the name of a built-in one: {', '.join(BUILT_IN)}."
+config_argument = click.argument("config", type=ConfigFile(), help=CONFIG_HELP)
 data_option = click.option(
     "--data",
     type=click.Path(file_okay=False),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from minutely.cli_options import (
+    CONFIG_HELP,
     ConfigFile,
     Duration,
     EventTime,
@@ -209,7 +210,7 @@ def produce(config: Path, data: str | None, memory: int | None, speed: float | N
 
 
 @click.command("dead-letters")
-@click.argument("config", type=ConfigFile(), required=False, help="The pipeline's config, unless --run is given.")
+@click.argument("config", type=ConfigFile(), required=False, help=f"{CONFIG_HELP} Not with --run.")
 @click.option("--reason", help="Only those refused for this reason.")
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many to show.")
 @click.option(
