@@ -70,7 +70,7 @@ def fill(per_request: int, impressions: int, folder: Path) -> dict[str, float]:
         if number % _BATCH == _BATCH - 1 or number == requests - 1:
             joiner.advance(START_MS + number)
             joiner.drain()
-            state.write(Head("bench", number, 0, 0, {}, {}, [], 0))
+            state.write(Head(state_id="bench", sequence=number, published=0, offsets={}, rebuild_points=[]))
             largest = max(largest, resident_bytes())
     pending = len(state)
     state.close()

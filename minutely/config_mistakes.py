@@ -20,7 +20,6 @@ _UNION_TAGS = (
     *("row_adagrad", "adagrad", "sgd", "momentum", "adam", "ftrl", "normal", "uniform", "zeros"),
 )
 _KEY = "[key]"  # pydantic's way to say that the key is meant, not its value
-_RENAMED = {("serve", "log_buffer"): "is now log_buffer_bytes, the memory of waiting records and not their number"}
 _SHOWN = 80
 
 
@@ -29,9 +28,7 @@ def explain(file: Path, tree: yaml.Node | None, schema_of: type[Section], error:
     kind, loc = error["type"], error["loc"]
     schema = _schema(schema_of)
     value, nodes = _written(error["input"]), _at(schema, loc)
-    if loc in _RENAMED:
-        allowed = _RENAMED[loc]
-    elif kind == "extra_forbidden":
+    if kind == "extra_forbidden":
         value, allowed = repr(loc[-1]), f"unknown key; allowed: {', '.join(_keys(schema, _at(schema, loc[:-1])))}"
     elif kind == "missing":
         value, allowed = "", "missing; this key is needed"

@@ -29,6 +29,7 @@ from serving.replica import Replica
 from streaming.archive.table import Archive
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.features.columns import slice_columns
 from streaming.join.core import Joiner
 from streaming.join.embedded import catch_up, embedded_service
@@ -37,7 +38,7 @@ from streaming.join.service import GARBAGE_AFTER, JoinService
 from streaming.join.state import JoinState
 from streaming.join.store import RocksStore
 from streaming.join.timers import NEVER
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.source.logged_events import LoggedEvents
@@ -203,9 +204,7 @@ class EmbeddedLoop:
         """How many were refused for which reason."""
         found = self.events.more_rejects + Counter(reject.reason for reject in self.events.rejects)
         found.update({NOT_FINITE: self.trainer.left_out} if self.trainer.left_out else {})
-        found.update(
-            {name.removeprefix("dead."): n for name, n in self.joiner.counts.items() if name.startswith("dead.")}
-        )
+        found.update(self.joiner.counts.refused)
         return dict(sorted(found.items()))
 
     def replica_equals_table(self, served: Served) -> bool:

@@ -11,6 +11,7 @@ from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.loop import EmbeddedLoop, Served
 from streaming.join.calibration import Sums
+from streaming.log import ENGAGEMENTS
 from streaming.source.logged_events import LoggedEvents
 from trainer.metrics import class_metrics, value_metrics
 
@@ -22,9 +23,9 @@ def summarize(loop: EmbeddedLoop, warmup: float, wall_seconds: float, *, interru
     primary = results_of(loop, loop.primary)
     return {
         "impressions": loop.impressions,
-        "engagements": counts["engagements"],
+        "engagements": counts.records[ENGAGEMENTS],
         "examples": loop.trainer.examples,
-        "dropped_negatives": counts["dropped"],
+        "dropped_negatives": counts.dropped,
         "dead_letters": loop.dead_letters,
         "dead_letters_by_reason": loop.dead_letters_by_reason(),
         "metrics": primary["metrics"],

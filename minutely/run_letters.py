@@ -12,7 +12,8 @@ import msgspec
 
 from basis.decoding import refusing
 from basis.problems import BadFile
-from streaming.log import DEAD_LETTERS, EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
+from streaming.log import DEAD_LETTERS
 from streaming.records.events import DeadLetter, decode_letter
 
 _MOST = 100_000

@@ -13,9 +13,9 @@ from paramserver.files import LocalFiles
 from paramserver.follower import Follower
 from paramserver.table import Table
 from serving.replica import Replica
+from streaming.embedded_log import EmbeddedLog
 from streaming.features.columns import Ragged
 from streaming.join.negatives import Negatives
-from streaming.log import EmbeddedLog
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
 from streaming.records.schema import Schema

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from streaming.join.commit import Committed
 from streaming.log import BrokerError, LostRange, Record
 
-Place: TypeAlias = tuple[str, int]
+InputPartition: TypeAlias = tuple[str, int]
 """A topic and a partition of it."""
 
 
@@ -54,13 +54,13 @@ class History(Protocol):
 class Fetched(NamedTuple):
     """The result of one read of the inputs, by place."""
 
-    records: Mapping[Place, list[Record]]
+    records: Mapping[InputPartition, list[Record]]
     """In order of their offsets."""
-    reached: Mapping[Place, int]
+    read_to: Mapping[InputPartition, int]
     """Everything before this offset was read: after the last record come only transaction markers or aborted records."""
-    failed: Mapping[Place, BrokerError]
+    failed: Mapping[InputPartition, BrokerError]
     """Why reading stopped there, mostly because the next record was deleted."""
-    lost: Mapping[Place, LostRange] = MappingProxyType({})
+    lost: Mapping[InputPartition, LostRange] = MappingProxyType({})
     """What no client can read; everything before it was read."""
 
 
@@ -85,13 +85,13 @@ class Brokers(Protocol):
     def check_leaders(self, partitions: Collection[int]) -> None:
         """Raise `NoLeaderError` if one of them has no leader in a topic that joiners read or write."""
 
-    def begins(self, partitions: Collection[int]) -> Mapping[Place, int]:
+    def begins(self, partitions: Collection[int]) -> Mapping[InputPartition, int]:
         """Return the first offsets that are kept, of both inputs."""
 
-    def ends(self, partitions: Collection[int]) -> Mapping[Place, int]:
+    def ends(self, partitions: Collection[int]) -> Mapping[InputPartition, int]:
         """Return the current offsets after the last records of both inputs, also of those in transactions that are open."""
 
-    def read_on(self, positions: Mapping[Place, int]) -> None:
+    def read_on(self, positions: Mapping[InputPartition, int]) -> None:
         """Read these places and no others from now on, each from its offset."""
 
     def read(self) -> Fetched:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 from xxhash import xxh3_64_intdigest
 
+from streaming.join.configs import ConfigSince
 from streaming.join.decided import Decided
-from streaming.join.noted import outdate
 from streaming.join.output import JoinOutput, Output, RowSizes
 from streaming.join.pending import DROPPED, WAITING_BYTES, Pending
 from streaming.join.policy import Living
@@ -41,8 +42,27 @@ _DUE_AT_ONCE = 32
 """Few, since each request is loaded into memory, whatever its size."""
 
 
+class JoinCounts(msgspec.Struct):
+    """What a joiner took, and what became of it."""
+
+    records: Counter[str] = msgspec.field(default_factory=Counter)
+    """By topic."""
+    refused: Counter[str] = msgspec.field(default_factory=Counter)
+    """Dead letters, by reason."""
+    repeated: int = 0
+    unused: int = 0
+    """Engagements of actions that no label uses."""
+    redundant: int = 0
+    """Engagements that came late and change nothing."""
+    corrected: int = 0
+    """Examples emitted again."""
+    dropped: int = 0
+    """Negatives that are not kept."""
+    examples: int = 0
+
+
 class Joiner:
-    """Joins engagements with impressions. ``counts`` counts the records taken and what became of them."""
+    """Joins engagements with impressions."""
 
     def __init__(self, spec: JoinSpec, state: JoinState, policy: Living, partition: int = 0) -> None:
         self.upgrades = Upgrades(spec)
@@ -69,17 +89,22 @@ class Joiner:
         """How far (ms) the records taken of each input let the watermark move, see `_reach`."""
         self.newest = 0
         """The newest event time (ms) of any record taken."""
-        self.forgotten_before = 0
+        self._forgotten_before = 0
         """What is from before this (ms) was forgotten under an earlier config: a request without a marker may be a repeat."""
-        self.counts: Counter[str] = Counter()
+        self.counts = JoinCounts()
+
+    def follow(self, configs: Sequence[ConfigSince]) -> None:
+        """Take what was in force up to now, ours last, as what pending requests were taken under."""
+        self._forgotten_before = configs[-1].forgotten_ms
+        self.upgrades.configs = configs
 
     @property
-    def is_full(self) -> bool:
+    def output_is_full(self) -> bool:
         """Whether the output fills a transaction: call `drain` before anything else."""
         return self._output.is_full
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
-        """Take records of an input, in order, until `is_full`. Return how many were taken."""
+        """Take records of an input, in order, until `output_is_full`. Return how many were taken."""
         output = self._output
         for count, record in enumerate(records):
             if output.is_full:
@@ -89,7 +114,7 @@ class Joiner:
 
     def add(self, topic: str, record: Record) -> None:
         """Take one record of an input."""
-        self.counts[topic] += 1
+        self.counts.records[topic] += 1
         try:
             if topic == IMPRESSIONS:
                 self._request(record)
@@ -101,12 +126,12 @@ class Joiner:
     def advance(self, watermark: int, at_most: int | None = None) -> bool:
         """Move the watermark (ms): as far as ``lateness`` promises, every event before it has arrived. Emit what that decides.
 
-        Look at no more than ``at_most`` requests, and stop if `is_full`. Return whether all due requests were looked at; if not,
-        take no further records until they are.
+        Look at no more than ``at_most`` requests, and stop if `output_is_full`. Return whether all due requests were looked at; if
+        not, take no further records until they are.
         """
         self.watermark = max(self.watermark, watermark)
         left = NEVER if at_most is None else at_most
-        while left > 0 and not self.is_full:
+        while left > 0 and not self.output_is_full:
             due = self._state.take_due(self.watermark, min(left, _DUE_AT_ONCE))
             if not due:
                 return True
@@ -114,7 +139,7 @@ class Joiner:
             for request_id in due:
                 pending = self._state.get(request_id)
                 assert pending is not None, request_id
-                if self.is_full:
+                if self.output_is_full:
                     at, pending.wake_at = pending.wake_at, NEVER
                     self._state.wake(request_id, pending, at)
                 else:
@@ -128,7 +153,7 @@ class Joiner:
     def drain(self) -> JoinOutput:
         """Return the output so far, and forget it."""
         output = self._output.drain()
-        self.counts["examples"] += sum(batch.num_rows for batch in output.examples)
+        self.counts.examples += sum(batch.num_rows for batch in output.examples)
         return output
 
     def _reach(self, topic: str, claimed_ms: int, appended_at: int) -> None:
@@ -140,10 +165,10 @@ class Joiner:
     def _bounded(self, claimed_ms: int, appended_at: int) -> int:
         return min(claimed_ms, appended_at + self._settings.max_ahead)
 
-    def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord, *, taken: bool = False) -> None:
-        if self._state.sent.refused(topic, [offset]):
+    def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord, *, accepted: bool = False) -> None:
+        if self._state.sent.letters(topic, [offset]):
             return
-        self.counts[f"dead.{bad.reason}"] += 1
+        self.counts.refused[bad.reason] += 1
         letter = DeadLetter(
             topic=topic,
             partition=self._partition,
@@ -151,36 +176,36 @@ class Joiner:
             reason=bad.reason,
             detail=str(bad),
             payload=payload,
-            taken=taken,
+            accepted=accepted,
         )
         self._output.refuse(letter)
 
     def _request(self, record: Record) -> None:
         offset, payload = record.offset, record.value
-        taken, outdated = self.policy.taken_under(offset), self.policy.outdated(offset)
+        earlier = self.policy.earlier(offset)
         packed = payload
         if is_json(payload):
-            packed = pack_request(payload, self.upgrades.features(taken), taken_before=taken is not None)
+            of_other = earlier is not None and earlier.config is not None
+            packed = pack_request(payload, self.upgrades.features(earlier), may_lack=of_other)
         request = decode_request(packed, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
         made_under = request.schema
-        self.upgrades.take(request, taken, was_taken=outdated == "")
+        self.upgrades.accept(request, earlier)
         forgotten_at = request.served_at + self._window + self._settings.lateness
         if self.policy.is_late(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
         pending, digest = self._state.get(request.request_id) or Pending(), xxh3_64_intdigest(payload)
-        if pending.served_at < 0 and request.served_at < self.forgotten_before:
+        if pending.served_at < 0 and request.served_at < self._forgotten_before:
             raise BadRecord("late", f"served at {request.served_at} ms: window closed under an earlier config")
         if pending.served_at >= 0 and not (made_under and self._comes_again(pending, request, offset)):
-            if pending.digest in (digest, 0):
-                self.counts["repeated"] += 1
+            if pending.digest == digest:
+                self.counts.repeated += 1
                 return
             self.policy.check_unused(request, pending)
             self._state.drop(request.request_id)
             pending = Pending()
         self._reach(IMPRESSIONS, request.served_at, record.appended_at)
         pending.served_at = request.served_at
-        # Joiners that did not know digests took every further record of an id as a repeat.
-        pending.digest = 0 if taken is not None and not taken.fingerprint else digest
+        pending.digest = digest
         pending.impression_ids = request.impression_ids
         pending.request = request
         pending.offset = offset
@@ -194,13 +219,13 @@ class Joiner:
                 if found.action in self._actions:  # else only a removed label used it
                     self._attribute(pending, found)
                 else:
-                    self.counts["unused"] += 1
+                    self.counts.unused += 1
             except BadRecord as bad:
                 self._refuse(ENGAGEMENTS, at, engagement, bad)
         self._state.wake(request.request_id, pending, request.served_at + self._window)
         self._state.add(request.request_id, pending, len(packed))
-        if outdated:
-            outdate(self._state, request.request_id, pending, outdated)
+        if earlier is not None and earlier.outdated:
+            self._state.outdate(request.request_id, earlier.outdated)
         elif problem := self.upgrades.engaged_before(self._bounded(request.served_at, record.appended_at)):
             self._give_up(request.request_id, pending, request, problem)
 
@@ -209,7 +234,7 @@ class Joiner:
         engagement = decode_engagement(payload, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
         self._reach(ENGAGEMENTS, engagement.happened_at, record.appended_at)
         if engagement.action not in self._actions:
-            self.counts["unused"] += 1
+            self.counts.unused += 1
             return
         pending = self._state.get(engagement.request_id)
         if pending is not None and pending.served_at >= 0:
@@ -224,7 +249,7 @@ class Joiner:
         self._state.add(engagement.request_id, pending, len(payload) + WAITING_BYTES)
 
     def _check_matched(self, engagement: Engagement) -> None:
-        if engagement.happened_at < max(self.forgotten_before, self.policy.waited_before(self.watermark)):
+        if engagement.happened_at < max(self._forgotten_before, self.policy.waited_before(self.watermark)):
             raise BadRecord("unmatched", f"no impression {engagement.impression_id} of request {engagement.request_id}")
 
     def _check_waiting(self, request_id: str, pending: Pending, size: int) -> None:
@@ -255,7 +280,7 @@ class Joiner:
         events = pending.events.setdefault(index, [])
         event = (at, engagement.action, engagement.value)
         if event in events:
-            self.counts["repeated"] += 1
+            self.counts.repeated += 1
             return
         if len(events) >= self._limits.impression_events:
             raise BadRecord("too_many", f"impression {engagement.impression_id} has {len(events)} engagements already")
@@ -264,7 +289,7 @@ class Joiner:
         if pending.emitted[index] and self.policy.decides():
             before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
             if before.values == after.values:
-                self.counts["redundant"] += 1
+                self.counts.redundant += 1
             else:
                 self._correct(pending, request_id, index, after)
         events.append(event)
@@ -278,7 +303,7 @@ class Joiner:
         if self._settings.late == "dead_letter" or pending.request is None or revision >= DROPPED - 1:
             raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
         pending.emitted[index] = revision + 1
-        self.counts["corrected"] += 1
+        self.counts.corrected += 1
         decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
         decided = Decided(request_id, pending.request, (index,), decision, revision)
         self._output.add(decided, self._output.sizes(pending.request).bytes_of((index,)))
@@ -367,21 +392,22 @@ class Joiner:
     def _give_up(self, request_id: str, pending: Pending, request: Request, problem: str) -> None:
         """Make a request a dead letter if impressions of it are open, since its labels or features are of another config."""
         if 0 in pending.emitted:
-            self._refuse(IMPRESSIONS, pending.offset, encode(request), BadRecord("schema", problem), taken=True)
-        outdate(self._state, request_id, pending, problem)
+            self._refuse(IMPRESSIONS, pending.offset, encode(request), BadRecord("schema", problem), accepted=True)
+        self._state.outdate(request_id, problem)
 
     def _emit(
-        self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision, sizes: RowSizes
+        self, request_id: str, pending: Pending, indices: Sequence[int], decision: Decision, sizes: RowSizes
     ) -> None:
         """Turn decided impressions into examples, except the negatives that are not kept."""
-        kept = self.policy.publish(request_id, pending, places, decision)
-        if dropped := len(places) - len(kept):
-            self.counts["dropped"] += dropped
-        for place in places:
-            pending.emitted[place] = DROPPED
-        for place in kept:
-            pending.emitted[place] = 1
-        if kept and pending.request is not None:
+        assert pending.request is not None
+        self.policy.compare(pending.request, indices, decision)
+        kept = self.policy.sample(request_id, pending, indices, decision)
+        self.counts.dropped += len(indices) - len(kept)
+        for index in indices:
+            pending.emitted[index] = DROPPED
+        for index in kept:
+            pending.emitted[index] = 1
+        if kept:
             self._output.add(Decided(request_id, pending.request, kept, decision), sizes.bytes_of(kept))
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:

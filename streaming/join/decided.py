@@ -21,11 +21,11 @@ _NO_SCORE = np.full(1, np.nan, "<f4").tobytes()
 
 
 class Decided(NamedTuple):
-    """Impressions of one request, given by their places in it, that share one decision."""
+    """Impressions of one request, given by their indices in it, that share one decision."""
 
     request_id: str
     request: Request
-    places: Sequence[int]
+    indices: Sequence[int]
     decision: Decision
     revision: int = 0
 
@@ -33,22 +33,22 @@ class Decided(NamedTuple):
 def batches(
     ready: Sequence[Decided], example_format: ExampleFormat, sampling_rate: float, max_rows: int
 ) -> list[pa.RecordBatch]:
-    """Return batches of at most ``max_rows`` examples, ordered by the time of decision, the request's id and the place in it.
+    """Return batches of at most ``max_rows`` examples, ordered by the time of decision, the request's id and the index in it.
 
     Columns are built over all requests at once: one request at a time would cost 15 times as much.
     """
-    counts = [len(item.places) for item in ready]
+    counts = [len(item.indices) for item in ready]
     group = np.repeat(np.arange(len(ready)), counts)
-    place = np.fromiter(chain.from_iterable(item.places for item in ready), np.int64, len(group))
+    index = np.fromiter(chain.from_iterable(item.indices for item in ready), np.int64, len(group))
     rank = {request_id: at for at, request_id in enumerate(sorted({item.request_id for item in ready}))}
     ranks = np.array([rank[item.request_id] for item in ready])
     decided_at = np.array([item.decision.decided_at for item in ready], np.int64)
-    order = np.lexsort((place, ranks[group], decided_at[group]))
-    group, place = group[order], place[order]
+    order = np.lexsort((index, ranks[group], decided_at[group]))
+    group, index = group[order], index[order]
     if len(group) <= max_rows:
-        return [_batch(ready, group, place, example_format, sampling_rate)]
+        return [_batch(ready, group, index, example_format, sampling_rate)]
     cuts = (slice(at, at + max_rows) for at in range(0, len(group), max_rows))
-    return [_batch(*_used(ready, group[cut]), place[cut], example_format, sampling_rate) for cut in cuts]
+    return [_batch(*_used(ready, group[cut]), index[cut], example_format, sampling_rate) for cut in cuts]
 
 
 def _used(ready: Sequence[Decided], group: Ids) -> tuple[list[Decided], Ids]:
@@ -58,9 +58,9 @@ def _used(ready: Sequence[Decided], group: Ids) -> tuple[list[Decided], Ids]:
 
 
 def _batch(
-    items: Sequence[Decided], of_row: Ids, place: Ids, example_format: ExampleFormat, sampling_rate: float
+    items: Sequence[Decided], of_row: Ids, index: Ids, example_format: ExampleFormat, sampling_rate: float
 ) -> pa.RecordBatch:
-    """Return the batch of the impressions at ``place``, each of an item; no item is without any."""
+    """Return the batch of the impressions with these indices, each of an item; no item is without any."""
     requests: dict[str, Request] = {}
     starts: dict[str, int] = {}
     total = 0
@@ -69,11 +69,11 @@ def _batch(
             requests[item.request_id] = item.request
             starts[item.request_id] = total
             total += len(item.request.impression_ids)
-    rows = np.array([starts[item.request_id] for item in items], np.int64)[of_row] + place
+    rows = np.array([starts[item.request_id] for item in items], np.int64)[of_row] + index
     prefixes = [example_prefix(item.request_id) for item in items]
     # Faster than taking from Arrow's columns and joining them, for one row and for thousands.
     ids = [item.request.impression_ids for item in items]
-    names = [prefixes[at] + ids[at][row] for at, row in zip(of_row.tolist(), place.tolist(), strict=True)]
+    names = [prefixes[at] + ids[at][row] for at, row in zip(of_row.tolist(), index.tolist(), strict=True)]
     decisions = [item.decision for item in items]
     in_order = list(requests.values())
     return example_format.build(

@@ -10,14 +10,15 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from streaming.clock import Clock
-from streaming.join.brokers import Fetched, History, Outlet, OutputRecord, Place
+from streaming.embedded_log import EmbeddedLog
+from streaming.join.brokers import Fetched, History, InputPartition, Outlet, OutputRecord
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
-from streaming.log import INPUTS, EmbeddedLog, Record
+from streaming.log import INPUTS, Record
 
 _RECORDS_AT_ONCE = 4096
 
@@ -74,7 +75,7 @@ class EmbeddedBrokers:
         self._log = log
         self._partition = partition
         self._partitions = frozenset({partition})
-        self._positions: dict[Place, int] = {}
+        self._positions: dict[InputPartition, int] = {}
 
     def join(self) -> None:
         """Do nothing: there are no other joiners."""
@@ -97,15 +98,15 @@ class EmbeddedBrokers:
     def check_leaders(self, partitions: Collection[int]) -> None:
         """Do nothing: the log is always available."""
 
-    def begins(self, partitions: Collection[int]) -> dict[Place, int]:
+    def begins(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         """Return the first offsets that are kept, of both inputs."""
         return {(topic, partition): self._log.begin(topic, partition) for partition in partitions for topic in INPUTS}
 
-    def ends(self, partitions: Collection[int]) -> dict[Place, int]:
+    def ends(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         """Return the offsets after the last records of both inputs."""
         return {(topic, partition): self._log.end(topic, partition) for partition in partitions for topic in INPUTS}
 
-    def read_on(self, positions: Mapping[Place, int]) -> None:
+    def read_on(self, positions: Mapping[InputPartition, int]) -> None:
         """Read these places and no others from now on, each from its offset."""
         self._positions = dict(positions)
 

@@ -50,23 +50,23 @@ class JoinMetrics(Collector):
             labels=["partition"],
         )
         for number, member in list(self._service.members.items()):
-            partition, counts = str(number), member.join.joiner.counts.copy()
+            partition, counts = str(number), member.join.joiner.counts
             waiting.add_metric([partition], float(member.waits))
             for topic, behind in member.lag.copy().items():
                 lag.add_metric([topic, partition], behind)
             for topic in INPUTS:
-                records.add_metric([topic, partition], counts[topic])
+                records.add_metric([topic, partition], counts.records[topic])
             pending.add_metric([partition], member.join.pending)
             watermark.add_metric([partition], max(member.join.published, 0) / 1000)
             clock.add_metric([partition], member.clocks.ahead_ms / 1000)
-            examples.add_metric([partition], counts["examples"])
-            repeated.add_metric([partition], counts["repeated"])
-            corrected.add_metric([partition], counts["corrected"])
+            examples.add_metric([partition], counts.examples)
+            repeated.add_metric([partition], counts.repeated)
+            corrected.add_metric([partition], counts.corrected)
             for topic in (*INPUTS, EXAMPLES, DEAD_LETTERS):
                 lost.add_metric([topic, partition], member.lost[topic])
-            refused = {name.removeprefix("dead."): n for name, n in counts.items() if name.startswith("dead.")}
+            refused = counts.refused.copy()
             for reason in sorted(JOINER_REASONS | refused.keys()):
-                dead.add_metric([reason, partition], refused.get(reason, 0))
+                dead.add_metric([reason, partition], refused[reason])
         yield from (lag, waiting, pending, watermark, clock, records, examples, repeated, corrected, lost, dead)
         if self._service.served is not None:
             yield from self._calibration(self._service.served)

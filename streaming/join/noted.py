@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from streaming.join.pending import Pending
 from streaming.join.state import JoinState
 from streaming.log import ENGAGEMENTS
 from streaming.records.events import MAX_TIME_MS, BadRecord, DeadLetter, decode_engagement, decode_request
@@ -21,9 +20,9 @@ def note_examples(state: JoinState, published: Published) -> None:
     for (request_id, served_at), times in by_request.items():
         pending = state.get(request_id)
         if pending is not None and pending.served_at == served_at:
-            for place, impression_id in enumerate(pending.impression_ids):
-                pending.emitted[place] = max(pending.emitted[place], times.get(impression_id, 0))
-            state.add(request_id, pending, 0)
+            for index, impression_id in enumerate(pending.impression_ids):
+                pending.emitted[index] = max(pending.emitted[index], times.get(impression_id, 0))
+            state.changed(request_id)
 
 
 def note_letter(state: JoinState, letter: DeadLetter) -> None:
@@ -31,20 +30,13 @@ def note_letter(state: JoinState, letter: DeadLetter) -> None:
     try:
         if letter.topic == ENGAGEMENTS:
             _stop_waiting(state, decode_engagement(letter.payload, MAX_TIME_MS).request_id, letter.offset)
-        elif letter.taken:
+        elif letter.accepted:
             request_id = decode_request(letter.payload, MAX_TIME_MS).request_id
             pending = state.get(request_id)
             if pending is not None and pending.offset == letter.offset and not pending.outdated:
-                outdate(state, request_id, pending, letter.detail)
+                state.outdate(request_id, letter.detail)
     except BadRecord:  # it was never taken
         pass
-
-
-def outdate(state: JoinState, request_id: str, pending: Pending, problem: str) -> None:
-    """Reduce a request to its marker, with the engagements that counted, since its schema is no longer taken."""
-    pending.close()
-    pending.request, pending.outdated = None, problem
-    state.release_payload(request_id)
 
 
 def _stop_waiting(state: JoinState, request_id: str, offset: int) -> None:
@@ -52,4 +44,4 @@ def _stop_waiting(state: JoinState, request_id: str, offset: int) -> None:
     if pending is not None and any(at == offset for at, _ in pending.waiting):
         pending.waiting = [each for each in pending.waiting if each[0] != offset]
         pending.waiting_bytes = sum(len(payload) for _, payload in pending.waiting)
-        state.add(request_id, pending, 0)
+        state.changed(request_id)

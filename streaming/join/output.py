@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from streaming.features.columns import Ids, packed_width
 from streaming.features.kinds import Feature
 from streaming.join.decided import Decided, batches
 from streaming.join.spec import JoinSpec
-from streaming.records.events import DeadLetter, Request
+from streaming.records.events import MAX_RECORD_BYTES, DeadLetter, Request
 from streaming.records.examples import ExampleFormat
 
 _ROW_BYTES = 96
@@ -63,17 +63,17 @@ class RowSizes(NamedTuple):
             divided -= sum(len(values) for _, values in ragged)
         return cls(each + divided // len(ids), lists)
 
-    def bytes_of(self, places: Sequence[int]) -> int:
-        """Return the bytes of the rows at these places."""
-        size = self.each * len(places)
-        return size if self.lists is None else size + int(self.lists[list(places)].sum())
+    def bytes_of(self, indices: Sequence[int]) -> int:
+        """Return the bytes of the rows with these indices."""
+        size = self.each * len(indices)
+        return size if self.lists is None else size + int(self.lists[list(indices)].sum())
 
-    def first(self, places: Sequence[int], room: int) -> Sequence[int]:
-        """Return the first places whose rows have ``room`` bytes at most; one at least."""
+    def first(self, indices: Sequence[int], room: int) -> Sequence[int]:
+        """Return the first indices whose rows have ``room`` bytes at most; one at least."""
         if self.lists is None:
-            return places[: max(1, room // self.each)]
-        sizes = np.cumsum(self.each + self.lists[list(places)])
-        return places[: max(1, int(np.searchsorted(sizes, room, side="right")))]
+            return indices[: max(1, room // self.each)]
+        sizes = np.cumsum(self.each + self.lists[list(indices)])
+        return indices[: max(1, int(np.searchsorted(sizes, room, side="right")))]
 
 
 class Output:
@@ -119,3 +119,32 @@ class Output:
         dead, self._dead = self._dead, []
         self._bytes = 0
         return JoinOutput(batches(ready, self.format, self._sampling_rate, self._max_rows) if ready else [], dead)
+
+
+def examples_records(
+    example_format: ExampleFormat, batches: Sequence[pa.RecordBatch], published: int, watermark: int, announce: bool
+) -> list[bytes]:
+    """Return the records of batches, in order; without batches, one with only the watermark and the schema, if the watermark is
+    past ``published`` or the schema is to be announced.
+
+    Only the last record may say that everything before the new watermark is out.
+    """
+    if not batches and (watermark > published or announce):
+        return [example_format.encode(example_format.empty(), watermark)]
+    last = len(batches) - 1
+    return [
+        record
+        for at, batch in enumerate(batches)
+        for record in _halved(example_format, batch, published, watermark if at == last else published)
+    ]
+
+
+def _halved(example_format: ExampleFormat, batch: pa.RecordBatch, published: int, watermark: int) -> Iterator[bytes]:
+    """Yield a batch as one record, or as several if one is too large for a log."""
+    record = example_format.encode(batch, watermark)
+    if len(record) <= MAX_RECORD_BYTES or batch.num_rows == 1:
+        yield record
+        return
+    middle = batch.num_rows // 2
+    yield from _halved(example_format, batch.slice(0, middle), published, published)
+    yield from _halved(example_format, batch.slice(middle), published, watermark)

@@ -12,14 +12,17 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 
 from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.join.calibration import ServedCalibration
-from streaming.join.commit import commit_of, next_head
+from streaming.join.commit import commit_of
 from streaming.join.core import Joiner
+from streaming.join.following import following
+from streaming.join.head import Head, Offsets
+from streaming.join.output import examples_records
 from streaming.join.policy import Living
 from streaming.join.recovery import Recovery, log_lost
 from streaming.join.spec import JoinSpec
-from streaming.join.state import Head, JoinState
-from streaming.join.watermark import examples_records, watermark_of
-from streaming.log import DEAD_LETTERS, EXAMPLES, LostRange, Record
+from streaming.join.state import JoinState
+from streaming.join.watermark import watermark_of
+from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, LostRange, Record
 from streaming.records.events import DeadLetter, encode
 
 
@@ -52,14 +55,13 @@ class JoinPartition:
         self._write_every_ms = write_every_ms
         self._requests_at_once = requests_at_once
         self.joiner = Joiner(spec, state, living, partition)
-        self._head = Head("", 0, 0, -1, {}, {}, [], 0)
-        self._offsets: dict[str, int] = {}
-        self._taken = self._taken_bytes = 0
-        self._outputs: dict[str, int] = {}
-        """The offsets after the records sent, by topic."""
+        self._head = Head(state_id="", offsets={}, rebuild_points=[])
+        self._offsets: Offsets = {}
+        """Of outputs, after the records sent."""
+        self._uncommitted = self._uncommitted_bytes = 0
         self._outbox: list[OutputRecord] | None = None
         """The records of a transaction that is not known to be committed."""
-        self._recovered = False
+        self._restored = False
         self._announced = False
         """Whether `examples` has our schema behind each place from which a rebuild may read: the commit only names schemas."""
         self._written_at_ms = 0
@@ -71,7 +73,7 @@ class JoinPartition:
     @property
     def offsets(self) -> Mapping[str, int]:
         """The next offset to take of each input."""
-        return self._offsets
+        return {topic: offset for topic, offset in self._offsets.items() if topic in INPUTS}
 
     @property
     def published(self) -> int:
@@ -84,9 +86,9 @@ class JoinPartition:
         return len(self._state)
 
     @property
-    def taken(self) -> int:
+    def uncommitted(self) -> int:
         """Records taken since the last step."""
-        return self._taken
+        return self._uncommitted
 
     @property
     def max_ahead_ms(self) -> int:
@@ -94,9 +96,13 @@ class JoinPartition:
         return self._spec.settings.max_ahead
 
     @property
-    def is_full(self) -> bool:
+    def must_step(self) -> bool:
         """Whether there is enough for a transaction: call `step` before `take`."""
-        return self.joiner.is_full or self._state.is_over or self._taken_bytes >= self._spec.limits.taken_bytes
+        return (
+            self.joiner.output_is_full
+            or self._state.memory_is_full
+            or self._uncommitted_bytes >= self._spec.limits.taken_bytes
+        )
 
     def recover(self) -> Generator[None]:
         """Restore the state that belongs to the last commit; bounded work between two yields.
@@ -105,7 +111,7 @@ class JoinPartition:
             ForgottenError: it is unknown what is in `examples` already; only a person can resolve that.
         """
         committed = self._outlet.open()
-        if self._recovered and committed and committed.state_id == self._head.state_id:
+        if self._restored and committed and committed.state_id == self._head.state_id:
             missing = self._head.sequence - committed.sequence
             if missing == 0:
                 self._outbox = None
@@ -114,22 +120,22 @@ class JoinPartition:
                 self._send()
                 return
             log_lost(self._partition, missing - (self._outbox is not None))
-        self._recovered = False
+        self._restored = False
         self._outbox = None
         self.gaps.clear()
         restored = yield from self._recovery.restore(committed)
         self.joiner, self._head, self._offsets = restored.joiner, restored.head, restored.offsets
-        self._outputs, self.busy = restored.outputs, restored.busy
+        self.busy = restored.busy
         self.gaps += restored.gaps
         if restored.unwritten:
             self._write()
-        self._taken = self._taken_bytes = 0
+        self._uncommitted = self._uncommitted_bytes = 0
         self._announced = False
-        self._recovered = True
+        self._restored = True
 
     def discard(self) -> None:
         """Discard a damaged state; `recover` rebuilds it."""
-        self._recovered = False
+        self._restored = False
         self._state.discard()
 
     def _write(self) -> None:
@@ -142,8 +148,8 @@ class JoinPartition:
         count = self.joiner.take(topic, records)
         if count:
             self._offsets[topic] = records[count - 1].offset + 1
-            self._taken += count
-            self._taken_bytes += sum(len(record.value) for record in records[:count])
+            self._uncommitted += count
+            self._uncommitted_bytes += sum(len(record.value) for record in records[:count])
         return count
 
     def skip(self, gap: LostRange) -> None:
@@ -162,7 +168,7 @@ class JoinPartition:
         # Everything due by the published watermark is emitted or dropped. A rebuild relies on that, so late arrivals go out before
         # it moves.
         complete = self._head.published if self.busy else max(self._head.published, joiner.watermark)
-        if self._taken and not joiner.advance(complete):
+        if self._uncommitted and not joiner.advance(complete):
             self.busy = True  # late arrivals exceed a transaction: publish no later watermark than theirs
             published = min(complete, joiner.next_due())
         else:
@@ -170,7 +176,7 @@ class JoinPartition:
             published = complete if self.busy else joiner.watermark
         output = joiner.drain()
         moved = published - self._head.published
-        news = self._taken or output.examples or output.dead_letters or self.busy or self._state.is_full
+        news = self._uncommitted or output.examples or output.dead_letters or self.busy or self._state.must_write
         if not news and moved < publish_every_ms:
             return False
         before = self._head.published
@@ -181,24 +187,24 @@ class JoinPartition:
         self._announced = True
         self._outbox = [OutputRecord(EXAMPLES, record) for record in examples]
         self._outbox += [OutputRecord(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
-        self._taken = self._taken_bytes = 0
+        self._uncommitted = self._uncommitted_bytes = 0
         self._send()
         if output.dead_letters and self._refused is not None:
             self._refused(output.dead_letters)
         # While it is busy, nothing is taken, and what is emitted need not be written.
-        is_full = self._state.is_over if self.busy else self._state.is_full
-        if is_full or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
-            self._head.examples, self._head.dead_letters = self._outputs[EXAMPLES], self._outputs[DEAD_LETTERS]
+        must_write = self._state.memory_is_full if self.busy else self._state.must_write
+        if must_write or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
+            self._head.offsets = dict(self._offsets)
             self._write()
             self._written_at_ms = as_of_ms
         return True
 
     def _head_of(self, sequence: int, published: int) -> Head:
         """Return the head of the current state."""
-        return next_head(self._head, self._spec, self.joiner, self._offsets, self._outputs, sequence, published)
+        return following(self._head, self._spec, self.joiner, self._offsets, sequence, published)
 
     def _send(self) -> None:
         """Send the outbox and the head as one transaction."""
         assert self._outbox is not None
-        self._outputs |= self._outlet.send(self._outbox, commit_of(self._head))
+        self._offsets |= self._outlet.send(self._outbox, commit_of(self._head))
         self._outbox = None

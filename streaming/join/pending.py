@@ -18,7 +18,7 @@ DROPPED = 255
 """In ``emitted``: a negative that sampling dropped."""
 
 
-class Pending(msgspec.Struct, array_like=True, gc=False):
+class Pending(msgspec.Struct, gc=False):
     """The joiner's entry of one request; times in ms of event time.
 
     Before the request itself has arrived, ``served_at`` is -1 and ``waiting`` holds its engagements as they came
@@ -27,7 +27,7 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
     rest stays as a marker, to recognise repeated and late events.
 
     ``offset`` is that of the request in `impressions`. If it became a dead letter because of its schema, ``outdated`` says why.
-    ``digest`` is the XXH3 hash (64 bits) of the request's record, 0 if unknown.
+    ``digest`` is the XXH3 hash (64 bits) of the request's record.
     """
 
     wake_at: int = NEVER

@@ -7,16 +7,25 @@ already, so it must not be published again, and records must not be judged by ho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from streaming.join.calibration import ServedCalibration
+from streaming.join.configs import ConfigSince, since_offset, waited_before, was_due
 from streaming.join.pending import Pending
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
-from streaming.join.taken import TakenUnder, at_offset, waited_before, was_due
 from streaming.log import IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, BadRecord, Request
 from streaming.records.identity import example_prefix
 from streaming.records.labels import Decision
+
+
+class Earlier(NamedTuple):
+    """How a request was taken when it was first read: under which ``config``, if the schema of that is not ours; and if it became a
+    dead letter later, because of its schema, why."""
+
+    config: ConfigSince | None
+    outdated: str | None
 
 
 class Living:
@@ -42,18 +51,13 @@ class Living:
         """Return until when engagements happened that do not wait for their requests any more."""
         return watermark - self._wait_ms
 
-    def taken_under(self, offset: int) -> TakenUnder | None:
-        """Return what the request at this offset was taken under before, if its schema is not the config's."""
+    def earlier(self, offset: int) -> Earlier | None:
+        """Return how the request at this offset was taken before; None for a new one."""
         return None
 
     def was_due(self, offset: int, served_at: int, watermark: int) -> bool:
         """Whether the window of the request at this offset closed before ``watermark``, so that it was decided."""
         return False
-
-    def outdated(self, offset: int) -> str | None:
-        """Return the text of the dead letter `schema` of the request at this offset, which was taken before: empty if it has none.
-        Return None for a new one."""
-        return None
 
     def check_unused(self, request: Request, pending: Pending) -> None:
         """Refuse a request whose id ``pending``, which is another record, already has."""
@@ -73,37 +77,31 @@ class Living:
         if pending.outdated:
             raise BadRecord("schema", f"its request is a dead letter: {pending.outdated}")
 
-    def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
-        """Return which of the impressions at ``places``, which share a decision, become examples: all but the negatives that are
-        not kept."""
-        if self._served is not None:
-            self._judge(self._served, pending.request, places, decision.values)
+    def sample(self, request_id: str, pending: Pending, indices: Sequence[int], decision: Decision) -> Sequence[int]:
+        """Return which of these impressions, which share a decision, become examples: all but the negatives that are not kept."""
         if any(decision.values) or self._negatives.keep >= 1:
-            return places
+            return indices
         prefix, names = example_prefix(request_id), pending.impression_ids
-        return [place for place in places if self._negatives.keeps(prefix + names[place])]
+        return [index for index in indices if self._negatives.keeps(prefix + names[index])]
 
-    def _judge(
-        self, served: ServedCalibration, request: Request | None, places: Sequence[int], values: tuple[float, ...]
-    ) -> None:
-        """Compare a model's scores with the labels, dropped negatives included."""
-        if request is None or not request.sparse_version:
+    def compare(self, request: Request, indices: Sequence[int], decision: Decision) -> None:
+        """Compare the scores that a model served for these impressions with their labels, before negatives are dropped."""
+        if self._served is None or not request.sparse_version:
             return
         if len(request.scores) == 4 * self._labels * len(request.impression_ids):
-            served.add(request.scores, places, values)
+            self._served.add(request.scores, indices, decision.values)
 
 
-class Recovered(Living):
+class Rereading(Living):
     """The policy for re-read records. Where a window closed under the config of its time, what is not in `examples` was dropped
     by sampling; all else stays open. Any time is accepted: what was accepted once is accepted again."""
 
-    def __init__(self, spec: JoinSpec, state: JoinState, taken: Sequence[TakenUnder] = ()) -> None:
+    def __init__(self, spec: JoinSpec, state: JoinState, configs: Sequence[ConfigSince]) -> None:
         super().__init__(spec)
         self.earliest_ms = MIN_TIME_MS
         self._state = state
-        self._spec = spec
-        self._taken = taken
-        self._ours = TakenUnder.of(spec)
+        self._configs = configs
+        self._ours = spec.schema.fingerprint
 
     def latest_ms(self, appended_at: int) -> int:
         """Return the latest of all, even if ``max_future`` is shorter now."""
@@ -116,20 +114,17 @@ class Recovered(Living):
     def waited_before(self, watermark: int) -> int:
         """Go by the configs of then. What is from before counted for a request that is not read again: what waited in vain has a
         dead letter."""
-        return waited_before(self._taken or [self._ours], self._spec, watermark)
+        return waited_before(self._configs, watermark)
 
-    def taken_under(self, offset: int) -> TakenUnder | None:
-        """Look it up in the commit."""
-        taken = at_offset(self._taken, self._spec, offset)[0]
-        return None if taken.fingerprint == self._ours.fingerprint else taken
+    def earlier(self, offset: int) -> Earlier:
+        """Look up its config in the commit, and its dead letter among those that were found."""
+        config = since_offset(self._configs, offset)[0]
+        outdated = self._state.sent.letters(IMPRESSIONS, [offset]).get(offset)
+        return Earlier(None if config.fingerprint == self._ours else config, outdated)
 
     def was_due(self, offset: int, served_at: int, watermark: int) -> bool:
         """Go by the configs since it was taken."""
-        return was_due(at_offset(self._taken, self._spec, offset), served_at, watermark)
-
-    def outdated(self, offset: int) -> str | None:
-        """Return what was found among the dead letters."""
-        return self._state.sent.refused(IMPRESSIONS, [offset]).get(offset, "")
+        return was_due(since_offset(self._configs, offset), served_at, watermark)
 
     def check_unused(self, request: Request, pending: Pending) -> None:
         """Refuse nothing: the request was taken, so the first had been dropped by then."""
@@ -140,7 +135,3 @@ class Recovered(Living):
 
     def check_schema(self, pending: Pending) -> None:
         """Refuse nothing: the engagement counted when it was first taken."""
-
-    def publish(self, request_id: str, pending: Pending, places: Sequence[int], decision: Decision) -> Sequence[int]:
-        """Return nothing: it was published before."""
-        return ()

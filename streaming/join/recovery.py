@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import ge
 
 from streaming.join.brokers import History, Outlet, OutputRecord
-from streaming.join.commit import Committed, ForgottenError, next_head
-from streaming.join.core import Joiner
+from streaming.join.commit import Committed, ForgottenError
+from streaming.join.configs import ConfigSince, followed_by
+from streaming.join.core import JoinCounts, Joiner
+from streaming.join.following import following
+from streaming.join.head import TOPICS, Head, Offsets, RebuildPoint
 from streaming.join.noted import note_examples, note_letter
-from streaming.join.policy import Living, Recovered
+from streaming.join.policy import Living, Rereading
 from streaming.join.spec import JoinSpec
-from streaming.join.state import STATE_VERSION, Head, JoinState, RebuildPoint
-from streaming.join.taken import TakenUnder, taken_on
+from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, LostRange, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter, encode
 from streaming.records.examples import published_in
 
 _log = logging.getLogger("minutely.join")
-_DETAIL = 1000
-"""The characters that are kept of a letter's text."""
 
 
 @dataclass
@@ -39,16 +38,15 @@ class Restored:
 
     joiner: Joiner
     head: Head
-    offsets: dict[str, int]
-    outputs: dict[str, int]
-    """The offsets after the records sent, by topic; if unknown, the first offset where they may be."""
+    offsets: Offsets
+    """Of outputs, after the records sent; if that is unknown, the first offset where they may be."""
     busy: bool = False
     """Whether more was due than the last transaction took."""
     unwritten: bool = False
     """Whether the state on disk is older."""
     gaps: list[LostRange] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
-    """The dead letters that recovery sent, as `Joiner` counts them."""
+    """The dead letters that recovery sent, by reason."""
 
 
 def log_lost(partition: int, transactions: int) -> None:
@@ -101,20 +99,18 @@ class Recovery:
         head, joiner = restored.head, restored.joiner
         if committed is None:
             at = restored.offsets[IMPRESSIONS]
-            head.taken_under = taken_on((), self._spec, at, head.published, joiner.watermark, 0)
+            head.configs = followed_by((), self._spec, at, head.published, joiner.watermark, 0)
         else:
-            head.taken_under = self._taken_under(committed, joiner)
-        joiner.forgotten_before = head.taken_under[-1].forgotten_ms
-        joiner.upgrades.taken = head.taken_under
+            head.configs = self._configs(committed, joiner)
+        joiner.follow(head.configs)
         return restored
 
-    def _taken_under(self, committed: Committed, joiner: Joiner) -> list[TakenUnder]:
+    def _configs(self, committed: Committed, joiner: Joiner) -> list[ConfigSince]:
         """Return what was in force, and now is: a state that is written on the way is ours alone."""
-        at = committed.offsets[IMPRESSIONS]
-        return taken_on(
-            committed.taken_under,
+        return followed_by(
+            committed.configs,
             self._spec,
-            at,
+            committed.offsets[IMPRESSIONS],
             committed.watermark,
             max(committed.watermark, committed.decided_until),
             joiner.reached[ENGAGEMENTS],
@@ -124,28 +120,27 @@ class Recovery:
         """Whether re-reading what came after a state leads to that of the last transaction."""
         if head.state_id != committed.state_id or not 0 <= head.sequence <= committed.sequence:
             return False
-        if head.taken_under and head.taken_under[-1] not in committed.taken_under:
+        if head.configs[-1] not in committed.configs:
             return False  # a config recovered it in its own way, and committed nothing that says so
         if head.sequence == committed.sequence:
             return True
-        if head.version < STATE_VERSION:  # its joiner's examples do not name their requests
-            return False
-        starts = {**head.offsets, EXAMPLES: head.examples}
         # Dead letters are kept for longer than the records they are about, so they have no gap.
-        needed = dict(zip((*INPUTS, EXAMPLES), committed.lowest[1:4], strict=True))
-        return all(start >= max(needed[topic], self._history.beginning(topic)) for topic, start in starts.items())
+        return all(
+            head.offsets[topic] >= max(committed.lowest[topic], self._history.beginning(topic))
+            for topic in (*INPUTS, EXAMPLES)
+        )
 
     def _go_on(self, head: Head, committed: Committed) -> Generator[None, None, Restored]:
         """Restore from the state of the last transaction or of an earlier one."""
-        restored = self._begin(head, head.offsets, {EXAMPLES: head.examples, DEAD_LETTERS: head.dead_letters})
+        restored = self._begin(head, head.offsets)
         joiner = restored.joiner
         joiner.reached.update(head.reached)
-        joiner.newest = max([head.newest, *head.reached.values()])
+        joiner.newest = head.newest
         if head.sequence < committed.sequence:
             lowest = committed.lowest  # a rebuild never has to read more again
-            points = (each for each in head.rebuild_points if all(map(ge, each[1:], lowest[1:])))
-            head.rebuild_points = [lowest, *points]
-            head.taken_under = self._taken_under(committed, joiner)
+            points = (each for each in head.rebuild_points if all(each.offsets[at] >= lowest[at] for at in TOPICS))
+            head.rebuild_points = [RebuildPoint(-1, lowest), *points]
+            head.configs = self._configs(committed, joiner)
             yield from self._read_again(restored, committed)
             return restored
         joiner.watermark = head.watermark
@@ -154,43 +149,44 @@ class Recovery:
 
     def _rebuild(self, committed: Committed | None) -> Generator[None, None, Restored]:
         """Rebuild: read what was emitted from `examples`, the rest from the inputs up to the committed offsets."""
-        kept = RebuildPoint(-1, *(self._history.beginning(topic) for topic in (*INPUTS, EXAMPLES, DEAD_LETTERS)))
+        kept = {topic: self._history.beginning(topic) for topic in TOPICS}
         if committed is None:
-            if any(self._history.read(EXAMPLES, kept.examples, self._history.end(EXAMPLES))):
+            if any(self._history.read(EXAMPLES, kept[EXAMPLES], self._history.end(EXAMPLES))):
                 raise ForgottenError(
                     "no offsets are committed, but examples holds records, which joining would emit again; "
                     "to start over, empty examples or choose another kafka.prefix"
                 )
-            return self._begin_anew(kept._replace(dead_letters=self._history.end(DEAD_LETTERS)), -1)
+            return self._begin_anew(kept | {DEAD_LETTERS: self._history.end(DEAD_LETTERS)}, -1)
         needed = committed.lowest
-        restored = self._begin_anew(RebuildPoint(-1, *map(max, kept[1:], needed[1:])), committed.watermark)
-        restored.head.taken_under = self._taken_under(committed, restored.joiner)
-        reached = (committed.offsets[IMPRESSIONS], committed.offsets[ENGAGEMENTS], kept.examples)
-        for topic, start, stop, end in zip((*INPUTS, EXAMPLES), needed[1:4], kept[1:4], reached, strict=True):
-            if start < min(stop, end):
-                restored.gaps.append(LostRange(topic, start, min(stop, end)))
+        restored = self._begin_anew({at: max(kept[at], needed[at]) for at in TOPICS}, committed.watermark)
+        restored.head.configs = self._configs(committed, restored.joiner)
+        for topic in (*INPUTS, EXAMPLES):
+            stop = min(kept[topic], committed.offsets.get(topic, kept[topic]))
+            if needed[topic] < stop:
+                restored.gaps.append(LostRange(topic, needed[topic], stop))
         yield from self._read_again(restored, committed)
         return restored
 
-    def _begin(self, head: Head, offsets: Mapping[str, int], outputs: dict[str, int]) -> Restored:
+    def _begin(self, head: Head, offsets: Offsets) -> Restored:
         joiner = Joiner(self._spec, self._state, self._living, self._partition)
         joiner.upgrades.know(head.schemas.values())
-        return Restored(joiner, head, dict(offsets), outputs)
+        return Restored(joiner, head, dict(offsets))
 
-    def _begin_anew(self, lowest: RebuildPoint, published: int) -> Restored:
+    def _begin_anew(self, lowest: Offsets, published: int) -> Restored:
         """Start with an empty state and a new id."""
         known = {} if self._state.head is None else self._state.head.schemas  # schemas stay valid in any state
         self._state.discard()
-        head = Head(self._new_id(), 0, 0, published, {}, {}, [lowest], lowest.examples)
-        head.dead_letters, head.schemas = lowest.dead_letters, known
-        offsets = {IMPRESSIONS: lowest.impressions, ENGAGEMENTS: lowest.engagements}
-        return self._begin(head, offsets, {EXAMPLES: lowest.examples, DEAD_LETTERS: lowest.dead_letters})
+        point = RebuildPoint(-1, lowest)
+        head = Head(
+            state_id=self._new_id(), published=published, offsets=dict(lowest), rebuild_points=[point], schemas=known
+        )
+        return self._begin(head, lowest)
 
     def _read_again(self, restored: Restored, committed: Committed) -> Generator[None]:
         """Bring the state up to the last transaction. The output on the way was sent before."""
         state, joiner, history = self._state, restored.joiner, self._history
         ends = {topic: history.end(topic) for topic in (EXAMPLES, DEAD_LETTERS)}
-        for records in self._kept(restored, EXAMPLES, restored.outputs[EXAMPLES], ends[EXAMPLES]):
+        for records in self._kept(restored, EXAMPLES, restored.offsets[EXAMPLES], ends[EXAMPLES]):
             for record in records:
                 published = published_in(record.value)
                 state.sent.note_emitted(published)
@@ -199,22 +195,21 @@ class Recovery:
                     joiner.upgrades.know([published.made_under])
             self._pass_over(restored, committed)
             yield
-        begin = max(restored.outputs[DEAD_LETTERS], history.beginning(DEAD_LETTERS))
+        begin = max(restored.offsets[DEAD_LETTERS], history.beginning(DEAD_LETTERS))
         for records in self._kept(restored, DEAD_LETTERS, begin, ends[DEAD_LETTERS]):
             letters = list(_letters_in(records, self._partition))
-            state.sent.note_refused([(letter.topic, letter.offset, _outdated(letter)) for letter in letters])
+            state.sent.note_letters(letters)
             for letter in letters:
                 note_letter(state, letter)
             self._pass_over(restored, committed)
             yield
         joiner.watermark = committed.watermark
-        joiner.policy = Recovered(self._spec, state, committed.taken_under)
+        joiner.policy = Rereading(self._spec, state, committed.configs)
         for topic in INPUTS:
             for records in self._kept(restored, topic, restored.offsets[topic], committed.offsets[topic]):
-                refused = state.sent.refused(topic, [record.offset for record in records])
-                left = [
-                    record for record in records if refused.get(record.offset) != ""
-                ]  # others are known dead letters
+                known = state.sent.letters(topic, [record.offset for record in records])
+                refused = {offset for offset, outdated in known.items() if outdated is None}
+                left = [record for record in records if record.offset not in refused]
                 while left:
                     count = joiner.take(topic, left)
                     restored.offsets[topic] = left[count - 1].offset + 1
@@ -229,12 +224,11 @@ class Recovery:
             self._pass_over(restored, committed)
             yield
         self._pass_over(restored, committed)
-        joiner.counts = restored.refused
+        joiner.counts = JoinCounts(refused=restored.refused)
         joiner.policy = self._living
         joiner.watermark = committed.decided_until
         restored.busy = committed.watermark < committed.decided_until
-        restored.offsets = dict(committed.offsets)
-        restored.outputs = ends
+        restored.offsets = committed.offsets | ends
         restored.head = self._head_of(restored, committed.sequence, committed.watermark)
         restored.unwritten = True
 
@@ -255,15 +249,13 @@ class Recovery:
         letters = [letter for letter in restored.joiner.drain().dead_letters if letter.topic == IMPRESSIONS]
         if letters:
             self._outlet.send([OutputRecord(DEAD_LETTERS, encode(letter)) for letter in letters], committed)
-            restored.refused.update(f"dead.{letter.reason}" for letter in letters)
-        if self._state.is_full:
+            restored.refused.update(letter.reason for letter in letters)
+        if self._state.must_write:
             restored.head = self._head_of(restored, restored.head.sequence, committed.watermark)
             self._state.write(restored.head)
 
     def _head_of(self, restored: Restored, sequence: int, published: int) -> Head:
-        return next_head(
-            restored.head, self._spec, restored.joiner, restored.offsets, restored.outputs, sequence, published
-        )
+        return following(restored.head, self._spec, restored.joiner, restored.offsets, sequence, published)
 
 
 def _letters_in(records: Sequence[Record], partition: int) -> Iterator[DeadLetter]:
@@ -275,8 +267,3 @@ def _letters_in(records: Sequence[Record], partition: int) -> Iterator[DeadLette
             continue
         if letter.topic in INPUTS and letter.partition == partition and 0 <= letter.offset < 1 << 63:
             yield letter
-
-
-def _outdated(letter: DeadLetter) -> str:
-    """Return the text of a letter whose request was taken before; empty for all other records."""
-    return letter.detail[:_DETAIL] or letter.reason if letter.topic == IMPRESSIONS and letter.taken else ""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
 
 from streaming.clock import Clock
-from streaming.join.brokers import Brokers, History, Outlet, Place
+from streaming.join.brokers import Brokers, History, InputPartition, Outlet
 from streaming.join.calibration import ServedCalibration
 from streaming.join.clocks import ClockCheck
 from streaming.join.commit import ForgottenError
@@ -64,7 +64,7 @@ class Member:
         self.clocks = ClockCheck(partition, join.max_ahead_ms)
         self.lag: dict[str, int] = {}
         """Records of each input that were not taken yet; empty while that is unknown."""
-        self.reached: dict[str, int] = {}
+        self.read_to: dict[str, int] = {}
         """Up to which offset each input was read; past the last record if transaction markers follow it."""
         self.lost = Counter[str]()
         """Records that were deleted before they were read, or that no client can read, by topic."""
@@ -72,7 +72,7 @@ class Member:
     @property
     def caught_up(self) -> bool:
         """Whether everything before the ends that were last fetched is joined."""
-        return self.positioned and not self.join.busy and not self.join.taken and not any(self.lag.values())
+        return self.positioned and not self.join.busy and not self.join.uncommitted and not any(self.lag.values())
 
     @property
     def waits(self) -> bool:
@@ -248,7 +248,7 @@ class JoinService:
             if offset < begin:
                 join.skip(LostRange(topic, offset, begin))
         member.tell_gaps()
-        member.reached.clear()
+        member.read_to.clear()
         member.clocks.forget()
         member.positioned = True
         member.stepped_at_ms = member.idle_at_ms = self._clock.elapsed_ms()
@@ -319,9 +319,9 @@ class JoinService:
                         left.add((topic, partition))
                 except Exception as error:
                     self._damaged(member, error)
-        for (topic, partition), offset in fetched.reached.items():
+        for (topic, partition), offset in fetched.read_to.items():
             if (member := self._positioned(partition)) is not None and (topic, partition) not in left:
-                member.reached[topic] = offset
+                member.read_to[topic] = offset
         for (topic, partition), gap in fetched.lost.items():
             member = self._positioned(partition)
             if member is not None and (topic, partition) not in left and gap.stop > member.join.offsets[topic]:
@@ -335,19 +335,19 @@ class JoinService:
         member = self.members.get(partition)
         return member if member is not None and member.positioned else None
 
-    def _step(self, member: Member, ends: Mapping[Place, int], as_of_ms: int) -> bool:
+    def _step(self, member: Member, ends: Mapping[InputPartition, int], as_of_ms: int) -> bool:
         """Join what was taken, if it is time; return whether brokers did not fail."""
         join = member.join
         for topic, offset in join.offsets.items():
-            reached = max(offset, member.reached.get(topic, 0))
-            member.lag[topic] = max(0, ends[topic, member.partition] - reached)
+            read_to = max(offset, member.read_to.get(topic, 0))
+            member.lag[topic] = max(0, ends[topic, member.partition] - read_to)
             if not member.lag[topic]:
                 member.clocks.saw_end(topic, as_of_ms)
         now_ms = self._clock.elapsed_ms()
         if not join.busy:
             member.idle_at_ms = now_ms
-        waits = join.taken < self._batch_records and now_ms - member.stepped_at_ms < self._max_wait_ms
-        if waits and not (join.busy or join.is_full):
+        waits = join.uncommitted < self._batch_records and now_ms - member.stepped_at_ms < self._max_wait_ms
+        if waits and not (join.busy or join.must_step):
             return True
         try:
             ended = {topic: not lag for topic, lag in member.lag.items()}

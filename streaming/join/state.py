@@ -18,53 +18,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from streaming.join.head import STATE_VERSION, Head
 from streaming.join.pending import ID_BYTES, OVERHEAD_BYTES, WAITING_BYTES, Pending
 from streaming.join.sent import Sent
 from streaming.join.store import Batch, JoinStore, RocksStore
-from streaming.join.taken import TakenUnder
 from streaming.join.timers import Timers
 from streaming.records.events import Request, encode
-from streaming.records.schema import Schema
-
-STATE_VERSION = 2
-"""Version 1 has no schemas of heads and requests; it is still read."""
-
-
-class RebuildPoint(NamedTuple):
-    """Offsets from which a rebuild reads. No input record before them has an event time after ``newest`` (ms)."""
-
-    newest: int
-    impressions: int
-    engagements: int
-    examples: int
-    dead_letters: int = 0
-
-
-class Head(msgspec.Struct, array_like=True):
-    """Identifies a state: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
-
-    ``published`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one
-    batch takes. Later transactions write to `examples` from offset ``examples`` on, and to `dead-letters` from ``dead_letters``
-    on. ``pending`` counts requests. A rebuild reads from the first of ``rebuild_points`` now, and may read from the others later.
-    ``schemas`` has the schemas, by fingerprint, that requests may have been made under; ``taken_under`` says from which offset
-    on, and what else decided when they were due, ours last. ``reached`` is how far records let the watermark move, ``newest`` the
-    newest event time of any (0 in states from before ``join.max_ahead``).
-    """
-
-    state_id: str
-    sequence: int
-    watermark: int
-    published: int
-    offsets: dict[str, int]
-    reached: dict[str, int]
-    rebuild_points: list[RebuildPoint]
-    examples: int
-    pending: int = 0
-    dead_letters: int = 0
-    schemas: dict[str, Schema] = {}
-    taken_under: list[TakenUnder] = []
-    version: int = STATE_VERSION
-    newest: int = 0
 
 
 class _Changing(msgspec.Struct, array_like=True):
@@ -77,9 +36,9 @@ class _Changing(msgspec.Struct, array_like=True):
     emitted: bytes
     events: dict[int, list[tuple[int, str, float]]]
     waiting: list[tuple[int, bytes]]
-    offset: int = -1
-    outdated: str = ""
-    digest: int = 0
+    offset: int
+    outdated: str
+    digest: int
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -146,11 +105,9 @@ class JoinState:
     def reload(self) -> None:
         """Go back to the last write."""
         packed: Any = self._db.get(b"head")
-        self.head: Head | None = None if packed is None else _head.decode(packed)
-        if self.head is not None and self.head.version > STATE_VERSION:
-            _log.warning("state has version %d; allowed: up to %d; rebuilding it", self.head.version, STATE_VERSION)
+        self.head: Head | None = None if packed is None else _head_in(packed)
+        if packed is not None and self.head is None:
             self._db.clear()
-            self.head = None
         self._entries: dict[str, _Entry] = {}
         self._dropped: dict[str, _Gone] = {}
         self._dirty: set[str] = set()
@@ -163,18 +120,18 @@ class JoinState:
         return len(self._entries) + self._on_disk
 
     @property
-    def is_full(self) -> bool:
+    def must_write(self) -> bool:
         """Whether to call `write`: memory is used up, or there is enough to write."""
-        return self.is_over or self._unwritten > self._unwritten_bytes
+        return self.memory_is_full or self._unwritten > self._unwritten_bytes
 
     @property
-    def is_over(self) -> bool:
-        """Whether memory is used up."""
+    def memory_is_full(self) -> bool:
+        """Whether memory is used up, which only `write` frees."""
         return self._bytes > self.memory_bytes
 
     def get(self, request_id: str) -> Pending | None:
-        """Return the entry, after loading it into memory. Changes to it are kept once `add`, `wake` or `release_payload` is called
-        for it."""
+        """Return the entry, after loading it into memory. Changes to it are kept once another method is called for
+        it."""
         entry = self._entries.get(request_id)
         if entry is not None:
             return entry.pending
@@ -194,6 +151,17 @@ class JoinState:
         self._bytes += grown_bytes
         self._entries[request_id] = entry
         self._changed(request_id, entry)
+
+    def changed(self, request_id: str) -> None:
+        """Note that an entry changed, and did not grow."""
+        self._changed(request_id, self._entries[request_id])
+
+    def outdate(self, request_id: str, problem: str) -> None:
+        """Reduce a request to its marker, with the engagements that counted, since its schema is no longer taken."""
+        pending = self._entries[request_id].pending
+        pending.close()
+        pending.request, pending.outdated = None, problem
+        self.release_payload(request_id)
 
     def release_payload(self, request_id: str) -> None:
         """Note that an entry released its payload."""
@@ -360,6 +328,19 @@ class JoinState:
             self._bytes -= entry.payload + entry.fixed
             self._on_disk += 1
         self._timers.evicted()
+
+
+def _head_in(packed: bytes) -> Head | None:
+    """Return a head; None, and say so, if another version of Minutely wrote it."""
+    try:
+        head = _head.decode(packed)
+        if head.version == STATE_VERSION:
+            return head
+        why = f"version {head.version}; allowed: {STATE_VERSION}"
+    except msgspec.MsgspecError as error:
+        why = str(error)
+    _log.warning("another version of Minutely wrote this state, rebuilding it from the log: %s", why)
+    return None
 
 
 def _set_fixed(entry: _Entry) -> int:

@@ -11,18 +11,14 @@ from typing import Any, NamedTuple
 
 from streaming.features.columns import all_finite, check_packed, packed_width
 from streaming.features.kinds import Feature, SparseFeature
+from streaming.join.configs import ConfigSince, read_before, since_offset
+from streaming.join.policy import Earlier
 from streaming.join.spec import JoinSpec
-from streaming.join.taken import TakenUnder, at_offset, read_before
 from streaming.records.events import BadRecord, Request
 from streaming.records.schema import Schema, between, differences, label_differences
 
 _KNOWN = 16
 """More than a commit names."""
-_REREAD = "+"
-"""Ends the schema of a request that may lack columns of it, whose values are missing: its replica did not have them."""
-_REREAD_WHOLE = "-"
-"""Ends the schema of a product's, which had all columns: one that it lacks could not be packed from JSON again."""
-
 _UNKNOWN = "too many configs since"
 
 
@@ -38,8 +34,7 @@ class Upgrades:
     """Decides which requests a config can take. ``known`` has the known schemas by fingerprint, the config's own last."""
 
     def __init__(self, spec: JoinSpec) -> None:
-        self._spec = spec
-        self.taken: Sequence[TakenUnder] = ()
+        self.configs: Sequence[ConfigSince] = ()
         """What was in force from which offset of `impressions` on, ours last."""
         self.ours = spec.schema
         self.fingerprint = self.ours.fingerprint
@@ -67,35 +62,34 @@ class Upgrades:
 
     def is_ours(self, request: Request, offset: int) -> bool:
         """Whether a request that was taken at an offset is of this config, and has been pending under no other."""
-        is_since = not self.taken or offset >= self.taken[-1].impressions
-        return is_since and request.schema.removesuffix(_REREAD) == self.fingerprint
+        is_since = not self.configs or offset >= self.configs[-1].impressions
+        return is_since and request.schema == self.fingerprint and request.columns != "reread"
 
-    def features(self, taken: TakenUnder | None) -> Mapping[str, Feature]:
+    def features(self, earlier: Earlier | None) -> Mapping[str, Feature]:
         """Return the features for reading a JSON request; of one taken under another schema, only those that are unchanged."""
-        theirs = [] if taken is None else self._schemas(taken.fingerprint)
+        theirs = self._schemas(earlier.config.fingerprint) if earlier and earlier.config else []
         return {name: feature for name, feature in self._features.items() if self._is_same(name, theirs)}
 
-    def take(self, request: Request, taken: TakenUnder | None, *, was_taken: bool) -> None:
-        """Take a new request as one of ours; if it was ``taken`` under another schema, as one of that, for `take_over`.
+    def accept(self, request: Request, earlier: Earlier | None) -> None:
+        """Accept a request as one of ours; if it was taken under another schema before, as one of that, for `take_over`.
 
-        A product must send all features. Features that a replica with another config lacks are missing values. A request that
-        ``was_taken`` before its schema was known, as it is now, is left as one of that, too.
+        A product must send all features. Features that a replica with another config lacks are missing values. A request that was
+        taken before its schema was known, as it is now, is left as one of that, too.
 
         Raises:
             BadRecord: the request does not fit, or did not fit then.
         """
-        if taken is not None:
-            self._take_again(request, taken.fingerprint)
-        elif _fingerprint(request) in ("", self.fingerprint):
-            may_lack = request.schema.endswith(_REREAD)
-            self._check(request, self._expected, may_lack=may_lack)
-            request.schema = self.fingerprint + _REREAD * may_lack
+        if earlier and earlier.config:
+            self._accept_again(request, earlier.config.fingerprint)
+        elif request.schema in ("", self.fingerprint):
+            self._check(request, self._expected, may_lack=request.columns == "some")
+            request.schema, request.columns = self.fingerprint, "some" if request.columns == "some" else "all"
         elif problem := self.take_over(request):
-            if not was_taken:
+            if earlier is None or earlier.outdated:
                 raise BadRecord("schema", problem)
-            request.schema += _REREAD
+            request.columns = "some"
 
-    def _take_again(self, request: Request, fingerprint: str) -> None:
+    def _accept_again(self, request: Request, fingerprint: str) -> None:
         theirs, made_under = self._schemas(fingerprint), self.known.get(request.schema)
         labels = None if made_under is None else list(made_under.labels)
         if request.schema and any(list(each.labels) != labels for each in theirs):
@@ -103,14 +97,15 @@ class Upgrades:
         if theirs:
             same = [each for each in self._expected if self._is_same(each.name, theirs)]
             self._check(request, same, may_lack=bool(request.schema))
-        request.schema = fingerprint + (_REREAD if request.schema else _REREAD_WHOLE)
+        request.columns = "some" if request.schema else "reread"
+        request.schema = fingerprint
 
     def _schemas(self, fingerprint: str) -> list[Schema]:
-        """Return the schemas that an entry of `TakenUnder` or a request names, as far as they are known."""
+        """Return the schemas that an entry of `ConfigSince` or a request names, as far as they are known."""
         return [self.known[each] for each in fingerprint.split() if each in self.known]
 
     def _is_known(self, fingerprint: str) -> bool:
-        """Whether all schemas that are named are known: those of before commits named any are taken by their columns."""
+        """Whether all schemas that are named are known."""
         return all(each in self.known for each in fingerprint.split())
 
     def _is_same(self, name: str, theirs: Sequence[Schema]) -> bool:
@@ -119,7 +114,7 @@ class Upgrades:
     def take_over(self, request: Request, offset: int | None = None) -> str | None:
         """Convert a request to ours, be it new, sent again, or pending since an offset. Return None, or why that is impossible: of
         a label that its schema, or one in force since, does not have, what happened until now may have been passed over."""
-        fingerprint = _fingerprint(request)
+        fingerprint = request.schema
         theirs = self._schemas(fingerprint)
         wrong = list(dict.fromkeys(found for each in theirs for found in differences(each, self.ours)))
         if offset is not None and not self._is_known(fingerprint):
@@ -130,20 +125,20 @@ class Upgrades:
         if wrong:
             return between(request.schema, self.ours, wrong)
         if offset is not None:
-            since = at_offset(self.taken, self._spec, offset)
+            since = since_offset(self.configs, offset)
             if (problem := self._passed_over(since, "was pending")) is not None:
                 return problem
         if not theirs or any(list(each.labels) != list(self.ours.labels) for each in theirs):
             request.scores = b""  # it is unknown which labels they are of
         lacks = any(_column(request, each) is None for each in self._expected)
-        request.schema = self.fingerprint + _REREAD * lacks
+        request.schema, request.columns = self.fingerprint, "some" if lacks else "all"
         return None
 
     def engaged_before(self, at_ms: int) -> str | None:
         """Return which engagements of a new request, served at ``at_ms``, may have been passed over before it came, or None."""
-        return self._passed_over(read_before(self.taken, at_ms), "its engagements may have been read")
+        return self._passed_over(read_before(self.configs, at_ms), "its engagements may have been read")
 
-    def _passed_over(self, configs: Iterable[TakenUnder], was: str) -> str | None:
+    def _passed_over(self, configs: Iterable[ConfigSince], was: str) -> str | None:
         """Return which engagements one of these configs did not look at; None if there is no such config."""
         for each in configs:
             if not self._is_known(each.fingerprint):
@@ -156,7 +151,7 @@ class Upgrades:
     def _problem(self, request: Request, expected: _Expected, theirs: Sequence[Schema]) -> str | None:
         if _column(request, expected) is not None:
             return _problem(request, expected)
-        if request.schema.endswith(_REREAD_WHOLE) and any(expected.name in each.features for each in theirs):
+        if request.columns == "reread" and any(expected.name in each.features for each in theirs):
             return f"feature {expected.name} could not be read again"
         return None
 
@@ -175,10 +170,6 @@ class Upgrades:
             problem = _problem(request, each)
             if problem is not None:
                 raise BadRecord("feature", problem)
-
-
-def _fingerprint(request: Request) -> str:
-    return request.schema.removesuffix(_REREAD).removesuffix(_REREAD_WHOLE)
 
 
 def _columns(request: Request, expected: _Expected) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from streaming.join.brokers import Fetched, Place
+from streaming.join.brokers import Fetched, InputPartition
 from streaming.kafka.client import (
     as_broker_error,
     begins_of,
@@ -79,11 +79,11 @@ class KafkaBrokers:
         topics = (*INPUTS, EXAMPLES, DEAD_LETTERS)
         check_leaders(self._asker, self._ats(topics, partitions), _ANSWER_SECONDS)
 
-    def begins(self, partitions: Collection[int]) -> dict[Place, int]:
+    def begins(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         """Return the first offsets that are kept, of both inputs."""
         return self._ours(begins_of(self._asker, self._ats(INPUTS, partitions), _ANSWER_SECONDS))
 
-    def ends(self, partitions: Collection[int]) -> dict[Place, int]:
+    def ends(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         """Return the current offsets after the last records of both inputs, also those in open transactions: they will be read."""
         try:
             return self._ours(ends_of(self._asker, self._ats(INPUTS, partitions), _ANSWER_SECONDS))
@@ -92,7 +92,7 @@ class KafkaBrokers:
             raise
 
     @as_broker_error
-    def read_on(self, positions: Mapping[Place, int]) -> None:
+    def read_on(self, positions: Mapping[InputPartition, int]) -> None:
         """Read these places and no others from now on, each from its offset."""
         self._reader.assign(
             [
@@ -105,7 +105,7 @@ class KafkaBrokers:
     def read(self) -> Fetched:
         """Return what comes next; wait up to 50 ms if nothing is there."""
         found = defaultdict[tuple[str, int], list[Record]](list)
-        reached: dict[tuple[str, int], int] = {}
+        read_to: dict[tuple[str, int], int] = {}
         failed: dict[tuple[str, int], BrokerError] = {}
         lost: dict[tuple[str, int], LostRange] = {}
         messages: list[Any] = self._reader.consume(_RECORDS_AT_ONCE, _READ_SECONDS)
@@ -117,7 +117,7 @@ class KafkaBrokers:
             if error is None:
                 found[place].append(record_of(message))
             elif error.code() == KafkaError._PARTITION_EOF:
-                reached[place] = message.offset()
+                read_to[place] = message.offset()
             elif is_unreadable(message):
                 try:
                     lost[place] = self._lost_at(place, message)
@@ -127,7 +127,7 @@ class KafkaBrokers:
                 failed[place] = broker_error(error)
             else:  # not of one partition
                 raise KafkaException(error)
-        return Fetched(self._ours(found), self._ours(reached), self._ours(failed), self._ours(lost))
+        return Fetched(self._ours(found), self._ours(read_to), self._ours(failed), self._ours(lost))
 
     def _lost_at(self, place: tuple[str, int], message: Message) -> LostRange:
         base, known = self._lost.get(place, (None, None))
@@ -140,6 +140,6 @@ class KafkaBrokers:
         names = [self._settings.topic(topic) for topic in topics]
         return [TopicPartition(name, partition) for partition in partitions for name in names]
 
-    def _ours(self, by_name: Mapping[tuple[str, int], T]) -> dict[Place, T]:
+    def _ours(self, by_name: Mapping[tuple[str, int], T]) -> dict[InputPartition, T]:
         """Translate the brokers' topic names to the pipeline's own."""
         return {(self._names[name], partition): each for (name, partition), each in by_name.items()}

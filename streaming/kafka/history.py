@@ -62,19 +62,19 @@ class KafkaHistory:
             as_broker_error(consumer.assign)([at])
             moved, position = time.monotonic(), start
             while position < stop:
-                records, reached, unreadable = _read_on(consumer, position, stop)
+                records, read_to, unreadable = _read_on(consumer, position, stop)
                 yield records
-                if unreadable is not None and reached < stop:
+                if unreadable is not None and read_to < stop:
                     gap = lost_in(self._settings, topic, unreadable)
-                    yield gap._replace(start=reached, stop=min(gap.stop, stop))
-                    reached = gap.stop
-                    as_broker_error(consumer.assign)([self._at(topic, reached)])
-                if reached > position:
+                    yield gap._replace(start=read_to, stop=min(gap.stop, stop))
+                    read_to = gap.stop
+                    as_broker_error(consumer.assign)([self._at(topic, read_to)])
+                if read_to > position:
                     moved = time.monotonic()
                 elif time.monotonic() - moved > _STALL_SECONDS:
                     what = f"{at.topic}/{at.partition}: nothing after offset {position} for {_STALL_SECONDS} s"
                     raise broker_error(timed_out(what))
-                position = reached
+                position = read_to
 
     def _at(self, topic: str, offset: int = -1) -> TopicPartition:
         return TopicPartition(self._settings.topic(topic), self._partition, offset)
@@ -82,7 +82,8 @@ class KafkaHistory:
 
 @as_broker_error
 def _read_on(consumer: Consumer, position: int, stop: int) -> tuple[list[Record], int, Message | None]:
-    """Return the next records before ``stop``, the offset reached, and the client's error if an unreadable batch is next."""
+    """Return the next records before ``stop``, the offset up to which all is read, and the client's error if the next batch is
+    unreadable."""
     records: list[Record] = []
     for message in consumer.consume(_RECORDS_AT_ONCE, POLL_SECONDS):
         if is_unreadable(message):

@@ -45,7 +45,7 @@ class KafkaLog:
         self._ready: dict[int, deque[Record]] = {partition: deque() for partition in range(settings.partitions)}
         self._position: dict[int, int] = {}
         """The next offset to take, of each partition that was asked for."""
-        self._reached: dict[int, int] = {}
+        self._read_to: dict[int, int] = {}
         """The next offset to fetch; it also passes transaction markers."""
         self._placed = True
         """Whether the client is positioned there."""
@@ -69,7 +69,7 @@ class KafkaLog:
         if self._bytes >= _BUFFERED_BYTES:
             return
         if not self._placed:
-            self._consumer.assign(self._ats(self._reached))
+            self._consumer.assign(self._ats(self._read_to))
             self._placed = True
         messages = self._consumer.consume(_RECORDS_AT_ONCE, 0)
         if not messages and not self._bytes:
@@ -77,9 +77,9 @@ class KafkaLog:
             messages = [] if first is None else [first, *self._consumer.consume(_RECORDS_AT_ONCE, 0)]
         if messages:
             self._heard_at = time.monotonic()
-        elif self._reached and time.monotonic() - self._heard_at > _SILENT_SECONDS:
+        elif self._read_to and time.monotonic() - self._heard_at > _SILENT_SECONDS:
             ends_of(
-                self._consumer, self._ats(self._reached), _SILENT_SECONDS
+                self._consumer, self._ats(self._read_to), _SILENT_SECONDS
             )  # raises if brokers are down, which reading does not report
             self._heard_at = time.monotonic()
         try:
@@ -90,7 +90,7 @@ class KafkaLog:
                 reached = position_after(message)
                 partition = message.partition()
                 assert partition is not None
-                self._reached[partition] = max(reached, self._reached[partition])
+                self._read_to[partition] = max(reached, self._read_to[partition])
                 if message.error() is None:
                     record = record_of(message)
                     self._ready[partition].append(record)
@@ -108,8 +108,8 @@ class KafkaLog:
         self._placed = False  # the rest of what was read was not taken
         gap, partition = lost_in(self._settings, self._topic, message), message.partition()
         assert partition is not None
-        gap = gap._replace(start=max(gap.start, self._reached[partition]))
-        self._reached[partition] = gap.stop
+        gap = gap._replace(start=max(gap.start, self._read_to[partition]))
+        self._read_to[partition] = gap.stop
         self.lost[partition] += gap.size
         _log.error("%s", gap.told(partition))
 
@@ -120,7 +120,7 @@ class KafkaLog:
         if self._position.get(partition) != offset:
             self._bytes -= sum(len(record.value) for record in ready)
             ready.clear()
-            self._reached[partition] = offset
+            self._read_to[partition] = offset
             self._placed = False
         taken = [ready.popleft() for _ in range(min(limit, len(ready)))]
         self._bytes -= sum(len(record.value) for record in taken)
@@ -130,7 +130,7 @@ class KafkaLog:
     def _measure_lag(self) -> dict[int, int]:
         """Use the ends that brokers sent with the last fetch, which costs no call."""
         lag = {}
-        for at in self._ats(self._reached):
+        for at in self._ats(self._read_to):
             _, end = self._consumer.get_watermark_offsets(at, cached=True)
             ready = self._ready[at.partition]
             if end >= 0:

@@ -139,10 +139,11 @@ class KafkaOutlet:
         committed = commits[IMPRESSIONS]
         offsets = {name: offset for name, (offset, _) in found.items()}
         for name, offset in offsets.items():
-            joined = committed.offsets.get(name, offset)  # older programs did not say
+            joined = committed.offsets.get(name)
             if offset != joined or commits[name] != committed:
                 raise self._moved(name, offset, f"joiners committed {joined}")
-        return committed._replace(offsets=offsets)
+        committed.offsets = offsets
+        return committed
 
     def _moved(self, name: str, offset: int, why: str) -> ForgottenError:
         at = f"offset {offset}" if offset >= 0 else "no offset"

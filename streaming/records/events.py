@@ -7,7 +7,7 @@ one record of a few kilobytes that decodes in microseconds.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, TypeAlias, overload
+from typing import Annotated, Any, Literal, TypeAlias, overload
 
 import msgspec
 import numpy as np
@@ -36,7 +36,9 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
     ``shared`` holds the features of the request, one value each; ``features`` those of its n impressions, n each.
     ``scores`` is float32 [n, labels], ``positions`` int32 [n] (if empty, the order of the list). ``schema`` is the fingerprint of
-    the `Schema` they were made under, empty if the producer has no config of ours.
+    the `Schema` they were made under, empty if the producer has no config of ours. ``columns`` says how much of that schema's
+    features is there: ``all``; ``some``, where others are missing values, since the replica did not have them; or ``reread``, where
+    a joiner with another config could not read all that there were.
     """
 
     version: int
@@ -50,6 +52,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     sparse_version: Int64 = 0
     dense_version: Int64 = 0
     schema: Annotated[str, msgspec.Meta(max_length=MAX_ID_LENGTH)] = ""
+    columns: Literal["all", "some", "reread"] = "all"
 
 
 class Engagement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -77,8 +80,8 @@ class DeadLetter(msgspec.Struct, kw_only=True, omit_defaults=True):
     payload: bytes
     cut_from: int = 0
     """How many bytes the record has, where ``payload`` has only the first of them."""
-    taken: bool = False
-    """Whether the record was taken before: a request that a changed config could not take over."""
+    accepted: bool = False
+    """Whether the record was accepted before: a request that a changed config could not take over."""
 
     def __post_init__(self) -> None:
         if len(self.payload) > MAX_RECORD_BYTES:

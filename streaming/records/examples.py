@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -39,7 +39,6 @@ _ALLOWED = {
 _REVISION = {"example_id": pa.string(), "served_at": pa.int64(), "revision": pa.int32()}
 
 EXAMPLES_VERSION = 3
-"""Version 2 has no columns about the serving; version 1 also has only the impression's id as ``example_id``."""
 _SCHEMA = b"minutely.schema"
 """The key in Arrow metadata: of a batch, for the fingerprint of its `Schema`; of a feature's or label's field, for its hash."""
 _FEATURE, _LABEL = "feature.", "label."
@@ -145,8 +144,8 @@ class ExampleFormat:
             ],
             metadata={_SCHEMA: made_under.fingerprint},
         )
-        self.may_lack = frozenset((*(_FEATURE + name for name in features), *self.served_schema.names))
-        """Columns that examples of another config, or of an older version, may lack."""
+        self.may_lack = frozenset(_FEATURE + name for name in features)
+        """Columns that examples of another config may lack."""
         self._codec = BatchCodec(self.schema)
         self._checks = [_Check.of(field) for field in self.schema]
 
@@ -192,8 +191,8 @@ class ExampleFormat:
         """
         with refusing(partial(BadRecord, "malformed"), BadRecord):
             record = _decoder.decode(payload)
-            if not 1 <= record.version <= EXAMPLES_VERSION:
-                raise BadRecord("version", f"schema version {record.version}; allowed: 1 to {EXAMPLES_VERSION}")
+            if record.version != EXAMPLES_VERSION:
+                raise BadRecord("version", f"schema version {record.version}; allowed: {EXAMPLES_VERSION}")
             if self._codec.begins(record.batch):
                 batch = self._codec.decode(record.batch)
             else:
@@ -212,36 +211,21 @@ class ExampleFormat:
 
     def mismatch(self, schema: pa.Schema) -> str | None:
         """Return why examples of this Arrow schema cannot be converted, with both fingerprints; None if they can."""
-        return mismatch(self._made_under(schema), self.made_under)
-
-    def _made_under(self, schema: pa.Schema) -> Schema:
-        """Return the schema that a batch was made under. An old one has no hashes; then the types of its columns decide."""
-        found = schema_of(schema)
-        for name in found.features:
-            place = self.schema.get_field_index(_FEATURE + name)
-            is_ours = place >= 0 and schema.field(_FEATURE + name).type == self.schema.field(place).type
-            if not found.features[name] and is_ours:
-                found.features[name] = self.made_under.features[name]
-        for name in found.labels:
-            found.labels[name] = found.labels[name] or self.made_under.labels.get(name, "")
-        return Schema.made_of(found.features, found.labels)
+        return mismatch(schema_of(schema), self.made_under)
 
     def _column(self, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
-        places = batch.schema.get_all_field_indices(field.name)
-        if not places and field.name in self.may_lack:
+        found = batch.schema.get_all_field_indices(field.name)
+        if not found and field.name in self.may_lack:
             return self.missing(field.name, batch.num_rows)
-        if len(places) != 1 or batch.schema.field(places[0]).type != field.type:
-            found = ", ".join(str(batch.schema.field(place).type) for place in places) or "none"
-            raise BadRecord("malformed", f"column {field.name}: {found}; allowed: one of {field.type}")
-        return batch.column(places[0])
+        if len(found) != 1 or batch.schema.field(found[0]).type != field.type:
+            types = ", ".join(str(batch.schema.field(at).type) for at in found) or "none"
+            raise BadRecord("malformed", f"column {field.name}: {types}; allowed: one of {field.type}")
+        return batch.column(found[0])
 
     def missing(self, name: str, count: int) -> pa.Array:
         """Return a column that examples `may_lack`, with missing values for ``count`` examples."""
-        if name.startswith(_FEATURE):
-            feature = self.features[name.removeprefix(_FEATURE)]
-            return to_arrow(missing_column(feature, count), feature)
-        unknown = self._served_arrays(ServedColumns.unknown(count, len(self.labels)))
-        return unknown[self.served_schema.get_field_index(name)]
+        feature = self.features[name.removeprefix(_FEATURE)]
+        return to_arrow(missing_column(feature, count), feature)
 
     def columns(self, batch: pa.RecordBatch) -> dict[str, Column]:
         """Return the features of a batch, as views if their layout allows."""
@@ -268,7 +252,7 @@ class ExampleFormat:
 
 
 def schema_of(batch_schema: pa.Schema) -> Schema:
-    """Return the schema in a batch's metadata; hashes that are not there are empty."""
+    """Return the schema in a batch's metadata. Hashes that are not there, since no joiner wrote it, are empty: unlike any."""
 
     def hashes(prefix: str) -> dict[str, str]:
         return {
@@ -309,12 +293,9 @@ class _Check(NamedTuple):
 
 
 class Published(NamedTuple):
-    """The examples of a record of that version: the ``example_id`` of each, when it was served (ms), and its revision.
+    """The examples of a record: the ``example_id`` of each, when it was served (ms), and its revision. ``made_under`` is None if
+    no joiner wrote it."""
 
-    ``made_under`` is None if the record does not contain it.
-    """
-
-    version: int
     examples: list[tuple[str, int, int]]
     made_under: Schema | None = None
 
@@ -333,11 +314,11 @@ def published_in(payload: bytes) -> Published:
             if name is None or not MIN_TIME_MS <= served_at <= _LATEST_MS or not 0 <= revision <= _MAX_REVISION:
                 raise ValueError(f"example {name}, served at {served_at} ms, revision {revision}")
         made_under = schema_of(batch.schema)
-        says = all(chain(made_under.features.values(), made_under.labels.values()))
-        return Published(record.version, rows, made_under if says else None)
+        is_told = (batch.schema.metadata or {}).get(_SCHEMA) == made_under.fingerprint.encode()
+        return Published(rows, made_under if is_told else None)
     except Exception as error:
         _log.warning("%s: skipped a record that is not an examples record: %s", EXAMPLES, why(error))
-        return Published(EXAMPLES_VERSION, [])
+        return Published([])
 
 
 def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:

@@ -39,9 +39,9 @@ _FLOAT_BYTES = 4
 _decoder = msgspec.json.Decoder(_JsonRequest)
 
 
-def pack_request(payload: bytes, features: Mapping[str, Feature], *, taken_before: bool = False) -> bytes:
+def pack_request(payload: bytes, features: Mapping[str, Feature], *, may_lack: bool = False) -> bytes:
     """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features. In one that was
-    ``taken_before``, under other features, columns that do not fit are empty."""
+    ``may_lack``: columns that do not fit are empty."""
     check_size(len(payload))
     with refusing(partial(BadRecord, "malformed"), BadRecord):
         read = _decoder.decode(payload)
@@ -52,8 +52,8 @@ def pack_request(payload: bytes, features: Mapping[str, Feature], *, taken_befor
                 request_id=read.request_id,
                 served_at=read.served_at,
                 impression_ids=read.impression_ids,
-                shared=_columns(shared, features, 1, taken_before),
-                features=_columns(read.features, features, len(read.impression_ids), taken_before),
+                shared=_columns(shared, features, 1, may_lack),
+                features=_columns(read.features, features, len(read.impression_ids), may_lack),
                 positions=_packed("positions", read.positions, "<i4"),
                 scores=_packed("scores", read.scores, "<f4"),
                 sparse_version=read.sparse_version,
@@ -64,7 +64,7 @@ def pack_request(payload: bytes, features: Mapping[str, Feature], *, taken_befor
 
 
 def _columns(
-    values: Mapping[str, Sequence[Any]], features: Mapping[str, Feature], count: int, taken_before: bool
+    values: Mapping[str, Sequence[Any]], features: Mapping[str, Feature], count: int, may_lack: bool
 ) -> dict[str, Packed]:
     """Return packed columns. Values are counted before they are converted: a null is short until it is packed, as any vector."""
     packed: dict[str, Packed] = {}
@@ -80,7 +80,7 @@ def _columns(
                 check_size(size)
             packed[name] = pack_values(name, feature, each)
         except BadRecord:
-            if not taken_before:
+            if not may_lack:
                 raise
             packed[name] = b""
     return packed

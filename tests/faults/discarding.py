@@ -40,10 +40,10 @@ def discard(folder: Path, steps: int) -> None:
     state = JoinState(folder, 1 << 20)
     beside = [path.name for path in folder.parent.iterdir()]
     print(json.dumps([state.head and state.head.sequence, beside]), flush=True)
-    state.write(Head("id", 1, 0, 0, {}, {}, [], 0))
+    state.write(Head(state_id="id", sequence=1, published=0, offsets={}, rebuild_points=[]))
     state.close()
     state = JoinState(folder, 1 << 20)  # so that there are files of more than one life
-    state.write(Head("id", 2, 0, 0, {}, {}, [], 0))
+    state.write(Head(state_id="id", sequence=2, published=0, offsets={}, rebuild_points=[]))
     kill_at_step(steps)
     state.discard()
     state.close()

@@ -27,7 +27,7 @@ from streaming.archive import worker as archive_worker
 from streaming.archive.table import Archive
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
-from streaming.log import EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
 from tests.trainer.test_retrain import FORMAT, NEVER, SETTINGS, cut_at, make_trainer
 from trainer import worker as train_worker
 from trainer.recovery import recover_newest

@@ -14,7 +14,8 @@ import pytest
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from streaming.archive.table import Archive
-from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
+from streaming.log import EXAMPLES
 from tests.commands import ROOT
 from tests.faults.killed import AT_STEPS
 from tests.trainer.test_retrain import FORMAT, NEVER, archive_of, make_trainer, records

@@ -27,12 +27,10 @@ from serving.requests import EngagementsBody, RequestReader, engagement_of
 from serving.requests import decode as decode_body
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
+from streaming.join.commit import ForgottenError, decode_commit, encode_commit
 from streaming.join.core import Joiner
 from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
-from streaming.join.state import RebuildPoint
-from streaming.join.taken import TakenUnder
 from streaming.log import IMPRESSIONS, Record
 from streaming.records.events import (
     FORMAT_VERSION,
@@ -57,6 +55,7 @@ from streaming.records.labels import Label
 from tests.basis.hostile_arrow import streams_of
 from tests.fuzz.mutate import hostile_json, hostile_line, hostile_msgpack, hostile_tensors, mutated
 from tests.paramserver.published import MemoryFiles, Writer, replica_tables
+from tests.streaming.join.commits import a_commit
 from tests.streaming.join.join_world import roomy_state
 from tests.trainer.test_hostile_weights import FORM, make, readers, trained
 from trainer.growth import grow_state
@@ -149,9 +148,7 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     yield "examples", Decoder(own, _read_examples, refused, hostile_msgpack, 2)
     yield "examples of another Arrow", Decoder(foreign, _read_examples, refused, _hostile_examples)
     yield "revisions of examples", Decoder(own + foreign, _read_revisions, refused, _hostile_examples)
-    commit = Committed(
-        "a", 3, NOW, NOW, {"impressions": 7, "engagements": 9}, RebuildPoint(-1, 1, 2, 3), [TakenUnder("a", 3, 9)]
-    )
+    commit = a_commit()
     yield "commit", Decoder([encode_commit(commit).encode()], _read_commit, (ForgottenError,), hostile_json)
     yield "dead letter", Decoder([encode(letter)], decode_letter, refused, hostile_msgpack)
 

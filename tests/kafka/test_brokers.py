@@ -29,7 +29,7 @@ def read_until(brokers: KafkaBrokers, done: Callable[[Fetched], bool]) -> Fetche
         fetched = brokers.read()
         records = {place: [*found.records.get(place, []), *more] for place, more in fetched.records.items()}
         found = Fetched(
-            {**found.records, **records}, {**found.reached, **fetched.reached}, {**found.failed, **fetched.failed}
+            {**found.records, **records}, {**found.read_to, **fetched.read_to}, {**found.failed, **fetched.failed}
         )
     return found
 
@@ -48,11 +48,11 @@ def test_the_end_is_not_reached_before_an_open_transaction_is(kafka: KafkaSettin
             producer.send(kafka.topic(ENGAGEMENTS), b"behind", partition=0)
         try:
             brokers.read_on({place: 0})
-            held = read_until(brokers, lambda found: place in found.reached)
-            assert (held.records, held.reached) == ({}, {place: 0})
+            held = read_until(brokers, lambda found: place in found.read_to)
+            assert (held.records, held.read_to) == ({}, {place: 0})
             assert brokers.ends([0])[place] == 2
             writer.commit_transaction(20)
-            read = read_until(brokers, lambda found: found.reached.get(place) == brokers.ends([0])[place])
+            read = read_until(brokers, lambda found: found.read_to.get(place) == brokers.ends([0])[place])
             assert [record.value for record in read.records[place]] == [b"held", b"behind"]
         finally:
             brokers.leave()
@@ -84,15 +84,15 @@ def test_inputs_are_read_from_where_they_are_asked_for(kafka: KafkaSettings) -> 
         assert time.monotonic() < until, "marks follow a commit a little later"
         brokers.read_on({(IMPRESSIONS, 0): 7, (ENGAGEMENTS, 0): 0, (IMPRESSIONS, 1): 2, (ENGAGEMENTS, 1): 0})
         found = read_until(
-            brokers, lambda found: bool(found.failed) and len(found.reached) == 3 and len(found.records) == 2
+            brokers, lambda found: bool(found.failed) and len(found.read_to) == 3 and len(found.records) == 2
         )
         values = {place: [record.value for record in records] for place, records in found.records.items()}
         assert values == {(IMPRESSIONS, 0): [b"\7", b"\10", b"\11"], (ENGAGEMENTS, 0): [b"click"]}
         assert [record.offset for record in found.records[IMPRESSIONS, 0]] == [7, 8, 9]
-        assert found.reached == {(IMPRESSIONS, 0): 10, (ENGAGEMENTS, 0): 2, (ENGAGEMENTS, 1): 0}
+        assert found.read_to == {(IMPRESSIONS, 0): 10, (ENGAGEMENTS, 0): 2, (ENGAGEMENTS, 1): 0}
         assert found.failed.keys() == {(IMPRESSIONS, 1)}
         brokers.read_on({(IMPRESSIONS, 1): 8})
-        found = read_until(brokers, lambda found: bool(found.reached))
+        found = read_until(brokers, lambda found: bool(found.read_to))
         assert [record.offset for record in found.records[IMPRESSIONS, 1]] == [8, 9]
         assert not found.failed
     finally:

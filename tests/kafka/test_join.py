@@ -17,12 +17,13 @@ from minutely.config import Pipeline
 from minutely.join import make_join_service
 from minutely.loop import open_state
 from streaming.clock import EventClock, WallClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.join.embedded import catch_up, embedded_service
 from streaming.join.metrics import JoinMetrics
 from streaming.join.service import JoinService
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
+from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, Engagement, decode_request, encode
 from streaming.records.examples import ExampleFormat
 from tests.kafka.joining import MINUTE, joined_through, now_ms, run_until
@@ -72,7 +73,9 @@ def test_a_backlog_gives_what_the_embedded_loop_gives_across_a_restart(kafka: Ka
     with producer_of(kafka) as producer:
         send(producer, kafka, traffic.events)
     for done in (
-        lambda service: sum(member.join.joiner.counts["impressions"] for member in service.members.values()) > 2000,
+        lambda service: (
+            sum(member.join.joiner.counts.records["impressions"] for member in service.members.values()) > 2000
+        ),
         joined_through(start + 6 * MINUTE, 3),
     ):
         run_until(make_join_service(pipeline, tmp_path / "a", WallClock()), done)
@@ -122,7 +125,7 @@ def test_a_service_has_caught_up_when_all_that_was_there_is_joined(kafka: KafkaS
             service.round()
         if service.caught_up and len(service.members) == kafka.partitions:
             members = service.members.values()
-            assert not any(member.join.taken for member in members)
+            assert not any(member.join.uncommitted for member in members)
             found.append(sum(sum(member.join.offsets.values()) for member in members))
         return False
 
@@ -150,7 +153,7 @@ def test_when_input_stops_negatives_are_out_in_time(kafka: KafkaSettings, tmp_pa
             producer.send(kafka.topic(IMPRESSIONS), value, partition=1)
     run_until(
         service,
-        lambda service: sum(member.join.joiner.counts["examples"] for member in service.members.values()) == 120,
+        lambda service: sum(member.join.joiner.counts.examples for member in service.members.values()) == 120,
         window + 5,
     )
     emitted = read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels))

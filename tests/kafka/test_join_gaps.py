@@ -12,9 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from minutely.join import make_join_service
 from streaming.clock import WallClock
-from streaming.join.commit import Committed
 from streaming.join.service import JoinService
-from streaming.join.state import RebuildPoint
 from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
@@ -33,6 +31,7 @@ from tests.kafka.traffic import (
     read_topic,
     send,
 )
+from tests.streaming.join.commits import a_commit
 
 
 def lost(service: JoinService) -> dict[str, int]:
@@ -53,7 +52,7 @@ def test_what_was_deleted_before_it_was_joined_is_said_and_counted(
     run_until(
         make_join_service(pipeline, tmp_path / "a", WallClock()),
         lambda service: any(
-            sum(member.join.offsets.values()) == len(first.events) and not member.join.taken
+            sum(member.join.offsets.values()) == len(first.events) and not member.join.uncommitted
             for member in service.members.values()
         ),
     )
@@ -175,9 +174,7 @@ def test_a_topic_that_ends_before_what_was_joined_is_waited_for(
         send(producer, kafka, traffic.events)
     outlet = KafkaOutlet(kafka, 0)
     assert outlet.open() is None
-    outlet.send(
-        [], Committed("gone", 1, start, start, {IMPRESSIONS: 0, ENGAGEMENTS: 5000}, RebuildPoint(-1, 0, 5000, 0))
-    )
+    outlet.send([], a_commit((0, 5000, 0, 0), state_id="gone", offsets={IMPRESSIONS: 0, ENGAGEMENTS: 5000}))
     outlet.close()
     with caplog.at_level(logging.WARNING):
         run_until(

@@ -15,7 +15,6 @@ from confluent_kafka.admin import AdminClient
 from stack.kafka import BrokerUnavailable, running
 from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed, ForgottenError, encode_commit
-from streaming.join.state import RebuildPoint
 from streaming.kafka import outlet as kafka_outlet
 from streaming.kafka.outlet import KafkaOutlet, Transactions
 from streaming.kafka.settings import KafkaSettings
@@ -23,12 +22,11 @@ from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
 from tests.commands import missing
 from tests.kafka.traffic import read_topic
+from tests.streaming.join.commits import a_commit
 
 
 def commit_of(sequence: int) -> Committed:
-    return Committed(
-        "id", sequence, sequence, sequence, {IMPRESSIONS: sequence, ENGAGEMENTS: 5}, RebuildPoint(-1, 0, 1, 2)
-    )
+    return a_commit(sequence=sequence, offsets={IMPRESSIONS: sequence, ENGAGEMENTS: 5})
 
 
 def test_brokers_that_answer_no_more_are_given_up_and_what_became_of_it_is_found_out(

@@ -206,7 +206,7 @@ def test_the_joiner_goes_on_behind_a_batch(
     def taken(service: JoinService) -> bool:
         members = service.members.values()
         return sum(sum(each.join.offsets.values()) for each in members) == records and not any(
-            each.join.taken for each in members
+            each.join.uncommitted for each in members
         )
 
     def done(service: JoinService) -> bool:

@@ -9,7 +9,8 @@ from deltalake import DeltaTable
 
 from streaming.archive.table import Archive, Position
 from streaming.archive.worker import ArchiveWorker
-from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
+from streaming.log import EXAMPLES
 from tests.clocks import SetClock
 from tests.streaming.archive.test_archive import FORMAT, START, fill, make, names
 

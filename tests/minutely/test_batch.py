@@ -49,11 +49,11 @@ def test_the_archive_of_a_replay_gives_the_replay_s_model(tmp_path: Path) -> Non
         while loop.tick():
             pass
         loop.finish()
-        assert loop.joiner.counts["dropped"] > 0, "rates travel through the archive"
+        assert loop.joiner.counts.dropped > 0, "rates travel through the archive"
         place = str(tmp_path / "archive")
         out = tmp_path / "batch"
         summary = train_from_archive(pipeline, place, None, None, out, QUIET)
-        assert summary["examples"] == loop.trainer.examples == events.impressions - loop.joiner.counts["dropped"]
+        assert summary["examples"] == loop.trainer.examples == events.impressions - loop.joiner.counts.dropped
         published = LocalFiles(out / "deltas", durable=False)
         batch = make_trainer(pipeline)
         newest = recover_newest(published, DeltaLog.resume(published, pipeline.form(), 4), batch)

@@ -88,7 +88,7 @@ def test_a_joiner_compares_what_was_served_with_what_came_of_it(
         for offset, record in enumerate(log[topic]):
             joiner.add(topic, Record(offset, record, NOW))
     joiner.advance(NOW)
-    assert (joiner.counts["dropped"] > 0) == (keep < 1)
+    assert (joiner.counts.dropped > 0) == (keep < 1)
 
     requests = [decode_request(record, NOW) for record in log[IMPRESSIONS]]
     scored = np.repeat([request.sparse_version > 0 for request in requests], PER_REQUEST)

@@ -23,6 +23,7 @@ from paramserver import manifest as manifests
 from paramserver.files import Files
 from serving.replica import Replica
 from streaming.clock import Clock, EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.features.columns import slice_columns
 from streaming.join.brokers import History, Outlet
 from streaming.join.embedded import EmbeddedBrokers, embedded_service
@@ -30,7 +31,7 @@ from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import Request, decode_engagement, decode_request
 from streaming.records.identity import example_id
 from streaming.source.load import load

@@ -19,8 +19,8 @@ from minutely.loop import EmbeddedLoop
 from paramserver.delta_log import Cut
 from paramserver.manifest import Manifest
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.join.embedded import embedded_service
-from streaming.log import EmbeddedLog
 from streaming.source.load import load
 from tests.minutely.test_loop import HOUR, MINUTE, START, make_pipeline
 from tests.paramserver.published import MemoryFiles

@@ -13,7 +13,7 @@ from minutely.serve import make_replica_service
 from paramserver.files import LocalFiles
 from paramserver.table import Table
 from streaming.clock import EventClock
-from streaming.log import EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
 from tests.minutely.test_train import PIPELINE, World
 from tests.paramserver.test_table import shared_bucket_ids
 

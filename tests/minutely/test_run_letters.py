@@ -16,7 +16,8 @@ from minutely import run_letters
 from minutely.cli_services import _by_reason
 from minutely.dead_letters import show_kept
 from minutely.run_letters import KeptLetters, keep_letters, kept_letters
-from streaming.log import DEAD_LETTERS, EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
+from streaming.log import DEAD_LETTERS
 from streaming.records.events import DeadLetter, encode
 
 

@@ -19,8 +19,9 @@ from minutely.freshness import Looked, table
 from minutely.run_letters import keep_letters
 from minutely.service import log_to_stderr
 from minutely.terminal import Terminal, literal
+from streaming.embedded_log import EmbeddedLog
 from streaming.join.refusals import RefusalLog
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EmbeddedLog
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS
 from streaming.records.events import DeadLetter, encode
 from tests.clocks import SetClock
 from tests.commands import ROOT

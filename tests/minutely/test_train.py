@@ -21,7 +21,8 @@ from minutely.versions import roll_back
 from paramserver import manifest as manifests
 from paramserver.files import LocalFiles
 from streaming.clock import EventClock
-from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
+from streaming.log import EXAMPLES
 from tests.paramserver.published import BreakableFiles
 from tests.trainer.test_retrain import make_replica, records
 

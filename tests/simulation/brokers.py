@@ -9,7 +9,7 @@ from itertools import islice
 import msgspec
 
 from basis.problems import GapError
-from streaming.join.brokers import Fetched, OutputRecord, Place
+from streaming.join.brokers import Fetched, InputPartition, OutputRecord
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, BrokerError, NoLeaderError, Record
 from streaming.records.events import DeadLetter
@@ -83,7 +83,7 @@ class Brokers:
         self.away = False
         self.leaderless: set[int] = set()
         self.unsure = 0.0
-        self.held: list[tuple[Place, _Transaction]] = []
+        self.held: list[tuple[InputPartition, _Transaction]] = []
         """Transactions of other producers that are open."""
         self.largest = 1 << 30
         """Bytes that a transaction may have."""
@@ -281,7 +281,7 @@ class BrokersOf:
         self._process = process
         self._name = name
         self._assigned: frozenset[int] | None = None
-        self._positions: dict[Place, int] = {}
+        self._positions: dict[InputPartition, int] = {}
 
     def join(self) -> None:
         self._process.touch("join the group")
@@ -306,17 +306,17 @@ class BrokersOf:
         self._process.touch(f"look for leaders of {partitions}")
         self._brokers.check(partitions)
 
-    def begins(self, partitions: Collection[int]) -> dict[Place, int]:
+    def begins(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         self._process.touch(f"begins of {partitions}")
         self._brokers.check(partitions)
         return {(topic, at): self._brokers.topics[topic, at].base for at in partitions for topic in INPUTS}
 
-    def ends(self, partitions: Collection[int]) -> dict[Place, int]:
+    def ends(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         self._process.touch(f"ends of {partitions}")
         self._brokers.check(partitions)
         return {(topic, at): len(self._brokers.topics[topic, at].entries) for at in partitions for topic in INPUTS}
 
-    def read_on(self, positions: Mapping[Place, int]) -> None:
+    def read_on(self, positions: Mapping[InputPartition, int]) -> None:
         """With what was on its way, which may come from before a position."""
         self._process.touch("choose where to read")
         rng, topics = self._brokers.rng, self._brokers.topics
@@ -329,9 +329,9 @@ class BrokersOf:
         self._process.touch("read the inputs")
         brokers, rng = self._brokers, self._brokers.rng
         brokers.check()
-        records: dict[Place, list[Record]] = {}
-        reached: dict[Place, int] = {}
-        failed: dict[Place, BrokerError] = {}
+        records: dict[InputPartition, list[Record]] = {}
+        read_to: dict[InputPartition, int] = {}
+        failed: dict[InputPartition, BrokerError] = {}
         silent = rng.choice([*INPUTS, *[""] * 6])
         for place in rng.sample(list(self._positions), len(self._positions)):
             topic, partition = place
@@ -347,7 +347,7 @@ class BrokersOf:
             if found:
                 records[place] = found
             if len(found) < limit:
-                self._positions[place] = reached[place] = log.stable
+                self._positions[place] = read_to[place] = log.stable
             else:
                 self._positions[place] = found[-1].offset + 1
-        return Fetched(records, reached, failed)
+        return Fetched(records, read_to, failed)

@@ -208,7 +208,7 @@ class Checks:
 def _outdated(payload: bytes) -> bytes:
     """A request but for the schema that it was taken under."""
     request: dict[str, Any] = msgspec.msgpack.decode(payload)
-    return encode({**request, "schema": ""})
+    return encode({**request, "schema": "", "columns": ""})
 
 
 def _everything(online: OnlineTrainer) -> tuple[bytes, dict[str, tuple[bytes, ...]]]:

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
+from msgspec.structs import replace
 
 from basis.decoding import why
 from streaming.join import core as join_core
@@ -19,7 +20,7 @@ from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
 from streaming.join.output import JoinOutput, Output
 from streaming.join.partition import JoinPartition
-from streaming.join.policy import Recovered
+from streaming.join.policy import Rereading
 from streaming.join.recovery import Recovery, Restored
 from streaming.join.sent import Sent
 from streaming.join.service import JoinService, Member
@@ -90,7 +91,7 @@ def state_is_written_before_its_transaction_and_believed() -> Iterator[None]:
         send(self)
 
     def believed(self: Recovery, head: Head, committed: Committed) -> bool:
-        return leads_to(self, head, committed._replace(sequence=max(head.sequence, committed.sequence)))
+        return leads_to(self, head, replace(committed, sequence=max(head.sequence, committed.sequence)))
 
     with patch.object(JoinPartition, "_send", written), patch.object(Recovery, "_leads_to", believed):
         yield
@@ -99,7 +100,7 @@ def state_is_written_before_its_transaction_and_believed() -> Iterator[None]:
 def older_state_goes_on_as_it_is() -> Any:
     def make(go_on: Any) -> Any:
         def changed(self: Recovery, head: Head, committed: Committed) -> Generator[None, None, Restored]:
-            restored: Restored = yield from go_on(self, head, committed._replace(sequence=head.sequence))
+            restored: Restored = yield from go_on(self, head, replace(committed, sequence=head.sequence))
             return restored
 
         return changed
@@ -157,10 +158,10 @@ def negatives_by_impression_id() -> Any:
 def late_requests_vanish() -> Any:
     def make(refuse: Any) -> Any:
         def changed(
-            self: Joiner, topic: str, offset: int, payload: bytes, bad: BadRecord, *, taken: bool = False
+            self: Joiner, topic: str, offset: int, payload: bytes, bad: BadRecord, *, accepted: bool = False
         ) -> None:
             if (topic, bad.reason) != (IMPRESSIONS, "late"):
-                refuse(self, topic, offset, payload, bad, taken=taken)
+                refuse(self, topic, offset, payload, bad, accepted=accepted)
 
         return changed
 
@@ -168,7 +169,7 @@ def late_requests_vanish() -> Any:
 
 
 def refusals_are_not_read_again() -> Any:
-    return patch.object(Sent, "note_refused", lambda self, places: None)
+    return patch.object(Sent, "note_letters", lambda self, letters: None)
 
 
 def _stepped(change: Callable[[JoinService, Member, int], int]) -> Any:
@@ -186,7 +187,7 @@ def _stepped(change: Callable[[JoinService, Member, int], int]) -> Any:
 
 def marks_of_transactions_are_waited_for() -> Any:
     def change(self: JoinService, member: Member, as_of_ms: int) -> int:
-        member.reached.clear()
+        member.read_to.clear()
         return as_of_ms
 
     return _stepped(change)
@@ -246,7 +247,7 @@ def a_transaction_of_unknown_end_is_taken_for_committed() -> Any:
 def rebuild_sends_what_was_sent() -> Any:
     def make(drain: Any) -> Any:
         def changed(self: Joiner) -> JoinOutput:
-            return JoinOutput([], []) if isinstance(self.policy, Recovered) else drain(self)
+            return JoinOutput([], []) if isinstance(self.policy, Rereading) else drain(self)
 
         return changed
 
@@ -260,7 +261,7 @@ def rebuild_begins_one_point_too_late() -> Any:
             sends = outlet.send
 
             def late(items: Sequence[OutputRecord], commit: Committed) -> Mapping[str, int]:
-                return sends(items, commit._replace(lowest=self._head.rebuild_points[-1]))
+                return sends(items, replace(commit, lowest=self._head.rebuild_points[-1].offsets))
 
             with patch.object(outlet, "send", late):
                 send(self)

@@ -118,7 +118,7 @@ class JoinerService:
         return all(
             member.caught_up
             and all(
-                max(offset, member.reached.get(topic, 0)) == topics[topic, at].stable
+                max(offset, member.read_to.get(topic, 0)) == topics[topic, at].stable
                 for topic, offset in member.join.offsets.items()
             )
             for at, member in self.service.members.items()

@@ -18,8 +18,9 @@ from paramserver.files import LocalFiles
 from paramserver.settings import TablesSettings
 from serving.replica import Replica
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.features.kinds import DenseFeature, Feature, FeatureSet, SparseFeature, VectorFeature
-from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.log import EXAMPLES
 from streaming.records.examples import ExampleColumns, ExampleFormat
 from streaming.records.labels import LabelSet
 from tests.trainer.test_retrain import FEATURES, LABELS, NEVER, START

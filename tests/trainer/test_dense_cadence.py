@@ -9,7 +9,8 @@ import pytest
 
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
-from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
+from streaming.log import EXAMPLES
 from tests.clocks import SetClock
 from tests.trainer.test_retrain import FORMAT, MINUTE, START, make_replica, make_trainer, records
 from trainer.dense_cadence import DenseCadence

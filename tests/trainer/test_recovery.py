@@ -25,7 +25,8 @@ from paramserver.manifest import Manifest, OtherFormat
 from paramserver.marks import read_hold, unpin
 from paramserver.table import Table
 from streaming.clock import EventClock
-from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.embedded_log import EmbeddedLog
+from streaming.log import EXAMPLES
 from streaming.records.unreadable import IN_A_ROW
 from tests.trainer.test_retrain import FORMAT, LABELS, SETTINGS, make_replica, make_trainer, records
 from trainer.guards import Guard

@@ -20,8 +20,9 @@ from streaming.archive import table as archives
 from streaming.archive.table import Archive
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.log import EXAMPLES
 from streaming.records.examples import ExampleColumns, ExampleFormat
 from streaming.records.labels import Label
 from trainer.cut import cut_of, offsets_of

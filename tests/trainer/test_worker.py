@@ -17,9 +17,10 @@ from torch import nn
 
 from basis.problems import GuardedError, UnreadableError
 from paramserver.settings import TablesSettings
+from streaming.embedded_log import EmbeddedLog
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature
 from streaming.kafka.settings import MAX_OUTPUT_BYTES
-from streaming.log import EXAMPLES, EmbeddedLog
+from streaming.log import EXAMPLES
 from streaming.records.events import MAX_RECORD_BYTES, encode
 from streaming.records.examples import ExampleColumns, ExampleFormat, ExamplesRecord
 from streaming.records.identity import example_id

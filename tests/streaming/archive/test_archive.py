@@ -18,10 +18,11 @@ from streaming.archive import table as archives
 from streaming.archive.table import _PLACE, Archive, Archived, Position, _with_place
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join.timers import NEVER
-from streaming.log import EXAMPLES, BrokerError, EmbeddedLog, Record
+from streaming.log import EXAMPLES, BrokerError, Record
 from streaming.records.events import DeadLetter
 from streaming.records.examples import ExampleColumns, ExampleFormat, ServedColumns
 from streaming.records.labels import Label

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from basis.problems import GapError
 from streaming.join.brokers import History, Outlet, OutputRecord
-from streaming.join.commit import Committed
-from streaming.join.state import RebuildPoint
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from tests.streaming.join.commits import a_commit
 
-COMMITTED = Committed("state", 7, 1000, 1500, {IMPRESSIONS: 3, ENGAGEMENTS: 4}, RebuildPoint(-1, 1, 2, 0, 5))
+COMMITTED = a_commit()
 
 
 class LogUnderTest(Protocol):
@@ -108,7 +108,7 @@ class LogContract:
         outlet = log.outlet()
         outlet.open()
         outlet.send(outgoing(EXAMPLES, b"a"), COMMITTED)
-        newer = COMMITTED._replace(sequence=8, watermark=2000)
+        newer = replace(COMMITTED, sequence=8, watermark=2000)
         assert outlet.send([], newer) == {}
         assert log.outlet().open() == newer
 
@@ -116,7 +116,7 @@ class LogContract:
         outlet = log.outlet()
         outlet.open()
         for number in range(3):
-            outlet.send(outgoing(EXAMPLES, b"a%d" % number, b"b%d" % number), COMMITTED._replace(sequence=number))
+            outlet.send(outgoing(EXAMPLES, b"a%d" % number, b"b%d" % number), replace(COMMITTED, sequence=number))
         history = log.history()
         records = log.read(EXAMPLES, 0, 6)
         for start in (0, records[1].offset, records[2].offset):
@@ -132,10 +132,10 @@ class SharedLogContract(LogContract):
         first.send(outgoing(EXAMPLES, b"a"), COMMITTED)
         assert second.open() == COMMITTED
         with pytest.raises(Exception, match=r"(?i)fenced|epoch"):
-            first.send(outgoing(EXAMPLES, b"lost"), COMMITTED._replace(sequence=8))
-        second.send(outgoing(EXAMPLES, b"b"), COMMITTED._replace(sequence=9))
+            first.send(outgoing(EXAMPLES, b"lost"), replace(COMMITTED, sequence=8))
+        second.send(outgoing(EXAMPLES, b"b"), replace(COMMITTED, sequence=9))
         assert values_of(log.read(EXAMPLES, 0, 2)) == [b"a", b"b"]
-        assert log.outlet().open() == COMMITTED._replace(sequence=9)
+        assert log.outlet().open() == replace(COMMITTED, sequence=9)
 
     def test_nothing_is_read_of_a_transaction_that_came_to_no_end(self, log: LogWithOthers) -> None:
         log.leave_open(EXAMPLES, b"a", b"b")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.join.embedded import EmbeddedHistory, EmbeddedOutlet
-from streaming.log import EmbeddedLog, Record
+from streaming.log import Record
 from tests.simulation.brokers import Brokers, HistoryOf, LogOf, OutletOf
 from tests.simulation.process import Crash, Process
 from tests.streaming.contracts.logs import COMMITTED, LogContract, SharedLogContract, outgoing

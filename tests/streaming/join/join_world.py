@@ -14,6 +14,7 @@ import xxhash
 from hypothesis import strategies as st
 
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join.core import Joiner
@@ -26,7 +27,7 @@ from streaming.join.service import JoinService
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, EmbeddedLog, Record
+from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
 from streaming.records.events import (
     FORMAT_VERSION,
     DeadLetter,
@@ -288,7 +289,7 @@ def memory_store(folder: StoreFolder) -> Store:
     return Store(folder, Process("joiner", lambda process: None))
 
 
-HEAD = Head("id", 1, 0, 0, {}, {}, [], 0)
+HEAD = Head(state_id="id", sequence=1, published=0, offsets={}, rebuild_points=[])
 
 
 class SpillingState(JoinState):
@@ -371,7 +372,7 @@ def check(world: World, core: Joiner, joined: Joined, records: Sequence[Arrival]
     everything = brute_force(world)
     kept = {name: expected for name, expected in everything.items() if is_kept(world, name, expected.labels)}
     assert by_id(core, joined.examples) == kept
-    assert core.counts["dropped"] == len(everything) - len(kept)
+    assert core.counts.dropped == len(everything) - len(kept)
     for batch in joined.examples:
         assert batch.column("sampling_rate").to_pylist() == [np.float32(world.keep)] * batch.num_rows
     reasons = refused(world)

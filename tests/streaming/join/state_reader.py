@@ -11,14 +11,14 @@ import pyarrow as pa
 from rocksdict import Options, Rdict
 
 HEAD = (
-    *("state_id", "sequence", "watermark", "published", "offsets", "reached", "rebuild_points", "examples", "pending"),
-    *("dead_letters", "schemas", "taken_under", "version", "newest"),
+    *("version", "state_id", "sequence", "watermark", "published", "offsets", "reached", "newest", "rebuild_points"),
+    *("pending", "schemas", "configs"),
 )
 CHANGING = (
     *("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting"),
     *("offset", "outdated", "digest"),
 )
-COMMIT = {"id", "sequence", "watermark", "due", "lowest", "dead_letters", "offsets", "schemas", "version"}
+COMMIT = {"version", "state_id", "sequence", "watermark", "decided_until", "offsets", "lowest", "configs"}
 
 
 def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """``head``; ``requests`` by id, each with its ``record``; ``timers`` as (time, request); ``emitted`` by (name, time);
-    ``refused`` details of `schema` letters, else "", by (topic, offset)."""
+    ``refused`` details of letters about requests that were accepted before, else "", by (topic, offset)."""
     db = Rdict(str(folder), Options(raw_mode=True))
     state: dict[str, Any] = {"head": None, "requests": {}, "timers": [], "emitted": {}, "refused": {}}
     records: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def read_commit(metadata: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(metadata)
-    assert set(found) == COMMIT and found["version"] == 2 and len(metadata) < 2000
+    assert set(found) == COMMIT and found["version"] == 3 and len(metadata) < 2000
     return found
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.join.embedded import catch_up
 from streaming.join.metrics import JoinMetrics
 from streaming.join.service import JoinService
-from streaming.log import ENGAGEMENTS, IMPRESSIONS, EmbeddedLog
+from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from tests.streaming.join.join_world import Done, Served, clicks_service, engagement_record, request_record
 
 SECOND, MINUTE = 1000, 60_000

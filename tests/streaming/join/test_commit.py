@@ -7,39 +7,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
+from streaming.join.commit import ForgottenError, decode_commit, encode_commit
+from streaming.join.configs import MANY, ConfigSince, followed_by, since_offset, was_due
 from streaming.join.spec import JoinSpec
-from streaming.join.state import RebuildPoint
-from streaming.join.taken import MANY, TakenUnder, at_offset, taken_on, was_due
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
 from streaming.records.labels import Label
+from tests.streaming.join.commits import a_commit
 
-COMMIT = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, RebuildPoint(-1, 1, 2, 3, 4))
+COMMIT = a_commit((1, 2, 3, 4))
 NUMBERS = st.integers(-1, 2**62)
-TAKEN = st.builds(TakenUnder, st.text(), *[NUMBERS] * 5)
+TAKEN = st.builds(ConfigSince, st.text(), *[NUMBERS] * 5)
 
 
-@given(st.text(), NUMBERS, NUMBERS, NUMBERS, st.lists(NUMBERS, min_size=6, max_size=6), st.lists(TAKEN))
+@given(st.text(), NUMBERS, NUMBERS, NUMBERS, st.lists(NUMBERS, min_size=6, max_size=6), st.lists(TAKEN, min_size=1))
 def test_a_commit_comes_back_as_it_was(
-    state_id: str, sequence: int, watermark: int, due: int, offsets: list[int], taken: list[TakenUnder]
+    state_id: str, sequence: int, watermark: int, due: int, offsets: list[int], taken: list[ConfigSince]
 ) -> None:
-    of_inputs = {IMPRESSIONS: offsets[0], ENGAGEMENTS: offsets[1]}
-    commit = Committed(state_id, sequence, watermark, due, of_inputs, RebuildPoint(-1, *offsets[2:]), tuple(taken))
+    commit = a_commit(
+        (offsets[2], offsets[3], offsets[4], offsets[5]),
+        state_id=state_id,
+        sequence=sequence,
+        watermark=watermark,
+        decided_until=due,
+        offsets={IMPRESSIONS: offsets[0], ENGAGEMENTS: offsets[1]},
+        configs=tuple(taken),
+    )
     assert decode_commit(encode_commit(commit)) == commit
-
-
-def test_the_text_of_a_joiner_that_ran_before_is_read() -> None:
-    """Its offsets are the group's alone, of dead letters it read none, and it said what is the newest event."""
-    before = '{"id":"a1","sequence":7,"watermark":1000,"due":1200,"lowest":[1,2,3],"newest":1500}'
-    assert decode_commit(before) == COMMIT._replace(offsets={}, lowest=RebuildPoint(-1, 1, 2, 3, 0))
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{}", "[1]", "\x00", "[" * 5000, '{"id": 1}'),
-        encode_commit(COMMIT).replace("[1,2,3]", "[1,2]"),
-        encode_commit(COMMIT).replace('"version":2', '"version":3'),
+        *("", "{}", "[1]", "\x00", "[" * 5000, '{"state_id": 1}'),
+        encode_commit(COMMIT).replace('"dead-letters":4', '"dead":4'),
+        encode_commit(COMMIT).replace('"engagements":4', '"engagement":4'),
+        encode_commit(COMMIT).replace('"version":3', '"version":2'),
+        encode_commit(a_commit(configs=())),
     ],
 )
 def test_text_that_no_joiner_wrote(text: str) -> None:
@@ -51,15 +54,16 @@ def test_what_requests_were_taken_under_is_known_as_far_back_as_a_rebuild_reads(
     """A config's own comes last, from where it begins to take, and the oldest of many are one."""
     features: dict[str, Feature] = {"item": SparseFeature(column="item")}
     specs = [JoinSpec(features, {"like": Label(action="like", window=f"{number + 1}s")}) for number in range(20)]
-    taken: list[TakenUnder] = []
+    taken: list[ConfigSince] = []
     for number, spec in enumerate(specs):
-        taken = taken_on(taken, spec, 10 * number, 100 * number, 16_000, number)
-        assert taken == taken_on(taken, spec, 10 * number + 5, 2000, 2000, 2000), "it goes on"
+        taken = followed_by(taken, spec, 10 * number, 100 * number, 16_000, number)
+        assert taken == followed_by(taken, spec, 10 * number + 5, 2000, 2000, 2000), "it goes on"
     known = [
-        TakenUnder.of(specs[at], 10 * at, 100 * at)._replace(forgotten_ms=15_000, engaged_ms=at) for at in range(13, 20)
+        ConfigSince.of(specs[at], 10 * at, 100 * at)._replace(forgotten_ms=15_000, engaged_ms=at)
+        for at in range(13, 20)
     ]
-    assert taken == [TakenUnder(MANY, 0, 13_000, 0, 0), *known]
-    assert taken_on(taken, specs[0], 190, 1900, 50_000, 0)[-1].forgotten_ms == 30_000
+    assert taken == [ConfigSince(MANY, 0, 13_000, 0, 0), *known]
+    assert followed_by(taken, specs[0], 190, 1900, 50_000, 0)[-1].forgotten_ms == 30_000
 
 
 @pytest.mark.parametrize(
@@ -76,18 +80,11 @@ def test_what_requests_were_taken_under_is_known_as_far_back_as_a_rebuild_reads(
     ],
 )
 def test_what_was_due_under_the_configs_since(offset: int, served_at: int, watermark: int, due: bool) -> None:
-    taken = [TakenUnder("a", 0, 1_000, 0, 0), TakenUnder("b", 20, 10_000, 0, 10_000)]
-    spec = JoinSpec({}, {"like": Label(action="like", window="1s")})
-    assert was_due(at_offset(taken, spec, offset), served_at, watermark) is due
+    taken = [ConfigSince("a", 0, 1_000, 0, 0), ConfigSince("b", 20, 10_000, 0, 10_000)]
+    assert was_due(since_offset(taken, offset), served_at, watermark) is due
 
 
 def test_a_request_may_wait_for_the_window_that_it_was_taken_under() -> None:
-    since = [TakenUnder("a", 0, 10_000, 0, 5_000), TakenUnder("b", 20, 1_000, 0, 5_000)]
+    since = [ConfigSince("a", 0, 10_000, 0, 5_000), ConfigSince("b", 20, 1_000, 0, 5_000)]
     assert not was_due(since, 4_000, 14_000)
     assert was_due(since, 4_000, 14_001)
-
-
-def test_before_the_first_entry_what_is_read_again_counts_as_open() -> None:
-    spec = JoinSpec({}, {"like": Label(action="like", window="1s")})
-    since = at_offset([TakenUnder("a", 20, 1_000, 0, 10_000)], spec, 5)
-    assert [(each.fingerprint, each.window_ms) for each in since] == [("", 2_000), ("a", 1_000)]

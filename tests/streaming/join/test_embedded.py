@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.join import store as join_store
 from streaming.join.embedded import catch_up, embedded_service
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.store import RocksStore
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from tests.streaming.join.join_world import (
     CLICK,
     FEATURES,
@@ -64,7 +65,7 @@ def test_one_round_joins_all_that_is_there(log: EmbeddedLog, clock: EventClock) 
     assert service.caught_up
     join = service.members[0].join
     assert join.offsets == {IMPRESSIONS: count, ENGAGEMENTS: count}
-    assert join.joiner.counts["examples"] == count
+    assert join.joiner.counts.examples == count
     assert log.end(DEAD_LETTERS, 0) == 0
 
 

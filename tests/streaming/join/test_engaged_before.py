@@ -38,7 +38,7 @@ def engaged_early(pipeline: Pipeline, first: Config) -> None:
         join = pipeline.start(WITHOUT_BUY)
     pipeline.take(join, ENGAGEMENTS, done(2, "buy", START + 100))
     join.step(ENGAGED, START + 200, 0)
-    assert join.joiner.counts["unused"] == 1
+    assert join.joiner.counts.unused == 1
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["", "started again"])

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.join.embedded import EmbeddedHistory, EmbeddedOutlet
 from streaming.join.partition import JoinPartition
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
 from streaming.records.events import FORMAT_VERSION, Engagement, Request, decode_letter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
@@ -225,7 +226,7 @@ def test_rebuilds_begin_later_again_once_an_impression_far_ahead_is_out(tmp_path
             worker.step()
         committed = EmbeddedOutlet(worker.log, 0).open()
         assert committed is not None
-        assert 150 < committed.lowest.impressions < 200
+        assert 150 < committed.lowest[IMPRESSIONS] < 200
 
 
 @pytest.mark.parametrize(("ahead", "refused"), [(HOUR, False), (HOUR + 1, True)])

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.join.commit import ForgottenError
 from streaming.join.embedded import EmbeddedBrokers, EmbeddedOutlet, catch_up
 from streaming.join.metrics import JoinMetrics
 from streaming.join.service import JoinService
-from streaming.log import IMPRESSIONS, BrokerError, EmbeddedLog, NoLeaderError
+from streaming.log import IMPRESSIONS, BrokerError, NoLeaderError
 from tests.commands import ROOT
 from tests.streaming.join.join_world import Served, clicks_service, request_record
 

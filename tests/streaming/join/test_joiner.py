@@ -61,9 +61,9 @@ def test_joins_as_brute_force_does_in_any_order_of_arrival(world: World, seed: i
     for batch in joined.examples:
         assert 0 < batch.num_rows <= 7
         assert (np.diff(batch.column("decided_at").to_numpy()) >= 0).all(), "training steps are cut by this order"
-    assert core.counts["examples"] + core.counts["dropped"] == sum(served.impressions for served in world.requests)
+    assert core.counts.examples + core.counts.dropped == sum(served.impressions for served in world.requests)
     assert core.next_due() == NEVER
-    assert core.counts["repeated"] >= sum(world.copies[: len(world.requests)]) - len(world.requests)
+    assert core.counts.repeated >= sum(world.copies[: len(world.requests)]) - len(world.requests)
 
 
 @settings(max_examples=40)

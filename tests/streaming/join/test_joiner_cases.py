@@ -85,7 +85,7 @@ def test_an_event_that_would_change_an_emitted_label_is_late() -> None:
     assert output.examples == []
     assert reasons(output.dead_letters) == [(ENGAGEMENTS, 1, "late")]
     assert output.dead_letters[0].payload == like
-    assert core.counts["dead.late"] == 1
+    assert core.counts.refused["late"] == 1
 
 
 @pytest.mark.parametrize("emit", ["decided", "window"])
@@ -110,7 +110,7 @@ def test_an_event_that_changes_an_emitted_label_corrects_it_while_its_request_is
     output = core.drain()
     assert by_id(core, output.examples) == {"r1.0": Expected(1000, (0.0,), 1150, 1005)}
     assert [batch.column("revision").to_pylist() for batch in output.examples] == [[2]]
-    assert core.counts["corrected"] == 2
+    assert core.counts.corrected == 2
     core.advance(1701)  # the request is forgotten
     core.add(ENGAGEMENTS, arrived(4, engagement_record(Done("r1", "r1.0", "like", 1001, 1.0))))
     output = core.drain()
@@ -127,7 +127,7 @@ def test_an_event_that_changes_nothing_any_more_is_only_counted() -> None:
     core.drain()
     core.add(ENGAGEMENTS, arrived(1, engagement_record(Done("r1", "r1.0", "click", 1060, 1.0))))
     assert core.drain() == ([], [])
-    assert core.counts["redundant"] == 1
+    assert core.counts.redundant == 1
 
 
 def test_an_action_that_no_label_uses_is_only_counted() -> None:
@@ -135,7 +135,7 @@ def test_an_action_that_no_label_uses_is_only_counted() -> None:
     core.add(ENGAGEMENTS, arrived(0, engagement_record(Done("r1", "r1.0", "hover", 1000, 1.0))))
     core.advance(END)
     assert core.drain() == ([], [])
-    assert core.counts["unused"] == 1
+    assert core.counts.unused == 1
 
 
 @pytest.mark.parametrize("engagement_first", [False, True])
@@ -198,7 +198,7 @@ def test_a_request_that_comes_again_before_and_after_its_examples_is_one() -> No
         core.add(IMPRESSIONS, arrived(offset, request_record(Served("r1", 1000, 2))))
         core.advance(watermark)
     assert len(by_id(core, core.drain().examples)) == 2
-    assert core.counts["repeated"] == 2
+    assert core.counts.repeated == 2
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_request_id_used_again_is_a_dead_letter(again: bytes, watermark: int) 
     assert "request r1 was served at 1000 ms with 2 impressions" in output.dead_letters[0].detail
     found = by_id(core, output.examples)
     assert set(found) == {"r1.0", "r1.1"} and all(example.served_at == 1000 for example in found.values())
-    assert core.counts["repeated"] == 1
+    assert core.counts.repeated == 1
 
 
 def test_a_request_may_have_an_id_that_only_engagements_had() -> None:

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.clock import EventClock
+from streaming.embedded_log import EmbeddedLog
 from streaming.join.embedded import catch_up
 from streaming.join.negatives import Negatives
 from streaming.join.timers import NEVER
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, EmbeddedLog
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import (
     FORMAT_VERSION,
     MAX_ID_LENGTH,
@@ -147,7 +148,7 @@ def test_a_bad_record_is_a_dead_letter_and_costs_nothing_else(
     assert letter.cut_from == (len(bad) if len(bad) > MAX_RECORD_BYTES else 0)
     assert letter.detail
     assert letter.partition == 3
-    assert core.counts[f"dead.{reason}"] == 1
+    assert core.counts.refused[reason] == 1
     assert {name: item.labels for name, item in by_id(core, output.examples).items()} == {
         "r1.0": (1.0,),
         "r1.1": (0.0,),
@@ -178,15 +179,15 @@ def test_an_engagement_after_its_negative_was_dropped_is_late(late: str) -> None
     core.add(ENGAGEMENTS, arrived(0, engagement_record(Done("r1", name, "skip", R1.served_at + 20, 1.0))))
     core.advance(R1.served_at + 21)
     assert core.drain().examples == []
-    assert core.counts["dropped"] == 1
+    assert core.counts.dropped == 1
     core.add(ENGAGEMENTS, arrived(1, engagement_record(Done("r1", name, "click", R1.served_at + 10, 1.0))))
     core.add(ENGAGEMENTS, arrived(2, engagement_record(Done("r1", name, "click", R1.served_at + 30, 1.0))))
     assert reasons(core.drain().dead_letters) == [(ENGAGEMENTS, 1, "late")]
-    assert core.counts["dead.late"] == 1
-    assert core.counts["redundant"] == 1, "a click after the skip would have changed nothing"
+    assert core.counts.refused["late"] == 1
+    assert core.counts.redundant == 1, "a click after the skip would have changed nothing"
     core.advance(END)
     assert by_id(core, core.drain().examples) == {}
-    assert core.counts["dropped"] == R1.impressions
+    assert core.counts.dropped == R1.impressions
 
 
 def test_what_was_served_travels_with_the_example() -> None:

@@ -122,7 +122,7 @@ def test_engagements_of_an_undefined_request_are_bounded(tmp_path: Path) -> None
         core.add(
             ENGAGEMENTS, arrived(number, engagement_record(Done("undefined", f"item{number}", "click", 1000, 1.0)))
         )
-    assert core.counts["dead.too_many"] == 2000
+    assert core.counts.refused["too_many"] == 2000
     letters = core.drain().dead_letters
     assert [letter.offset for letter in letters] == list(range(10_000, 12_000))
     assert "wait for request undefined" in letters[0].detail
@@ -142,10 +142,10 @@ def test_engagements_that_wait_are_bounded_in_bytes_too() -> None:
         record = engagement_record(Done("r7", str(number), "click", 1000, 1.0))
         padded = bytes([record[0] + 1]) + record[1:] + b"\xa3pad\xc5" + (40_000).to_bytes(2, "big") + bytes(40_000)
         core.add(ENGAGEMENTS, arrived(number, padded))
-    assert core.counts["dead.too_many"] == 100 - (1 << 20) // 40_100
+    assert core.counts.refused["too_many"] == 100 - (1 << 20) // 40_100
     core.add(IMPRESSIONS, arrived(0, request_record(Served("r7", 950, 1))))
     core.advance(2000)
-    assert core.counts["dead.unmatched"] == (1 << 20) // 40_100
+    assert core.counts.refused["unmatched"] == (1 << 20) // 40_100
 
 
 def test_engagements_of_all_impressions_of_a_request_are_bounded() -> None:
@@ -154,7 +154,7 @@ def test_engagements_of_all_impressions_of_a_request_are_bounded() -> None:
     core.add(IMPRESSIONS, arrived(0, large_request("r", 1000, 20, 1)))
     for number in range(40):
         core.add(ENGAGEMENTS, arrived(number, click("r", str(number % 20), 1000 + number)))
-    assert core.counts["dead.too_many"] == 10
+    assert core.counts.refused["too_many"] == 10
     core.advance(5000)
     (batch,) = core.drain().examples
     assert batch.num_rows == 20 and set(batch.column("label.click").to_pylist()) == {1.0}
@@ -259,7 +259,7 @@ def test_what_is_refused_is_split_over_transactions(tmp_path: Path) -> None:
     while (start := join.offsets[ENGAGEMENTS]) < 100:
         records = records_of(brokers.topics[ENGAGEMENTS][start:], start)
         assert 0 < join.take(ENGAGEMENTS, records) < len(records) or join.offsets[ENGAGEMENTS] == 100
-        assert join.is_full or join.offsets[ENGAGEMENTS] == 100
+        assert join.must_step or join.offsets[ENGAGEMENTS] == 100
         join.step(OPEN, 100_000, 0)
     letters = [decode_letter(value) for value in brokers.topics[DEAD_LETTERS] if value is not None]
     assert [letter.offset for letter in letters] == list(range(100))
@@ -273,11 +273,11 @@ def test_large_records_are_joined_before_more_of_them_are_taken(tmp_path: Path) 
     for _ in join.recover():
         pass
     join.take(IMPRESSIONS, records_of([large_request("r0", 1000, 1, 600)], 0))
-    assert not join.is_full
+    assert not join.must_step
     join.take(IMPRESSIONS, records_of([large_request("r1", 1000, 1, 700)], 1))
-    assert join.is_full
+    assert join.must_step
     join.step(OPEN, 2000, 0)
-    assert not join.is_full
+    assert not join.must_step
     state.close()
 
 
@@ -334,14 +334,14 @@ def test_a_write_is_due_by_what_it_takes_and_not_by_what_came(tmp_path: Path) ->
         pending = Pending(waiting=[(number, bytes(500_000))])
         state.wake(f"r{number}", pending, 10)
         state.add(f"r{number}", pending, 500_000)
-    assert state.is_full
+    assert state.must_write
     state.write(HEAD)
-    assert not state.is_full
+    assert not state.must_write
     for number in range(3):  # each is written again as a whole
         pending = state.get(f"r{number}") or pytest.fail("gone")
         pending.waiting.append((10, b"x"))
         state.add(f"r{number}", pending, 1)
-    assert state.is_full
+    assert state.must_write
     state.close()
 
 

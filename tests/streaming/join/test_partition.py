@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import pyarrow as pa
 import pytest
 
-from basis.arrow import BatchCodec
 from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.negatives import Negatives
@@ -33,7 +31,6 @@ from streaming.records.events import (
     decode_letter,
     encode,
 )
-from streaming.records.examples import ExamplesRecord
 from streaming.records.labels import Rule, decide
 from tests.streaming.join.join_lives import (
     ENDED,
@@ -191,55 +188,6 @@ def test_two_requests_of_one_millisecond_may_show_the_same_item(lost: bool, tmp_
     join.step(ended, 13_000, 0)
     labels = {name: [item.label for item in items] for name, items in published(world.brokers).items()}
     assert labels == {"r1/item7": [1.0], "r2/item7": [0.0]}
-
-
-@pytest.mark.parametrize("lost", [False, True], ids=["state kept", "state lost"])
-def test_what_an_older_joiner_emitted_is_not_emitted_again(lost: bool, tmp_path: Path) -> None:
-    """Records of version 1 name the impression alone, which when it was served makes good but for requests of one millisecond."""
-    world = World(random.Random(1), tmp_path)
-    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
-    join = life(world)
-    take(join, world.brokers, IMPRESSIONS, request(1, 10_000, "item7"), request(2, 10_001, "item7"))
-    join.step(ended, 10_050, 0)
-    join.step(ended, 11_301, 0)
-    join._state.close()
-    if lost:
-        shutil.rmtree(world.folders[0])
-    examples = world.brokers.topics[EXAMPLES]
-    examples[:] = [None if value is None else as_version_1(value) for value in examples]
-    join = life(world)
-    join.step(ended, 13_000, 0)
-    assert {name: len(items) for name, items in published(world.brokers).items()} == {"item7": 1, "r2/item7": 1}
-
-
-def test_a_state_of_version_1_that_is_behind_is_rebuilt(tmp_path: Path) -> None:
-    """The examples that came after it do not name their requests."""
-    world = World(random.Random(1), tmp_path)
-    ended = {IMPRESSIONS: True, ENGAGEMENTS: True}
-    join = life(world)
-    take(join, world.brokers, IMPRESSIONS, request(1, 10_000))
-    join.step(ended, 10_100, 0)
-    assert join._state.head is not None
-    join._state.head.version = 1
-    join._state.write(join._state.head)
-    join._state.close()
-    join = life(world, write_every_ms=NEVER)
-    take(join, world.brokers, ENGAGEMENTS, encode(clicked("r1", "1.0", 10_200)))
-    join.step(ended, 11_000, 0)
-    assert published(world.brokers).keys() == {"r1/1.0"}
-    join._state.close()
-    examples = world.brokers.topics[EXAMPLES]
-    examples[:] = [None if value is None else as_version_1(value) for value in examples]
-    join = life(world)
-    join.step(ended, 20_000, 0)
-    assert {name: len(items) for name, items in published(world.brokers).items()} == {"1.0": 1}
-
-
-def as_version_1(value: bytes) -> bytes:
-    batch, watermark = FORMAT.decode(value)
-    names = [name.partition("/")[2] for name in batch.column("example_id").to_pylist()]
-    batch = batch.set_column(0, "example_id", pa.array(names, pa.string()))
-    return encode(ExamplesRecord(version=1, watermark=watermark, batch=BatchCodec(FORMAT.schema).encode(batch)))
 
 
 @pytest.mark.parametrize("written", [True, False], ids=["state written", "state behind"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from streaming.join import core
+from streaming.join.core import JoinCounts
 from streaming.join.settings import JoinSettings
 from streaming.join.state import JoinState
 from streaming.kafka.settings import MAX_OUTPUT_BYTES
@@ -166,7 +168,7 @@ def test_every_request_that_only_a_re_read_refuses_gets_its_letter(
     refused = [(IMPRESSIONS, offset, "feature") for offset in range(250)]
     assert letters(brokers) == refused
     assert brokers.open() == committed, "nothing else has happened"
-    assert join.joiner.counts == {"dead.feature": 250 - before}
+    assert join.joiner.counts == JoinCounts(refused=Counter(feature=250 - before))
     for lost in (False, True):
         join._state.close()
         if lost:

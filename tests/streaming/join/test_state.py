@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import random
 import tempfile
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,20 +14,14 @@ from streaming.join.pending import Pending
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.log import IMPRESSIONS
+from streaming.records.events import DeadLetter
 from streaming.records.examples import Published
 from tests.simulation.store import StoreFolder
 from tests.streaming.contracts.stores import EVERY_STORE, STORES
 from tests.streaming.join.join_world import (
-    CLICK,
-    END,
     HEAD,
-    Served,
     SpillingState,
-    arrived,
-    by_id,
-    make_joiner,
     memory_store,
-    request_record,
 )
 
 STEPS = st.lists(
@@ -67,9 +58,9 @@ def test_it_is_a_dictionary_with_an_alarm_clock(
                         wake_at[name] = min(at, wake_at[name])
             elif step == "due":
                 due_in_turns(state, wake_at, rng)
-            if step == "write" or state.is_full:
+            if step == "write" or state.must_write:
                 state.write(HEAD)
-                assert not state.is_full
+                assert not state.must_write
             assert len(state) == len(wake_at)
             assert state.next_due() == min(wake_at.values(), default=NEVER)
         state.close()
@@ -162,14 +153,18 @@ def test_what_was_sent_is_known_until_it_is_forgotten(kind: str, tmp_path: Path)
     def open_state() -> JoinState:
         return JoinState(tmp_path, 1 << 20, lambda _: open_store())
 
-    def known(state: JoinState) -> tuple[list[int], dict[int, str]]:
-        return list(state.sent.emitted("r1", 7, ["x", "y"])), state.sent.refused(IMPRESSIONS, [3, 4])
+    def known(state: JoinState) -> tuple[list[int], dict[int, str | None]]:
+        return list(state.sent.emitted("r1", 7, ["x", "y"])), state.sent.letters(IMPRESSIONS, [3, 4, 5])
 
-    sent, nothing = ([3, 0], {4: "why"}), ([0, 0], {})
+    sent, nothing = ([3, 0], {4: "why", 5: None}), ([0, 0], {})
     state = open_state()
     assert known(state) == nothing
-    state.sent.note_emitted(Published(2, [("r1/x", 7, 2)]))
-    state.sent.note_refused([(IMPRESSIONS, 4, "why")])
+    state.sent.note_emitted(Published([("r1/x", 7, 2)]))
+    letters = [(4, "schema", "why", True), (5, "late", "why not", False)]
+    state.sent.note_letters(
+        DeadLetter(topic=IMPRESSIONS, partition=0, offset=at, reason=reason, detail=why, payload=b"", accepted=accepted)
+        for at, reason, why, accepted in letters
+    )
     for _ in range(2):
         assert known(state) == sent
         state.close()
@@ -184,26 +179,6 @@ def test_what_was_sent_is_known_until_it_is_forgotten(kind: str, tmp_path: Path)
     state.close()
 
 
-def test_a_state_of_before_records_had_a_digest_goes_on(tmp_path: Path) -> None:
-    """And before heads had the newest time that is claimed."""
-    with closing(JoinState(tmp_path, 1 << 20)) as state:
-        request = request_record(Served("r1", 1000, 2))
-        make_joiner(CLICK, state).add(IMPRESSIONS, arrived(0, request))
-        state.write(HEAD)
-        batch = state._db.batch()
-        for key, fields in ((b"head", 9), (b"pr1", 7)):
-            value: Any = state._db.get(key)
-            batch.put(key, msgspec.msgpack.encode(msgspec.msgpack.decode(value)[:fields]))
-        state._db.write(batch)
-        state.reload()
-        assert state.head is not None and state.head.newest == 0
-        core = make_joiner(CLICK, state)
-        core.add(IMPRESSIONS, arrived(1, request))
-        core.advance(END)
-        assert core.counts["repeated"] == 1
-        assert len(by_id(core, core.drain().examples)) == 2
-
-
 def test_a_roomy_state_writes_nothing() -> None:
     folder = StoreFolder()
     state = JoinState(Path("nowhere"), 1 << 20, lambda _: memory_store(folder))
@@ -212,7 +187,7 @@ def test_a_roomy_state_writes_nothing() -> None:
         state.wake(f"r{number}", pending, number)
         state.add(f"r{number}", pending, 10)
     assert state.take_due(10, 100) == [f"r{number}" for number in range(10)]
-    assert not state.is_full
+    assert not state.must_write
     assert not folder.values
     state.discard()
     assert (len(state), state.next_due()) == (0, NEVER)

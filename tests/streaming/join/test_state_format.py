@@ -9,13 +9,15 @@ from typing import Any
 
 import msgspec
 
-from streaming.join.commit import Committed, encode_commit
+from streaming.join.commit import encode_commit
+from streaming.join.configs import ConfigSince
 from streaming.join.negatives import Negatives
-from streaming.join.state import JoinState, RebuildPoint
-from streaming.join.taken import TakenUnder
+from streaming.join.state import JoinState
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.records.events import DeadLetter
 from tests.commands import ROOT
 from tests.streaming.join import state_reader
+from tests.streaming.join.commits import a_commit
 from tests.streaming.join.join_lives import FORMAT, SETTINGS, Brokers, World, fill
 
 MEMORY_BYTES = 1 << 20
@@ -37,13 +39,13 @@ def test_the_page_names_what_there_is() -> None:
 
 
 def test_the_reader_reads_what_is_committed_with_the_offsets() -> None:
-    taken = [TakenUnder(f"{number:016x}", 10**12, 2**33, 2**33, 10**13, 10**13, 10**13) for number in range(8)]
-    commit = Committed("a1", 7, 1000, 1200, {IMPRESSIONS: 5, ENGAGEMENTS: 9}, RebuildPoint(-1, 1, 2, 3, 4), taken)
+    taken = [ConfigSince(f"{number:016x}", 10**12, 2**33, 2**33, 10**13, 10**13, 10**13) for number in range(8)]
+    commit = a_commit((1, 2, 3, 4), configs=tuple(taken))
     found = state_reader.read_commit(encode_commit(commit))
-    assert (found["id"], found["sequence"], found["watermark"], found["due"]) == ("a1", 7, 1000, 1200)
-    assert (found["lowest"], found["dead_letters"]) == ([1, 2, 3], 4)
+    assert (found["state_id"], found["sequence"], found["watermark"], found["decided_until"]) == ("a1", 7, 1000, 1500)
+    assert list(found["lowest"].values()) == [1, 2, 3, 4]
     assert found["offsets"] == commit.offsets
-    assert [TakenUnder(*each) for each in found["schemas"]] == taken
+    assert [ConfigSince(*each) for each in found["configs"]] == taken
     page = (ROOT / "docs/state-format.md").read_text().split("## What is committed")[1].split("## ")[0]
     assert all(f"`{key}`" in page for key in found)
 
@@ -74,7 +76,7 @@ def check_state(folder: Path, kinds: dict[str, int]) -> None:
             assert found["head"] is None
             return
         assert list(found["head"].values()) == msgspec.msgpack.decode(msgspec.msgpack.encode(head))
-        taken = found["head"]["taken_under"]  # none while it is made good: what was committed says it
+        taken = found["head"]["configs"]  # none while it is made good: what was committed says it
         assert not taken or taken[-1][0] == FORMAT.made_under.fingerprint
         assert found["head"]["schemas"][FORMAT.made_under.fingerprint] == list(FORMAT.made_under)
         assert found["head"]["pending"] == len(found["requests"]) == len(state)
@@ -122,7 +124,18 @@ def check_examples(brokers: Brokers) -> None:
 
 def test_the_reader_reads_what_was_refused(tmp_path: Path) -> None:
     state = JoinState(tmp_path / "state", MEMORY_BYTES)
-    state.sent.note_refused([(IMPRESSIONS, 7, "feature age differs"), (ENGAGEMENTS, 2**40, "")])
+    state.sent.note_letters(
+        [
+            a_letter(IMPRESSIONS, 7, "feature age differs", accepted=True),
+            a_letter(ENGAGEMENTS, 2**40, "no impression", accepted=False),
+        ]
+    )
     state.close()
     found = state_reader.read_state(tmp_path / "state")
     assert found["refused"] == {(IMPRESSIONS, 7): "feature age differs", (ENGAGEMENTS, 2**40): ""}
+
+
+def a_letter(topic: str, offset: int, detail: str, *, accepted: bool) -> DeadLetter:
+    return DeadLetter(
+        topic=topic, partition=0, offset=offset, reason="schema", detail=detail, payload=b"", accepted=accepted
+    )

@@ -20,7 +20,7 @@ from streaming.join.state import Head, JoinState
 from streaming.join.store import RocksStore
 from tests.commands import ROOT
 
-HEAD = Head("id", 1, 0, 0, {}, {}, [], 0)
+HEAD = Head(state_id="id", sequence=1, published=0, offsets={}, rebuild_points=[])
 
 
 def open_state(folder: Path) -> JoinState:

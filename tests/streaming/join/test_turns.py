@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any
 
-from streaming.join.brokers import Fetched, Place
+from streaming.join.brokers import Fetched, InputPartition
 from streaming.join.service import JoinService
 from streaming.log import INPUTS, Record
 from tests.clocks import SetClock
@@ -22,9 +22,9 @@ class SlowPartition:
         self._slow_ms = slow_ms
         self.due = due
         self.offsets = dict.fromkeys(INPUTS, 0)
-        self.recovered = self.taken = self.published = 0
+        self.recovered = self.uncommitted = self.published = 0
         self.gaps: list[Any] = []
-        self.is_full, self.max_ahead_ms = False, 5000
+        self.must_step, self.max_ahead_ms = False, 5000
 
     @property
     def busy(self) -> bool:
@@ -55,7 +55,7 @@ class OneRecordARead:
     def __init__(self, partitions: int, clock: SetClock) -> None:
         self._partitions = frozenset(range(partitions))
         self._clock = clock
-        self._positions: dict[Place, int] = {}
+        self._positions: dict[InputPartition, int] = {}
         self.polled_at: list[int] = []
         self.chosen = 0
 
@@ -69,13 +69,13 @@ class OneRecordARead:
 
     def check_leaders(self, partitions: Collection[int]) -> None: ...
 
-    def begins(self, partitions: Collection[int]) -> dict[Place, int]:
+    def begins(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         return {(topic, at): 0 for at in partitions for topic in INPUTS}
 
-    def ends(self, partitions: Collection[int]) -> dict[Place, int]:
+    def ends(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         return {(topic, at): 1 << 40 for at in partitions for topic in INPUTS}
 
-    def read_on(self, positions: Mapping[Place, int]) -> None:
+    def read_on(self, positions: Mapping[InputPartition, int]) -> None:
         self.chosen += 1
         self._positions = dict(positions)
 

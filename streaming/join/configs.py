@@ -20,10 +20,10 @@ MANY = "?"
 """The fingerprint of more schemas than one entry names."""
 
 
-class TakenUnder(NamedTuple):
+class ConfigSince(NamedTuple):
     """What decided when requests taken from offset ``impressions`` on were due: the schema, the longest window of its labels,
-    and ``join.lateness``, since ``since_ms`` was the published watermark. An empty text or a negative number is unknown. Where one
-    entry stands for several, ``fingerprint`` has those of all their schemas, or `MANY`.
+    and ``join.lateness``, since ``since_ms`` was the published watermark (-1: nothing was). Where one entry stands for several,
+    ``fingerprint`` has those of all their schemas, or `MANY`.
 
     What is from before ``forgotten_ms`` was forgotten under an earlier config: a request without a marker may be a repeat.
     Engagements up to ``engaged_ms`` may have been read under an earlier config, before their requests.
@@ -34,17 +34,17 @@ class TakenUnder(NamedTuple):
     fingerprint: str
     impressions: int
     window_ms: int
-    lateness_ms: int = -1
-    since_ms: int = -1
+    lateness_ms: int
+    since_ms: int
     forgotten_ms: int = 0
     engaged_ms: int = -1
 
     @classmethod
-    def of(cls, spec: JoinSpec, impressions: int = 0, since_ms: int = -1) -> TakenUnder:
+    def of(cls, spec: JoinSpec, impressions: int = 0, since_ms: int = -1) -> ConfigSince:
         """Return what a config decides from an offset on."""
         return cls(spec.schema.fingerprint, impressions, spec.window_ms, spec.settings.lateness, since_ms)
 
-    def is_like(self, other: TakenUnder) -> bool:
+    def is_like(self, other: ConfigSince) -> bool:
         """Whether both decide alike, wherever they begin."""
         return (self.fingerprint, self.window_ms, self.lateness_ms) == (
             other.fingerprint,
@@ -53,86 +53,74 @@ class TakenUnder(NamedTuple):
         )
 
 
-def taken_on(
-    taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int, since_ms: int, decided_until: int, engaged_ms: int
-) -> list[TakenUnder]:
-    """Return ``taken`` for requests that are taken under ``spec`` from offset ``impressions`` on, when engagements up to
+def followed_by(
+    configs: Sequence[ConfigSince], spec: JoinSpec, impressions: int, since_ms: int, decided_until: int, engaged_ms: int
+) -> list[ConfigSince]:
+    """Return ``configs`` for requests that are taken under ``spec`` from offset ``impressions`` on, when engagements up to
     ``engaged_ms`` were read.
 
-    The last of ``taken`` forgot by ``decided_until`` (ms), which is ahead of the published watermark while more is due than one
+    The last of ``configs`` forgot by ``decided_until`` (ms), which is ahead of the published watermark while more is due than one
     batch takes. The oldest of too many become one, of all their schemas and with the longest window: a partition that moves between
     joiners of two configs has an entry for each move.
     """
-    ours = TakenUnder.of(spec, impressions, since_ms)
-    if taken and taken[-1].is_like(ours):
-        return list(taken)
-    if taken:
-        forgotten = max(taken[-1].forgotten_ms, decided_until - _wait_ms(taken[-1], spec))
-        engaged = max(taken[-1].engaged_ms, engaged_ms)  # a recovery may read less again than was read before
+    ours = ConfigSince.of(spec, impressions, since_ms)
+    if configs and configs[-1].is_like(ours):
+        return list(configs)
+    if configs:
+        forgotten = max(configs[-1].forgotten_ms, decided_until - configs[-1].window_ms - configs[-1].lateness_ms)
+        engaged = max(configs[-1].engaged_ms, engaged_ms)  # a recovery may read less again than was read before
         ours = ours._replace(forgotten_ms=forgotten, engaged_ms=engaged)
-    found = [*taken, ours]
+    found = [*configs, ours]
     while len(found) > _AT_MOST:
         first, second, *others = found
         window, lateness = max(first.window_ms, second.window_ms), max(first.lateness_ms, second.lateness_ms)
         schemas = _both(first.fingerprint, second.fingerprint)
-        both = TakenUnder(schemas, first.impressions, window, lateness, first.since_ms, engaged_ms=first.engaged_ms)
+        both = ConfigSince(schemas, first.impressions, window, lateness, first.since_ms, engaged_ms=first.engaged_ms)
         found = [both, *others]
     return found
 
 
 def _both(first: str, second: str) -> str:
-    if not first or not second:
-        return ""
     names = sorted({*first.split(), *second.split()})
     return MANY if MANY in names or len(names) > _SCHEMAS else " ".join(names)
 
 
-def at_offset(taken: Sequence[TakenUnder], spec: JoinSpec, impressions: int) -> Sequence[TakenUnder]:
-    """Return what was in force since the request at an offset was taken, the oldest first.
-
-    Before the first entry that is unknown. What ``spec`` would not read again in a rebuild counts as due then: of a request that
-    was repeated, the first may be before what is read.
-    """
-    at = bisect_right(taken, impressions, key=lambda each: each.impressions)
-    return taken[at - 1 :] if at else [TakenUnder("", 0, keep_ms([], spec)), *taken]
+def since_offset(configs: Sequence[ConfigSince], impressions: int) -> Sequence[ConfigSince]:
+    """Return what was in force since the request at an offset was taken, the oldest first."""
+    return configs[max(0, bisect_right(configs, impressions, key=lambda each: each.impressions) - 1) :]
 
 
-def read_before(taken: Sequence[TakenUnder], at_ms: int) -> Sequence[TakenUnder]:
-    """Return the configs before the last of ``taken`` that may have read engagements of a request served at ``at_ms``."""
-    if not taken or taken[-1].engaged_ms < at_ms:
+def read_before(configs: Sequence[ConfigSince], at_ms: int) -> Sequence[ConfigSince]:
+    """Return the configs before the last of ``configs`` that may have read engagements of a request served at ``at_ms``."""
+    if not configs or configs[-1].engaged_ms < at_ms:
         return ()
-    return [each for each, after in pairwise(taken) if after.engaged_ms >= at_ms]
+    return [each for each, after in pairwise(configs) if after.engaged_ms >= at_ms]
 
 
-def _over_before(taken: Sequence[TakenUnder], watermark: int, wait: Callable[[TakenUnder], int]) -> int:
+def _over_before(configs: Sequence[ConfigSince], watermark: int, wait: Callable[[ConfigSince], int]) -> int:
     """Return from before when (ms) nothing waits any more, of all that was taken under the first of these.
 
     Each was in force until the next began, the last up to ``watermark``. What waits under one waits for as long under the next.
     """
     over, longest = MIN_TIME_MS, 0
-    for each, end in zip(taken, [*(each.since_ms for each in taken[1:]), watermark], strict=True):
+    for each, end in zip(configs, [*(each.since_ms for each in configs[1:]), watermark], strict=True):
         longest = max(longest, wait(each))
         if each.since_ms < end:  # else it did not move the watermark, and may not have looked at all
             over = max(over, end - longest)
     return over
 
 
-def was_due(since: Sequence[TakenUnder], served_at: int, watermark: int) -> bool:
+def was_due(since: Sequence[ConfigSince], served_at: int, watermark: int) -> bool:
     """Whether a request that was taken under the first of these was due while one of them was in force."""
     return served_at < _over_before(since, watermark, lambda each: each.window_ms)
 
 
-def waited_before(taken: Sequence[TakenUnder], spec: JoinSpec, watermark: int) -> int:
+def waited_before(configs: Sequence[ConfigSince], watermark: int) -> int:
     """Return until when (ms) engagements happened of which none still waits for its request, whichever of these took it."""
-    return _over_before(taken, watermark, lambda each: _wait_ms(each, spec))
+    return _over_before(configs, watermark, lambda each: each.window_ms + each.lateness_ms)
 
 
-def _wait_ms(each: TakenUnder, spec: JoinSpec) -> int:
-    lateness = each.lateness_ms if each.lateness_ms >= 0 else spec.settings.lateness
-    return each.window_ms + lateness
-
-
-def keep_ms(taken: Sequence[TakenUnder], spec: JoinSpec) -> int:
-    """Return how long after its event a record may matter to the joiner's state (ms), under ``spec`` or any of ``taken``."""
-    window = max([spec.window_ms, *(each.window_ms for each in taken)])
-    return 2 * window + max([spec.settings.lateness, *(each.lateness_ms for each in taken)])
+def keep_ms(configs: Sequence[ConfigSince], spec: JoinSpec) -> int:
+    """Return how long after its event a record may matter to the joiner's state (ms), under ``spec`` or any of ``configs``."""
+    window = max([spec.window_ms, *(each.window_ms for each in configs)])
+    return 2 * window + max([spec.settings.lateness, *(each.lateness_ms for each in configs)])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from basis.problems import GapError
 from streaming.clock import EventClock
-from streaming.log import EmbeddedLog, Record
+from streaming.embedded_log import EmbeddedLog
+from streaming.log import Record
 
 
 @pytest.fixture
