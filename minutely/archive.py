@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable
 
 from deltalake.exceptions import DeltaError
 
 from basis.problems import Problem, Problems
 from minutely.batch import unreachable
 from minutely.config import Pipeline
+from minutely.examples_readers import RefusedExamples, begin_reading
 from minutely.metrics import Status, StatusMetrics
 from minutely.service import Address, serve_metrics, stop_on_signal
 from streaming.archive.table import Archive, ArchiveSettings
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import Clock, WallClock
-from streaming.kafka.letters import LetterSender
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying, tolerating
-from streaming.log import EXAMPLES
-from streaming.records.events import DeadLetter
+from streaming.kafka.waiting import tolerating
 from streaming.records.examples import ExampleFormat
 from streaming.retry import Retry
 
@@ -45,17 +41,11 @@ def archive(pipeline: Pipeline, place: str, metrics: Address | None) -> None:
     if metrics is not None:
         serve_metrics(StatusMetrics("archive", "commits", status, clock), metrics)
 
-    def begin() -> ArchiveService:
-        ensure_topics(pipeline.kafka)
-        with ExitStack() as on_error:
-            log = on_error.enter_context(closing(KafkaLog(pipeline.kafka, EXAMPLES)))
-            service = ArchiveService(pipeline, place, log, clock, status, stop)
-            on_error.pop_all()
-        return service
-
     try:
         with stop_on_signal() as stop:
-            service = retrying(_log, stop, begin, pipeline.kafka.asked)
+            service = begin_reading(
+                pipeline, _log, stop, lambda log: ArchiveService(pipeline, place, log, clock, status, stop)
+            )
             if service is not None:
                 service.run()
     except DeltaError as error:
@@ -75,12 +65,11 @@ class ArchiveService:
         self._clock = clock
         self._status = status
         self._stop = stop
-        self._kafka = pipeline.kafka
-        self._sender: LetterSender | None = None
+        refused = RefusedExamples(pipeline, _log, stop, status)
         settings = pipeline.archive or ArchiveSettings()
         partitions = range(pipeline.kafka.partitions)
         self.worker = ArchiveWorker(
-            self._log, archive, examples, clock, settings.commit_every, partitions, self._tell_refused
+            self._log, archive, examples, clock, settings.commit_every, partitions, refused.tell
         )
         for partition, position in self.worker.positions.items():
             if archive.position(partition) is not None:
@@ -94,13 +83,6 @@ class ArchiveService:
             self.worker.commit()
         finally:
             self._log.close()
-
-    def _tell_refused(self, letters: Sequence[DeadLetter]) -> bool:
-        self._sender = self._sender or LetterSender(self._kafka, _log, self._stop)
-        self._status.dead_letters.update(letter.reason for letter in letters)
-        sent = self._sender.send(letters)
-        self._status.lost_letters = self._sender.lost
-        return sent
 
     def _round(self) -> None:
         before = self.worker.commits

@@ -15,6 +15,7 @@ import torch
 from basis.problems import BadFile, Problem, Problems
 from minutely.batch import Retraining
 from minutely.config import Pipeline
+from minutely.examples_readers import RefusedExamples, begin_reading
 from minutely.lock import RETRAINER, WRITER, FileLock
 from minutely.metrics import Status, StatusMetrics
 from minutely.parts import make_trainer
@@ -24,11 +25,8 @@ from minutely.service import Address, serve_metrics, stop_on_signal
 from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
-from streaming.kafka.letters import LetterSender
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying, tolerating
-from streaming.log import EXAMPLES
+from streaming.kafka.waiting import tolerating
 from streaming.records.examples import ExampleFormat
 from streaming.retry import Retry
 from trainer.online import OnlineTrainer
@@ -126,17 +124,12 @@ def _run(
 ) -> None:
     """Train online from the newest version on; after a rollback, from what that says."""
 
-    def begin() -> TrainService:
-        ensure_topics(pipeline.kafka)
-        with ExitStack() as on_error:
-            log = on_error.enter_context(closing(KafkaLog(pipeline.kafka, EXAMPLES)))
-            service = TrainService(pipeline, log, files, clock, status, resume=resume, pass_over=pass_over)
-            on_error.pop_all()
-        return service
+    def make(log: KafkaLog) -> TrainService:
+        return TrainService(pipeline, log, files, clock, status, stop, resume=resume, pass_over=pass_over)
 
-    while (service := retrying(_log, stop, begin, pipeline.kafka.asked)) is not None:
+    while (service := begin_reading(pipeline, _log, stop, make)) is not None:
         with closing(service):
-            if service.run(stop):
+            if service.run():
                 return
 
 
@@ -150,10 +143,12 @@ class TrainService:
         files: Files,
         clock: Clock,
         status: Status,
+        stop: Callable[[], bool],
         *,
         resume: bool,
         pass_over: Mapping[int, Sequence[range]] | None = None,
     ) -> None:
+        self._stop = stop
         self._log = log
         self._files = files
         self._clock = clock
@@ -161,8 +156,7 @@ class TrainService:
         self._place = Retry(_log, "publication", clock)
         self._status = status
         self._trained_before = status.examples
-        self._kafka = pipeline.kafka
-        self._sender: LetterSender | None = None
+        self._refused = RefusedExamples(pipeline, _log, stop, status)
         self._folder = ThreadPoolExecutor(1, "fold")  # a fold takes longer than a step
         status.prequential = Prequential(pipeline.labels, _MEASURED_EXAMPLES)
         self.online = OnlineTrainer(
@@ -185,8 +179,8 @@ class TrainService:
             status.committed_at = clock.elapsed_ms() - max(0, clock.now_ms() - newest.published_at)
             _log.info("resuming after version %d", newest.version)
 
-    def run(self, stop: Callable[[], bool]) -> bool:
-        """Train and publish until ``stop`` says so, then publish what is left. Whether that is the end: not after a rollback,
+    def run(self) -> bool:
+        """Train and publish until told to stop, then publish what is left. Whether that is the end: not after a rollback,
         where a new service is to start from there.
 
         Raises:
@@ -194,11 +188,11 @@ class TrainService:
             OSError: the place refused the last version; what is in it is trained again by the next one.
         """
         try:
-            while not stop():
+            while not self._stop():
                 self._step()
-                if self._tell_refused(stop) and self.online.is_publication_due():
+                if self._refused.tell(self.online.take_refused()) and self.online.is_publication_due():
                     self._publish_or_wait()
-            if self._sender is not None and self._sender.is_missing_some:
+            if self._refused.is_missing_some:
                 return True  # brokers are away: the next trainer trains on it again and sends the letters
             self._publish()
             self.online.deltas.close()
@@ -237,17 +231,6 @@ class TrainService:
         self._status.lag, self._status.lost = self._log.lag, self._log.lost
         self._status.watermarks = {worker.partition: worker.watermark for worker in self.online.workers}
         self._status.examples = self._trained_before + self.online.trainer.examples
-
-    def _tell_refused(self, stop: Callable[[], bool]) -> bool:
-        """Send the dead letters of what could not be trained on, which no version passes before. Whether brokers have them."""
-        letters = self.online.take_refused()
-        if not letters:
-            return True
-        self._sender = self._sender or LetterSender(self._kafka, _log, stop)
-        self._status.dead_letters.update(letter.reason for letter in letters)
-        sent = self._sender.send(letters)
-        self._status.lost_letters = self._sender.lost
-        return sent
 
     def _publish(self) -> None:
         manifest = self.online.publish()

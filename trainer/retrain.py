@@ -19,7 +19,8 @@ from paramserver.manifest import TakenOverError, read_manifest
 from paramserver.precision import Precision
 from streaming.archive.table import Archive
 from streaming.log import EXAMPLES, LogReader, check_no_gap
-from streaming.records.examples import ExampleFormat, cut_per_step
+from streaming.records.examples import ExampleFormat
+from streaming.records.training_order import cut_per_step
 from trainer.cut import cut_of, offsets_of
 from trainer.settings import TrainSettings
 from trainer.worker import Trainer, TrainWorker

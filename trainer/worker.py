@@ -18,9 +18,10 @@ from paramserver.table import Rows, Table
 from streaming.features.columns import Columns, Ids
 from streaming.log import EXAMPLES, LogReader, Record
 from streaming.records.events import BadRecord, DeadLetter
-from streaming.records.examples import ExampleFormat, cut_per_step, training_order
+from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label
-from streaming.records.unreadable import Unreadable
+from streaming.records.training_order import cut_per_step, training_order
+from streaming.records.unreadable_records import UnreadableRecords
 from trainer.flat_adam import FlatAdam
 from trainer.guards import Guard, check_finite
 from trainer.losses import Loss
@@ -286,7 +287,7 @@ class TrainWorker:
         self.partition = partition
         self._decided: list[npt.NDArray[np.int64]] = []
         self._happened: list[npt.NDArray[np.int64]] = []
-        self._unreadable = Unreadable("not trained on", partition)
+        self._unreadable = UnreadableRecords("not trained on", partition)
         self._left_out: list[DeadLetter] = []
         self._passed_over: list[range] = []
         self.offset = 0

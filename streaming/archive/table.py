@@ -25,7 +25,8 @@ from deltalake.exceptions import CommitFailedError
 
 from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section
-from streaming.records.examples import ExampleFormat, training_order
+from streaming.records.examples import ExampleFormat
+from streaming.records.training_order import training_order
 
 _HOUR_MS = 3_600_000
 _MINUTE_MS = 60_000

@@ -9,7 +9,7 @@ from streaming.clock import Clock
 from streaming.log import EXAMPLES, LogReader, Record, check_no_gap
 from streaming.records.events import BadRecord, DeadLetter
 from streaming.records.examples import ExampleFormat
-from streaming.records.unreadable import Unreadable
+from streaming.records.unreadable_records import UnreadableRecords
 
 _RECORDS_AT_ONCE = 64
 _ROWS_A_COMMIT = 1 << 18
@@ -104,7 +104,7 @@ class ArchiveWorker:
     def _start(self) -> None:
         self._started = False  # the next step tries again where the log does not answer
         self._forget_waiting()
-        self._unreadable = {at: Unreadable("not archived", at) for at in self._partitions}
+        self._unreadable = {at: UnreadableRecords("not archived", at) for at in self._partitions}
         self._archived: dict[int, Position | None] = {at: self._archive.position(at) for at in self._partitions}
         positions = {}
         for partition, archived in self._archived.items():

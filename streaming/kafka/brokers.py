@@ -23,7 +23,7 @@ from streaming.kafka.history import KafkaHistory
 from streaming.kafka.membership import Membership
 from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
-from streaming.kafka.unreadable import is_unreadable, lost_in
+from streaming.kafka.unreadable_batches import is_unreadable, lost_in
 from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, INPUTS, BrokerError, LostRange, Record
 
 T = TypeVar("T")

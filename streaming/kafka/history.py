@@ -21,7 +21,7 @@ from streaming.kafka.client import (
     timed_out,
 )
 from streaming.kafka.settings import KafkaSettings
-from streaming.kafka.unreadable import is_unreadable, lost_in
+from streaming.kafka.unreadable_batches import is_unreadable, lost_in
 from streaming.log import LostRange, Record
 
 _STALL_SECONDS = 60

@@ -19,7 +19,7 @@ from streaming.kafka.client import (
     record_of,
 )
 from streaming.kafka.settings import KafkaSettings
-from streaming.kafka.unreadable import is_unreadable, lost_in
+from streaming.kafka.unreadable_batches import is_unreadable, lost_in
 from streaming.log import Record
 
 _log = logging.getLogger("minutely.kafka")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from basis.arrow import BatchCodec, decode_stream
 from basis.decoding import refusing, why
@@ -20,7 +18,6 @@ from streaming.features.columns import Column, Columns, arrow_type, from_arrow, 
 from streaming.features.kinds import FLOAT32_MAX, Feature
 from streaming.log import EXAMPLES
 from streaming.records.events import MIN_TIME_MS, BadRecord, encode
-from streaming.records.identity import request_ids
 from streaming.records.labels import Label
 from streaming.records.schema import Schema, mismatch
 
@@ -319,32 +316,3 @@ def published_in(payload: bytes) -> Published:
     except Exception as error:
         _log.warning("%s: skipped a record that is not an examples record: %s", EXAMPLES, why(error))
         return Published([])
-
-
-def cut_per_step(batch: pa.RecordBatch, step_ms: int, max_rows: int) -> Iterator[pa.RecordBatch]:
-    """Cut a batch ordered by ``decided_at`` into training steps: one per step of event time, at most ``max_rows``."""
-    if not batch.num_rows:
-        return
-    steps = batch.column("decided_at").to_numpy() // step_ms
-    if batch.num_rows <= max_rows and steps[0] == steps[-1]:
-        yield batch
-        return
-    bounds = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), batch.num_rows]
-    for start, stop in pairwise(bounds):
-        for at in range(start, stop, max_rows):
-            yield batch.slice(at, min(max_rows, stop - at))
-
-
-def training_order(
-    batch: pa.RecordBatch | pa.Table, starts: npt.NDArray[np.int64], partitions: npt.NDArray[np.int64] | None = None
-) -> npt.NDArray[np.int64] | None:
-    """Return how to reorder the examples of several records, of which all but the first start at ``starts``, for training:
-    by decision, partition, request and place in it, however the joiner cut them into records. None where they are in order.
-
-    The joiner emits what is decided of a request at one time together, in the order of the places.
-    """
-    decided = batch.column("decided_at").to_numpy()
-    if not (decided[1:] < decided[:-1]).any() and not (decided[starts] == decided[starts - 1]).any():
-        return None
-    requests = pc.rank(request_ids(batch.column("example_id")), tiebreaker="dense").to_numpy()
-    return np.lexsort((requests, decided) if partitions is None else (requests, partitions, decided))

@@ -43,15 +43,9 @@ from streaming.records.events import (
     decode_letter,
     encode,
 )
-from streaming.records.examples import (
-    EXAMPLES_VERSION,
-    ExampleColumns,
-    ExampleFormat,
-    ExamplesRecord,
-    cut_per_step,
-    published_in,
-)
+from streaming.records.examples import EXAMPLES_VERSION, ExampleColumns, ExampleFormat, ExamplesRecord, published_in
 from streaming.records.labels import Label
+from streaming.records.training_order import cut_per_step
 from tests.basis.hostile_arrow import streams_of
 from tests.fuzz.mutate import hostile_json, hostile_line, hostile_msgpack, hostile_tensors, mutated
 from tests.paramserver.published import MemoryFiles, Writer, replica_tables

@@ -61,8 +61,9 @@ def test_poison_in_examples_ends_nobody(kafka: KafkaSettings, tmp_path: Path) ->
     status = Status()
     log = KafkaLog(kafka, EXAMPLES)
     files = LocalFiles(tmp_path / "deltas", durable=False)
-    with closing(TrainService(pipeline, log, files, WallClock(), status, resume=False)) as trainer:
-        assert trainer.run(until_read(status, len(labels)))
+    stop = until_read(status, len(labels))
+    with closing(TrainService(pipeline, log, files, WallClock(), status, stop, resume=False)) as trainer:
+        assert trainer.run()
         counts = trainer.online.trainer.tables["key"].export().counts
         assert (len(counts), set(counts.tolist())) == (len(labels), {1})
     assert status.dead_letters["malformed"] == 3 * len(POISON)

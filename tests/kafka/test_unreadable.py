@@ -25,7 +25,7 @@ from streaming.kafka.history import KafkaHistory
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.unreadable import first_outside, is_unreadable, lost_in
+from streaming.kafka.unreadable_batches import first_outside, is_unreadable, lost_in
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, LostRange, Record
 from streaming.records.events import DeadLetter, encode
 from streaming.records.examples import ExampleFormat

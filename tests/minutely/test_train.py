@@ -64,9 +64,10 @@ class World:
         self.files = BreakableFiles(LocalFiles(folder / "deltas", durable=False))
         self.clock, self.status = EventClock(1), Status()
         self.minute = 0
+        self.stop: Callable[[], bool] = lambda: False
 
     def start(self, *, resume: bool = False) -> TrainService:
-        return TrainService(PIPELINE, self.log, self.files, self.clock, self.status, resume=resume)  # type: ignore[arg-type]
+        return TrainService(PIPELINE, self.log, self.files, self.clock, self.status, lambda: self.stop(), resume=resume)  # type: ignore[arg-type]
 
     def run(self, trainer: TrainService, minutes: int, each: Callable[[int], None] = lambda minute: None) -> bool:
         """A record of three examples and a publication a minute, then the end."""
@@ -82,7 +83,8 @@ class World:
             return False
 
         try:
-            return trainer.run(stop)
+            self.stop = stop
+            return trainer.run()
         finally:
             trainer.close()
 

@@ -57,7 +57,7 @@ def _resumed(before: Callable[[JoinPartition, Committed], None]) -> Any:
         def changed(self: JoinPartition) -> Generator[None]:
             outlet: Any = self._outlet
             committed = outlet.open()
-            if self._recovered and committed is not None and committed.state_id == self._head.state_id:
+            if self._restored and committed is not None and committed.state_id == self._head.state_id:
                 before(self, committed)
             yield from recover(self)
 
@@ -323,14 +323,14 @@ def refusals_of_a_rebuild_are_drained() -> Iterator[None]:
     """What is read again is judged by the new config, and its dead letter passed over with those that were sent before."""
 
     def judged(self: Upgrades, request: Request, fingerprint: str) -> None:
-        self.take(request, None, was_taken=False)
+        self.accept(request, None)
 
     def passed_over(self: Recovery, restored: Restored, committed: Committed) -> None:
         restored.joiner.drain()
         pass_over(self, restored, committed)
 
     pass_over = Recovery._pass_over
-    with patch.object(Upgrades, "_take_again", judged), patch.object(Recovery, "_pass_over", passed_over):
+    with patch.object(Upgrades, "_accept_again", judged), patch.object(Recovery, "_pass_over", passed_over):
         yield
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from streaming.join.limits import Limits
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, BrokerError
+from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, BrokerError
 from tests.simulation.brokers import JOINERS, Brokers
 from tests.simulation.checks import Checks
 from tests.simulation.disk import Disk
@@ -362,11 +362,9 @@ class World:
             committed = self.brokers.committed(at)
             if committed is None:
                 continue
-            self.brokers.trim(IMPRESSIONS, at, committed.lowest.impressions)
-            self.brokers.trim(ENGAGEMENTS, at, committed.lowest.engagements)
             trained = self.checks.trained.get(f"{EXAMPLES}/{at}", 0)
-            self.brokers.trim(EXAMPLES, at, min(committed.lowest.examples, trained))
-            self.brokers.trim(DEAD_LETTERS, at, committed.lowest.dead_letters)
+            for topic, lowest in committed.lowest.items():
+                self.brokers.trim(topic, at, min(lowest, trained) if topic == EXAMPLES else lowest)
         self.note("retention", "deleted what nobody needs")
 
     def _set_flaky(self, chance: float) -> None:

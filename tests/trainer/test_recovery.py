@@ -27,7 +27,7 @@ from paramserver.table import Table
 from streaming.clock import EventClock
 from streaming.embedded_log import EmbeddedLog
 from streaming.log import EXAMPLES
-from streaming.records.unreadable import IN_A_ROW
+from streaming.records.unreadable_records import IN_A_ROW
 from tests.trainer.test_retrain import FORMAT, LABELS, SETTINGS, make_replica, make_trainer, records
 from trainer.guards import Guard
 from trainer.online import OnlineTrainer

@@ -25,7 +25,7 @@ from streaming.records.events import MAX_RECORD_BYTES, encode
 from streaming.records.examples import ExampleColumns, ExampleFormat, ExamplesRecord
 from streaming.records.identity import example_id
 from streaming.records.labels import Label
-from streaming.records.unreadable import IN_A_ROW
+from streaming.records.unreadable_records import IN_A_ROW
 from trainer.flat_adam import FlatAdam
 from trainer.guards import check_finite
 from trainer.models import dump_weights, load_weights, make_model

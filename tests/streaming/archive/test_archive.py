@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basis.problems import GapError, Problems, UnreadableError
 from streaming.archive import table as archives
-from streaming.archive.table import _PLACE, Archive, Archived, Position, _with_place
+from streaming.archive.table import Archive, Archived, Position
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.embedded_log import EmbeddedLog
@@ -26,7 +25,7 @@ from streaming.log import EXAMPLES, BrokerError, Record
 from streaming.records.events import DeadLetter
 from streaming.records.examples import ExampleColumns, ExampleFormat, ServedColumns
 from streaming.records.labels import Label
-from streaming.records.unreadable import IN_A_ROW
+from streaming.records.unreadable_records import IN_A_ROW
 
 HOUR = 3_600_000
 START = 474_000 * HOUR
@@ -432,12 +431,8 @@ def rows_of(archive: Archive) -> pa.Table:
     return pa.Table.from_batches(list(archive.batches(START, START + HOUR)))
 
 
-@pytest.mark.parametrize("says", [True, False], ids=["as it is made", "made before columns said what they are"])
-def test_a_feature_that_came_is_one_more_column_whoever_writes(says: bool, tmp_path: Path) -> None:
+def test_a_feature_that_came_is_one_more_column_whoever_writes(tmp_path: Path) -> None:
     place = str(tmp_path / "archive")
-    if not says:
-        bare = [field.remove_metadata() for field in Archive(str(tmp_path / "other"), FORMAT).schema]
-        DeltaTable.create(place, pa.schema(bare), partition_by=["hour"])
     before = Archive(place, FORMAT)
     assert before.append([Archived(0, 0, examples([10, 20]))], {0: Position(1, 1)})
     after = Archive(place, GROWN)
@@ -476,27 +471,6 @@ def test_rows_without_a_label_of_ours_are_left_out(tmp_path: Path) -> None:
     assert Archive(place, FORMAT).append([Archived(0, 1, examples([30, 40], 2))], {0: Position(2, 2)})
     assert names(Archive(place, FORMAT)) == ["e0", "e1", "e2", "e3"]
     assert names(Archive(place, more)) == ["e0", "e1"]
-
-
-def test_a_table_from_before_examples_said_how_they_were_served(tmp_path: Path) -> None:
-    """It gets the columns, and what it held is read as unknown."""
-    place = str(tmp_path / "archive")
-    Archive(place, FORMAT)
-    shutil.rmtree(place)
-    served = FORMAT.served_schema.names
-    schema = pa.schema([*(field for field in FORMAT.schema if field.name not in served), *_PLACE])
-    old = DeltaTable.create(place, schema, partition_by=["hour"])
-    before = examples([0, 1, 2]).select([name for name in schema.names if name not in _PLACE.names])
-    write_deltalake(old, pa.Table.from_batches([_with_place(Archived(0, 0, before))]), mode="append")
-    for _ in range(2):
-        archive = Archive(place, FORMAT)
-    assert names(archive) == ["e0", "e1", "e2"]
-    assert archive.append([Archived(0, 1, examples([3, 4], first=3))], {0: Position(2, 0)})
-    (found,) = Archive(place, FORMAT).batches(START, START + HOUR)
-    assert found.schema.equals(FORMAT.schema) and not any(column.null_count for column in found.columns)
-    assert found.column("position").to_pylist() == [-1, -1, -1, 3, 4]
-    assert found.column("sparse_version").to_pylist() == [0, 0, 0, 10, 11]
-    assert np.isnan(FORMAT.served(found).scores[:, 0]).tolist() == [True, True, True, False, False]
 
 
 def test_an_empty_archive_has_nothing(tmp_path: Path) -> None:

@@ -15,15 +15,9 @@ from hypothesis import strategies as st
 from streaming.features.columns import Ragged, missing_column
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.records.events import BadRecord, encode
-from streaming.records.examples import (
-    EXAMPLES_VERSION,
-    ExampleColumns,
-    ExampleFormat,
-    ServedColumns,
-    cut_per_step,
-    published_in,
-)
+from streaming.records.examples import EXAMPLES_VERSION, ExampleColumns, ExampleFormat, ServedColumns, published_in
 from streaming.records.labels import Label
+from streaming.records.training_order import cut_per_step
 
 FEATURES: dict[str, Feature] = {
     "user": SparseFeature(column="u", scope="request"),

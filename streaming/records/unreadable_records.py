@@ -10,7 +10,7 @@ IN_A_ROW = 100
 """One unreadable record may be anybody's mistake; this many in a row mean that the reader has another config."""
 
 
-class Unreadable:
+class UnreadableRecords:
     """Collects dead letters of one partition's records, until `take`. ``reader`` begins their details."""
 
     def __init__(self, reader: str, partition: int) -> None:
