@@ -22,8 +22,8 @@ import torch
 
 from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
-from minutely.loop import open_loop
-from minutely.results import metrics_of
+from minutely.replays.loop import open_loop
+from minutely.replays.results import metrics_of
 from paramserver.files import LocalFiles, WriteBack
 from paramserver.manifest import read_manifest, versions
 from streaming.source.load import load

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from confluent_kafka import TopicPartition
 
 from minutely.config import Pipeline
-from minutely.join import make_join_service
+from minutely.services.join import make_join_service
 from stack.kafka import running
 from streaming.clock import WallClock
 from streaming.join.service import GARBAGE_AFTER

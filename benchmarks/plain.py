@@ -31,7 +31,7 @@ import torch
 from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
 from minutely.parts import make_trainer
-from minutely.results import metrics_of
+from minutely.replays.results import metrics_of
 from streaming.features.columns import Ids, Ragged, ScoringColumns, slice_columns
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents

@@ -19,9 +19,9 @@ import torch
 
 from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
-from minutely.loop import open_loop
 from minutely.parts import make_replica
-from minutely.results import results_of
+from minutely.replays.loop import open_loop
+from minutely.replays.results import results_of
 from paramserver.files import LocalFiles, WriteBack
 from paramserver.precision import Precision, rounded
 from serving.replica import Replica

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from minutely.config import Pipeline
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.table import Rows

@@ -33,7 +33,7 @@ from minutely.terminal import Terminal
 
 if TYPE_CHECKING:
     from minutely.config import Pipeline
-    from minutely.replay import Extras
+    from minutely.replays.replay import Extras
 
 
 class _Minutely(click.RichGroup):
@@ -119,11 +119,11 @@ def replay(
         raise click.UsageError(f"{options}: {'only' if as_of is None else 'not'} with --as-of")
     pipeline = load(config, data, seed, memory)
     if as_of is not None:
-        from minutely.as_of import print_as_of, replay_as_of
+        from minutely.replays.as_of import print_as_of, replay_as_of
 
         print_as_of(Terminal(), replay_as_of(pipeline, _deltas_place(deltas, run), as_of, out, Terminal()))
         return
-    from minutely.replay import Extras
+    from minutely.replays.replay import Extras
 
     every = pipeline.sync.sparse_every if sync_every is None else sync_every
     name = "never" if isinstance(every, str) else format_duration(every)
@@ -146,7 +146,7 @@ def compare(
     Trains once and serves with one replica for each of 60s, 5m, 1h, 24h and never. All share the warm-up, and differ only in
     when they pull what was learned.
     """
-    from minutely.replay import COMPARED, PLAIN
+    from minutely.replays.replay import COMPARED, PLAIN
 
     _replay(load(config, data, seed, memory), COMPARED, warmup, out, PLAIN)
 
@@ -182,10 +182,10 @@ def check(config: Path, data: str | None, memory: int | None) -> None:
 
     It also shows what deserves a look, such as a window that cuts most positives, or a feature that knows the label.
     """
-    from minutely.check import describe
     from minutely.config import in_file, load_what_is_right
-    from minutely.log_mistakes import mistakes
-    from minutely.own_logs import load_events
+    from minutely.logs.check import describe
+    from minutely.logs.log_mistakes import mistakes
+    from minutely.logs.own_logs import load_events
     from streaming.source.rejects import as_problems
 
     pipeline, problems = load_what_is_right(config, data)
@@ -209,7 +209,7 @@ def check(config: Path, data: str | None, memory: int | None) -> None:
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run. [default: the latest]")
 def rows(table: str, id: str, folder: Path | None) -> None:
     """Show one row of a run: embedding norm, count, last seen, and the version that last changed it."""
-    from minutely.rows import show_row
+    from minutely.replays.rows import show_row
 
     show_row(Terminal(), folder, table, id)
 
@@ -220,7 +220,7 @@ def rows(table: str, id: str, folder: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def versions(deltas: str | None, run: Path | None, as_json: bool) -> None:
     """List the published versions: size, rows, watermark, and what holds them."""
-    from minutely.versions import show_versions
+    from minutely.services.versions import show_versions
 
     show_versions(Terminal(), _deltas_place(deltas, run), as_json=as_json)
 
@@ -243,7 +243,7 @@ def rollback(version: int | None, deltas: str | None, run: Path | None, train_fr
     With --train-from old, training continues from it too, from its offsets. With newest it continues from the newest version, and
     replicas stay at the old content until minutely rollback --release.
     """
-    from minutely import versions as published
+    from minutely.services import versions as published
 
     if (version is None) != release:
         raise click.UsageError("give either a VERSION or --release")
@@ -255,7 +255,7 @@ def rollback(version: int | None, deltas: str | None, run: Path | None, train_fr
 
 
 def _deltas_place(deltas: str | None, run: Path | None) -> str:
-    from minutely.run import Run
+    from minutely.replays.run import Run
 
     if deltas is not None and run is not None:
         raise click.UsageError("--deltas and --run: give one")
@@ -269,8 +269,8 @@ def _replay(
     out: Path | None,
     extras: Extras,
 ) -> None:
-    from minutely.replay import replay
-    from minutely.summary_table import print_summary
+    from minutely.replays.replay import replay
+    from minutely.replays.summary_table import print_summary
 
     console = Terminal()
     done = replay(pipeline, cadences, warmup, out, console, extras)

@@ -16,7 +16,7 @@ from minutely.built_in import BUILT_IN, find_config
 
 if TYPE_CHECKING:
     from minutely.config import Pipeline
-    from minutely.service import Address
+    from minutely.services.service import Address
 
 _NEGATIVE = re.compile(r"-[0-9]+")
 _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[^]]*)\]|(?P<host>[^:\[\]\s]*)):(?P<port>[0-9]{1,5})")
@@ -143,7 +143,7 @@ class HostPort(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
         """Read what was typed."""
-        from minutely.service import Address
+        from minutely.services.service import Address
 
         match = _HOST_PORT.fullmatch(str(value))
         if match is None or not 0 < int(match["port"]) < 65_536 or not _is_ipv6(match["ipv6"]):

@@ -30,7 +30,7 @@ from minutely.ends import Ending
 from minutely.terminal import Terminal, literal
 
 if TYPE_CHECKING:
-    from minutely.service import Address
+    from minutely.services.service import Address
 
 _BATCH_ONLY = ("--until", "--run", "--out")
 
@@ -48,8 +48,8 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
 
     Start as many as you like with one state folder each; they share the partitions.
     """
-    from minutely.join import join as run
-    from minutely.service import log_to_stderr
+    from minutely.services.join import join as run
+    from minutely.services.service import log_to_stderr
 
     log_to_stderr()
     pipeline = load(config, None, None)
@@ -65,9 +65,9 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
 
     Started again, it resumes exactly after what the table contains.
     """
-    from minutely.archive import archive as run
-    from minutely.archive import live_archive
-    from minutely.service import log_to_stderr
+    from minutely.services.archive import archive as run
+    from minutely.services.archive import live_archive
+    from minutely.services.service import log_to_stderr
 
     log_to_stderr()
     pipeline = load(config, None, None)
@@ -130,10 +130,10 @@ def train(
         raise click.UsageError("--pass-over: only with --resume")
     pipeline = load(config, None, seed)
     if live:
-        from minutely.archive import live_archive
-        from minutely.batch import Retraining
-        from minutely.service import log_to_stderr
-        from minutely.train import train as serve
+        from minutely.services.archive import live_archive
+        from minutely.services.batch import Retraining
+        from minutely.services.service import log_to_stderr
+        from minutely.services.train import train as serve
 
         log_to_stderr()
         retraining = None if origin is None else Retraining(live_archive(pipeline, place), since)
@@ -142,7 +142,7 @@ def train(
             left.setdefault(partition, []).append(offsets)
         serve(pipeline, deltas or f"state/{pipeline.name}/deltas", metrics, retraining, resume=resume, pass_over=left)
     else:
-        from minutely.batch import archive_place, train_from_archive
+        from minutely.services.batch import archive_place, train_from_archive
 
         found = place or archive_place(pipeline, run)
         train_from_archive(pipeline, found, since, until, out, Terminal())
@@ -163,8 +163,8 @@ def serve(config: Path, deltas: str | None, listen: Address, health: Address | N
 
     Routes: /v1/rank, /v1/engagements, /v1/status, /v2 (Open Inference Protocol), /metrics, /openapi.json.
     """
-    from minutely.serve import serve as run
-    from minutely.service import log_to_stderr
+    from minutely.services.serve import serve as run
+    from minutely.services.service import log_to_stderr
 
     log_to_stderr()
     pipeline = load(config, None, None)
@@ -183,7 +183,7 @@ def freshness(replicas: tuple[str, ...], as_json: bool, every: int) -> None:
     Where the output is no terminal, it asks once and prints one line for each replica. Having asked once, it ends with status 1
     where a replica did not answer, and with status 5 where none did.
     """
-    from minutely.freshness import COMPOSE, follow, print_once
+    from minutely.services.freshness import COMPOSE, follow, print_once
 
     console, asked = Terminal(), replicas or COMPOSE
     if console.is_terminal and not as_json:
@@ -200,8 +200,8 @@ def freshness(replicas: tuple[str, ...], as_json: bool, every: int) -> None:
 @click.option("--rate", type=PerSecond(), help="Requests a second instead, as in 500/s.")
 def produce(config: Path, data: str | None, memory: int | None, speed: float | None, rate: float | None) -> None:
     """Send logged events to Kafka as if they happened now: order kept, engagement delays as they were."""
-    from minutely.produce import produce as run
-    from minutely.service import log_to_stderr
+    from minutely.services.produce import produce as run
+    from minutely.services.service import log_to_stderr
 
     if speed is not None and rate is not None:
         raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
@@ -228,9 +228,9 @@ def dead_letters(
     config: Path | None, reason: str | None, limit: int, again: bool, since: int | None, run: Path | None
 ) -> None:
     """List what was refused and why, or send it again after a fix."""
-    from minutely.again import send_again
-    from minutely.dead_letters import show, show_kept
-    from minutely.run import Run
+    from minutely.replays.run import Run
+    from minutely.services.again import send_again
+    from minutely.services.dead_letters import show, show_kept
     from streaming.records.reasons import JOINER_REASONS
 
     if again and run is not None:

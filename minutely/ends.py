@@ -17,7 +17,7 @@ from basis.problems import (
     Problems,
     UnreadableError,
 )
-from minutely.service import CannotListen
+from minutely.services.service import CannotListen
 from minutely.terminal import Terminal, literal
 
 

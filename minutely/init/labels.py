@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from basis.settings import format_duration
-from minutely.advice import bound_of
 from minutely.init.lines import Line, free_name
 from minutely.init.profile import Column, Numbers
 from minutely.init.roles import Engagements, Layout
@@ -25,6 +24,7 @@ from minutely.init.words import (
     names,
     words,
 )
+from minutely.logs.advice import bound_of
 from streaming.features.arrow_columns import to_ms
 from streaming.features.columns import Ids
 from streaming.features.kinds import Unit

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.marks import unpin

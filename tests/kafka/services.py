@@ -21,7 +21,7 @@ from minutely.config import Pipeline
 Program: TypeAlias = Callable[..., None]
 _STOP_SECONDS = 60
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["minutely.archive", "minutely.join", "minutely.serve", "minutely.train"])
+_FORKS.set_forkserver_preload([f"minutely.services.{name}" for name in ("archive", "join", "serve", "train")])
 
 
 def write_config(pipeline: Pipeline, folder: Path) -> Path:

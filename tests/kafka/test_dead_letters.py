@@ -14,11 +14,11 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 
 from basis.problems import Problems
-from minutely import again
-from minutely.again import send_again
 from minutely.config import Pipeline
-from minutely.dead_letters import dead_letters, show
-from minutely.join import make_join_service
+from minutely.services import again
+from minutely.services.again import send_again
+from minutely.services.dead_letters import dead_letters, show
+from minutely.services.join import make_join_service
 from stack.kafka import BrokerUnavailable, Cluster
 from streaming.clock import WallClock
 from streaming.join.service import JoinService

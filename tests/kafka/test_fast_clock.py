@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from minutely.config import Pipeline
-from minutely.join import make_join_service
+from minutely.services.join import make_join_service
 from streaming.clock import WallClock
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics

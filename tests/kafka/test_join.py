@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from prometheus_client.registry import CollectorRegistry
 
 from minutely.config import Pipeline
-from minutely.join import make_join_service
-from minutely.loop import open_state
+from minutely.replays.loop import open_state
+from minutely.services.join import make_join_service
 from streaming.clock import EventClock, WallClock
 from streaming.embedded_log import EmbeddedLog
 from streaming.join.embedded import catch_up, embedded_service

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from minutely.join import make_join_service
+from minutely.services.join import make_join_service
 from streaming.clock import WallClock
 from streaming.join.service import JoinService
 from streaming.kafka.outlet import KafkaOutlet

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from minutely.join import make_join_service
+from minutely.services.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
 from streaming.clock import WallClock
 from streaming.join.commit import Committed

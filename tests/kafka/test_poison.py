@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from minutely.archive import ArchiveService
-from minutely.join import make_join_service
-from minutely.metrics import Status
-from minutely.train import TrainService
+from minutely.services.archive import ArchiveService
+from minutely.services.join import make_join_service
+from minutely.services.metrics import Status
+from minutely.services.train import TrainService
 from paramserver.files import LocalFiles
 from streaming.archive.table import Archive
 from streaming.clock import WallClock

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from minutely.config import Pipeline
-from minutely.join import make_join_service
-from minutely.produce import of_run, produce
+from minutely.services.join import make_join_service
+from minutely.services.produce import of_run, produce
 from stack.kafka import BrokerUnavailable, Cluster
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
@@ -180,7 +180,7 @@ def test_brokers_that_are_away_are_waited_for(tmp_path: Path, monkeypatch: pytes
 def test_a_request_that_no_record_has_room_for_is_left_out(
     kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("minutely.produce.MAX_RECORD_BYTES", 4000)
+    monkeypatch.setattr("minutely.services.produce.MAX_RECORD_BYTES", 4000)
     pipeline = pipeline_of(kafka, tmp_path)
     log = tmp_path / "log.csv"
     large = [f"{LOGGED_AT + 1},large,i{number},{int(number < 3)}" for number in range(400)]

@@ -20,8 +20,8 @@ from confluent_kafka.admin import (
 )
 
 from basis.problems import Problems
-from minutely.again import send_again
-from minutely.join import make_join_service
+from minutely.services.again import send_again
+from minutely.services.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
 from streaming.clock import WallClock
 from streaming.kafka.log import KafkaLog

@@ -15,8 +15,8 @@ import pytest
 from confluent_kafka import KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from minutely.dead_letters import dead_letters
-from minutely.join import make_join_service
+from minutely.services.dead_letters import dead_letters
+from minutely.services.join import make_join_service
 from streaming.clock import WallClock
 from streaming.join.service import JoinService
 from streaming.kafka import client

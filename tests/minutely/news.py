@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from minutely.config import Pipeline
-from tests.minutely.test_loop import HOUR, START
+from tests.minutely.replays.test_loop import HOUR, START
 
 USERS, ARTICLES, PER_REQUEST = 300, 50, 5
 

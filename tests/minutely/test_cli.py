@@ -226,7 +226,9 @@ def test_help_check_and_the_joiner_need_no_torch(logs: Path, tmp_path: Path) -> 
     """Loading it takes seconds, and these come at once; a joiner has other use for the memory."""
     check = ["check", str(_config(tmp_path)), "--data", str(logs)]
     code = "from minutely.cli import cli; cli(['replay', '--help'], standalone_mode=False)"
-    code += f"; cli({check}, standalone_mode=False); import minutely.join, sys; assert 'torch' not in sys.modules"
+    code += (
+        f"; cli({check}, standalone_mode=False); import minutely.services.join, sys; assert 'torch' not in sys.modules"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

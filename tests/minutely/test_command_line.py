@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from minutely.cli import cli
 from minutely.ends import Ending
-from minutely.freshness import COMPOSE
+from minutely.services.freshness import COMPOSE
 from stack.ports import free_ports
 from streaming.kafka import topics, waiting
 from streaming.kafka.settings import BOOTSTRAP

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from minutely.parts import make_trainer
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from paramserver.files import LocalFiles
 from paramserver.table import Table
 from streaming.clock import EventClock
 from streaming.embedded_log import EmbeddedLog
-from tests.minutely.test_train import PIPELINE, World
+from tests.minutely.services.test_train import PIPELINE, World
 from tests.paramserver.test_table import shared_bucket_ids
 
 # More than fit in two buckets, in the smallest index.

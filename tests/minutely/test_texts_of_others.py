@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from basis.problems import GapError
-from minutely.dead_letters import show_kept
 from minutely.ends import errors_as_statuses
-from minutely.freshness import Looked, table
-from minutely.run_letters import keep_letters
-from minutely.service import log_to_stderr
+from minutely.replays.run_letters import keep_letters
+from minutely.services.dead_letters import show_kept
+from minutely.services.freshness import Looked, table
+from minutely.services.service import log_to_stderr
 from minutely.terminal import Terminal, literal
 from streaming.embedded_log import EmbeddedLog
 from streaming.join.refusals import RefusalLog

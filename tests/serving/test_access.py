@@ -12,8 +12,8 @@ import pytest
 
 from basis.problems import Problems
 from minutely.config import load_pipeline
-from minutely.serve import serve
-from minutely.service import Address, CannotListen, bind
+from minutely.services.serve import serve
+from minutely.services.service import Address, CannotListen, bind
 from serving.access import Denied, Gate, Rate
 from serving.client import Client, RefusedError
 from serving.settings import Role, TokenSettings

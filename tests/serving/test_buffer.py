@@ -11,7 +11,7 @@ import pytest
 
 from basis.problems import Problems
 from minutely.config import load_pipeline
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from serving.buffer import Buffer
 from serving.outbox import Outbox, Outgoing
 from serving.ranking import Ranking, order_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from paramserver.files import LocalFiles
 from serving.http import Service
 from streaming.clock import EventClock

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from paramserver.files import LocalFiles
 from serving.answers import JSON, MSGPACK
 from serving.http import Service

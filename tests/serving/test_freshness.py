@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from paramserver.learned import Delays, Learned
 from serving.freshness import BOUNDS_SECONDS, Histogram
 from streaming.clock import EventClock

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from serving.connections import Connections, Limits
 from serving.cost import BatchCost
 from serving.http import Service

@@ -13,7 +13,7 @@ import pytest
 
 from basis.problems import Problems
 from minutely.config import Pipeline
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from serving.http import Service
 from serving.ranking import least_impression_bytes
 from streaming.clock import EventClock

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minutely.kafka_sink import KafkaSink
+from minutely.services.kafka_sink import KafkaSink
 from serving.outbox import Outbox, Outgoing
 from serving.service import send_step
 from stack.kafka import BrokerUnavailable, running

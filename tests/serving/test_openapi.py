@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from serving.answers import JSON, MSGPACK
 from serving.http import Service
 from serving.service import ReplicaService, pull_step

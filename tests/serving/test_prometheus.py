@@ -17,7 +17,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from minutely.metrics import Status, StatusMetrics
+from minutely.services.metrics import Status, StatusMetrics
 from paramserver.table import Table
 from stack.ports import free_ports
 from streaming.clock import EventClock

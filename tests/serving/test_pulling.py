@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from minutely.serve import make_replica_service
-from minutely.versions import release, roll_back
+from minutely.services.serve import make_replica_service
+from minutely.services.versions import release, roll_back
 from paramserver.delta_log import DeltaLog
 from paramserver.manifest import encode_checked, read_manifest
 from paramserver.table import Table

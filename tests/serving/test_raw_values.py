@@ -16,8 +16,8 @@ from rich.console import Console
 
 from basis.problems import Problems
 from minutely.config import Pipeline
-from minutely.replay import replay
-from minutely.serve import make_replica_service
+from minutely.replays.replay import replay
+from minutely.services.serve import make_replica_service
 from paramserver.files import LocalFiles
 from serving.http import Service
 from serving.inputs import Inputs

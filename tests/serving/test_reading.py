@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from serving.http import Service
 from serving.reading import Reading
 from serving.requests import RequestReader

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from paramserver.delta_log import Cut
 from serving.requests import Query
 from serving.scoring import Busy

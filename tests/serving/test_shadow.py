@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from minutely.serve import make_replica_service
+from minutely.services.serve import make_replica_service
 from serving.comparison import Comparison
 from serving.ranking import order_of
 from serving.requests import RankQuery

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from minutely.versions import release, roll_back
+from minutely.services.versions import release, roll_back
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.table import Table
 from serving.answers import RankResponse

@@ -130,7 +130,7 @@ class JoinerService:
 
 
 class TrainService:
-    """`minutely.train.TrainService`, a step at a time."""
+    """`minutely.services.train.TrainService`, a step at a time."""
 
     def __init__(self, world: World, process: Process, clock: Clock) -> None:
         self.world = world

@@ -25,7 +25,7 @@ import yaml
 from basis.settings import parse_duration
 from minutely.built_in import BUILT_IN
 from minutely.config import load_pipeline
-from minutely.freshness import look
+from minutely.services.freshness import look
 from paramserver import manifest as manifests
 from paramserver.files import LocalFiles
 from serving.client import Client

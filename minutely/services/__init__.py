@@ -1,0 +1,1 @@
+"""The services on Kafka, and the commands that look after what they publish and refuse."""

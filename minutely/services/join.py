@@ -1,0 +1,73 @@
+"""`minutely join`: the joiner's service, put together from a pipeline."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import uuid
+from pathlib import Path
+
+from minutely.config import Pipeline
+from minutely.services.place import require_writable
+from minutely.services.service import Address, bind, serve_metrics, stop_on_signal
+from streaming.clock import Clock, WallClock
+from streaming.join.brokers import History, Outlet
+from streaming.join.calibration import ServedCalibration
+from streaming.join.memory import MemoryShare
+from streaming.join.metrics import JoinMetrics
+from streaming.join.partition import JoinPartition
+from streaming.join.refusals import RefusalLog
+from streaming.join.service import GARBAGE_AFTER, JoinService
+from streaming.join.state import JoinState
+from streaming.kafka.brokers import KafkaBrokers
+from streaming.kafka.topics import ensure_topics
+from streaming.kafka.waiting import retrying
+
+_log = logging.getLogger("minutely.join")
+
+
+def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
+    """Join until SIGINT or SIGTERM; a folder for each partition's state in ``folder``."""
+
+    def begin() -> JoinService:
+        ensure_topics(pipeline.kafka)
+        return make_join_service(pipeline, folder, WallClock())
+
+    require_writable(folder, "--state")
+    if metrics is not None:
+        bind(metrics, "--metrics").close()  # said now, not when brokers are there
+    gc.set_threshold(GARBAGE_AFTER)
+    with stop_on_signal() as stop:
+        service = retrying(_log, stop, begin, pipeline.kafka.asked)
+        if service is None:
+            return
+        if metrics is not None:
+            serve_metrics(JoinMetrics(service), metrics)
+        service.run(stop)
+
+
+def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinService:
+    """The service with a pipeline's joiners."""
+    spec, settings = pipeline.join_spec(), pipeline.join
+    bounds = pipeline.train.guards.served_calibration
+    memory = MemoryShare(settings.memory_bytes)
+    refusals = RefusalLog(clock)
+    served = None if bounds is None else ServedCalibration(pipeline.labels, bounds, _log.warning, _log.info)
+
+    def make(partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
+        state = memory.open(folder / str(partition))
+        return state, JoinPartition(
+            spec,
+            state,
+            outlet,
+            history,
+            partition,
+            new_id=lambda: uuid.uuid4().hex,
+            served=served,
+            refused=refusals.add,
+        )
+
+    brokers = KafkaBrokers(pipeline.kafka)
+    return JoinService(
+        brokers, make, clock, max_wait_ms=settings.max_wait, asked=pipeline.kafka.asked, served=served, memory=memory
+    )
