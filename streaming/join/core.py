@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from streaming.join.configs import ConfigSince
 from streaming.join.decided import Decided
-from streaming.join.output import JoinOutput, Output, RowSizes
+from streaming.join.output import JoinOutput, Output
 from streaming.join.pending import DROPPED, WAITING_BYTES, Pending
 from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
@@ -345,22 +345,21 @@ class Joiner:
         next_due, emitted, events = NEVER, pending.emitted, pending.events
         if 0 not in emitted:
             return NEVER  # a recovery may be here with columns that nobody has checked
-        sizes = self._output.sizes(request)
         for index, happened in events.items():
             if not emitted[index]:
                 decision = self._decide(pending.served_at, happened)
                 if self._settings.emit == "window":
                     decision = decision._replace(decided_at=closes_at)
                 if decision.decided_at < self.watermark and self._output.room > 0:
-                    self._emit(request_id, pending, [index], decision, sizes)
+                    self._emit(request_id, pending, request, [index], decision)
                 else:
                     next_due = min(next_due, decision.decided_at)
         if 0 in emitted:
             # Most impressions have no events: one decision, later than any other, serves them all.
             if closes_at < self.watermark and self._output.room > 0:
                 without = [index for index, times in enumerate(emitted) if not times and index not in events]
-                decision = Decision(self._negative, closes_at, pending.served_at)
-                self._emit(request_id, pending, sizes.first(without, self._output.room), decision, sizes)
+                first = self._output.sizes(request).first(without, self._output.room)
+                self._emit(request_id, pending, request, first, Decision(self._negative, closes_at, pending.served_at))
             if 0 in emitted:
                 next_due = min(next_due, closes_at)
         return next_due
@@ -396,19 +395,19 @@ class Joiner:
         self._state.outdate(request_id, problem)
 
     def _emit(
-        self, request_id: str, pending: Pending, indices: Sequence[int], decision: Decision, sizes: RowSizes
+        self, request_id: str, pending: Pending, request: Request, indices: Sequence[int], decision: Decision
     ) -> None:
         """Turn decided impressions into examples, except the negatives that are not kept."""
-        assert pending.request is not None
-        self.policy.compare(pending.request, indices, decision)
-        kept = self.policy.sample(request_id, pending, indices, decision)
-        self.counts.dropped += len(indices) - len(kept)
-        for index in indices:
-            pending.emitted[index] = DROPPED
+        self.policy.compare(request, indices, decision)
+        kept, emitted = self.policy.sample(request_id, pending, indices, decision), pending.emitted
+        if dropped := len(indices) - len(kept):
+            self.counts.dropped += dropped
+            for index in indices:
+                emitted[index] = DROPPED
         for index in kept:
-            pending.emitted[index] = 1
+            emitted[index] = 1
         if kept:
-            self._output.add(Decided(request_id, pending.request, kept, decision), sizes.bytes_of(kept))
+            self._output.add(Decided(request_id, request, kept, decision), self._output.sizes(request).bytes_of(kept))
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from streaming.features.columns import Ids, packed_width
-from streaming.features.kinds import Feature
 from streaming.join.decided import Decided, batches
 from streaming.join.spec import JoinSpec
 from streaming.records.events import MAX_RECORD_BYTES, DeadLetter, Request
@@ -38,30 +37,27 @@ class RowSizes(NamedTuple):
     lists: Ids | None
 
     @classmethod
-    def of(cls, request: Request, features: Mapping[str, Feature]) -> RowSizes:
-        """Measure the columns of these features, which were checked: all else that a request holds may be anything."""
+    def of(cls, request: Request, fixed: int, lists: Sequence[tuple[str, bool]]) -> RowSizes:
+        """Measure a request whose columns were checked: all else that it holds may be anything. ``fixed`` are the bytes of every
+        row; ``lists`` names the lists of ids, and says which of them the request's impressions share."""
         ids = request.impression_ids
-        each, divided = len(request.request_id) + _ROW_BYTES, len("".join(ids))
+        each, divided = fixed + len(request.request_id), len("".join(ids))
         ragged: list[tuple[bytes, bytes]] = []
-        for name, feature in features.items():
-            shared = feature.scope == "request"
+        for name, shared in lists:
             packed = (request.shared if shared else request.features).get(name)
-            if packed is None:
-                each += max(0, packed_width(feature))
+            if packed is None or isinstance(packed, bytes):
                 continue
-            size = len(packed) if isinstance(packed, bytes) else len(packed[0]) + len(packed[1])
             if shared:
-                each += size
-                continue
-            divided += size
-            if not isinstance(packed, bytes):
+                each += len(packed[0]) + len(packed[1])
+            else:
+                divided += len(packed[0]) + len(packed[1])
                 ragged.append(packed)
-        lists: Ids | None = None
+        of_row: Ids | None = None
         if ragged and divided > _UNEVEN_BYTES:
             counts = [np.frombuffer(lengths, "<i4") for lengths, _ in ragged]
-            lists = np.asarray(_LIST_VALUE_BYTES * np.sum(counts, axis=0, dtype=np.int64))
+            of_row = np.asarray(_LIST_VALUE_BYTES * np.sum(counts, axis=0, dtype=np.int64))
             divided -= sum(len(values) for _, values in ragged)
-        return cls(each + divided // len(ids), lists)
+        return cls(each + divided // len(ids), of_row)
 
     def bytes_of(self, indices: Sequence[int]) -> int:
         """Return the bytes of the rows with these indices."""
@@ -84,14 +80,16 @@ class Output:
         self._sampling_rate = spec.negatives.keep
         self._max_rows = spec.settings.max_rows
         self._batch_bytes = spec.limits.batch_bytes
-        self._features = dict(spec.features)
+        widths = {name: packed_width(feature) for name, feature in spec.features.items()}
+        self._row_bytes = _ROW_BYTES + sum(width for width in widths.values() if width > 0)
+        self._lists = [(name, spec.features[name].scope == "request") for name, width in widths.items() if width < 0]
         self._ready: list[Decided] = []
         self._dead: list[DeadLetter] = []
         self._bytes = 0
 
     def sizes(self, request: Request) -> RowSizes:
         """Return what the rows of a request that is ours take."""
-        return RowSizes.of(request, self._features)
+        return RowSizes.of(request, self._row_bytes, self._lists)
 
     @property
     def is_full(self) -> bool:
