@@ -81,3 +81,7 @@ class UnreadableError(RuntimeError):
 
 class BadFile(ValueError):
     """A published file is not what its manifest says; the message names it."""
+
+
+class CannotListen(OSError):
+    """Nobody can listen at an address: another program does, or it is none of this machine's."""

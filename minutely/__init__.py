@@ -1,1 +1,1 @@
-"""The composition root: command line, configuration, and the embedded loop."""
+"""The composition root: configuration and command line; replays, services, and what looks at logs, in folders."""

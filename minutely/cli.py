@@ -255,7 +255,7 @@ def rollback(version: int | None, deltas: str | None, run: Path | None, train_fr
 
 
 def _deltas_place(deltas: str | None, run: Path | None) -> str:
-    from minutely.replays.run import Run
+    from minutely.run import Run
 
     if deltas is not None and run is not None:
         raise click.UsageError("--deltas and --run: give one")

@@ -228,7 +228,7 @@ def dead_letters(
     config: Path | None, reason: str | None, limit: int, again: bool, since: int | None, run: Path | None
 ) -> None:
     """List what was refused and why, or send it again after a fix."""
-    from minutely.replays.run import Run
+    from minutely.run import Run
     from minutely.services.again import send_again
     from minutely.services.dead_letters import show, show_kept
     from streaming.records.reasons import JOINER_REASONS

@@ -106,8 +106,9 @@ class Pipeline(Section):
 
 
 def _needed_ms(labels: Mapping[str, Label], join: JoinSettings) -> int:
-    """How far back (ms) records are read by a joiner that lost its state, and by a trainer and an archiver that were away."""
-    return 2 * (max(label.window for label in labels.values()) + join.lateness)
+    """How far back (ms) records are to be kept: a joiner that lost its state reads two windows and ``lateness`` back
+    (`streaming.join.configs.keep_ms`). One more ``lateness`` is for what was sent late."""
+    return 2 * JoinSpec({}, labels, join).wait_ms
 
 
 def load_pipeline(path: Path, data: Path | str | None = None) -> Pipeline:

@@ -9,6 +9,7 @@ from enum import IntEnum
 
 from basis.problems import (
     BadFile,
+    CannotListen,
     GapError,
     GuardedError,
     NoAnswerError,
@@ -17,7 +18,6 @@ from basis.problems import (
     Problems,
     UnreadableError,
 )
-from minutely.services.service import CannotListen
 from minutely.terminal import Terminal, literal
 
 

@@ -10,6 +10,7 @@ from basis.problems import GapError
 IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS = "impressions", "engagements", "examples", "dead-letters"
 INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 """What products write and joiners read."""
+TOPICS = (*INPUTS, EXAMPLES, DEAD_LETTERS)
 
 
 class Record(NamedTuple):
@@ -45,7 +46,7 @@ class LostRange(NamedTuple):
         if self.unreadable:
             why, advice = f"cannot be decompressed ({self.unreadable})", "Send smaller batches, or compress them less."
         else:
-            why, advice = "were deleted before they were joined", "Set kafka.retention longer than the longest outage."
+            why, advice = "were deleted before they were read", "Set kafka.retention longer than the longest outage."
         return f"{place} {why}: up to {self.size} lost. {advice}"
 
 

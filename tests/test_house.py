@@ -72,6 +72,22 @@ def test_no_import_of_streaming_runs_back_up(path: Path) -> None:
         assert not is_within(module, later), f"{path.relative_to(ROOT)}:{line} imports {module}"
 
 
+ROOMS = ("logs", "replays", "services", "init")
+"""The folders of `minutely/`, each of which imports only those before it; none imports the command line."""
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "minutely").glob("**/*.py")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_no_import_of_minutely_runs_back_up(path: Path) -> None:
+    room = path.parent.name
+    later = {f"minutely.{folder}" for folder in ROOMS[ROOMS.index(room) + 1 if room in ROOMS else 0 :]}
+    if room in ROOMS:
+        later |= {"minutely.cli", "minutely.cli_services"}
+    for line, module in imports(path) if not path.name.startswith("cli") else ():
+        assert not is_within(module, later), f"{path.relative_to(ROOT)}:{line} imports {module}"
+
+
 def test_every_part_is_looked_at() -> None:
     assert {part for part, _ in FILES} == set(ALLOWED)
 

@@ -18,7 +18,7 @@ from minutely.init.roles import Layout, layout_of
 from minutely.init.sources import Found, find_sources
 from minutely.init.tables import table_of
 from minutely.init.text import UNSURE, config_name, config_text
-from minutely.services.place import require_writable
+from minutely.place import require_writable
 from minutely.terminal import literal
 
 

@@ -17,8 +17,8 @@ from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.logs.own_logs import load_events
 from minutely.parts import make_replica
+from minutely.place import open_versions, require_writable
 from minutely.replays.results import metrics_of
-from minutely.services.place import open_versions, require_writable
 from streaming.features.columns import slice_columns
 
 _SUMMARY = "summary.json"

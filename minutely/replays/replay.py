@@ -24,8 +24,8 @@ from minutely.replays.loop import EmbeddedLoop, open_loop
 from minutely.replays.progress import ReplayProgress
 from minutely.replays.report import write_report
 from minutely.replays.results import results_of, summarize
-from minutely.replays.run import Run
 from minutely.replays.scores import require_free, write_scores
+from minutely.run import Run
 from paramserver.files import LocalFiles, WriteBack
 from streaming.source.logged_events import LoggedEvents
 

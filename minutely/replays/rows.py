@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as TextTable
 
 from basis.problems import Problem, Problems
-from minutely.replays.run import Run
+from minutely.run import Run
 from minutely.terminal import literal
 from paramserver import manifest as manifests
 from paramserver.files import LocalFiles

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from basis.problems import Problem, Problems
+from minutely.place import require_writable
 from minutely.replays.loop import EmbeddedLoop
-from minutely.services.place import require_writable
 from streaming.features.ids import MISSING
 
 _ROWS_AT_ONCE = 1 << 16

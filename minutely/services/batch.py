@@ -17,7 +17,7 @@ from rich.console import Console
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.parts import make_trainer
-from minutely.replays.run import Run
+from minutely.run import Run
 from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from streaming.archive.table import Archive

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from minutely.config import Pipeline
-from minutely.services.place import require_writable
+from minutely.place import require_writable
 from minutely.services.service import Address, bind, serve_metrics, stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.join.brokers import History, Outlet

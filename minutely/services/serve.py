@@ -25,8 +25,8 @@ from starlette.types import ASGIApp
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from minutely.parts import make_replica
+from minutely.place import open_published
 from minutely.services.kafka_sink import KafkaSink
-from minutely.services.place import open_published
 from minutely.services.service import BACKLOG, Address, bind, stop_on_signal
 from paramserver.files import Files
 from serving.access import Gate

@@ -14,6 +14,7 @@ from prometheus_client import start_http_server
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from basis.printable import printable
+from basis.problems import CannotListen
 
 BACKLOG = 2048
 
@@ -26,10 +27,6 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-class CannotListen(OSError):
-    """Nobody can listen at an address: another program does, or it is none of this machine's."""
 
 
 @contextmanager

@@ -15,11 +15,11 @@ import torch
 from basis.problems import BadFile, Problem, Problems
 from minutely.config import Pipeline
 from minutely.parts import make_trainer
+from minutely.place import folder_of, open_files, require_writable
 from minutely.services.batch import Retraining
 from minutely.services.examples_readers import RefusedExamples, begin_reading
 from minutely.services.lock import RETRAINER, WRITER, FileLock
 from minutely.services.metrics import Status, StatusMetrics
-from minutely.services.place import folder_of, open_files, require_writable
 from minutely.services.retrain import retrain
 from minutely.services.service import Address, serve_metrics, stop_on_signal
 from paramserver.files import Files, remove_half_written

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as TextTable
 
 from basis.problems import BadFile
-from minutely.services.place import open_published, open_versions
+from minutely.place import open_published, open_versions
 from minutely.terminal import literal
 from paramserver import history
 from paramserver import manifest as manifests

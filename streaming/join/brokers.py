@@ -1,6 +1,7 @@
 """The log as a joiner uses it: a group that shares the partitions, inputs to read, transactions, and the records still kept.
 
-Calls fail only with `BrokerError`: brokers are down or refuse, or the outcome of the call is unknown. Topics have the names of
+Calls fail with `BrokerError`: brokers are down or refuse, or the outcome of the call is unknown. `Outlet.open` also with
+`UnknownPlaceError`, which only a person can resolve. Topics have the names of
 `streaming.log`, without a prefix.
 """
 

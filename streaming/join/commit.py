@@ -13,8 +13,8 @@ import msgspec
 
 from basis.decoding import refusing
 from streaming.join.configs import ConfigSince
-from streaming.join.head import TOPICS, Head, Offsets
-from streaming.log import INPUTS
+from streaming.join.head import Head, Offsets
+from streaming.log import INPUTS, TOPICS
 
 _VERSION = 3
 
@@ -22,25 +22,30 @@ _VERSION = 3
 class Committed(msgspec.Struct, kw_only=True):
     """What the last transaction committed: its identity, the inputs' next offsets, and where a rebuild must read from.
 
-    Everything due by ``watermark`` is out. While more is due than one batch takes, ``decided_until`` is ahead of it, and some of
+    Everything due by ``published`` is out. While more is due than one batch takes, ``decided_until`` is ahead of it, and some of
     what is due by then is out. ``configs`` says what requests were taken under.
     """
 
     version: int = _VERSION
     state_id: str
     sequence: int
-    watermark: int
+    published: int
     decided_until: int
     offsets: dict[str, int]
     lowest: Offsets
     configs: Annotated[tuple[ConfigSince, ...], msgspec.Meta(min_length=1)]
 
 
-class ForgottenError(Exception):
-    """The brokers have no commit of a joiner, though there must have been one."""
+class UnknownPlaceError(Exception):
+    """It cannot be known where a partition's joiner was: its commit is not there, not a joiner's, or of another version."""
+
+
+class _Version(msgspec.Struct):
+    version: int
 
 
 _decoder = msgspec.json.Decoder(Committed)
+_version_decoder = msgspec.json.Decoder(_Version)
 
 
 def commit_of(head: Head) -> Committed:
@@ -48,8 +53,8 @@ def commit_of(head: Head) -> Committed:
     return Committed(
         state_id=head.state_id,
         sequence=head.sequence,
-        watermark=head.published,
-        decided_until=max(head.watermark, head.published),
+        published=head.published,
+        decided_until=max(head.decided_until, head.published),
         offsets={topic: head.offsets[topic] for topic in INPUTS},
         lowest=head.rebuild_points[0].offsets,
         configs=tuple(head.configs),
@@ -61,12 +66,18 @@ def encode_commit(commit: Committed) -> str:
     return msgspec.json.encode(commit).decode()
 
 
-def decode_commit(text: str, refusal: Callable[[str], ForgottenError] = ForgottenError) -> Committed:
-    """Decode a commit. Raise ``refusal``, with the reason, for text that no joiner wrote."""
+def decode_commit(text: str, refusal: Callable[[str], UnknownPlaceError] = UnknownPlaceError) -> Committed:
+    """Decode a commit. Raise ``refusal``, with the reason, for text that no joiner wrote, and `UnknownPlaceError` for a commit of
+    another version, which may be right."""
+    with refusing(refusal):
+        version = _version_decoder.decode(text).version
+    if version != _VERSION:
+        raise UnknownPlaceError(
+            f"a joiner of another version of Minutely committed last (commits of version {version}; this one reads {_VERSION}): "
+            "run that version, or start with empty topics, another kafka.prefix"
+        )
     with refusing(refusal):
         found = _decoder.decode(text)
-        if found.version != _VERSION:
-            raise ValueError(f"version {found.version}; allowed: {_VERSION}")
         if found.lowest.keys() != set(TOPICS) or found.offsets.keys() != set(INPUTS):
             raise ValueError(f"offsets of {', '.join(found.offsets | found.lowest)}; allowed: of every topic")
     return found

@@ -39,6 +39,11 @@ class ConfigSince(NamedTuple):
     forgotten_ms: int = 0
     engaged_ms: int = -1
 
+    @property
+    def wait_ms(self) -> int:
+        """As of `JoinSpec`, under this config."""
+        return self.window_ms + self.lateness_ms
+
     @classmethod
     def of(cls, spec: JoinSpec, impressions: int = 0, since_ms: int = -1) -> ConfigSince:
         """Return what a config decides from an offset on."""
@@ -67,7 +72,7 @@ def followed_by(
     if configs and configs[-1].is_like(ours):
         return list(configs)
     if configs:
-        forgotten = max(configs[-1].forgotten_ms, decided_until - configs[-1].window_ms - configs[-1].lateness_ms)
+        forgotten = max(configs[-1].forgotten_ms, decided_until - configs[-1].wait_ms)
         engaged = max(configs[-1].engaged_ms, engaged_ms)  # a recovery may read less again than was read before
         ours = ours._replace(forgotten_ms=forgotten, engaged_ms=engaged)
     found = [*configs, ours]
@@ -117,7 +122,7 @@ def was_due(since: Sequence[ConfigSince], served_at: int, watermark: int) -> boo
 
 def waited_before(configs: Sequence[ConfigSince], watermark: int) -> int:
     """Return until when (ms) engagements happened of which none still waits for its request, whichever of these took it."""
-    return _over_before(configs, watermark, lambda each: each.window_ms + each.lateness_ms)
+    return _over_before(configs, watermark, lambda each: each.wait_ms)
 
 
 def keep_ms(configs: Sequence[ConfigSince], spec: JoinSpec) -> int:

@@ -72,7 +72,7 @@ class Joiner:
         self._settings = spec.settings
         self._limits = spec.limits
         self._window = spec.window_ms
-        self._wait = spec.window_ms + spec.settings.lateness
+        self._wait = spec.wait_ms
         self._state = state
         self.policy = policy
         """How to treat records: as new ones, or as records that recovery re-reads."""
@@ -97,6 +97,11 @@ class Joiner:
         """Take what was in force up to now, ours last, as what pending requests were taken under."""
         self._forgotten_before = configs[-1].forgotten_ms
         self.upgrades.configs = configs
+
+    def resume(self, policy: Living, watermark: int, refused: Counter[str] | None = None) -> None:
+        """Go on from a watermark (ms) with another policy. Counts begin again, with what recovery itself ``refused``."""
+        self.policy, self.watermark = policy, watermark
+        self.counts = JoinCounts(refused=Counter(refused or {}))
 
     @property
     def output_is_full(self) -> bool:
@@ -190,7 +195,7 @@ class Joiner:
         request = decode_request(packed, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
         made_under = request.schema
         self.upgrades.accept(request, earlier)
-        forgotten_at = request.served_at + self._window + self._settings.lateness
+        forgotten_at = request.served_at + self._wait
         if self.policy.is_late(forgotten_at, self.watermark):
             raise BadRecord("late", f"served at {request.served_at} ms, watermark {self.watermark} ms: window closed")
         pending, digest = self._state.get(request.request_id) or Pending(), xxh3_64_intdigest(payload)

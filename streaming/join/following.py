@@ -34,7 +34,7 @@ def following(head: Head, spec: JoinSpec, joiner: Joiner, offsets: Offsets, sequ
     return Head(
         state_id=head.state_id,
         sequence=sequence,
-        watermark=joiner.watermark,
+        decided_until=joiner.watermark,
         published=published,
         offsets=dict(offsets),
         reached=dict(joiner.reached),

@@ -7,11 +7,9 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from streaming.join.configs import ConfigSince
-from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS
 from streaming.records.schema import Schema
 
 STATE_VERSION = 3
-TOPICS = (*INPUTS, EXAMPLES, DEAD_LETTERS)
 
 Offsets: TypeAlias = dict[str, int]
 """An offset in each of `TOPICS`: the next one to take of an input; of an output, from where on later transactions write."""
@@ -27,17 +25,17 @@ class RebuildPoint(NamedTuple):
 class Head(msgspec.Struct, array_like=True, kw_only=True):
     """Identifies a state: ``state_id`` is new at every rebuild, ``sequence`` counts transactions. Times in ms of event time.
 
-    ``published`` is the watermark up to which everything is in `examples`; ``watermark`` is ahead of it while more is due than one
-    batch takes. ``pending`` counts requests. A rebuild reads from the first of ``rebuild_points`` now, and may read from the others
-    later. ``schemas`` has the schemas, by fingerprint, that requests may have been made under; ``configs`` says from which offset
-    on, and what else decided when they were due, ours last. ``reached`` is how far records let the watermark move, ``newest`` the
-    newest event time of any.
+    Everything due by ``published`` is emitted or dropped. While more is due than one batch takes, ``decided_until`` is ahead of it,
+    and some of what is due by then is out. ``pending`` counts requests. A rebuild reads from the first of ``rebuild_points`` now,
+    and may read from the others later. ``schemas`` has the schemas, by fingerprint, that requests may have been made under;
+    ``configs`` says from which offset on, and what else decided when they were due, ours last. ``reached`` is how far records let
+    the watermark move, ``newest`` the newest event time of any.
     """
 
     version: int = STATE_VERSION
     state_id: str
     sequence: int = 0
-    watermark: int = 0
+    decided_until: int = 0
     published: int = -1
     offsets: Offsets
     reached: dict[str, int] = {}

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from streaming.join.calibration import ServedCalibration
-from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS
+from streaming.log import INPUTS, TOPICS
 from streaming.records.reasons import JOINER_REASONS
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class JoinMetrics(Collector):
             examples.add_metric([partition], counts.examples)
             repeated.add_metric([partition], counts.repeated)
             corrected.add_metric([partition], counts.corrected)
-            for topic in (*INPUTS, EXAMPLES, DEAD_LETTERS):
+            for topic in TOPICS:
                 lost.add_metric([topic, partition], member.lost[topic])
             refused = counts.refused.copy()
             for reason in sorted(JOINER_REASONS | refused.keys()):

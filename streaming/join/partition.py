@@ -77,7 +77,8 @@ class JoinPartition:
 
     @property
     def published(self) -> int:
-        """The watermark (ms) published in `examples`."""
+        """The watermark (ms) up to which everything due is emitted or dropped; it goes back where late records need several
+        transactions."""
         return self._head.published
 
     @property
@@ -108,7 +109,7 @@ class JoinPartition:
         """Restore the state that belongs to the last commit; bounded work between two yields.
 
         Raises:
-            ForgottenError: it is unknown what is in `examples` already; only a person can resolve that.
+            UnknownPlaceError: it is unknown what is in `examples` already; only a person can resolve that.
         """
         committed = self._outlet.open()
         if self._restored and committed and committed.state_id == self._head.state_id:

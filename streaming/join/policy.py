@@ -33,7 +33,7 @@ class Living:
 
     def __init__(self, spec: JoinSpec, served: ServedCalibration | None = None) -> None:
         self.earliest_ms = spec.earliest_ms
-        self._wait_ms = spec.window_ms + spec.settings.lateness
+        self._wait_ms = spec.wait_ms
         self._max_future = spec.settings.max_future
         self._negatives = spec.negatives
         self._served = served

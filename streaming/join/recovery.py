@@ -16,16 +16,16 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streaming.join.brokers import History, Outlet, OutputRecord
-from streaming.join.commit import Committed, ForgottenError
+from streaming.join.commit import Committed, UnknownPlaceError
 from streaming.join.configs import ConfigSince, followed_by
-from streaming.join.core import JoinCounts, Joiner
+from streaming.join.core import Joiner
 from streaming.join.following import following
-from streaming.join.head import TOPICS, Head, Offsets, RebuildPoint
+from streaming.join.head import Head, Offsets, RebuildPoint
 from streaming.join.noted import note_examples, note_letter
 from streaming.join.policy import Living, Rereading
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, LostRange, Record
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, TOPICS, LostRange, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter, encode
 from streaming.records.examples import published_in
 
@@ -86,7 +86,7 @@ class Recovery:
         """Restore the state that belongs to the last commit; bounded work between two yields.
 
         Raises:
-            ForgottenError: it is unknown what is in `examples` already.
+            UnknownPlaceError: it is unknown what is in `examples` already.
         """
         self._state.reload()
         head = self._state.head
@@ -111,8 +111,8 @@ class Recovery:
             committed.configs,
             self._spec,
             committed.offsets[IMPRESSIONS],
-            committed.watermark,
-            max(committed.watermark, committed.decided_until),
+            committed.published,
+            committed.decided_until,
             joiner.reached[ENGAGEMENTS],
         )
 
@@ -143,8 +143,8 @@ class Recovery:
             head.configs = self._configs(committed, joiner)
             yield from self._read_again(restored, committed)
             return restored
-        joiner.watermark = head.watermark
-        restored.busy = head.published < head.watermark
+        joiner.resume(self._living, head.decided_until)
+        restored.busy = head.published < head.decided_until
         return restored
 
     def _rebuild(self, committed: Committed | None) -> Generator[None, None, Restored]:
@@ -152,13 +152,13 @@ class Recovery:
         kept = {topic: self._history.beginning(topic) for topic in TOPICS}
         if committed is None:
             if any(self._history.read(EXAMPLES, kept[EXAMPLES], self._history.end(EXAMPLES))):
-                raise ForgottenError(
+                raise UnknownPlaceError(
                     "no offsets are committed, but examples holds records, which joining would emit again; "
                     "to start over, empty examples or choose another kafka.prefix"
                 )
             return self._begin_anew(kept | {DEAD_LETTERS: self._history.end(DEAD_LETTERS)}, -1)
         needed = committed.lowest
-        restored = self._begin_anew({at: max(kept[at], needed[at]) for at in TOPICS}, committed.watermark)
+        restored = self._begin_anew({at: max(kept[at], needed[at]) for at in TOPICS}, committed.published)
         restored.head.configs = self._configs(committed, restored.joiner)
         for topic in (*INPUTS, EXAMPLES):
             stop = min(kept[topic], committed.offsets.get(topic, kept[topic]))
@@ -203,8 +203,7 @@ class Recovery:
                 note_letter(state, letter)
             self._pass_over(restored, committed)
             yield
-        joiner.watermark = committed.watermark
-        joiner.policy = Rereading(self._spec, state, committed.configs)
+        joiner.resume(Rereading(self._spec, state, committed.configs), committed.published)
         for topic in INPUTS:
             for records in self._kept(restored, topic, restored.offsets[topic], committed.offsets[topic]):
                 known = state.sent.letters(topic, [record.offset for record in records])
@@ -220,16 +219,14 @@ class Recovery:
                 yield
         # Impressions that were due by the committed watermark and are not in `examples` were dropped by sampling. Those that stay
         # open longer under their own schema stay pending.
-        while not joiner.advance(committed.watermark, self._requests_at_once):
+        while not joiner.advance(committed.published, self._requests_at_once):
             self._pass_over(restored, committed)
             yield
         self._pass_over(restored, committed)
-        joiner.counts = JoinCounts(refused=restored.refused)
-        joiner.policy = self._living
-        joiner.watermark = committed.decided_until
-        restored.busy = committed.watermark < committed.decided_until
+        joiner.resume(self._living, committed.decided_until, restored.refused)
+        restored.busy = committed.published < committed.decided_until
         restored.offsets = committed.offsets | ends
-        restored.head = self._head_of(restored, committed.sequence, committed.watermark)
+        restored.head = self._head_of(restored, committed.sequence, committed.published)
         restored.unwritten = True
 
     def _kept(self, restored: Restored, topic: str, start: int, stop: int) -> Iterator[list[Record]]:
@@ -251,7 +248,7 @@ class Recovery:
             self._outlet.send([OutputRecord(DEAD_LETTERS, encode(letter)) for letter in letters], committed)
             restored.refused.update(letter.reason for letter in letters)
         if self._state.must_write:
-            restored.head = self._head_of(restored, restored.head.sequence, committed.watermark)
+            restored.head = self._head_of(restored, restored.head.sequence, committed.published)
             self._state.write(restored.head)
 
     def _head_of(self, restored: Restored, sequence: int, published: int) -> Head:

@@ -15,7 +15,7 @@ from streaming.clock import Clock
 from streaming.join.brokers import Brokers, History, InputPartition, Outlet
 from streaming.join.calibration import ServedCalibration
 from streaming.join.clocks import ClockCheck
-from streaming.join.commit import ForgottenError
+from streaming.join.commit import UnknownPlaceError
 from streaming.join.memory import MemoryShare
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
@@ -229,7 +229,7 @@ class JoinService:
         except NoLeaderError as error:
             member.recovery = None
             self._lose_place(member, error)  # brokers said so at once: the others need not wait for the next round
-        except (BrokerError, ForgottenError) as error:
+        except (BrokerError, UnknownPlaceError) as error:
             self._broken(member, error)
             return False
         except Exception as error:

@@ -33,3 +33,8 @@ class JoinSpec(NamedTuple):
     def window_ms(self) -> int:
         """The longest window of a label."""
         return max(label.window for label in self.labels.values())
+
+    @property
+    def wait_ms(self) -> int:
+        """How long after its serving a request is known, and an engagement waits for its request."""
+        return self.window_ms + self.settings.lateness

@@ -4,9 +4,7 @@ On disk is the whole state after one of the transactions: each write is one Rock
 is not synced. A process that dies loses no write; a machine that dies comes back with an older state, from which recovery works
 as well.
 
-Keys: ``head``; ``p<request>``, the part of a request that changes; ``r<request>``, its record, written once;
-``t<time><request>``, when to look at it; during recovery only, ``e<example><served at>``, how often an example was emitted, and
-``e<topic><offset>``, a record that was refused.
+Keys and values: docs/state-format.md.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from streaming.kafka.membership import Membership
 from streaming.kafka.outlet import KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.unreadable_batches import is_unreadable, lost_in
-from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, INPUTS, BrokerError, LostRange, Record
+from streaming.log import IMPRESSIONS, INPUTS, TOPICS, BrokerError, LostRange, Record
 
 T = TypeVar("T")
 
@@ -76,8 +76,7 @@ class KafkaBrokers:
     def check_leaders(self, partitions: Collection[int]) -> None:
         """Raise `NoLeaderError` if one of them has no leader in a topic that joiners read or write: neither its offsets nor a
         transaction with it could be had."""
-        topics = (*INPUTS, EXAMPLES, DEAD_LETTERS)
-        check_leaders(self._asker, self._ats(topics, partitions), _ANSWER_SECONDS)
+        check_leaders(self._asker, self._ats(TOPICS, partitions), _ANSWER_SECONDS)
 
     def begins(self, partitions: Collection[int]) -> dict[InputPartition, int]:
         """Return the first offsets that are kept, of both inputs."""

@@ -10,7 +10,7 @@ from functools import partial
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streaming.join.brokers import OutputRecord
-from streaming.join.commit import Committed, ForgottenError, decode_commit, encode_commit
+from streaming.join.commit import Committed, UnknownPlaceError, decode_commit, encode_commit
 from streaming.kafka.client import (
     BLOCK_SECONDS,
     POLL_SECONDS,
@@ -128,7 +128,7 @@ class KafkaOutlet:
         """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was.
 
         Raises:
-            ForgottenError: somebody else moved the offset of an input. A joiner commits both at once, with the same metadata.
+            UnknownPlaceError: somebody else moved the offset of an input. A joiner commits both at once, with the same metadata.
         """
         found = dict(zip(INPUTS, self._transactions.open(), strict=True))
         if all(offset < 0 for offset, _ in found.values()):
@@ -145,9 +145,9 @@ class KafkaOutlet:
         committed.offsets = offsets
         return committed
 
-    def _moved(self, name: str, offset: int, why: str) -> ForgottenError:
+    def _moved(self, name: str, offset: int, why: str) -> UnknownPlaceError:
         at = f"offset {offset}" if offset >= 0 else "no offset"
-        return ForgottenError(
+        return UnknownPlaceError(
             f"group {self._transactions.group}: {name}/{self._partition} is at {at}, which is not a joiner's commit: {why}; "
             "allowed: offsets that only joiners commit. To start over, empty examples and delete the group, or choose another "
             "kafka.prefix"

@@ -122,7 +122,7 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
     except Exception as error:
         raise BadRecord("malformed", why(error)) from None
     if record.version != FORMAT_VERSION:
-        raise BadRecord("version", f"schema version {record.version}; allowed: {FORMAT_VERSION}")
+        raise BadRecord("version", f"record version {record.version}; allowed: {FORMAT_VERSION}")
     return record
 
 

@@ -189,7 +189,7 @@ class ExampleFormat:
         with refusing(partial(BadRecord, "malformed"), BadRecord):
             record = _decoder.decode(payload)
             if record.version != EXAMPLES_VERSION:
-                raise BadRecord("version", f"schema version {record.version}; allowed: {EXAMPLES_VERSION}")
+                raise BadRecord("version", f"record version {record.version}; allowed: {EXAMPLES_VERSION}")
             if self._codec.begins(record.batch):
                 batch = self._codec.decode(record.batch)
             else:

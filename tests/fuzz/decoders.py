@@ -27,7 +27,7 @@ from serving.requests import EngagementsBody, RequestReader, engagement_of
 from serving.requests import decode as decode_body
 from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.join.commit import ForgottenError, decode_commit, encode_commit
+from streaming.join.commit import UnknownPlaceError, decode_commit, encode_commit
 from streaming.join.core import Joiner
 from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
@@ -143,7 +143,7 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     yield "examples of another Arrow", Decoder(foreign, _read_examples, refused, _hostile_examples)
     yield "revisions of examples", Decoder(own + foreign, _read_revisions, refused, _hostile_examples)
     commit = a_commit()
-    yield "commit", Decoder([encode_commit(commit).encode()], _read_commit, (ForgottenError,), hostile_json)
+    yield "commit", Decoder([encode_commit(commit).encode()], _read_commit, (UnknownPlaceError,), hostile_json)
     yield "dead letter", Decoder([encode(letter)], decode_letter, refused, hostile_msgpack)
 
 

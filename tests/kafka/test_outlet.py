@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from stack.kafka import BrokerUnavailable, running
 from streaming.join.brokers import OutputRecord
-from streaming.join.commit import Committed, ForgottenError, encode_commit
+from streaming.join.commit import Committed, UnknownPlaceError, encode_commit
 from streaming.kafka import outlet as kafka_outlet
 from streaming.kafka.outlet import KafkaOutlet, Transactions
 from streaming.kafka.settings import KafkaSettings
@@ -111,15 +111,15 @@ def test_offsets_that_somebody_else_moved_are_told_by_their_place(kafka: KafkaSe
         said = encode_commit(commit)
         for topic, joined in commit.offsets.items():
             move(kafka, topic, 1)
-            with pytest.raises(ForgottenError, match=rf"{topic}/0 is at offset 1, which is not a joiner's commit"):
+            with pytest.raises(UnknownPlaceError, match=rf"{topic}/0 is at offset 1, which is not a joiner's commit"):
                 outlet.open()
             move(kafka, topic, 1, said)
-            with pytest.raises(ForgottenError, match=rf"{topic}/0 is at offset 1, .*: joiners committed {joined};"):
+            with pytest.raises(UnknownPlaceError, match=rf"{topic}/0 is at offset 1, .*: joiners committed {joined};"):
                 outlet.open()
             move(kafka, topic, joined, said)
             assert outlet.open() == commit
         move(kafka, ENGAGEMENTS, 5, encode_commit(commit_of(2)))
-        with pytest.raises(ForgottenError, match="engagements/0 is at offset 5"):
+        with pytest.raises(UnknownPlaceError, match="engagements/0 is at offset 5"):
             outlet.open()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from basis.problems import Problems
 from minutely.config import load_pipeline
-from minutely.replays.run import Run
+from minutely.run import Run
 from tests.minutely.configs import BASE, load_text, problems
 
 

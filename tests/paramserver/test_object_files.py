@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from basis.problems import Problems
 from minutely.cli import cli
-from minutely.services.place import open_files
+from minutely.place import open_files
 from paramserver import manifest as manifests
 from paramserver.files import Files
 from paramserver.follower import Follower

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from basis.problems import Problems
+from basis.problems import CannotListen, Problems
 from minutely.config import load_pipeline
 from minutely.services.serve import serve
-from minutely.services.service import Address, CannotListen, bind
+from minutely.services.service import Address, bind
 from serving.access import Denied, Gate, Rate
 from serving.client import Client, RefusedError
 from serving.settings import Role, TokenSettings

@@ -11,12 +11,11 @@ import msgspec
 from basis.problems import GapError
 from streaming.join.brokers import Fetched, InputPartition, OutputRecord
 from streaming.join.commit import Committed, decode_commit, encode_commit
-from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, BrokerError, NoLeaderError, Record
+from streaming.log import DEAD_LETTERS, INPUTS, TOPICS, BrokerError, NoLeaderError, Record
 from streaming.records.events import DeadLetter
 from tests.simulation.process import Process
 
 JOINERS = ("a", "b")
-_TOPICS = (*INPUTS, EXAMPLES, DEAD_LETTERS)
 _WAITS = 5
 _letter = msgspec.msgpack.Decoder(DeadLetter)
 
@@ -75,7 +74,7 @@ class Brokers:
     def __init__(self, rng: random.Random, partitions: int, now_ms: Callable[[], int]) -> None:
         self.rng = rng
         self._now_ms = now_ms
-        self.topics = {(topic, at): Partition() for topic in _TOPICS for at in range(partitions)}
+        self.topics = {(topic, at): Partition() for topic in TOPICS for at in range(partitions)}
         self.groups: list[str | None] = [None] * partitions
         self.transactions: list[_Transaction | None] = [None] * partitions
         self.epochs = [0] * partitions

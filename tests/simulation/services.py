@@ -12,7 +12,7 @@ from paramserver.files import LocalFiles
 from paramserver.table import Table
 from serving.replica import Replica
 from streaming.join.brokers import History, Outlet
-from streaming.join.commit import ForgottenError
+from streaming.join.commit import UnknownPlaceError
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
 from streaming.join.spec import JoinSpec
@@ -56,7 +56,7 @@ class _Partition(JoinPartition):
     def recover(self) -> Generator[None]:
         try:
             yield from super().recover()
-        except ForgottenError as error:
+        except UnknownPlaceError as error:
             assert cast(OutletOf, self._outlet).is_fenced, f"offsets were committed: {error}"
             raise
 

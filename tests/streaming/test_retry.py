@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from streaming.clock import EventClock
-from streaming.join.commit import ForgottenError
+from streaming.join.commit import UnknownPlaceError
 from streaming.log import BrokerError
 from streaming.retry import Retry
 
@@ -18,12 +18,12 @@ AWAY = [BrokerError("TIMED_OUT: no answer within 20 s"), BrokerError("ALL_BROKER
 def test_what_only_people_can_end_is_said_though_brokers_were_away_before(caplog: pytest.LogCaptureFixture) -> None:
     retry = Retry(LOG, "partition 3", EventClock())
     refused = BrokerError("TOPIC_AUTHORIZATION_FAILED: Broker: Topic authorization failed")
-    for error in [*AWAY, ForgottenError("no offsets"), *AWAY, ForgottenError("no offsets"), refused, refused]:
+    for error in [*AWAY, UnknownPlaceError("no offsets"), *AWAY, UnknownPlaceError("no offsets"), refused, refused]:
         retry.failed(error)
     said = [record.message for record in caplog.records]
     assert len(said) == 3
     assert said[0].startswith("partition 3: TIMED_OUT")
-    assert said[1] == "partition 3: ForgottenError: no offsets; retrying in up to 2 s"
+    assert said[1] == "partition 3: UnknownPlaceError: no offsets; retrying in up to 2 s"
     assert said[2].startswith("partition 3: TOPIC_AUTHORIZATION_FAILED")
     retry.worked()
     retry.failed(AWAY[0])

@@ -108,7 +108,7 @@ class LogContract:
         outlet = log.outlet()
         outlet.open()
         outlet.send(outgoing(EXAMPLES, b"a"), COMMITTED)
-        newer = replace(COMMITTED, sequence=8, watermark=2000)
+        newer = replace(COMMITTED, sequence=8, published=2000)
         assert outlet.send([], newer) == {}
         assert log.outlet().open() == newer
 

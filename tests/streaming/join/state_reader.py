@@ -11,14 +11,24 @@ import pyarrow as pa
 from rocksdict import Options, Rdict
 
 HEAD = (
-    *("version", "state_id", "sequence", "watermark", "published", "offsets", "reached", "newest", "rebuild_points"),
+    *(
+        "version",
+        "state_id",
+        "sequence",
+        "decided_until",
+        "published",
+        "offsets",
+        "reached",
+        "newest",
+        "rebuild_points",
+    ),
     *("pending", "schemas", "configs"),
 )
 CHANGING = (
     *("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting"),
     *("offset", "outdated", "digest"),
 )
-COMMIT = {"version", "state_id", "sequence", "watermark", "decided_until", "offsets", "lowest", "configs"}
+COMMIT = {*("version", "state_id", "sequence", "published", "decided_until"), *("offsets", "lowest", "configs")}
 
 
 def named(names: tuple[str, ...], packed: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.commit import ForgottenError, decode_commit, encode_commit
+from streaming.join.commit import UnknownPlaceError, decode_commit, encode_commit
 from streaming.join.configs import MANY, ConfigSince, followed_by, since_offset, was_due
 from streaming.join.spec import JoinSpec
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
@@ -27,7 +27,7 @@ def test_a_commit_comes_back_as_it_was(
         (offsets[2], offsets[3], offsets[4], offsets[5]),
         state_id=state_id,
         sequence=sequence,
-        watermark=watermark,
+        published=watermark,
         decided_until=due,
         offsets={IMPRESSIONS: offsets[0], ENGAGEMENTS: offsets[1]},
         configs=tuple(taken),
@@ -41,13 +41,12 @@ def test_a_commit_comes_back_as_it_was(
         *("", "{}", "[1]", "\x00", "[" * 5000, '{"state_id": 1}'),
         encode_commit(COMMIT).replace('"dead-letters":4', '"dead":4'),
         encode_commit(COMMIT).replace('"engagements":4', '"engagement":4'),
-        encode_commit(COMMIT).replace('"version":3', '"version":2'),
         encode_commit(a_commit(configs=())),
     ],
 )
 def test_text_that_no_joiner_wrote(text: str) -> None:
-    with pytest.raises(ForgottenError, match="no joiner's"):
-        decode_commit(text, lambda why: ForgottenError(f"no joiner's: {why}"))
+    with pytest.raises(UnknownPlaceError, match="no joiner's"):
+        decode_commit(text, lambda why: UnknownPlaceError(f"no joiner's: {why}"))
 
 
 def test_what_requests_were_taken_under_is_known_as_far_back_as_a_rebuild_reads() -> None:
@@ -88,3 +87,12 @@ def test_a_request_may_wait_for_the_window_that_it_was_taken_under() -> None:
     since = [ConfigSince("a", 0, 10_000, 0, 5_000), ConfigSince("b", 20, 1_000, 0, 5_000)]
     assert not was_due(since, 4_000, 14_000)
     assert was_due(since, 4_000, 14_001)
+
+
+@pytest.mark.parametrize(
+    "text", [encode_commit(COMMIT).replace('"version":3', '"version":4'), '{"version":2,"id":"a1"}']
+)
+def test_a_commit_of_another_version_is_a_joiners_all_the_same(text: str) -> None:
+    """What to do about it is to run the right program, not to throw the topics away."""
+    with pytest.raises(UnknownPlaceError, match="another version of Minutely .* this one reads 3.*: run that version"):
+        decode_commit(text, lambda why: UnknownPlaceError(f"no joiner's: {why}"))

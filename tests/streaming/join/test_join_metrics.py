@@ -8,7 +8,7 @@ import pytest
 
 from streaming.clock import EventClock
 from streaming.embedded_log import EmbeddedLog
-from streaming.join.commit import ForgottenError
+from streaming.join.commit import UnknownPlaceError
 from streaming.join.embedded import EmbeddedBrokers, EmbeddedOutlet, catch_up
 from streaming.join.metrics import JoinMetrics
 from streaming.join.service import JoinService
@@ -64,7 +64,7 @@ def test_a_partition_whose_commit_is_not_a_joiners_waits(tmp_path: Path, monkeyp
     service = clicks_service(log, clock, lateness=100)
 
     def forgotten(self: EmbeddedOutlet) -> None:
-        raise ForgottenError("not a joiner's")
+        raise UnknownPlaceError("not a joiner's")
 
     monkeypatch.setattr(EmbeddedOutlet, "open", forgotten)
     for second in range(4):

@@ -42,7 +42,7 @@ def test_the_reader_reads_what_is_committed_with_the_offsets() -> None:
     taken = [ConfigSince(f"{number:016x}", 10**12, 2**33, 2**33, 10**13, 10**13, 10**13) for number in range(8)]
     commit = a_commit((1, 2, 3, 4), configs=tuple(taken))
     found = state_reader.read_commit(encode_commit(commit))
-    assert (found["state_id"], found["sequence"], found["watermark"], found["decided_until"]) == ("a1", 7, 1000, 1500)
+    assert (found["state_id"], found["sequence"], found["published"], found["decided_until"]) == ("a1", 7, 1000, 1500)
     assert list(found["lowest"].values()) == [1, 2, 3, 4]
     assert found["offsets"] == commit.offsets
     assert [ConfigSince(*each) for each in found["configs"]] == taken

@@ -13,7 +13,8 @@ from streaming.features.kinds import DenseFeature, Feature, SparseFeature, Vecto
 from streaming.features.transforms import from_raw
 from streaming.features.values import as_arrow
 from streaming.records.labels import Label
-from streaming.records.schema import Schema, mismatch
+from streaming.records.schema import Schema, _recorded, mismatch
+from tests.commands import ROOT
 
 ITEM: dict[str, Feature] = {"f": SparseFeature(column="a")}
 LIKE = {"l": Label(action="like", window="1m")}
@@ -131,3 +132,16 @@ def test_a_missing_column_is_what_values_that_are_missing_make(feature: Feature,
             shape = (count, feature.size) if isinstance(feature, VectorFeature) else (count,)
             made = from_raw(feature, np.full(shape, np.nan), np.full(count, 10**12))
             assert repr(made) == repr(column)
+
+
+@pytest.mark.parametrize("page", ["kafka.md", "state-format.md"])
+def test_the_pages_name_all_that_decides_a_recorded_value(page: str) -> None:
+    """Who sets what is not named there would lose pending requests."""
+    (line,) = (
+        each
+        for each in (ROOT / "docs" / page).read_text().splitlines()
+        if "`transform`, `floor`" in each and "`cross`" in each
+    )
+    decides = {key for feature in GOLDEN.values() for key in _recorded(feature)} - {"kind", "scope", "is_list"}
+    assert decides >= {"zone", "last", "split"}
+    assert [key for key in sorted(decides) if f"`{key}`" not in line] == []

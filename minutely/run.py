@@ -8,7 +8,7 @@ from pathlib import Path
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
-from minutely.services.place import require_writable
+from minutely.place import require_writable
 from minutely.yaml_file import write_yaml
 
 RUNS = Path("runs")

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from basis.problems import Problems
 from minutely.cli import cli
-from minutely.replays.run import Run
-from minutely.services.place import open_files
+from minutely.place import open_files
+from minutely.run import Run
 from paramserver.signed_files import KEY_VARIABLE
 from tests.paramserver.published import Writer
 
