@@ -11,18 +11,8 @@ import pyarrow as pa
 from rocksdict import Options, Rdict
 
 HEAD = (
-    *(
-        "version",
-        "state_id",
-        "sequence",
-        "decided_until",
-        "published",
-        "offsets",
-        "reached",
-        "newest",
-        "rebuild_points",
-    ),
-    *("pending", "schemas", "configs"),
+    *("version", "state_id", "sequence", "decided_until", "published"),
+    *("offsets", "reached", "newest", "rebuild_points", "pending", "schemas", "configs"),
 )
 CHANGING = (
     *("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting"),

@@ -94,5 +94,5 @@ def test_a_request_may_wait_for_the_window_that_it_was_taken_under() -> None:
 )
 def test_a_commit_of_another_version_is_a_joiners_all_the_same(text: str) -> None:
     """What to do about it is to run the right program, not to throw the topics away."""
-    with pytest.raises(UnknownPlaceError, match="another version of Minutely .* this one reads 3.*: run that version"):
+    with pytest.raises(UnknownPlaceError, match=r"another version of Minutely .* this one reads 3.*: run that version"):
         decode_commit(text, lambda why: UnknownPlaceError(f"no joiner's: {why}"))
