@@ -27,8 +27,8 @@ import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
 
-from streaming.source.files import FoundFile, Kind
-from streaming.source.readers import read_file
+from streaming.source.files.find import FoundFile, Kind
+from streaming.source.files.local import read_file
 from streaming.source.settings import File
 
 ROOT = Path(__file__).resolve().parent.parent

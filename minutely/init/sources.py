@@ -14,10 +14,11 @@ from basis.problems import Problem, ProblemList, Problems
 from minutely.init.profile import has_decimal_comma
 from minutely.init.sniff import sniff
 from minutely.init.words import identifier
-from streaming.source.files import data_files, find
-from streaming.source.readers import read_file
+from streaming.source.files.find import data_files, find
+from streaming.source.files.local import read_file
+from streaming.source.rows.rows import Rows
+from streaming.source.rows.walk import read
 from streaming.source.settings import File
-from streaming.source.tabular import RowFile, read
 
 ROWS = 100_000
 """How many rows of a source are looked at, its first ones."""
@@ -32,7 +33,7 @@ class Source(NamedTuple):
     name: str
     file: File
     size: int
-    rows: RowFile
+    rows: Rows
     unusable: list[Problem]
 
     @property

@@ -12,10 +12,10 @@ from minutely.init.sources import ROWS, Source
 from minutely.init.times import TimeGuess, of_serving, time_of
 from minutely.init.words import ACTION_COLUMNS, ACTIONS, ITEMS, REQUESTS, USERS, is_id, names, words
 from streaming.features.columns import Ids
-from streaming.source.explode import explode
-from streaming.source.rejects import Findings
+from streaming.source.rows.explode import explode
+from streaming.source.rows.rejects import Findings
+from streaming.source.rows.rows import Rows
 from streaming.source.settings import Explode
-from streaming.source.tabular import RowFile
 
 _MOST_ACTIONS = 50
 
@@ -87,14 +87,14 @@ def exploded(table: Table, settings: Explode, now_ms: int) -> Table:
     lengths = np.diff(lists.offsets.to_numpy()) if len(lists) else np.zeros(0, np.int64)
     kept = max(1, int(np.searchsorted(np.cumsum(lengths), ROWS, side="right")))
     whole = table.source.rows.table.slice(0, kept)
-    rows = RowFile(
+    rows = Rows(
         table.source.rows.name, whole, pa.array(np.arange(len(whole))), Findings(whole=True), table.source.rows.decimal
     )
     explode(rows, settings)
     return _table(table.source._replace(rows=rows), rows, now_ms)
 
 
-def _table(source: Source, rows: RowFile, now_ms: int) -> Table:
+def _table(source: Source, rows: Rows, now_ms: int) -> Table:
     columns = {name: Column(name, rows.column(name), rows.decimal) for name in rows.table.column_names}
     times = [guess for column in columns.values() if (guess := time_of(column, now_ms)) is not None]
     return Table(source, columns, of_serving(times))
