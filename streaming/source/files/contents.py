@@ -40,21 +40,6 @@ class Contents(NamedTuple):
     missing: list[Problem]
 
 
-class WholeContents(NamedTuple):
-    """`Contents` of a file that was read as a whole."""
-
-    table: pa.Table
-    lines: Callable[[], Ids]
-    broken: list[Broken]
-    missing: list[Problem]
-
-
-def whole(rows: Contents) -> WholeContents:
-    """Return all rows of a file at once."""
-    tables = list(rows.tables)
-    return WholeContents(pa.concat_tables(tables), rows.lines, rows.broken(), rows.missing)
-
-
 class ToRead(NamedTuple):
     """What to read: a file, ``plain`` as it is without compression, by the settings of its source. Columns None: all that it has;
     ``most`` None: all rows. ``scratch`` is a folder that goes when the file is read."""

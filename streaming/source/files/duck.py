@@ -22,16 +22,16 @@ _BYTES_AT_ONCE = 64 << 20
 
 
 @contextmanager
-def connection(memory: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database that loads nothing from elsewhere; times with a zone come in UTC. It is in memory; what exceeds ``memory`` bytes
-    goes to a temporary folder. None leaves that to DuckDB."""
-    with tempfile.TemporaryDirectory(prefix="minutely-") as folder:
+def connection(memory: int | None = None, file: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database that loads nothing from elsewhere; times with a zone come in UTC. It is in memory, or in a new ``file``; what
+    exceeds ``memory`` bytes goes to a temporary folder, beside the file if there is one. None leaves that to DuckDB."""
+    with tempfile.TemporaryDirectory(prefix="minutely-", dir=None if file is None else file.parent) as folder:
         settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         if memory is not None:
             memory = max(memory, _LEAST_MEMORY)
             settings["memory_limit"] = f"{memory // 1024}KiB"
             settings["threads"] = str(min(len(os.sched_getaffinity(0)), memory // _THREAD_BYTES))
-        db = duckdb.connect(config={**settings, "temp_directory": folder})
+        db = duckdb.connect(":memory:" if file is None else file, config={**settings, "temp_directory": folder})
         try:
             db.execute("set TimeZone = 'UTC'")
             yield db

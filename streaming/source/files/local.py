@@ -18,24 +18,13 @@ import pyarrow.parquet
 
 from basis.decoding import why
 from basis.problems import Problem, Problems, Unreadable
-from streaming.source.files.contents import Contents, ToRead, WholeContents, opened, whole
+from streaming.source.files.contents import Contents, ToRead, opened
 from streaming.source.files.csv_files import read_csv
 from streaming.source.files.duck import connection
 from streaming.source.files.find import COMPRESSED, FoundFile, Kind
 from streaming.source.files.json_files import read_json_lines
 from streaming.source.files.parquet_files import read_parquet
 from streaming.source.settings import File
-
-
-def read_file(found: FoundFile, file: File, columns: Sequence[str] | None, most: int | None = None) -> WholeContents:
-    """Read the columns of one file as a whole, as `open_local` does.
-
-    Raises:
-        Problems: the file as a whole is unusable.
-        Unreadable: the operating system fails to read it.
-    """
-    with open_local(found, file, columns, most) as rows:
-        return whole(rows)
 
 
 @contextmanager

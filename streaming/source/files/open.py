@@ -9,7 +9,7 @@ from pathlib import Path
 
 from basis.problems import Problem, Problems, Unreadable
 from streaming.features.columns import Ids
-from streaming.source.files.contents import Contents, WholeContents, whole
+from streaming.source.files.contents import Contents
 from streaming.source.files.find import FoundFile
 from streaming.source.files.local import open_local
 from streaming.source.settings import File
@@ -38,12 +38,6 @@ def open_found(
 
     with _copied(found) as copy, open_local(copy, file, columns, most, memory) as rows:
         yield rows._replace(lines=find_lines, missing=_renamed(rows.missing, copy, found))
-
-
-def read_found(found: FoundFile, file: File, columns: Sequence[str] | None, most: int | None = None) -> WholeContents:
-    """Read a file, or an object, as a whole."""
-    with open_found(found, file, columns, most) as rows:
-        return whole(rows)
 
 
 @contextmanager

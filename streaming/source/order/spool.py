@@ -18,7 +18,7 @@ from basis.decoding import why
 from basis.problems import Problem, Unreadable
 from streaming.features.columns import Ragged
 from streaming.features.transforms import Raw
-from streaming.source.files.duck import connection, quoted, streamed
+from streaming.source.files.duck import connection, streamed
 
 _PREFIX = "minutely-spool-"
 _LOCK = "lock"
@@ -58,12 +58,11 @@ def open_spool(memory: int) -> Iterator[tuple[Spool, Path]]:
         if not _is_used(stale):
             shutil.rmtree(stale, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, _locked(Path(name)), connection(memory // 2) as db:
-            db.execute(f"set temp_directory = {quoted(str(Path(name, 'sort')))}")
-            db.execute(f"attach {quoted(str(Path(name, 'spool')))} as spool")
-            db.execute("use spool")
-            db.execute("set preserve_insertion_order = false")  # each query says its order
-            yield Spool(db), Path(name)
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+            folder = Path(name)
+            with _locked(folder), connection(memory // 2, folder / "spool") as db:
+                db.execute("set preserve_insertion_order = false")  # each query says its order
+                yield Spool(db), folder
     except duckdb.OutOfMemoryException as error:
         value, allowed = f"{memory // 1_000_000} MB", f"too little to sort these logs ({why(error)}); allowed: more"
         raise Unreadable([Problem("logs", "--memory", value, allowed)]) from None
@@ -98,7 +97,6 @@ class Spool:
     def __init__(self, db: duckdb.DuckDBPyConnection) -> None:
         self._db = db
         self._adding = db.cursor()  # since rows are added while others are streamed
-        self._adding.execute("use spool")
         self._db.execute(_TABLES)
         self._has_impressions = False
         self.logged = 0

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.arrow_columns import as_lists, texts_of
-from streaming.source.files.contents import Broken, WholeContents, shown
+from streaming.source.files.contents import Broken, Contents, shown
 from streaming.source.files.find import Folder, FoundFile, find
-from streaming.source.files.open import open_found, read_found
+from streaming.source.files.open import open_found
 from streaming.source.rows.rejects import Findings, Reject, as_problems
 from streaming.source.rows.rows import Rows
 from streaming.source.settings import File
@@ -22,10 +22,18 @@ class Walk:
     """The rows of a source with those of ``columns`` that it has, some at a time, in the order of its files.
 
     ``findings``, which sources may share, and ``missing`` are whole when all were walked. ``memory`` bounds, in bytes, what readers
-    keep.
+    keep, and ``most`` how many rows are read.
     """
 
-    def __init__(self, folder: Folder, file: File, columns: Sequence[str], findings: Findings, memory: int) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        file: File,
+        columns: Sequence[str],
+        findings: Findings,
+        memory: int | None = None,
+        most: int | None = None,
+    ) -> None:
         self.name = str(folder / file.file)
         self.findings = findings
         self.missing: list[Problem] = []
@@ -33,6 +41,7 @@ class Walk:
         self._file = file
         self._columns = list(dict.fromkeys(columns))
         self._memory = memory
+        self._most = most
         self._present: set[str] = set()
         self._failed = False
 
@@ -44,15 +53,15 @@ class Walk:
         """
         problems = ProblemList()
         with problems.collect():
-            for rows in self._rows():
+            for rows in self.rows():
                 with problems.collect():
                     use(rows)
                 self._failed = bool(problems.found or self.missing)
         problems.found += [*self.missing, *self.findings.suspected(self.name)]
         problems.raise_any()
 
-    def _rows(self) -> Iterator[Rows]:
-        """Yield the rows, at least one piece of each file.
+    def rows(self) -> Iterator[Rows]:
+        """Yield the rows, at least one piece of each file. What is in ``missing`` is not raised.
 
         Raises:
             Problems: its files as a whole are unusable; all of them were tried.
@@ -62,8 +71,11 @@ class Walk:
         first = self.findings.rows
         files = _filled(find(self._folder, self._file))
         for number, found in enumerate(files):
+            most = None if self._most is None else self._most - (self.findings.rows - first)
+            if most == 0:
+                break
             with problems.collect():
-                for table in self._tables(found, files[number + 1 :]):
+                for table in self._tables(found, files[number + 1 :], most):
                     at = pa.array(np.arange(self.findings.rows, self.findings.rows + table.num_rows))
                     self.findings.rows += table.num_rows
                     if self._failed:
@@ -75,18 +87,19 @@ class Walk:
             told = as_problems(self.findings.rejects)
             raise Problems([Problem(self.name, "rows", "0", "allowed: a file with rows"), *told])
 
-    def _tables(self, found: FoundFile, others: Sequence[FoundFile]) -> Iterator[pa.Table]:
-        with open_found(found, self._file, self._columns, memory=self._memory) as rows:
-            self.findings.add_file(found.name, self.findings.rows, rows.lines)
-            lacking = _lacking(rows.missing)
-            self._present |= set(self._columns) - lacking
+    def _tables(self, found: FoundFile, others: Sequence[FoundFile], most: int | None) -> Iterator[pa.Table]:
+        with open_found(found, self._file, self._columns, most, self._memory) as contents:
+            self.findings.add_file(found.name, self.findings.rows, contents.lines)
+            lacking = self._look_at(contents)
             self._look_for(lacking - self._present, others)
-            self.missing += [each for each in rows.missing if _lacking([each]) - self._present or not _lacking([each])]
+            elsewhere = [column for column in self._columns if column in lacking & self._present]
+            places = {f"column {column}" for column in elsewhere}
+            self.missing += [each for each in contents.missing if each.place not in places]
             if self._failed:  # of the other files only what they lack is told
                 return
-            for table in rows.tables:
-                yield _with_nulls(table, [each for each in self._columns if each in lacking & self._present])
-            for each in rows.broken():
+            for table in contents.tables:
+                yield _with_nulls(table, elsewhere)
+            for each in contents.broken():
                 self.findings.add(_refused(found.name, each))
 
     def _look_for(self, columns: set[str], others: Sequence[FoundFile]) -> None:
@@ -94,18 +107,19 @@ class Walk:
         for other in others:
             if columns <= self._present:
                 return
-            with open_found(other, self._file, self._columns, memory=self._memory) as rows:
-                self._present |= set(self._columns) - _lacking(rows.missing)
+            with open_found(other, self._file, self._columns, memory=self._memory) as contents:
+                self._look_at(contents)
+
+    def _look_at(self, contents: Contents) -> set[str]:
+        """Note which columns a file has, and return those that it does not have."""
+        lacking = {each.place.removeprefix("column ") for each in contents.missing if each.value == "missing"}
+        self._present |= set(self._columns) - lacking
+        return lacking
 
 
 def _filled(found: list[FoundFile]) -> list[FoundFile]:
     """Return the files that hold anything; all if none does. Writers leave empty parts behind."""
     return [each for each in found if each.size_bytes != 0] or found
-
-
-def _lacking(missing: Sequence[Problem]) -> set[str]:
-    """Return the columns that a file does not have, of those that cannot be used."""
-    return {each.place.removeprefix("column ") for each in missing if each.value == "missing"}
 
 
 def _with_nulls(table: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -126,32 +140,9 @@ def read(folder: Folder, file: File, columns: Sequence[str], most: int | None = 
         Problems: its files as a whole are unusable.
         Unreadable: the operating system fails to read one.
     """
-    findings = Findings(whole=True)
-    parts: list[WholeContents] = []
-    problems = ProblemList()
-    first = 0
-    for found in _filled(find(folder, file)):
-        if most is not None and first >= most:
-            break
-        with problems.collect():
-            rows = read_found(found, file, list(dict.fromkeys(columns)), None if most is None else most - first)
-            findings.add_file(found.name, first, rows.lines)
-            parts.append(rows)
-            first += rows.table.num_rows
-            findings.rows = first
-            for each in rows.broken:
-                findings.add(_refused(found.name, each))
-    problems.raise_any()
-    path = str(folder / file.file)
-    lacking = [_lacking(part.missing) for part in parts]
-    nowhere = set.intersection(*lacking) if lacking else set()
-    missing = [each for part in parts for each in part.missing if _lacking([each]) <= nowhere]
-    if not first and columns and not missing:
-        told = as_problems(findings.rejects)
-        raise Problems([Problem(path, "rows", "0", "allowed: a file with rows"), *told])
-    tables = [_with_nulls(part.table, sorted(each - nowhere)) for part, each in zip(parts, lacking, strict=True)]
-    table = _joined(path, tables, {problem.place for problem in missing})
-    return Rows(path, table, pa.array(np.arange(first)), findings, file.decimal, missing)
+    walk = Walk(folder, file, columns, Findings(whole=True), most=most)
+    table = _joined(walk.name, [part.table for part in walk.rows()], {problem.place for problem in walk.missing})
+    return Rows(walk.name, table, pa.array(np.arange(table.num_rows)), walk.findings, file.decimal, walk.missing)
 
 
 def _joined(name: str, tables: Sequence[pa.Table], missing: set[str]) -> pa.Table:
@@ -165,7 +156,7 @@ def _joined(name: str, tables: Sequence[pa.Table], missing: set[str]) -> pa.Tabl
             continue
         chunks = [chunk for table in tables for chunk in table.column(column).chunks]
         kinds = {chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)}
-        if len(kinds) > 1 or any(map(pa.types.is_decimal, kinds)):
+        if len(kinds) > 1:
             try:
                 chunks = [_as_texts(chunk, any(map(pa.types.is_nested, kinds))) for chunk in chunks]
             except (pa.ArrowException, TypeError):

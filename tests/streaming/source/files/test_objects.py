@@ -17,9 +17,9 @@ from serving.sides import Sides
 from streaming.features.kinds import FeatureSet
 from streaming.source.files.find import Folder, find, folder_of
 from streaming.source.files.objects import ObjectFolder
-from streaming.source.files.open import read_found
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
+from streaming.source.rows.walk import read
 from streaming.source.settings import File, SourceSettings
 from tests.object_store import make_bucket, running
 from tests.streaming.source.own_logs import (
@@ -129,8 +129,7 @@ def test_names_and_folders_as_they_are(tmp_path: Path, bucket: str) -> None:
     assert [each.name for each in find(folder_of(f"s3://{bucket}/logs/plain/"), File(file="."))] == [
         f"s3://{bucket}/logs/plain/ä.csv"
     ]
-    (odd,) = find(whole, File(file="logs/odd [1] 100%.csv"))
-    assert read_found(odd, File(file="x"), ["user"]).table.num_rows == len(ROWS)
+    assert read(whole, File(file="logs/odd [1] 100%.csv"), ["user"]).table.num_rows == len(ROWS)
     assert len(find(whole, File(file="**/*.csv"))) == 6
 
 
