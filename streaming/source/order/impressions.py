@@ -138,7 +138,9 @@ def impression_columns(settings: SourceSettings, file: ImpressionFile, features:
     """Return all columns of a file that a log's impressions need."""
     wanted = [file.time.column, *(file.request or []), *(file.impression or []), *feature_columns(features, None)]
     wanted += [column for side in settings.sides.values() for column in side.on_columns]
-    wanted += file.explode.columns if file.explode is not None else []
     for action in settings.actions.values():
         wanted += columns_of(action)
-    return wanted
+    if file.explode is None:
+        return wanted
+    made = file.explode.each.columns if file.explode.each is not None else []
+    return [*(column for column in wanted if column not in made), *file.explode.columns]

@@ -9,15 +9,15 @@ import pyarrow.compute as pc
 from basis.problems import Problem, Problems
 from streaming.features.arrow_columns import split_texts
 from streaming.source.rows.rows import Rows
-from streaming.source.settings import Explode
+from streaming.source.settings import EachItem, Explode
 
 
 def explode(rows: Rows, settings: Explode) -> None:
     """Give every item of a row's lists a row of its own, in their order, with the row's other values. Rows whose lists differ in
-    length are rejected; rows without items become none.
+    length are rejected; rows without items become none. So are items without as many values as each has.
 
     Raises:
-        Problems: a column holds no lists.
+        Problems: a column holds no lists, or no item holds several values.
     """
     if rows.missing:
         raise Problems([])  # they are reported already
@@ -36,7 +36,32 @@ def explode(rows: Rows, settings: Explode) -> None:
     items = {column: values.filter(kept).flatten() for column, values in lists.items()}
     rows.take(pa.array(np.repeat(np.arange(len(counts)), counts)))
     for column, values in items.items():
-        rows.table = rows.table.set_column(rows.table.column_names.index(column), column, values)
+        _set(rows, column, values)
+    if settings.each is not None:
+        _take_apart(rows, first, settings.each)
+
+
+def _take_apart(rows: Rows, column: str, each: EachItem) -> None:
+    """Give the values of a column's items columns of their own."""
+    items = rows.column(column)
+    try:
+        values = pc.split_pattern(items.cast(pa.string()), each.split)
+    except pa.ArrowException as error:
+        raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: items that are texts")]) from None
+    detail = f"not {len(each.columns)} values with {each.split!r} between them"
+    broken = pc.not_equal(pc.list_value_length(values), len(each.columns)).fill_null(False)
+    rows.reject_broken(broken, column, items, detail, f"{detail}; allowed: {each.split.join(each.columns)}")
+    rows.keep(pc.invert(broken))
+    values = values.filter(pc.invert(broken))
+    for number, name in enumerate(each.columns):
+        part = pc.list_element(values, number)
+        _set(rows, name, pc.if_else(pc.equal(part, ""), None, part))
+
+
+def _set(rows: Rows, column: str, values: pa.Array) -> None:
+    names = rows.table.column_names
+    at = names.index(column) if column in names else len(names)
+    rows.table = (rows.table.set_column if column in names else rows.table.add_column)(at, column, values)
 
 
 def _lists(rows: Rows, column: str, split: str | None) -> pa.Array:
