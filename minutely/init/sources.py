@@ -23,7 +23,8 @@ from streaming.source.settings import File
 ROWS = 100_000
 """How many rows of a source are looked at, its first ones."""
 _PART = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|\d+")
-_ALIKE = 0.5
+ALIKE = 0.5
+"""The share of their columns from which on two files hold rows of the same kind."""
 _GENERIC = re.compile(r"(part|data|file|log|chunk)?[\W_]*", re.IGNORECASE)
 
 
@@ -139,7 +140,7 @@ def _are_alike(one: Path, other: Path) -> bool:
         first, second = (_columns(path) for path in (one, other))
     except Problems:
         return True
-    return len(first & second) >= _ALIKE * len(first | second)
+    return len(first & second) >= ALIKE * len(first | second)
 
 
 def _columns(path: Path) -> set[str]:
