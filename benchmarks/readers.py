@@ -27,8 +27,8 @@ import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
 
-from streaming.source.files import FoundFile, Kind
-from streaming.source.readers import read_file
+from streaming.source.files.find import FoundFile, Kind
+from streaming.source.files.open import open_found
 from streaming.source.settings import File
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,8 @@ def ours(path: Path, kind: Kind) -> int:
     """Read a file as `minutely` does."""
     with pyarrow.csv.open_csv(path.with_suffix(".csv")) as header:
         columns = header.schema.names + ([] if kind == "csv" else ["tags"])
-    return int(read_file(FoundFile(path, kind, {}), File(file=path.name), columns).table.num_rows)
+    with open_found(FoundFile(path, kind, {}), File(file=path.name), columns) as contents:
+        return sum(table.num_rows for table in contents.tables)
 
 
 def arrows(path: Path, kind: Kind) -> int:

@@ -186,7 +186,7 @@ def check(config: Path, data: str | None, memory: int | None) -> None:
     from minutely.logs.check import describe
     from minutely.logs.log_mistakes import mistakes
     from minutely.logs.own_logs import load_events
-    from streaming.source.rejects import as_problems
+    from streaming.source.rows.rejects import as_problems
 
     pipeline, problems = load_what_is_right(config, data)
     events = None

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from basis.problems import Problem, Problems
 from basis.settings import Section, format_duration, matching
+from minutely.built_in_data import movielens_100k
 from minutely.config_mistakes import explain
 from minutely.yaml_file import place_of, read_yaml
 from paramserver.settings import SyncSettings, TablesSettings
@@ -25,8 +26,7 @@ from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.kafka.settings import KafkaSettings
 from streaming.records.labels import Label, LabelSet
-from streaming.source.datasets import movielens_100k
-from streaming.source.files import Folder, folder_of
+from streaming.source.files.find import Folder, folder_of
 from streaming.source.settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
 

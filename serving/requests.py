@@ -35,7 +35,7 @@ from streaming.records.events import (
     decode_engagement,
     encode,
 )
-from streaming.source.mapping import SideTable
+from streaming.source.rows.side_tables import SideTable
 
 ItemNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _MAX_ENGAGEMENTS = 1000

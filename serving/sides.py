@@ -10,10 +10,9 @@ from typing import NamedTuple
 from basis.problems import Problems, Unreadable
 from streaming.features.kinds import Feature
 from streaming.features.transforms import is_derived
-from streaming.source.files import Folder, FoundFile, find
-from streaming.source.load import read_side
-from streaming.source.mapping import SideTable
-from streaming.source.rejects import Findings
+from streaming.source.files.find import Folder, FoundFile, find
+from streaming.source.rows.rejects import Findings
+from streaming.source.rows.side_tables import SideTable, read_side
 from streaming.source.settings import SourceSettings
 
 _log = logging.getLogger("minutely.serve")

@@ -59,15 +59,21 @@ def test_a_part_imports_only_what_it_may(part: str, path: Path) -> None:
         assert not is_within(module, {"tests"}), f"{path.relative_to(ROOT)}:{line} imports {module}"
 
 
-ALONG_A_RECORD = ("features", "records", "source", "join", "archive", "kafka")
-"""The folders of `streaming/`, each of which imports only those before it."""
+IN_ORDER = {
+    "streaming": ("features", "records", "source", "join", "archive", "kafka"),
+    "streaming/source": ("files", "rows", "order"),
+}
+"""Folders, each of which imports only those before it."""
+IN_FOLDERS = [(folder, path) for folder in IN_ORDER for path in sorted((ROOT / folder).glob("*/**/*.py"))]
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "streaming").glob("*/*.py")), ids=lambda path: f"{path.parent.name}/{path.name}"
+    ("within", "path"), IN_FOLDERS, ids=[f"{at}-{path.relative_to(ROOT)}" for at, path in IN_FOLDERS]
 )
-def test_no_import_of_streaming_runs_back_up(path: Path) -> None:
-    later = {f"streaming.{folder}" for folder in ALONG_A_RECORD[ALONG_A_RECORD.index(path.parent.name) + 1 :]}
+def test_no_import_of_streaming_runs_back_up(within: str, path: Path) -> None:
+    folders = IN_ORDER[within]
+    own = path.relative_to(ROOT / within).parts[0]
+    later = {f"{within.replace('/', '.')}.{each}" for each in folders[folders.index(own) + 1 :]}
     for line, module in imports(path):
         assert not is_within(module, later), f"{path.relative_to(ROOT)}:{line} imports {module}"
 

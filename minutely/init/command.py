@@ -69,10 +69,9 @@ def _write(target: Path, text: str) -> None:
 
 def _show(console: Console, found: Found, layout: Layout, outcomes: Outcomes, features: Features) -> None:
     table = TextTable("what", "where", "how")
-    own = layout.impressions.source
-    table.add_row("impressions", literal(own.file.file), own.seen)
-    if layout.engagements is not None:
-        events = layout.engagements
+    for part in layout.parts:
+        table.add_row("impressions", literal(part.source.file.file), part.source.seen)
+    for events in layout.engagements:
         table.add_row("engagements", literal(events.table.source.file.file), events.table.source.seen)
     for side in layout.sides:
         how = f"{side.table.source.seen}, by {side.on}"

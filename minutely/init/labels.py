@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,6 @@ from minutely.init.profile import Column, Numbers
 from minutely.init.roles import Engagements, Layout
 from minutely.init.words import (
     ACTIONS,
-    AMOUNTS,
     DELAYS,
     DURATIONS,
     RATINGS,
@@ -43,6 +43,15 @@ _LONG_MS = 5_000
 """A stay of more than this many of its unit at the median is one in milliseconds."""
 
 
+class _Done(NamedTuple):
+    """How often an action is in a file, its delays (ms), and the name and the values of its amounts."""
+
+    rows: int
+    delays: Ids
+    amount: str
+    values: Numbers
+
+
 class Outcomes:
     """Actions and labels, and the columns that they use up: what came of an impression is no feature of it."""
 
@@ -50,14 +59,11 @@ class Outcomes:
         self.actions: list[Line] = []
         self.labels: list[Line] = []
         self.used: set[str] = set()
-        self.value: str | None = None
-        """The column of the engagements' file that holds values."""
         self._layout = layout
         self._columns = layout.impressions.columns
         self._keys = {layout.time.name, *(layout.request or []), *(layout.impression or [])}
         self._shares: dict[str, float] = {}
-        if layout.engagements is not None:
-            self._from_file(layout, layout.engagements)
+        self._from_files(layout)
         if layout.slate is not None:
             self._from_slate()
         self._from_columns()
@@ -65,24 +71,25 @@ class Outcomes:
             self._from_anything()
         self._choose()
 
-    def _from_file(self, layout: Layout, events: Engagements) -> None:
-        """A label for each action in the file."""
-        amounts = [
-            column
-            for column in events.table.columns.values()
-            if column.kind in ("integers", "numbers") and names(column.name, AMOUNTS | RATINGS | {"price"})
-        ]
-        self.value = amounts[0].name if amounts else None
-        delays = _delays(layout, events)
-        actions = np.asarray(events.action.values.cast("string").to_numpy(zero_copy_only=False), object)
-        for action, count in sorted(_counts(events.action).items(), key=lambda each: -each[1]):
-            of_action = actions == action
-            label = {"action": action, "window": _window(delays[of_action & (delays >= 0)])}
+    def _from_files(self, layout: Layout) -> None:
+        """A label for each action in the files of engagements."""
+        found: defaultdict[str, list[_Done]] = defaultdict(list)
+        for events in layout.engagements:
+            delays, actions, amount = _delays(layout, events), events.actions, events.amount
+            for action in dict.fromkeys(each for each in actions if each):
+                of_action = actions == action
+                values = amount.row_numbers[of_action] if amount is not None else np.empty(0)
+                name = amount.name if amount is not None else ""
+                found[action].append(_Done(int(of_action.sum()), delays[of_action], name, values[values > 0]))
+        for action, done in sorted(found.items(), key=lambda each: -sum(of_file.rows for of_file in each[1])):
+            count = sum(of_file.rows for of_file in done)
+            delays = np.concatenate([of_file.delays for of_file in done])
+            label = {"action": action, "window": _window(delays[delays >= 0])}
             name = self._add_label(action, label, count / layout.impressions.height, f"{count:,} in the rows looked at")
-            values = amounts[0].row_numbers[of_action] if amounts else np.empty(0)
-            values = values[values > 0]
+            values = np.concatenate([of_file.values for of_file in done])
             if len(np.unique(values)) > 2 and not names(action, SHOWN):
-                self._add_value(f"{name}_{amounts[0].name}", action, values, label["window"])
+                amount_name = next(of_file.amount for of_file in done if of_file.amount)
+                self._add_value(f"{name}_{amount_name}", action, values, label["window"])
 
     def _from_slate(self) -> None:
         """The items that were clicked of those shown."""

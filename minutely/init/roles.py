@@ -10,10 +10,10 @@ import numpy as np
 from basis.problems import Problem, Problems
 from minutely.init.profile import Column, overlap
 from minutely.init.slates import Slate, slate_of
-from minutely.init.sources import ROWS
-from minutely.init.tables import Table, exploded, groups_of
+from minutely.init.sources import ALIKE, ROWS
+from minutely.init.tables import Table, exploded, groups_of, joined
 from minutely.init.times import TimeGuess
-from minutely.init.words import PAST, PLACES, REQUESTS, identifier, is_id, names, words
+from minutely.init.words import AMOUNTS, PAST, PLACES, RATINGS, REQUESTS, identifier, is_id, names, words
 
 _TOGETHER_MS = 60_000
 """How far apart rows of one request may be; `minutely check` allows a minute, too."""
@@ -34,19 +34,36 @@ class Side(NamedTuple):
 
 
 class Engagements(NamedTuple):
-    """A file of events, and its columns by what they are."""
+    """A file of events, and its columns by what they are; ``action`` is the column that names it, or what every row is."""
 
     table: Table
     time: TimeGuess
     request: list[str]
     impression: list[str]
-    action: Column
+    action: Column | str
+
+    @property
+    def actions(self) -> np.ndarray[tuple[int, ...], np.dtype[np.object_]]:
+        """The action of each row that was looked at, None where it is missing."""
+        if isinstance(self.action, str):
+            return np.full(self.table.height, self.action, object)
+        return np.asarray(self.action.values.cast("string").to_numpy(zero_copy_only=False), object)
+
+    @property
+    def amount(self) -> Column | None:
+        """The column of values, such as what was paid."""
+        for column in self.table.columns.values():
+            if column.kind in ("integers", "numbers") and names(column.name, AMOUNTS | RATINGS | {"price"}):
+                return column
+        return None
 
 
 @dataclass
 class Layout:
-    """What the files are. ``unsure`` says of a part of the config what may be otherwise; ``unused`` why a file is not used."""
+    """What the files are: those of impressions are ``parts``, their rows together ``impressions``. ``unsure`` says of a part of the
+    config what may be otherwise; ``unused`` why a file is not used."""
 
+    parts: list[Table]
     impressions: Table
     time: TimeGuess
     slate: Slate | None
@@ -54,7 +71,7 @@ class Layout:
     item: Column | None
     request: list[str] | None = None
     impression: list[str] | None = None
-    engagements: Engagements | None = None
+    engagements: list[Engagements] = field(default_factory=list)
     sides: list[Side] = field(default_factory=list)
     unsure: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
@@ -76,23 +93,65 @@ def layout_of(tables: list[Table], now_ms: int) -> Layout:
     slates = {table.source.file.file: slate_of(table) for table in timed}
     best = max(timed, key=lambda table: _likeness(table, tables, slates[table.source.file.file]))
     slate = slates[best.source.file.file]
-    table = best if slate is None else exploded(best, slate.explode, now_ms)
-    item = table.columns[slate.shown] if slate is not None else table.item
-    layout = Layout(table, table.times[0], slate, table.user, item)
-    _say_times(layout)
-    others = [each for each in tables if each is not best]
-    _find_requests(layout, best)
-    for other in others:
-        _find_place(layout, other)
-    if layout.engagements is None:
+    layout = _of_parts([best], slate, now_ms)
+    refused: dict[str, str] = {}
+    for other in timed:
+        if other is not best and slates[other.source.file.file] == slate and _are_alike(best, other):
+            joint = _of_parts([*layout.parts, other], slate, now_ms)
+            if (why := _why_apart(joint, now_ms)) is None:
+                layout = joint
+            else:
+                refused[other.source.file.file] = why
+    layout.unused |= refused
+    own = {part.source.file.file for part in layout.parts}
+    layout.parts = [table for table in timed if table.source.file.file in own]
+    for other in tables:
+        if other.source.file.file not in own | refused.keys():
+            _find_place(layout, other)
+    if not layout.engagements:
         layout.impression = None
     return layout
 
 
+def _of_parts(parts: list[Table], slate: Slate | None, now_ms: int) -> Layout:
+    """Return a layout of the files of impressions alone."""
+    whole = parts[0] if len(parts) == 1 else joined(parts, now_ms)
+    table = whole if slate is None else exploded(whole, slate.explode, now_ms)
+    item = table.columns[slate.shown] if slate is not None else table.item
+    layout = Layout(parts, table, table.times[0], slate, table.user, item)
+    _say_times(layout)
+    _find_requests(layout, whole)
+    return layout
+
+
+def _are_alike(table: Table, other: Table) -> bool:
+    """Whether a file holds impressions as another does: most of its columns, with the same time, user and item."""
+    mine, its = (
+        [each.times[0].setting, *(column and column.name for column in (each.user, each.item, each.action))]
+        for each in (table, other)
+    )
+    common = [name for name in table.columns if name in other.columns]
+    types = [[each.source.rows.table.schema.field(name).type for name in common] for each in (table, other)]
+    is_like = len(common) >= ALIKE * len(table.columns | other.columns) and other.one_action is None
+    return is_like and mine == its and types[0] == types[1] and table.source.file.decimal == other.source.file.decimal
+
+
+def _why_apart(layout: Layout, now_ms: int) -> str | None:
+    """Why the last of several files of impressions cannot be used beside the others, None where it can."""
+    if layout.request is None:
+        return "impressions of several files need columns that name their request"
+    whole = joined(layout.parts, now_ms)
+    requests = groups_of([whole.columns[name] for name in layout.request])
+    before = sum(part.height for part in layout.parts[:-1])
+    if np.isin(requests[before:], requests[:before]).any():
+        return f"it has requests of {', '.join(part.source.file.file for part in layout.parts[:-1])}"
+    return None
+
+
 def _likeness(table: Table, tables: list[Table], slate: Slate | None) -> tuple[bool, int, int]:
     """How much a table is like one of impressions."""
-    is_events = table.action is not None and any(
-        len(_shared(table, other)) > 1 and other.action is None and other.times
+    is_events = (table.action or table.one_action) is not None and any(
+        len(_shared(table, other)) > 1 and (other.action or other.one_action) is None and other.times
         for other in tables
         if other is not table
     )
@@ -167,8 +226,8 @@ def _find_place(layout: Layout, table: Table) -> None:
     side = None if same or isinstance(events, Engagements) else _side_of(layout, table)
     if same:
         layout.unused[file] = f"the same columns as {own.source.file.file}; the larger of the two is used"
-    elif isinstance(events, Engagements) and layout.engagements is None:
-        layout.engagements = events
+    elif isinstance(events, Engagements):
+        layout.engagements.append(events)
         layout.request, layout.impression = events.request, events.impression
     elif side is not None:
         layout.sides.append(side)
@@ -193,13 +252,14 @@ def _events_of(layout: Layout, table: Table) -> Engagements | str | None:
     places = [name for name in own if name in table.columns and names(name, PLACES)]
     item = [layout.item.name] if layout.item is not None and layout.item.name in shared else []
     keys = next((keys for keys in (item, places, item + places) if keys and _is_unique(layout, request + keys)), None)
+    action = table.action or table.one_action
     if keys is None:
-        return (
-            "events without a column that names an impression within its request" if table.action is not None else None
-        )
-    if table.action is None:
+        return "events without a column that names an impression within its request" if action is not None else None
+    if action is None:
         return "events without a column that names their action, such as click" if len(shared) > 1 else None
-    return Engagements(table, table.times[0], request, keys, table.action)
+    if layout.engagements and keys != layout.impression:
+        return f"its impressions are named by {', '.join(keys)}; those of other events by {', '.join(layout.impression or [])}"
+    return Engagements(table, table.times[0], request, keys, action)
 
 
 def _is_unique(layout: Layout, names_: list[str]) -> bool:

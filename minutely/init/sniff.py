@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from basis.decoding import why
 from basis.problems import Problem, Unreadable
-from streaming.source.files import Kind, kind_of
+from streaming.source.files.find import Kind, kind_of
 
 _HEAD_BYTES = 1 << 18
 _LINES = 200

@@ -14,15 +14,17 @@ from basis.problems import Problem, ProblemList, Problems
 from minutely.init.profile import has_decimal_comma
 from minutely.init.sniff import sniff
 from minutely.init.words import identifier
-from streaming.source.files import data_files, find
-from streaming.source.readers import read_file
+from streaming.source.files.find import data_files, find
+from streaming.source.files.open import open_found
+from streaming.source.rows.rows import Rows
+from streaming.source.rows.walk import read
 from streaming.source.settings import File
-from streaming.source.tabular import RowFile, read
 
 ROWS = 100_000
 """How many rows of a source are looked at, its first ones."""
 _PART = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|\d+")
-_ALIKE = 0.5
+ALIKE = 0.5
+"""The share of their columns from which on two files hold rows of the same kind."""
 _GENERIC = re.compile(r"(part|data|file|log|chunk)?[\W_]*", re.IGNORECASE)
 
 
@@ -32,7 +34,7 @@ class Source(NamedTuple):
     name: str
     file: File
     size: int
-    rows: RowFile
+    rows: Rows
     unusable: list[Problem]
 
     @property
@@ -138,13 +140,14 @@ def _are_alike(one: Path, other: Path) -> bool:
         first, second = (_columns(path) for path in (one, other))
     except Problems:
         return True
-    return len(first & second) >= _ALIKE * len(first | second)
+    return len(first & second) >= ALIKE * len(first | second)
 
 
 def _columns(path: Path) -> set[str]:
     file = _file(path.name, path)
     (found,) = find(path.parent, file)
-    return set(read_file(found, file, None, 1).table.column_names)
+    with open_found(found, file, None, 1) as contents:
+        return set(next(contents.tables).column_names)
 
 
 def _file(name: str, part: Path) -> File:
@@ -159,10 +162,11 @@ def _source(folder: Path, name: str, members: list[Path]) -> Source:
     file = _file(name, next((each for each in members if each.stat().st_size), members[0]))
     found = find(folder, file)
     first = next((each for each in found if each.path.stat().st_size), found[0])
-    head = read_file(first, file, None, ROWS)
-    if not head.table.column_names:
+    with open_found(first, file, None, ROWS) as head:
+        columns = next(head.tables).column_names
+    if not columns:
         raise Problems([Problem(str(first.path), "columns", "none", "allowed: a file with columns that can be used")])
-    rows = read(folder, file, head.table.column_names, ROWS)
+    rows = read(folder, file, columns, ROWS)
     if file.delimiter != "," and has_decimal_comma(rows.table):
         file, rows.decimal = file.model_copy(update={"decimal": ","}), ","
     return Source(_name(file.file), file, sum(each.stat().st_size for each in members), rows, head.missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +11,12 @@ import pyarrow as pa
 from minutely.init.profile import Column
 from minutely.init.sources import ROWS, Source
 from minutely.init.times import TimeGuess, of_serving, time_of
-from minutely.init.words import ACTION_COLUMNS, ACTIONS, ITEMS, REQUESTS, USERS, is_id, names, words
+from minutely.init.words import ACTION_COLUMNS, ACTIONS, ITEMS, REQUESTS, SHOWN, USERS, is_id, names, words
 from streaming.features.columns import Ids
-from streaming.source.explode import explode
-from streaming.source.rejects import Findings
+from streaming.source.rows.explode import explode
+from streaming.source.rows.rejects import Findings
+from streaming.source.rows.rows import Rows
 from streaming.source.settings import Explode
-from streaming.source.tabular import RowFile
 
 _MOST_ACTIONS = 50
 
@@ -70,6 +71,11 @@ class Table(NamedTuple):
                 return column
         return None
 
+    @property
+    def one_action(self) -> str | None:
+        """The action that every row is, by the name of the file, as in ``clicks.csv``."""
+        return next((word for word in words(self.source.name) if word in ACTIONS - SHOWN), None)
+
     @staticmethod
     def _are_actions(column: Column) -> bool:
         return all(names(str(value), ACTIONS) for value in column.present.unique().to_pylist())
@@ -86,15 +92,27 @@ def exploded(table: Table, settings: Explode, now_ms: int) -> Table:
     lists = table.columns[first].as_lists(settings.split).values
     lengths = np.diff(lists.offsets.to_numpy()) if len(lists) else np.zeros(0, np.int64)
     kept = max(1, int(np.searchsorted(np.cumsum(lengths), ROWS, side="right")))
-    whole = table.source.rows.table.slice(0, kept)
-    rows = RowFile(
-        table.source.rows.name, whole, pa.array(np.arange(len(whole))), Findings(whole=True), table.source.rows.decimal
-    )
+    rows = _rows(table, table.source.rows.table.slice(0, kept))
     explode(rows, settings)
     return _table(table.source._replace(rows=rows), rows, now_ms)
 
 
-def _table(source: Source, rows: RowFile, now_ms: int) -> Table:
+def joined(tables: Sequence[Table], now_ms: int) -> Table:
+    """Return the rows of tables as those of the first, with the columns that all have; an Arrow exception if their types differ."""
+    first, *others = tables
+    common = [name for name in first.columns if all(name in other.columns for other in others)]
+    parts = [table.source.rows.table.select(common) for table in tables]
+    rows = _rows(first, pa.concat_tables(parts, promote_options="permissive"))
+    return _table(first.source._replace(rows=rows), rows, now_ms)
+
+
+def _rows(table: Table, whole: pa.Table) -> Rows:
+    """Other rows than those that were looked at first."""
+    own = table.source.rows
+    return Rows(own.name, whole, pa.array(np.arange(len(whole))), Findings(whole=True), own.decimal)
+
+
+def _table(source: Source, rows: Rows, now_ms: int) -> Table:
     columns = {name: Column(name, rows.column(name), rows.decimal) for name in rows.table.column_names}
     times = [guess for column in columns.values() if (guess := time_of(column, now_ms)) is not None]
     return Table(source, columns, of_serving(times))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from basis.printable import printable
 from minutely.init.features import Features
 from minutely.init.labels import Outcomes
 from minutely.init.lines import Line
-from minutely.init.roles import Layout
+from minutely.init.roles import Engagements, Layout
 from minutely.init.tables import Table
 from minutely.yaml_file import one_line
 
@@ -31,7 +31,7 @@ def config_text(name: str, folder: Path, layout: Layout, outcomes: Outcomes, fea
         "source:",
         f"  {_item('dir', str(folder))}",
         *_impressions(layout),
-        *_engagements(layout, outcomes),
+        *_engagements(layout),
         *_sides(layout),
     ]
     if outcomes.actions:
@@ -51,34 +51,53 @@ def config_name(text: str) -> str:
 
 
 def _impressions(layout: Layout) -> list[str]:
-    table, unsure = layout.impressions, layout.unsure
-    lines = [f"  impressions: # {table.source.seen}", *_file(table)]
-    lines.append(
-        _with_why(f"    {_item('time', layout.time.section())}", _joined(layout.time.span, unsure.get("time")))
-    )
+    return _files("impressions", [(part, _impressions_of(layout, part)) for part in layout.parts])
+
+
+def _impressions_of(layout: Layout, part: Table) -> list[str]:
+    unsure = layout.unsure
+    lines = [_with_why(_item("time", layout.time.section()), _joined(part.times[0].span, unsure.get("time")))]
     if layout.slate is not None:
         split = layout.slate.explode.split
         columns = layout.slate.explode.columns
         explode: Any = columns if split is None else {"columns": columns, "split": split}
-        lines.append(_with_why(f"    {_item('explode', explode)}", "each item becomes an impression"))
+        lines.append(_with_why(_item("explode", explode), "each item becomes an impression"))
     if layout.request is not None:
-        lines.append(_with_why(f"    {_item('request', layout.request)}", _unsure(unsure.get("request"))))
+        lines.append(_with_why(_item("request", layout.request), _unsure(unsure.get("request"))))
     elif "request" in unsure:
-        lines.append(_comment(f"    # unsure: {unsure['request']}"))
+        lines.append(_comment(f"# unsure: {unsure['request']}"))
     if layout.impression is not None:
-        lines.append(f"    {_item('impression', layout.impression)} # names the impression within its request")
-    return lines
+        lines.append(f"{_item('impression', layout.impression)} # names the impression within its request")
+    others = {name: other for other in layout.parts for name in part.columns if name not in other.columns}
+    return lines + [
+        _comment(f"# column {name} is not used: {other.source.file.file} has none") for name, other in others.items()
+    ]
 
 
-def _engagements(layout: Layout, outcomes: Outcomes) -> list[str]:
-    events = layout.engagements
-    if events is None:
-        return []
-    lines = [f"  engagements: # {events.table.source.seen}", *_file(events.table)]
-    lines.append(_with_why(f"    {_item('time', events.time.section())}", events.time.span))
-    lines += [f"    {_item('request', events.request)}", f"    {_item('impression', events.impression)}"]
-    lines.append(f"    {_item('action', events.action.name)}")
-    return lines + ([] if outcomes.value is None else [f"    {_item('value', outcomes.value)}"])
+def _engagements(layout: Layout) -> list[str]:
+    return _files("engagements", [(events.table, _engagements_of(events)) for events in layout.engagements])
+
+
+def _engagements_of(events: Engagements) -> list[str]:
+    lines = [_with_why(_item("time", events.time.section()), events.time.span)]
+    lines += [_item("request", events.request), _item("impression", events.impression)]
+    if isinstance(events.action, str):
+        lines.append(f"{_item('action', {'name': events.action})} # by the file's name")
+    else:
+        lines.append(_item("action", events.action.name))
+    return lines if events.amount is None else [*lines, _item("value", events.amount.name)]
+
+
+def _files(key: str, files: Sequence[tuple[Table, list[str]]]) -> list[str]:
+    """A key with one file, or with a list of several."""
+    if len(files) == 1:
+        ((table, lines),) = files
+        return [f"  {key}: # {table.source.seen}", *(f"    {line}" for line in _file(table) + lines)]
+    made = [f"  {key}:"] if files else []
+    for table, lines in files:
+        first, *rest = _file(table) + lines
+        made += [f"    - {first} # {table.source.seen}", *(f"      {line}" for line in rest)]
+    return made
 
 
 def _sides(layout: Layout) -> list[str]:
@@ -96,8 +115,8 @@ def _file_keys(table: Table) -> dict[str, Any]:
 
 
 def _file(table: Table) -> list[str]:
-    lines = [f"    {_item(key, value)}" for key, value in _file_keys(table).items()]
-    return lines + [_comment(f"    # {each.place} is not used: {each.value}") for each in table.source.unusable]
+    lines = [_item(key, value) for key, value in _file_keys(table).items()]
+    return lines + [_comment(f"# {each.place} is not used: {each.value}") for each in table.source.unusable]
 
 
 def _section(lines: Iterable[Line], indent: int) -> list[str]:

@@ -14,8 +14,8 @@ from minutely.init.profile import Column
 from minutely.init.words import ACTIONS, DELAYS, IDS, PAST, TIMES, names, words
 from streaming.features.columns import Ids
 from streaming.features.kinds import Unit
+from streaming.source.rows.times import read_times
 from streaming.source.settings import SourceSettings, TimeColumn
-from streaming.source.times import read_times
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 _NEARLY_ALL = 0.99

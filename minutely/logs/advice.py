@@ -17,8 +17,8 @@ from streaming.features.arrow_columns import UNIT_MS
 from streaming.features.columns import Column, Ids, Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.records.labels import Label
-from streaming.source.actions import columns_of
 from streaming.source.logged_events import LoggedEvents
+from streaming.source.rows.actions import columns_of
 from streaming.source.settings import WhenContains
 from trainer.metrics import auc
 

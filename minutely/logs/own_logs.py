@@ -9,11 +9,11 @@ from typing import TypeVar
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
 from streaming.features.transforms import is_derived
-from streaming.source.actions import columns_of
-from streaming.source.files import Folder, find
+from streaming.source.files.find import Folder, find
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
-from streaming.source.normalise import action_columns
+from streaming.source.rows.actions import columns_of
+from streaming.source.rows.keys import action_columns
 from streaming.source.settings import File
 
 Item = TypeVar("Item", bound=File)

@@ -124,7 +124,8 @@ def cross(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDAr
 def _whole_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
     """Return the ids of whole floats; NaN is missing."""
     numbers = np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))  # null becomes NaN
-    whole = (np.abs(numbers) <= _EXACT) & (np.floor(numbers) == numbers)
+    with np.errstate(invalid="ignore"):  # a signalling NaN, which msgpack and Parquet carry, is missing like any other
+        whole = (np.abs(numbers) <= _EXACT) & (np.floor(numbers) == numbers)
     broken = ~whole & ~np.isnan(numbers)
     ids = np.full(len(numbers), MISSING)
     ids[whole] = numbers[whole].astype(np.int64)

@@ -38,7 +38,8 @@ def from_raw(feature: Feature, raw: Raw, served_at: Ids) -> Column:
         return raw if feature.last is None else last_of(raw, feature.last)
     if isinstance(feature, SparseFeature) and feature.bucket is None:
         return raw.astype(np.int64, copy=False)
-    found = _transformed(feature, raw, served_at)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is missing like any other
+        found = _transformed(feature, raw, served_at)
     if isinstance(feature, SparseFeature):
         return found.astype(np.int64)
     floats: Floats = found.astype(np.float32)

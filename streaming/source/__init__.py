@@ -1,1 +1,1 @@
-"""Own logs and data sets: reads them and turns them into records."""
+"""Own logs: `load` reads `files`, makes `rows` of them, puts these in `order`, and returns `logged_events`; then come records."""

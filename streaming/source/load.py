@@ -8,24 +8,18 @@ from collections.abc import Mapping
 
 from basis.problems import ProblemList, Problems
 from streaming.features.kinds import Feature
-from streaming.features.transforms import is_derived
-from streaming.source.assemble import assemble
-from streaming.source.files import Folder, find
+from streaming.source.files.find import Folder, find
 from streaming.source.logged_events import LoggedEvents
-from streaming.source.mapped import Mapped
-from streaming.source.mapping import SideTable
-from streaming.source.normalise import (
-    Impressions,
-    engagement_columns,
-    feature_columns,
-    impression_columns,
-    read_engagements,
-)
-from streaming.source.rejects import Findings, as_problems
+from streaming.source.order.assemble import assemble
+from streaming.source.order.engagements import engagement_columns, read_engagements
+from streaming.source.order.impressions import Impressions, impression_columns
+from streaming.source.order.on_disk import Mapped
+from streaming.source.order.spool import open_spool
+from streaming.source.rows.rejects import Findings, as_problems
+from streaming.source.rows.side_tables import SideTable, read_side
+from streaming.source.rows.time_bounds import TimeBounds
+from streaming.source.rows.walk import Walk
 from streaming.source.settings import SourceSettings
-from streaming.source.spool import open_spool
-from streaming.source.tabular import Walk, read
-from streaming.source.time_bounds import TimeBounds
 
 
 def load(folder: Folder, settings: SourceSettings, features: Mapping[str, Feature], now_ms: int) -> LoggedEvents:
@@ -70,23 +64,6 @@ def load(folder: Folder, settings: SourceSettings, features: Mapping[str, Featur
         sum((each.more for each in findings), Counter()),
     )
     raise Problems(problems.found + as_problems(rejects, more))
-
-
-def read_side(
-    folder: Folder, settings: SourceSettings, name: str, features: Mapping[str, Feature], findings: list[Findings]
-) -> SideTable:
-    """Read a side table, and append what is wrong with its rows to ``findings``. `Problems` if it cannot be read; the table's
-    own ``problems`` are columns that do not fit."""
-    side = settings.sides[name]
-    rows = read(folder, side, [*side.key, *feature_columns(features, name)])
-    findings.append(rows.findings)
-    wanted = {each: item for each, item in features.items() if not is_derived(item) and item.side == name}
-    try:
-        table = SideTable(rows, side.key, wanted)
-    except Problems as problems:
-        raise Problems([*rows.missing, *problems.problems]) from None
-    table.problems += rows.missing
-    return table
 
 
 def _default_memory() -> int:

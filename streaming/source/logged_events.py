@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from streaming.features.columns import Columns, Ids
 from streaming.records.labels import Label
-from streaming.source.rejects import Reject
+from streaming.source.rows.rejects import Reject
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 

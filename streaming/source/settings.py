@@ -55,11 +55,25 @@ class TimeColumn(Section):
     """How they are written, in the codes of ``strptime``, such as ``%m/%d/%Y %I:%M:%S %p``."""
 
 
+class EachItem(Section):
+    """What an item holds that is a text of several values, such as ``N1-0``: their columns, and what separates them."""
+
+    split: Annotated[str, Field(min_length=1)]
+    columns: Annotated[list[str], Field(min_length=2)]
+
+
 class Explode(Section):
     """Columns of lists that have an item for each impression of their row; ``split`` separates items in texts."""
 
     columns: Texts
     split: Annotated[str, Field(min_length=1)] | None = None
+    each: EachItem | None = None
+
+    @model_validator(mode="after")
+    def _of_one_column(self) -> Explode:
+        if self.each is not None and len(self.columns) > 1:
+            raise ValueError(f"each: of {len(self.columns)} columns; allowed: one, whose items hold all values")
+        return self
 
 
 def _explode_columns(value: Any) -> Any:

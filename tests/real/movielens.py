@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyarrow import csv
 
-from streaming.source.datasets import movielens_100k
+from minutely.built_in_data import movielens_100k
 
 FILE = "ml-100k.inter"
 _TABS = csv.ParseOptions(delimiter="\t")

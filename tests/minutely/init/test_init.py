@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pytest
 from click.testing import CliRunner, Result
 
+from minutely.built_in_data import movielens_100k
 from minutely.cli import cli
 from minutely.config import Pipeline, load_pipeline
-from streaming.source.datasets import movielens_100k
 from tests.commands import ROOT, require_kuairand
 
 

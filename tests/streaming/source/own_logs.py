@@ -19,7 +19,7 @@ from streaming.features.ids import MISSING, text_id
 from streaming.features.kinds import FeatureSet
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
-from streaming.source.rejects import Reject
+from streaming.source.rows.rejects import Reject
 from streaming.source.settings import SourceSettings
 
 FORMATS = ["parquet", "csv", "jsonl"]

@@ -221,9 +221,9 @@ def test_json_lines_of_null_do_not_end_the_process(tmp_path: Path) -> None:
     write(tmp_path / "log.jsonl", [])
     (tmp_path / "log.jsonl").write_text("null\nnull\n")
     program = (
-        "import sys, pathlib, basis.problems, streaming.source.settings, streaming.source.tabular\n"
+        "import sys, pathlib, basis.problems, streaming.source.settings, streaming.source.rows.walk\n"
         "file = streaming.source.settings.File(file='log.jsonl')\n"
-        "try: rows = streaming.source.tabular.read(pathlib.Path(sys.argv[1]), file, ['t'])\n"
+        "try: rows = streaming.source.rows.walk.read(pathlib.Path(sys.argv[1]), file, ['t'])\n"
         "except basis.problems.Problems: sys.exit(0)\n"
         "sys.exit(0 if rows.rejects else 3)\n"
     )

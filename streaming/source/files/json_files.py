@@ -1,0 +1,181 @@
+"""Reads JSON lines by DuckDB: columns of numbers where one type holds all their values, else of texts, or of lists of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from enum import IntFlag
+from pathlib import Path
+
+import duckdb
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from basis.decoding import why
+from basis.problems import Problem, ProblemList, Problems
+from streaming.features.columns import Ids
+from streaming.source.files.contents import Broken, Contents, ToRead, opened, shown, usable_columns
+from streaming.source.files.duck import limit, name, quoted, source, streamed
+
+_TOLD = 100
+
+
+def read_json_lines(db: duckdb.DuckDBPyConnection, asked: ToRead) -> Contents:
+    """Read lines of one object each."""
+    path, most = asked.path, asked.most
+    options = "format = 'newline_delimited', ignore_errors = true, hive_partitioning = false"
+    objects = f"read_json_objects({source(asked.plain)}, {options})"
+    columns = _keys(db, f"{objects} {limit(most)}") if asked.columns is None else asked.columns
+    structs = _apart(columns)
+    parts = [
+        f"from_json(json, {quoted(json.dumps(dict.fromkeys(keys, 'JSON')))}) as part{at}"
+        for at, keys in enumerate(structs)
+    ]
+    query = ", ".join(["json_type(json) = 'OBJECT' as whole", "json", *parts])
+    db.execute(f"create temp table lines as select {query} from {objects} {limit(most)}")
+    whole = db.sql("select coalesce(whole, false) as whole from lines").to_arrow_table().column(0)
+    good = np.asarray(whole.to_numpy(), np.bool_)
+    broken = [] if good.all() else _broken_lines(path, good)
+    if not len(good) and asked.columns is not None:  # such as an empty file that is compressed
+        return Contents(
+            iter([pa.table({column: pa.nulls(0) for column in columns})]), lambda: np.zeros(0, np.int64), list, []
+        )
+    if not good.any():
+        told = [Problem(str(path), f"line {each.line}", shown(each.text), each.detail) for each in broken[:_TOLD]]
+        raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows"), *told])
+    values = {key: f"part{at}.{name(key)}" for at, keys in enumerate(structs) for key in keys}
+    kinds = _kinds_of(db, "lines where whole", values)
+    problems = ProblemList()
+    usable: dict[str, str] = {}
+    missing: list[Problem] = []
+    for column in columns:
+        with problems.collect():
+            if not kinds[column] and not _is_there(db, column):
+                has = db.sql("select distinct unnest(json_keys(json)) from lines where whole limit 1000").fetchall()
+                missing += usable_columns(path, [key for (key,) in has], [column])[1]
+            else:
+                usable[column] = _column(db, path, column, values[column], kinds[column])
+    if asked.columns is None:
+        missing += problems.found
+    else:
+        problems.raise_any()
+    query = ", ".join(f"{value} as c{at}" for at, value in enumerate(usable.values())) or "0 as nothing"
+    tables = streamed(db, f"select {query} from lines where whole", list(usable))
+
+    def find_lines() -> Ids:
+        return np.array([number for number, _ in _filled_lines(path)], np.int64)[good]
+
+    return Contents(tables, find_lines, lambda: broken, missing)
+
+
+def _apart(columns: Sequence[str]) -> list[list[str]]:
+    """Return the columns in groups within which no two names differ in case only, which DuckDB does not tell apart."""
+    groups: list[list[str]] = []
+    for column in columns:
+        for group in groups:
+            if column.lower() not in {each.lower() for each in group}:
+                group.append(column)
+                break
+        else:
+            groups.append([column])
+    return groups
+
+
+def _keys(db: duckdb.DuckDBPyConnection, objects: str) -> list[str]:
+    """Return the keys of JSON objects, in the order in which they come."""
+    numbered = f"select json_keys(json) as keys, row_number() over () as row from (select json from {objects})"
+    found = db.sql(f"select keys from ({numbered}) group by keys order by min(row)").fetchall()
+    return list(dict.fromkeys(key for (keys,) in found for key in keys or []))
+
+
+class _Kind(IntFlag):
+    """What values of a column are, in JSON's words; integers by the type that holds them."""
+
+    INTEGER = 1
+    BEYOND_FLOAT = 2
+    BEYOND_INT64 = 4
+    FLOAT = 8
+    ARRAY = 16
+    OBJECT = 32
+    OTHER = 64
+
+
+_INTEGERS = _Kind.INTEGER | _Kind.BEYOND_FLOAT
+_MOST_EXACT = 15
+"""Digits of an integer that a float holds, whichever they are."""
+
+
+def _kinds_of(db: duckdb.DuckDBPyConnection, where: str, values: dict[str, str]) -> dict[str, _Kind]:
+    """Return what the values of columns are; nothing for null."""
+    if not values:
+        return {}
+    kinds = [
+        f"""bit_or(case coalesce(json_type({value}), 'NULL') when 'NULL' then 0
+        when 'DOUBLE' then {_Kind.FLOAT} when 'ARRAY' then {_Kind.ARRAY} when 'OBJECT' then {_Kind.OBJECT}
+        when 'BIGINT' then {_INTEGERS} when 'UBIGINT' then
+            case when length({value}) <= {_MOST_EXACT} then {_Kind.INTEGER}
+            when length({value}) < 19 or length({value}) = 19 and {value} <= '{2**63 - 1}' then {_INTEGERS}
+            else {_Kind.BEYOND_INT64} end
+        else {_Kind.OTHER} end)"""
+        for value in values.values()
+    ]
+    (found,) = db.sql(f"select {', '.join(kinds)} from {where}").fetchall()
+    return {key: _Kind(kind or 0) for key, kind in zip(values, found, strict=True)}
+
+
+def _is_there(db: duckdb.DuckDBPyConnection, column: str) -> bool:
+    """Whether any line has a column, though with nothing but null."""
+    query = f"select bool_or(list_contains(json_keys(json), {quoted(column)})) from lines where whole"
+    return bool(db.sql(query).fetchall()[0][0])
+
+
+def _column(db: duckdb.DuckDBPyConnection, path: Path, column: str, value: str, kinds: _Kind) -> str:
+    """Return a column in a query: numbers, or lists of them, where one type holds all its values, else texts."""
+    place, allowed = f"column {column}", "allowed: numbers, texts, or lists of them"
+    if _Kind.OBJECT in kinds:
+        raise Problems([Problem(str(path), place, "an object", allowed)])
+    if not kinds:
+        return "null"
+    if _Kind.ARRAY not in kinds:
+        return _as(kinds, value)
+    if kinds != _Kind.ARRAY:
+        raise Problems([Problem(str(path), place, "lists beside single values", allowed)])
+    items = f"(select unnest(json_extract({value}, '$[*]')) as value from lines where whole)"
+    within = _kinds_of(db, items, {column: "value"})[column]
+    if within & (_Kind.ARRAY | _Kind.OBJECT):
+        raise Problems([Problem(str(path), place, "a list or an object within a list", allowed)])
+    each = f"list_transform(json_extract({value}, '$[*]'), lambda each: {_as(within, 'each')})"
+    return f"case when json_type({value}) = 'ARRAY' then {each} end"
+
+
+def _as(kinds: _Kind, value: str) -> str:
+    """A JSON value in a query, in the type that holds all of its column; NaN, which some writers leave, is missing."""
+    if kinds and kinds in _INTEGERS:
+        return f"try_cast({value} as bigint)"
+    if kinds and kinds in _Kind.INTEGER | _Kind.FLOAT:
+        return f"try_cast({value} as double)"
+    number = f"cast(nullif(try_cast({value} as double), 'nan') as varchar)"
+    return f"case json_type({value}) when 'DOUBLE' then {number} else {value} ->> '$' end"
+
+
+def _broken_lines(path: Path, good: npt.NDArray[np.bool_]) -> list[Broken]:
+    """Return the lines that hold no JSON object."""
+    found = []
+    decoder = msgspec.json.Decoder(dict)
+    for (number, line), is_good in zip(_filled_lines(path), good.tolist(), strict=False):
+        if not is_good:
+            try:
+                decoder.decode(line)
+                detail = "no JSON that can be read"
+            except Exception as error:
+                detail = why(error)
+            found.append(Broken(number, line.decode("utf-8", "replace").rstrip("\r\n"), detail))
+    return found
+
+
+def _filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file that are not blank, with their numbers."""
+    with opened(path) as lines:
+        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())

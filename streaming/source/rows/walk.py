@@ -1,0 +1,180 @@
+"""The rows of a source, of all its files: some at a time, or as a whole. Broken rows are rejected; broken files are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from basis.problems import Problem, ProblemList, Problems
+from streaming.features.arrow_columns import as_lists, texts_of
+from streaming.source.files.contents import Broken, Contents, shown
+from streaming.source.files.find import Folder, FoundFile, find
+from streaming.source.files.open import open_found
+from streaming.source.rows.rejects import Findings, Reject, as_problems
+from streaming.source.rows.rows import Rows
+from streaming.source.settings import File
+
+
+class Walk:
+    """The rows of a source with those of ``columns`` that it has, some at a time, in the order of its files.
+
+    ``findings``, which sources may share, and ``missing`` are whole when all were walked. ``memory`` bounds, in bytes, what readers
+    keep, and ``most`` how many rows are read.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        file: File,
+        columns: Sequence[str],
+        findings: Findings,
+        memory: int | None = None,
+        most: int | None = None,
+    ) -> None:
+        self.name = str(folder / file.file)
+        self.findings = findings
+        self.missing: list[Problem] = []
+        self._folder = folder
+        self._file = file
+        self._columns = list(dict.fromkeys(columns))
+        self._memory = memory
+        self._most = most
+        self._present: set[str] = set()
+        self._failed = False
+
+    def take(self, use: Callable[[Rows], None]) -> None:
+        """Call ``use`` with all rows, some at a time.
+
+        Raises:
+            Problems: what it raises, or columns are missing, or a file as a whole cannot be used.
+        """
+        problems = ProblemList()
+        with problems.collect():
+            for rows in self.rows():
+                with problems.collect():
+                    use(rows)
+                self._failed = bool(problems.found or self.missing)
+        problems.found += [*self.missing, *self.findings.suspected(self.name)]
+        problems.raise_any()
+
+    def rows(self) -> Iterator[Rows]:
+        """Yield the rows, at least one piece of each file. What is in ``missing`` is not raised.
+
+        Raises:
+            Problems: its files as a whole are unusable; all of them were tried.
+            Unreadable: the operating system fails to read one.
+        """
+        problems = ProblemList()
+        first = self.findings.rows
+        files = _filled(find(self._folder, self._file))
+        for number, found in enumerate(files):
+            most = None if self._most is None else self._most - (self.findings.rows - first)
+            if most == 0:
+                break
+            with problems.collect():
+                for table in self._tables(found, files[number + 1 :], most):
+                    at = pa.array(np.arange(self.findings.rows, self.findings.rows + table.num_rows))
+                    self.findings.rows += table.num_rows
+                    if self._failed:
+                        break
+                    if not problems.found:
+                        yield Rows(self.name, table, at, self.findings, self._file.decimal, self.missing)
+        problems.raise_any()
+        if self.findings.rows == first and self._columns and not self.missing:
+            told = as_problems(self.findings.rejects)
+            raise Problems([Problem(self.name, "rows", "0", "allowed: a file with rows"), *told])
+
+    def _tables(self, found: FoundFile, others: Sequence[FoundFile], most: int | None) -> Iterator[pa.Table]:
+        with open_found(found, self._file, self._columns, most, self._memory) as contents:
+            self.findings.add_file(found.name, self.findings.rows, contents.lines)
+            lacking = self._look_at(contents)
+            self._look_for(lacking - self._present, others)
+            elsewhere = [column for column in self._columns if column in lacking & self._present]
+            places = {f"column {column}" for column in elsewhere}
+            self.missing += [each for each in contents.missing if each.place not in places]
+            if self._failed:  # of the other files only what they lack is told
+                return
+            for table in contents.tables:
+                yield _with_nulls(table, elsewhere)
+            for each in contents.broken():
+                self.findings.add(_refused(found.name, each))
+
+    def _look_for(self, columns: set[str], others: Sequence[FoundFile]) -> None:
+        """Find out which columns later files have: then they are missing in the rows of this one, and else in the source."""
+        for other in others:
+            if columns <= self._present:
+                return
+            with open_found(other, self._file, self._columns, memory=self._memory) as contents:
+                self._look_at(contents)
+
+    def _look_at(self, contents: Contents) -> set[str]:
+        """Note which columns a file has, and return those that it does not have."""
+        lacking = {each.place.removeprefix("column ") for each in contents.missing if each.value == "missing"}
+        self._present |= set(self._columns) - lacking
+        return lacking
+
+
+def _filled(found: list[FoundFile]) -> list[FoundFile]:
+    """Return the files that hold anything; all if none does. Writers leave empty parts behind."""
+    return [each for each in found if each.size_bytes != 0] or found
+
+
+def _with_nulls(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return a table with columns that only other files have. Some writers leave out what is null in all rows of a file."""
+    for column in columns:
+        table = table.append_column(column, pa.nulls(table.num_rows))
+    return table
+
+
+def _refused(name: str, broken: Broken) -> Reject:
+    return Reject(name, f"line {broken.line}", shown(broken.text), "malformed", broken.detail)
+
+
+def read(folder: Folder, file: File, columns: Sequence[str], most: int | None = None) -> Rows:
+    """Return the rows of a source with those of ``columns`` that it has, at most ``most`` rows where given.
+
+    Raises:
+        Problems: its files as a whole are unusable.
+        Unreadable: the operating system fails to read one.
+    """
+    walk = Walk(folder, file, columns, Findings(whole=True), most=most)
+    table = _joined(walk.name, [part.table for part in walk.rows()], {problem.place for problem in walk.missing})
+    return Rows(walk.name, table, pa.array(np.arange(table.num_rows)), walk.findings, file.decimal, walk.missing)
+
+
+def _joined(name: str, tables: Sequence[pa.Table], missing: set[str]) -> pa.Table:
+    """Return the rows of all tables, with the columns that all have. Where one column has several types, it has texts: a value's
+    meaning is that of its text."""
+    if len(tables) == 1:
+        return tables[0]
+    made = {}
+    for column in tables[0].column_names:
+        if f"column {column}" in missing:
+            continue
+        chunks = [chunk for table in tables for chunk in table.column(column).chunks]
+        kinds = {chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)}
+        if len(kinds) > 1:
+            try:
+                chunks = [_as_texts(chunk, any(map(pa.types.is_nested, kinds))) for chunk in chunks]
+            except (pa.ArrowException, TypeError):
+                told = " and ".join(sorted(map(str, kinds)))
+                raise Problems([Problem(name, f"column {column}", told, "allowed: one type in all files")]) from None
+            kinds = {chunk.type for chunk in chunks}
+        kind = kinds.pop() if kinds else pa.null()
+        made[column] = pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+    return pa.table(made)
+
+
+def _as_texts(values: pa.Array, in_lists: bool) -> pa.Array:
+    if not in_lists:
+        return texts_of(values)
+    if pa.types.is_null(values.type):
+        return values.cast(pa.list_(pa.string()))
+    lists = as_lists(values)
+    lengths = pc.list_value_length(lists)
+    ends = np.cumsum(lengths.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int32)
+    offsets = pa.array(np.concatenate((np.zeros(1, np.int32), ends)), mask=np.append(lengths.is_null(), False))
+    return pa.ListArray.from_arrays(offsets, texts_of(lists.flatten()))
