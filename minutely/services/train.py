@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from basis.problems import BadFile, Problem, Problems
+from basis.problems import BadFile, GuardedError, Problem, Problems
 from minutely.config import Pipeline
 from minutely.parts import make_trainer
 from minutely.place import folder_of, open_files, require_writable
@@ -189,7 +189,11 @@ class TrainService:
         """
         try:
             while not self._stop():
-                self._step()
+                try:
+                    self._step()
+                except GuardedError:  # who goes on behind these records makes no letters of them any more
+                    self._refused.tell(self.online.take_refused())
+                    raise
                 if self._refused.tell(self.online.take_refused()) and self.online.is_publication_due():
                     self._publish_or_wait()
             if self._refused.is_missing_some:

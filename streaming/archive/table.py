@@ -220,6 +220,8 @@ class Archive:
         if field.name not in rows.column_names:
             return pa.chunked_array([self._format.missing(field.name, rows.num_rows)])
         column = rows.column(field.name)
+        if column.null_count and field.name not in self._format.may_lack:
+            raise Problems([Problem(self._place, f"column {field.name}", "rows without a value", _NEW_PLACE)])
         if column.null_count:
             missing = self._format.missing(field.name, rows.num_rows)
             column = pc.coalesce(column, missing.cast(column.type))

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from streaming.join.configs import ConfigSince
+from streaming.log import TOPICS
 from streaming.records.schema import Schema
 
 STATE_VERSION = 3
@@ -44,3 +45,9 @@ class Head(msgspec.Struct, array_like=True, kw_only=True):
     pending: int = 0
     schemas: dict[str, Schema] = {}
     configs: list[ConfigSince] = []
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all that recovery goes on from."""
+        offsets = [self.offsets, *(point.offsets for point in self.rebuild_points)]
+        return all(each.keys() == set(TOPICS) for each in offsets) and bool(self.rebuild_points and self.configs)

@@ -50,8 +50,10 @@ class JoinPartition:
         self._outlet = outlet
         self._partition = partition
         living = Living(spec, served)
-        self._recovery = Recovery(spec, state, outlet, history, living, partition, new_id, requests_at_once)
-        self._refused = refused
+        self._refused = refused or (lambda letters: None)
+        self._recovery = Recovery(
+            spec, state, outlet, history, living, partition, new_id, requests_at_once, self._refused
+        )
         self._write_every_ms = write_every_ms
         self._requests_at_once = requests_at_once
         self.joiner = Joiner(spec, state, living, partition)
@@ -190,7 +192,7 @@ class JoinPartition:
         self._outbox += [OutputRecord(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
         self._uncommitted = self._uncommitted_bytes = 0
         self._send()
-        if output.dead_letters and self._refused is not None:
+        if output.dead_letters:
             self._refused(output.dead_letters)
         # While it is busy, nothing is taken, and what is emitted need not be written.
         must_write = self._state.memory_is_full if self.busy else self._state.must_write

@@ -45,8 +45,6 @@ class Restored:
     unwritten: bool = False
     """Whether the state on disk is older."""
     gaps: list[LostRange] = field(default_factory=list)
-    refused: Counter[str] = field(default_factory=Counter)
-    """The dead letters that recovery sent, by reason."""
 
 
 def log_lost(partition: int, transactions: int) -> None:
@@ -72,7 +70,9 @@ class Recovery:
         partition: int,
         new_id: Callable[[], str],
         requests_at_once: int | None,
+        tell: Callable[[Sequence[DeadLetter]], None],
     ) -> None:
+        """``new_id`` returns the id of a rebuilt state; ``tell`` is told of the dead letters sent."""
         self._spec = spec
         self._state = state
         self._outlet = outlet
@@ -81,6 +81,9 @@ class Recovery:
         self._partition = partition
         self._new_id = new_id
         self._requests_at_once = requests_at_once
+        self._tell = tell
+        self._refused = Counter[str]()
+        """The dead letters sent since the last recovery that came to its end, by reason."""
 
     def restore(self, committed: Committed | None) -> Generator[None, None, Restored]:
         """Restore the state that belongs to the last commit; bounded work between two yields.
@@ -118,7 +121,7 @@ class Recovery:
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:
         """Whether re-reading what came after a state leads to that of the last transaction."""
-        if head.state_id != committed.state_id or not 0 <= head.sequence <= committed.sequence:
+        if head.state_id != committed.state_id or not 0 <= head.sequence <= committed.sequence or not head.is_whole:
             return False
         if head.configs[-1] not in committed.configs:
             return False  # a config recovered it in its own way, and committed nothing that says so
@@ -151,11 +154,7 @@ class Recovery:
         """Rebuild: read what was emitted from `examples`, the rest from the inputs up to the committed offsets."""
         kept = {topic: self._history.beginning(topic) for topic in TOPICS}
         if committed is None:
-            if any(self._history.read(EXAMPLES, kept[EXAMPLES], self._history.end(EXAMPLES))):
-                raise UnknownPlaceError(
-                    "no offsets are committed, but examples holds records, which joining would emit again; "
-                    "to start over, empty examples or choose another kafka.prefix"
-                )
+            self._check_new(kept[EXAMPLES])
             return self._begin_anew(kept | {DEAD_LETTERS: self._history.end(DEAD_LETTERS)}, -1)
         needed = committed.lowest
         restored = self._begin_anew({at: max(kept[at], needed[at]) for at in TOPICS}, committed.published)
@@ -166,6 +165,27 @@ class Recovery:
                 restored.gaps.append(LostRange(topic, needed[topic], stop))
         yield from self._read_again(restored, committed)
         return restored
+
+    def _check_new(self, examples_begin: int) -> None:
+        """Refuse to begin where somebody joined before, since all that the inputs hold would be emitted again."""
+        if any(self._history.read(EXAMPLES, examples_begin, self._history.end(EXAMPLES))):
+            raise UnknownPlaceError(
+                "no offsets are committed, but examples holds records, which joining would emit again; "
+                "to start over, empty examples and delete the joiners' folders, or choose another kafka.prefix"
+            )
+        if self._state.head is not None:
+            raise UnknownPlaceError(
+                "no offsets are committed, but this joiner's folder is of one that committed some: brokers forgot them "
+                "(offsets.retention.minutes), and joining would emit again what the inputs hold; "
+                "to start over, delete the folder too, or choose another kafka.prefix"
+            )
+        if examples_begin:
+            _log.warning(
+                "partition %d: examples is empty, held records up to offset %d once, and no offsets are committed: joining all "
+                "that the inputs hold; what was joined before comes a second time",
+                self._partition,
+                examples_begin,
+            )
 
     def _begin(self, head: Head, offsets: Offsets) -> Restored:
         joiner = Joiner(self._spec, self._state, self._living, self._partition)
@@ -223,7 +243,8 @@ class Recovery:
             self._pass_over(restored, committed)
             yield
         self._pass_over(restored, committed)
-        joiner.resume(self._living, committed.decided_until, restored.refused)
+        joiner.resume(self._living, committed.decided_until, self._refused)
+        self._refused.clear()
         restored.busy = committed.published < committed.decided_until
         restored.offsets = committed.offsets | ends
         restored.head = self._head_of(restored, committed.sequence, committed.published)
@@ -245,8 +266,11 @@ class Recovery:
         """
         letters = [letter for letter in restored.joiner.drain().dead_letters if letter.topic == IMPRESSIONS]
         if letters:
+            for letter in letters:
+                letter.accepted = True
             self._outlet.send([OutputRecord(DEAD_LETTERS, encode(letter)) for letter in letters], committed)
-            restored.refused.update(letter.reason for letter in letters)
+            self._refused.update(letter.reason for letter in letters)
+            self._tell(letters)
         if self._state.must_write:
             restored.head = self._head_of(restored, restored.head.sequence, committed.published)
             self._state.write(restored.head)

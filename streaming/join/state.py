@@ -104,8 +104,6 @@ class JoinState:
         """Go back to the last write."""
         packed: Any = self._db.get(b"head")
         self.head: Head | None = None if packed is None else _head_in(packed)
-        if packed is not None and self.head is None:
-            self._db.clear()
         self._entries: dict[str, _Entry] = {}
         self._dropped: dict[str, _Gone] = {}
         self._dirty: set[str] = set()
@@ -337,7 +335,7 @@ def _head_in(packed: bytes) -> Head | None:
         why = f"version {head.version}; allowed: {STATE_VERSION}"
     except msgspec.MsgspecError as error:
         why = str(error)
-    _log.warning("another version of Minutely wrote this state, rebuilding it from the log: %s", why)
+    _log.warning("another version of Minutely wrote this state, it has to be rebuilt from the log: %s", why)
     return None
 
 

@@ -82,8 +82,9 @@ class Upgrades:
         if earlier and earlier.config:
             self._accept_again(request, earlier.config.fingerprint)
         elif request.schema in ("", self.fingerprint):
-            self._check(request, self._expected, may_lack=request.columns == "some")
-            request.schema, request.columns = self.fingerprint, "some" if request.columns == "some" else "all"
+            may_lack = bool(request.schema) and request.columns == "some"
+            self._check(request, self._expected, may_lack=may_lack)
+            request.schema, request.columns = self.fingerprint, "some" if may_lack else "all"
         elif problem := self.take_over(request):
             if earlier is None or earlier.outdated:
                 raise BadRecord("schema", problem)
@@ -151,7 +152,10 @@ class Upgrades:
     def _problem(self, request: Request, expected: _Expected, theirs: Sequence[Schema]) -> str | None:
         if _column(request, expected) is not None:
             return _problem(request, expected)
-        if request.columns == "reread" and any(expected.name in each.features for each in theirs):
+        is_known = self._is_known(request.schema)  # else it may have had the feature
+        if request.columns == "reread" and not (
+            is_known and all(expected.name not in each.features for each in theirs)
+        ):
             return f"feature {expected.name} could not be read again"
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ from streaming.log import IMPRESSIONS, INPUTS, TOPICS, BrokerError, LostRange, R
 
 T = TypeVar("T")
 
+_log = logging.getLogger("minutely.join")
+
 _GROUP = "minutely-joiner"
 _RECORDS_AT_ONCE = 4000
 _READ_SECONDS = 0.05
@@ -46,6 +49,8 @@ class KafkaBrokers:
         # then, and for the records behind it, the end is not reached.
         self._asker = reader_of(settings, uncommitted=True)
         self._group = Membership(settings, _GROUP, IMPRESSIONS)
+        self._beyond: frozenset[int] = frozenset()
+        """Partitions that the group assigned to us and the config does not know."""
         self._lost: dict[tuple[str, int], tuple[int | None, LostRange]] = {}
         """The last batch of each place that cannot be read, by where it began: until joiners skip it, reading finds it again."""
 
@@ -56,7 +61,19 @@ class KafkaBrokers:
     def assigned(self) -> frozenset[int]:
         """Follow the group without waiting, and return the partitions that are ours now."""
         self._group.poll()
-        return self._group.partitions
+        ours = self._group.partitions
+        beyond = frozenset(at for at in ours if at >= self._settings.partitions)
+        if beyond - self._beyond:
+            _log.error(
+                "%s has more partitions than kafka.partitions (%d) since services began: %s not joined, since nobody would read "
+                "what comes of them, and keys have moved to other partitions. Stop all services, and start them with another "
+                "kafka.prefix",
+                self._settings.topic(IMPRESSIONS),
+                self._settings.partitions,
+                ", ".join(map(str, sorted(beyond))),
+            )
+        self._beyond = beyond
+        return ours - beyond
 
     @as_broker_error
     def leave(self) -> None:

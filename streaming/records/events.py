@@ -19,6 +19,8 @@ from streaming.features.kinds import FLOAT32_MAX, NUMBERS_ALLOWED
 
 FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 4 * 1024 * 1024
+_JOINERS_BYTES = 1024
+"""A request that joiners made a dead letter has so much more at most, since it says its schema."""
 MAX_DETAIL = 2000
 MAX_IMPRESSIONS = 10_000
 MAX_ID_LENGTH = 256
@@ -84,11 +86,15 @@ class DeadLetter(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Whether the record was accepted before: a request that a changed config could not take over."""
 
     def __post_init__(self) -> None:
-        if len(self.payload) > MAX_RECORD_BYTES:
+        if len(self.payload) > MAX_RECORD_BYTES + _JOINERS_BYTES:
             self.cut_from = len(self.payload)
             self.payload = self.payload[:MAX_RECORD_BYTES]
         if len(self.detail) > MAX_DETAIL:
             self.detail = f"{self.detail[: MAX_DETAIL - 1]}…"
+
+
+class _Version(msgspec.Struct):
+    version: int
 
 
 class BadRecord(ValueError):
@@ -103,14 +109,29 @@ _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(Request)
 _engagement_decoder = msgspec.msgpack.Decoder(Engagement)
 _json_engagement_decoder = msgspec.json.Decoder(Engagement)
+_version_decoder = msgspec.msgpack.Decoder(_Version)
+_json_version_decoder = msgspec.json.Decoder(_Version)
 _letter_decoder = msgspec.msgpack.Decoder(DeadLetter)
 encode = _encoder.encode
 
 
 def check_size(size: int) -> None:
     """Raise `BadRecord` for a record of more bytes than one may have."""
-    if size > MAX_RECORD_BYTES:
+    if size > MAX_RECORD_BYTES + _JOINERS_BYTES:
         raise BadRecord("too_large", f"{size} bytes; allowed: {MAX_RECORD_BYTES}")
+
+
+def bad_record(payload: bytes, error: Exception, allowed: int) -> BadRecord:
+    """Return why a record cannot be decoded, after ``error``: another version than the ``allowed`` one may have another shape, and
+    comes to be read when the program is updated."""
+    decoder = _json_version_decoder if is_json(payload) else _version_decoder
+    try:
+        version = decoder.decode(payload).version
+    except Exception:
+        version = allowed
+    if version != allowed:
+        return BadRecord("version", f"record version {version}; allowed: {allowed}")
+    return BadRecord("malformed", why(error))
 
 
 def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.json.Decoder[Any]) -> Any:
@@ -120,7 +141,7 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
     except MemoryError:
         raise
     except Exception as error:
-        raise BadRecord("malformed", why(error)) from None
+        raise bad_record(payload, error, FORMAT_VERSION) from None
     if record.version != FORMAT_VERSION:
         raise BadRecord("version", f"record version {record.version}; allowed: {FORMAT_VERSION}")
     return record

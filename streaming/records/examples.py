@@ -17,7 +17,7 @@ from basis.decoding import refusing, why
 from streaming.features.columns import Column, Columns, arrow_type, from_arrow, missing_column, to_arrow
 from streaming.features.kinds import FLOAT32_MAX, Feature
 from streaming.log import EXAMPLES
-from streaming.records.events import MIN_TIME_MS, BadRecord, encode
+from streaming.records.events import MIN_TIME_MS, BadRecord, bad_record, encode
 from streaming.records.labels import Label
 from streaming.records.schema import Schema, mismatch
 
@@ -186,8 +186,13 @@ class ExampleFormat:
 
         In a record of another config, features that only we have are missing, and those that only it has are dropped.
         """
-        with refusing(partial(BadRecord, "malformed"), BadRecord):
+        try:
             record = _decoder.decode(payload)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise bad_record(payload, error, EXAMPLES_VERSION) from None
+        with refusing(partial(BadRecord, "malformed"), BadRecord):
             if record.version != EXAMPLES_VERSION:
                 raise BadRecord("version", f"record version {record.version}; allowed: {EXAMPLES_VERSION}")
             if self._codec.begins(record.batch):

@@ -18,7 +18,16 @@ from basis.decoding import refusing
 from streaming.features import given
 from streaming.features.columns import Column, Floats, Packed, missing_number, pack
 from streaming.features.kinds import WEIGHTS_ALLOWED, Feature, SparseFeature, VectorFeature, WeightFeature
-from streaming.records.events import BadRecord, ImpressionIds, Int64, Request, check_size, encode
+from streaming.records.events import (
+    FORMAT_VERSION,
+    BadRecord,
+    ImpressionIds,
+    Int64,
+    Request,
+    bad_record,
+    check_size,
+    encode,
+)
 
 
 class _JsonRequest(msgspec.Struct, kw_only=True):
@@ -40,11 +49,16 @@ _decoder = msgspec.json.Decoder(_JsonRequest)
 
 
 def pack_request(payload: bytes, features: Mapping[str, Feature], *, may_lack: bool = False) -> bytes:
-    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features. In one that was
-    ``may_lack``: columns that do not fit are empty."""
+    """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features. With
+    ``may_lack``, columns that do not fit are empty."""
     check_size(len(payload))
-    with refusing(partial(BadRecord, "malformed"), BadRecord):
+    try:
         read = _decoder.decode(payload)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise bad_record(payload, error, FORMAT_VERSION) from None
+    with refusing(partial(BadRecord, "malformed"), BadRecord):
         shared = {name: [value] for name, value in read.shared.items()}
         return encode(
             Request(

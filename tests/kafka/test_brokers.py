@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streaming.join.brokers import Fetched
 from streaming.kafka.brokers import KafkaBrokers
@@ -176,5 +177,30 @@ def test_brokers_that_are_away_are_an_error_of_one_kind(monkeypatch: pytest.Monk
                 ask([0])
         brokers.read_on({(IMPRESSIONS, 0): 0})
         assert brokers.read() == Fetched({}, {}, {})
+    finally:
+        brokers.leave()
+
+
+def test_partitions_that_the_config_does_not_know_are_left_alone(
+    kafka: KafkaSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A topic that grew beneath joiners: nobody reads what they would write of its new partitions."""
+    ensure_topics(kafka)
+    admin = AdminClient(kafka.client())
+    admin.create_partitions([NewPartitions(kafka.topic(IMPRESSIONS), kafka.partitions + 1)])[
+        kafka.topic(IMPRESSIONS)
+    ].result(WITHIN_SECONDS)
+    brokers = KafkaBrokers(kafka)
+    try:
+        brokers.join()
+        until = time.monotonic() + WITHIN_SECONDS
+        while f"{kafka.partitions} not joined" not in caplog.text:
+            assert time.monotonic() < until
+            ours = brokers.assigned()
+            time.sleep(0.05)
+        assert ours == frozenset(range(kafka.partitions))
+        for _ in range(3):
+            brokers.assigned()
+        assert caplog.text.count("has more partitions than kafka.partitions") == 1
     finally:
         brokers.leave()

@@ -302,11 +302,11 @@ def test_a_letter_that_is_cut_is_never_sent(kafka: KafkaSettings) -> None:
     kafka = kafka.model_copy(update={"partitions": 1})
     pipeline = make_pipeline(kafka)
     ensure_topics(kafka)
-    letters(kafka, (0, IMPRESSIONS, "too_large", b"x" * (MAX_RECORD_BYTES + 1)), (0, IMPRESSIONS, "too_large", b"y"))
+    letters(kafka, (0, IMPRESSIONS, "too_large", b"x" * (MAX_RECORD_BYTES + 2000)), (0, IMPRESSIONS, "too_large", b"y"))
     found = send_again(pipeline, "too_large")
     assert (found.sent, found.left) == ({"too_large": 1}, {"too_large": 1})
     assert sent_to(kafka, IMPRESSIONS) == [(0, b"y")]
-    assert f"{MAX_RECORD_BYTES}, cut from {MAX_RECORD_BYTES + 1}: xxx" in shown(pipeline)
+    assert f"{MAX_RECORD_BYTES}, cut from {MAX_RECORD_BYTES + 2000}: xxx" in shown(pipeline)
 
 
 @pytest.mark.parametrize("partition", [3, -1, 1 << 40])

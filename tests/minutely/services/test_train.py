@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from basis.problems import BadFile, GuardedError
 from minutely import cli
 from minutely.config import Pipeline
 from minutely.services import train as service
+from minutely.services.examples_readers import RefusedExamples
 from minutely.services.metrics import Status
 from minutely.services.train import TrainService
 from minutely.services.versions import roll_back
@@ -23,6 +24,8 @@ from paramserver.files import LocalFiles
 from streaming.clock import EventClock
 from streaming.embedded_log import EmbeddedLog
 from streaming.log import EXAMPLES
+from streaming.records.events import DeadLetter
+from streaming.records.unreadable_records import IN_A_ROW
 from tests.paramserver.published import BreakableFiles
 from tests.trainer.test_retrain import make_replica, records
 
@@ -256,3 +259,21 @@ def test_resume_and_status_3_on_the_command_line(
         assert "not published a weight is no number; version 2 stays" in capsys.readouterr().err
     left = {0: [range(3, 6), range(9, 10)], 1: [range(2, 3)]}
     assert told == [(False, {}), (True, {}), (True, left)]
+
+
+def test_letters_are_sent_before_a_trainer_ends_at_what_nobody_can_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever passes over these records makes no letters of them."""
+    told: list[DeadLetter] = []
+
+    def tell(self: RefusedExamples, letters: Sequence[DeadLetter]) -> bool:
+        told.extend(letters)
+        return True
+
+    monkeypatch.setattr(RefusedExamples, "tell", tell)
+    trainer = world.start()
+    world.log.append(EXAMPLES, 0, [b"?"] * (IN_A_ROW + 1))
+    with pytest.raises(GuardedError, match="the config of the joiners"):
+        world.run(trainer, 3)
+    assert [letter.offset for letter in told] == list(range(IN_A_ROW))

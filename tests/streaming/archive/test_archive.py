@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basis.problems import GapError, Problems, UnreadableError
 from streaming.archive import table as archives
-from streaming.archive.table import Archive, Archived, Position
+from streaming.archive.table import Archive, Archived, Position, _with_place
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import EventClock
 from streaming.embedded_log import EmbeddedLog
@@ -471,6 +471,19 @@ def test_rows_without_a_label_of_ours_are_left_out(tmp_path: Path) -> None:
     assert Archive(place, FORMAT).append([Archived(0, 1, examples([30, 40], 2))], {0: Position(2, 2)})
     assert names(Archive(place, FORMAT)) == ["e0", "e1", "e2", "e3"]
     assert names(Archive(place, more)) == ["e0", "e1"]
+
+
+def test_rows_without_what_every_example_has_are_named(tmp_path: Path) -> None:
+    """Another program wrote them; a `KeyError` said nothing of the place."""
+    place = str(tmp_path / "archive")
+    archive = Archive(place, FORMAT)
+    assert archive.append([Archived(0, 0, examples([0, 1]))], {0: Position(1, 0)})
+    table = pa.Table.from_batches([_with_place(Archived(0, 1, examples([2], first=2)))])
+    at = table.column_names.index("position")
+    table = table.set_column(at, table.schema.field(at), pa.nulls(1, table.schema.field(at).type))
+    write_deltalake(DeltaTable(place), table, mode="append")
+    with pytest.raises(Problems, match="column position: rows without a value"):
+        list(Archive(place, FORMAT).batches(START, START + HOUR))
 
 
 def test_an_empty_archive_has_nothing(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Brokers:
             name: [] for name in (IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS)
         }
         self.committed: str | None = None
+        self.begins: dict[str, int] = {}
         self.crash: str = ""
 
     def open(self) -> Committed | None:
@@ -68,7 +69,7 @@ class Brokers:
         return {name: len(self.topics[name]) for name in {item.topic for item in outbox}}
 
     def beginning(self, topic: str) -> int:
-        return 0
+        return self.begins.get(topic, 0)
 
     def end(self, topic: str) -> int:
         return len(self.topics[topic])

@@ -5,16 +5,20 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from streaming.join import core
 from streaming.join.core import JoinCounts
+from streaming.join.partition import JoinPartition
 from streaming.join.settings import JoinSettings
 from streaming.join.state import JoinState
 from streaming.kafka.settings import MAX_OUTPUT_BYTES
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS, BrokerError, Record
 from streaming.records.events import (
     MAX_DETAIL,
     MAX_RECORD_BYTES,
@@ -24,6 +28,7 @@ from streaming.records.events import (
     decode_letter,
     encode,
 )
+from tests.streaming.join import changing
 from tests.streaming.join.join_lives import (
     SETTINGS,
     TAKEN_AT,
@@ -180,3 +185,60 @@ def test_every_request_that_only_a_re_read_refuses_gets_its_letter(
 
 def _refuse(packed: bytes, latest_ms: int, earliest_ms: int = 0) -> Request:
     raise BadRecord("feature", "not taken any more")
+
+
+def test_letters_of_a_recovery_that_was_cut_off_are_counted_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(random.Random(1), tmp_path)
+    brokers, ended = world.brokers, {IMPRESSIONS: True, ENGAGEMENTS: True}
+    join = life(world)
+    take(join, brokers, IMPRESSIONS, *(request(number, 19_000) for number in range(20)))
+    join.step(ended, 19_100, 0)
+    monkeypatch.setattr(core, "decode_request", _refuse)
+    join._state.close()
+    shutil.rmtree(world.folders[0])
+    reads, failures, told = brokers.read, [BrokerError("TIMED_OUT")], list[DeadLetter]()
+
+    def fails_once(topic: str, start: int, stop: int) -> Iterator[list[Record]]:
+        for at, records in enumerate(reads(topic, start, stop)):
+            if topic == IMPRESSIONS and at == 1 and failures:
+                raise failures.pop()
+            yield records
+
+    monkeypatch.setattr(brokers, "read", fails_once)
+    state = JoinState(world.folders[0], 1 << 20)
+    join = JoinPartition(world.spec, state, brokers, brokers, 0, new_id=lambda: "new", refused=told.extend)
+    with pytest.raises(BrokerError):
+        list(join.recover())
+    assert 0 < len(letters(brokers)) < 20
+    list(join.recover())
+    assert len(letters(brokers)) == len(told) == 20 and all(letter.accepted for letter in told)
+    assert join.joiner.counts.refused == {"feature": 20}
+    state.close()
+
+
+@pytest.mark.parametrize("short_of", [0, 100])
+def test_a_request_as_large_as_may_be_is_given_up_once(short_of: int, tmp_path: Path) -> None:
+    """Its letter says its schema, which it did not, and must not be cut for that: the next joiner could not read whose it is."""
+    pipeline = changing.Pipeline(tmp_path)
+    join = pipeline.start(changing.BEFORE)
+    size = MAX_RECORD_BYTES - short_of
+    whole = changing.request(2, changing.START, changing.FEATURES)
+    record: Any = msgspec.msgpack.decode(whole)
+    record["shared"]["pad"] = b"x" * (size - 70_000)
+    record["shared"]["pad"] = b"x" * (size - 70_000 + size - len(encode(record)))
+    payload = encode(record)
+    assert len(payload) == size
+    pipeline.take(join, IMPRESSIONS, payload)
+    join.step(changing.ENDED, changing.START + 100, 0)
+    changed = changing.REFUSED["a label added"][:2]
+    join = pipeline.start(changed, writes=False)
+    pipeline.take(join, ENGAGEMENTS, changing.done(2, "like", changing.START + 200))
+    join.step(changing.ENDED, changing.START + 300, 0)
+    join = pipeline.start(changed)
+    for at in (changing.END, changing.END + 1000):
+        join.step(changing.ENDED, at, 0)
+    found = [letter for letter in pipeline.dead_letters() if letter.topic == IMPRESSIONS]
+    assert [(letter.reason, letter.accepted, letter.cut_from) for letter in found] == [("schema", True, 0)]
+    pipeline.stop()

@@ -19,7 +19,7 @@ from streaming.features.kinds import Feature, VectorFeature
 from streaming.join.core import Joiner
 from streaming.join.embedded import catch_up
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
-from streaming.records.events import MAX_TIME_MS, BadRecord, decode_request
+from streaming.records.events import MAX_TIME_MS, BadRecord, decode_engagement, decode_request, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.json_records import pack_request
 from tests.fuzz.mutate import hostile_json, hostile_msgpack, nested_json
@@ -160,7 +160,7 @@ def test_vectors_that_no_record_has_room_for_are_too_large(features: dict[str, i
 
 
 def test_a_large_json_record_is_not_decoded() -> None:
-    record = json.dumps(JSON_REQUEST | {"pad": "x" * (4 << 20)}).encode()
+    record = json.dumps(JSON_REQUEST | {"pad": "x" * ((4 << 20) + 1024)}).encode()
     with pytest.raises(BadRecord, match=f"{len(record)} bytes; allowed: 4194304"):
         pack_request(record, FEATURES)
 
@@ -176,3 +176,28 @@ def test_lists_within_lists_cost_no_more_than_others() -> None:
     deep = json.dumps(JSON_REQUEST).replace("[12, 15]", nested_json(600, '1,"a"')).encode()
     least = min(timeit.repeat(lambda: is_refused(read_json_request, deep), number=1, repeat=3))
     assert least < 0.5, "seconds; of quadratic work it was four"
+
+
+NEWER: dict[str, tuple[Callable[[bytes], object], dict[str, Any]]] = {
+    "a request": (lambda value: decode_request(value, MAX_TIME_MS), {"request_id": 1, "impression_ids": {"a": 1}}),
+    "an engagement": (lambda value: decode_engagement(value, MAX_TIME_MS), {"value": [1, 2]}),
+    "an example": (lambda value: FORMAT.decode(value), {"batches": [b""]}),
+}
+
+
+@pytest.mark.parametrize("name", NEWER)
+@pytest.mark.parametrize(("version", "reason"), [(9, "version"), (None, "malformed"), ("x", "malformed")])
+def test_another_version_is_named_also_where_it_has_another_shape(name: str, version: Any, reason: str) -> None:
+    """Once the program is updated, `dead-letters --again` sends it; it leaves what is malformed."""
+    decode, fields = NEWER[name]
+    packed = [encode({"version": version, **fields})]
+    packed += [msgspec.json.encode({"version": version, **fields})] if name == "an engagement" else []
+    for value in packed:
+        with pytest.raises(BadRecord) as caught:
+            decode(value)
+        assert caught.value.reason == reason
+
+
+def test_another_version_of_a_json_request_is_named() -> None:
+    with pytest.raises(BadRecord, match="record version 9; allowed: 1"):
+        pack_request(b'{"version": 9, "impressions": {"a": 1}}', {})
