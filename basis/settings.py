@@ -69,9 +69,6 @@ def parse_size(value: Any) -> int:
     return round(float(match[1]) * _UNIT_BYTES[match[2]])
 
 
-Size = Annotated[int, BeforeValidator(parse_size)]
-
-
 def _day(value: Any) -> date:
     allowed = f"allowed: a day from {_FIRST_DAY} to {_LAST_DAY}, as in 2026-01-31"
     try:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import rich_click as click
 
-from basis.settings import parse_duration, parse_size
+from basis.settings import parse_duration
 from minutely.built_in import BUILT_IN, find_config
 
 if TYPE_CHECKING:
@@ -98,22 +98,24 @@ class Cadence(Duration):
         return value if value == "never" else super().convert(value, param, ctx)
 
 
-class SizeType(click.ParamType[int]):
-    """A size in bytes."""
+class Memory(click.ParamType[int]):
+    """A size in bytes, as of ``source.memory``."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read what was typed."""
+        from streaming.source.settings import parse_memory
+
         try:
-            return parse_size(value)
+            return parse_memory(value)
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
 memory_option = click.option(
     "--memory",
-    type=SizeType(),
+    type=Memory(),
     help="How much of the logs is sorted in memory, as in 2GB; the rest is on disk. [default: source.memory, or a quarter of "
     "the machine's]",
 )

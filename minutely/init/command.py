@@ -13,7 +13,7 @@ from rich.table import Table as TextTable
 from basis.problems import Problem, Problems
 from minutely.config import load_pipeline
 from minutely.init.features import Features
-from minutely.init.labels import Outcomes
+from minutely.init.labels import NAME_A_COLUMN, Outcomes
 from minutely.init.roles import Layout, layout_of
 from minutely.init.sources import Found, find_sources
 from minutely.init.tables import table_of
@@ -84,9 +84,15 @@ def _show(console: Console, found: Found, layout: Layout, outcomes: Outcomes, fe
     )
     table.add_row("user", literal(layout.user.name if layout.user is not None else "none found"), "")
     table.add_row("item", literal(layout.item.name if layout.item is not None else "none found"), "")
-    chosen = [line.name for line in outcomes.labels if not line.out]
+    labels = [line.name for line in outcomes.labels if not line.out]
     others = [line.name for line in outcomes.labels if line.out]
-    table.add_row("labels", literal(", ".join(chosen)), literal(f"as comments: {', '.join(others)}" if others else ""))
+    how = f"as comments: {', '.join(others)}" if others else ""
+    if NAME_A_COLUMN in (line.value.get("when") for line in outcomes.actions):
+        labels, how = (
+            ["none found"],
+            f"write the column that says what came of an impression in place of {NAME_A_COLUMN}",
+        )
+    table.add_row("labels", literal(", ".join(labels)), literal(how))
     kept = [line for line in features.lines if not line.out]
     left_out = len(features.lines) - len(kept) + len(features.came)
     table.add_row("features", f"{len(kept)}", f"{left_out} columns are left out, each with its reason")

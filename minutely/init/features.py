@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minutely.init.labels import Outcomes
+from minutely.init.labels import Outcomes, is_flag
 from minutely.init.lines import Line, free_name
 from minutely.init.profile import Column
 from minutely.init.roles import Layout, Side
@@ -20,10 +20,13 @@ from streaming.features.kinds import MAX_VECTOR
 
 _EVIDENCE = 100
 """Requests of several rows from which on what is the same within each is so by nature, and not by chance."""
+_FEW_USERS = 10
+"""Users of fewer different ids may be something else, such as kinds of devices."""
 _FEW = 100
 """Numbers of fewer different values are kinds of something rather than amounts."""
 _WIDE = 100.0
 """Numbers that reach so far from 0 are taken by their logarithm."""
+_PAIRS = r"^\S+[-:_][01]( \S+[-:_][01])+$"
 _FREE_TEXT = 0.5
 """The share of texts that differ from all others from which on they are no ids."""
 
@@ -41,8 +44,10 @@ class Features:
         first = [column for column in (layout.user, layout.item) if column is not None]
         for column in first:
             name = "user" if column is layout.user else _thing(column.name)
+            is_few = column is layout.user and table.height >= _EVIDENCE and column.distinct < _FEW_USERS
             by_name = column is layout.user or layout.slate is not None or names(column.name, ITEMS)
             said = "" if by_name else "unsure: taken for the item, since its ids differ most"
+            said = f"unsure: {column.distinct} different values are few for users" if is_few else said
             self._add(name, {"column": column.name, **self._scope(column, column is layout.user)}, said)
         self._add("hour", {"time": "hour", "scope": "request"})
         named = {layout.time.name, *(each.name for each in first), *outcomes.used}
@@ -76,6 +81,8 @@ class Features:
             self._left_out(column.name, line, out)
             return
         line |= self._scope_of(column, side, line)
+        if not said and table is self._layout.impressions and is_flag(column) and "scope" not in line:
+            said = "unsure: leave it out if it says what came of the impression"
         self._add(column.name, line, said)
 
     def _useless(self, table: Table, column: Column) -> str | None:
@@ -85,6 +92,10 @@ class Features:
             return "missing everywhere"
         if column.kind == "other":
             return f"values of type {column.values.type}"
+        if column.kind == "texts" and _is_slate_of_pairs(column):
+            return (
+                "a list of items, each with a 0 or 1: `explode` with `each` makes impressions of it, see docs/data.md"
+            )
         if column.kind == "lists" and _list_kind(column) is None:
             return "lists of numbers of different lengths"
         if column.distinct == 1:
@@ -172,6 +183,11 @@ class Features:
 
     def _left_out(self, name: str, value: dict[str, Any], why: str) -> None:
         self._add(name, value, f"left out: {why}", True)
+
+
+def _is_slate_of_pairs(column: Column) -> bool:
+    """Whether most texts are like ``N1-0 N2-1``, as in logs of MIND's form."""
+    return float(pc.mean(pc.match_substring_regex(column.present, _PAIRS)).as_py() or 0) > _FREE_TEXT
 
 
 def _thing(column: str) -> str:

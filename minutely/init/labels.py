@@ -52,6 +52,10 @@ class _Done(NamedTuple):
     values: Numbers
 
 
+NAME_A_COLUMN = "NAME-A-COLUMN"
+"""Stands for a column that only the reader can name."""
+
+
 class Outcomes:
     """Actions and labels, and the columns that they use up: what came of an impression is no feature of it."""
 
@@ -111,7 +115,7 @@ class Outcomes:
         for column in self._columns.values():
             if column.name in self._keys or column.name in self.used:
                 continue
-            if _is_flag(column) and names(column.name, ACTIONS):
+            if is_flag(column) and names(column.name, ACTIONS):
                 self._from_flag(column, stay)
             elif (
                 column.kind in ("integers", "numbers")
@@ -206,11 +210,11 @@ class Outcomes:
     def _from_anything(self) -> None:
         """Nothing is called like an action: any column of 0 and 1 may be one; else the reader has to name a column."""
         for column in self._columns.values():
-            if _is_flag(column) and column.name not in self._keys and column.name not in self.used:
+            if is_flag(column) and column.name not in self._keys and column.name not in self.used:
                 self._from_flag(column, None)
         if not self._shares:
             why = "choose: no column looks like an action; `when` names one of 0 and 1, or {column, equals}"
-            self.actions.append(Line("chosen", {"when": "NAME-A-COLUMN", "delay": _GUESSED_DELAY}, why))
+            self.actions.append(Line("chosen", {"when": NAME_A_COLUMN, "delay": _GUESSED_DELAY}, why))
             self.labels.append(Line("chosen", {"action": "chosen", "window": "10m"}))
 
     def _names(self) -> list[str]:
@@ -261,7 +265,7 @@ def _are_of_one_action(delay: str, column: str) -> bool:
     return not own or any(word.startswith(mine) for mine in own for word in words(column))
 
 
-def _is_flag(column: Column) -> bool:
+def is_flag(column: Column) -> bool:
     """Whether a column holds 0 and 1, both of them."""
     return column.kind == "integers" and not is_id(column.name) and set(np.unique(column.numbers).tolist()) == {0, 1}
 

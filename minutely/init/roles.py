@@ -19,6 +19,8 @@ _TOGETHER_MS = 60_000
 """How far apart rows of one request may be; `minutely check` allows a minute, too."""
 _LIKELY = 0.05
 """The share of rows with a key of another table from which on it is one; of a table that was read in part, any share is."""
+_FEW_AGAIN = 0.1
+"""The share of rows that may name an impression of their request again: more are no mistakes."""
 _SURE = 0.5
 _THE_ITEM = 1.5
 """How much more the key of a side table of items belongs to the item shown than to a column of the key's own name."""
@@ -251,10 +253,13 @@ def _events_of(layout: Layout, table: Table) -> Engagements | str | None:
         return "events without the columns that name a request" if table.action is not None else None
     places = [name for name in own if name in table.columns and names(name, PLACES)]
     item = [layout.item.name] if layout.item is not None and layout.item.name in shared else []
-    keys = next((keys for keys in (item, places, item + places) if keys and _is_unique(layout, request + keys)), None)
+    keys, again = _names_impressions(layout, request, [item, places, item + places])
     action = table.action or table.one_action
     if keys is None:
-        return "events without a column that names an impression within its request" if action is not None else None
+        said = f"; {', '.join(again)} come again in many requests" if again else ""
+        return (
+            f"events without a column that names an impression within its request{said}" if action is not None else None
+        )
     if action is None:
         return "events without a column that names their action, such as click" if len(shared) > 1 else None
     if layout.engagements and keys != layout.impression:
@@ -262,9 +267,30 @@ def _events_of(layout: Layout, table: Table) -> Engagements | str | None:
     return Engagements(table, table.times[0], request, keys, action)
 
 
-def _is_unique(layout: Layout, names_: list[str]) -> bool:
+def _names_impressions(
+    layout: Layout, request: list[str], candidates: list[list[str]]
+) -> tuple[list[str] | None, list[str]]:
+    """Return the columns that name an impression within its request, the first that do in all rows, else in nearly all; None if
+    there are none, and then those that come again."""
+    given = [keys for keys in candidates if keys]
+    again = [_again(layout, request + keys) for keys in given]
+    best = min(range(len(given)), key=again.__getitem__, default=None)
+    if best is None:
+        return None, []
+    rows = layout.impressions.height
+    if again[best] > _FEW_AGAIN * rows:
+        return None, given[best]
+    if again[best]:
+        layout.unsure["impression"] = (
+            f"given twice within a request in {again[best]:,} of {rows:,} rows, which a replay refuses"
+        )
+    return given[best], []
+
+
+def _again(layout: Layout, names_: list[str]) -> int:
+    """How many rows have what a row before them has in these columns."""
     group = groups_of([layout.impressions.columns[name] for name in names_])
-    return len(np.unique(group)) == len(group)
+    return len(group) - len(np.unique(group))
 
 
 def _side_of(layout: Layout, table: Table) -> Side | None:

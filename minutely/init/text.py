@@ -67,7 +67,10 @@ def _impressions_of(layout: Layout, part: Table) -> list[str]:
     elif "request" in unsure:
         lines.append(_comment(f"# unsure: {unsure['request']}"))
     if layout.impression is not None:
-        lines.append(f"{_item('impression', layout.impression)} # names the impression within its request")
+        names = "names the impression within its request"
+        lines.append(
+            _with_why(_item("impression", layout.impression), _joined(names, _unsure(unsure.get("impression"))))
+        )
     others = {name: other for other in layout.parts for name in part.columns if name not in other.columns}
     return lines + [
         _comment(f"# column {name} is not used: {other.source.file.file} has none") for name, other in others.items()

@@ -9,7 +9,9 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-USERS = _set("user uid member customer visitor account client person reader viewer shopper buyer guest device cookie")
+USERS = _set(
+    "user uid member customer visitor account client person reader viewer listener player shopper buyer guest device cookie"
+)
 ITEMS = _set(
     "item video article product sku movie film news ad song track asin doc document post listing creative photo "
     "book game offer recipe content pin app job hotel restaurant show candidate"
@@ -22,11 +24,12 @@ ACTIONS = _set(
     "click clicked like liked follow comment forward share shared hate dislike purchase purchased buy bought order "
     "ordered cart conversion convert converted install download downloaded watch watched finish finished complete "
     "completed view viewed play played save saved favorite favourite bookmark label target engaged enter subscribe "
-    "reply retweet transaction addtocart booking booked apply applied skip hide report open opened read"
+    "reply retweet transaction addtocart booking booked apply applied skip skipped hide hidden report reported dismiss "
+    "dismissed mute muted reject rejected open opened read"
 )
 SHOWN = _set("view impression exposure show shown display served")
 """Actions that say no more than that something was shown."""
-UNWANTED = _set("hate dislike skip hide report")
+UNWANTED = _set("hate dislike skip skipped hide hidden report reported dismiss dismissed mute muted reject rejected")
 RATINGS = _set("rating rate stars star score grade")
 STAYS = _set("play watch dwell stay view read listen spent")
 DURATIONS = _set("time duration ms sec second seconds millis minutes length dwell")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from basis.settings import Day, DurationMs, Section, Size
+from basis.settings import Day, DurationMs, Section
 from streaming.features.kinds import Name, Unit
 from streaming.records.labels import Action as ActionName
 
@@ -244,6 +244,17 @@ Several = Annotated[
 """One, or a list of them."""
 
 
+_LEAST_MEMORY, _MOST_MEMORY = 512_000_000, 1 << 50
+
+
+def parse_memory(value: Any) -> int:
+    """Return the bytes of a size that the logs may have, such as ``2GB``; ``ValueError`` when it is none, or too small."""
+    size = parse_size(value)
+    if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
+        raise ValueError("allowed: a size of at least 512MB, such as 2GB")
+    return size
+
+
 class SourceSettings(Section):
     """The ``source`` section."""
 
@@ -256,7 +267,7 @@ class SourceSettings(Section):
     """The first day (UTC) that events may have. Earlier events are refused: most often their unit is wrong."""
     latest: Day | None = None
     """The last day (UTC) that events may have; tomorrow by default."""
-    memory: Annotated[Size, Field(ge=512_000_000, le=1 << 50)] | None = None
+    memory: Annotated[int, BeforeValidator(parse_memory)] | None = None
     """How much of the logs is sorted in memory, such as ``2GB``; the rest is on disk. By default a quarter of the machine's.
     ``--memory`` takes precedence."""
     impressions: Several[ImpressionFile]

@@ -95,8 +95,16 @@ def numbers(rows: Rows, column: str) -> pa.Array:
         found, broken = as_numbers(read)
     except TypeError as error:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: numbers")]) from None
-    rows.reject_broken(broken, column, values, "not a number", "allowed: numbers")
+    allowed = "allowed: numbers"
+    if rows.decimal == "." and _has_decimal_commas(values):
+        allowed += '; where a comma stands for the point, decimal: ","'
+    rows.reject_broken(broken, column, values, "not a number", allowed)
     return found
+
+
+def _has_decimal_commas(values: pa.Array) -> bool:
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    return is_text and bool(pc.any(pc.match_substring_regex(values, r"^-?\d+,\d+$")).as_py())
 
 
 def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:
