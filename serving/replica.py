@@ -15,6 +15,7 @@ from paramserver.follower import Follower
 from paramserver.history import as_of
 from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
+from paramserver.tables import Tables
 from streaming.features.columns import ScoringColumns, slice_columns
 from streaming.records.labels import Label
 from trainer.growth import grow_weights
@@ -96,7 +97,7 @@ class Replica:
         self._lineage = 0
         self._follower = Follower(files, tables, applied, form)
         self._form = form
-        self.tables = tables
+        self.tables = Tables({name: tables[name] for name in plan.tables})
 
     @property
     def manifest(self) -> Manifest | None:
@@ -203,11 +204,7 @@ class Replica:
 
     def _score(self, model: RankingModel, columns: ScoringColumns, impressions: int) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            rows = self._plan.fetch(
-                self._plan.ids(columns),
-                model.row_dim,
-                lambda table, keys, out: self.tables[table].lookup(keys, out),
-            )
+            rows = self._plan.fetch(self._plan.ids(columns), model.row_dim, self.tables.lookup)
             stacked = self._plan.stack(rows, columns, impressions)
             outputs = model(stacked, self._plan.dense(columns, impressions))
             scores: npt.NDArray[np.float32] = self._predict(outputs).numpy()
