@@ -174,6 +174,7 @@ void Table::restore_one(const RowsView& rows, size_t i, Home home) {
     if (options_.optimizer.slot_state()) slot.set_aux(state[row_state]);
     area.sights[slot.row] = {rows.last_seen_seconds[i], rows.counts[i]};
     content.clock_seconds = std::max(content.clock_seconds, rows.last_seen_seconds[i]);
+    content.no_row_before_seconds = std::min(content.no_row_before_seconds, rows.last_seen_seconds[i]);
     if (place != nullptr) {
         content.index.replace(place, slot);
     } else {

@@ -116,8 +116,9 @@ class Table {
         uint64_t sweep_position = 0;
         uint64_t tidy_position = 0;
         LongestUnused unused;
-        bool many_left = false;      // so the heap may hold memory that was theirs
-        uint32_t clock_seconds = 0;  // the newest event time seen
+        bool many_left = false;                       // so the heap may hold memory that was theirs
+        uint32_t clock_seconds = 0;                   // the newest event time seen
+        uint32_t no_row_before_seconds = UINT32_MAX;  // no row was ever last seen before it
         uint64_t inserted = 0;
         uint64_t admitted = 0;
         uint64_t expired_total = 0;
