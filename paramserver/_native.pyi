@@ -88,6 +88,20 @@ class NativeTables:
     def lookup_or_insert(self, ids: Any, ends: list[int], now_ms: int, out: Any) -> None: ...
     def apply(self, ids: Any, ends: list[int], gradients: Any, now_ms: int) -> None: ...
     def expire(self, now_ms: int, budget: int) -> int: ...
+    def seal(
+        self,
+    ) -> tuple[
+        NDArray[np.int64],
+        NDArray[np.float32],
+        NDArray[np.float32],
+        NDArray[np.uint32],
+        NDArray[np.uint32],
+        NDArray[np.int64],
+        NDArray[np.float32],
+        NDArray[np.float32],
+        list[int],
+        list[int],
+    ]: ...
 
 class Checksum:
     def __init__(self, dim: int) -> None: ...

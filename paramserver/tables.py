@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from paramserver import _native
 from paramserver.options import check
-from paramserver.table import Floats, Table
+from paramserver.table import Floats, Rows, Table
 
 
 class TableIds(NamedTuple):
@@ -53,6 +53,7 @@ class Tables(Mapping[str, Table]):
     def __init__(self, tables: Mapping[str, Table]) -> None:
         self._tables = dict(tables)
         self._native = _native.NativeTables([table.native for table in tables.values()])
+        self._state_dims = [table.state_dim for table in tables.values()]
 
     def __getitem__(self, name: str) -> Table:
         return self._tables[name]
@@ -79,3 +80,24 @@ class Tables(Mapping[str, Table]):
         """Remove rows whose time is over, looking at about ``budget`` places of each table; how many."""
         check("budget", budget, "at least 1", budget >= 1)
         return self._native.expire(now_ms, budget)
+
+    def seal(self) -> dict[str, Rows]:
+        """By table the rows that changed since the last seal, and the ids that left; views of arrays that all share."""
+        ids, embeddings, state, last_seen, counts, expired, defaults, default_states, ends, left = self._native.seal()
+        sealed: dict[str, Rows] = {}
+        start = state_start = expired_start = default_start = 0
+        for at, (name, width) in enumerate(zip(self._tables, self._state_dims, strict=True)):
+            stop, expired_stop = ends[at], left[at]
+            state_stop, default_stop = state_start + (stop - start) * width, default_start + width
+            sealed[name] = Rows(
+                ids[start:stop],
+                embeddings[start:stop],
+                state[state_start:state_stop].reshape(stop - start, width),
+                last_seen[start:stop],
+                counts[start:stop],
+                expired[expired_start:expired_stop],
+                defaults[at],
+                default_states[default_start:default_stop],
+            )
+            start, state_start, expired_start, default_start = stop, state_stop, expired_stop, default_stop
+        return sealed

@@ -227,7 +227,7 @@ class Trainer:
 
     def seal(self) -> dict[str, Rows]:
         """The rows changed and the ids expired since the last seal, by table."""
-        return {name: table.seal() for name, table in self.tables.items()}
+        return self.tables.seal()
 
     def dense_weights(self) -> bytes:
         """What replicas serve with, as safetensors."""

@@ -93,6 +93,10 @@ class Table {
 
     // rows.cpp
     Rows seal();
+    // The same, after what `rows` has already.
+    void seal(Rows& rows);
+    // How many rows the next seal may have at most.
+    size_t unsealed();
     Rows export_rows();
     // Of every row, ascending.
     std::vector<int64_t> ids();
@@ -159,7 +163,7 @@ class Table {
     void evict();
     void prefetch_row(uint32_t row) const;
     void restore_one(const RowsView& rows, size_t i, Home home);
-    // Copies rows, and calls then(place, slot) for each.
+    // Copies rows after those that are there, and calls then(place, slot) for each.
     template <class Then> void gather(Rows& rows, Placed from, Then then);
 
     Options options_;

@@ -111,6 +111,46 @@ uint64_t expire(const Tables& tables, int64_t now_ms, uint64_t budget) {
     return expired;
 }
 
+// The rows of all tables end to end, where those of each and its expired ids end, and the default rows. Times and
+// counts of all as `Table::seal` has them.
+nb::tuple seal(const Tables& tables) {
+    tables.check_train("seal");
+    Rows rows;
+    const size_t dim = tables.dim(), count = tables.all().size();
+    std::vector<float> defaults(count * dim), default_states;
+    Ends ends, expired_ends;
+    {
+        const nb::gil_scoped_release released;
+        size_t most = 0, most_state = 0;
+        for (Table* table : tables.all()) {
+            const size_t more = table->unsealed();
+            most += more;
+            most_state += more * table->state_dim();
+        }
+        rows.ids.reserve(most);
+        rows.embeddings.reserve(most * dim);
+        rows.state.reserve(most_state);
+        rows.last_seen_seconds.reserve(most);
+        rows.counts.reserve(most);
+        for (size_t i = 0; i < count; ++i) {
+            Table& table = *tables.all()[i];
+            table.seal(rows);
+            ends.push_back(rows.ids.size());
+            expired_ends.push_back(rows.expired.size());
+            const size_t before = default_states.size();
+            default_states.resize(before + table.state_dim());
+            table.default_row(defaults.data() + i * dim, default_states.data() + before);
+        }
+    }
+    const size_t n = rows.ids.size(), states = rows.state.size(), left = rows.expired.size(),
+                 default_count = default_states.size();
+    return nb::make_tuple(to_numpy(std::move(rows.ids), {n}), to_numpy(std::move(rows.embeddings), {n, dim}),
+                          to_numpy(std::move(rows.state), {states}), to_numpy(std::move(rows.last_seen_seconds), {n}),
+                          to_numpy(std::move(rows.counts), {n}), to_numpy(std::move(rows.expired), {left}),
+                          to_numpy(std::move(defaults), {count, dim}),
+                          to_numpy(std::move(default_states), {default_count}), ends, expired_ends);
+}
+
 }  // namespace
 
 void bind_tables(nb::module_& module) {
@@ -119,7 +159,8 @@ void bind_tables(nb::module_& module) {
         .def("lookup", &lookup, nb::arg("ids"), nb::arg("ends"), nb::arg("out"))
         .def("lookup_or_insert", &lookup_or_insert, nb::arg("ids"), nb::arg("ends"), nb::arg("now_ms"), nb::arg("out"))
         .def("apply", &apply, nb::arg("ids"), nb::arg("ends"), nb::arg("gradients"), nb::arg("now_ms"))
-        .def("expire", &expire, nb::arg("now_ms"), nb::arg("budget"));
+        .def("expire", &expire, nb::arg("now_ms"), nb::arg("budget"))
+        .def("seal", &seal);
 }
 
 }  // namespace minutely

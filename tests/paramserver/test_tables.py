@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from paramserver.table import SGD, Normal, Table
+from paramserver.table import SGD, Adagrad, Normal, Rows, Table
 from paramserver.tables import BatchIds, Tables
 
 NAMES = ["user", "item", "none", "tag"]
@@ -17,7 +19,14 @@ def make(row_format: str = "train") -> dict[str, Table]:
     if row_format != "train":
         return {name: Table(DIM, row_format="float32", name=name) for name in NAMES}
     return {
-        name: Table(DIM, optimizer=SGD(), initializer=Normal(0, 0.1), seed=1, name=name, expire_after_seconds=60)
+        name: Table(
+            DIM,
+            optimizer=Adagrad() if name == "item" else SGD(),
+            initializer=Normal(0, 0.1),
+            seed=1,
+            name=name,
+            expire_after_seconds=60,
+        )
         for name in NAMES
     }
 
@@ -26,6 +35,11 @@ def batch(rng: np.random.Generator) -> BatchIds:
     """Some ids are there several times, one table has none."""
     sizes = [5, 40, 0, 300]
     return BatchIds(NAMES, rng.integers(0, 200, sum(sizes)), np.cumsum(sizes).tolist())
+
+
+def bytes_of(rows: Rows) -> list[object]:
+    columns = [getattr(rows, field.name) for field in fields(rows)]
+    return [(column.shape, column.dtype, column.tobytes()) for column in columns]
 
 
 def contents(tables: dict[str, Table]) -> list[bytes]:
@@ -59,6 +73,14 @@ def test_they_do_what_each_does_alone() -> None:
         assert expired == sum(table.expire(now, 8192) for table in alone.values())
         gone += expired
         assert contents(together) == contents(alone)
+        if minute % 2:
+            tables["item"].apply_default_row(gradients[0])
+            alone["item"].apply_default_row(gradients[0])
+        else:
+            sealed, wanted_rows = tables.seal(), {name: table.seal() for name, table in alone.items()}
+            assert list(sealed) == NAMES
+            assert [bytes_of(rows) for rows in sealed.values()] == [bytes_of(rows) for rows in wanted_rows.values()]
+            assert not any(len(rows.ids) + len(rows.expired) for rows in tables.seal().values())
     assert gone, "rows were expired"
     assert list(tables) == NAMES
     assert len(tables) == len(NAMES)
@@ -101,6 +123,7 @@ def test_replicas_only_read() -> None:
     for change in (
         lambda: tables.lookup_or_insert(given, 0, rows),
         lambda: tables.expire(0, 1),
+        tables.seal,
         lambda: tables.apply(given, rows, 0),
     ):
         with pytest.raises(RuntimeError, match='table "user" is a replica'):
@@ -116,3 +139,4 @@ def test_no_tables_have_no_rows() -> None:
     tables, given = Tables({}), BatchIds([], np.empty(0, np.int64), [])
     tables.lookup(given, np.empty((0, 8), np.float32))
     assert tables.expire(0, 1) == 0
+    assert tables.seal() == {}
