@@ -186,14 +186,17 @@ class Replica:
         """Predictions, and the versions of all rows and weights that went into them."""
         weights = self._weights
         first = self.sparse_version
-        parts = [
-            self._score(
-                weights.model,
-                slice_columns(columns, at, min(at + _ROWS_AT_ONCE, impressions)),
-                min(_ROWS_AT_ONCE, impressions - at),
-            )
-            for at in range(0, impressions, _ROWS_AT_ONCE)
-        ]
+        if 0 < impressions <= _ROWS_AT_ONCE:
+            parts = [self._score(weights.model, columns, impressions)]
+        else:
+            parts = [
+                self._score(
+                    weights.model,
+                    slice_columns(columns, at, min(at + _ROWS_AT_ONCE, impressions)),
+                    min(_ROWS_AT_ONCE, impressions - at),
+                )
+                for at in range(0, impressions, _ROWS_AT_ONCE)
+            ]
         # In this order: what is applied after the first look is the version by the second.
         applying, last = self._follower.applying, self.sparse_version
         seen = (first, last, last if applying is None else applying.version)
