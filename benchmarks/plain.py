@@ -79,9 +79,7 @@ class Script:
         """Predictions float32 [count, labels]. The rows are as at the last publication: nothing was trained since."""
         plan, tables = self.trainer.plan, self.trainer.tables
         with torch.inference_mode():
-            rows = plan.fetch(
-                plan.ids(columns), self.serving.row_dim, lambda table, ids, out: tables[table].lookup(ids, out)
-            )
+            rows = plan.fetch(plan.ids(columns), self.serving.row_dim, tables.lookup)
             outputs = self.serving(plan.stack(rows, columns, count), plan.dense(columns, count))
             scores: npt.NDArray[np.float32] = self._loss.predict(outputs).numpy()
             return scores
@@ -93,14 +91,12 @@ class Script:
         if model.norm is not None:
             model.norm.learn(dense, now_ms, self._half_life)
         ids = plan.ids(columns)
-        rows = plan.fetch(ids, model.row_dim, lambda name, ids, out: tables[name].lookup_or_insert(ids, now_ms, out))
+        rows = plan.fetch(ids, model.row_dim, lambda ids, out: tables.lookup_or_insert(ids, now_ms, out))
         outputs = model(plan.stack(rows.requires_grad_(), columns, len(targets)), dense)
         self._loss(outputs, torch.from_numpy(targets), torch.ones(len(targets))).backward()  # type: ignore[no-untyped-call]
         self.trainer.weights.step()
         assert rows.grad is not None
-        gradients = rows.grad.numpy()
-        for part in ids:
-            tables[part.table].apply(part.ids, gradients[part.start : part.stop], now_ms)
+        tables.apply(ids, rows.grad, now_ms)
 
     def publish(self, now_ms: int) -> None:
         """Score with the weights as they are where they are due, and forget old rows."""

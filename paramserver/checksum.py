@@ -25,7 +25,8 @@ class Checksums:
             rows = table.rows
             if name not in self._tables:
                 self._tables[name] = _native.Checksum(rows.embeddings.shape[1])
-            self._tables[name].remove(rows.expired)
+            if len(rows.expired):
+                self._tables[name].remove(rows.expired)
             self._tables[name].set(rows.ids, rounded(rows.embeddings, self._precision))
 
     def values(self) -> dict[str, str]:

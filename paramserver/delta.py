@@ -86,8 +86,8 @@ def encode_rows(delta: Delta, precision: Precision = "float32") -> bytes:
     """The rows file; `NotFiniteError` where a value is not, or would not be in ``precision``."""
     parts = [table.rows for table in delta.values()]
     columns = [
-        pa.array(list(delta), pa.string()),
-        pa.array([rows.embeddings.shape[1] for rows in parts], pa.int32()),
+        _names(tuple(delta)),
+        _widths(tuple([rows.embeddings.shape[1] for rows in parts])),
         _floats(delta, "default row", [rows.default_embedding for rows in parts]),
         _wholes(_INT, [rows.expired for rows in parts]),
         _wholes(_INT, [rows.ids for rows in parts]),
@@ -110,8 +110,8 @@ def encode_state(delta: Delta, precision: Precision = "float32") -> bytes:
     """The state file that goes with a rows file of ``precision``; `NotFiniteError`."""
     parts = [table.rows for table in delta.values()]
     columns = [
-        pa.array(list(delta), pa.string()),
-        pa.array([rows.state.shape[1] for rows in parts], pa.int32()),
+        _names(tuple(delta)),
+        _widths(tuple([rows.state.shape[1] for rows in parts])),
         _floats(delta, "default row's state", [rows.default_state for rows in parts]),
         _floats(delta, "state", [rows.state.reshape(-1) for rows in parts]),
         _wholes(_COUNT, [rows.last_seen_seconds for rows in parts]),
@@ -233,6 +233,17 @@ def _lists(kind: pa.DataType, lengths: list[int], values: npt.NDArray[Any]) -> p
     """A large_list column over numpy's own memory; by ``pa.array`` it costs seven times as much, 7 times an epoch."""
     flat = pa.Array.from_buffers(kind.value_type, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
     return pa.Array.from_buffers(kind, len(lengths), [None, _offsets(tuple(lengths))], children=[flat])
+
+
+@lru_cache(maxsize=8)
+def _names(tables: tuple[str, ...]) -> pa.Array:
+    """The same in every file of a model, as the widths of rows are."""
+    return pa.array(tables, pa.string())
+
+
+@lru_cache(maxsize=8)
+def _widths(widths: tuple[int, ...]) -> pa.Array:
+    return pa.array(widths, pa.int32())
 
 
 @lru_cache(maxsize=64)

@@ -258,7 +258,8 @@ class DeltaLog:
     ) -> Manifest:
         version = self._following()
         stem = f"{version:012d}"
-        delta = {name: TableDelta(rows, np.full(len(rows.ids), version, np.int64)) for name, rows in epoch.items()}
+        versions = np.full(max((len(rows.ids) for rows in epoch.values()), default=0), version, np.int64)
+        delta = {name: TableDelta(rows, versions[: len(rows.ids)]) for name, rows in epoch.items()}
         checksums = self._checksums_after(delta, parent)
         if parent:
             shards = [write_shard(self._files, stem, delta, self._precision)]

@@ -183,6 +183,11 @@ class Table:
         self.row_format = row_format
 
     @property
+    def native(self) -> _native.NativeTable:
+        """The table itself, for what works on several."""
+        return self._native
+
+    @property
     def dim(self) -> int:
         """Floats in an embedding."""
         return self._dim

@@ -15,6 +15,7 @@ from paramserver.follower import Follower
 from paramserver.history import as_of
 from paramserver.manifest import Dense, Manifest
 from paramserver.table import Table
+from paramserver.tables import Tables
 from streaming.features.columns import ScoringColumns, slice_columns
 from streaming.records.labels import Label
 from trainer.growth import grow_weights
@@ -96,7 +97,7 @@ class Replica:
         self._lineage = 0
         self._follower = Follower(files, tables, applied, form)
         self._form = form
-        self.tables = tables
+        self.tables = Tables({name: tables[name] for name in plan.tables})
 
     @property
     def manifest(self) -> Manifest | None:
@@ -185,14 +186,17 @@ class Replica:
         """Predictions, and the versions of all rows and weights that went into them."""
         weights = self._weights
         first = self.sparse_version
-        parts = [
-            self._score(
-                weights.model,
-                slice_columns(columns, at, min(at + _ROWS_AT_ONCE, impressions)),
-                min(_ROWS_AT_ONCE, impressions - at),
-            )
-            for at in range(0, impressions, _ROWS_AT_ONCE)
-        ]
+        if 0 < impressions <= _ROWS_AT_ONCE:
+            parts = [self._score(weights.model, columns, impressions)]
+        else:
+            parts = [
+                self._score(
+                    weights.model,
+                    slice_columns(columns, at, min(at + _ROWS_AT_ONCE, impressions)),
+                    min(_ROWS_AT_ONCE, impressions - at),
+                )
+                for at in range(0, impressions, _ROWS_AT_ONCE)
+            ]
         # In this order: what is applied after the first look is the version by the second.
         applying, last = self._follower.applying, self.sparse_version
         seen = (first, last, last if applying is None else applying.version)
@@ -203,11 +207,7 @@ class Replica:
 
     def _score(self, model: RankingModel, columns: ScoringColumns, impressions: int) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            rows = self._plan.fetch(
-                self._plan.ids(columns),
-                model.row_dim,
-                lambda table, keys, out: self.tables[table].lookup(keys, out),
-            )
+            rows = self._plan.fetch(self._plan.ids(columns), model.row_dim, self.tables.lookup)
             stacked = self._plan.stack(rows, columns, impressions)
             outputs = model(stacked, self._plan.dense(columns, impressions))
             scores: npt.NDArray[np.float32] = self._predict(outputs).numpy()

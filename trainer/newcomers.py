@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paramserver.table import Table
-from trainer.rows import TableIds
+from paramserver.tables import BatchIds
 
 _MOST_IDS = 1 << 18
 Times = npt.NDArray[np.int64]
@@ -84,13 +84,17 @@ class DefaultRows:
         self._tables = dict(tables)
         self._newcomers = {name: Newcomers(keep_ms) for name in tables}
 
-    def with_rows(self, ids: list[TableIds]) -> dict[str, npt.NDArray[np.bool_]]:
+    def with_rows(self, ids: BatchIds) -> dict[str, npt.NDArray[np.bool_]]:
         """Which of a batch's ids have a row, by table; to be asked before they are looked up and get theirs."""
-        return {part.table: self._tables[part.table].contains(part.ids) for part in ids if part.table in self._tables}
+        return {
+            part.table: self._tables[part.table].contains(part.ids)
+            for part in ids.parts()
+            if part.table in self._tables
+        }
 
     def find(
         self,
-        ids: list[TableIds],
+        ids: BatchIds,
         had_row: Mapping[str, npt.NDArray[np.bool_]],
         examples: npt.NDArray[np.int64],
         served_at: Times,
@@ -102,7 +106,7 @@ class DefaultRows:
         ``served_at`` int64 [examples] (ms) when that was served.
         """
         places, parts, count = [], [], 0
-        for part in ids:
+        for part in ids.parts():
             if part.table not in self._tables:
                 continue
             newcomers, had = self._newcomers[part.table], had_row[part.table]

@@ -1,10 +1,11 @@
-"""From columns of ids to rows of tables, and gradients back: one call a table, whatever the number of features."""
+"""From columns of ids to rows of tables, and gradients back: one call, whatever the number of features and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,20 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from paramserver.tables import BatchIds
 from streaming.features.columns import Column, Columns, Floats, Ids, Ragged, Repeated, ScoringColumns
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature
 
-Lookup: TypeAlias = Callable[[str, Ids, npt.NDArray[np.float32]], object]
-"""Writes the rows of a table's ids, float32 [n, row_dim], into its last argument."""
-
-
-class TableIds(NamedTuple):
-    """The ids of a batch in one table, and where its rows begin and end in the batch's."""
-
-    table: str
-    ids: Ids
-    start: int
-    stop: int
+Lookup: TypeAlias = Callable[[BatchIds, npt.NDArray[np.float32]], object]
+"""Writes the rows of a batch's ids, float32 [n, row_dim], into its last argument."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +47,12 @@ class RowPlan:
         self.fields = sum(map(len, slots.values()))
         self.dense_width = sum(_width(feature) for feature in features.values())
 
-    def ids(self, columns: ScoringColumns) -> list[TableIds]:
+    def ids(self, columns: ScoringColumns) -> BatchIds:
         """The ids of a batch by table."""
-        found, start = [], 0
-        for table, slots in self._slots.items():
-            parts = [_values(columns[slot.name]) for slot in slots]
-            ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            found.append(TableIds(table, np.ascontiguousarray(ids), start, start + len(ids)))
-            start += len(ids)
-        return found
+        parts = {table: [_values(columns[slot.name]) for slot in slots] for table, slots in self._slots.items()}
+        ends = list(accumulate(sum(map(len, of_table)) for of_table in parts.values()))
+        every = [part for of_table in parts.values() for part in of_table]
+        return BatchIds(self.tables, np.concatenate(every) if every else np.empty(0, np.int64), ends)
 
     def examples(self, columns: Columns, impressions: int) -> Ids:
         """In which impression each of a batch's ids is, int64 [ids], in the order of `ids`."""
@@ -74,11 +64,10 @@ class RowPlan:
         ]
         return np.concatenate(parts) if parts else each[:0]
 
-    def fetch(self, ids: list[TableIds], row_dim: int, lookup: Lookup) -> Tensor:
+    def fetch(self, ids: BatchIds, row_dim: int, lookup: Lookup) -> Tensor:
         """The rows of a batch, float32 [ids, row_dim]."""
-        rows = np.empty((ids[-1].stop if ids else 0, row_dim), np.float32)
-        for part in ids:
-            lookup(part.table, part.ids, rows[part.start : part.stop])
+        rows = np.empty((len(ids.ids), row_dim), np.float32)
+        lookup(ids, rows)
         return torch.from_numpy(rows)
 
     def stack(self, rows: Tensor, columns: ScoringColumns, impressions: int) -> Tensor:

@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from basis.problems import BadFile, GuardedError
 from paramserver.table import Rows, Table
-from streaming.features.columns import Columns, Ids
+from paramserver.tables import BatchIds, Tables
+from streaming.features.columns import Columns
 from streaming.log import EXAMPLES, LogReader, Record
 from streaming.records.events import BadRecord, DeadLetter
 from streaming.records.examples import ExampleFormat
@@ -28,7 +29,7 @@ from trainer.losses import Loss
 from trainer.models import RankingModel, dump_weights
 from trainer.newcomers import DefaultRows, Unseen
 from trainer.prequential import Prequential
-from trainer.rows import Lookup, RowPlan, TableIds
+from trainer.rows import Lookup, RowPlan
 from trainer.settings import TrainSettings
 from trainer.state import read_state
 
@@ -47,7 +48,7 @@ class _Step(NamedTuple):
     """A step's inputs and what came of them: ``rows`` float32 [ids, row_dim] of its ``ids``, ``outputs`` and ``targets``
     [n, labels], ``weights`` and sampling ``rates`` [n] (None: all 1)."""
 
-    ids: list[TableIds]
+    ids: BatchIds
     columns: Columns
     rows: torch.Tensor
     outputs: torch.Tensor
@@ -79,7 +80,7 @@ class Trainer:
         self.model = model.train()
         self.prequential = prequential
         self._default_rows = default_rows
-        self.tables = tables
+        self.tables = Tables({name: tables[name] for name in plan.tables})
         self.plan = plan
         self._loss = Loss(labels)
         self._guard = Guard(settings.guards, labels)
@@ -111,18 +112,19 @@ class Trainer:
             dense = self.plan.dense(self._format.columns(batch), batch.num_rows)
             self.model.norm.learn(dense, now_ms, self._settings.norm_half_life)
         had_row = self._had_row(batch)
-        step = self._forward(batch, lambda table, ids, out: self.tables[table].lookup_or_insert(ids, now_ms, out))
+        step = self._forward(batch, lambda ids, out: self.tables.lookup_or_insert(ids, now_ms, out))
         causes = np.empty(0, np.int64)
         if not self._backward(step):
             causes = self._causes(batch, step)
             self.left_out += len(causes)
             of_causes = np.isin(self.plan.examples(step.columns, batch.num_rows), causes)
-            had_row = {p.table: had_row[p.table][~of_causes[p.start : p.stop]] for p in step.ids if p.table in had_row}
+            parts = step.ids.parts()
+            had_row = {p.table: had_row[p.table][~of_causes[p.start : p.stop]] for p in parts if p.table in had_row}
             batch = batch.take(pa.array(np.setdiff1d(np.arange(batch.num_rows), causes)))
             if not batch.num_rows:
                 self.weights.forget_gradient()
                 return causes
-            step = self._forward(batch, self._lookup)
+            step = self._forward(batch, self.tables.lookup)
             self._backward(step)
         if self.prequential is not None:
             self.prequential.add(step.outputs.detach(), step.targets, step.rates)
@@ -137,9 +139,7 @@ class Trainer:
                 self._train_default_rows(step, unseen)
         self.weights.step()
         assert step.rows.grad is not None
-        gradients = step.rows.grad.numpy()
-        for part in step.ids:
-            self.tables[part.table].apply(part.ids, gradients[part.start : part.stop], now_ms)
+        self.tables.apply(step.ids, step.rows.grad, now_ms)
         if self.first_at is None:
             self.first_at = int(batch.column("decided_at")[0].as_py())
         self.examples += batch.num_rows
@@ -166,9 +166,6 @@ class Trainer:
         loss = self._loss(outputs, targets, weights, rates)
         return _Step(ids, columns, rows, outputs, targets, weights, rates, loss)
 
-    def _lookup(self, table: str, ids: Ids, out: npt.NDArray[np.float32]) -> None:
-        self.tables[table].lookup(ids, out)
-
     def _backward(self, step: _Step) -> bool:
         """Take the gradients of a step again. Whether optimizers can use them: they are squared and added up there."""
         self.weights.forget_gradient()
@@ -192,7 +189,7 @@ class Trainer:
         causes = [np.flatnonzero(~fine)]
         while suspects:
             part = suspects.pop()
-            if not len(part) or self._backward(self._forward(batch.take(pa.array(part)), self._lookup)):
+            if not len(part) or self._backward(self._forward(batch.take(pa.array(part)), self.tables.lookup)):
                 continue
             if len(part) == 1:
                 causes.append(part)
@@ -215,7 +212,7 @@ class Trainer:
 
     def expire(self, now_ms: int) -> int:
         """Forget a bounded number of rows whose time is over; how many."""
-        return sum(table.expire(now_ms, _EXPIRY_BUDGET) for table in self.tables.values())
+        return self.tables.expire(now_ms, _EXPIRY_BUDGET)
 
     def check(self) -> None:
         """Raise `GuardedError` where these weights are not fit to be published; rows are looked at when they are."""
@@ -231,7 +228,7 @@ class Trainer:
 
     def seal(self) -> dict[str, Rows]:
         """The rows changed and the ids expired since the last seal, by table."""
-        return {name: table.seal() for name, table in self.tables.items()}
+        return self.tables.seal()
 
     def dense_weights(self) -> bytes:
         """What replicas serve with, as safetensors."""

@@ -74,8 +74,8 @@ class Measures:
 
     def published(self, now: int, manifest: Manifest, change: Change | None) -> None:
         """Note a published epoch."""
-        dense = self._trainer.weights.vector.numpy().copy()
-        before, self._dense = self._dense, dense
+        dense, before = self._trainer.weights.vector.numpy(), self._dense
+        self._dense = None if (manifest.version + 1) % self._every else dense.copy()
         if change is None:
             return
         stats = [table.stats for table in self._trainer.tables.values()]

@@ -1,6 +1,4 @@
 // The Python module paramserver._native. Every batched call checks its buffers, then lets go of the interpreter's lock.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -8,42 +6,12 @@
 #include <cmath>
 #include <memory>
 
-#include "buffers.hpp"
+#include "bindings.hpp"
 #include "checksum.hpp"
-#include "table.hpp"
 
 namespace minutely {
 
 namespace {
-
-using Ids = Buffer<const int64_t>;
-using Floats = Buffer<const float>;
-
-constexpr int64_t kAny = -1;
-constexpr int64_t kLatestMs = int64_t{UINT32_MAX} * 1000;
-
-void check_time(int64_t now_ms) {
-    if (now_ms < 0 || now_ms > kLatestMs) {
-        throw nb::value_error(("now_ms: event time must be within 0 and " + std::to_string(kLatestMs) +
-                               " milliseconds since 1970, got " + std::to_string(now_ms))
-                                  .c_str());
-    }
-}
-
-void check_trains(const Table& table, const char* operation) {
-    if (table.options().format != RowFormat::kTrain) {
-        throw std::runtime_error(
-            std::string(operation) + ": table \"" + table.options().name +
-            "\" is a replica's (row_format is not \"train\"), whose rows change by upsert and erase alone");
-    }
-}
-
-template <class T> nb::object to_numpy(std::vector<T>&& values, std::initializer_list<size_t> shape) {
-    auto owned = std::make_unique<std::vector<T>>(std::move(values));
-    T* data = owned->data();
-    nb::capsule owner(owned.release(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-    return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
-}
 
 nb::tuple to_tuple(Rows&& rows, size_t dim, size_t state_dim) {
     const size_t n = rows.ids.size(), m = rows.expired.size();
@@ -335,6 +303,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("dim", &Table::dim)
         .def_prop_ro("state_dim", &Table::state_dim)
         .def_prop_ro("kernels", [](const Table& table) { return table.kernels_name(); });
+    bind_tables(module);
     nb::class_<Checksum>(module, "Checksum")
         .def(nb::init<uint32_t>(), nb::arg("dim"))
         .def("set", &checksum_set, nb::arg("ids"), nb::arg("values"))

@@ -140,10 +140,16 @@ class Index {
                 if (slot.used()) visit(&slot);
             }
             if (index + 1 == count) return 0;
-            // The smallest hash of the next bucket: ceil((index + 1) * 2^64 / count).
-            position = static_cast<uint64_t>(((static_cast<uint128>(index + 1) << 64) + count - 1) / count);
+            position = first_of(index + 1, count);
         }
         return position;
+    }
+    // Writer only: where such a sweep would end, without a look at any slot.
+    uint64_t skip(uint64_t position, uint64_t buckets) {
+        if (changing()) return sweep(position, buckets, [](const Slot*) {});
+        const uint64_t count = this->buckets().count;
+        const uint64_t index = high_product(position, count) + buckets;
+        return index >= count ? 0 : first_of(index, count);
     }
     template <class Visit> void each(Visit visit) {
         uint64_t position = 0;
@@ -152,6 +158,10 @@ class Index {
     }
 
   private:
+    // The smallest hash of a bucket: ceil(index * 2^64 / count).
+    static uint64_t first_of(uint64_t index, uint64_t count) {
+        return static_cast<uint64_t>(((static_cast<uint128>(index) << 64) + count - 1) / count);
+    }
     void place(const Slot& slot, Home home);
     bool settle_in(const Slot& slot, Home home);
     bool displace(const Slot& slot, Home home);

@@ -60,33 +60,48 @@ template <class Then> void Table::gather(Rows& rows, Placed from, Then then) {
     const RowArea& area = content_->slab.area();
     const size_t count = from.ids.size();
     const uint32_t row_state = tracks() ? options_.optimizer.row_state(dim()) : 0;
-    rows.ids = std::move(from.ids);
-    rows.embeddings.resize(count * dim());
-    rows.state.resize(count * state_dim());
-    rows.last_seen_seconds.resize(count);
-    rows.counts.resize(count);
+    const size_t before = rows.ids.size();
+    rows.ids.insert(rows.ids.end(), from.ids.begin(), from.ids.end());
+    rows.embeddings.resize(rows.embeddings.size() + count * dim());
+    rows.state.resize(rows.state.size() + count * state_dim());
+    rows.last_seen_seconds.resize(before + count);
+    rows.counts.resize(before + count);
+    float* embedding = rows.embeddings.data() + rows.embeddings.size() - count * dim();
+    float* state = rows.state.data() + rows.state.size() - count * state_dim();
     for (size_t i = 0; i < count; ++i) {
         if (i + 2 * kRowsAhead < count) __builtin_prefetch(from.places[i + 2 * kRowsAhead], 1);
         if (i + kRowsAhead < count) prefetch_row(from.places[i + kRowsAhead]->number());
         const Slot slot = *from.places[i];
         then(from.places[i], slot);
-        kernels_.decode(area, slot, rows.embeddings.data() + i * dim());
+        kernels_.decode(area, slot, embedding);
+        embedding += dim();
         if (!tracks()) continue;
         const auto* values = reinterpret_cast<const float*>(area.row(slot.number()));
-        float* state = rows.state.data() + i * state_dim();
         std::copy_n(values + dim(), row_state, state);
         if (options_.optimizer.slot_state()) state[row_state] = slot.aux_float();
-        rows.last_seen_seconds[i] = area.sights[slot.number()].last_seen_seconds;
-        rows.counts[i] = area.sights[slot.number()].count;
+        state += state_dim();
+        rows.last_seen_seconds[before + i] = area.sights[slot.number()].last_seen_seconds;
+        rows.counts[before + i] = area.sights[slot.number()].count;
     }
 }
 
 Rows Table::seal() {
+    Rows rows;
+    seal(rows);
+    return rows;
+}
+
+size_t Table::unsealed() {
+    const std::scoped_lock lock(writer_);
+    return content_->changed.size();
+}
+
+void Table::seal(Rows& rows) {
     const std::scoped_lock lock(writer_);
     Content& content = *content_;
-    Rows rows;
-    rows.expired = content.expired;
-    sort_unique(rows.expired);
+    std::vector<int64_t> expired = content.expired;
+    sort_unique(expired);
+    rows.expired.insert(rows.expired.end(), expired.begin(), expired.end());
     // Once there is memory for all of it nothing fails, so each mark goes as its row is taken.
     gather(rows, changed(), [](Slot* place, Slot slot) {
         slot.row = slot.number();
@@ -95,8 +110,7 @@ Rows Table::seal() {
     // Not `= {}`, which keeps a vector's memory.
     std::exchange(content.changed, {});
     std::exchange(content.expired, {});
-    content.many_left |= rows.expired.size() >= kManyLeft;
-    return rows;
+    content.many_left |= expired.size() >= kManyLeft;
 }
 
 Rows Table::export_rows() {
@@ -174,6 +188,7 @@ void Table::restore_one(const RowsView& rows, size_t i, Home home) {
     if (options_.optimizer.slot_state()) slot.set_aux(state[row_state]);
     area.sights[slot.row] = {rows.last_seen_seconds[i], rows.counts[i]};
     content.clock_seconds = std::max(content.clock_seconds, rows.last_seen_seconds[i]);
+    content.no_row_before_seconds = std::min(content.no_row_before_seconds, rows.last_seen_seconds[i]);
     if (place != nullptr) {
         content.index.replace(place, slot);
     } else {

@@ -185,6 +185,7 @@ Slot Table::new_row(uint64_t id, uint32_t now, uint32_t count) {
     std::fill_n(values + dim(), with.row_state(dim()), state);
     if (with.kind == OptimizerKind::kRowAdagrad) slot.set_aux(with.initial_accumulator);
     area.sights[slot.row] = {now, count};
+    content.no_row_before_seconds = std::min(content.no_row_before_seconds, now);
     content.unused.add(static_cast<int64_t>(id), now);
     mark_changed(&slot);
     return slot;

@@ -93,6 +93,10 @@ class Table {
 
     // rows.cpp
     Rows seal();
+    // The same, after what `rows` has already.
+    void seal(Rows& rows);
+    // How many rows the next seal may have at most.
+    size_t unsealed();
     Rows export_rows();
     // Of every row, ascending.
     std::vector<int64_t> ids();
@@ -116,8 +120,9 @@ class Table {
         uint64_t sweep_position = 0;
         uint64_t tidy_position = 0;
         LongestUnused unused;
-        bool many_left = false;      // so the heap may hold memory that was theirs
-        uint32_t clock_seconds = 0;  // the newest event time seen
+        bool many_left = false;                       // so the heap may hold memory that was theirs
+        uint32_t clock_seconds = 0;                   // the newest event time seen
+        uint32_t no_row_before_seconds = UINT32_MAX;  // no row was ever last seen before it
         uint64_t inserted = 0;
         uint64_t admitted = 0;
         uint64_t expired_total = 0;
@@ -158,7 +163,7 @@ class Table {
     void evict();
     void prefetch_row(uint32_t row) const;
     void restore_one(const RowsView& rows, size_t i, Home home);
-    // Copies rows, and calls then(place, slot) for each.
+    // Copies rows after those that are there, and calls then(place, slot) for each.
     template <class Then> void gather(Rows& rows, Placed from, Then then);
 
     Options options_;

@@ -144,7 +144,7 @@ class ExampleFormat:
         self.may_lack = frozenset(_FEATURE + name for name in features)
         """Columns that examples of another config may lack."""
         self._codec = BatchCodec(self.schema)
-        self._checks = [_Check.of(field) for field in self.schema]
+        self._checks = _Check.of(self.schema)
 
     def build(self, columns: Columns, rest: ExampleColumns) -> pa.RecordBatch:
         """Return a batch of examples of weight 1."""
@@ -200,8 +200,9 @@ class ExampleFormat:
             else:
                 batch = self._upgraded(decode_stream(record.batch))
             if batch.num_rows:
-                for check, column in zip(self._checks, batch.columns, strict=True):
-                    check(column)
+                columns = batch.columns
+                for check in self._checks:
+                    check(columns)
             return batch, record.watermark
 
     def _upgraded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -267,31 +268,50 @@ def schema_of(batch_schema: pa.Schema) -> Schema:
 
 
 class _Check(NamedTuple):
-    """Refuses the values of a column that would harm more than their own example: times, which table rows and the archive's
-    partitions use, and features, which the model learns. A bad label shows in its example's loss."""
+    """Refuses the values of columns that would harm more than their own example: times, which table rows and the archive's
+    partitions use, and features, which the model learns. A bad label shows in its example's loss.
 
-    name: str
+    The columns at ``places`` have the same type and bounds, so they are looked at as one.
+    """
+
+    names: list[str]
+    places: list[int]
     is_list: bool
     allowed: tuple[float, float] | None
 
     @classmethod
-    def of(cls, field: pa.Field) -> _Check:
-        """Return the check of a column."""
-        is_list = pa.types.is_nested(field.type)
-        is_float = pa.types.is_floating(field.type.value_type if is_list else field.type)
-        of_feature = field.name.startswith(_FEATURE) and is_float
-        return cls(field.name, is_list, _FINITE if of_feature else _ALLOWED.get(field.name))
+    def of(cls, schema: pa.Schema) -> list[_Check]:
+        """Return the checks of all columns."""
+        checks: dict[tuple[str, bool, tuple[float, float] | None], _Check] = {}
+        for place, field in enumerate(schema):
+            is_list = pa.types.is_nested(field.type)
+            is_float = pa.types.is_floating(field.type.value_type if is_list else field.type)
+            of_feature = field.name.startswith(_FEATURE) and is_float
+            allowed = _FINITE if of_feature else _ALLOWED.get(field.name)
+            key = str(field.type) if allowed else "", is_list, allowed
+            check = checks.setdefault(key, cls([], [], is_list, allowed))
+            check.names.append(field.name)
+            check.places.append(place)
+        return list(checks.values())
 
-    def __call__(self, column: pa.Array) -> None:
+    def __call__(self, columns: Sequence[pa.Array]) -> None:
         """Raise `BadRecord` if a value is missing or not allowed."""
-        flat = column.flatten() if self.is_list else column
-        if column.null_count or flat.null_count:
-            raise BadRecord("malformed", f"column {self.name}: a value is missing")
-        if self.allowed is not None and len(flat):
-            values, (low, high) = flat.to_numpy(), self.allowed
-            if not (values.min() >= low and values.max() <= high):
-                found = f"{values.min()} to {values.max()}"
-                raise BadRecord("malformed", f"column {self.name}: {found}; allowed: {low} to {high}")
+        flat = []
+        for name, place in zip(self.names, self.places, strict=True):
+            column = columns[place]
+            flat.append(column.flatten() if self.is_list else column)
+            if column.null_count or flat[-1].null_count:
+                raise BadRecord("malformed", f"column {name}: a value is missing")
+        if self.allowed is None:
+            return
+        parts, (low, high) = [each.to_numpy() for each in flat], self.allowed
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(values) and not (values.min() >= low and values.max() <= high):
+            if len(parts) > 1:  # which of them
+                for name, place in zip(self.names, self.places, strict=True):
+                    _Check([name], [place], self.is_list, self.allowed)(columns)
+            found = f"{values.min()} to {values.max()}"
+            raise BadRecord("malformed", f"column {self.names[0]}: {found}; allowed: {low} to {high}")
 
 
 class Published(NamedTuple):

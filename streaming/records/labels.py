@@ -122,13 +122,13 @@ class Rule(NamedTuple):
 
     def decide(self, served_at: int, events: Iterable[tuple[int, str, float]]) -> tuple[float, int, bool]:
         """Return the value, when it was decided (ms), and whether by an event; events are (ms, action, value)."""
-        closes = served_at + self.window
-        least, most = self.bounds
+        positive, min_value, decided_by, window, is_value, (least, most) = self  # faster than one by one
+        closes = served_at + window
         best: tuple[int, int, float] | None = None
         for at, action, value in events:
-            if action == self.action and value >= self.min_value:
-                rank = (at, 0, -min(max(value, least), most) if self.is_value else -1.0)
-            elif action == self.decided_by:
+            if action == positive and value >= min_value:
+                rank = (at, 0, -min(max(value, least), most) if is_value else -1.0)
+            elif action == decided_by:
                 rank = (at, 1, 0.0)
             else:
                 continue

@@ -123,9 +123,7 @@ class Publisher:
         """The trainer's own float32 [count, labels]."""
         self.model.eval()
         with torch.no_grad():
-            rows = self.plan.fetch(
-                self.plan.ids(columns), self.model.row_dim, lambda table, ids, out: self.tables[table].lookup(ids, out)
-            )
+            rows = self.plan.fetch(self.plan.ids(columns), self.model.row_dim, self.trainer.tables.lookup)
             outputs = self.model(self.plan.stack(rows, columns, count), self.plan.dense(columns, count))
             found: npt.NDArray[np.float32] = Loss(self.pipeline.labels).predict(outputs).numpy()
         self.model.train()

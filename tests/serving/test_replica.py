@@ -76,7 +76,7 @@ def test_scores_and_cadences(kind: str, tmp_path: Path) -> None:
         columns = _columns(np.random.default_rng(9), 300)
         model.eval()
         with torch.no_grad():
-            rows = plan.fetch(plan.ids(columns), model.row_dim, lambda table, ids, out: tables[table].lookup(ids, out))
+            rows = plan.fetch(plan.ids(columns), model.row_dim, trainer.tables.lookup)
             outputs = model(plan.stack(rows, columns, 300), plan.dense(columns, 300))
             wanted = Loss(pipeline.labels).predict(outputs).numpy()
         model.train()

@@ -26,6 +26,7 @@ from rich.console import Console
 from minutely.services.versions import release, roll_back
 from paramserver.delta_log import Cut, DeltaLog
 from paramserver.table import Table
+from paramserver.tables import BatchIds
 from serving.answers import RankResponse
 from serving.client import Client, RefusedError
 from stack.ports import free_ports
@@ -89,11 +90,13 @@ class Offline:
         if self._dense != dense:
             load_weights(self._model, "weights", self._weights[dense])
             self._dense = dense
+
+        def lookup(batch: BatchIds, out: npt.NDArray[np.float32]) -> None:
+            for part in batch.parts():
+                self._rows[by_table[part.table]][part.table].lookup(part.ids, out[part.start : part.stop])
+
         with torch.no_grad():
-            rows = self._plan.fetch(
-                self._plan.ids(columns), self._model.row_dim,
-                lambda table, ids, out: self._rows[by_table[table]][table].lookup(ids, out),
-            )  # fmt: skip
+            rows = self._plan.fetch(self._plan.ids(columns), self._model.row_dim, lookup)
             outputs = self._model(self._plan.stack(rows, columns, COUNT), self._plan.dense(columns, COUNT))
             found: npt.NDArray[np.float32] = Loss(self._publisher.pipeline.labels).predict(outputs).numpy()
             return found

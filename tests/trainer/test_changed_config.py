@@ -104,9 +104,7 @@ def outputs(trainer: Trainer) -> bytes:
     """What the model says of 20 impressions, among them an hour that nobody has seen."""
     columns = {"user": np.arange(20) % 7, "example": np.arange(20), "hour": np.arange(20) % 5 + 99}
     ids = trainer.plan.ids({name: columns[name] for name in columns})
-    rows = trainer.plan.fetch(
-        ids, trainer.model.row_dim, lambda table, keys, out: trainer.tables[table].lookup(keys, out)
-    )
+    rows = trainer.plan.fetch(ids, trainer.model.row_dim, trainer.tables.lookup)
     trainer.model.eval()
     with torch.inference_mode():
         said = trainer.model(trainer.plan.stack(rows, columns, 20), trainer.plan.dense(columns, 20)).numpy()

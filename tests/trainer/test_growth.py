@@ -80,7 +80,7 @@ def train(trainer: Trainer, features: Mapping[str, Feature], seed: int) -> None:
 def outputs(trainer: Trainer, given: Columns) -> np.ndarray:
     plan, model = trainer.plan, trainer.model.eval()
     with torch.no_grad():
-        rows = plan.fetch(plan.ids(given), model.row_dim, lambda name, ids, out: trainer.tables[name].lookup(ids, out))
+        rows = plan.fetch(plan.ids(given), model.row_dim, trainer.tables.lookup)
         found: np.ndarray = model(plan.stack(rows, given, 50), plan.dense(given, 50)).numpy()
     model.train()
     return found

@@ -229,9 +229,7 @@ def test_every_kind_of_model_keeps_the_contract(kind: str, features: dict[str, F
         batch = batch_of(example_format, rng, 64, 60_000 * step)
         columns = example_format.columns(batch)
         ids = trainer.plan.ids(columns)
-        rows = trainer.plan.fetch(
-            ids, trainer.model.row_dim, lambda table, keys, out: trainer.tables[table].lookup(keys, out)
-        ).requires_grad_()
+        rows = trainer.plan.fetch(ids, trainer.model.row_dim, trainer.tables.lookup).requires_grad_()
         outputs = trainer.model.eval()(trainer.plan.stack(rows, columns, 64), trainer.plan.dense(columns, 64))
         assert outputs.shape == (64, 2)
         assert outputs.dtype == torch.float32

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from paramserver.tables import BatchIds
 from streaming.features.columns import Column, Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from trainer.rows import RowPlan
@@ -62,15 +63,16 @@ def through_plan(values: dict[str, list[Any]], weights: dict[str, Tensor]) -> tu
     count = len(values["user"])
     ids = plan.ids(columns)
 
-    def lookup(table: str, keys: Any, out: Any) -> None:
-        out[:] = weights[table].detach().numpy()[keys]
+    def lookup(batch: BatchIds, out: Any) -> None:
+        for part in batch.parts():
+            out[part.start : part.stop] = weights[part.table].detach().numpy()[part.ids]
 
     rows = plan.fetch(ids, DIM, lookup).requires_grad_()
 
     def gradients() -> dict[str, Tensor]:
         assert rows.grad is not None
         summed = {}
-        for part in ids:
+        for part in ids.parts():
             summed[part.table] = torch.zeros(IDS, DIM).index_add_(
                 0, torch.from_numpy(part.ids), rows.grad[part.start : part.stop]
             )
@@ -118,18 +120,18 @@ def test_a_plan_without_lists_needs_no_pooling() -> None:
     )
     columns = {"a": np.array([1, 2]), "b": np.array([2, 3]), "c": np.array([9, 9])}
     ids = plan.ids(columns)
-    assert [(part.table, part.ids.tolist(), part.start, part.stop) for part in ids] == [
+    assert [(part.table, part.ids.tolist(), part.start, part.stop) for part in ids.parts()] == [
         ("a", [1, 2, 2, 3], 0, 4),
         ("c", [9, 9], 4, 6),
     ]
     calls = []
 
-    def lookup(table: str, keys: Any, out: Any) -> None:
-        calls.append(table)
-        out[:] = keys[:, None]
+    def lookup(batch: BatchIds, out: Any) -> None:
+        calls.append(batch.tables)
+        out[:] = batch.ids[:, None]
 
     stacked = plan.stack(plan.fetch(ids, 2, lookup), columns, 2)
-    assert calls == ["a", "c"], "one call a table"
+    assert calls == [["a", "c"]], "one call for all tables"
     assert stacked.tolist() == [[[1, 1], [2, 2]], [[2, 2], [3, 3]], [[9, 9], [9, 9]]]
 
 
@@ -148,7 +150,7 @@ def test_dense_and_vector_features_stand_side_by_side() -> None:
 def test_nothing_to_pool(impressions: int) -> None:
     plan = RowPlan({"words": SparseFeature(column="w", pool="mean")})
     columns = {"words": Ragged(np.zeros(impressions + 1, np.int64), np.empty(0, np.int64))}
-    rows = plan.fetch(plan.ids(columns), DIM, lambda table, keys, out: None).requires_grad_()
+    rows = plan.fetch(plan.ids(columns), DIM, lambda batch, out: None).requires_grad_()
     stacked = plan.stack(rows, columns, impressions)
     assert stacked.tolist() == torch.zeros(1, impressions, DIM).tolist()
     stacked.sum().backward()  # type: ignore[no-untyped-call]

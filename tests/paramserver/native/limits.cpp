@@ -114,6 +114,22 @@ void full_of_rows() {
     check(std::vector<float>(values.begin() + 4, values.end()) == out, "a full table has other values");
 }
 
+// A sweep that looks at no slot ends where one does that looks, whether the index is growing or not.
+void skips_as_it_sweeps() {
+    Index index(1, 1 << 20);
+    uint64_t state = 1, position = 0, rounds = 0, growing = 0;
+    for (uint32_t row = 1; row <= 50000; ++row) {
+        index.insert(Slot{splitmix64(state), row, 0});
+        growing += index.changing();
+        const uint64_t buckets = 1 + row % 40;
+        const uint64_t skipped = index.skip(position, buckets);
+        position = index.sweep(position, buckets, [](const Slot*) {});
+        check(skipped == position, "a sweep without a look ends elsewhere");
+        rounds += position == 0;
+    }
+    check(rounds > 100 && growing > 100 && growing < 50000, "the index did not grow, or was swept too seldom");
+}
+
 }  // namespace
 
 extern "C" int __real_pthread_mutex_lock(pthread_mutex_t* mutex);
@@ -126,6 +142,7 @@ int main() {
     overflow_without_locks();
     full_of_training();
     full_of_rows();
+    skips_as_it_sweeps();
     std::puts(failed ? "failed" : "passed");
     return failed ? 1 : 0;
 }
