@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from basis.settings import Day, DurationMs, Section
+from basis.settings import Day, DurationMs, Section, parse_size
 from streaming.features.kinds import Name, Unit
 from streaming.records.labels import Action as ActionName
 
