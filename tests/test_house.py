@@ -59,7 +59,7 @@ def test_a_part_imports_only_what_it_may(part: str, path: Path) -> None:
         assert not is_within(module, {"tests"}), f"{path.relative_to(ROOT)}:{line} imports {module}"
 
 
-ALONG_A_RECORD = ("features", "records", "source", "join", "archive", "kafka")
+ALONG_A_RECORD = ("features", "records", "live", "source", "join", "archive", "kafka")
 """The folders of `streaming/`, each of which imports only those before it."""
 
 
