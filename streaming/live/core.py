@@ -18,7 +18,7 @@ from streaming.live.settings import HALF_LIVES_KEPT, Age, Definition, LiveSettin
 from streaming.live.spec import actions_of
 
 READ, SERVED, FIRST_ACTION = 0, 1, 2
-"""What an operation is; `FIRST_ACTION` + i is action i."""
+"""What an operation is, as ``native/tally.hpp`` numbers it; `FIRST_ACTION` + i is action i."""
 
 
 class Operations(NamedTuple):

@@ -73,6 +73,7 @@ class _Walk:
         events, happened_at = self._events, self._events.engagements.happened_at
         read = served = done = 0
         while read < events.requests:
+            # Whichever of the three goes furthest in so many rows ends the piece, so that none of them has many more.
             until = min(
                 int(events.served_at[_end(events.starts, read) - 1]) - self._after,
                 *([int(events.served_at[_end(events.starts, served) - 1])] if served < events.requests else []),
@@ -89,14 +90,14 @@ class _Walk:
             read, served, done = last_read, last_served, last_done
 
     def _piece(self, read: slice, served: slice, done: slice) -> Operations:
-        accepted, codes = self._accepted(done)
+        accepted = self._accepted(done)
         events = self._events
         rows = np.concatenate((np.arange(read.start, read.stop), np.arange(served.start, served.stop), accepted.row))
         served_at = events.served_at[events.request_of_row[rows]]
         reads, servings = read.stop - read.start, served.stop - served.start
         what = np.full(len(rows), SERVED, np.int32)
         what[:reads] = READ
-        what[reads + servings :] = FIRST_ACTION + codes
+        what[reads + servings :] = FIRST_ACTION + accepted.code
         at = served_at.copy()
         at[reads + servings :] = accepted.at
         counts_from = at.copy()
@@ -110,7 +111,7 @@ class _Walk:
             has_key[name] = np.logical_and.reduce([ids != MISSING for ids in found])
         return Operations(what, at[order], served_at[order], keys, has_key)
 
-    def _accepted(self, done: slice) -> tuple[_Accepted, npt.NDArray[np.int32]]:
+    def _accepted(self, done: slice) -> _Accepted:
         """Return the engagements that a joiner accepts: the first of each action on an impression, within its window."""
         events = self._events
         engagements = events.engagements
@@ -121,14 +122,15 @@ class _Walk:
         _, first = np.unique(row[usable] * len(self._windows) + code[usable], return_index=True)
         chosen = usable[np.sort(first)]
         self._counted[row[chosen], code[chosen]] = True
-        return _Accepted(row[chosen], at[chosen]), code[chosen]
+        return _Accepted(row[chosen], at[chosen], code[chosen])
 
 
 class _Accepted(NamedTuple):
-    """Engagements that count: the impression of each, and when it happened (ms)."""
+    """Engagements that count: the impression of each, when it happened (ms), and the code of its action."""
 
     row: Ids
     at: Ids
+    code: npt.NDArray[np.int32]
 
 
 def _end(starts: Ids, request: int) -> int:
