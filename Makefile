@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-NATIVE := $(wildcard paramserver/native/*)
+NATIVE := $(wildcard paramserver/native/* streaming/live/native/*)
 SOURCES := basis streaming paramserver trainer serving minutely stack tests benchmarks
 CXX_SOURCES := $(shell git ls-files '*.cpp' '*.hpp' 2>/dev/null)
 

@@ -22,11 +22,11 @@ import torch
 
 from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
+from minutely.logs.own_logs import load_events
 from minutely.replays.loop import open_loop
 from minutely.replays.results import metrics_of
 from paramserver.files import LocalFiles, WriteBack
 from paramserver.manifest import read_manifest, versions
-from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,7 +70,7 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, int, str, dict[str,
     """Results by config, seed and rule."""
     for config in options.config:
         pipeline = load_pipeline(config)
-        events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+        events = load_events(pipeline, time.time_ns() // 1_000_000)
         for seed in map(int, options.seeds.split(",")):
             for rule in (OLD, NEW, *([CHANGE] if options.change else [])):
                 seeded = pipeline.model_copy(update={"seed": seed})

@@ -30,10 +30,10 @@ import torch
 
 from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
+from minutely.logs.own_logs import load_events
 from minutely.parts import make_trainer
 from minutely.replays.results import metrics_of
 from streaming.features.columns import Ids, Ragged, ScoringColumns, slice_columns
-from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 from trainer.dense_cadence import DenseCadence
 from trainer.losses import Loss
@@ -109,7 +109,7 @@ class Script:
 def play(pipeline: Pipeline) -> dict[str, Any]:
     """Metrics of what was scored after the warm-up, and how many minutes had anything in them."""
     torch.set_num_threads(1)
-    events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+    events = load_events(pipeline, time.time_ns() // 1_000_000)
     decided_at, targets = decide(pipeline, events)
     rank = pc.rank(events.request_ids).to_numpy()
     order = np.lexsort((rank[events.request_of_row], decided_at))  # as joiners emit: by decision, request and place

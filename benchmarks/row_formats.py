@@ -19,13 +19,13 @@ import torch
 
 from minutely.built_in import BUILT_IN
 from minutely.config import Pipeline, load_pipeline
+from minutely.logs.own_logs import load_events
 from minutely.parts import make_replica
 from minutely.replays.loop import open_loop
 from minutely.replays.results import results_of
 from paramserver.files import LocalFiles, WriteBack
 from paramserver.precision import Precision, rounded
 from serving.replica import Replica
-from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 from trainer.worker import Trainer
 
@@ -79,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipeline = load_pipeline(options.config)
-    events = load(pipeline.data_folder(), pipeline.source, pipeline.features, time.time_ns() // 1_000_000)
+    events = load_events(pipeline, time.time_ns() // 1_000_000)
     report: dict[str, Any] = {}
     for dim in map(int, options.dims.split(",")):
         folder = ROOT / "build" / f"row_formats-{dim}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from basis.problems import Problem, Problems
 
-BUILT_IN = {path.stem: path for path in sorted(Path(__file__).with_name("configs").glob("*.yaml"))}
+BUILT_IN = dict(sorted((path.stem, path) for path in Path(__file__).with_name("configs").glob("*.yaml")))
 """Their files by name."""
 
 

@@ -23,6 +23,7 @@ from minutely.cli_options import (
     config_argument,
     data_option,
     load,
+    load_for_service,
     memory_option,
     metrics_option,
 )
@@ -52,7 +53,7 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
     from minutely.services.service import log_to_stderr
 
     log_to_stderr()
-    pipeline = load(config, None, None)
+    pipeline = load_for_service(config)
     run(pipeline, state or Path("state") / pipeline.name / "join", metrics)
 
 
@@ -70,7 +71,7 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
     from minutely.services.service import log_to_stderr
 
     log_to_stderr()
-    pipeline = load(config, None, None)
+    pipeline = load_for_service(config)
     run(pipeline, live_archive(pipeline, place), metrics)
 
 
@@ -128,7 +129,7 @@ def train(
         raise click.BadParameter("--until is not after --since; allowed: a later time")
     if pass_over and not resume:
         raise click.UsageError("--pass-over: only with --resume")
-    pipeline = load(config, None, seed)
+    pipeline = load_for_service(config, seed=seed) if live else load(config, None, seed)
     if live:
         from minutely.services.archive import live_archive
         from minutely.services.batch import Retraining
@@ -167,7 +168,7 @@ def serve(config: Path, deltas: str | None, listen: Address, health: Address | N
     from minutely.services.service import log_to_stderr
 
     log_to_stderr()
-    pipeline = load(config, None, None)
+    pipeline = load_for_service(config)
     run(pipeline, deltas or f"state/{pipeline.name}/deltas", listen, health, name)
 
 
@@ -206,7 +207,7 @@ def produce(config: Path, data: str | None, memory: int | None, speed: float | N
     if speed is not None and rate is not None:
         raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
     log_to_stderr()
-    run(load(config, data, None, memory), 1.0 if speed is None else speed, rate)
+    run(load_for_service(config, data, memory=memory), 1.0 if speed is None else speed, rate)
 
 
 @click.command("dead-letters")

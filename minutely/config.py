@@ -25,6 +25,9 @@ from streaming.join.negatives import Negatives, NegativeSettings
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.kafka.settings import KafkaSettings
+from streaming.live.mistakes import mistakes as live_mistakes
+from streaming.live.settings import LiveSettings
+from streaming.live.spec import LiveSpec
 from streaming.records.labels import Label, LabelSet
 from streaming.source.files.find import Folder, folder_of
 from streaming.source.settings import SourceSettings
@@ -40,6 +43,7 @@ class Pipeline(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     source: SourceSettings
     features: FeatureSet
+    live: LiveSettings = LiveSettings()
     user: str | None = None
     """The sparse feature that is the user's id, the one named ``user`` by default; for the AUC of users' first impressions."""
     labels: LabelSet
@@ -69,6 +73,16 @@ class Pipeline(Section):
             self.features[name] = WeightFeature.model_validate(feature.model_dump())
         return self
 
+    @model_validator(mode="after")
+    def _with_definitions(self) -> Pipeline:
+        """Live features have their definitions with them, on which their recorded values depend."""
+        self.features.update(self.live_spec().defined(self.features))
+        return self
+
+    def live_spec(self) -> LiveSpec:
+        """What live features count."""
+        return LiveSpec.of(self.live, self.labels)
+
     def form(self) -> str:
         """What decides the form of rows and weights, features, labels, model and tables, as JSON; see `paramserver.form`."""
         parts = {"features", "labels", "model", "tables"}
@@ -77,6 +91,8 @@ class Pipeline(Section):
             include=parts,
             exclude={"labels": {"__all__": {"max_value"}}, "features": {self.train.weight or ""}},
         )
+        live = {name: each.definition for name, each in self.features.items() if each.definition is not None}
+        form |= {"live": live} if live else {}
         return msgspec.json.encode(form).decode()
 
     def join_spec(self) -> JoinSpec:
@@ -220,6 +236,8 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
         if pipeline.train.weight not in weights:
             allowed = f"allowed: a feature with kind: dense that is no age: {', '.join(weights) or 'there is none'}"
             found.append((("train", "weight"), pipeline.train.weight, allowed))
+    known = None if pipeline.source.engagements is not None else actions
+    found += live_mistakes(pipeline.live_spec(), pipeline.features, known)
     tables = pipeline.table_names
     for name in pipeline.tables.only:
         if name not in tables:

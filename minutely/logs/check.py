@@ -34,6 +34,8 @@ def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None
     for name, share in events.matched.items():
         console.print(f"side table {literal(name)}: {share:.1%} of the impressions have a row of it")
     console.print(_features(pipeline, events), _labels(pipeline, events))
+    if events.live:
+        console.print(_live(pipeline, events))
     for problem in advice(pipeline, events):
         console.print(f"[yellow]look at[/yellow] {literal(str(problem))}", soft_wrap=True, highlight=False)
 
@@ -54,6 +56,16 @@ def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
         missing = events.missing.get(name)
         kind = "weight" if isinstance(feature, WeightFeature) else feature.kind
         table.add_row(name, kind, found, "" if missing is None else f"{missing:.1%}")
+    return table
+
+
+def _live(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
+    title = "Live: keys at the end of the log, and what each costs in memory with its place in the index"
+    table = TextTable("definition", "key", "keys", "bytes a key", "MB", title=title, title_justify="left")
+    for name, definition in pipeline.live.definitions():
+        found = events.live[name]
+        each = f"{found.bytes / found.keys:.0f}" if found.keys else "-"
+        table.add_row(name, ", ".join(definition.key), f"{found.keys:,}", each, f"{found.bytes / 1e6:.1f}")
     return table
 
 

@@ -28,7 +28,7 @@ def load_events(pipeline: Pipeline, now_ms: int) -> LoggedEvents:
     """
     folder = pipeline.data_folder()
     try:
-        return load(folder, pipeline.source, pipeline.features, now_ms)
+        return load(folder, pipeline.source, pipeline.features, now_ms, pipeline.live_spec())
     except Problems as found:
         keys = _Keys(pipeline, folder)
         raise type(found)([keys.added_to(problem) for problem in found.problems]) from None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from basis.settings import Section, matching, pair
 
@@ -38,10 +38,23 @@ TimeZone: TypeAlias = Annotated[str, AfterValidator(_known_zone)]
 class _Feature(Section):
     scope: Literal["impression", "request"] = "impression"
     """``request``: the same for all impressions of a request (user, context), and logged once."""
+    _definition: str | None = PrivateAttr(None)
+
+    @property
+    def definition(self) -> str | None:
+        """What a live feature's numbers are, as JSON: its part of the config's ``live`` section, with defaults."""
+        return self._definition
+
+    def defined(self, definition: str, **update: Any) -> Self:
+        """Return the feature with its definition, and what else follows from that."""
+        found = self.model_copy(update=update)
+        found._definition = definition
+        return found
 
 
 class SparseFeature(_Feature):
-    """Ids that are looked up in a table. They come from a column, the event time, the request, or two other features, crossed."""
+    """Ids that are looked up in a table. They come from a column, the event time, the request, two other features, crossed, or a
+    live number."""
 
     kind: Literal["sparse"] = "sparse"
     column: str | None = None
@@ -52,6 +65,10 @@ class SparseFeature(_Feature):
     """The time zone of ``time``, such as ``Europe/Berlin``; UTC by default."""
     request: OfRequest | None = None
     cross: Annotated[tuple[str, str], pair("[one sparse feature, another]")] | None = None
+    live: str | None = None
+    """The number of the config's ``live`` section that it buckets, such as ``rates.item.click.1d``."""
+    step: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    """Turns a live number into the id floor(number / step)."""
     split: Annotated[str, Field(min_length=1)] | None = None
     """The separator of a text column that holds lists."""
     bucket: Literal["log2"] | None = None
@@ -65,8 +82,11 @@ class SparseFeature(_Feature):
 
     @model_validator(mode="after")
     def _one_origin(self) -> SparseFeature:
-        if sum(origin is not None for origin in (self.column, self.time, self.request, self.cross)) != 1:
-            raise ValueError("needs exactly one of column, time, request, cross")
+        origins = (self.column, self.time, self.request, self.cross, self.live)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("needs exactly one of column, time, request, cross, live")
+        if (self.live is None) != (self.step is None):
+            raise ValueError("live and step, such as 0.25, go together; without step, live numbers are a vector")
         if self.column is None and any((self.side, self.split, self.pool)):
             raise ValueError("side, split and pool go with column")
         if self.bucket and self.column is None and self.request is None:
@@ -123,16 +143,34 @@ class WeightFeature(DenseFeature):
 
 
 class VectorFeature(_Feature):
-    """A list of ``size`` numbers, such as a content embedding."""
+    """A list of ``size`` numbers, such as a content embedding; or live numbers, whose size follows from what they are."""
 
     kind: Literal["vector"]
-    column: str
+    column: str | None = None
     side: str | None = None
+    live: str | None = None
+    """The numbers of the config's ``live`` section: all of a definition, such as ``rates.item``, or some of them."""
     size: Annotated[int, Field(ge=1, le=MAX_VECTOR)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follows_from_its_definition(cls, value: Any) -> Any:
+        is_live = isinstance(value, dict) and value.get("live") is not None
+        return {"kind": "vector", "size": 1, **value} if is_live else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> VectorFeature:
+        if (self.column is None) == (self.live is None):
+            raise ValueError("needs exactly one of column, live")
+        if self.column is None and self.side is not None:
+            raise ValueError("side goes with column")
+        return self
 
 
 def _kind(value: Any) -> str:
-    return str(value.get("kind", "sparse") if isinstance(value, dict) else getattr(value, "kind", "sparse"))
+    if not isinstance(value, dict):
+        return str(getattr(value, "kind", "sparse"))
+    return str(value.get("kind", "vector" if "live" in value and "step" not in value else "sparse"))
 
 
 Feature: TypeAlias = Annotated[
@@ -148,3 +186,8 @@ FeatureSet: TypeAlias = Annotated[dict[Name, Feature], Field(min_length=1, max_l
 def numbers_allowed(feature: Feature) -> str:
     """Return which numbers a feature may have, in words."""
     return WEIGHTS_ALLOWED if isinstance(feature, WeightFeature) else NUMBERS_ALLOWED
+
+
+def live_address(feature: Feature) -> str | None:
+    """Return which live numbers a feature has; None if it has others."""
+    return None if isinstance(feature, DenseFeature) else feature.live

@@ -36,7 +36,7 @@ from streaming.records.events import (
     is_json,
 )
 from streaming.records.json_records import pack_request
-from streaming.records.labels import Decision, Rule, decide, used_actions
+from streaming.records.labels import Decision, Rule, action_windows, decide, used_actions
 
 _DUE_AT_ONCE = 32
 """Few, since each request is loaded into memory, whatever its size."""
@@ -78,10 +78,7 @@ class Joiner:
         """How to treat records: as new ones, or as records that recovery re-reads."""
         self._partition = partition
         self._negative = (0.0,) * len(spec.labels)
-        self._action_window = {
-            action: max(rule.window for rule in self._rules if action in (rule.action, rule.decided_by))
-            for action in self._actions
-        }
+        self._action_window = action_windows(spec.labels)
         self._output = Output(spec)
         self.format = self._output.format
         self.watermark = 0

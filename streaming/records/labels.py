@@ -104,6 +104,14 @@ def used_actions(labels: Mapping[str, Label]) -> frozenset[str]:
     )
 
 
+def action_windows(labels: Mapping[str, Label]) -> dict[str, int]:
+    """Return how long after the serving (ms) each action that labels use counts: the longest window of those labels."""
+    return {
+        action: max(label.window for label in labels.values() if action in (label.action, label.decided_by))
+        for action in used_actions(labels)
+    }
+
+
 class Rule(NamedTuple):
     """A `Label` prepared once for the `decide` of every impression."""
 

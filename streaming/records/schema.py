@@ -94,7 +94,7 @@ def _recorded(feature: Feature) -> dict[str, Any]:
                 "is_list": feature.is_list,
                 **{
                     name: getattr(feature, name)
-                    for name in ("split", "bucket", "time", "zone", "request", "cross", "last")
+                    for name in ("split", "bucket", "time", "zone", "request", "cross", "last", "step")
                 },
             }
         case DenseFeature(transform="age"):
@@ -104,7 +104,7 @@ def _recorded(feature: Feature) -> dict[str, Any]:
             own = {"transform": transform, "floor": feature.floor, "request": feature.request}
         case VectorFeature():
             own = {"size": feature.size}
-    return {"kind": feature.kind, "scope": feature.scope, **own}
+    return {"kind": feature.kind, "scope": feature.scope, "live": feature.definition, **own}
 
 
 def _decided(label: Label) -> dict[str, Any]:

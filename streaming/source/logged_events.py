@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streaming.features.columns import Columns, Ids
+from streaming.live.core import KeysKept
 from streaming.records.labels import Label
 from streaming.source.rows.rejects import Reject
 
@@ -42,7 +43,8 @@ class LoggedEvents:
     int64 [r] in ms, that of a request's first row, and ``spread`` int64 [r], how much later its last row was;
     ``request_of_row`` int64 [n]. ``matched`` is the share of impressions with a row of each side table, ``missing`` that without
     a value of each feature. ``rejects`` are rows that could not be used, ``more_rejects`` how many more there are, by reason;
-    ``mixed`` is how many requests have impressions of several sources, and the id of one.
+    ``mixed`` is how many requests have impressions of several sources, and the id of one; ``live`` is how many keys each definition
+    of live features has in the end.
 
     Its arrays may be on disk: ``release`` gives back the memory of what was read of them.
     """
@@ -61,6 +63,7 @@ class LoggedEvents:
     more_rejects: Counter[str]
     mixed: tuple[int, str]
     release: Callable[[], None]
+    live: Mapping[str, KeysKept] = field(default_factory=dict)
 
     @property
     def impressions(self) -> int:

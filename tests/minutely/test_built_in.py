@@ -11,7 +11,7 @@ from basis.problems import Problems
 from minutely.built_in import BUILT_IN, find_config
 from minutely.cli import cli
 
-ALLOWED = "allowed: a configuration file, or the name of a built-in one: kuairand, movielens"
+ALLOWED = "allowed: a configuration file, or the name of a built-in one: kuairand, kuairand-live, movielens"
 
 
 def test_a_name_is_a_built_in_one_only_where_no_such_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,4 +43,6 @@ def test_a_file_of_that_name_is_the_config(tmp_path: Path, monkeypatch: pytest.M
 def test_a_wrong_name_says_which_there_are(command: str) -> None:
     done = CliRunner().invoke(cli, [command, "movielense"])
     assert (done.exit_code, done.output) == (1, f"error movielense: file: no such file; {ALLOWED}\n")
-    assert "kuairand, movielens" in CliRunner().invoke(cli, [command, "--help"]).output.replace("\n", " ")
+    assert "kuairand, kuairand-live, movielens" in CliRunner().invoke(cli, [command, "--help"]).output.replace(
+        "\n", " "
+    )

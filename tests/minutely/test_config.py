@@ -135,7 +135,7 @@ def test_a_given_folder_needs_no_variable(tmp_path: Path) -> None:
     assert pipeline.source.dir == str(tmp_path / "given")
 
 
-@pytest.mark.parametrize("name", ["movielens", "kuairand"])
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_the_shipped_pipelines_are_right(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINUTELY_DATA", str(tmp_path))
     pipeline = load_pipeline(BUILT_IN[name], None)

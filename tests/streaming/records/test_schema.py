@@ -12,6 +12,8 @@ from streaming.features.ids import as_ids, text_id
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.features.transforms import from_raw
 from streaming.features.values import as_arrow
+from streaming.live.settings import LiveSettings
+from streaming.live.spec import LiveSpec
 from streaming.records.labels import Label
 from streaming.records.schema import Schema, _recorded, mismatch
 from tests.commands import ROOT
@@ -64,6 +66,24 @@ def test_hashes_stay_what_they_are() -> None:
 )
 def test_where_a_value_comes_from_and_what_a_model_makes_of_it_is_in_no_record(feature: Feature, same: Feature) -> None:
     assert Schema.of({"f": feature}, LIKE) == Schema.of({"f": same}, LIKE)
+
+
+def test_what_a_live_feature_counts_is_in_its_hash() -> None:
+    """Numbers of another half-life are other values under the same address."""
+
+    def schema(half_life: str) -> Schema:
+        live = LiveSettings.model_validate(
+            {"rates": {"item": {"key": ["f"], "of": ["like"], "half_life": [half_life]}}}
+        )
+        wanted: dict[str, Feature] = {
+            "vector": VectorFeature.model_validate({"live": "rates.item"}),
+            "bucket": SparseFeature(live=f"rates.item.like.{half_life}", step=0.25),
+        }
+        return Schema.of(LiveSpec.of(live, LIKE).defined(wanted), LIKE)
+
+    found = mismatch(schema("1d"), schema("2d"))
+    assert found is not None and "feature vector differs, feature bucket differs" in found
+    assert mismatch(schema("1d"), schema("24h")) is None
 
 
 @pytest.mark.parametrize(

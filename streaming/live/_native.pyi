@@ -1,0 +1,23 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Tally:
+    """Counts and times by key; see ``native/tally.hpp``."""
+
+    def __init__(self, *, expire_ms: int, half_lives_ms: Sequence[float], actions: int, keeps_times: bool) -> None: ...
+    def take(
+        self,
+        keys: NDArray[np.int64],
+        what: NDArray[np.int32],
+        at: NDArray[np.int64],
+        counted_at: NDArray[np.int64],
+        out: NDArray[np.float64],
+    ) -> None: ...
+    @property
+    def keys(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...

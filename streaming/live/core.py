@@ -1,0 +1,106 @@
+"""The core of live features: what happened goes in as columns, in the order of its time, and numbers come out where keys are read.
+
+It does no I/O and has no clock, and keeps one packed record for each key of each definition (``native/tally.hpp``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streaming.features.columns import Ids
+from streaming.live._native import Tally
+from streaming.live.numbers import Raw, numbers_of
+from streaming.live.settings import HALF_LIVES_KEPT, Age, Definition, LiveSettings, Rates, Seen
+from streaming.live.spec import actions_of
+
+READ, SERVED, FIRST_ACTION = 0, 1, 2
+"""What an operation is, as ``native/tally.hpp`` numbers it; `FIRST_ACTION` + i is action i."""
+
+
+class Operations(NamedTuple):
+    """m operations in the order in which they count. ``what`` int32 [m]; ``at`` int64 [m] (ms) when each happens, ``counted_at`` as
+    of when one counts: an action as of its serving. ``keys`` int64 [m] and ``has_key`` bool [m] by definition."""
+
+    what: npt.NDArray[np.int32]
+    at: Ids
+    counted_at: Ids
+    keys: Mapping[str, Ids]
+    has_key: Mapping[str, npt.NDArray[np.bool_]]
+
+
+class KeysKept(NamedTuple):
+    """How many keys a definition has, and the bytes of all of them with their index."""
+
+    keys: int
+    bytes: int
+
+
+class LiveCore:
+    """Keeps all definitions of a config; ``actions`` are those that operations may name, in the order of their codes."""
+
+    def __init__(self, settings: LiveSettings, actions: list[str]) -> None:
+        self._kept = {name: _Kept(each, actions) for name, each in settings.definitions()}
+        self._totals = np.zeros(1 + len(actions), np.int64)
+
+    def take(self, operations: Operations) -> dict[str, npt.NDArray[np.float32]]:
+        """Take operations. Return the numbers of each definition, float32 [reads, numbers]."""
+        what = operations.what
+        reads = np.flatnonzero(what == READ)
+        happened = what[:, None] == np.arange(SERVED, SERVED + len(self._totals))
+        totals = self._totals + np.cumsum(happened, axis=0)
+        self._totals = totals[-1] if len(totals) else self._totals
+        before = totals[reads]
+        shares = (before[:, 1:] + 1) / (before[:, :1] + 2)
+        return {name: kept.take(operations, name, reads, shares) for name, kept in self._kept.items()}
+
+    def kept(self) -> dict[str, KeysKept]:
+        """Return how many keys each definition has, and what they cost."""
+        return {name: KeysKept(each.tally.keys, each.tally.bytes) for name, each in self._kept.items()}
+
+
+class _Kept:
+    """What is kept for one definition."""
+
+    def __init__(self, definition: Definition, actions: list[str]) -> None:
+        self._definition = definition
+        own = actions_of(definition)
+        self._own = np.array([actions.index(action) for action in own], np.int64)
+        self._codes = np.full(FIRST_ACTION + len(actions), -1, np.int32)
+        self._codes[[READ, SERVED]] = READ, SERVED
+        self._codes[FIRST_ACTION + self._own] = FIRST_ACTION + np.arange(len(own))
+        expire_ms, half_lives = _keeps(definition)
+        self.tally = Tally(
+            expire_ms=expire_ms,
+            half_lives_ms=half_lives,
+            actions=len(own),
+            keeps_times=isinstance(definition, Age),
+        )
+
+    def take(
+        self, operations: Operations, name: str, reads: Ids, shares: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float32]:
+        """Take the operations that concern the definition; return its numbers of all reads."""
+        keys, has_key, codes = operations.keys[name], operations.has_key[name], self._codes[operations.what]
+        chosen = has_key & (codes >= 0)
+        known = has_key[reads]
+        found = np.empty((int(known.sum()), self.tally.width))
+        at = operations.at
+        self.tally.take(keys[chosen], codes[chosen], at[chosen], operations.counted_at[chosen], found)
+        raw = Raw.unknown(self._definition, len(reads))
+        raw.put(known, found)
+        return numbers_of(self._definition, raw, at[reads], shares[:, self._own])
+
+
+def _keeps(definition: Definition) -> tuple[int, list[float]]:
+    """Return after how long (ms) without an event a key is forgotten, and the half-lives of its counts."""
+    match definition:
+        case Rates():
+            return HALF_LIVES_KEPT * max(definition.half_life), [float(each) for each in definition.half_life]
+        case Age():
+            return definition.expire_after, []
+        case Seen():
+            return definition.within, [float("inf")]

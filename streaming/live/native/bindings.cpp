@@ -1,0 +1,46 @@
+// The Python module streaming.live._native. Calls check their buffers, then let go of the interpreter's lock.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+
+#include "buffers.hpp"
+#include "tally.hpp"
+
+namespace minutely {
+
+namespace {
+
+// One lock-step of columns: as many numbers come out as there are reads.
+void take(Tally& tally, nb::handle keys_object, nb::handle what_object, nb::handle at_object, nb::handle counted_object,
+          nb::handle out_object) {
+    Buffer<const int64_t> keys(keys_object, "keys", "int64", {-1});
+    const auto count = static_cast<int64_t>(keys.size());
+    Buffer<const int32_t> what(what_object, "what", "int32", {count});
+    Buffer<const int64_t> at(at_object, "at", "int64", {count});
+    Buffer<const int64_t> counted_at(counted_object, "counted_at", "int64", {count});
+    const auto reads = std::count(what.data(), what.data() + count, kRead);
+    Buffer<double> out(out_object, "out", "float64", {reads, static_cast<int64_t>(tally.width())});
+    const int32_t last = kServed + tally.actions();
+    if (std::any_of(what.data(), what.data() + count, [last](int32_t each) { return each < kRead || each > last; }))
+        throw nb::value_error(("what: allowed: 0 to " + std::to_string(last)).c_str());
+    nb::gil_scoped_release release;
+    tally.take(keys.data(), what.data(), at.data(), counted_at.data(), keys.size(), out.data());
+}
+
+}  // namespace
+
+}  // namespace minutely
+
+NB_MODULE(_native, module) {
+    using minutely::Tally;
+    namespace nb = nanobind;
+    nb::class_<Tally>(module, "Tally")
+        .def(nb::init<int64_t, std::vector<double>, int32_t, bool>(), nb::arg("expire_ms"), nb::arg("half_lives_ms"),
+             nb::arg("actions"), nb::arg("keeps_times"))
+        .def("take", &minutely::take, nb::arg("keys"), nb::arg("what"), nb::arg("at"), nb::arg("counted_at"),
+             nb::arg("out"))
+        .def_prop_ro("keys", &Tally::keys)
+        .def_prop_ro("width", &Tally::width)
+        .def_prop_ro("bytes", &Tally::bytes);
+}

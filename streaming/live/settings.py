@@ -1,0 +1,97 @@
+"""The ``live`` section of a config: what the loop keeps, by which key, and the numbers that features may be made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field
+
+from basis.settings import DurationMs, PositiveDurationMs, Section, format_duration
+from streaming.features.kinds import Name
+from streaming.records.labels import Action
+
+SERVED, FIRST = "served", "first"
+HALF_LIVES_KEPT = 16
+"""A key at which nothing happened for so many of its longest half-lives is forgotten: 0.0015 % of an event are left by then."""
+
+
+def _no_number_of_ours(action: str) -> str:
+    if action in (SERVED, FIRST):
+        raise ValueError(f"allowed: actions by other names than {SERVED} and {FIRST}, which are numbers of their own")
+    return action
+
+
+Key: TypeAlias = Annotated[list[Name], Field(min_length=1, max_length=8)]
+"""Sparse features of one id each; impressions with the same ids have the same key."""
+CountedAction: TypeAlias = Annotated[Action, AfterValidator(_no_number_of_ours)]
+Actions: TypeAlias = Annotated[list[CountedAction], Field(max_length=16)]
+
+
+class Rates(Section):
+    """How often actions follow on servings, by key, counted with half-lives: log(1 + servings) for each half-life, and for each of
+    its actions the log odds of (actions + prior * share) / (servings + prior), where share is that of all servings so far."""
+
+    key: Key
+    of: Annotated[list[CountedAction], Field(min_length=1, max_length=16)]
+    half_life: Annotated[list[PositiveDurationMs], Field(min_length=1, max_length=8)]
+    over: Literal["served"] = "served"
+    prior: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+    """How many servings at the common rate a key begins with."""
+
+    def numbers(self) -> list[str]:
+        """Return the names of the numbers, in their order."""
+        return [
+            f"{what}.{format_duration(each)}" for each in self.half_life for what in (SERVED, *dict.fromkeys(self.of))
+        ]
+
+
+class Age(Section):
+    """How long ago a key was first served, last served, and last had each action, as log(1 + seconds)."""
+
+    key: Key
+    of: Actions = []
+    expire_after: PositiveDurationMs = 90 * 86_400_000
+    """A key at which nothing happened for longer is forgotten. What never happened counts as this long ago, except the first
+    serving, which counts as now."""
+
+    def numbers(self) -> list[str]:
+        """Return the names of the numbers, in their order."""
+        return [FIRST, SERVED, *dict.fromkeys(self.of)]
+
+
+class Seen(Section):
+    """How often a key was served without a break longer than ``within``, as log(1 + times), and how long ago it last was, as
+    log(1 + seconds); a key that was not counts as ``within`` ago."""
+
+    key: Key
+    within: PositiveDurationMs = 7 * 86_400_000
+
+    def numbers(self) -> list[str]:
+        """Return the names of the numbers, in their order."""
+        return ["times", "since"]
+
+
+Definition: TypeAlias = Rates | Age | Seen
+
+
+class LiveSettings(Section):
+    """The ``live`` section.
+
+    >>> from streaming.live.settings import LiveSettings
+    >>> live = LiveSettings.model_validate({"rates": {"item": {"key": ["video"], "of": ["click"], "half_life": ["1d"]}}})
+    >>> [(name, each.numbers()) for name, each in live.definitions()]
+    [('rates.item', ['served.1d', 'click.1d'])]
+    """
+
+    visible_after: DurationMs = 2_000
+    """Replays see what happened this much later, as live replicas do."""
+    rates: dict[Name, Rates] = {}
+    age: dict[Name, Age] = {}
+    seen: dict[Name, Seen] = {}
+
+    def definitions(self) -> Iterator[tuple[str, Definition]]:
+        """Yield the address and the settings of each definition."""
+        for kind in ("rates", "age", "seen"):
+            for name, definition in getattr(self, kind).items():
+                yield f"{kind}.{name}", definition

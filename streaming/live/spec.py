@@ -1,0 +1,72 @@
+"""The live features of a pipeline as one value: definitions, the actions that they count, and what addresses name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from streaming.features.kinds import Feature, VectorFeature, live_address
+from streaming.live.settings import Definition, LiveSettings, Seen
+from streaming.records.labels import Label, action_windows
+
+
+class Places(NamedTuple):
+    """Numbers of a definition, by their places among all of its numbers."""
+
+    definition: str
+    at: list[int]
+
+
+class LiveSpec(NamedTuple):
+    """The ``live`` section, and for each action that it names how long after its serving (ms) it counts."""
+
+    settings: LiveSettings
+    windows: Mapping[str, int]
+
+    @classmethod
+    def of(cls, settings: LiveSettings, labels: Mapping[str, Label]) -> LiveSpec:
+        """Return what a pipeline counts. An action counts as long as a label uses it, or else as long as any label waits."""
+        of_labels = action_windows(labels)
+        longest = max(label.window for label in labels.values())
+        named = [action for _, each in settings.definitions() for action in actions_of(each)]
+        return cls(settings, {action: of_labels.get(action, longest) for action in dict.fromkeys(named)})
+
+    def numbers(self, address: str | None) -> Places | None:
+        """Return the numbers that an address names: all of a definition, or those whose names begin with what comes after it; None
+        if there is no such address."""
+        for name, definition in self.settings.definitions():
+            if f"{address}.".startswith(f"{name}."):
+                numbers = [f"{name}.{number}." for number in definition.numbers()]
+                found = [at for at, number in enumerate(numbers) if number.startswith(f"{address}.")]
+                return Places(name, found) if found else None
+        return None
+
+    def defined(self, features: Mapping[str, Feature]) -> dict[str, Feature]:
+        """Return the live features whose addresses there are, with their definitions and sizes."""
+        found: dict[str, Feature] = {}
+        for name, feature in features.items():
+            if (places := self.numbers(live_address(feature))) is not None:
+                # A size of 1 is what a feature begins with; another one was given, and may be wrong.
+                size = {"size": len(places.at)} if isinstance(feature, VectorFeature) and feature.size == 1 else {}
+                found[name] = feature.defined(self.definition(places.definition).model_dump_json(), **size)
+        return found
+
+    def addresses(self) -> list[str]:
+        """Return the addresses of all definitions and of all their numbers."""
+        return [
+            address
+            for name, definition in self.settings.definitions()
+            for address in (name, *(f"{name}.{number}" for number in definition.numbers()))
+        ]
+
+    def definition(self, name: str) -> Definition:
+        """Return the definition at an address."""
+        return dict(self.settings.definitions())[name]
+
+
+def actions_of(definition: Definition) -> list[str]:
+    """Return the actions that a definition counts, each once."""
+    return [] if isinstance(definition, Seen) else list(dict.fromkeys(definition.of))
+
+
+NOTHING_LIVE = LiveSpec(LiveSettings(), {})

@@ -1,0 +1,98 @@
+"""The core: what it keeps does not depend on the order of arrival, and keys that nothing happens at give their memory back."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from streaming.live._native import Tally
+from streaming.live.core import FIRST_ACTION, READ, SERVED
+
+DAY = 86_400_000
+
+
+def take(tally: Tally, *operations: tuple[int, int, int, int]) -> np.ndarray:
+    """Operations of key, what, at and counted_at; what the reads among them found."""
+    keys, what, at, counted_at = (np.array(column, np.int64) for column in zip(*operations, strict=True))
+    out = np.empty((int((what == READ).sum()), tally.width))
+    tally.take(keys, what.astype(np.int32), at, counted_at, out)
+    return out
+
+
+def test_what_is_kept_does_not_depend_on_the_order_of_arrival() -> None:
+    happened = [
+        (5, SERVED, 100, 100),
+        (5, SERVED, 2600, 2600),
+        (5, FIRST_ACTION, 900, 100),
+        (5, FIRST_ACTION, 2600, 2600),
+    ]
+    found = []
+    for order in permutations(happened):
+        tally = Tally(expire_ms=20_000, half_lives_ms=[1000.0, 500.0], actions=1, keeps_times=True)
+        found.append(take(tally, *order, (5, READ, 3100, 3100))[0])
+    decayed = [2.0 ** ((at - 3100) / half) for half in (1000, 500) for at in (100, 2600)]
+    counts = [sum(decayed[:2])] * 2 + [sum(decayed[2:])] * 2
+    for each in found:
+        assert each.tolist() == pytest.approx([2600, 100, 2600, 2600, *counts], rel=1e-12)
+
+
+def test_a_late_event_from_before_a_key_was_forgotten_is_passed_over() -> None:
+    tally = Tally(expire_ms=1000, half_lives_ms=[float("inf")], actions=0, keeps_times=False)
+    found = take(tally, (1, SERVED, 0, 0), (1, SERVED, 5000, 5000), (1, SERVED, 10, 10), (1, READ, 5000, 5000))
+    assert found.tolist() == [[5000, 1]]
+
+
+def test_a_key_is_forgotten_after_its_time_and_not_before() -> None:
+    tally = Tally(expire_ms=1000, half_lives_ms=[float("inf")], actions=0, keeps_times=False)
+    found = take(tally, (1, SERVED, 0, 0), (1, READ, 1000, 1000), (1, READ, 1001, 1001))
+    assert found[0].tolist() == [0, 1]
+    assert np.isnan(found[1, 0]) and found[1, 1] == 0
+
+
+def test_memory_is_that_of_the_keys_that_are_in_use() -> None:
+    """A million keys, of which a thousand a day are in use for two days."""
+    tally = Tally(expire_ms=2 * DAY, half_lives_ms=[float(DAY)], actions=0, keeps_times=False)
+    for day in range(1000):
+        keys = np.arange(day * 1000, (day + 1) * 1000)
+        what, at = np.full(1000, SERVED, np.int32), np.full(1000, day * DAY)
+        tally.take(keys, what, at, at, np.empty((0, tally.width)))
+    assert 3000 <= tally.keys < 10_000
+    assert tally.bytes < 1_000_000
+    last = take(tally, *[(key, READ, 999 * DAY, 999 * DAY) for key in (999_999, 997_000, 996_999)])
+    assert last[:, 1].tolist() == [1, 0.25, 0]
+
+
+def test_every_key_is_found_among_many() -> None:
+    rng = np.random.default_rng(1)
+    keys = np.unique(rng.integers(-(2**63), 2**63, 50_000))
+    rng.shuffle(keys)
+    tally = Tally(expire_ms=DAY, half_lives_ms=[float("inf")], actions=0, keeps_times=False)
+    count = np.arange(len(keys)) % 3 + 1
+    repeated = np.repeat(keys, count)
+    at = np.arange(len(repeated))
+    tally.take(repeated, np.full(len(at), SERVED, np.int32), at, at, np.empty((0, 2)))
+    out = np.empty((len(keys), 2))
+    now = np.full(len(keys), len(at))
+    tally.take(keys, np.full(len(keys), READ, np.int32), now, now, out)
+    assert tally.keys == len(keys)
+    assert out[:, 1].tolist() == count.tolist()
+    assert out[:, 0].tolist() == (np.cumsum(count) - 1).tolist()
+
+
+@pytest.mark.parametrize("what", [-1, FIRST_ACTION + 1])
+def test_operations_that_it_does_not_know_are_refused(what: int) -> None:
+    tally = Tally(expire_ms=1, half_lives_ms=[], actions=1, keeps_times=True)
+    with pytest.raises(ValueError, match="what: allowed: 0 to 2"):
+        take(tally, (1, what, 0, 0))
+    assert tally.keys == 0
+
+
+def test_columns_that_do_not_fit_are_refused() -> None:
+    tally = Tally(expire_ms=1, half_lives_ms=[], actions=0, keeps_times=False)
+    one = np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match="out: dimension 0 must be 1"):
+        tally.take(one, np.zeros(1, np.int32), one, one, np.empty((0, 1)))
+    with pytest.raises(TypeError, match="what: dtype must be int32"):
+        tally.take(one, one, one, one, np.empty((1, 1)))  # type: ignore[arg-type]
