@@ -17,7 +17,7 @@ from streaming.features.kinds import Feature, SparseFeature, live_address
 from streaming.live.core import FIRST_ACTION, READ, SERVED, LiveCore, Operations
 from streaming.live.spec import LiveSpec
 from streaming.source.logged_events import LoggedEvents
-from streaming.source.mapped import Array, Mapped
+from streaming.source.order.on_disk import Array, Mapped
 
 _AT_ONCE = 1 << 18
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from basis.problems import ProblemList, Problems
 from streaming.features.kinds import Feature, live_address
-from streaming.features.transforms import is_derived
 from streaming.live.spec import NOTHING_LIVE, LiveSpec
 from streaming.source.files.find import Folder, find
 from streaming.source.live_columns import with_live
