@@ -93,7 +93,7 @@ def exploded(table: Table, settings: Explode, now_ms: int) -> Table:
     lengths = np.diff(lists.offsets.to_numpy()) if len(lists) else np.zeros(0, np.int64)
     kept = max(1, int(np.searchsorted(np.cumsum(lengths), ROWS, side="right")))
     rows = _rows(table, table.source.rows.table.slice(0, kept))
-    explode(rows, settings)
+    rows = _rows(table, pa.concat_tables(piece.table for piece in explode(rows, settings)))
     return _table(table.source._replace(rows=rows), rows, now_ms)
 
 

@@ -51,7 +51,7 @@ def _with_key(rows: Rows, columns: Sequence[str], keys: pa.Array, good: pa.Array
     length = pc.utf8_length(keys).fill_null(0)
     usable = pc.and_(pc.greater(length, 0), pc.less_equal(length, _MAX_KEY))
     broken = pc.and_(good, pc.invert(usable))
-    rows.reject(broken, "+".join(columns), keys, "malformed", f"no key of 1 to {_MAX_KEY} characters")
+    rows.reject(broken, columns, keys, "malformed", f"no key of 1 to {_MAX_KEY} characters")
     return pc.and_(good, usable)
 
 
