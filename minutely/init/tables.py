@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from minutely.init.profile import Column
+from minutely.init.profile import Column, Numbers
 from minutely.init.sources import ROWS, Source
 from minutely.init.times import TimeGuess, of_serving, time_of
 from minutely.init.words import ACTION_COLUMNS, ACTIONS, ITEMS, REQUESTS, SHOWN, USERS, is_id, names, words
@@ -122,7 +122,12 @@ def groups_of(columns: list[Column]) -> Ids:
     """Return which rows have the same values in columns together, as numbers from 0 on, int64 [n]."""
     found: Ids = np.zeros(len(columns[0].values), np.int64)
     for column in columns:
-        values = column.ids if column.ids is not None else column.row_numbers
-        _, codes = np.unique(values, return_inverse=True)
-        _, found = np.unique(found * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)
+        found = grouped(found, column.ids if column.ids is not None else column.row_numbers)
+    return found
+
+
+def grouped(groups: Ids, values: Ids | Numbers) -> Ids:
+    """Return the groups in which rows of other groups have the same values, as numbers from 0 on, int64 [n]."""
+    _, codes = np.unique(values, return_inverse=True)
+    _, found = np.unique(groups * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)
     return found
