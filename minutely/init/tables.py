@@ -129,5 +129,5 @@ def groups_of(columns: list[Column]) -> Ids:
 def grouped(groups: Ids, values: Ids | Numbers) -> Ids:
     """Return the groups in which rows of other groups have the same values, as numbers from 0 on, int64 [n]."""
     _, codes = np.unique(values, return_inverse=True)
-    _, found = np.unique(groups * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)
+    found: Ids = np.unique(groups * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
     return found
