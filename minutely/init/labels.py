@@ -12,6 +12,7 @@ from basis.settings import format_duration
 from minutely.init.lines import Line, free_name
 from minutely.init.profile import Column, Numbers
 from minutely.init.roles import Engagements, Layout
+from minutely.init.tables import grouped
 from minutely.init.words import (
     ACTIONS,
     DELAYS,
@@ -302,11 +303,10 @@ def _delays(layout: Layout, events: Engagements) -> Ids:
     own, other = layout.impressions.columns, events.table.columns
     count = layout.impressions.height
     code: Ids = np.zeros(count + events.table.height, np.int64)
-    for ours, theirs in zip((*events.request, *events.impression), (*events.request, *events.impression), strict=True):
-        one, two = own[ours].ids, other[theirs].ids
+    for name in (*events.request, *events.impression):
+        one, two = own[name].ids, other[name].ids
         assert one is not None and two is not None
-        _, codes = np.unique(np.concatenate((one, two)), return_inverse=True)
-        _, code = np.unique(code * (int(codes.max()) + 1) + codes, return_inverse=True)
+        code = grouped(code, np.concatenate((one, two)))
     served = np.full(int(code.max()) + 1, -1, np.int64)
     served[code[:count]] = np.asarray(layout.time.at.fill_null(-1).to_numpy(zero_copy_only=False))
     at = np.asarray(events.time.at.fill_null(-1).to_numpy(zero_copy_only=False))

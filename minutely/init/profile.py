@@ -69,11 +69,8 @@ class Column:
 
     @cached_property
     def _numbers(self) -> pa.Array | None:
-        values = self.values
-        if self.is_text and self._decimal != ".":
-            values = pc.replace_substring(values, self._decimal, ".")
         try:
-            found, broken = as_numbers(values)
+            found, broken = as_numbers(self.values, self._decimal)
         except TypeError:
             return None
         return None if broken is not None and pc.any(broken).as_py() else found

@@ -14,9 +14,8 @@ from minutely.init.sources import ALIKE, ROWS
 from minutely.init.tables import Table, exploded, groups_of, joined
 from minutely.init.times import TimeGuess
 from minutely.init.words import AMOUNTS, PAST, PLACES, RATINGS, REQUESTS, identifier, is_id, names, words
+from minutely.logs.log_mistakes import LEAST_SPREAD_MS
 
-_TOGETHER_MS = 60_000
-"""How far apart rows of one request may be; `minutely check` allows a minute, too."""
 _LIKELY = 0.05
 """The share of rows with a key of another table from which on it is one; of a table that was read in part, any share is."""
 _FEW_AGAIN = 0.1
@@ -217,7 +216,7 @@ def _are_together(layout: Layout, request: list[str]) -> bool:
     order = np.lexsort((at, group))
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     spread = np.maximum.reduceat(at[order], starts) - at[order][starts]
-    return bool((spread <= _TOGETHER_MS).all())
+    return bool((spread <= LEAST_SPREAD_MS).all())
 
 
 def _find_place(layout: Layout, table: Table) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from minutely.init.profile import Column
+from minutely.init.profile import Column, Numbers
 from minutely.init.sources import ROWS, Source
 from minutely.init.times import TimeGuess, of_serving, time_of
 from minutely.init.words import ACTION_COLUMNS, ACTIONS, ITEMS, REQUESTS, SHOWN, USERS, is_id, names, words
@@ -93,7 +93,7 @@ def exploded(table: Table, settings: Explode, now_ms: int) -> Table:
     lengths = np.diff(lists.offsets.to_numpy()) if len(lists) else np.zeros(0, np.int64)
     kept = max(1, int(np.searchsorted(np.cumsum(lengths), ROWS, side="right")))
     rows = _rows(table, table.source.rows.table.slice(0, kept))
-    explode(rows, settings)
+    rows = _rows(table, pa.concat_tables(piece.table for piece in explode(rows, settings)))
     return _table(table.source._replace(rows=rows), rows, now_ms)
 
 
@@ -122,7 +122,12 @@ def groups_of(columns: list[Column]) -> Ids:
     """Return which rows have the same values in columns together, as numbers from 0 on, int64 [n]."""
     found: Ids = np.zeros(len(columns[0].values), np.int64)
     for column in columns:
-        values = column.ids if column.ids is not None else column.row_numbers
-        _, codes = np.unique(values, return_inverse=True)
-        _, found = np.unique(found * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)
+        found = grouped(found, column.ids if column.ids is not None else column.row_numbers)
+    return found
+
+
+def grouped(groups: Ids, values: Ids | Numbers) -> Ids:
+    """Return the groups in which rows of other groups have the same values, as numbers from 0 on, int64 [n]."""
+    _, codes = np.unique(values, return_inverse=True)
+    found: Ids = np.unique(groups * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
     return found

@@ -14,6 +14,7 @@ from minutely.init.profile import Column
 from minutely.init.words import ACTIONS, DELAYS, IDS, PAST, TIMES, names, words
 from streaming.features.columns import Ids
 from streaming.features.kinds import Unit
+from streaming.source.rows.time_bounds import TimeBounds
 from streaming.source.rows.times import read_times
 from streaming.source.settings import SourceSettings, TimeColumn
 
@@ -109,13 +110,12 @@ def _by_format(column: Column, now_ms: int) -> TimeGuess | None:
 
 def _within(column: Column, setting: TimeColumn, now_ms: int) -> TimeGuess | None:
     """The guess, if nearly all values are times that events may have."""
-    earliest = SourceSettings.model_fields["earliest"].default
-    least = round(datetime(earliest.year, earliest.month, earliest.day, tzinfo=UTC).timestamp() * 1000)
+    bounds = TimeBounds.of(SourceSettings.model_construct(), now_ms)  # those of a config that does not say
     try:
         at, _ = read_times(column.values, setting)
     except (TypeError, pa.ArrowException):
         return None
-    good = pc.and_(pc.greater_equal(at, least), pc.less_equal(at, now_ms + _DAY_MS)).fill_null(False)
+    good = pc.and_(pc.greater_equal(at, bounds.earliest), pc.less_equal(at, bounds.latest)).fill_null(False)
     if not len(column.present) or pc.sum(good).as_py() < _NEARLY_ALL * len(column.present):
         return None
     return TimeGuess(setting, at, "")

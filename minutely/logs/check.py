@@ -31,6 +31,8 @@ def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None
         + (f" ({unused:,} of them of actions that no label looks at)" if unused else "")
         + f", {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
     )
+    if events.empty:
+        console.print(f"explode: {events.empty:,} rows have no items, so no impressions")
     for name, share in events.matched.items():
         console.print(f"side table {literal(name)}: {share:.1%} of the impressions have a row of it")
     console.print(_features(pipeline, events), _labels(pipeline, events))

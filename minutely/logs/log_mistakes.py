@@ -13,7 +13,8 @@ from streaming.records.events import MAX_RECORD_BYTES
 from streaming.source.logged_events import Bools, LoggedEvents
 from streaming.source.to_records import RequestRecords
 
-_LEAST_SPREAD_MS = 60_000
+LEAST_SPREAD_MS = 60_000
+"""How far apart rows of one request may be, whatever the windows."""
 _PER_IMPRESSION_BYTES = 64
 """More than a record has for an impression beside its features and its id."""
 
@@ -63,7 +64,7 @@ def mistakes(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
 
 def _several_requests(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
     """Ids that came again later: all their impressions would count as served when the first was."""
-    longest = max([_LEAST_SPREAD_MS, *(label.window for label in pipeline.labels.values())])
+    longest = max([LEAST_SPREAD_MS, *(label.window for label in pipeline.labels.values())])
     far = np.flatnonzero(events.spread > longest)
     if not far.size:
         return []

@@ -106,8 +106,9 @@ def vectors_of(values: pa.Array, size: int) -> npt.NDArray[np.float64]:
     return out
 
 
-def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """Return values as float64, null where missing (null or NaN), and which are not numbers (None: all are).
+def as_numbers(values: pa.Array, decimal: str = ".") -> tuple[pa.Array, pa.Array | None]:
+    """Return values as float64, null where missing (null or NaN), and which are not numbers (None: all are). ``decimal`` begins
+    the fraction of a number that is a text.
 
     ``TypeError`` for other types than numbers and texts.
     """
@@ -125,6 +126,8 @@ def as_numbers(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
         return (pc.if_else(pc.is_nan(found), None, found) if pa.types.is_floating(kind) else found), None
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise TypeError(f"type {kind}")
+    if decimal != ".":  # a point in such a number parts thousands, which no number may have
+        values = pc.replace_substring(pc.replace_substring(values, ".", "?"), decimal, ".")
     lower = pc.utf8_lower(values)
     values = pc.if_else(pc.is_in(lower, pa.array(["nan", ""], lower.type)), None, values)
     values = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", values))

@@ -1,6 +1,6 @@
 """Turns plain values of JSON and msgpack, one per impression, into Arrow arrays and raw columns.
 
-This is where columns of JSON files and ranking requests and features of JSON records get their types. Most are ints and texts, or
+This is where ranking requests and features of JSON records get their types. Most are ints and texts, or
 floats alone, and become raw columns directly; the rest is read as files are.
 """
 

@@ -43,8 +43,8 @@ class LoggedEvents:
     int64 [r] in ms, that of a request's first row, and ``spread`` int64 [r], how much later its last row was;
     ``request_of_row`` int64 [n]. ``matched`` is the share of impressions with a row of each side table, ``missing`` that without
     a value of each feature. ``rejects`` are rows that could not be used, ``more_rejects`` how many more there are, by reason;
-    ``mixed`` is how many requests have impressions of several sources, and the id of one; ``live`` is how many keys each definition
-    of live features has in the end.
+    ``empty`` is how many rows of lists have no items, ``mixed`` how many requests have impressions of several sources, and the id
+    of one; ``live`` is how many keys each definition of live features has in the end.
 
     Its arrays may be on disk: ``release`` gives back the memory of what was read of them.
     """
@@ -61,6 +61,7 @@ class LoggedEvents:
     missing: Mapping[str, float]
     rejects: list[Reject]
     more_rejects: Counter[str]
+    empty: int
     mixed: tuple[int, str]
     release: Callable[[], None]
     live: Mapping[str, KeysKept] = field(default_factory=dict)

@@ -69,6 +69,11 @@ class Explode(Section):
     split: Annotated[str, Field(min_length=1)] | None = None
     each: EachItem | None = None
 
+    @property
+    def made(self) -> list[str]:
+        """The columns that items have values of their own in."""
+        return self.columns if self.each is None else [*self.columns, *self.each.columns]
+
     @model_validator(mode="after")
     def _of_one_column(self) -> Explode:
         if self.each is not None and len(self.columns) > 1:

@@ -19,7 +19,9 @@ from streaming.source.order.impressions import Impressions
 from streaming.source.order.on_disk import Array, FeatureColumn, Mapped, Texts
 from streaming.source.order.spool import Spool, from_spool
 from streaming.source.rows.rejects import Findings
-from streaming.source.rows.rows import Rows
+from streaming.source.rows.rows import Items, Rows
+
+_DELAY = "delay of an action"
 
 
 class _Requests(NamedTuple):
@@ -61,6 +63,7 @@ def assemble(
         read.mapper.missing,
         [reject for each in rejects for reject in each.rejects],
         sum((each.more for each in rejects), Counter()),
+        findings.empty,
         spool.mixed(),
         mapped.release,
     )
@@ -114,7 +117,9 @@ class _Writer:
         read, requests = self._read, self._requests
         request = rows.column("number").to_numpy()
         served_at = requests.served_at[request]
-        of_file = Rows("impressions", rows, rows.column("file_at").combine_chunks(), self._findings)
+        row = np.arange(self._count, self._count + len(request))
+        own = Items(pa.array(row), frozenset([_DELAY]))
+        of_file = Rows("impressions", rows, rows.column("file_at").combine_chunks(), self._findings, items=own)
         raw = {name: from_spool(of_file.column(f"raw{number}")) for number, name in enumerate(read.raw)}
         places = {name: of_file.column(f"side{number}").to_numpy() for number, name in enumerate(read.sides)}
         sizes = np.diff(requests.starts[request[0] : request[-1] + 2])[request - request[0]]
@@ -133,7 +138,6 @@ class _Writer:
         self._impression_ids.append(ids)
         for name, column in columns.items():
             self._features[name].append(column)
-        row = np.arange(self._count, self._count + len(request))
         self._act(of_file, served_at, row, texts, ids)
         if read.settings.engagement_files:
             self._spool.add("names", pa.table({"named": ids, "impression": row}))
@@ -152,7 +156,7 @@ class _Writer:
             happened = np.asarray(delays.is_valid().to_numpy(zero_copy_only=False))
             delay = np.asarray(delays.fill_null(0).to_numpy(), np.int64)
             late = happened & (delay > bounds.latest - served_at)
-            rows.reject(pa.array(late), "delay of an action", pa.array(delay), "future", bounds.allowed)
+            rows.reject(pa.array(late), _DELAY, pa.array(delay), "future", bounds.allowed)
             chosen = pa.array(np.flatnonzero(happened & ~late))
             done = {
                 "at_ms": pa.array(served_at + delay).take(chosen),

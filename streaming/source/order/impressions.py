@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from streaming.source.rows.features import FeatureMapper
 from streaming.source.rows.keys import none_usable, usable
 from streaming.source.rows.raw import feature_columns, key_ids, of_columns, shown_key
 from streaming.source.rows.rejects import Findings
-from streaming.source.rows.rows import Rows
+from streaming.source.rows.rows import Items, Rows
 from streaming.source.rows.side_tables import SideTable
 from streaming.source.rows.time_bounds import TimeBounds
 from streaming.source.rows.walk import Walk
@@ -71,20 +71,28 @@ class Impressions:
 
     def _read(self, source: int, file: ImpressionFile, walk: Walk, spool: Spool) -> None:
         def use(rows: Rows) -> None:
-            if file.explode is not None:
-                explode(rows, file.explode)
-            spool.add("impressions", self._normalised(rows, file, source))
+            for piece in self._items(rows, file):
+                spool.add("impressions", self._normalised(piece, file, source))
 
         before = self.count
         walk.take(use)
         if self.count == before:
             raise none_usable(walk)
 
+    def _items(self, rows: Rows, file: ImpressionFile) -> Iterator[Rows]:
+        if file.explode is None:
+            yield rows
+            return
+        if file.time.column not in file.explode.made:  # a row without items is refused for its time, too
+            rows.keep(self.bounds.usable(rows, file.time)[1])
+        yield from explode(rows, file.explode)
+
     def _drop_repeated(self, name: str, findings: Findings, spool: Spool) -> None:
         first = next(file for file in self.settings.impression_files if file.impression)
-        columns = "+".join([*(first.request or ()), *(first.impression or ())])
+        columns = [*(first.request or ()), *(first.impression or ())]
         for again in spool.repeated():
-            rows = Rows(name, again, again.column("file_at").combine_chunks(), findings)
+            own = Items(again.column("place").combine_chunks(), frozenset(columns))
+            rows = Rows(name, again, again.column("file_at").combine_chunks(), findings, items=own)
             every = pa.repeat(True, again.num_rows)
             rows.reject(every, columns, again.column("named"), "repeated", "is given twice in its request")
         spool.drop_repeated()

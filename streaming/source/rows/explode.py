@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
 from streaming.features.arrow_columns import split_texts
-from streaming.source.rows.rows import Rows
+from streaming.features.columns import Ids
+from streaming.source.rows.rows import Items, Rows
 from streaming.source.settings import EachItem, Explode
 
+_BYTES_AT_ONCE = 16 << 20
+"""What the rows of items that are in memory at once may take."""
+_OF_ITEM = 64
+"""What a row has of its item alone, about."""
 
-def explode(rows: Rows, settings: Explode) -> None:
-    """Give every item of a row's lists a row of its own, in their order, with the row's other values. Rows whose lists differ in
-    length are rejected; rows without items become none. So are items without as many values as each has.
+
+def explode(rows: Rows, settings: Explode) -> Iterator[Rows]:
+    """Give every item of a row's lists a row of its own, in their order, with the row's other values; yield them some at a time,
+    at least one piece. Rows whose lists differ in length are rejected; rows without items become none, and are counted. So are
+    items rejected that have not as many values as each has.
 
     Raises:
         Problems: a column holds no lists, or no item holds several values.
@@ -30,15 +39,40 @@ def explode(rows: Rows, settings: Explode) -> None:
         if pc.any(differs).as_py():
             rows.reject(differs, column, rows.column(column), "malformed", f"not as many items as in {first}")
             usable = pc.and_not(usable, differs)
-    lengths = pc.if_else(usable, lengths, 0)
-    counts = np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
-    kept = pa.array(counts > 0)
-    items = {column: values.filter(kept).flatten() for column, values in lists.items()}
-    rows.take(pa.array(np.repeat(np.arange(len(counts)), counts)))
-    for column, values in items.items():
-        _set(rows, column, values)
-    if settings.each is not None:
-        _take_apart(rows, first, settings.each)
+    kept = pc.and_(usable, pc.greater(lengths, 0))
+    rows.findings.empty += pc.sum(pc.and_not(usable, kept)).as_py() or 0
+    rows.keep(kept)
+    lists = {column: values.filter(kept) for column, values in lists.items()}
+    counts = np.asarray(lengths.filter(kept).to_numpy(zero_copy_only=False), np.int64)
+    shared = rows.table.drop_columns(settings.columns)  # what is exploded is not copied for each item
+    for begin, end in _pieces(shared, counts, 0, len(counts)):
+        items = {column: values.slice(begin, end - begin).flatten() for column, values in lists.items()}
+        piece = _with_items(rows, settings, items, np.repeat(np.arange(begin, end), counts[begin:end]))
+        if settings.each is not None:
+            _take_apart(piece, first, settings.each)
+        yield piece
+
+
+def _pieces(shared: pa.Table, counts: Ids, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Halve rows until those of their items fit; a row whose do not fit is a piece of its own."""
+    number = end - begin
+    size = shared.slice(begin, number).nbytes + number * _OF_ITEM
+    if number > 1 and size * int(counts[begin:end].max()) > _BYTES_AT_ONCE:
+        middle = (begin + end) // 2
+        yield from _pieces(shared, counts, begin, middle)
+        yield from _pieces(shared, counts, middle, end)
+    else:
+        yield begin, end
+
+
+def _with_items(rows: Rows, settings: Explode, items: Mapping[str, pa.Array], of_row: Ids) -> Rows:
+    """Return a row for each item, with the other values of the rows ``of_row`` int64 [n]."""
+    index = pa.array(of_row)
+    columns = {
+        name: items[name] if name in items else rows.column(name).take(index) for name in rows.table.column_names
+    }
+    own = Items(pa.array(np.arange(len(of_row))), frozenset(settings.made))
+    return Rows(rows.name, pa.table(columns), rows.at.take(index), rows.findings, rows.decimal, items=own)
 
 
 def _take_apart(rows: Rows, column: str, each: EachItem) -> None:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
 from streaming.features.arrow_columns import texts_of
-from streaming.features.ids import IDS_ALLOWED, NO_ID, inexact
+from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids, inexact
 from streaming.records.events import MAX_ID_LENGTH
 from streaming.source.rows.rows import Rows
 from streaming.source.rows.time_bounds import TimeBounds
@@ -51,7 +51,7 @@ def _with_key(rows: Rows, columns: Sequence[str], keys: pa.Array, good: pa.Array
     length = pc.utf8_length(keys).fill_null(0)
     usable = pc.and_(pc.greater(length, 0), pc.less_equal(length, _MAX_KEY))
     broken = pc.and_(good, pc.invert(usable))
-    rows.reject(broken, "+".join(columns), keys, "malformed", f"no key of 1 to {_MAX_KEY} characters")
+    rows.reject(broken, columns, keys, "malformed", f"no key of 1 to {_MAX_KEY} characters")
     return pc.and_(good, usable)
 
 
@@ -72,14 +72,16 @@ def _joined(*parts: pa.Array) -> pa.Array:
 
 
 def actions_of(rows: Rows, file: EngagementFile) -> pa.Array:
-    """Return the name of each row's action."""
+    """Return the name of each row's action; values that have names are compared by id, as those of ``equals``."""
     if isinstance(file.action, OneAction):
         return pa.repeat(pa.scalar(file.action.name, pa.string()), rows.table.num_rows)
     found = _key(rows, action_columns(file))
     if isinstance(file.action, str):
         return found
     names = pa.array(list(file.action.names.values()), pa.string())
-    at = pc.index_in(found, value_set=pa.array(list(file.action.names), found.type))
+    ids, _ = as_ids(found)
+    wanted, _ = as_ids(pa.array(list(file.action.names), pa.string()))
+    at = pc.index_in(pa.array(ids, mask=ids == MISSING), value_set=pa.array(wanted))
     return pc.coalesce(names.take(at), found.cast(pa.string()))
 
 

@@ -87,12 +87,8 @@ _TIMES = "allowed: times as numbers, timestamps, ISO 8601 texts such as 2024-01-
 def numbers(rows: Rows, column: str) -> pa.Array:
     """Return a column as float64, null where missing. Rows with anything but a number are rejected; `Problems` if all are."""
     values = rows.column(column)
-    read = values
-    if rows.decimal != "." and (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        # A point in such a number parts thousands, which no number may have.
-        read = pc.replace_substring(pc.replace_substring(values, ".", "?"), rows.decimal, ".")
     try:
-        found, broken = as_numbers(read)
+        found, broken = as_numbers(values, rows.decimal)
     except TypeError as error:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: numbers")]) from None
     allowed = "allowed: numbers"

@@ -51,6 +51,7 @@ class _Part(NamedTuple):
 
 class _Found(NamedTuple):
     at: int
+    number: int
     column: str
     value: str
     reason: str
@@ -70,6 +71,8 @@ class Findings:
         """How many rows were read so far."""
         self.more: Counter[str] = Counter()
         """How many were refused beyond `KEPT`, by reason."""
+        self.empty = 0
+        """How many rows of lists have no items."""
         self._whole = whole
         self._parts: list[_Part] = []
         self._rejects: list[Reject] = []
@@ -93,9 +96,9 @@ class Findings:
         """Of how many more rows places and values are kept."""
         return max(KEPT - len(self._rejects) - len(self._found), 0)
 
-    def reject(self, source: str, at: int, column: str, value: Any, reason: str, detail: str) -> None:
-        """Refuse a row of a source for its value in a column."""
-        self._found[_Found(at, column, shown(value), reason, detail, source)] = None
+    def reject(self, source: str, at: int, number: int, column: str, value: Any, reason: str, detail: str) -> None:
+        """Refuse a row of a source for its value in a column; of several that were made of it, the one of this number."""
+        self._found[_Found(at, number, column, shown(value), reason, detail, source)] = None
 
     def suspect(self, source: str, column: str, detail: str, problem: Problem) -> None:
         """Note what is wrong with all rows of a source so far: a problem, unless `clear` says that it is not wrong with others.
@@ -121,7 +124,7 @@ class Findings:
         guilty = self._suspects.keys() - self._cleared
         kept = [each for each in self._found if (each.source, each.column, each.detail) not in guilty]
         places = self._places(sorted({each.at for each in kept}))
-        for at, column, value, reason, detail, _ in kept:
+        for at, _, column, value, reason, detail, _ in kept:
             file, line = places[at]
             self._rejects.append(Reject(file, f"{line}, column {column}", value, reason, detail))
         self._found.clear()

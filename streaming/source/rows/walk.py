@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,7 @@ class Walk:
         self._memory = memory
         self._most = most
         self._present: set[str] = set()
+        self._is_looked_for = False
         self._failed = False
 
     def take(self, use: Callable[[Rows], None]) -> None:
@@ -91,10 +93,12 @@ class Walk:
         with open_found(found, self._file, self._columns, most, self._memory) as contents:
             self.findings.add_file(found.name, self.findings.rows, contents.lines)
             lacking = self._look_at(contents)
-            self._look_for(lacking - self._present, others)
+            is_first, self._is_looked_for = not self._is_looked_for, True
+            if is_first:
+                self._look_for(lacking, others)
             elsewhere = [column for column in self._columns if column in lacking & self._present]
-            places = {f"column {column}" for column in elsewhere}
-            self.missing += [each for each in contents.missing if each.place not in places]
+            told = {f"column {column}" for column in (elsewhere if is_first else lacking)}
+            self.missing += [each for each in contents.missing if each.place not in told]
             if self._failed:  # of the other files only what they lack is told
                 return
             for table in contents.tables:
@@ -103,11 +107,15 @@ class Walk:
                 self.findings.add(_refused(found.name, each))
 
     def _look_for(self, columns: set[str], others: Sequence[FoundFile]) -> None:
-        """Find out which columns later files have: then they are missing in the rows of this one, and else in the source."""
+        """Find out, once, which columns later files have: what only some have is missing in the rows of the others, what none has
+        is missing in the source, which the first file tells."""
         for other in others:
             if columns <= self._present:
                 return
-            with open_found(other, self._file, self._columns, memory=self._memory) as contents:
+            with (
+                suppress(Problems),  # told when it is read
+                open_found(other, self._file, self._columns, memory=self._memory) as contents,
+            ):
                 self._look_at(contents)
 
     def _look_at(self, contents: Contents) -> set[str]:

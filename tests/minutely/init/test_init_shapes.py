@@ -100,6 +100,21 @@ def test_a_csv_of_a_spreadsheet(logs: Path) -> None:
     assert found.features["price"].kind == "dense"
 
 
+def test_a_point_is_no_number_where_commas_begin_fractions(logs: Path) -> None:
+    """`check` refuses such numbers, so they are no feature of numbers."""
+    rows = changed(
+        rows_of(),
+        price=lambda row: str(row["price"]).replace(".", ","),
+        score=lambda row: f"0.{847 + row['ts'] % 7}",
+    )
+    lines = [";".join(rows[0]), *(";".join(map(str, row.values())) for row in rows)]
+    (logs / "log.csv").write_text("\n".join(lines))
+    found = written("logs")
+    assert found.source.impressions.decimal == ","
+    assert found.features["price"].kind == "dense"
+    assert all(each.kind == "sparse" for each in found.features.values() if each.column == "score")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_encodings(logs: Path, encoding: str) -> None:
     rows = changed(rows_of(), country=lambda row: "Österreich" if row["country"] == "AT" else "Zürich")

@@ -185,6 +185,18 @@ def test_a_decimal_comma(tmp_path: Path) -> None:
     assert [place for place, _, _ in rejects_of(events)] == ["line 4, column price", "line 5, column price"]
 
 
+@pytest.mark.parametrize("values", [["True", "False"], ["true", "false"], ["1", "0"]])
+def test_named_actions_are_compared_as_those_of_equals(tmp_path: Path, values: list[str]) -> None:
+    write(tmp_path / "log.csv", [{"t": T, "user": 1, "item": item} for item in "ab"])
+    done = [{"at": T + 1, "u": 1, "time": T, "i": item, "b": b} for item, b in zip("ab", values, strict=True)]
+    write(tmp_path / "engaged.csv", done)
+    found = engagement_file("csv")
+    found["engagements"] |= {"action": {"column": "b", "names": {True: "buy", "False": "leave"}}, "value": None}
+    events = load(tmp_path, source("csv", actions={}, **found), features(), NOW)
+    assert events.engagements.actions == ["buy", "leave"]
+    assert events.engagements.row.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("kind", [pa.float64(), pa.string(), pa.decimal128(21, 2), pa.int64()])
 def test_keys_are_the_same_in_every_type(tmp_path: Path, kind: pa.DataType) -> None:
     """pandas makes floats of integers with gaps; Arrow writes 20260000000.0 as 2.026e+10."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,10 @@ import pytest
 
 from basis.problems import Problems
 from streaming.features.ids import MISSING, as_ids
+from streaming.source.files.contents import Contents
+from streaming.source.files.find import FoundFile
+from streaming.source.files.open import open_found
+from streaming.source.rows import walk
 from streaming.source.rows.rejects import Findings
 from streaming.source.rows.walk import Walk, read
 from streaming.source.settings import File
@@ -114,11 +120,34 @@ def test_what_a_part_lacks_is_missing_in_its_rows_and_what_all_lack_is_a_mistake
     assert found.table.column("item").to_pylist() == [items[name] for name in order]
     assert {(each.place, each.value) for each in found.missing} == {("column price", "missing")}
     walked: list[str | None] = []
-    walk = Walk(tmp_path, file, columns[:2], Findings(whole=False), 1 << 28)
-    walk.take(lambda rows: walked.extend(rows.column("item").to_pylist()))
+    some = Walk(tmp_path, file, columns[:2], Findings(whole=False), 1 << 28)
+    some.take(lambda rows: walked.extend(rows.column("item").to_pylist()))
     assert walked == [items[name] for name in order]
     with pytest.raises(Problems, match="column price: missing"):
         Walk(tmp_path, file, columns, Findings(whole=False), 1 << 28).take(lambda rows: None)
+
+
+@pytest.mark.parametrize(("column", "most"), [("item", 10), ("last", 19), ("typo", 19)])
+def test_other_files_are_looked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, most: int
+) -> None:
+    for number in range(10):
+        (tmp_path / f"{number}.csv").write_text("t,item,last\n1,x,y\n" if number == 9 else "t,item\n1,x\n")
+    opened: list[str] = []
+
+    def noted(found: FoundFile, *args: Any, **options: Any) -> AbstractContextManager[Contents]:
+        opened.append(found.name)
+        return open_found(found, *args, **options)
+
+    monkeypatch.setattr(walk, "open_found", noted)
+    found = Walk(tmp_path, File(file="*.csv"), ["t", column], Findings(whole=False), 1 << 28)
+    if column == "typo":
+        with pytest.raises(Problems) as caught:
+            found.take(lambda rows: None)
+        assert [(Path(each.file).name, each.place) for each in caught.value.problems] == [("0.csv", "column typo")]
+    else:
+        found.take(lambda rows: None)
+    assert len(opened) == most
 
 
 def test_values_mean_the_same_where_parts_have_other_types(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from pydantic import ValidationError
 
 from streaming.features.ids import MISSING
 from streaming.source.logged_events import LoggedEvents
+from streaming.source.rows.explode import explode
+from streaming.source.rows.rejects import Findings
+from streaming.source.rows.rows import Rows
 from streaming.source.settings import Explode, SourceSettings
 from tests.streaming.source.own_logs import NOW, Row, features, ids, load, problems_of, rejects_of, source, write
 
@@ -117,6 +121,52 @@ def test_where_no_item_fits_the_separator_is_wrong(tmp_path: Path) -> None:
     ((_, place, value, allowed),) = problems_of(tmp_path, as_of_mind(), WANTED)
     assert (place, value) == ("column shown", "values such as 'N1:0'")
     assert allowed == "not 2 values with '-' between them; allowed: article-clicked"
+
+
+def test_each_broken_item_counts_and_a_value_of_the_row_counts_once(tmp_path: Path) -> None:
+    behaviors = f"1\tU1\t11/14/2019 9:05:58 AM\tN7\t{'N7 ' * 1000}N8 N1-0 N2-1\n2\t{2**70}.5\tnever\t\tN2-0\n"
+    write_logs(tmp_path, behaviors + f"3\t{2.0**60}\t11/14/2019 9:05:58 AM\t\tN1-1 N2-0\n")
+    events = load(tmp_path, as_of_mind(), WANTED, NOW)
+    places = [place for place, _, _ in rejects_of(events)]
+    assert Counter(places) == {"line 1, column shown": 1001, "line 2, column time": 1, "line 3, column user": 1}
+    assert events.impressions == 4
+
+
+def test_rows_without_items_are_counted_and_their_times_are_looked_at(tmp_path: Path) -> None:
+    none = "".join(f"{request}\tU1\t{time}\t\t\n" for request, time in ((7, "11/14/2019 9:05:58 AM"), (8, "bad")))
+    write_logs(tmp_path, BEHAVIORS + none)
+    events = load(tmp_path, as_of_mind(), WANTED, NOW)
+    assert (events.impressions, events.empty) == (6, 1)
+    assert rejects_of(events) == [("line 5, column time", "'bad'", "malformed")]
+
+
+def test_an_item_that_is_given_twice_is_refused_each_time(tmp_path: Path) -> None:
+    write_logs(tmp_path, "1\tU1\t11/14/2019 9:05:58 AM\tN7\tN1-0 N1-0 N1-1 N2-0\n")
+    settings = as_of_mind()
+    (file,) = settings.impression_files
+    named = settings.model_copy(update={"impressions": file.model_copy(update={"impression": ["article"]})})
+    events = load(tmp_path, named, WANTED, NOW)
+    assert [each.reason for each in events.rejects] == ["repeated", "repeated"]
+    assert events.impressions == 2
+
+
+@pytest.mark.parametrize(("count", "items", "history"), [(24, 4000, 0), (3000, 40, 100)])
+def test_what_is_exploded_at_once_is_bounded(tmp_path: Path, count: int, items: int, history: int) -> None:
+    """By the items times what each has of its row; the exploded text itself is not copied for each."""
+    shown = " ".join(f"N{item}-{item % 2}" for item in range(items))
+    past = " ".join(f"N{item}" for item in range(history))
+    table = pa.table({"t": np.arange(count), "history": [past] * count, "shown": [shown] * count})
+    rows = Rows("log", table, pa.array(np.arange(count)), Findings(whole=True))
+    settings = Explode.model_validate({"columns": ["shown"], "split": " ", "each": EACH})
+    found = 0
+    for piece in explode(rows, settings):
+        assert piece.table.nbytes < 64 << 20
+        assert piece.at.to_pylist() == [
+            found // items + at for at in range(len(piece.at) // items) for _ in range(items)
+        ]
+        assert piece.column("article")[:items].to_pylist() == [f"N{item}" for item in range(items)]
+        found += len(piece.at)
+    assert found == count * items
 
 
 def test_it_is_of_one_column() -> None:
