@@ -59,11 +59,11 @@ def load(folder: Folder, settings: SourceSettings, features: Mapping[str, Featur
                 read_engagements(Walk(folder, each, engagement_columns(each), done, memory // 4), each, bounds, spool)
         problems.raise_any()
         return assemble(spool, Mapped(scratch), impressions, shown, findings)
-    rejects, more = (
-        [reject for each in findings for reject in each.rejects],
-        sum((each.more for each in findings), Counter()),
-    )
-    raise Problems(problems.found + as_problems(rejects, more))
+    for found in findings:
+        with problems.collect():
+            problems.found += as_problems(found.rejects)
+    more = sum((found.more for found in findings), Counter[str]())
+    raise Problems(problems.found + as_problems([], more))
 
 
 def _default_memory() -> int:
