@@ -10,18 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streaming.features.columns import Ids, Ragged
-from streaming.features.ids import as_ids
+from streaming.features.ids import as_ids, whole_decimals
 from streaming.features.kinds import SparseFeature, Unit
 
 UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001, "ns": 0.000001}
 _EXTENDED = (
-    (r"\s*UTC$", "Z"),
+    (r"\s*UTC$|z$", "Z"),
     (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", r"\1-\2-\3T\4:\5:\6"),
     (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)", r"\1-\2-\3T\4:\5"),
+    (r"(:\d\d[.,]\d{3})\d+", r"\1"),
 )
-"""ISO 8601's basic form, and UTC written out, as the extended form that Arrow reads."""
+"""ISO 8601's basic form, UTC written otherwise, and parts of milliseconds, as the extended form that Arrow reads."""
 _EXACT = 2.0**53
 _WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,15})\.0$"
+_INT64 = r"^-?([0-9]{1,18}|[1-8][0-9]{18})$"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
@@ -32,7 +34,7 @@ def texts_of(values: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(kind):
         return texts_of(values.dictionary_decode())
     if pa.types.is_decimal(kind) and kind.scale > 0:
-        return texts_of(values.cast(pa.float64()))
+        return pc.coalesce(whole_decimals(values), pc.replace_substring_regex(values.cast(pa.string()), r"0+$", ""))
     if pa.types.is_floating(kind):
         exact = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), _EXACT)).fill_null(False)
         whole = pc.if_else(exact, values, None).cast(pa.int64()).cast(pa.string())
@@ -143,7 +145,9 @@ def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
     """
     kind = values.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), None
+        return _floored(values), None
+    if unit == "ns" and pa.types.is_integer(kind):  # more digits than a float has
+        return _floored(values.cast(pa.int64()).cast(pa.timestamp("ns"))), None
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         found, broken = as_numbers(values)
         return to_ms(found, unit), broken
@@ -152,9 +156,19 @@ def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
     looks_iso = pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}").fill_null(False)
     found, _ = as_numbers(pc.if_else(looks_iso, None, values))
     found = to_ms(found, unit)
+    if unit == "ns":
+        whole = pc.if_else(pc.match_substring_regex(values, _INT64), values, None).cast(pa.int64())
+        found = pc.coalesce(as_times(whole, unit)[0], found)
     if pc.any(looks_iso).as_py():
         found = pc.coalesce(_iso(values, looks_iso), found)
     return found, pc.and_(pc.is_valid(values), pc.is_null(found))
+
+
+def _floored(values: pa.Array) -> pa.Array:
+    """Return timestamps or dates as int64 ms, the last that was over: rounding would put some before what caused them."""
+    if pa.types.is_timestamp(values.type):
+        values = pc.floor_temporal(values.cast(pa.timestamp(values.type.unit)), unit="millisecond")
+    return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
 
 
 def plain(values: pa.Array) -> npt.NDArray[np.float64]:
@@ -163,8 +177,10 @@ def plain(values: pa.Array) -> npt.NDArray[np.float64]:
 
 
 def to_ms(values: pa.Array, unit: Unit) -> pa.Array:
-    """Turn numbers in a unit into int64 ms, null for NaN; times past the year 280,000 stay just past it."""
-    scaled = pc.round(pc.multiply(values, UNIT_MS[unit]))
+    """Turn numbers in a unit into int64 ms, of parts the last that was over, null for NaN; times past the year 280,000 stay just
+    past it."""
+    # A float of seconds may lie just below the millisecond that it was written as: whole microseconds come first.
+    scaled = pc.floor(pc.divide(pc.round(pc.multiply(values, UNIT_MS[unit] * 1000)), 1000.0))
     finite = pc.if_else(pc.is_nan(scaled), None, scaled)
     return pc.max_element_wise(pc.min_element_wise(finite, 9e15, skip_nulls=False), -9e15, skip_nulls=False).cast(
         pa.int64()

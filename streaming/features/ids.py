@@ -83,7 +83,11 @@ def as_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
     if pa.types.is_dictionary(kind):
         return as_ids(values.dictionary_decode())
     if pa.types.is_decimal(kind):
-        return as_ids(values.cast(pa.float64())) if kind.scale else _large_ids(values.cast(pa.string()))
+        digits = whole_decimals(values)
+        ids, broken = _large_ids(digits)
+        fractions = pc.and_(values.is_valid(), digits.is_null())
+        broken = fractions if broken is None else pc.or_(fractions, broken)
+        return ids, broken if pc.any(broken).as_py() else None
     if pa.types.is_uint64(kind):
         large = pc.greater(values, pa.scalar(_INT64[-1], kind)).fill_null(False)
         if pc.any(large).as_py():
@@ -98,6 +102,13 @@ def as_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
 
 
 _LONG_FLOAT = r"^-?(\d{16,}\.0|\d(\.\d+)?e\+?\d+)$"
+
+
+def whole_decimals(values: pa.Array) -> pa.Array:
+    """Return the digits of decimals as texts, all of them, which a float does not have; null for fractions."""
+    whole = pc.if_else(pc.equal(pc.floor(values), values), values, None)
+    kind = pa.decimal128(38, 0) if pa.types.is_decimal128(values.type) else pa.decimal256(76, 0)
+    return whole.cast(kind).cast(pa.string())
 
 
 def inexact(values: pa.Array) -> pa.Array | None:

@@ -70,11 +70,11 @@ def load(
         problems.raise_any()
         mapped = Mapped(scratch)
         return with_live(assemble(spool, mapped, impressions, shown, findings), features, live, mapped)
-    rejects, more = (
-        [reject for each in findings for reject in each.rejects],
-        sum((each.more for each in findings), Counter()),
-    )
-    raise Problems(problems.found + as_problems(rejects, more))
+    for found in findings:
+        with problems.collect():
+            problems.found += as_problems(found.rejects)
+    more = sum((found.more for found in findings), Counter[str]())
+    raise Problems(problems.found + as_problems([], more))
 
 
 def _default_memory() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import Counter
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -60,6 +61,13 @@ class EachItem(Section):
 
     split: Annotated[str, Field(min_length=1)]
     columns: Annotated[list[str], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EachItem:
+        twice = [column for column, count in Counter(self.columns).items() if count > 1]
+        if twice:
+            raise ValueError(f"columns: {twice[0]} is given twice; allowed: once")
+        return self
 
 
 class Explode(Section):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from basis.problems import Problem
+from basis.problems import Problem, Unreadable
 from streaming.features.columns import Ids
 from streaming.source.settings import File
 
@@ -71,6 +71,11 @@ def usable_columns(path: Path, present: Sequence[str], wanted: Sequence[str] | N
         if present.count(column) != 1
     ]
     return [column for column in wanted if present.count(column) == 1], missing
+
+
+def changed(path: str) -> Unreadable:
+    """Return what is wrong with a file whose rows are not those any more that were read."""
+    return Unreadable([Problem(path, "file", "changed while it was read", "allowed: one that only grows meanwhile")])
 
 
 def shown(value: object) -> str:

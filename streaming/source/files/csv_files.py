@@ -6,11 +6,12 @@ import csv
 import io
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import duckdb
 import numpy as np
@@ -23,8 +24,12 @@ from streaming.source.files.contents import Broken, Contents, ToRead, opened, us
 from streaming.source.files.duck import limit, quoted, source, streamed
 from streaming.source.settings import File
 
+if TYPE_CHECKING:
+    import _csv
+
 _UTF8 = "utf-8-sig"
 _NO_END = "a quote without its end"
+_WHOLE_QUOTES = "allowed: quotes around whole values, and those within them twice"
 _MIXED_LINE_ENDS = "state machine reached an invalid state"
 
 
@@ -67,6 +72,7 @@ class _Reading:
         self._asked = asked
         self._plain = plain
         self._text = text
+        self._size = asked.path.stat().st_size
         self._count = 0
         self._cut: Broken | None = None
         self._details: dict[int, tuple[str, str]] = {}
@@ -108,7 +114,25 @@ class _Reading:
                 self._details[line] = (text, _why_refused(kind, said))
             else:
                 self._blank.add(line)
-        self._cut = _cut_row(self._text, file) if most is None else None
+        self._cut = self._left_out() if most is None else None
+
+    def _left_out(self) -> Broken | None:
+        """Return the last row if its quote has no end and DuckDB leaves it out, which it does not say.
+
+        Raises:
+            Problems: it leaves out others too, after quotes that it takes otherwise.
+        """
+        with self._text.open() as found:
+            if not any('"' in chunk for chunk in iter(lambda: found.read(1 << 20), "")):
+                return None
+        file = self._asked.file
+        rows, is_open = _counted(self._text, file, len(self._present))
+        known = (file.columns is None) + self._count + len(self._details) + len(self._blank)
+        if rows == known + 1 and is_open:
+            return _last_row(self._text, file)
+        if rows != known and self._asked.path.stat().st_size == self._size:
+            raise Problems([Problem(str(self._asked.path), "rows", f"{known} of {rows} are read", _WHOLE_QUOTES)])
+        return None
 
     def _go_on(self, usable: list[str]) -> Iterator[pa.Table]:
         """Read a copy with one kind of line ends, behind the rows that are read already."""
@@ -136,24 +160,37 @@ class _Reading:
         """Return the lines of good rows, and those of broken ones by their numbers."""
         broken = {*self._details, *self._blank}
         good, begins = _csv_lines(self._text, self._asked.file, broken, len(self._present))
-        good = good if self._cut is None else good[good != self._cut.line]
-        return (good if len(good) == self._count else np.arange(1, self._count + 1)), begins
+        return (good if self._cut is None else good[good != self._cut.line]), begins
 
 
-def _cut_row(text: _Text, file: File) -> Broken | None:
-    """Return the last row of a file if it begins a quote that has no end, which DuckDB leaves out silently."""
-    with text.open() as found:
-        quotes = sum(chunk.count('"') for chunk in iter(lambda: found.read(1 << 20), ""))
-    if quotes % 2 == 0:
-        return None
+def _rows(lines: Iterable[str], file: File) -> _csv.Reader:
+    """Take rows apart as DuckDB does: a quote begins a value only at its start, but for blanks before it."""
+    return csv.reader(lines, delimiter=file.delimiter, skipinitialspace=file.delimiter != " ")
+
+
+def _counted(text: _Text, file: File, columns: int) -> tuple[int, bool]:
+    """Return how many rows a file has, with its header, and whether it ends within a quote."""
+    with text.open() as found, _any_field_size():
+        rows = _rows(chain(found, [_BEHIND]), file)
+        filled = rows if columns == 1 else filter(None, rows)  # of one column, a blank line is a row
+        ((count, last),) = deque(enumerate(filled, 1), maxlen=1)
+    is_open = last != [""]
+    return (count if is_open else count - 1), is_open
+
+
+_BEHIND = '""'
+"""A line that is an empty row of its own behind a file, and a quote within an open one."""
+
+
+def _last_row(text: _Text, file: File) -> Broken:
+    """Return the last row of a file, whose quote has no end."""
     begin, begins_next = 1, 1
     with text.open() as found, _any_field_size():
-        reader = csv.reader(found, delimiter=file.delimiter)
+        reader = _rows(found, file)
         for _ in reader:
             begin, begins_next = begins_next, reader.line_num + 1
     with text.open() as found:
-        row = "".join(islice(found, begin - 1, None))
-    return Broken(begin, row, _NO_END) if row.count('"') % 2 else None
+        return Broken(begin, "".join(islice(found, begin - 1, None)), _NO_END)
 
 
 def _why_refused(kind: str, said: str) -> str:
@@ -175,7 +212,7 @@ def _csv_lines(text: _Text, file: File, broken: set[int], columns: int) -> tuple
     good: list[int] = []
     begins: dict[int, int] = {}
     with text.open() as found, _any_field_size():
-        reader = csv.reader(found, delimiter=file.delimiter)
+        reader = _rows(found, file)
         begin = 1
         for number, row in enumerate(reader, 1):
             if number in broken:

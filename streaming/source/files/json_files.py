@@ -16,7 +16,7 @@ import pyarrow as pa
 from basis.decoding import why
 from basis.problems import Problem, ProblemList, Problems
 from streaming.features.columns import Ids
-from streaming.source.files.contents import Broken, Contents, ToRead, opened, shown, usable_columns
+from streaming.source.files.contents import Broken, Contents, ToRead, changed, opened, shown, usable_columns
 from streaming.source.files.duck import limit, name, quoted, source, streamed
 
 _TOLD = 100
@@ -65,7 +65,8 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: ToRead) -> Contents:
     tables = streamed(db, f"select {query} from lines where whole", list(usable))
 
     def find_lines() -> Ids:
-        return np.array([number for number, _ in _filled_lines(path)], np.int64)[good]
+        numbers = np.array([number for number, _ in _filled_lines(path)][: len(good)], np.int64)
+        return numbers[good[: len(numbers)]]  # of a file that grew, the first rows
 
     return Contents(tables, find_lines, lambda: broken, missing)
 
@@ -172,6 +173,8 @@ def _broken_lines(path: Path, good: npt.NDArray[np.bool_]) -> list[Broken]:
             except Exception as error:
                 detail = why(error)
             found.append(Broken(number, line.decode("utf-8", "replace").rstrip("\r\n"), detail))
+    if len(found) < np.count_nonzero(~good):
+        raise changed(str(path))
     return found
 
 

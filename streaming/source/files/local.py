@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -18,13 +19,15 @@ import pyarrow.parquet
 
 from basis.decoding import why
 from basis.problems import Problem, Problems, Unreadable
-from streaming.source.files.contents import Contents, ToRead, opened
+from streaming.source.files.contents import Contents, ToRead, changed, opened
 from streaming.source.files.csv_files import read_csv
 from streaming.source.files.duck import connection
 from streaming.source.files.find import COMPRESSED, FoundFile, Kind
 from streaming.source.files.json_files import read_json_lines
 from streaming.source.files.parquet_files import read_parquet
 from streaming.source.settings import File
+
+Found = TypeVar("Found")
 
 
 @contextmanager
@@ -47,7 +50,8 @@ def open_local(
     with ExitStack() as open_:
         with _explained(path, kind):
             path.open("rb").close()  # so that a file without read permission is told like one whose folder has none
-            if path.stat().st_size == 0:
+            before = path.stat()
+            if before.st_size == 0:
                 raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
             db = open_.enter_context(connection(memory))
             scratch = Path(open_.enter_context(tempfile.TemporaryDirectory(prefix="minutely-")))
@@ -61,9 +65,21 @@ def open_local(
                 for table in rows.tables:
                     yield _with_partitions(table, found, columns)
 
+        def again(look: Callable[[], Found]) -> Found:
+            with _explained(path, kind):
+                try:
+                    now = path.stat()
+                except FileNotFoundError:
+                    raise changed(str(path)) from None
+                if now.st_ino != before.st_ino or now.st_size < before.st_size:
+                    raise changed(str(path))
+                return look()
+
         in_names = {f"column {each}" for each in found.partitions}
         missing = [each for each in rows.missing if each.place not in in_names]
-        yield rows._replace(tables=tables(), missing=missing)
+        yield rows._replace(
+            tables=tables(), lines=lambda: again(rows.lines), broken=lambda: again(rows.broken), missing=missing
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from basis.problems import Problem, Problems
 from streaming.features.columns import Ids
-from streaming.source.files.contents import shown
+from streaming.source.files.contents import changed, shown
 
 _TOLD_ROWS = 100
 KEPT = 100_000
@@ -139,8 +139,11 @@ class Findings:
         found: dict[int, tuple[str, str]] = {}
         firsts = [part.first for part in self._parts]
         for number, part in enumerate(self._parts):
-            begin, end = bisect_left(rows, part.first), bisect_left(rows, (*firsts, self.rows)[number + 1])
+            behind = (*firsts, self.rows)[number + 1]
+            begin, end = bisect_left(rows, part.first), bisect_left(rows, behind)
             if begin < end:
                 lines = part.lines()
+                if len(lines) < behind - part.first:
+                    raise changed(part.name)
                 found.update((at, (part.name, f"line {lines[at - part.first]}")) for at in rows[begin:end])
         return found

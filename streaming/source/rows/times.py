@@ -21,9 +21,9 @@ def read_times(values: pa.Array, column: TimeColumn) -> tuple[pa.Array, pa.Array
     texts = pa.table({"text": values.cast(pa.string())})
     with connection() as db:
         db.register("texts", texts)
-        query = f"select epoch_ms(try_strptime(text, {quoted(column.format)})) as ms from texts"
+        query = f"select try_strptime(text, {quoted(column.format)}) as at from texts"
         try:
-            found = db.sql(query).to_arrow_table().column(0).combine_chunks().cast(pa.int64())
+            found, _ = as_times(db.sql(query).to_arrow_table().column(0).combine_chunks(), column.unit)
         except duckdb.Error as error:
             raise TypeError(f"format {column.format}: {error}") from None
     return found, pc.and_(values.is_valid(), found.is_null())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import tempfile
 from pathlib import Path
 
@@ -130,3 +132,51 @@ def test_every_row_knows_its_line(data: st.DataObject) -> None:
         places = [found.place(at)[1] for at in range(found.table.num_rows)]
         assert list(zip(columns["t"], columns["text"], places, strict=True)) == good
         assert [reject.place for reject in found.findings.rejects] == broken
+
+
+def test_a_stray_quote_hides_no_open_one(tmp_path: Path) -> None:
+    rows = [f'{at},5" screen' if at == 10 else f'{at},"open' if at == 500 else f"{at},x" for at in range(1000)]
+    (tmp_path / "log.csv").write_text("t,text\n" + "\n".join(rows) + "\n")
+    found = read(tmp_path, FILE, ["t", "text"])
+    assert found.table.column("t").to_pylist() == [str(at) for at in range(500)]
+    ((_, place, _, _, detail),) = found.findings.rejects
+    assert (place, detail) == ("line 502", "a quote without its end")
+
+
+def test_a_last_row_with_a_stray_quote_is_used_once(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text('t,text\n1,a\n2,5" screen\n')
+    found = read(tmp_path, FILE, ["t", "text"])
+    assert found.table.to_pydict() == {"t": ["1", "2"], "text": ["a", '5" screen']}
+    assert not found.findings.rejects
+
+
+def test_quotes_after_which_rows_would_vanish_are_told(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text('t,text\n1,"" "",\n2,"" """,\n3,x\n4,y\n')
+    with pytest.raises(Problems, match=r"rows: . of 5 are read; allowed: quotes around whole values"):
+        read(tmp_path, FILE, ["t", "text"])
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", '5"', 'a"b"', '"a"', '"a""b"', '"a\n\nb"', '"a,b"', '"a"b']), max_size=3)),
+    st.sampled_from(["", '9,"open', '9,"open\n8,x\n\n', '9,"a""', '9,"a"', '9,5"', '9,"']),
+)
+@settings(max_examples=80, deadline=None)
+def test_rows_are_those_that_python_finds(fields: list[list[str]], last: str) -> None:
+    """Each is read or refused with its line, whatever stray quotes stand before one without its end."""
+    text = (
+        "t,text\n1,\n" + "".join(f"{at},{','.join(each)}\n" if each else "\n" for at, each in enumerate(fields)) + last
+    )
+    reader = csv.reader(io.StringIO(text, newline=""))
+    rows, begin = {}, 1
+    for row in reader:
+        if row:
+            rows[f"line {begin}"] = [row[0], row[1] or None, *row[2:]]
+        begin = reader.line_num + 1
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "log.csv").write_text(text)
+        found = read(Path(name), FILE, ["t", "text"])
+        columns = found.table.to_pydict()
+        good = {found.place(at)[1]: [columns["t"][at], columns["text"][at]] for at in range(found.table.num_rows)}
+        refused = [reject.place for reject in found.findings.rejects]
+    assert sorted([*good, *refused]) == sorted(set(rows) - {"line 1"})
+    assert all(rows[line] == row for line, row in good.items())
