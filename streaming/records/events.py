@@ -122,8 +122,8 @@ def check_size(size: int) -> None:
 
 
 def bad_record(payload: bytes, said: str, allowed: int) -> BadRecord:
-    """Return why a record cannot be decoded, of which a decoder ``said`` something: another version than the ``allowed`` one may have another shape, and
-    comes to be read when the program is updated."""
+    """Return why a record cannot be decoded, of which a decoder ``said`` something. A version that is not the ``allowed`` one may
+    have another shape, and comes to be read when the program is updated."""
     decoder = _json_version_decoder if is_json(payload) else _version_decoder
     try:
         version = decoder.decode(payload).version
