@@ -43,7 +43,7 @@ class LostRange(NamedTuple):
     def told(self, partition: int) -> str:
         """Return what a log says of it."""
         place = f"{self.topic}/{partition}: records from offset {self.start} to {self.stop}"
-        if self.topic not in INPUTS:
+        if self.topic not in INPUTS and not self.unreadable:
             return (
                 f"{place} are gone: it is not known what was sent there, and examples of open requests may come twice"
             )

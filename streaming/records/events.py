@@ -121,9 +121,9 @@ def check_size(size: int) -> None:
         raise BadRecord("too_large", f"{size} bytes; allowed: {MAX_RECORD_BYTES}")
 
 
-def bad_record(payload: bytes, error: Exception, allowed: int) -> BadRecord:
-    """Return why a record cannot be decoded, after ``error``: another version than the ``allowed`` one may have another shape, and
-    comes to be read when the program is updated."""
+def bad_record(payload: bytes, said: str, allowed: int) -> BadRecord:
+    """Return why a record cannot be decoded, of which a decoder ``said`` something. A version that is not the ``allowed`` one may
+    have another shape, and comes to be read when the program is updated."""
     decoder = _json_version_decoder if is_json(payload) else _version_decoder
     try:
         version = decoder.decode(payload).version
@@ -131,7 +131,7 @@ def bad_record(payload: bytes, error: Exception, allowed: int) -> BadRecord:
         version = allowed
     if version != allowed:
         return BadRecord("version", f"record version {version}; allowed: {allowed}")
-    return BadRecord("malformed", why(error))
+    return BadRecord("malformed", said)
 
 
 def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.json.Decoder[Any]) -> Any:
@@ -141,7 +141,7 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
     except MemoryError:
         raise
     except Exception as error:
-        raise bad_record(payload, error, FORMAT_VERSION) from None
+        raise bad_record(payload, why(error), FORMAT_VERSION) from None
     if record.version != FORMAT_VERSION:
         raise BadRecord("version", f"record version {record.version}; allowed: {FORMAT_VERSION}")
     return record

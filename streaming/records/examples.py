@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -186,13 +185,8 @@ class ExampleFormat:
 
         In a record of another config, features that only we have are missing, and those that only it has are dropped.
         """
-        try:
+        with refusing(lambda said: bad_record(payload, said, EXAMPLES_VERSION), BadRecord):
             record = _decoder.decode(payload)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise bad_record(payload, error, EXAMPLES_VERSION) from None
-        with refusing(partial(BadRecord, "malformed"), BadRecord):
             if record.version != EXAMPLES_VERSION:
                 raise BadRecord("version", f"record version {record.version}; allowed: {EXAMPLES_VERSION}")
             if self._codec.begins(record.batch):

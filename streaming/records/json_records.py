@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -52,13 +51,8 @@ def pack_request(payload: bytes, features: Mapping[str, Feature], *, may_lack: b
     """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features. With
     ``may_lack``, columns that do not fit are empty."""
     check_size(len(payload))
-    try:
+    with refusing(lambda said: bad_record(payload, said, FORMAT_VERSION), BadRecord):
         read = _decoder.decode(payload)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise bad_record(payload, error, FORMAT_VERSION) from None
-    with refusing(partial(BadRecord, "malformed"), BadRecord):
         shared = {name: [value] for name, value in read.shared.items()}
         return encode(
             Request(

@@ -110,7 +110,8 @@ def test_a_partition_that_one_topic_lacks_keeps_no_other_waiting(
     with AdminClient(kafka.client()) as admin:
         (grown,) = admin.create_partitions([NewPartitions(kafka.topic(IMPRESSIONS), 3)]).values()
         grown.result()
-    service = make_join_service(make_pipeline(kafka), tmp_path, WallClock())
+    grown_too = make_pipeline(kafka.model_copy(update={"partitions": 3}))
+    service = make_join_service(grown_too, tmp_path, WallClock())
     rounds: list[int] = []
 
     def others_go_on(made: JoinService) -> bool:

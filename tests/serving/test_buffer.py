@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basis.problems import Problems
-from minutely.config import load_pipeline
 from minutely.services.serve import make_replica_service
 from serving.buffer import Buffer
 from serving.outbox import Outbox, Outgoing
@@ -21,7 +19,6 @@ from streaming.clock import EventClock
 from streaming.features.columns import Ragged
 from streaming.log import IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, decode_request
-from tests.kafka.services import write_config
 from tests.serving.publishing import DAY, Publisher, draw, make_pipeline
 
 LIMIT_BYTES = 16 << 20
@@ -99,10 +96,3 @@ def test_memory_while_brokers_are_away_is_bounded(tmp_path: Path) -> None:
     assert len(records) + service.outbox.dropped[IMPRESSIONS] == 751
     assert {len(record.impression_ids) for record in records} == {10, 2000}
     assert {record.schema for record in records} == {pipeline.join_spec().schema.fingerprint}
-
-
-def test_the_old_key_names_the_new_one(tmp_path: Path) -> None:
-    path = write_config(make_pipeline(serve={"log_buffer_bytes": LIMIT_BYTES}), tmp_path)
-    path.write_text(path.read_text().replace(f"log_buffer_bytes: {LIMIT_BYTES}", "log_buffer: 10000"))
-    with pytest.raises(Problems, match=r"serve\.log_buffer: 10000; is now log_buffer_bytes"):
-        load_pipeline(path)
