@@ -291,7 +291,7 @@ def unsound(example_format: ExampleFormat) -> list[tuple[bytes, str, str]]:
         (b"\xc1", "malformed", "MessagePack data is malformed"),
         (b"", "malformed", "truncated"),
         (encode(ExamplesRecord(version=7, watermark=1, batch=b"")), "version", "record version 7; allowed: 3"),
-        (encode(ExamplesRecord(version=1, watermark=1, batch=b"\xff" * 40)), "malformed", "no sound Arrow stream"),
+        (encode(ExamplesRecord(version=3, watermark=1, batch=b"\xff" * 40)), "malformed", "no sound Arrow stream"),
         (other.encode(other.empty(), 1), "schema", "made under schema"),
         (with_column("decided_at", 1 << 62), "malformed", "column decided_at: 4611686018427387904 to"),
         (with_column("served_at", -1), "malformed", "column served_at: -1 to -1; allowed: 0 to"),
