@@ -297,7 +297,7 @@ def unsound(example_format: ExampleFormat) -> list[tuple[bytes, str, str]]:
         (with_column("served_at", -1), "malformed", "column served_at: -1 to -1; allowed: 0 to"),
         (with_column("sampling_rate", float("nan")), "malformed", "column sampling_rate: nan to nan; allowed: 0 to 1"),
         (with_column("weight", None), "malformed", "column weight: a value is missing"),
-        (msgspec.msgpack.encode({"version": 1, "watermark": 1 << 63, "batch": b""}), "malformed", "watermark"),
+        (msgspec.msgpack.encode({"version": 3, "watermark": 1 << 63, "batch": b""}), "malformed", "watermark"),
     ]
 
 
