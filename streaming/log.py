@@ -11,6 +11,9 @@ IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS = "impressions", "engagements",
 INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 """What products write and joiners read."""
 TOPICS = (*INPUTS, EXAMPLES, DEAD_LETTERS)
+INTERACTIONS, FEATURES = "interactions", "features"
+LIVE_TOPICS = (INTERACTIONS, FEATURES)
+"""What joiners say for live features, and what is kept of their keys."""
 
 
 class Record(NamedTuple):

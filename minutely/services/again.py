@@ -22,6 +22,7 @@ from minutely.config import Pipeline
 from minutely.services.dead_letters import letters_of
 from minutely.services.service import stop_on_signal
 from streaming.clock import WallClock
+from streaming.join.brokers import OutputRecord
 from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.outlet import Transactions
@@ -222,8 +223,8 @@ class _Partition:
         self._place = place
         self._found.sent.update(letters)
 
-    def _records(self, batch: list[DeadLetter]) -> Iterator[tuple[str, int, bytes]]:
-        return ((letter.topic, letter.partition, letter.payload) for letter in batch)
+    def _records(self, batch: list[DeadLetter]) -> Iterator[OutputRecord]:
+        return (OutputRecord(letter.topic, letter.payload, letter.partition) for letter in batch)
 
 
 def _key(reason: str, topic: str) -> str:

@@ -19,10 +19,12 @@ InputPartition: TypeAlias = tuple[str, int]
 
 
 class OutputRecord(NamedTuple):
-    """A record to send."""
+    """A record to send, to the outlet's own partition or another one, with a key where the topic is compacted."""
 
     topic: str
     value: bytes
+    partition: int | None = None
+    key: bytes | None = None
 
 
 class Outlet(Protocol):
@@ -32,7 +34,7 @@ class Outlet(Protocol):
         """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was."""
 
     def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> Mapping[str, int]:
-        """Send one transaction. Return the offset after its last record, by topic that it wrote to."""
+        """Send one transaction. Return the offset after the last record in our partition, by topic."""
 
     def close(self) -> None:
         """Close without waiting; the next owner settles a transaction that is under way."""

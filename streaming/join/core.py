@@ -36,7 +36,7 @@ from streaming.records.events import (
     is_json,
 )
 from streaming.records.json_records import pack_request
-from streaming.records.labels import Decision, Rule, action_windows, decide, used_actions
+from streaming.records.labels import Decision, Rule, decide
 
 _DUE_AT_ONCE = 32
 """Few, since each request is loaded into memory, whatever its size."""
@@ -68,7 +68,7 @@ class Joiner:
         self.upgrades = Upgrades(spec)
         """Checks requests, and takes over those of other configs."""
         self._rules = [Rule.of(label) for label in spec.labels.values()]
-        self._actions = used_actions(spec.labels)
+        self._action_window = spec.action_windows
         self._settings = spec.settings
         self._limits = spec.limits
         self._window = spec.window_ms
@@ -78,8 +78,9 @@ class Joiner:
         """How to treat records: as new ones, or as records that recovery re-reads."""
         self._partition = partition
         self._negative = (0.0,) * len(spec.labels)
-        self._action_window = action_windows(spec.labels)
-        self._output = Output(spec)
+        self._output = Output(spec, partition)
+        self._keeps_requests = spec.settings.late == "correct" or spec.live is not None
+        """Whether requests are kept until nothing more can happen to them, rather than until they are decided."""
         self.format = self._output.format
         self.watermark = 0
         self.reached = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
@@ -206,6 +207,8 @@ class Joiner:
             self._state.drop(request.request_id)
             pending = Pending()
         self._reach(IMPRESSIONS, request.served_at, record.appended_at)
+        if pending.served_at < 0 and self.policy.decides():
+            self._output.served(request)
         pending.served_at = request.served_at
         pending.digest = digest
         pending.impression_ids = request.impression_ids
@@ -218,7 +221,7 @@ class Joiner:
         for at, engagement in waiting:
             try:
                 found = decode_engagement(engagement, MAX_TIME_MS)
-                if found.action in self._actions:  # else only a removed label used it
+                if found.action in self._action_window:  # else only a removed label used it
                     self._attribute(pending, found)
                 else:
                     self.counts.unused += 1
@@ -235,7 +238,7 @@ class Joiner:
         payload = record.value
         engagement = decode_engagement(payload, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
         self._reach(ENGAGEMENTS, engagement.happened_at, record.appended_at)
-        if engagement.action not in self._actions:
+        if engagement.action not in self._action_window:
             self.counts.unused += 1
             return
         pending = self._state.get(engagement.request_id)
@@ -294,6 +297,9 @@ class Joiner:
                 self.counts.redundant += 1
             else:
                 self._correct(pending, request_id, index, after)
+        is_first = all(action != engagement.action for _, action, _ in events)
+        if is_first and pending.request is not None and self.policy.decides():
+            self._output.acted(pending.request, index, engagement.action, at)
         events.append(event)
         pending.event_count += 1
         if self._settings.emit == "decided" and not pending.emitted[index]:
@@ -332,7 +338,7 @@ class Joiner:
             if next_due != NEVER:
                 self._state.wake(request_id, pending, next_due)
                 return
-            if self._settings.late == "dead_letter":
+            if not self._keeps_requests:
                 pending.request = None
                 self._state.release_payload(request_id)
         forget_at = closes_at + self._settings.lateness

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from streaming.features.columns import Ids, packed_width
 from streaming.join.decided import Decided, batches
+from streaming.join.interactions import LiveEvents
 from streaming.join.spec import JoinSpec
 from streaming.records.events import MAX_RECORD_BYTES, DeadLetter, Request
 from streaming.records.examples import ExampleFormat
@@ -28,6 +29,8 @@ class JoinOutput(NamedTuple):
 
     examples: list[pa.RecordBatch]
     dead_letters: list[DeadLetter]
+    interactions: list[tuple[int, bytes]]
+    """Records, each with its partition."""
 
 
 class RowSizes(NamedTuple):
@@ -75,7 +78,8 @@ class RowSizes(NamedTuple):
 class Output:
     """Collects output until `drain`."""
 
-    def __init__(self, spec: JoinSpec) -> None:
+    def __init__(self, spec: JoinSpec, partition: int) -> None:
+        self._live = None if spec.live is None else LiveEvents(spec.live, spec.features, partition)
         self.format = ExampleFormat(spec.features, spec.labels)
         self._sampling_rate = spec.negatives.keep
         self._max_rows = spec.settings.max_rows
@@ -106,6 +110,16 @@ class Output:
         self._ready.append(decided)
         self._bytes += size
 
+    def served(self, request: Request) -> None:
+        """Add what live features count of a new request."""
+        if self._live is not None:
+            self._bytes += self._live.served(request)
+
+    def acted(self, request: Request, index: int, action: str, at: int) -> None:
+        """Add the first ``action`` on an impression."""
+        if self._live is not None:
+            self._bytes += self._live.acted(request, index, action, at)
+
     def refuse(self, letter: DeadLetter) -> None:
         """Add a dead letter."""
         self._dead.append(letter)
@@ -116,7 +130,8 @@ class Output:
         ready, self._ready = self._ready, []
         dead, self._dead = self._dead, []
         self._bytes = 0
-        return JoinOutput(batches(ready, self.format, self._sampling_rate, self._max_rows) if ready else [], dead)
+        examples = batches(ready, self.format, self._sampling_rate, self._max_rows) if ready else []
+        return JoinOutput(examples, dead, [] if self._live is None else self._live.drain())
 
 
 def examples_records(

@@ -22,7 +22,7 @@ from streaming.join.recovery import Recovery, log_lost
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.watermark import watermark_of
-from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, LostRange, Record
+from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, INTERACTIONS, TOPICS, LostRange, Record
 from streaming.records.events import DeadLetter, encode
 
 
@@ -190,6 +190,7 @@ class JoinPartition:
         self._announced = True
         self._outbox = [OutputRecord(EXAMPLES, record) for record in examples]
         self._outbox += [OutputRecord(DEAD_LETTERS, encode(letter)) for letter in output.dead_letters]
+        self._outbox += [OutputRecord(INTERACTIONS, value, to) for to, value in output.interactions]
         self._uncommitted = self._uncommitted_bytes = 0
         self._send()
         if output.dead_letters:
@@ -209,5 +210,6 @@ class JoinPartition:
     def _send(self) -> None:
         """Send the outbox and the head as one transaction."""
         assert self._outbox is not None
-        self._offsets |= self._outlet.send(self._outbox, commit_of(self._head))
+        ends = self._outlet.send(self._outbox, commit_of(self._head))
+        self._offsets |= {topic: end for topic, end in ends.items() if topic in TOPICS}
         self._outbox = None

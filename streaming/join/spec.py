@@ -9,9 +9,17 @@ from streaming.features.kinds import Feature
 from streaming.join.limits import Limits
 from streaming.join.negatives import Negatives
 from streaming.join.settings import JoinSettings
+from streaming.live.spec import LiveSpec
 from streaming.records.events import MIN_TIME_MS
-from streaming.records.labels import Label
+from streaming.records.labels import Label, action_windows
 from streaming.records.schema import Schema
+
+
+class LiveOutput(NamedTuple):
+    """What joiners write for live features: what counts, and how many partitions share the keys."""
+
+    spec: LiveSpec
+    partitions: int
 
 
 class JoinSpec(NamedTuple):
@@ -23,6 +31,8 @@ class JoinSpec(NamedTuple):
     negatives: Negatives = Negatives()
     earliest_ms: int = MIN_TIME_MS
     limits: Limits = Limits()
+    live: LiveOutput | None = None
+    """None where nobody keeps live features of what is joined: in replays, which compute them ahead."""
 
     @property
     def schema(self) -> Schema:
@@ -33,6 +43,11 @@ class JoinSpec(NamedTuple):
     def window_ms(self) -> int:
         """The longest window of a label."""
         return max(label.window for label in self.labels.values())
+
+    @property
+    def action_windows(self) -> dict[str, int]:
+        """How long after the serving (ms) each action counts that a label or a live feature uses."""
+        return {**(self.live.spec.windows if self.live else {}), **action_windows(self.labels)}
 
     @property
     def wait_ms(self) -> int:

@@ -71,9 +71,9 @@ class Transactions:
         return [(at.offset, at.metadata or "") for at in found]
 
     @as_broker_error
-    def send(self, outbox: Iterable[tuple[str, int, bytes]], offsets: Sequence[int], metadata: str) -> dict[str, int]:
-        """Send one transaction with records, as topic, partition and value, and the offsets of all topics. Return the offset after
-        its last record, by topic that it wrote to.
+    def send(self, outbox: Iterable[OutputRecord], offsets: Sequence[int], metadata: str) -> dict[str, int]:
+        """Send one transaction with records and the offsets of all topics. Return the offset after the last record in our partition,
+        by topic.
 
         Raises:
             BrokerError: it was aborted, or its outcome is unknown until `open` finds out.
@@ -84,16 +84,17 @@ class Transactions:
         failed: dict[str, KafkaError] = {}
 
         def delivered(topic: str, error: KafkaError | None, message: Message) -> None:
-            if error is None:
-                ends[topic] = max(ends.get(topic, 0), (message.offset() or 0) + 1)
-            else:
+            if error is not None:
                 failed.setdefault(topic, error)
+            elif message.partition() == self._partition:
+                ends[topic] = max(ends.get(topic, 0), (message.offset() or 0) + 1)
 
         producer.begin_transaction()
         until = time.monotonic() + _TRANSACTION_MS / 1000
-        for topic, partition, value in outbox:
+        for topic, value, to, key in outbox:
             on_delivery = partial(delivered, topic)
-            while not offer(producer, self._settings.topic(topic), value, None, partition, on_delivery):
+            partition = self._partition if to is None else to
+            while not offer(producer, self._settings.topic(topic), value, key, partition, on_delivery):
                 if time.monotonic() > until:
                     raise timed_out("brokers accept no more records of a transaction")
         ats = [
@@ -154,14 +155,13 @@ class KafkaOutlet:
         )
 
     def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> dict[str, int]:
-        """Send one transaction with the outbox and the offsets. Return the offset after its last record, by topic that it wrote to.
+        """Send one transaction with the outbox and the offsets. Return the offset after the last record in our partition, by topic.
 
         Raises:
             BrokerError: it was aborted, or its outcome is unknown until `open` finds out.
         """
-        records = ((item.topic, self._partition, item.value) for item in outbox)
         offsets = [commit.offsets[name] for name in INPUTS]
-        return self._transactions.send(records, offsets, encode_commit(commit))
+        return self._transactions.send(outbox, offsets, encode_commit(commit))
 
     def close(self) -> None:
         """Drop the producer without waiting; a transaction that is under way ends by timeout or by the next owner."""

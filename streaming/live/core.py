@@ -6,7 +6,7 @@ It does no I/O and has no clock, and keeps one packed record for each key of eac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,20 @@ class Operations(NamedTuple):
     counted_at: Ids
     keys: Mapping[str, Ids]
     has_key: Mapping[str, npt.NDArray[np.bool_]]
+
+
+class Happened(NamedTuple):
+    """What happened at m keys of a definition, in any order: ``keys`` int64 [m]; ``what`` int32 [m], never `READ`; ``at`` and
+    ``counted_at`` int64 [m] (ms) as in `Operations`."""
+
+    keys: Ids
+    what: npt.NDArray[np.int32]
+    at: Ids
+    counted_at: Ids
+
+
+Packed: TypeAlias = npt.NDArray[np.uint64]
+"""What is kept of k keys of a definition, uint64 [k, words], as ``native/tally.hpp`` keeps it."""
 
 
 class KeysKept(NamedTuple):
@@ -57,6 +71,33 @@ class LiveCore:
         shares = (before[:, 1:] + 1) / (before[:, :1] + 2)
         return {name: kept.take(operations, name, reads, shares) for name, kept in self._kept.items()}
 
+    def note(self, name: str, happened: Happened) -> None:
+        """Take what happened at keys of one definition; `totals` are the caller's to count."""
+        self._kept[name].note(happened)
+
+    def packed(self, name: str, keys: Ids) -> Packed:
+        """Return what is kept of keys of a definition."""
+        out = np.empty((len(keys), self._kept[name].tally.width), np.uint64)
+        self._kept[name].tally.pack(keys, out)
+        return out
+
+    def put(self, name: str, keys: Ids, packed: Packed) -> None:
+        """Keep of keys what another core `packed`, in place of what was kept."""
+        self._kept[name].tally.put(keys, packed)
+
+    def words(self, name: str) -> int:
+        """Return how many words `packed` has for a key of a definition."""
+        return self._kept[name].tally.width
+
+    @property
+    def totals(self) -> Ids:
+        """How many servings there were, and of each action, int64 [1 + actions]."""
+        return self._totals
+
+    @totals.setter
+    def totals(self, totals: Ids) -> None:
+        self._totals = totals
+
     def kept(self) -> dict[str, KeysKept]:
         """Return how many keys each definition has, and what they cost."""
         return {name: KeysKept(each.tally.keys, each.tally.bytes) for name, each in self._kept.items()}
@@ -79,6 +120,12 @@ class _Kept:
             actions=len(own),
             keeps_times=isinstance(definition, Age),
         )
+
+    def note(self, happened: Happened) -> None:
+        codes = self._codes[happened.what]
+        own = codes >= 0
+        nothing = np.empty((0, self.tally.width))
+        self.tally.take(happened.keys[own], codes[own], happened.at[own], happened.counted_at[own], nothing)
 
     def take(
         self, operations: Operations, name: str, reads: Ids, shares: npt.NDArray[np.float64]

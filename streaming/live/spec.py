@@ -8,6 +8,7 @@ from typing import NamedTuple
 from streaming.features.kinds import Feature, VectorFeature, live_address
 from streaming.live.settings import Definition, LiveSettings, Seen
 from streaming.records.labels import Label, action_windows
+from streaming.records.schema import Schema, hashed
 
 
 class Places(NamedTuple):
@@ -40,6 +41,16 @@ class LiveSpec(NamedTuple):
                 found = [at for at, number in enumerate(numbers) if number.startswith(f"{address}.")]
                 return Places(name, found) if found else None
         return None
+
+    def identities(self, features: Mapping[str, Feature]) -> dict[str, str]:
+        """Return for each definition its address with a hash of what its numbers depend on: counts of one are not another's."""
+        recorded = Schema.of(features, {}).features
+        found = {}
+        for name, definition in self.settings.definitions():
+            keys = [recorded.get(part) for part in definition.key]
+            windows = [self.windows[action] for action in actions_of(definition)]
+            found[name] = f"{name}-{hashed([definition.model_dump(mode='json'), keys, windows])[:8]}"
+        return found
 
     def defined(self, features: Mapping[str, Feature]) -> dict[str, Feature]:
         """Return the live features whose addresses there are, with their definitions and sizes."""

@@ -44,14 +44,14 @@ class Schema(NamedTuple):
     def of(cls, features: Mapping[str, Feature], labels: Mapping[str, Label]) -> Schema:
         """Return the schema of a config."""
         return cls.made_of(
-            {name: _hash(_recorded(feature))[:8] for name, feature in features.items()},
-            {name: _hash(_decided(label))[:8] for name, label in labels.items()},
+            {name: hashed(_recorded(feature))[:8] for name, feature in features.items()},
+            {name: hashed(_decided(label))[:8] for name, label in labels.items()},
         )
 
     @classmethod
     def made_of(cls, features: dict[str, str], labels: dict[str, str]) -> Schema:
         """Return the schema with these hashes."""
-        return cls(features, labels, _hash([sorted(features.items()), list(labels.items())]))
+        return cls(features, labels, hashed([sorted(features.items()), list(labels.items())]))
 
 
 def mismatch(theirs: Schema, ours: Schema) -> str | None:
@@ -113,8 +113,9 @@ def _decided(label: Label) -> dict[str, Any]:
     return {**own, "is_value": label.is_value}
 
 
-def _hash(value: Any) -> str:
-    """Hash a value without its unset settings, so that a new kind of setting changes no hash where it is not used."""
+def hashed(value: Any) -> str:
+    """Return the hash of a value, 16 hexadecimal digits, without its unset settings, so that a new kind of setting changes no hash
+    where it is not used."""
     if isinstance(value, dict):
         value = {name: each for name, each in value.items() if each is not None and each is not False}
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode(value, order="sorted"))

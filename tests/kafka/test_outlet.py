@@ -88,7 +88,7 @@ def test_an_error_names_the_topic_and_why_a_record_was_not_delivered(kafka: Kafk
     with closing(transactions):
         transactions.open()
         with pytest.raises(BrokerError, match=rf"^INCONSISTENT: .*; {kafka.topic(EXAMPLES)}: UNKNOWN_PARTITION: "):
-            transactions.send([(EXAMPLES, 0, b"1"), (EXAMPLES, kafka.partitions, b"2")], [0], "")
+            transactions.send([OutputRecord(EXAMPLES, b"1"), OutputRecord(EXAMPLES, b"2", kafka.partitions)], [0], "")
 
 
 def move(kafka: KafkaSettings, topic: str, offset: int, metadata: str = "") -> None:

@@ -28,6 +28,22 @@ void take(Tally& tally, nb::handle keys_object, nb::handle what_object, nb::hand
     tally.take(keys.data(), what.data(), at.data(), counted_at.data(), keys.size(), out.data());
 }
 
+void pack(const Tally& tally, nb::handle keys_object, nb::handle out_object) {
+    Buffer<const int64_t> keys(keys_object, "keys", "int64", {-1});
+    Buffer<uint64_t> out(out_object, "out", "uint64",
+                         {static_cast<int64_t>(keys.size()), static_cast<int64_t>(tally.width())});
+    nb::gil_scoped_release release;
+    tally.pack(keys.data(), keys.size(), out.data());
+}
+
+void put(Tally& tally, nb::handle keys_object, nb::handle packed_object) {
+    Buffer<const int64_t> keys(keys_object, "keys", "int64", {-1});
+    Buffer<const uint64_t> packed(packed_object, "packed", "uint64",
+                                  {static_cast<int64_t>(keys.size()), static_cast<int64_t>(tally.width())});
+    nb::gil_scoped_release release;
+    tally.put(keys.data(), keys.size(), packed.data());
+}
+
 }  // namespace
 
 }  // namespace minutely
@@ -40,6 +56,8 @@ NB_MODULE(_native, module) {
              nb::arg("actions"), nb::arg("keeps_times"))
         .def("take", &minutely::take, nb::arg("keys"), nb::arg("what"), nb::arg("at"), nb::arg("counted_at"),
              nb::arg("out"))
+        .def("pack", &minutely::pack, nb::arg("keys"), nb::arg("out"))
+        .def("put", &minutely::put, nb::arg("keys"), nb::arg("packed"))
         .def_prop_ro("keys", &Tally::keys)
         .def_prop_ro("width", &Tally::width)
         .def_prop_ro("bytes", &Tally::bytes);

@@ -43,6 +43,30 @@ class Tally {
         }
     }
 
+    // Copies what is kept of keys, `width()` words each: when the newest event was, times, counts. A key that is not kept
+    // has its newest event never.
+    void pack(const int64_t* keys, size_t count, uint64_t* out) const {
+        for (size_t i = 0; i < count; ++i, out += width()) {
+            const uint32_t number = slots_[slot_of(static_cast<uint64_t>(keys[i]))];
+            if (number) {
+                std::memcpy(out, record(number) + 1, width() * sizeof(uint64_t));
+            } else {
+                std::memset(out, 0, width() * sizeof(uint64_t));
+                out[0] = static_cast<uint64_t>(kNever);
+            }
+        }
+    }
+
+    // Keeps of keys what `pack` copied, in place of what was kept of them.
+    void put(const int64_t* keys, size_t count, const uint64_t* packed) {
+        for (size_t i = 0; i < count; ++i, packed += width()) {
+            const int64_t newest = as_time(packed[0]);
+            if (newest == kNever) continue;
+            latest_ = std::max(latest_, newest);
+            std::memcpy(find_or_add(static_cast<uint64_t>(keys[i]), newest) + 1, packed, width() * sizeof(uint64_t));
+        }
+    }
+
   private:
     static constexpr size_t kFewest = 64;
 

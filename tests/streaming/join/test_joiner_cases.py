@@ -126,7 +126,7 @@ def test_an_event_that_changes_nothing_any_more_is_only_counted() -> None:
     core.advance(1050)
     core.drain()
     core.add(ENGAGEMENTS, arrived(1, engagement_record(Done("r1", "r1.0", "click", 1060, 1.0))))
-    assert core.drain() == ([], [])
+    assert core.drain() == ([], [], [])
     assert core.counts.redundant == 1
 
 
@@ -134,7 +134,7 @@ def test_an_action_that_no_label_uses_is_only_counted() -> None:
     core = make_joiner(CLICK)
     core.add(ENGAGEMENTS, arrived(0, engagement_record(Done("r1", "r1.0", "hover", 1000, 1.0))))
     core.advance(END)
-    assert core.drain() == ([], [])
+    assert core.drain() == ([], [], [])
     assert core.counts.unused == 1
 
 
