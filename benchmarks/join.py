@@ -147,8 +147,8 @@ def join(pipeline: Pipeline, through_ms: int, folder: Path) -> int:
     def done() -> bool:
         nonlocal count
         for member in service.members.values():
-            count = member.join.joiner.counts.examples
-            return member.join.published > through_ms
+            count = member.work.joiner.counts.examples
+            return member.work.published > through_ms
         return False
 
     service.run(done)

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import rich_click as click
 
-from basis.problems import Problem, Problems
 from basis.settings import parse_duration
 from minutely.built_in import BUILT_IN, find_config
 
@@ -246,18 +245,6 @@ def load(config: Path, data: str | None, seed: int | None, memory: int | None = 
 
     pipeline = with_memory(load_pipeline(config, data), memory)
     return pipeline if seed is None else pipeline.model_copy(update={"seed": seed})
-
-
-def load_for_service(
-    config: Path, data: str | None = None, seed: int | None = None, memory: int | None = None
-) -> Pipeline:
-    """The pipeline of a config for a service on Kafka; `Problems` where it is wrong, or has live features, which no service keeps
-    yet."""
-    pipeline = load(config, data, seed, memory)
-    if kept := [name for name, _ in pipeline.live.definitions()]:
-        allowed = "live features are kept in replays only so far; allowed: minutely replay, or a config without them"
-        raise Problems([Problem(str(config), "live", ", ".join(kept), allowed)])
-    return pipeline
 
 
 def with_memory(pipeline: Pipeline, memory: int | None) -> Pipeline:

@@ -23,7 +23,6 @@ from minutely.cli_options import (
     config_argument,
     data_option,
     load,
-    load_for_service,
     memory_option,
     metrics_option,
 )
@@ -53,8 +52,23 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
     from minutely.services.service import log_to_stderr
 
     log_to_stderr()
-    pipeline = load_for_service(config)
+    pipeline = load(config, None, None)
     run(pipeline, state or Path("state") / pipeline.name / "join", metrics)
+
+
+@click.command()
+@config_argument
+@metrics_option
+def features(config: Path, metrics: Address | None) -> None:
+    """Keep the config's live features on Kafka: each event counted once, whatever dies.
+
+    Start as many as you like; they share the partitions. What is kept is in the topic features alone.
+    """
+    from minutely.services.features import features as run
+    from minutely.services.service import log_to_stderr
+
+    log_to_stderr()
+    run(load(config, None, None), metrics)
 
 
 @click.command()
@@ -71,7 +85,7 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
     from minutely.services.service import log_to_stderr
 
     log_to_stderr()
-    pipeline = load_for_service(config)
+    pipeline = load(config, None, None)
     run(pipeline, live_archive(pipeline, place), metrics)
 
 
@@ -129,7 +143,7 @@ def train(
         raise click.BadParameter("--until is not after --since; allowed: a later time")
     if pass_over and not resume:
         raise click.UsageError("--pass-over: only with --resume")
-    pipeline = load_for_service(config, seed=seed) if live else load(config, None, seed)
+    pipeline = load(config, None, seed)
     if live:
         from minutely.services.archive import live_archive
         from minutely.services.batch import Retraining
@@ -168,7 +182,7 @@ def serve(config: Path, deltas: str | None, listen: Address, health: Address | N
     from minutely.services.service import log_to_stderr
 
     log_to_stderr()
-    pipeline = load_for_service(config)
+    pipeline = load(config, None, None)
     run(pipeline, deltas or f"state/{pipeline.name}/deltas", listen, health, name)
 
 
@@ -207,7 +221,7 @@ def produce(config: Path, data: str | None, memory: int | None, speed: float | N
     if speed is not None and rate is not None:
         raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
     log_to_stderr()
-    run(load_for_service(config, data, memory=memory), 1.0 if speed is None else speed, rate)
+    run(load(config, data, None, memory), 1.0 if speed is None else speed, rate)
 
 
 @click.command("dead-letters")
@@ -268,4 +282,4 @@ def _by_reason(counts: Counter[str]) -> str:
     return literal(f" ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})") if counts else ""
 
 
-COMMANDS = (join, archive, train, serve, freshness, produce, dead_letters)
+COMMANDS = (join, features, archive, train, serve, freshness, produce, dead_letters)

@@ -23,7 +23,7 @@ from streaming.archive.table import ArchiveSettings, taken_for_one
 from streaming.features.kinds import DenseFeature, FeatureSet, SparseFeature, WeightFeature
 from streaming.join.negatives import Negatives, NegativeSettings
 from streaming.join.settings import JoinSettings
-from streaming.join.spec import JoinSpec
+from streaming.join.spec import JoinSpec, LiveOutput
 from streaming.kafka.settings import KafkaSettings
 from streaming.live.mistakes import mistakes as live_mistakes
 from streaming.live.settings import LiveSettings
@@ -96,9 +96,16 @@ class Pipeline(Section):
         return msgspec.json.encode(form).decode()
 
     def join_spec(self) -> JoinSpec:
-        """What the pipeline's joiners join."""
+        """What the pipeline's joiners join in a replay."""
         negatives = Negatives(self.negatives.keep, self.seed)
         return JoinSpec(self.features, self.labels, self.join, negatives, self.source.earliest_ms)
+
+    def service_join_spec(self) -> JoinSpec:
+        """What the pipeline's joiners join as a service, which also writes what live features count."""
+        live = self.live_spec()
+        return self.join_spec()._replace(
+            live=None if live.kept_ms is None else LiveOutput(live, self.kafka.partitions)
+        )
 
     @property
     def table_names(self) -> list[str]:

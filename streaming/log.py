@@ -10,7 +10,8 @@ from basis.problems import GapError
 IMPRESSIONS, ENGAGEMENTS, EXAMPLES, DEAD_LETTERS = "impressions", "engagements", "examples", "dead-letters"
 INPUTS = (IMPRESSIONS, ENGAGEMENTS)
 """What products write and joiners read."""
-TOPICS = (*INPUTS, EXAMPLES, DEAD_LETTERS)
+OUTPUTS = (EXAMPLES, DEAD_LETTERS)
+TOPICS = (*INPUTS, *OUTPUTS)
 INTERACTIONS, FEATURES = "interactions", "features"
 LIVE_TOPICS = (INTERACTIONS, FEATURES)
 """What joiners say for live features, and what is kept of their keys."""

@@ -60,7 +60,7 @@ def test_a_part_imports_only_what_it_may(part: str, path: Path) -> None:
 
 
 IN_ORDER = {
-    "streaming": ("features", "records", "live", "source", "join", "archive", "kafka"),
+    "streaming": ("features", "records", "loop", "live", "source", "join", "archive", "kafka"),
     "streaming/source": ("files", "rows", "order"),
 }
 """Folders, each of which imports only those before it."""

@@ -137,7 +137,7 @@ class EmbeddedLoop:
 
     @property
     def _join(self) -> JoinPartition:
-        return self._joining.members[_PARTITION].join
+        return self._joining.members[_PARTITION].work
 
     @property
     def impressions(self) -> int:

@@ -22,13 +22,13 @@ from minutely.config import Pipeline
 from minutely.services.dead_letters import letters_of
 from minutely.services.service import stop_on_signal
 from streaming.clock import WallClock
-from streaming.join.brokers import OutputRecord
 from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.outlet import Transactions
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import DEAD_LETTERS, INPUTS, BrokerError
+from streaming.loop.brokers import OutputRecord
 from streaming.records.events import DeadLetter
 from streaming.records.reasons import MENDABLE
 from streaming.retry import Retry

@@ -11,17 +11,17 @@ from minutely.config import Pipeline
 from minutely.place import require_writable
 from minutely.services.service import Address, bind, serve_metrics, stop_on_signal
 from streaming.clock import Clock, WallClock
-from streaming.join.brokers import History, Outlet
 from streaming.join.calibration import ServedCalibration
+from streaming.join.commit import Committed
 from streaming.join.memory import MemoryShare
 from streaming.join.metrics import JoinMetrics
 from streaming.join.partition import JoinPartition
 from streaming.join.refusals import RefusalLog
 from streaming.join.service import GARBAGE_AFTER, JoinService
-from streaming.join.state import JoinState
-from streaming.kafka.brokers import KafkaBrokers
+from streaming.kafka.brokers import JOINERS, LIVE_JOINERS, KafkaBrokers
 from streaming.kafka.topics import ensure_topics
 from streaming.kafka.waiting import retrying
+from streaming.loop.brokers import History, Outlet
 
 _log = logging.getLogger("minutely.join")
 
@@ -30,7 +30,7 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
     """Join until SIGINT or SIGTERM; a folder for each partition's state in ``folder``."""
 
     def begin() -> JoinService:
-        ensure_topics(pipeline.kafka)
+        ensure_topics(pipeline.kafka, pipeline.live_spec().kept_ms)
         return make_join_service(pipeline, folder, WallClock())
 
     require_writable(folder, "--state")
@@ -48,17 +48,16 @@ def join(pipeline: Pipeline, folder: Path, metrics: Address | None) -> None:
 
 def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinService:
     """The service with a pipeline's joiners."""
-    spec, settings = pipeline.join_spec(), pipeline.join
+    spec, settings = pipeline.service_join_spec(), pipeline.join
     bounds = pipeline.train.guards.served_calibration
     memory = MemoryShare(settings.memory_bytes)
     refusals = RefusalLog(clock)
     served = None if bounds is None else ServedCalibration(pipeline.labels, bounds, _log.warning, _log.info)
 
-    def make(partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
-        state = memory.open(folder / str(partition))
-        return state, JoinPartition(
+    def make(partition: int, outlet: Outlet[Committed], history: History) -> JoinPartition:
+        return JoinPartition(
             spec,
-            state,
+            memory.open(folder / str(partition)),
             outlet,
             history,
             partition,
@@ -67,7 +66,7 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
             refused=refusals.add,
         )
 
-    brokers = KafkaBrokers(pipeline.kafka)
+    brokers = KafkaBrokers(pipeline.kafka, JOINERS if spec.live is None else LIVE_JOINERS)
     return JoinService(
         brokers, make, clock, max_wait_ms=settings.max_wait, asked=pipeline.kafka.asked, served=served, memory=memory
     )

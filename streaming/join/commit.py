@@ -15,6 +15,7 @@ from basis.decoding import refusing
 from streaming.join.configs import ConfigSince
 from streaming.join.head import Head, Offsets
 from streaming.log import INPUTS, TOPICS
+from streaming.loop.brokers import UnknownPlaceError
 
 _VERSION = 3
 
@@ -34,10 +35,6 @@ class Committed(msgspec.Struct, kw_only=True):
     offsets: dict[str, int]
     lowest: Offsets
     configs: Annotated[tuple[ConfigSince, ...], msgspec.Meta(min_length=1)]
-
-
-class UnknownPlaceError(Exception):
-    """It cannot be known where a partition's joiner was: its commit is not there, not a joiner's, or of another version."""
 
 
 class _Version(msgspec.Struct):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from streaming.clock import Clock
 from streaming.embedded_log import EmbeddedLog
-from streaming.join.brokers import Fetched, History, InputPartition, Outlet, OutputRecord
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
@@ -19,6 +18,7 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.log import INPUTS, Record
+from streaming.loop.brokers import Fetched, History, InputPartition, Outlet, OutputRecord
 
 _RECORDS_AT_ONCE = 4096
 
@@ -70,6 +70,8 @@ class EmbeddedHistory:
 
 class EmbeddedBrokers:
     """`Brokers` over one partition. It is always ours, and no call fails: the log is in this process, and has no other joiner."""
+
+    inputs = INPUTS
 
     def __init__(self, log: EmbeddedLog, partition: int) -> None:
         self._log = log
@@ -133,11 +135,10 @@ def embedded_service(
 
     spec = spec._replace(limits=spec.limits._replace(batch_bytes=NEVER))
 
-    def make(number: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
-        state = open_state()
-        return state, JoinPartition(
+    def make(number: int, outlet: Outlet[Committed], history: History) -> JoinPartition:
+        return JoinPartition(
             spec,
-            state,
+            open_state(),
             outlet,
             history,
             number,

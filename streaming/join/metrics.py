@@ -50,14 +50,14 @@ class JoinMetrics(Collector):
             labels=["partition"],
         )
         for number, member in list(self._service.members.items()):
-            partition, counts = str(number), member.join.joiner.counts
+            partition, counts = str(number), member.work.joiner.counts
             waiting.add_metric([partition], float(member.waits))
             for topic, behind in member.lag.copy().items():
                 lag.add_metric([topic, partition], behind)
             for topic in INPUTS:
                 records.add_metric([topic, partition], counts.records[topic])
-            pending.add_metric([partition], member.join.pending)
-            watermark.add_metric([partition], max(member.join.published, 0) / 1000)
+            pending.add_metric([partition], member.work.pending)
+            watermark.add_metric([partition], max(member.work.published, 0) / 1000)
             clock.add_metric([partition], member.clocks.ahead_ms / 1000)
             examples.add_metric([partition], counts.examples)
             repeated.add_metric([partition], counts.repeated)

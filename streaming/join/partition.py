@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 
-from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.join.calibration import ServedCalibration
-from streaming.join.commit import commit_of
+from streaming.join.commit import Committed, commit_of
 from streaming.join.core import Joiner
 from streaming.join.following import following
 from streaming.join.head import Head, Offsets
@@ -23,6 +22,7 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.watermark import watermark_of
 from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, INTERACTIONS, TOPICS, LostRange, Record
+from streaming.loop.brokers import History, Outlet, OutputRecord
 from streaming.records.events import DeadLetter, encode
 
 
@@ -33,7 +33,7 @@ class JoinPartition:
         self,
         spec: JoinSpec,
         state: JoinState,
-        outlet: Outlet,
+        outlet: Outlet[Committed],
         history: History,
         partition: int,
         *,
@@ -46,7 +46,7 @@ class JoinPartition:
         """The state is written every ``write_every_ms``, and when its memory is full. A batch looks at up to ``requests_at_once``
         due requests (None: all). ``new_id`` returns the id of a rebuilt state; ``refused`` is told of the dead letters sent."""
         self._spec = spec
-        self._state = state
+        self.state = state
         self._outlet = outlet
         self._partition = partition
         living = Living(spec, served)
@@ -86,7 +86,7 @@ class JoinPartition:
     @property
     def pending(self) -> int:
         """Requests in the state."""
-        return len(self._state)
+        return len(self.state)
 
     @property
     def uncommitted(self) -> int:
@@ -103,7 +103,7 @@ class JoinPartition:
         """Whether there is enough for a transaction: call `step` before `take`."""
         return (
             self.joiner.output_is_full
-            or self._state.memory_is_full
+            or self.state.memory_is_full
             or self._uncommitted_bytes >= self._spec.limits.taken_bytes
         )
 
@@ -136,15 +136,23 @@ class JoinPartition:
         self._announced = False
         self._restored = True
 
+    def is_damage(self, error: Exception) -> bool:
+        """Whether an error means that the state is damaged and can be rebuilt."""
+        return self.state.is_damage(error)
+
+    def close(self) -> None:
+        """Close the state."""
+        self.state.close()
+
     def discard(self) -> None:
         """Discard a damaged state; `recover` rebuilds it."""
         self._restored = False
-        self._state.discard()
+        self.state.discard()
 
     def _write(self) -> None:
         """Write the state of the last transaction to disk."""
-        self._state.write(self._head)
-        self._state.sent.forget()  # the entries have it since the recovery
+        self.state.write(self._head)
+        self.state.sent.forget()  # the entries have it since the recovery
 
     def take(self, topic: str, records: Sequence[Record]) -> int:
         """Join records of an input, in order, until their output fills a transaction. Return how many were taken."""
@@ -179,7 +187,7 @@ class JoinPartition:
             published = complete if self.busy else joiner.watermark
         output = joiner.drain()
         moved = published - self._head.published
-        news = self._uncommitted or output.examples or output.dead_letters or self.busy or self._state.must_write
+        news = self._uncommitted or output.examples or output.dead_letters or self.busy or self.state.must_write
         if not news and moved < publish_every_ms:
             return False
         before = self._head.published
@@ -196,7 +204,7 @@ class JoinPartition:
         if output.dead_letters:
             self._refused(output.dead_letters)
         # While it is busy, nothing is taken, and what is emitted need not be written.
-        must_write = self._state.memory_is_full if self.busy else self._state.must_write
+        must_write = self.state.memory_is_full if self.busy else self.state.must_write
         if must_write or not 0 <= as_of_ms - self._written_at_ms < self._write_every_ms:
             self._head.offsets = dict(self._offsets)
             self._write()

@@ -15,8 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from streaming.join.brokers import History, Outlet, OutputRecord
-from streaming.join.commit import Committed, UnknownPlaceError
+from streaming.join.commit import Committed
 from streaming.join.configs import ConfigSince, followed_by
 from streaming.join.core import Joiner
 from streaming.join.following import following
@@ -26,6 +25,7 @@ from streaming.join.policy import Living, Rereading
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS, TOPICS, LostRange, Record
+from streaming.loop.brokers import History, Outlet, OutputRecord, UnknownPlaceError
 from streaming.records.events import BadRecord, DeadLetter, decode_letter, encode
 from streaming.records.examples import published_in
 
@@ -64,7 +64,7 @@ class Recovery:
         self,
         spec: JoinSpec,
         state: JoinState,
-        outlet: Outlet,
+        outlet: Outlet[Committed],
         history: History,
         living: Living,
         partition: int,

@@ -1,16 +1,15 @@
-"""Kafka as the joiners' service uses it: group membership, the inputs' records and offsets, outlets and histories."""
+"""Kafka as services of the loop use it: group membership, the inputs' records and offsets, outlets and histories."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from streaming.join.brokers import Fetched, InputPartition
 from streaming.kafka.client import (
     as_broker_error,
     begins_of,
@@ -22,37 +21,56 @@ from streaming.kafka.client import (
 )
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.membership import Membership
-from streaming.kafka.outlet import KafkaOutlet
+from streaming.kafka.outlet import KafkaLiveOutlet, KafkaOutlet
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.unreadable_batches import is_unreadable, lost_in
-from streaming.log import IMPRESSIONS, INPUTS, TOPICS, BrokerError, LostRange, Record
+from streaming.log import FEATURES, INPUTS, INTERACTIONS, OUTPUTS, BrokerError, LostRange, Record
+from streaming.loop.brokers import Fetched, InputPartition, Outlet
 
 T = TypeVar("T")
 
-_log = logging.getLogger("minutely.join")
+_log = logging.getLogger("minutely.kafka")
 
-_GROUP = "minutely-joiner"
 _RECORDS_AT_ONCE = 4000
 _READ_SECONDS = 0.05
 _ANSWER_SECONDS = 5
 
 
-class KafkaBrokers:
-    """`Brokers` on Kafka. The group only assigns partitions. A consumer outside the group reads the inputs, from the offsets in the
-    joiners' own states."""
+class Role(NamedTuple):
+    """What services of one kind share: their ``group``, the ``inputs`` that they read, the ``outputs`` that they write, and how a
+    partition's outlet is made."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    group: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    outlet: Callable[[KafkaSettings, int], Outlet[Any]]
+
+
+JOINERS = Role("minutely-joiner", INPUTS, OUTPUTS, KafkaOutlet)
+LIVE_JOINERS = JOINERS._replace(outputs=(*OUTPUTS, INTERACTIONS))
+"""Joiners whose config has live features."""
+KEEPERS = Role("minutely-features", [INTERACTIONS], [FEATURES], KafkaLiveOutlet)
+"""Those who keep live features."""
+
+
+class KafkaBrokers:
+    """`Brokers` on Kafka. The group only assigns partitions. A consumer outside the group reads the inputs, from the offsets that
+    each partition's owner knows."""
+
+    def __init__(self, settings: KafkaSettings, role: Role = JOINERS) -> None:
         self._settings = settings
-        self._names = {settings.topic(topic): topic for topic in INPUTS}
+        self._role = role
+        self.inputs = role.inputs
+        self._names = {settings.topic(topic): topic for topic in role.inputs}
         self._reader = reader_of(settings, name_ends=True)
         # The reader's connection is busy while it waits for records. What is in a transaction that is open will be read: until
         # then, and for the records behind it, the end is not reached.
         self._asker = reader_of(settings, uncommitted=True)
-        self._group = Membership(settings, _GROUP, IMPRESSIONS)
+        self._group = Membership(settings, role.group, role.inputs[0])
         self._beyond: frozenset[int] = frozenset()
         """Partitions that the group assigned to us and the config does not know."""
         self._lost: dict[tuple[str, int], tuple[int | None, LostRange]] = {}
-        """The last batch of each place that cannot be read, by where it began: until joiners skip it, reading finds it again."""
+        """The last batch of each place that cannot be read, by where it began: until it is skipped, reading finds it again."""
 
     def join(self) -> None:
         """Become a member of the group."""
@@ -68,7 +86,7 @@ class KafkaBrokers:
                 "%s has more partitions than kafka.partitions (%d) since services began: %s not joined, since nobody would read "
                 "what comes of them, and keys have moved to other partitions. Stop all services, and start them with another "
                 "kafka.prefix",
-                self._settings.topic(IMPRESSIONS),
+                self._settings.topic(self.inputs[0]),
                 self._settings.partitions,
                 ", ".join(map(str, sorted(beyond))),
             )
@@ -82,27 +100,27 @@ class KafkaBrokers:
             for last_first in (self._asker.close, self._reader.close, self._group.leave):
                 leaving.callback(last_first)
 
-    def outlet(self, partition: int) -> KafkaOutlet:
+    def outlet(self, partition: int) -> Outlet[Any]:
         """Return the outlet of a partition, with its own producer."""
-        return KafkaOutlet(self._settings, partition)
+        return self._role.outlet(self._settings, partition)
 
     def history(self, partition: int) -> KafkaHistory:
         """Return the history of a partition, with its own consumers."""
         return KafkaHistory(self._settings, partition)
 
     def check_leaders(self, partitions: Collection[int]) -> None:
-        """Raise `NoLeaderError` if one of them has no leader in a topic that joiners read or write: neither its offsets nor a
+        """Raise `NoLeaderError` if one of them has no leader in a topic that is read or written: neither its offsets nor a
         transaction with it could be had."""
-        check_leaders(self._asker, self._ats(TOPICS, partitions), _ANSWER_SECONDS)
+        check_leaders(self._asker, self._ats([*self.inputs, *self._role.outputs], partitions), _ANSWER_SECONDS)
 
     def begins(self, partitions: Collection[int]) -> dict[InputPartition, int]:
-        """Return the first offsets that are kept, of both inputs."""
-        return self._ours(begins_of(self._asker, self._ats(INPUTS, partitions), _ANSWER_SECONDS))
+        """Return the first offsets that are kept, of the inputs."""
+        return self._ours(begins_of(self._asker, self._ats(self.inputs, partitions), _ANSWER_SECONDS))
 
     def ends(self, partitions: Collection[int]) -> dict[InputPartition, int]:
-        """Return the current offsets after the last records of both inputs, also those in open transactions: they will be read."""
+        """Return the current offsets after the last records of the inputs, also those in open transactions: they will be read."""
         try:
-            return self._ours(ends_of(self._asker, self._ats(INPUTS, partitions), _ANSWER_SECONDS))
+            return self._ours(ends_of(self._asker, self._ats(self.inputs, partitions), _ANSWER_SECONDS))
         except BrokerError:
             self._asker.poll(0)  # runs the client's callback, which logs why brokers refuse us
             raise

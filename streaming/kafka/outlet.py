@@ -9,8 +9,7 @@ from functools import partial
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from streaming.join.brokers import OutputRecord
-from streaming.join.commit import Committed, UnknownPlaceError, decode_commit, encode_commit
+from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.kafka.client import (
     BLOCK_SECONDS,
     POLL_SECONDS,
@@ -23,7 +22,9 @@ from streaming.kafka.client import (
     whole,
 )
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, RETRY_BACKOFF_MS, KafkaSettings
-from streaming.log import IMPRESSIONS, INPUTS
+from streaming.live.partition import Progress, decode_progress, encode_progress
+from streaming.log import IMPRESSIONS, INPUTS, INTERACTIONS
+from streaming.loop.brokers import OutputRecord, UnknownPlaceError
 
 _REQUEST_MS = 15_000
 _TRANSACTION_MS = 60_000
@@ -72,8 +73,8 @@ class Transactions:
 
     @as_broker_error
     def send(self, outbox: Iterable[OutputRecord], offsets: Sequence[int], metadata: str) -> dict[str, int]:
-        """Send one transaction with records and the offsets of all topics. Return the offset after the last record in our partition,
-        by topic.
+        """Send one transaction with records and the offsets of all topics. Return the offset after the last record in our
+        partition, by topic.
 
         Raises:
             BrokerError: it was aborted, or its outcome is unknown until `open` finds out.
@@ -162,6 +163,31 @@ class KafkaOutlet:
         """
         offsets = [commit.offsets[name] for name in INPUTS]
         return self._transactions.send(outbox, offsets, encode_commit(commit))
+
+    def close(self) -> None:
+        """Drop the producer without waiting; a transaction that is under way ends by timeout or by the next owner."""
+        self._transactions.close()
+
+
+class KafkaLiveOutlet:
+    """`Outlet` of those who keep live features, on Kafka."""
+
+    def __init__(self, settings: KafkaSettings, partition: int) -> None:
+        self._transactions = Transactions(settings, "minutely-features-kept", partition, [INTERACTIONS])
+
+    def open(self) -> Progress | None:
+        """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing of ours was: what is
+        in `features` says the place."""
+        ((_, said),) = self._transactions.open()
+        return decode_progress(said)
+
+    def send(self, outbox: Sequence[OutputRecord], commit: Progress) -> dict[str, int]:
+        """Send one transaction with the outbox and the offset. Return the offset after the last record in our partition, by topic.
+
+        Raises:
+            BrokerError: it was aborted, or its outcome is unknown until `open` finds out.
+        """
+        return self._transactions.send(outbox, [commit.offset], encode_progress(commit))
 
     def close(self) -> None:
         """Drop the producer without waiting; a transaction that is under way ends by timeout or by the next owner."""

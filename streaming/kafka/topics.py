@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigEntry, ConfigResource, NewTopic
@@ -16,7 +16,17 @@ from basis.problems import Problem, Problems
 from basis.settings import format_duration
 from streaming.kafka.client import BLOCK_SECONDS, POLL_SECONDS, as_broker_error
 from streaming.kafka.settings import MAX_OUTPUT_BYTES, KafkaSettings
-from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, INPUTS
+from streaming.log import (
+    DEAD_LETTERS,
+    ENGAGEMENTS,
+    EXAMPLES,
+    FEATURES,
+    IMPRESSIONS,
+    INPUTS,
+    INTERACTIONS,
+    OUTPUTS,
+    TOPICS,
+)
 from streaming.records.events import MAX_RECORD_BYTES
 
 _log = logging.getLogger("minutely.kafka")
@@ -27,10 +37,11 @@ _LARGEST = {
     ENGAGEMENTS: MAX_RECORD_BYTES + _RECORD_OVERHEAD_BYTES,
     EXAMPLES: MAX_OUTPUT_BYTES,
     DEAD_LETTERS: MAX_OUTPUT_BYTES,
+    INTERACTIONS: MAX_OUTPUT_BYTES,
+    FEATURES: MAX_OUTPUT_BYTES,
 }
 _RETENTION = "retention.ms"
 _FOREVER = "-1"
-_OUTPUTS = (EXAMPLES, DEAD_LETTERS)
 _PASSING = (KafkaError.REQUEST_TIMED_OUT, KafkaError.NOT_CONTROLLER)
 
 
@@ -42,12 +53,17 @@ class _Setting(NamedTuple):
     at_least: bool = False
 
 
+_Wanted: TypeAlias = Mapping[str, Sequence[_Setting]]
+"""The settings of each topic, by the pipeline's own name."""
+
+
 @as_broker_error
-def ensure_topics(settings: KafkaSettings) -> None:
-    """Create missing topics; `Problems` with everything that is not as configured, and how to fix it."""
+def ensure_topics(settings: KafkaSettings, live_ms: int | None = None) -> None:
+    """Create missing topics; `Problems` with everything that is not as configured, and how to fix it. With live features, whose keys
+    are kept for up to ``live_ms`` since something happened at them, also their topics."""
     with AdminClient(settings.client()) as admin:
         try:
-            problems = _ensure(admin, settings)
+            problems = _ensure(admin, settings, _wanted(settings, live_ms))
         except KafkaException:
             admin.poll(0)  # runs the client's callback, which logs why brokers refuse us
             raise
@@ -55,18 +71,18 @@ def ensure_topics(settings: KafkaSettings) -> None:
         raise Problems(problems)
 
 
-def _ensure(admin: AdminClient, settings: KafkaSettings) -> list[Problem]:
-    names = [settings.topic(name) for name in _LARGEST]
+def _ensure(admin: AdminClient, settings: KafkaSettings, wanted: _Wanted) -> list[Problem]:
+    names = [settings.topic(name) for name in wanted]
     there = admin.list_topics(timeout=_ASK_SECONDS).topics
-    for name in _LARGEST:
+    for name, items in wanted.items():
         if settings.topic(name) not in there:
-            _create(admin, settings, name)
+            _create(admin, settings, name, items)
     until = time.monotonic() + BLOCK_SECONDS
     while True:
         cluster = admin.list_topics(timeout=_ASK_SECONDS)
         configs = _configs(admin, names) if _led(cluster, names) else None
         if configs is not None:
-            if not (problems := _mismatches(cluster, configs, settings)):
+            if not (problems := _mismatches(cluster, configs, settings, wanted)):
                 _tell_of_longer_retention(configs, settings)
             return problems
         if time.monotonic() > until:
@@ -104,12 +120,21 @@ def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, Config
     return found
 
 
-def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
+def _wanted(settings: KafkaSettings, live_ms: int | None) -> dict[str, list[_Setting]]:
+    wanted = {name: _settings_of(settings, name, settings.retention, "delete") for name in TOPICS}
+    if live_ms is not None:
+        wanted[INTERACTIONS] = _settings_of(settings, INTERACTIONS, settings.retention, "delete")
+        # Of each key the newest record is kept, and no longer than the key itself.
+        wanted[FEATURES] = _settings_of(settings, FEATURES, max(live_ms, settings.retention), "compact,delete")
+    return wanted
+
+
+def _settings_of(settings: KafkaSettings, name: str, kept_ms: int, policy: str) -> list[_Setting]:
     return [
         _Setting("max.message.bytes", str(_LARGEST[name]), at_least=True),
-        _Setting(_RETENTION, str(settings.retention), at_least=True),
+        _Setting(_RETENTION, str(kept_ms), at_least=True),
         _Setting("retention.bytes", "-1"),  # a limit would delete records before their time
-        _Setting("cleanup.policy", "delete"),
+        _Setting("cleanup.policy", policy),
         # With 1, what only one broker has counts as written, and is lost with it; with all copies, each broker stops everything.
         _Setting("min.insync.replicas", str(max(1, settings.replication - 1)), at_least=True),
         # Event time stays in the payload: as a timestamp, brokers would refuse it if in the future, and delete early if old.
@@ -117,8 +142,8 @@ def _settings_of(settings: KafkaSettings, name: str) -> list[_Setting]:
     ]
 
 
-def _create(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
-    wanted = {item.name: item.value for item in _settings_of(settings, name)}
+def _create(admin: AdminClient, settings: KafkaSettings, name: str, items: Sequence[_Setting]) -> None:
+    wanted = {item.name: item.value for item in items}
     topic = NewTopic(settings.topic(name), settings.partitions, settings.replication, config=wanted)
     made = admin.create_topics([topic], operation_timeout=BLOCK_SECONDS, request_timeout=BLOCK_SECONDS)
     try:
@@ -136,7 +161,7 @@ def _create(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
 
 
 def _tell_of_longer_retention(configs: Mapping[str, Mapping[str, ConfigEntry]], settings: KafkaSettings) -> None:
-    kept = {topic: str(entries[_RETENTION].value) for topic, entries in configs.items()}
+    kept = {name: str(configs[name][_RETENTION].value) for name in map(settings.topic, TOPICS)}
     longer = [
         f"{topic} {'forever' if value == _FOREVER else 'for ' + format_duration(int(value))}"
         for topic, value in kept.items()
@@ -155,9 +180,12 @@ def _tell_once(text: str) -> None:
 
 
 def _mismatches(
-    cluster: ClusterMetadata, configs: Mapping[str, Mapping[str, ConfigEntry]], settings: KafkaSettings
+    cluster: ClusterMetadata,
+    configs: Mapping[str, Mapping[str, ConfigEntry]],
+    settings: KafkaSettings,
+    wanted: _Wanted,
 ) -> list[Problem]:
-    names = {settings.topic(name): name for name in _LARGEST}
+    names = {settings.topic(name): name for name in wanted}
     found = []
     for topic in names:
         partitions = cluster.topics[topic].partitions.values()
@@ -174,7 +202,7 @@ def _mismatches(
             found.append(Problem("kafka", place, f"{copies} replicas", fix))
     for topic, name in names.items():
         entries = configs[topic]
-        for item in _settings_of(settings, name):
+        for item in wanted[name]:
             value = str(entries[item.name].value) if item.name in entries else ""
             is_longer = item.name == _RETENTION and value == _FOREVER
             if value == item.value or is_longer or (item.at_least and int(value or 0) >= int(item.value)):
@@ -205,6 +233,6 @@ def _outputs_kept_too_briefly(
             f"allowed: {wanted}, as {settings.topic(longest)}, or more. Run: kafka-configs --alter --topic "
             f"{settings.topic(name)} --add-config {_RETENTION}={wanted}",
         )
-        for name in _OUTPUTS
+        for name in OUTPUTS
         if kept_ms(name) < kept_ms(longest)
     ]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from streaming.features.columns import Ids
 from streaming.live._native import Tally
 from streaming.live.numbers import Raw, numbers_of
-from streaming.live.settings import HALF_LIVES_KEPT, Age, Definition, LiveSettings, Rates, Seen
+from streaming.live.settings import Age, Definition, LiveSettings, Rates, Seen, kept_ms
 from streaming.live.spec import actions_of
 
 READ, SERVED, FIRST_ACTION = 0, 1, 2
@@ -113,10 +113,9 @@ class _Kept:
         self._codes = np.full(FIRST_ACTION + len(actions), -1, np.int32)
         self._codes[[READ, SERVED]] = READ, SERVED
         self._codes[FIRST_ACTION + self._own] = FIRST_ACTION + np.arange(len(own))
-        expire_ms, half_lives = _keeps(definition)
         self.tally = Tally(
-            expire_ms=expire_ms,
-            half_lives_ms=half_lives,
+            expire_ms=kept_ms(definition),
+            half_lives_ms=_half_lives(definition),
             actions=len(own),
             keeps_times=isinstance(definition, Age),
         )
@@ -142,12 +141,12 @@ class _Kept:
         return numbers_of(self._definition, raw, at[reads], shares[:, self._own])
 
 
-def _keeps(definition: Definition) -> tuple[int, list[float]]:
-    """Return after how long (ms) without an event a key is forgotten, and the half-lives of its counts."""
+def _half_lives(definition: Definition) -> list[float]:
+    """Return the half-lives (ms) of a definition's counts."""
     match definition:
         case Rates():
-            return HALF_LIVES_KEPT * max(definition.half_life), [float(each) for each in definition.half_life]
+            return [float(each) for each in definition.half_life]
         case Age():
-            return definition.expire_after, []
+            return []
         case Seen():
-            return definition.within, [float("inf")]
+            return [float("inf")]

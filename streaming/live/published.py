@@ -20,11 +20,12 @@ from streaming.live.spec import LiveSpec
 from streaming.records.events import BadRecord, bad_record, check_size
 
 _VERSION = 1
-_TOTALS = ""
+_PLACE = ""
 
 
 class _Published(msgspec.Struct, array_like=True, gc=False):
-    """What is kept of a key of a definition, by its identity; without one, how often servings and ``actions`` happened, int64."""
+    """What is kept of a key of a definition, by its identity. Without one, the place of the partition: ``key`` is the next offset of
+    `interactions`, ``packed`` how often servings and ``actions`` happened, int64."""
 
     version: int
     definition: str
@@ -45,9 +46,9 @@ def published_keys(definition: str, keys: Ids, packed: Packed) -> Iterator[tuple
         yield name + key.to_bytes(8, "little", signed=True), value
 
 
-def published_totals(actions: Sequence[str], totals: Ids) -> tuple[bytes, bytes]:
-    """Return the record of a partition's totals, int64 [1 + actions], with its key."""
-    return b"totals", _encoder.encode(_Published(_VERSION, _TOTALS, 0, totals.tobytes(), list(actions)))
+def published_place(offset: int, actions: Sequence[str], totals: Ids) -> tuple[bytes, bytes]:
+    """Return the record of a partition's place, with its key: the next offset of `interactions`, and totals, int64 [1 + actions]."""
+    return b"place", _encoder.encode(_Published(_VERSION, _PLACE, offset, totals.tobytes(), list(actions)))
 
 
 class Kept:
@@ -63,6 +64,8 @@ class Kept:
         self._names = {identity: name for name, identity in spec.identities(features).items()}
         self._bytes = {identity: 8 * self.core.words(name) for identity, name in self._names.items()}
         self._totals: dict[int, Ids] = {}
+        self.offsets: dict[int, int] = {}
+        """The next offset of `interactions` in each partition that has a place."""
 
     def fold(self, partition: int, payloads: Iterable[bytes]) -> None:
         """Take what records say, in their order."""
@@ -74,8 +77,8 @@ class Kept:
             except BadRecord as bad:
                 self.skipped[bad.reason] += 1
                 continue
-            if found.definition == _TOTALS:
-                self._fold_totals(partition, found)
+            if found.definition == _PLACE:
+                self._fold_place(partition, found)
             elif found.definition not in self._names:
                 self.skipped["of another config"] += 1
             else:
@@ -93,13 +96,14 @@ class Kept:
         if found.version != _VERSION:
             raise BadRecord("version", f"record version {found.version}; allowed: {_VERSION}")
         wanted = self._bytes.get(found.definition, 8 + 8 * len(found.actions))
-        if (found.definition in self._bytes or found.definition == _TOTALS) and len(found.packed) != wanted:
+        if (found.definition in self._bytes or found.definition == _PLACE) and len(found.packed) != wanted:
             raise BadRecord("malformed", f"{len(found.packed)} bytes of a key; allowed: {wanted}")
         if not -(2**63) <= found.key < 2**63:
             raise BadRecord("malformed", f"key {found.key}; allowed: 64 bits")
         return found
 
-    def _fold_totals(self, partition: int, found: _Published) -> None:
+    def _fold_place(self, partition: int, found: _Published) -> None:
+        self.offsets[partition] = found.key
         counts = dict(zip(found.actions, np.frombuffer(found.packed, "<i8")[1:].tolist(), strict=True))
         served = int.from_bytes(found.packed[:8], "little", signed=True)
         self._totals[partition] = np.array([served, *(counts.get(each, 0) for each in self.actions)], np.int64)

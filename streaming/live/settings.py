@@ -75,6 +75,17 @@ class Seen(Section):
 Definition: TypeAlias = Rates | Age | Seen
 
 
+def kept_ms(definition: Definition) -> int:
+    """Return after how long without an event a key is forgotten."""
+    match definition:
+        case Rates():
+            return HALF_LIVES_KEPT * max(definition.half_life)
+        case Age():
+            return definition.expire_after
+        case Seen():
+            return definition.within
+
+
 class LiveSettings(Section):
     """The ``live`` section.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from streaming.features.kinds import Feature, VectorFeature, live_address
-from streaming.live.settings import Definition, LiveSettings, Seen
+from streaming.live.settings import Definition, LiveSettings, Seen, kept_ms
 from streaming.records.labels import Label, action_windows
 from streaming.records.schema import Schema, hashed
 
@@ -31,6 +31,11 @@ class LiveSpec(NamedTuple):
         longest = max(label.window for label in labels.values())
         named = [action for _, each in settings.definitions() for action in actions_of(each)]
         return cls(settings, {action: of_labels.get(action, longest) for action in dict.fromkeys(named)})
+
+    @property
+    def kept_ms(self) -> int | None:
+        """How long a key is kept at most since something happened at it; None without definitions."""
+        return max((kept_ms(each) for _, each in self.settings.definitions()), default=None)
 
     def numbers(self, address: str | None) -> Places | None:
         """Return the numbers that an address names: all of a definition, or those whose names begin with what comes after it; None

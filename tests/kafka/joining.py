@@ -31,7 +31,7 @@ def run_until(service: JoinService, done: Callable[[JoinService], bool], seconds
 def joined_through(at_ms: int, partitions: int) -> Callable[[JoinService], bool]:
     """Whether every partition told a watermark past ``at_ms``."""
     return lambda service: (
-        len(service.members) == partitions and all(member.join.published > at_ms for member in service.members.values())
+        len(service.members) == partitions and all(member.work.published > at_ms for member in service.members.values())
     )
 
 

@@ -10,11 +10,11 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from streaming.join.brokers import Fetched
 from streaming.kafka.brokers import KafkaBrokers
 from streaming.kafka.settings import BOOTSTRAP, KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError, NoLeaderError
+from streaming.loop.brokers import Fetched
 from tests.kafka.joining import MINUTE, now_ms
 from tests.kafka.traffic import alter, delete_before, producer_of
 

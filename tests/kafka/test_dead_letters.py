@@ -71,8 +71,8 @@ def test_what_a_wrong_config_refused_is_joined_after_the_fix(
     run_until(
         make_join_service(wrong, tmp_path / "a", WallClock()),
         lambda service: (
-            sum(member.join.joiner.counts.refused["future"] for member in service.members.values()) == refused
-            and not any(member.join.uncommitted for member in service.members.values())
+            sum(member.work.joiner.counts.refused["future"] for member in service.members.values()) == refused
+            and not any(member.work.uncommitted for member in service.members.values())
         ),
     )
     monkeypatch.setenv("COLUMNS", "300")
@@ -287,7 +287,7 @@ def test_what_is_refused_again_is_one_new_letter(kafka: KafkaSettings, tmp_path:
         def joined(service: JoinService, new: int = times * refused - before, counts: Counter[str] = counts) -> bool:
             counts.clear()
             for member in service.members.values():
-                counts.update(member.join.joiner.counts.refused)
+                counts.update(member.work.joiner.counts.refused)
             members = service.members.values()
             return counts["future"] >= new and len(members) == 1 and all(each.caught_up for each in members)
 

@@ -51,7 +51,7 @@ def embedded(pipeline: Pipeline, traffic: Traffic, folder: Path) -> pa.Table:
         log.append(event.topic, 0, [event.value])
     catch_up(service)
     records = log.read(EXAMPLES, 0, 0, log.end(EXAMPLES, 0))
-    batches = [service.members[0].join.joiner.format.decode(record.value)[0] for record in records]
+    batches = [service.members[0].work.joiner.format.decode(record.value)[0] for record in records]
     service.leave()
     log.close()
     return in_order(batches)
@@ -74,7 +74,7 @@ def test_a_backlog_gives_what_the_embedded_loop_gives_across_a_restart(kafka: Ka
         send(producer, kafka, traffic.events)
     for done in (
         lambda service: (
-            sum(member.join.joiner.counts.records["impressions"] for member in service.members.values()) > 2000
+            sum(member.work.joiner.counts.records["impressions"] for member in service.members.values()) > 2000
         ),
         joined_through(start + 6 * MINUTE, 3),
     ):
@@ -98,7 +98,7 @@ def test_state_that_is_lost_or_not_the_last_is_made_good(kafka: KafkaSettings, t
 
         def done(service: JoinService, read: int = read) -> bool:
             joined = service.members.values()
-            return len(joined) == 3 and sum(sum(member.join.offsets.values()) for member in joined) > read
+            return len(joined) == 3 and sum(sum(member.work.offsets.values()) for member in joined) > read
 
         run_until(make_join_service(pipeline, tmp_path / folder, WallClock()), done)
     run_until(make_join_service(pipeline, tmp_path / "a", WallClock()), joined_through(start + 8 * MINUTE, 3))
@@ -125,8 +125,8 @@ def test_a_service_has_caught_up_when_all_that_was_there_is_joined(kafka: KafkaS
             service.round()
         if service.caught_up and len(service.members) == kafka.partitions:
             members = service.members.values()
-            assert not any(member.join.uncommitted for member in members)
-            found.append(sum(sum(member.join.offsets.values()) for member in members))
+            assert not any(member.work.uncommitted for member in members)
+            found.append(sum(sum(member.work.offsets.values()) for member in members))
         return False
 
     assert not service.caught_up
@@ -153,7 +153,7 @@ def test_when_input_stops_negatives_are_out_in_time(kafka: KafkaSettings, tmp_pa
             producer.send(kafka.topic(IMPRESSIONS), value, partition=1)
     run_until(
         service,
-        lambda service: sum(member.join.joiner.counts.examples for member in service.members.values()) == 120,
+        lambda service: sum(member.work.joiner.counts.examples for member in service.members.values()) == 120,
         window + 5,
     )
     emitted = read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels))

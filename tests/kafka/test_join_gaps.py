@@ -52,7 +52,7 @@ def test_what_was_deleted_before_it_was_joined_is_said_and_counted(
     run_until(
         make_join_service(pipeline, tmp_path / "a", WallClock()),
         lambda service: any(
-            sum(member.join.offsets.values()) == len(first.events) and not member.join.uncommitted
+            sum(member.work.offsets.values()) == len(first.events) and not member.work.uncommitted
             for member in service.members.values()
         ),
     )
@@ -126,9 +126,10 @@ def test_a_damaged_state_is_made_anew(
     run_until(
         make_join_service(pipeline, tmp_path / "a", WallClock()),
         lambda service: (
-            any(member.state.head for member in service.members.values())
+            any(member.work.state.head for member in service.members.values())
             and all(
-                member.join.offsets.items() <= member.state.head.offsets.items() for member in service.members.values()
+                member.work.offsets.items() <= member.work.state.head.offsets.items()
+                for member in service.members.values()
             )
         ),
     )

@@ -55,7 +55,7 @@ def test_a_backlog_on_both_topics_gives_no_false_negative(slow: str, kafka: Kafk
 
     def reached(service: object) -> bool:
         members = made.members.values()
-        return sum(sum(member.join.offsets.values()) for member in members) >= len(before.events) // 2
+        return sum(sum(member.work.offsets.values()) for member in members) >= len(before.events) // 2
 
     made = make_join_service(pipeline, tmp_path / "a", StoppedAt(start + 20_000))
     run_until(made, reached)  # the joiner stops with windows open, at that time
@@ -98,7 +98,7 @@ def test_partitions_that_always_fail_keep_no_other_from_its_turn(
     monkeypatch.setattr(KafkaOutlet, "open", failing)
     ensure_topics(kafka)
     service = make_join_service(make_pipeline(kafka), tmp_path, WallClock())
-    run_until(service, lambda made: any(member.join.published > 0 for member in made.members.values()))
+    run_until(service, lambda made: any(member.work.published > 0 for member in made.members.values()))
 
 
 def test_a_partition_that_one_topic_lacks_keeps_no_other_waiting(
@@ -118,7 +118,7 @@ def test_a_partition_that_one_topic_lacks_keeps_no_other_waiting(
         if len(made.members) < 3:
             return False
         rounds.append(now_ms())
-        return min(made.members[at].join.published for at in (0, 1)) > rounds[0] + 5_000
+        return min(made.members[at].work.published for at in (0, 1)) > rounds[0] + 5_000
 
     with caplog.at_level(logging.WARNING):
         run_until(service, others_go_on)
@@ -167,7 +167,7 @@ def test_a_broker_away_keeps_only_its_own_partitions(tmp_path: Path, caplog: pyt
             away_at: list[int] = []
 
             def others_go_on(made: JoinService) -> bool:
-                told = [made.members[at].join.published for at in others if at in made.members]
+                told = [made.members[at].work.published for at in others if at in made.members]
                 if not away_at and len(made.members) == partitions and min(told) > 0:
                     cluster.nodes[victim - 1].kill()
                     away_at.append(now_ms())

@@ -13,13 +13,13 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from stack.kafka import BrokerUnavailable, running
-from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed, UnknownPlaceError, encode_commit
 from streaming.kafka import outlet as kafka_outlet
 from streaming.kafka.outlet import KafkaOutlet, Transactions
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
+from streaming.loop.brokers import OutputRecord
 from tests.commands import missing
 from tests.kafka.traffic import read_topic
 from tests.streaming.join.commits import a_commit

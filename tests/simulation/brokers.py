@@ -9,9 +9,9 @@ from itertools import islice
 import msgspec
 
 from basis.problems import GapError
-from streaming.join.brokers import Fetched, InputPartition, OutputRecord
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.log import DEAD_LETTERS, INPUTS, TOPICS, BrokerError, NoLeaderError, Record
+from streaming.loop.brokers import Fetched, InputPartition, OutputRecord
 from streaming.records.events import DeadLetter
 from tests.simulation.process import Process
 
@@ -274,6 +274,8 @@ class OutletOf:
 
 class BrokersOf:
     """`Brokers` as the joiner of one process sees them: the group's word comes late, and a read gives any part of what there is."""
+
+    inputs = INPUTS
 
     def __init__(self, brokers: Brokers, process: Process, name: str) -> None:
         self._brokers = brokers

@@ -14,7 +14,6 @@ from basis.decoding import why
 from streaming.join import core as join_core
 from streaming.join import partition as join_partition
 from streaming.join import recovery as join_recovery
-from streaming.join.brokers import Fetched, OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
@@ -28,6 +27,7 @@ from streaming.join.state import Head, JoinState
 from streaming.join.upgrades import Upgrades
 from streaming.join.watermark import watermark_of
 from streaming.log import IMPRESSIONS
+from streaming.loop.brokers import Fetched, OutputRecord
 from streaming.records import json_records
 from streaming.records.events import BadRecord, Request
 from streaming.records.examples import Published
@@ -87,7 +87,7 @@ def state_is_written_before_its_transaction_and_believed() -> Iterator[None]:
     send, leads_to = JoinPartition._send, Recovery._leads_to
 
     def written(self: JoinPartition) -> None:
-        self._state.write(self._head)
+        self.state.write(self._head)
         send(self)
 
     def believed(self: Recovery, head: Head, committed: Committed) -> bool:
@@ -208,7 +208,7 @@ def what_was_on_its_way_is_taken_again() -> Any:
                 fetched = read()
                 for (topic, partition), records in fetched.records.items():
                     if (member := self._positioned(partition)) is not None:
-                        member.join._offsets[topic] = min(member.join.offsets[topic], records[0].offset)
+                        member.work._offsets[topic] = min(member.work.offsets[topic], records[0].offset)
                 return fetched
 
             with patch.object(self._brokers, "read", placed):

@@ -11,12 +11,12 @@ from paramserver.delta_log import DeltaLog
 from paramserver.files import LocalFiles
 from paramserver.table import Table
 from serving.replica import Replica
-from streaming.join.brokers import History, Outlet
-from streaming.join.commit import UnknownPlaceError
+from streaming.join.commit import Committed, UnknownPlaceError
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
+from streaming.loop.brokers import History, Outlet
 from tests.simulation.brokers import BrokersOf, LogOf, OutletOf
 from tests.simulation.counting import format_of, make_replica, make_trainer
 from tests.simulation.disk import DiskOf
@@ -84,11 +84,11 @@ class JoinerService:
         )
         self.service.start()
 
-    def _make(self, partition: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
+    def _make(self, partition: int, outlet: Outlet[Committed], history: History) -> JoinPartition:
         world, process = self._world, self._process
         folder = self._folders.setdefault(partition, StoreFolder())
         state = JoinState(FOLDER, world.rng.choice([2000, 6000, 1 << 20]), lambda _: Store(folder, process))
-        return state, _Partition(
+        return _Partition(
             JoinSpec(self._features, LABELS, self._settings, world.traffic.negatives, limits=world.limits),
             state,
             outlet,
@@ -119,14 +119,14 @@ class JoinerService:
             member.caught_up
             and all(
                 max(offset, member.read_to.get(topic, 0)) == topics[topic, at].stable
-                for topic, offset in member.join.offsets.items()
+                for topic, offset in member.work.offsets.items()
             )
             for at, member in self.service.members.items()
         )
 
     @property
     def published(self) -> dict[int, int]:
-        return {at: member.join.published for at, member in self.service.members.items()}
+        return {at: member.work.published for at, member in self.service.members.items()}
 
 
 class TrainService:

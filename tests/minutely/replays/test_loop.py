@@ -25,13 +25,13 @@ from serving.replica import Replica
 from streaming.clock import Clock, EventClock
 from streaming.embedded_log import EmbeddedLog
 from streaming.features.columns import slice_columns
-from streaming.join.brokers import History, Outlet
+from streaming.join.commit import Committed
 from streaming.join.embedded import EmbeddedBrokers, embedded_service
 from streaming.join.partition import JoinPartition
 from streaming.join.service import JoinService
-from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.loop.brokers import History, Outlet
 from streaming.records.events import Request, decode_engagement, decode_request
 from streaming.records.identity import example_id
 from streaming.source.load import load
@@ -148,10 +148,10 @@ def all_at_once(pipeline: Pipeline, log: EmbeddedLog, clock: EventClock) -> Join
 
 
 def three_requests_at_once(pipeline: Pipeline, log: EmbeddedLog, clock: EventClock) -> JoinService:
-    def make(number: int, outlet: Outlet, history: History) -> tuple[JoinState, JoinPartition]:
-        state, spec = roomy_state(), pipeline.join_spec()
-        return state, JoinPartition(
-            spec, state, outlet, history, number, new_id=lambda: "cut", write_every_ms=NEVER, requests_at_once=3
+    def make(number: int, outlet: Outlet[Committed], history: History) -> JoinPartition:
+        spec = pipeline.join_spec()
+        return JoinPartition(
+            spec, roomy_state(), outlet, history, number, new_id=lambda: "cut", write_every_ms=NEVER, requests_at_once=3
         )
 
     return JoinService(EmbeddedBrokers(log, 0), make, clock, max_wait_ms=1, batch_records=1, publish_every_ms=1)

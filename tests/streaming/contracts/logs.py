@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from basis.problems import GapError
-from streaming.join.brokers import History, Outlet, OutputRecord
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.loop.brokers import History, Outlet, OutputRecord
 from tests.streaming.join.commits import a_commit
 
 COMMITTED = a_commit()

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pytest
 
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.brokers import Outlet, OutputRecord
 from streaming.join.commit import Committed, decode_commit, encode_commit
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
@@ -24,6 +23,7 @@ from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, Record
+from streaming.loop.brokers import Outlet, OutputRecord
 from streaming.records.events import FORMAT_VERSION, Engagement, Request, decode_letter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label

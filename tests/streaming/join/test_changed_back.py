@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
-from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.sent import Sent
 from streaming.join.settings import JoinSettings
 from streaming.log import ENGAGEMENTS, IMPRESSIONS
+from streaming.loop.brokers import OutputRecord
 from streaming.records.events import FORMAT_VERSION, MAX_TIME_MS, Engagement, Request, decode_request, encode
 from streaming.records.labels import Label
 from tests.streaming.join.changing import (

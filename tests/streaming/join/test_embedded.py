@@ -63,7 +63,7 @@ def test_one_round_joins_all_that_is_there(log: EmbeddedLog, clock: EventClock) 
     clock.move_to(NOW + 1)
     service.round()
     assert service.caught_up
-    join = service.members[0].join
+    join = service.members[0].work
     assert join.offsets == {IMPRESSIONS: count, ENGAGEMENTS: count}
     assert join.joiner.counts.examples == count
     assert log.end(DEAD_LETTERS, 0) == 0
@@ -86,7 +86,7 @@ def test_who_leaves_lets_go_of_the_state(log: EmbeddedLog, clock: EventClock, tm
     service.start()
     log.append(IMPRESSIONS, 0, requests(0, 10))
     catch_up(service)
-    assert service.members[0].join.pending == 10
+    assert service.members[0].work.pending == 10
     service.leave()
     assert not service.members
     RocksStore(folder).close()

@@ -248,7 +248,7 @@ def test_the_watermark_is_told_when_there_is_nothing_else_to_say(tmp_path: Path)
         for now in (4000, 5000, 5000, 6000):
             clock.move_to(now)
             catch_up(service)
-        example_format = service.members[0].join.joiner.format
+        example_format = service.members[0].work.joiner.format
         told = [example_format.decode(record.value) for record in log.read(EXAMPLES, 0, 0, 10)]
     assert [(batch.num_rows, watermark) for batch, watermark in told] == [(0, 4900), (0, 5900)]
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.core import Joiner
 from streaming.join.limits import Limits
@@ -26,6 +25,7 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.store import RocksStore, StoreMemory
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.loop.brokers import OutputRecord
 from streaming.records.events import FORMAT_VERSION, Engagement, Request, decode_letter, encode
 from streaming.records.examples import ExampleFormat
 from streaming.records.labels import Label

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streaming.join.brokers import Fetched
 from streaming.log import IMPRESSIONS, LostRange, Record
+from streaming.loop.brokers import Fetched
 from tests.clocks import SetClock
 from tests.streaming.join.test_turns import OneRecordARead, SlowPartition, service_of
 

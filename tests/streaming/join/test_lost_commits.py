@@ -32,7 +32,7 @@ def test_lost_transactions_are_made_again(
     for topic, end in ends.items():
         del brokers.topics[topic][end:]
     if restarts:
-        join._state.close()
+        join.state.close()
         join = life(world, write_every_ms)
     else:
         list(join.recover())

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from streaming.join.brokers import OutputRecord
 from streaming.join.commit import Committed
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS
+from streaming.loop.brokers import OutputRecord
 from streaming.records.events import (
     FORMAT_VERSION,
     MAX_TIME_MS,
@@ -138,7 +138,7 @@ def test_what_was_refused_as_late_is_in_no_label_though_its_negative_was_dropped
     take(join, brokers, IMPRESSIONS, *(request(number, 10_200 + number) for number in range(1, 9)))
     join.step(ended, 11_700, 1000)
     assert join.busy
-    join._state.close()
+    join.state.close()
     join = life(world)
     while join.busy:
         join.step(ended, 11_700, 1000)
@@ -159,7 +159,7 @@ def test_impressions_of_two_requests_may_share_an_id(lost: bool, tmp_path: Path)
         join.step(ended, as_of, 0)
     take(join, world.brokers, IMPRESSIONS, request(2, 12_950, "i"))
     join.step(ended, 13_050, 0)
-    join._state.close()
+    join.state.close()
     if lost:
         shutil.rmtree(world.folders[0])
     join = life(world)
@@ -181,7 +181,7 @@ def test_two_requests_of_one_millisecond_may_show_the_same_item(lost: bool, tmp_
     take(join, world.brokers, ENGAGEMENTS, encode(click))
     join.step(ended, 10_500, 0)
     assert published(world.brokers).keys() == {"r1/item7"}
-    join._state.close()
+    join.state.close()
     if lost:
         shutil.rmtree(world.folders[0])
     join = life(world)
@@ -203,7 +203,7 @@ def test_a_request_id_used_again_is_told_from_a_repeat_after_a_restart(
     join.step(ended, 10_100, 0)
     take(join, world.brokers, IMPRESSIONS, request(1, 10_050))
     join.step(ended, 10_200, 0)
-    join._state.close()
+    join.state.close()
     if lost:
         shutil.rmtree(world.folders[0])
     join = life(world)
@@ -233,7 +233,7 @@ def test_a_request_whose_id_was_free_again_is_pending_after_a_restart(lost: bool
     assert join.pending == 0
     take(join, world.brokers, IMPRESSIONS, request(1, over))
     join.step(ended, over, 0)
-    join._state.close()
+    join.state.close()
     if lost:
         shutil.rmtree(world.folders[0])
     join = life(world)

@@ -57,7 +57,7 @@ def test_a_request_that_was_refused_as_late_is_not_taken_when_it_is_read_again(l
     join.step(ended, 20_050, 0)
     refused = [(ENGAGEMENTS, 0, "unmatched"), (IMPRESSIONS, 1, "late")]
     assert letters(brokers) == refused
-    join._state.close()
+    join.state.close()
     if lost:
         shutil.rmtree(world.folders[0])
     join = life(world)
@@ -77,7 +77,7 @@ def test_a_letter_fits_however_large_its_record_is(tmp_path: Path) -> None:
     letter = decode_letter(cut)
     assert (letter.reason, letter.cut_from, len(letter.payload)) == ("too_large", size, MAX_RECORD_BYTES)
     assert decode_letter(whole).cut_from == 0
-    join._state.close()
+    join.state.close()
 
 
 def test_a_letter_fits_however_much_there_is_to_say() -> None:
@@ -100,7 +100,7 @@ def test_whether_a_request_is_from_the_future_is_not_judged_twice(lost: bool, tm
             join.step(ended, 20_050, 0)
         assert letters(brokers) == [(IMPRESSIONS, 2, "future")]
         assert join.pending == 2
-        join._state.close()
+        join.state.close()
         if lost:
             shutil.rmtree(world.folders[0])
     join = life(world)
@@ -119,7 +119,7 @@ def test_what_waited_in_vain_is_refused_once_though_more_is_due_than_a_batch_tak
     join.step(ended, 10_050, 0)
     join.step(ended, 14_000, 0)  # the state goes to disk every 5 s, so it is the one of 10,000
     assert join.busy and 0 < len(letters(brokers)) < 8
-    join._state.close()
+    join.state.close()
     if lost:
         shutil.rmtree(world.folders[0])
     join = life(world)
@@ -137,7 +137,7 @@ def test_letters_about_topics_that_were_made_anew_are_of_no_account(tmp_path: Pa
     join = life(world)
     take(join, brokers, IMPRESSIONS, request(0, 19_000))
     join.step(ended, 19_100, 0)
-    join._state.close()
+    join.state.close()
     shutil.rmtree(world.folders[0])
     join = life(world)
     join.step(ended, 30_000, 0)
@@ -158,7 +158,7 @@ def test_every_request_that_only_a_re_read_refuses_gets_its_letter(
     committed = brokers.open()
     world.spec = world.spec._replace(limits=world.spec.limits._replace(batch_bytes=10_000))
     monkeypatch.setattr(core, "decode_request", _refuse)
-    join._state.close()
+    join.state.close()
     shutil.rmtree(world.folders[0])
     brokers.crash = crash
     if crash:
@@ -175,7 +175,7 @@ def test_every_request_that_only_a_re_read_refuses_gets_its_letter(
     assert brokers.open() == committed, "nothing else has happened"
     assert join.joiner.counts == JoinCounts(refused=Counter(feature=250 - before))
     for lost in (False, True):
-        join._state.close()
+        join.state.close()
         if lost:
             shutil.rmtree(world.folders[0])
         join = life(world)
@@ -196,7 +196,7 @@ def test_letters_of_a_recovery_that_was_cut_off_are_counted_and_told(
     take(join, brokers, IMPRESSIONS, *(request(number, 19_000) for number in range(20)))
     join.step(ended, 19_100, 0)
     monkeypatch.setattr(core, "decode_request", _refuse)
-    join._state.close()
+    join.state.close()
     shutil.rmtree(world.folders[0])
     reads, failures, told = brokers.read, [BrokerError("TIMED_OUT")], list[DeadLetter]()
 

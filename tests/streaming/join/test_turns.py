@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any
 
-from streaming.join.brokers import Fetched, InputPartition
 from streaming.join.service import JoinService
 from streaming.log import INPUTS, Record
+from streaming.loop.brokers import Fetched, InputPartition
 from tests.clocks import SetClock
 
 ROUNDS, STEPS = 60, 10

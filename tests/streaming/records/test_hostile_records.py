@@ -54,7 +54,7 @@ def test_a_nested_record_is_a_dead_letter(depth: int, tmp_path: Path) -> None:
             log.append(topic, 0, [b'{"x":%b}' % nested_json(depth).encode(), nested_msgpack(depth)])
         catch_up(service)
         assert log.end(DEAD_LETTERS, 0) == 4
-    counts = service.members[0].join.joiner.counts
+    counts = service.members[0].work.joiner.counts
     assert (
         counts.records == {IMPRESSIONS: 2, ENGAGEMENTS: 2}
         and counts.refused == {"malformed": 4}

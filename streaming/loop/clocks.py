@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-_log = logging.getLogger("minutely.join")
 _LEAST_MS = 100
 """Clocks that are set by others, as they should be, differ by some milliseconds."""
 _FAST = (
@@ -25,7 +24,8 @@ class ClockCheck:
     once, when ours is off by more than ``allowed_ms``, and by more than clocks that are right are.
     """
 
-    def __init__(self, partition: int, allowed_ms: int) -> None:
+    def __init__(self, partition: int, allowed_ms: int, log: logging.Logger) -> None:
+        self._log = log
         self._partition = partition
         self._allowed_ms = max(allowed_ms, _LEAST_MS)
         self._ends_seen_at: dict[str, int] = {}
@@ -48,4 +48,4 @@ class ClockCheck:
         if abs(self.ahead_ms) > self._allowed_ms and not self._has_warned:
             self._has_warned = True
             text = _FAST if self.ahead_ms > 0 else _SLOW
-            _log.warning(text, topic, self._partition, abs(self.ahead_ms) / 1000, self._allowed_ms / 1000)
+            self._log.warning(text, topic, self._partition, abs(self.ahead_ms) / 1000, self._allowed_ms / 1000)

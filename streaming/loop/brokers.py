@@ -1,18 +1,19 @@
-"""The log as a joiner uses it: a group that shares the partitions, inputs to read, transactions, and the records still kept.
+"""The log as services of the loop use it: a group that shares the partitions, inputs to read, transactions, and the records still
+kept.
 
 Calls fail with `BrokerError`: brokers are down or refuse, or the outcome of the call is unknown. `Outlet.open` also with
-`UnknownPlaceError`, which only a person can resolve. Topics have the names of
-`streaming.log`, without a prefix.
+`UnknownPlaceError`, which only a person can resolve. Topics have the names of `streaming.log`, without a prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from streaming.join.commit import Committed
 from streaming.log import BrokerError, LostRange, Record
+
+C = TypeVar("C")
 
 InputPartition: TypeAlias = tuple[str, int]
 """A topic and a partition of it."""
@@ -27,13 +28,17 @@ class OutputRecord(NamedTuple):
     key: bytes | None = None
 
 
-class Outlet(Protocol):
-    """Where a partition's transactions go."""
+class UnknownPlaceError(Exception):
+    """It cannot be known where a partition's owner was: its commit is not there, of somebody else, or of another version."""
 
-    def open(self) -> Committed | None:
+
+class Outlet(Protocol[C]):
+    """Where a partition's transactions go, each with a commit that names it."""
+
+    def open(self) -> C | None:
         """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing was."""
 
-    def send(self, outbox: Sequence[OutputRecord], commit: Committed) -> Mapping[str, int]:
+    def send(self, outbox: Sequence[OutputRecord], commit: C) -> Mapping[str, int]:
         """Send one transaction. Return the offset after the last record in our partition, by topic."""
 
     def close(self) -> None:
@@ -68,7 +73,11 @@ class Fetched(NamedTuple):
 
 
 class Brokers(Protocol):
-    """The log of all partitions, and the group of joiners that shares them."""
+    """The log of all partitions, and the group of services that shares them."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The topics that are read."""
 
     def join(self) -> None:
         """Join the group."""
@@ -79,20 +88,20 @@ class Brokers(Protocol):
     def leave(self) -> None:
         """Leave the group, so that others take over at once, and close every connection."""
 
-    def outlet(self, partition: int) -> Outlet:
+    def outlet(self, partition: int) -> Outlet[Any]:
         """Return the outlet of a partition."""
 
     def history(self, partition: int) -> History:
         """Return the history of a partition."""
 
     def check_leaders(self, partitions: Collection[int]) -> None:
-        """Raise `NoLeaderError` if one of them has no leader in a topic that joiners read or write."""
+        """Raise `NoLeaderError` if one of them has no leader in a topic that they read or write."""
 
     def begins(self, partitions: Collection[int]) -> Mapping[InputPartition, int]:
-        """Return the first offsets that are kept, of both inputs."""
+        """Return the first offsets that are kept, of the inputs."""
 
     def ends(self, partitions: Collection[int]) -> Mapping[InputPartition, int]:
-        """Return the current offsets after the last records of both inputs, also of those in transactions that are open."""
+        """Return the current offsets after the last records of the inputs, also of those in transactions that are open."""
 
     def read_on(self, positions: Mapping[InputPartition, int]) -> None:
         """Read these places and no others from now on, each from its offset."""

@@ -1,0 +1,63 @@
+"""`minutely features`: keeps live features, put together from a pipeline."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from basis.problems import Problem, Problems
+from minutely.config import Pipeline
+from minutely.services.service import Address, bind, serve_metrics, stop_on_signal
+from streaming.clock import Clock, WallClock
+from streaming.kafka.brokers import KEEPERS, KafkaBrokers
+from streaming.kafka.topics import ensure_topics
+from streaming.kafka.waiting import retrying
+from streaming.live.metrics import LiveMetrics
+from streaming.live.partition import LivePartition, Progress
+from streaming.loop.brokers import History, Outlet
+from streaming.loop.service import PartitionService
+
+_log = logging.getLogger("minutely.features")
+_WAIT_MS = 100
+"""How long changes wait for others: a transaction takes some 15 ms."""
+
+
+def features(pipeline: Pipeline, metrics: Address | None) -> None:
+    """Keep live features until SIGINT or SIGTERM. `Problems` where the pipeline has none."""
+    kept_ms = pipeline.live_spec().kept_ms
+    if kept_ms is None:
+        raise Problems([Problem(pipeline.name, "live", "nothing", "allowed: a config with live features")])
+
+    def begin() -> PartitionService[LivePartition]:
+        ensure_topics(pipeline.kafka, kept_ms)
+        return make_features_service(pipeline, WallClock())
+
+    if metrics is not None:
+        bind(metrics, "--metrics").close()  # said now, not when brokers are there
+    with stop_on_signal() as stop:
+        service = retrying(_log, stop, begin, pipeline.kafka.asked)
+        if service is None:
+            return
+        if metrics is not None:
+            serve_metrics(LiveMetrics(service), metrics)
+        service.run(stop)
+
+
+def make_features_service(pipeline: Pipeline, clock: Clock) -> PartitionService[LivePartition]:
+    """The service that keeps a pipeline's live features."""
+    spec = pipeline.live_spec()
+
+    def make(partition: int, outlet: Outlet[Progress], history: History) -> LivePartition:
+        return LivePartition(
+            spec, pipeline.features, outlet, history, partition, new_id=lambda: uuid.uuid4().hex
+        )
+
+    return PartitionService(
+        KafkaBrokers(pipeline.kafka, KEEPERS),
+        make,
+        clock,
+        _log,
+        max_wait_ms=_WAIT_MS,
+        batch_records=1 << 30,
+        asked=pipeline.kafka.asked,
+    )
