@@ -103,9 +103,7 @@ class Pipeline(Section):
     def service_join_spec(self) -> JoinSpec:
         """What the pipeline's joiners join as a service, which also writes what live features count."""
         live = self.live_spec()
-        return self.join_spec()._replace(
-            live=None if live.kept_ms is None else LiveOutput(live, self.kafka.partitions)
-        )
+        return self.join_spec()._replace(live=None if live.kept_ms is None else LiveOutput(live, self.kafka.partitions))
 
     @property
     def table_names(self) -> list[str]:

@@ -48,9 +48,7 @@ def make_features_service(pipeline: Pipeline, clock: Clock) -> PartitionService[
     spec = pipeline.live_spec()
 
     def make(partition: int, outlet: Outlet[Progress], history: History) -> LivePartition:
-        return LivePartition(
-            spec, pipeline.features, outlet, history, partition, new_id=lambda: uuid.uuid4().hex
-        )
+        return LivePartition(spec, pipeline.features, outlet, history, partition, new_id=lambda: uuid.uuid4().hex)
 
     return PartitionService(
         KafkaBrokers(pipeline.kafka, KEEPERS),

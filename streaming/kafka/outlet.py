@@ -176,8 +176,8 @@ class KafkaLiveOutlet:
         self._transactions = Transactions(settings, "minutely-features-kept", partition, [INTERACTIONS])
 
     def open(self) -> Progress | None:
-        """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing of ours was: what is
-        in `features` says the place."""
+        """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing of ours was. The
+        place is in `features` itself."""
         ((_, said),) = self._transactions.open()
         return decode_progress(said)
 

@@ -59,8 +59,8 @@ _Wanted: TypeAlias = Mapping[str, Sequence[_Setting]]
 
 @as_broker_error
 def ensure_topics(settings: KafkaSettings, live_ms: int | None = None) -> None:
-    """Create missing topics; `Problems` with everything that is not as configured, and how to fix it. With live features, whose keys
-    are kept for up to ``live_ms`` since something happened at them, also their topics."""
+    """Create missing topics; `Problems` with everything that is not as configured, and how to fix it. With live features, whose
+    keys are kept for up to ``live_ms`` since something happened at them, also their topics."""
     with AdminClient(settings.client()) as admin:
         try:
             problems = _ensure(admin, settings, _wanted(settings, live_ms))

@@ -24,8 +24,8 @@ _PLACE = ""
 
 
 class _Published(msgspec.Struct, array_like=True, gc=False):
-    """What is kept of a key of a definition, by its identity. Without one, the place of the partition: ``key`` is the next offset of
-    `interactions`, ``packed`` how often servings and ``actions`` happened, int64."""
+    """What is kept of a key of a definition, by its identity. Without one, the place of the partition: ``key`` is the next offset
+    of `interactions`, ``packed`` how often servings and ``actions`` happened, int64."""
 
     version: int
     definition: str
@@ -47,7 +47,7 @@ def published_keys(definition: str, keys: Ids, packed: Packed) -> Iterator[tuple
 
 
 def published_place(offset: int, actions: Sequence[str], totals: Ids) -> tuple[bytes, bytes]:
-    """Return the record of a partition's place, with its key: the next offset of `interactions`, and totals, int64 [1 + actions]."""
+    """Return the record of a partition's place, with its key: the next offset of `interactions`, and int64 [1 + actions] totals."""
     return b"place", _encoder.encode(_Published(_VERSION, _PLACE, offset, totals.tobytes(), list(actions)))
 
 

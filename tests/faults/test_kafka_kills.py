@@ -1,4 +1,5 @@
-"""The promise: whatever is killed, every example is in `examples` once, in the archive once, and trained once."""
+"""The promise: whatever is killed, every example is in `examples` once, in the archive once, and trained once, and live features
+count every serving and action once."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
 from streaming.records.examples import ExampleFormat
 from tests.commands import missing
-from tests.kafka.services import Service, archiver, joiner, said, started, trainer, write_config
-from tests.kafka.traffic import LiveTraffic, check_archive, check_examples, make_pipeline, make_traffic, read_examples
+from tests.kafka.live_traffic import check, items, kept_of, pipeline_of
+from tests.kafka.services import Service, archiver, joiner, keeper, said, started, trainer, write_config
+from tests.kafka.traffic import LiveTraffic, check_archive, check_examples, make_traffic, read_examples
 
 SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1").split(",")]
 REQUESTS = int(os.environ.get("FAULT_REQUESTS", "30000"))
@@ -73,21 +75,21 @@ def test_everything_once_whatever_is_killed(seed: int, tmp_path: Path) -> None:
 
 
 def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, cluster: Cluster, tmp_path: Path) -> None:
-    pipeline = make_pipeline(
+    pipeline = pipeline_of(
         kafka,
         join={"lateness": f"{LATENESS_MS}ms"},
         train={"step_every": "1s"},
         sync={"sparse_every": "3s", "keep_deltas": 10},
         archive={"commit_every": "3s"},
     )
-    ensure_topics(kafka)
+    ensure_topics(kafka, pipeline.live_spec().kept_ms)
     config = write_config(pipeline, tmp_path)
     services = [joiner(config, tmp_path, "a"), joiner(config, tmp_path, "b"), trainer(config, tmp_path)]
-    services.append(archiver(config, tmp_path))
+    services += [archiver(config, tmp_path), keeper(config, tmp_path, "keeper a"), keeper(config, tmp_path, "keeper b")]
     example_format = ExampleFormat(pipeline.features, pipeline.labels)
     with started(*services):
         start = time.time_ns() // 1_000_000 + 3000
-        traffic = make_traffic(seed, REQUESTS, IMPRESSIONS, start, EVERY_MS, WINDOW_MS, SHUFFLE_MS)
+        traffic = make_traffic(seed, REQUESTS, IMPRESSIONS, start, EVERY_MS, WINDOW_MS, SHUFFLE_MS, also=items)
         feed = LiveTraffic(kafka, traffic)
         feed.start()
         kills = []
@@ -105,7 +107,10 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
             assert time.monotonic() < until, said(services, f"{counts.sum()} of {len(traffic.labels)} trained; {kills}")
             assert all(service.runs for service in services), said(services, "a service ended by itself")
             time.sleep(1)
-        time.sleep(5)  # what was trained twice would show now
+        time.sleep(5)  # what was trained or counted twice would show now
+        while kept_of(pipeline).core.totals[0] < len(traffic.labels):
+            assert time.monotonic() < until, said(services, f"{kept_of(pipeline).core.totals} servings and clicks")
+            time.sleep(1)
         for service in services:
             assert service.end() == 0, said(services, f"{service.name} did not end in order")
     counts = trained(tmp_path / "deltas", pipeline.form())
@@ -113,3 +118,4 @@ def kill_while_it_runs(rng: random.Random, seed: int, kafka: KafkaSettings, clus
     assert (counts == 1).all(), f"{(counts > 1).sum()} trained more than once; {kills}"
     check_examples(read_examples(kafka, example_format), traffic.labels)
     check_archive(Archive(str(tmp_path / "archive"), example_format), traffic.labels)
+    check(pipeline, traffic)

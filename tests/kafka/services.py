@@ -21,7 +21,9 @@ from minutely.config import Pipeline
 Program: TypeAlias = Callable[..., None]
 _STOP_SECONDS = 60
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([f"minutely.services.{name}" for name in ("archive", "join", "serve", "train")])
+_FORKS.set_forkserver_preload(
+    [f"minutely.services.{name}" for name in ("archive", "features", "join", "serve", "train")]
+)
 
 
 def write_config(pipeline: Pipeline, folder: Path) -> Path:
@@ -171,6 +173,11 @@ class Service:
 def joiner(config: Path, folder: Path, name: str, *options: str) -> Service:
     state = folder / name
     return Service(name, ["join", str(config), "--state", str(state), *options], state, folder / f"{name}.log")
+
+
+def keeper(config: Path, folder: Path, name: str) -> Service:
+    """One that keeps live features, on brokers alone."""
+    return Service(name, ["features", str(config)], folder / name, folder / f"{name}.log")
 
 
 def trainer(config: Path, folder: Path, *options: str) -> Service:
