@@ -53,6 +53,7 @@ class OneRecordARead:
     """`Brokers` of so many partitions, each of which gets a record whenever it is read."""
 
     def __init__(self, partitions: int, clock: SetClock) -> None:
+        self.inputs = INPUTS
         self._partitions = frozenset(range(partitions))
         self._clock = clock
         self._positions: dict[InputPartition, int] = {}
@@ -87,7 +88,7 @@ class OneRecordARead:
 
 def service_of(partitions: list[SlowPartition], brokers: OneRecordARead, clock: SetClock) -> JoinService:
     def make(number: int, outlet: Any, history: Any) -> Any:
-        return partitions[number], partitions[number]
+        return partitions[number]
 
     service = JoinService(brokers, make, clock, max_wait_ms=0)  # type: ignore[arg-type]
     service._brokers.outlet = lambda number: partitions[number]  # type: ignore[method-assign, assignment, return-value]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streaming.features.kinds import SparseFeature
+from streaming.features.kinds import Feature, SparseFeature
 from streaming.live.settings import LiveSettings
 from streaming.live.spec import LiveSpec
 from streaming.records.labels import Label
@@ -39,15 +39,20 @@ def live_of(visible_after: str = "0s") -> LiveSettings:
     return LiveSettings.model_validate({"visible_after": visible_after, **DEFINED})
 
 
-def load_live(folder: Path, live: LiveSettings, log: list[Shown], done: list[Done]) -> LoggedEvents:
-    """The log with a vector of each definition, and one number in buckets."""
-    write(folder / "log.parquet", rows_of(log))
-    write(folder / "done.parquet", engagement_rows(log, done) or [{"at": T, "request": -1, "id": -1, "what": "click"}])
-    spec = LiveSpec.of(live, LABELS)
+def features_of(live: LiveSettings) -> dict[str, Feature]:
+    """A vector of each definition, one number in buckets, and the columns that keys need."""
     vectors = {name.replace(".", "_"): {"live": name} for name, _ in live.definitions()}
     bucket = {"live": "rates.item.click.1s", "step": 0.25}
     columns = {name: {"column": name} for name in ("id", "user", "item")}
     wanted = features(**vectors, bucket=bucket, **columns)
+    return {**wanted, **LiveSpec.of(live, LABELS).defined(wanted)}
+
+
+def load_live(folder: Path, live: LiveSettings, log: list[Shown], done: list[Done]) -> LoggedEvents:
+    """The log with `features_of` it."""
+    write(folder / "log.parquet", rows_of(log))
+    write(folder / "done.parquet", engagement_rows(log, done) or [{"at": T, "request": -1, "id": -1, "what": "click"}])
+    spec = LiveSpec.of(live, LABELS)
     settings = source(
         "parquet",
         impressions={"file": "log.parquet", "time": {"column": "t"}, "request": ["request"], "impression": ["id"]},
@@ -60,7 +65,7 @@ def load_live(folder: Path, live: LiveSettings, log: list[Shown], done: list[Don
             "action": "what",
         },
     )
-    return load(folder, settings, wanted | spec.defined(wanted), NOW, spec)
+    return load(folder, settings, features_of(live), NOW, spec)
 
 
 def differences(events: LoggedEvents, live: LiveSettings, log: list[Shown], done: list[Done]) -> list[str]:
