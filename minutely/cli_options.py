@@ -22,7 +22,7 @@ _NEGATIVE = re.compile(r"-[0-9]+")
 _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[^]]*)\]|(?P<host>[^:\[\]\s]*)):(?P<port>[0-9]{1,5})")
 
 
-class ConfigFile(click.ParamType[Path]):
+class ConfigFile(click.ParamType):
     """A pipeline's file, or the name of a built-in one."""
 
     name = "config"
@@ -70,7 +70,7 @@ class NegativeNumbers(click.RichCommand):
         return super().parse_args(ctx, args)
 
 
-class Duration(click.ParamType[int]):
+class Duration(click.ParamType):
     """A duration in ms, longer than nothing."""
 
     name = "duration"
@@ -98,7 +98,7 @@ class Cadence(Duration):
         return value if value == "never" else super().convert(value, param, ctx)
 
 
-class Memory(click.ParamType[int]):
+class Memory(click.ParamType):
     """A size in bytes, as of ``source.memory``."""
 
     name = "size"
@@ -121,7 +121,7 @@ memory_option = click.option(
 )
 
 
-class Number(click.ParamType[float]):
+class Number(click.ParamType):
     """A positive number with ``suffix`` after it."""
 
     suffix = ""
@@ -138,7 +138,7 @@ class Number(click.ParamType[float]):
         return number
 
 
-class HostPort(click.ParamType[Any]):
+class HostPort(click.ParamType):
     """Where to listen; an IPv6 address stands in brackets, as in URLs."""
 
     name = "host:port"
@@ -162,7 +162,7 @@ def _is_ipv6(text: str | None) -> bool:
         return False
 
 
-class ReplicaAddress(click.ParamType[str]):
+class ReplicaAddress(click.ParamType):
     """Where a replica answers: what `minutely serve` has as --listen, or a URL."""
 
     name = "host:port"
@@ -199,7 +199,7 @@ class PerSecond(Number):
     name, suffix = "rate", "/s"
 
 
-class Offsets(click.ParamType[tuple[int, range]]):
+class Offsets(click.ParamType):
     """Offsets of one partition, as its number and their range."""
 
     name = "PARTITION:FIRST-LAST"
@@ -213,7 +213,7 @@ class Offsets(click.ParamType[tuple[int, range]]):
         return int(found[1]), range(first, last + 1)
 
 
-class EventTime(click.ParamType[int]):
+class EventTime(click.ParamType):
     """An ISO 8601 date or time, as ms since 1970; UTC where it names no zone."""
 
     name = "time"

@@ -59,7 +59,14 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
 @click.command()
 @config_argument
 @metrics_option
-def features(config: Path, metrics: Address | None) -> None:
+@click.option(
+    "--host",
+    type=click.Choice(["own", "faust"]),
+    default="own",
+    show_default=True,
+    help="A loop of our own, or a Faust worker (pip install 'minutely[faust]'). All that share partitions need the same.",
+)
+def features(config: Path, metrics: Address | None, host: str) -> None:
     """Keep the config's live features on Kafka: each event counted once, whatever dies.
 
     Start as many as you like; they share the partitions. What is kept is in the topic features alone.
@@ -68,7 +75,7 @@ def features(config: Path, metrics: Address | None) -> None:
     from minutely.services.service import log_to_stderr
 
     log_to_stderr()
-    run(load(config, None, None), metrics)
+    run(load(config, None, None), metrics, host)
 
 
 @click.command()

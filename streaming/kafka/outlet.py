@@ -30,6 +30,8 @@ _REQUEST_MS = 15_000
 _TRANSACTION_MS = 60_000
 _SEND_BYTES = 32 << 20
 _GROUP = "minutely-joined"
+LIVE_GROUP = "minutely-features-kept"
+"""The group in which transactions of those who keep live features commit."""
 _COORDINATOR_BEGINS = (
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -173,7 +175,7 @@ class KafkaLiveOutlet:
     """`Outlet` of those who keep live features, on Kafka."""
 
     def __init__(self, settings: KafkaSettings, partition: int) -> None:
-        self._transactions = Transactions(settings, "minutely-features-kept", partition, [INTERACTIONS])
+        self._transactions = Transactions(settings, LIVE_GROUP, partition, [INTERACTIONS])
 
     def open(self) -> Progress | None:
         """Fence the previous owner, settle its transaction, and return what was committed last; None if nothing of ours was. The

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from streaming.live.partition import LivePartition
 from streaming.log import LIVE_TOPICS
-from streaming.loop.service import PartitionService
+from streaming.loop.service import Member
 
 
 class LiveMetrics(Collector):
     """Reads the partitions' own counts at each scrape. They begin at 0 when a partition is assigned."""
 
-    def __init__(self, service: PartitionService[LivePartition]) -> None:
-        self._service = service
+    def __init__(self, members: Mapping[int, Member[LivePartition]]) -> None:
+        self._members = members
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, by partition."""
@@ -37,7 +37,7 @@ class LiveMetrics(Collector):
         lost = CounterMetricFamily(
             "minutely_features_lost", "Records deleted before they were read.", labels=["topic", "partition"]
         )
-        for number, member in list(self._service.members.items()):
+        for number, member in list(self._members.items()):
             partition, work = str(number), member.work
             waiting.add_metric([partition], float(member.waits))
             for topic, behind in member.lag.copy().items():

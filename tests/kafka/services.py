@@ -175,9 +175,9 @@ def joiner(config: Path, folder: Path, name: str, *options: str) -> Service:
     return Service(name, ["join", str(config), "--state", str(state), *options], state, folder / f"{name}.log")
 
 
-def keeper(config: Path, folder: Path, name: str) -> Service:
+def keeper(config: Path, folder: Path, name: str, *options: str) -> Service:
     """One that keeps live features, on brokers alone."""
-    return Service(name, ["features", str(config)], folder / name, folder / f"{name}.log")
+    return Service(name, ["features", str(config), *options], folder / name, folder / f"{name}.log")
 
 
 def trainer(config: Path, folder: Path, *options: str) -> Service:
