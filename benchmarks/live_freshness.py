@@ -3,8 +3,8 @@
     python -m benchmarks.live_freshness [--seconds 60] [--impressions 1000] [--host own|faust]
 
 Real Kafka, one joiner and one `minutely features`, all on this machine, beside traffic of so many impressions a second, each with
-an engagement. A probe is a new user: served once, who then clicks; `features` is read committed and folded, as replicas do, until the
-click counts. Printed: quantiles of the time from the click to that, the CPU seconds that `minutely features` took for each million
+an engagement. A probe is a new user: served once, who then clicks; `features` is read committed and folded, as replicas do, until
+the click counts. Printed: quantiles of the time from the click to that, the CPU seconds that `minutely features` took for each million
 things that it counted, and those of a client that only consumes `interactions`.
 """
 

@@ -31,6 +31,8 @@ from streaming.loop.service import Member
 _log = logging.getLogger("minutely.features")
 _RECORDS_AT_ONCE = 2000
 _RETRY_SECONDS = 0.5
+_SESSION_SECONDS = 10
+"""How long others wait for a worker that was killed, as in our own membership; Faust's default is a minute."""
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
@@ -74,6 +76,8 @@ class FaustHost:
             settings.topic(group),
             broker=[f"kafka://{each}" for each in settings.brokers],
             broker_credentials=_credentials(settings),
+            broker_session_timeout=_SESSION_SECONDS,
+            broker_heartbeat_interval=_SESSION_SECONDS / 5,
             consumer_auto_offset_reset="earliest",
             datadir=self._folder.name,
             topic_disable_leader=True,
@@ -90,7 +94,9 @@ class FaustHost:
     def run(self) -> None:
         """Work until SIGINT or SIGTERM."""
         try:
-            faust.Worker(self.app, loglevel="WARNING", redirect_stdouts=False).execute_from_commandline()
+            faust.Worker(
+                self.app, loglevel="WARNING", quiet=True, override_logging=False, redirect_stdouts=False
+            ).execute_from_commandline()
         finally:
             self._close(list(self.members))
             self._folder.cleanup()
