@@ -4,8 +4,8 @@
 
 Real Kafka, one joiner and one `minutely features`, all on this machine, beside traffic of so many impressions a second, each with
 an engagement. A probe is a new user: served once, who then clicks; `features` is read committed and folded, as replicas do, until
-the click counts. Printed: quantiles of the time from the click to that, the CPU seconds that `minutely features` took for each million
-things that it counted, and those of a client that only consumes `interactions`.
+the click counts. Printed: quantiles of the time from the click to that, the CPU seconds that `minutely features` took for each
+million things that it counted, and those of a client that only consumes `interactions`.
 """
 
 from __future__ import annotations
