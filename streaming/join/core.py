@@ -161,7 +161,7 @@ class Joiner:
 
     def _reach(self, topic: str, claimed_ms: int, appended_at: int) -> None:
         """Move the watermark's sources to a record's event time, but at most ``max_ahead`` beyond the time its broker took it.
-        Nothing else moves them, so a fast clock does no more harm in a backlog than live."""
+        No other record does, so a fast clock does no more harm in a backlog than live; recovery sets them from the state."""
         self.reached[topic] = max(self.reached[topic], self._bounded(claimed_ms, appended_at))
         self.newest = max(self.newest, claimed_ms)
 
