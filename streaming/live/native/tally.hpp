@@ -43,8 +43,8 @@ class Tally {
         }
     }
 
-    // Copies what is kept of keys, `width()` words each: when the newest event was, times, counts. A key that is not kept
-    // has its newest event never.
+    // Copies what is kept of keys, `width()` words each: when the newest event was, times, counts. A key that is not
+    // kept has its newest event never.
     void pack(const int64_t* keys, size_t count, uint64_t* out) const {
         for (size_t i = 0; i < count; ++i, out += width()) {
             const uint32_t number = slots_[slot_of(static_cast<uint64_t>(keys[i]))];
