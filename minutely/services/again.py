@@ -39,7 +39,7 @@ _LETTERS_AT_ONCE = 500
 _BYTES_AT_ONCE = 8 << 20
 _PLACE_KEPT_MS = 7 * 86_400_000
 """For how long brokers remember what was committed, unless `offsets.retention.minutes` says otherwise."""
-_TAKEN_OVER = ("FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_PRODUCER_ID_MAPPING")
+_TAKEN_OVER = frozenset({"FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_PRODUCER_ID_MAPPING"})
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -214,7 +214,7 @@ class _Partition:
         try:
             self._transactions.send(self._records(batch), [min(place.values())], metadata)
         except BrokerError as error:
-            if str(error).startswith(_TAKEN_OVER):
+            if error.name in _TAKEN_OVER:
                 allowed = "allowed: one at a time; everything that this one sent is kept"
                 what = "the same command, started elsewhere, took over"
                 raise Problems([Problem(self._pipeline.name, "--again", what, allowed)]) from None
