@@ -19,8 +19,8 @@ from basis.decoding import refusing
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.services.dead_letters import letters_of
-from minutely.services.service import stop_on_signal
 from streaming.clock import WallClock
 from streaming.join.brokers import OutputRecord
 from streaming.kafka import waiting

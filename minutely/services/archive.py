@@ -9,10 +9,11 @@ from deltalake.exceptions import DeltaError
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.services.batch import unreachable
 from minutely.services.examples_readers import RefusedExamples, begin_reading
 from minutely.services.metrics import Status, StatusMetrics
-from minutely.services.service import Address, serve_metrics, stop_on_signal
+from minutely.services.service import Address, serve_metrics
 from streaming.archive.table import Archive, ArchiveSettings
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import Clock, WallClock

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.replays.run_letters import kept_letters
-from minutely.services.service import stop_on_signal
 from minutely.terminal import literal
 from streaming.clock import WallClock
 from streaming.kafka import waiting

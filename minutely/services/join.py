@@ -8,8 +8,9 @@ import uuid
 from pathlib import Path
 
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.place import require_writable
-from minutely.services.service import Address, bind, serve_metrics, stop_on_signal
+from minutely.services.service import Address, bind, serve_metrics
 from streaming.clock import Clock, WallClock
 from streaming.join.brokers import History, Outlet
 from streaming.join.calibration import ServedCalibration

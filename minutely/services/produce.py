@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.logs.own_logs import load_events
-from minutely.services.service import stop_on_signal
 from streaming.clock import Clock, WallClock
 from streaming.features.columns import Ids
 from streaming.kafka import waiting

@@ -1,12 +1,11 @@
-"""What all services share: they end in order on SIGINT and SIGTERM, log to standard error, and answer Prometheus."""
+"""What all services share: they listen, log to standard error, and answer Prometheus."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -83,20 +82,3 @@ def log_to_stderr() -> None:
     handler.setFormatter(_Lines("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("minutely").setLevel(logging.INFO)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Whether the process was asked to end; asked a second time, it ends at once."""
-    caught: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

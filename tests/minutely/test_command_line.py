@@ -358,3 +358,25 @@ def test_every_command_is_on_the_page() -> None:
     page = (ROOT / "docs/command-line.md").read_text()
     missing = [name for name in cli.commands if not re.search(rf"`{name}[` ]", page)]
     assert not missing
+
+
+_ASKED = """
+import os
+from minutely.ends import stop_on_signal
+with stop_on_signal() as stop:
+    for count in range({times}):
+        os.kill(os.getpid(), {number})
+        print(count, stop(), flush=True)
+print("in order")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_end_once_it_ends_in_order_and_asked_twice_at_once(number: signal.Signals) -> None:
+    def ended(times: int) -> tuple[int, str]:
+        code = _ASKED.format(times=times, number=int(number))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert ended(1) == (0, "0 True\nin order\n")
+    assert ended(2) == (-number, "0 True\n")
