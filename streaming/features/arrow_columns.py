@@ -24,6 +24,7 @@ _EXTENDED = (
 _EXACT = 2.0**53
 _WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,15})\.0$"
 _INT64 = r"^-?([0-9]{1,18}|[1-8][0-9]{18})$"
+_DECIMAL_COMMA = r"^\s*[+-]?\d+,\d+\s*$"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
@@ -136,6 +137,11 @@ def as_numbers(values: pa.Array, decimal: str = ".") -> tuple[pa.Array, pa.Array
     broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
     whole = pc.if_else(broken, None, values) if pc.any(broken).as_py() else values
     return pc.utf8_trim_whitespace(whole).cast(pa.float64()), broken
+
+
+def have_decimal_comma(texts: pa.Array) -> pa.Array:
+    """Return which texts are numbers whose fraction begins with a comma; null for null."""
+    return pc.match_substring_regex(texts, _DECIMAL_COMMA)
 
 
 def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
