@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -21,17 +20,16 @@ from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.ends import stop_on_signal
 from minutely.services.dead_letters import letters_of
+from minutely.services.service import wait_for_topics
 from streaming.clock import WallClock
 from streaming.join.brokers import OutputRecord
-from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.outlet import Transactions
-from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import DEAD_LETTERS, INPUTS, BrokerError
 from streaming.records.events import DeadLetter
 from streaming.records.reasons import MENDABLE
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 
 _log = logging.getLogger("minutely.dead-letters")
 _GROUP = "minutely-again"
@@ -76,7 +74,7 @@ def send_again(pipeline: Pipeline, reason: str | None, since_ms: int | None = No
     found, now_ms = SentAgain(Counter(), Counter(), Counter()), WallClock().now_ms()
     reasons = MENDABLE if reason is None else {reason}
     with stop_on_signal() as stop:
-        retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
+        wait_for_topics(pipeline, _log, stop)
         numbers = range(pipeline.kafka.partitions)
         partitions = [_Partition(pipeline, number, reasons, found, now_ms) for number in numbers]
         if since_ms is None:

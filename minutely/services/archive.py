@@ -18,9 +18,9 @@ from streaming.archive.table import Archive, ArchiveSettings
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import Clock, WallClock
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.waiting import tolerating
 from streaming.records.examples import ExampleFormat
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 
 _log = logging.getLogger("minutely.archive")
 _POLL_MS = 100

@@ -22,7 +22,7 @@ from streaming.join.service import GARBAGE_AFTER, JoinService
 from streaming.join.state import JoinState
 from streaming.kafka.brokers import KafkaBrokers
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying
+from streaming.waiting import retrying
 
 _log = logging.getLogger("minutely.join")
 

@@ -18,10 +18,10 @@ from minutely.services.metrics import Status
 from paramserver.files import Files
 from streaming.clock import Clock
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.waiting import tolerating
 from streaming.log import EXAMPLES
 from streaming.records.examples import ExampleFormat
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 from trainer.retrain import hand_over, look, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
 

@@ -1,12 +1,13 @@
-"""What all services share: they listen, log to standard error, and answer Prometheus."""
+"""What all services share: they listen, wait for topics, log to standard error, and answer Prometheus."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from prometheus_client import start_http_server
@@ -14,8 +15,13 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from basis.printable import printable
 from basis.problems import CannotListen
+from minutely.config import Pipeline
+from streaming.kafka.topics import ensure_topics
+from streaming.waiting import retrying
 
 BACKLOG = 2048
+PERSON_SECONDS = 60.0
+"""How long commands that a person runs wait for brokers at their start."""
 
 
 class Address(NamedTuple):
@@ -64,6 +70,15 @@ def serve_metrics(collector: Collector, address: Address) -> None:
     registry.register(collector)
     with listening(address, "--metrics"):
         start_http_server(address.port, address.host, registry)
+
+
+def wait_for_topics(pipeline: Pipeline, log: logging.Logger, stop: Callable[[], bool]) -> None:
+    """Wait, at the start of a command that a person runs, until brokers have the topics or ``stop`` comes.
+
+    Raises:
+        NoAnswerError: no broker is there in a minute.
+    """
+    retrying(log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, PERSON_SECONDS)
 
 
 class _Lines(logging.Formatter):

@@ -27,9 +27,9 @@ from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.waiting import tolerating
 from streaming.records.examples import ExampleFormat
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
 from trainer.retrain import look

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from streaming.kafka.sending import RetryingSender
 from streaming.kafka.settings import KafkaSettings
-from streaming.kafka.waiting import retrying
 from streaming.log import DEAD_LETTERS, BrokerError
 from streaming.records.events import DeadLetter, encode
+from streaming.waiting import retrying
 
 _REFUSED = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD", "INVALID_TIMESTAMP"})
 """Errors after which no broker will ever take the same again."""

@@ -18,9 +18,10 @@ from click.testing import CliRunner, Result
 
 from minutely.cli import cli
 from minutely.ends import Ending
+from minutely.services import service
 from minutely.services.freshness import COMPOSE
 from stack.ports import free_ports
-from streaming.kafka import topics, waiting
+from streaming.kafka import topics
 from streaming.kafka.settings import BOOTSTRAP
 from tests.commands import ROOT, execute
 
@@ -241,7 +242,7 @@ def test_an_address_that_is_not_this_machines(here: Path) -> None:
 def test_brokers_that_are_not_there_are_named(
     command: str, variable: bool, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "PERSON_SECONDS", 0.0)
+    monkeypatch.setattr(service, "PERSON_SECONDS", 0.0)
     monkeypatch.setattr(topics, "_ASK_SECONDS", 0.5)
     address = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.delenv(BOOTSTRAP, raising=False)
