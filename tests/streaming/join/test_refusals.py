@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from streaming.join import core
-from streaming.join.core import JoinCounts
+from streaming.join.counts import JoinCounts
 from streaming.join.partition import JoinPartition
 from streaming.join.settings import JoinSettings
 from streaming.join.state import JoinState
