@@ -43,7 +43,7 @@ class JoinPartition:
     ) -> None:
         """The state is written every ``write_every_ms``, and when its memory is full. A batch looks at up to ``requests_at_once``
         due requests (None: all). ``new_id`` returns the id of a rebuilt state; ``refused`` is told of the dead letters sent."""
-        self._spec = spec
+        self.spec = spec
         self._state = state
         self._outlet = outlet
         self._partition = partition
@@ -67,7 +67,7 @@ class JoinPartition:
         self.busy = False
         """Whether more is due than one batch takes: call `step` again before `take`."""
         self.gaps: list[LostRange] = []
-        """Records that were skipped; the caller reports them and clears the list."""
+        """Records that the recovery skipped; the caller reports them and clears the list."""
 
     @property
     def offsets(self) -> Mapping[str, int]:
@@ -91,17 +91,12 @@ class JoinPartition:
         return self._uncommitted
 
     @property
-    def max_ahead_ms(self) -> int:
-        """By how much producers' clocks may be ahead of brokers', see `JoinSettings`."""
-        return self._spec.settings.max_ahead
-
-    @property
     def must_step(self) -> bool:
         """Whether there is enough for a transaction: call `step` before `take`."""
         return (
             self.joiner.output_is_full
             or self._state.memory_is_full
-            or self._uncommitted_bytes >= self._spec.limits.taken_bytes
+            or self._uncommitted_bytes >= self.spec.limits.taken_bytes
         )
 
     def recover(self) -> Generator[None]:
@@ -154,7 +149,6 @@ class JoinPartition:
 
     def skip(self, gap: LostRange) -> None:
         """Skip records of an input, up to the end of a gap; those before it were taken."""
-        self.gaps.append(gap)
         self._offsets[gap.topic] = gap.stop
 
     def step(self, ended: Mapping[str, bool], as_of_ms: int, publish_every_ms: int) -> bool:
@@ -202,7 +196,7 @@ class JoinPartition:
 
     def _head_of(self, sequence: int, published: int) -> Head:
         """Return the head of the current state."""
-        return following(self._head, self._spec, self.joiner, self._offsets, sequence, published)
+        return following(self._head, self.spec, self.joiner, self._offsets, sequence, published)
 
     def _send(self) -> None:
         """Send the outbox and the head as one transaction."""

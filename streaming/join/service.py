@@ -61,7 +61,7 @@ class Member:
         self.idle_at_ms = 0
         """When no more was due than a batch takes, in elapsed time."""
         self.retry = Retry(_log, f"partition {partition}", clock)
-        self.clocks = ClockCheck(partition, join.max_ahead_ms)
+        self.clocks = ClockCheck(partition, join.spec.settings.max_ahead)
         self.lag: dict[str, int] = {}
         """Records of each input that were not taken yet; empty while that is unknown."""
         self.read_to: dict[str, int] = {}
@@ -84,12 +84,20 @@ class Member:
         self.positioned = False
         self.lag.clear()
 
+    def skip(self, gap: LostRange) -> None:
+        """Skip records of an input; log and count them."""
+        self._tell(gap)
+        self.join.skip(gap)
+
     def tell_gaps(self) -> None:
-        """Log and count what was skipped."""
+        """Log and count what the recovery skipped."""
         for gap in self.join.gaps:
-            self.lost[gap.topic] += gap.size
-            _log.error("%s", gap.told(self.partition))
+            self._tell(gap)
         self.join.gaps.clear()
+
+    def _tell(self, gap: LostRange) -> None:
+        self.lost[gap.topic] += gap.size
+        _log.error("%s", gap.told(self.partition))
 
     def close(self) -> None:
         """Close everything; the partition's next owner joins what was not committed."""
@@ -241,13 +249,13 @@ class JoinService:
         join, partition = member.join, member.partition
         self._brokers.check_leaders([partition])
         begins, ends = self._brokers.begins([partition]), self._brokers.ends([partition])
+        member.tell_gaps()
         for topic in INPUTS:
             begin, end, offset = begins[topic, partition], ends[topic, partition], join.offsets[topic]
             if offset > end:  # the broker is still recovering, or has lost acknowledged records
                 raise EndsEarlyError(f"{topic} ends at offset {end}, records before {offset} were joined")
             if offset < begin:
-                join.skip(LostRange(topic, offset, begin))
-        member.tell_gaps()
+                member.skip(LostRange(topic, offset, begin))
         member.read_to.clear()
         member.clocks.forget()
         member.positioned = True
@@ -325,8 +333,7 @@ class JoinService:
         for (topic, partition), gap in fetched.lost.items():
             member = self._positioned(partition)
             if member is not None and (topic, partition) not in left and gap.stop > member.join.offsets[topic]:
-                member.join.skip(gap._replace(start=max(gap.start, member.join.offsets[topic])))
-                member.tell_gaps()
+                member.skip(gap._replace(start=max(gap.start, member.join.offsets[topic])))
         if left or fetched.lost:
             self._reading = set()  # what did not fit is re-read after the step that makes room
 
