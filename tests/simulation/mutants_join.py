@@ -246,7 +246,7 @@ def a_transaction_of_unknown_end_is_taken_for_committed() -> Any:
 def rebuild_sends_what_was_sent() -> Any:
     def make(drain: Any) -> Any:
         def changed(self: Joiner) -> JoinOutput:
-            return JoinOutput([], []) if isinstance(self.policy, Rereading) else drain(self)
+            return JoinOutput([], [], []) if isinstance(self.policy, Rereading) else drain(self)
 
         return changed
 
