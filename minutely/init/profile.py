@@ -26,11 +26,11 @@ _LONGEST_CELL = 10_000
 
 
 class Column:
-    """A column's first rows; `values` without dictionaries and fixed sizes."""
+    """A column's first rows."""
 
     def __init__(self, name: str, values: pa.Array, decimal: str = ".") -> None:
         self.name = name
-        self.values = _plain(values)
+        self.values = values
         self._decimal = decimal
 
     @cached_property
@@ -149,17 +149,6 @@ def has_decimal_comma(table: pa.Table) -> bool:
             ):
                 return True
     return False
-
-
-def _plain(values: pa.Array) -> pa.Array:
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        return _plain(values.dictionary_decode())
-    if pa.types.is_large_string(kind):
-        return values.cast(pa.string())
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
-        return values.cast(pa.list_(kind.value_type))
-    return values
 
 
 def overlap(column: Column, other: Column) -> float:

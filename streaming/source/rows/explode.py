@@ -101,7 +101,7 @@ def _set(rows: Rows, column: str, values: pa.Array) -> None:
 def _lists(rows: Rows, column: str, split: str | None) -> pa.Array:
     values = rows.column(column)
     kind = values.type
-    if split is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if split is not None and pa.types.is_string(kind):
         return split_texts(values, split)
     try:
         return as_lists(values)
