@@ -19,7 +19,6 @@ import numpy as np
 
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature
 from streaming.join.core import Joiner
-from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
 from streaming.join.state import Head, JoinState
 from streaming.log import IMPRESSIONS, Record
@@ -51,7 +50,7 @@ def fill(per_request: int, impressions: int, folder: Path) -> dict[str, float]:
     }
     spec = JoinSpec(features, {"click": Label(action="click", window="1d")})
     state = JoinState(folder, spec.settings.memory_bytes)
-    joiner = Joiner(spec, state, Living(spec))
+    joiner = Joiner(spec, state)
     rng = np.random.default_rng(1)
     vectors = rng.random((64, per_request * values), np.float32)
     before = largest = resident_bytes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,7 @@ from streaming.kafka.settings import KafkaSettings
 from streaming.live.mistakes import mistakes as live_mistakes
 from streaming.live.settings import LiveSettings
 from streaming.live.spec import LiveSpec
-from streaming.records.labels import Label, LabelSet
+from streaming.records.labels import LabelSet
 from streaming.source.files.find import Folder, folder_of
 from streaming.source.settings import SourceSettings
 from trainer.settings import ModelSettings, TrainSettings
@@ -64,7 +63,7 @@ class Pipeline(Section):
         labels, join = info.data.get("labels"), info.data.get("join")
         if labels is None or join is None or "retention" in kafka.model_fields_set:
             return kafka
-        return kafka.model_copy(update={"retention": max(kafka.retention, _needed_ms(labels, join))})
+        return kafka.model_copy(update={"retention": max(kafka.retention, _needed_ms(JoinSpec({}, labels, join)))})
 
     @model_validator(mode="after")
     def _with_weight(self) -> Pipeline:
@@ -126,10 +125,10 @@ class Pipeline(Section):
         return movielens_100k() if self.source.dir is None else folder_of(self.source.dir)
 
 
-def _needed_ms(labels: Mapping[str, Label], join: JoinSettings) -> int:
+def _needed_ms(spec: JoinSpec) -> int:
     """How far back (ms) records are to be kept: a joiner that lost its state reads two windows and ``lateness`` back
     (`streaming.join.configs.keep_ms`). One more ``lateness`` is for what was sent late."""
-    return 2 * JoinSpec({}, labels, join).wait_ms
+    return 2 * spec.wait_ms
 
 
 def load_pipeline(path: Path, data: Path | str | None = None) -> Pipeline:
@@ -253,11 +252,10 @@ def _cross_check(path: Path, tree: yaml.Node | None, pipeline: Pipeline) -> list
     if pipeline.sync.sparse_every % pipeline.train.step_every:
         step, every = (format_duration(at) for at in (pipeline.train.step_every, pipeline.sync.sparse_every))
         found.append((("sync", "sparse_every"), every, f"allowed: multiples of train.step_every ({step})"))
-    if pipeline.kafka.retention < (needed := _needed_ms(pipeline.labels, pipeline.join)):
+    spec = pipeline.join_spec()
+    if pipeline.kafka.retention < (needed := _needed_ms(spec)):
         given = format_duration(pipeline.kafka.retention)
-        window, lateness = (
-            format_duration(at) for at in (needed // 2 - pipeline.join.lateness, pipeline.join.lateness)
-        )
+        window, lateness = (format_duration(at) for at in (spec.window_ms, spec.settings.lateness))
         allowed = (
             f"allowed: {format_duration(needed)} or longer, twice the longest window ({window}) and join.lateness ({lateness}); "
             "or leave it out"

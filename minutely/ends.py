@@ -1,9 +1,11 @@
-"""How commands end: an exit status for each kind of end, and on standard error what, where and what is allowed."""
+"""How commands end: in order when they are asked to; with an exit status for each kind of end, and on standard error what, where
+and what is allowed."""
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -30,6 +32,23 @@ class Ending(IntEnum):
     NO_ANSWER = 5
     INTERRUPTED = 130
     CUT_OFF = 141
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Whether the process was asked to end, by SIGINT or SIGTERM; asked a second time, it ends at once."""
+    caught: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

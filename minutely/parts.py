@@ -25,8 +25,8 @@ def make_trainer(pipeline: Pipeline, prequential: Prequential | None = None, sec
     tables = {name: pipeline.tables.make(name, model.row_dim, pipeline.seed, secret) for name in plan.tables}
     examples = ExampleFormat(pipeline.features, pipeline.labels)
     learned = {name: table for name, table in tables.items() if pipeline.tables.of(name).default_row == "learned"}
-    keep_ms = pipeline.join_spec().wait_ms
-    default_rows = DefaultRows(learned, keep_ms) if learned else None
+    wait_ms = pipeline.join_spec().wait_ms
+    default_rows = DefaultRows(learned, wait_ms) if learned else None
     return Trainer(model, plan, tables, pipeline.labels, examples, pipeline.train, prequential, default_rows)
 
 

@@ -27,7 +27,12 @@ class Record(NamedTuple):
 
 
 class BrokerError(Exception):
-    """Brokers are down or refuse, or the outcome of a call is unknown. The message begins with the client's name of the error."""
+    """Brokers are down or refuse, or the outcome of a call is unknown. ``name`` is what the client calls the error, if it is one of
+    its own."""
+
+    def __init__(self, text: str, name: str = "") -> None:
+        super().__init__(f"{name}: {text}" if name else text)
+        self.name = name
 
 
 class LostRange(NamedTuple):
@@ -61,8 +66,8 @@ class LostRange(NamedTuple):
 class NoLeaderError(BrokerError):
     """No broker leads these ``partitions`` now."""
 
-    def __init__(self, what: str, partitions: Iterable[int]) -> None:
-        super().__init__(what)
+    def __init__(self, text: str, partitions: Iterable[int]) -> None:
+        super().__init__(text, "LEADER_NOT_AVAILABLE")
         self.partitions = frozenset(partitions)
 
 

@@ -9,12 +9,8 @@ from streaming.log import BrokerError
 
 _LONGEST_MS = 2000
 _FIRST_MS = 200
-_REFUSALS = tuple(f"{what}_AUTHORIZATION_FAILED" for what in ("TOPIC", "GROUP", "TRANSACTIONAL_ID", "CLUSTER"))
-
-
-def reason(error: Exception) -> str:
-    """Describe an error; the text of a `BrokerError` begins with the client's name of it."""
-    return str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
+_REFUSALS = frozenset(f"{what}_AUTHORIZATION_FAILED" for what in ("TOPIC", "GROUP", "TRANSACTIONAL_ID", "CLUSTER"))
+"""Errors that only a person can end, by the client's names."""
 
 
 class Retry:
@@ -45,9 +41,10 @@ class Retry:
 
     def failed(self, error: Exception) -> None:
         """Record a failed try; the pause before the next one grows."""
-        what = reason(error)
-        kind = (type(error), what if what.startswith(_REFUSALS) else "")
-        if kind not in self._said:  # a refusal after an outage is logged too: only a person can end it
+        name = error.name if isinstance(error, BrokerError) else ""
+        kind = (type(error), name if name in _REFUSALS else "")
+        if kind not in self._said:  # a refusal after an outage is logged too
+            what = error if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
             self._said.add(kind)
             self._log.warning("%s: %s; retrying in up to %d s%s", self._what, what, _LONGEST_MS // 1000, self._asked)
         self._failures += 1

@@ -25,18 +25,18 @@ Times = npt.NDArray[np.int64]
 class Newcomers:
     """Which ids of a table got their row so lately that impressions served before it may still become examples.
 
-    Kept for ``keep_ms`` of event time, at most 262,144 ids (4 MiB), of which the oldest go first.
+    Kept for ``wait_ms`` of event time, at most 262,144 ids (4 MiB), of which the oldest go first.
     """
 
-    def __init__(self, keep_ms: int) -> None:
-        self._keep_ms = keep_ms
+    def __init__(self, wait_ms: int) -> None:
+        self._wait_ms = wait_ms
         self._ids = np.empty(0, np.int64)  # ascending
         self._since = np.empty(0, np.int64)
 
     def admit(self, ids: npt.NDArray[np.int64], now_ms: int) -> None:
         """Ids int64 [n], some of them more than once, have a row from now on."""
         new = np.unique(ids)
-        kept = (self._since > now_ms - self._keep_ms) & ~np.isin(self._ids, new, assume_unique=True)
+        kept = (self._since > now_ms - self._wait_ms) & ~np.isin(self._ids, new, assume_unique=True)
         all_ids = np.concatenate((self._ids[kept], new))
         since = np.concatenate((self._since[kept], np.full(len(new), now_ms)))
         if len(all_ids) > _MOST_IDS:
@@ -78,11 +78,11 @@ class Unseen(NamedTuple):
 
 
 class DefaultRows:
-    """The default rows that are learned, of ``tables`` by name; see the module. ``keep_ms``: the longest that an example takes."""
+    """The default rows that are learned, of ``tables`` by name; see the module. ``wait_ms``: the longest that an example takes."""
 
-    def __init__(self, tables: Mapping[str, Table], keep_ms: int) -> None:
+    def __init__(self, tables: Mapping[str, Table], wait_ms: int) -> None:
         self._tables = dict(tables)
-        self._newcomers = {name: Newcomers(keep_ms) for name in tables}
+        self._newcomers = {name: Newcomers(wait_ms) for name in tables}
 
     def with_rows(self, ids: BatchIds) -> dict[str, npt.NDArray[np.bool_]]:
         """Which of a batch's ids have a row, by table; to be asked before they are looked up and get theirs."""

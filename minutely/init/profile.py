@@ -10,13 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streaming.features.arrow_columns import as_numbers
+from streaming.features.arrow_columns import as_numbers, have_decimal_comma
 from streaming.features.columns import Ids
 from streaming.features.ids import MISSING, as_ids
 
 Kind = Literal["integers", "numbers", "texts", "times", "lists", "nothing", "other"]
 Numbers = npt.NDArray[np.float64]
-_COMMA = r"^\s*[+-]?\d+,\d+\s*$"
 _SEPARATORS = (",", "|", ";", " ")
 _SEPARATED = 0.01
 """The share of texts with a separator in them from which on they may be lists."""
@@ -27,11 +26,11 @@ _LONGEST_CELL = 10_000
 
 
 class Column:
-    """A column's first rows; `values` without dictionaries and fixed sizes."""
+    """A column's first rows."""
 
     def __init__(self, name: str, values: pa.Array, decimal: str = ".") -> None:
         self.name = name
-        self.values = _plain(values)
+        self.values = values
         self._decimal = decimal
 
     @cached_property
@@ -142,7 +141,7 @@ def has_decimal_comma(table: pa.Table) -> bool:
     """Whether a column of texts holds numbers whose fractions begin with a comma."""
     for column in table.columns:
         if pa.types.is_string(column.type) and len(column.drop_null()):
-            is_number = pc.match_substring_regex(column.drop_null(), _COMMA)
+            is_number = have_decimal_comma(column.drop_null())
             others = column.drop_null().filter(pc.invert(is_number))
             if (
                 pc.any(is_number).as_py()
@@ -150,17 +149,6 @@ def has_decimal_comma(table: pa.Table) -> bool:
             ):
                 return True
     return False
-
-
-def _plain(values: pa.Array) -> pa.Array:
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        return _plain(values.dictionary_decode())
-    if pa.types.is_large_string(kind):
-        return values.cast(pa.string())
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
-        return values.cast(pa.list_(kind.value_type))
-    return values
 
 
 def overlap(column: Column, other: Column) -> float:

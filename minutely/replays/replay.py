@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from rich.console import Console
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.logs.own_logs import load_events
 from minutely.replays import cold_start
 from minutely.replays.loop import EmbeddedLoop, open_loop
@@ -74,7 +73,7 @@ def replay(
     with console.status("Reading logs"):
         events = load_events(pipeline, now_ms)
     run = Run.create(pipeline, out, now_ms)
-    with _stop_on_interrupt() as stop:
+    with stop_on_signal() as stop:
         return _replay(pipeline, events, run, dict(cadences), warmup, extras, console, stop)
 
 
@@ -98,7 +97,7 @@ def _replay(
     warmup: float,
     extras: Extras,
     console: Console,
-    stop: list[int],
+    stop: Callable[[], bool],
 ) -> Replayed:
     started = time.monotonic()
     files = WriteBack(LocalFiles(run.deltas, durable=False), _DELTAS_IN_MEMORY_BYTES)
@@ -106,13 +105,13 @@ def _replay(
     with open_loop(pipeline, events, run.folder, files, cadences, warmup) as loop:
         _run_to_its_end(loop, pipeline.name, console, stop)
         files.flush()
-        summary = summarize(loop, warmup, time.monotonic() - started, interrupted=bool(stop))
+        summary = summarize(loop, warmup, time.monotonic() - started, interrupted=stop())
         if len(cadences) > 1:
             summary["cadences"] = {served.name: results_of(loop, served) for served in loop.replicas}
         else:
             measured = _cold_start(loop, run, cadences, warmup, console, stop) if extras.cold_start else None
             summary["cold_start"] = measured
-            summary["interrupted"] = bool(stop)
+            summary["interrupted"] = stop()
         write_report(run.report, loop, summary)
         loop.keep_dead_letters(run.dead_letters)
     run.summary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
@@ -123,16 +122,21 @@ def _replay(
     return Replayed(run, summary, extras.scores)
 
 
-def _run_to_its_end(loop: EmbeddedLoop, title: str, console: Console, stop: list[int]) -> None:
+def _run_to_its_end(loop: EmbeddedLoop, title: str, console: Console, stop: Callable[[], bool]) -> None:
     with ReplayProgress(console, title) as progress:
-        while not stop and loop.tick():
+        while not stop() and loop.tick():
             progress.update(loop)
         loop.finish()
         progress.update(loop, last=True)
 
 
 def _cold_start(
-    done: EmbeddedLoop, run: Run, cadences: dict[str, int | None], warmup: float, console: Console, stop: list[int]
+    done: EmbeddedLoop,
+    run: Run,
+    cadences: dict[str, int | None],
+    warmup: float,
+    console: Console,
+    stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
     """The AUC of users' first impressions under both default rows; None where it was interrupted.
 
@@ -154,22 +158,6 @@ def _cold_start(
                 scores[default_row] = loop.primary.scores
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    if stop:
+    if stop():
         return None
     return cold_start.measure(pipeline, events, user, scores, done.scored_from)
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C is pressed; a second Ctrl-C ends the process at once."""
-    caught: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        caught.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -19,19 +18,18 @@ from basis.decoding import refusing
 from basis.problems import Problem, Problems
 from basis.settings import format_duration
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.services.dead_letters import letters_of
-from minutely.services.service import stop_on_signal
+from minutely.services.service import wait_for_topics
 from streaming.clock import WallClock
-from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
 from streaming.kafka.outlet import Transactions
-from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import DEAD_LETTERS, INPUTS, BrokerError
 from streaming.loop.brokers import OutputRecord
 from streaming.records.events import DeadLetter
 from streaming.records.reasons import MENDABLE
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 
 _log = logging.getLogger("minutely.dead-letters")
 _GROUP = "minutely-again"
@@ -39,7 +37,7 @@ _LETTERS_AT_ONCE = 500
 _BYTES_AT_ONCE = 8 << 20
 _PLACE_KEPT_MS = 7 * 86_400_000
 """For how long brokers remember what was committed, unless `offsets.retention.minutes` says otherwise."""
-_TAKEN_OVER = ("FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_PRODUCER_ID_MAPPING")
+_TAKEN_OVER = frozenset({"FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_PRODUCER_ID_MAPPING"})
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -76,7 +74,7 @@ def send_again(pipeline: Pipeline, reason: str | None, since_ms: int | None = No
     found, now_ms = SentAgain(Counter(), Counter(), Counter()), WallClock().now_ms()
     reasons = MENDABLE if reason is None else {reason}
     with stop_on_signal() as stop:
-        retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
+        wait_for_topics(pipeline, _log, stop)
         numbers = range(pipeline.kafka.partitions)
         partitions = [_Partition(pipeline, number, reasons, found, now_ms) for number in numbers]
         if since_ms is None:
@@ -214,7 +212,7 @@ class _Partition:
         try:
             self._transactions.send(self._records(batch), [min(place.values())], metadata)
         except BrokerError as error:
-            if str(error).startswith(_TAKEN_OVER):
+            if error.name in _TAKEN_OVER:
                 allowed = "allowed: one at a time; everything that this one sent is kept"
                 what = "the same command, started elsewhere, took over"
                 raise Problems([Problem(self._pipeline.name, "--again", what, allowed)]) from None

@@ -9,17 +9,18 @@ from deltalake.exceptions import DeltaError
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.services.batch import unreachable
 from minutely.services.examples_readers import RefusedExamples, begin_reading
 from minutely.services.metrics import Status, StatusMetrics
-from minutely.services.service import Address, serve_metrics, stop_on_signal
+from minutely.services.service import Address, serve_metrics
 from streaming.archive.table import Archive, ArchiveSettings
 from streaming.archive.worker import ArchiveWorker
 from streaming.clock import Clock, WallClock
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.waiting import tolerating
 from streaming.records.examples import ExampleFormat
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 
 _log = logging.getLogger("minutely.archive")
 _POLL_MS = 100

@@ -5,24 +5,22 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.replays.run_letters import kept_letters
-from minutely.services.service import stop_on_signal
+from minutely.services.service import wait_for_topics
 from minutely.terminal import literal
 from streaming.clock import WallClock
-from streaming.kafka import waiting
 from streaming.kafka.history import KafkaHistory
-from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import DEAD_LETTERS, LostRange, Record
 from streaming.records.events import BadRecord, DeadLetter, decode_letter
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 
 _log = logging.getLogger("minutely.dead-letters")
 _SHOWN_BYTES = 40
@@ -31,7 +29,7 @@ _SHOWN_BYTES = 40
 def dead_letters(pipeline: Pipeline, stop: Callable[[], bool]) -> Iterator[DeadLetter]:
     """Those kept by now, partition by partition. While brokers are away it waits, until ``stop``; at the start for a minute at
     most, then it raises `NoAnswerError`."""
-    retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
+    wait_for_topics(pipeline, _log, stop)
     for partition in range(pipeline.kafka.partitions):
         history = KafkaHistory(pipeline.kafka, partition)
         brokers = Retry(_log, "brokers", WallClock(), pipeline.kafka.asked)

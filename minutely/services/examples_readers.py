@@ -12,9 +12,9 @@ from minutely.services.metrics import Status
 from streaming.kafka.letters import LetterSender
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying
 from streaming.log import EXAMPLES
 from streaming.records.events import DeadLetter
+from streaming.waiting import retrying
 
 T = TypeVar("T")
 

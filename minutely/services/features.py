@@ -9,16 +9,17 @@ from functools import partial
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
-from minutely.services.service import Address, bind, serve_metrics, stop_on_signal
+from minutely.ends import stop_on_signal
+from minutely.services.service import Address, bind, serve_metrics
 from streaming.clock import Clock, WallClock
 from streaming.kafka.brokers import KEEPERS, KafkaBrokers
 from streaming.kafka.outlet import LIVE_GROUP
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying
 from streaming.live.metrics import LiveMetrics
 from streaming.live.partition import LivePartition, Progress
 from streaming.loop.brokers import History, Outlet
 from streaming.loop.service import PartitionService
+from streaming.waiting import retrying
 
 _log = logging.getLogger("minutely.features")
 _WAIT_MS = 100

@@ -8,8 +8,9 @@ import uuid
 from pathlib import Path
 
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.place import require_writable
-from minutely.services.service import Address, bind, serve_metrics, stop_on_signal
+from minutely.services.service import Address, bind, serve_metrics
 from streaming.clock import Clock, WallClock
 from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import Committed
@@ -20,8 +21,8 @@ from streaming.join.refusals import RefusalLog
 from streaming.join.service import GARBAGE_AFTER, JoinService
 from streaming.kafka.brokers import JOINERS, LIVE_JOINERS, KafkaBrokers
 from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying
 from streaming.loop.brokers import History, Outlet
+from streaming.waiting import retrying
 
 _log = logging.getLogger("minutely.join")
 

@@ -7,21 +7,18 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.logs.own_logs import load_events
-from minutely.services.service import stop_on_signal
+from minutely.services.service import wait_for_topics
 from streaming.clock import Clock, WallClock
 from streaming.features.columns import Ids
-from streaming.kafka import waiting
 from streaming.kafka.sending import RetryingSender
-from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying
 from streaming.log import INPUTS
 from streaming.records.events import MAX_RECORD_BYTES
 from streaming.source.logged_events import LoggedEvents
@@ -82,7 +79,7 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
     """
     clock = WallClock()
     with stop_on_signal() as stop:
-        retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
+        wait_for_topics(pipeline, _log, stop)
         if stop():
             return
         events = load_events(pipeline, clock.now_ms())

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 from minutely.config import Pipeline
 from minutely.parts import make_trainer
 from minutely.services.batch import EVER, Retraining, nothing_in_between, open_archive
+from minutely.services.examples_readers import begin_reading
 from minutely.services.metrics import Status
 from paramserver.files import Files
 from streaming.clock import Clock
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.topics import ensure_topics
-from streaming.kafka.waiting import retrying, tolerating
 from streaming.log import EXAMPLES
 from streaming.records.examples import ExampleFormat
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 from trainer.retrain import hand_over, look, take_over, train_archive
 from trainer.worker import Trainer, TrainWorker
 
@@ -63,15 +63,11 @@ def retrain(
     if not trainer.examples:
         raise nothing_in_between(archive, retraining.place)
 
-    def begin() -> _CatchUp:
-        ensure_topics(pipeline.kafka)
-        with ExitStack() as on_error:
-            log = on_error.enter_context(closing(KafkaLog(pipeline.kafka, EXAMPLES)))
-            workers = hand_over(archive, log, trainer, examples, range(pipeline.kafka.partitions))
-            on_error.pop_all()
+    def catch_up(log: KafkaLog) -> _CatchUp:
+        workers = hand_over(archive, log, trainer, examples, range(pipeline.kafka.partitions))
         return _CatchUp(pipeline, name, trainer, workers, log, clock)
 
-    catching_up = retrying(_log, stop, begin, pipeline.kafka.asked)
+    catching_up = begin_reading(pipeline, _log, stop, catch_up)
     if catching_up is None:
         return False
     with closing(catching_up):

@@ -24,10 +24,11 @@ from starlette.types import ASGIApp
 
 from basis.problems import Problem, Problems
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.parts import make_replica
 from minutely.place import open_published
 from minutely.services.kafka_sink import KafkaSink
-from minutely.services.service import BACKLOG, Address, bind, stop_on_signal
+from minutely.services.service import BACKLOG, Address, bind
 from paramserver.files import Files
 from serving.access import Gate
 from serving.comparison import Comparison

@@ -1,13 +1,13 @@
-"""What all services share: they end in order on SIGINT and SIGTERM, log to standard error, and answer Prometheus."""
+"""What all services share: they listen, wait for topics, log to standard error, and answer Prometheus."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from prometheus_client import start_http_server
@@ -15,8 +15,13 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from basis.printable import printable
 from basis.problems import CannotListen
+from minutely.config import Pipeline
+from streaming.kafka.topics import ensure_topics
+from streaming.waiting import retrying
 
 BACKLOG = 2048
+PERSON_SECONDS = 60.0
+"""How long commands that a person runs wait for brokers at their start."""
 
 
 class Address(NamedTuple):
@@ -67,6 +72,15 @@ def serve_metrics(collector: Collector, address: Address) -> None:
         start_http_server(address.port, address.host, registry)
 
 
+def wait_for_topics(pipeline: Pipeline, log: logging.Logger, stop: Callable[[], bool]) -> None:
+    """Wait, at the start of a command that a person runs, until brokers have the topics or ``stop`` comes.
+
+    Raises:
+        NoAnswerError: no broker is there in a minute.
+    """
+    retrying(log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, PERSON_SECONDS)
+
+
 class _Lines(logging.Formatter):
     """One line for each message, whatever texts of others it holds, and after it the lines of a traceback."""
 
@@ -83,20 +97,3 @@ def log_to_stderr() -> None:
     handler.setFormatter(_Lines("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("minutely").setLevel(logging.INFO)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Whether the process was asked to end; asked a second time, it ends at once."""
-    caught: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,6 +14,7 @@ import torch
 
 from basis.problems import BadFile, GuardedError, Problem, Problems
 from minutely.config import Pipeline
+from minutely.ends import stop_on_signal
 from minutely.parts import make_trainer
 from minutely.place import folder_of, open_files, require_writable
 from minutely.services.batch import Retraining
@@ -21,14 +22,14 @@ from minutely.services.examples_readers import RefusedExamples, begin_reading
 from minutely.services.lock import RETRAINER, WRITER, FileLock
 from minutely.services.metrics import Status, StatusMetrics
 from minutely.services.retrain import retrain
-from minutely.services.service import Address, serve_metrics, stop_on_signal
+from minutely.services.service import Address, serve_metrics
 from paramserver.files import Files, remove_half_written
 from paramserver.manifest import Manifest, TakenOverError, read_manifest
 from streaming.clock import Clock, WallClock
 from streaming.kafka.log import KafkaLog
-from streaming.kafka.waiting import tolerating
 from streaming.records.examples import ExampleFormat
 from streaming.retry import Retry
+from streaming.waiting import tolerating
 from trainer.online import OnlineTrainer
 from trainer.prequential import Prequential
 from trainer.retrain import look

@@ -1,4 +1,7 @@
-"""From Arrow columns of files, side tables and requests to raw columns: ids, lists, vectors, numbers and times."""
+"""From Arrow columns of files, side tables and requests to raw columns: ids, lists, vectors, numbers and times.
+
+Texts are Arrow's ``string`` and lists its ``list`` here: files are read so (`streaming.source.files.duck`), and requests come so.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ _EXTENDED = (
 _EXACT = 2.0**53
 _WHOLE_FLOAT = r"^(0|-?[1-9][0-9]{0,15})\.0$"
 _INT64 = r"^-?([0-9]{1,18}|[1-8][0-9]{18})$"
+_DECIMAL_COMMA = r"^\s*[+-]?\d+,\d+\s*$"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
@@ -31,8 +35,6 @@ def texts_of(values: pa.Array) -> pa.Array:
     """Return values as texts that are equal where they mean the same, whichever type they have: 17, 17.0 and ``"17.0"``, and times
     of any unit. Null for null and NaN; an Arrow exception for other types, such as lists."""
     kind = values.type
-    if pa.types.is_dictionary(kind):
-        return texts_of(values.dictionary_decode())
     if pa.types.is_decimal(kind) and kind.scale > 0:
         return pc.coalesce(whole_decimals(values), pc.replace_substring_regex(values.cast(pa.string()), r"0+$", ""))
     if pa.types.is_floating(kind):
@@ -79,13 +81,11 @@ def lists_of(values: pa.Array) -> tuple[Ragged, pa.Array | None]:
 
 
 def as_lists(values: pa.Array) -> pa.Array:
-    """Return lists of any layout as plain ones; ``TypeError`` if these are no lists."""
+    """Return lists, of nothing for nothing but nulls; ``TypeError`` if these are no lists."""
     kind = values.type
     if pa.types.is_null(kind):
         return values.cast(pa.list_(pa.int64()))
-    if pa.types.is_fixed_size_list(kind):
-        return values.cast(pa.list_(kind.value_type))
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not pa.types.is_list(kind):
         raise TypeError(f"type {kind}: one value an impression, lists of ids are expected")
     return values
 
@@ -96,7 +96,7 @@ def vectors_of(values: pa.Array, size: int) -> npt.NDArray[np.float64]:
     out = np.full((len(values), size), np.nan)
     if pa.types.is_null(kind):
         return out
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+    if not pa.types.is_list(kind):
         raise TypeError(f"type {kind}")
     lengths = pc.list_value_length(values).fill_null(size)
     wrong = pc.unique(lengths.filter(pc.not_equal(lengths, size))).to_pylist()
@@ -115,8 +115,6 @@ def as_numbers(values: pa.Array, decimal: str = ".") -> tuple[pa.Array, pa.Array
     ``TypeError`` for other types than numbers and texts.
     """
     kind = values.type
-    if pa.types.is_dictionary(kind):
-        values, kind = values.dictionary_decode(), kind.value_type
     if (
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
@@ -126,7 +124,7 @@ def as_numbers(values: pa.Array, decimal: str = ".") -> tuple[pa.Array, pa.Array
     ):
         found = values.cast(pa.float64(), safe=False)
         return (pc.if_else(pc.is_nan(found), None, found) if pa.types.is_floating(kind) else found), None
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not pa.types.is_string(kind):
         raise TypeError(f"type {kind}")
     if decimal != ".":  # a point in such a number parts thousands, which no number may have
         values = pc.replace_substring(pc.replace_substring(values, ".", "?"), decimal, ".")
@@ -136,6 +134,11 @@ def as_numbers(values: pa.Array, decimal: str = ".") -> tuple[pa.Array, pa.Array
     broken = pc.and_(pc.is_valid(values), pc.invert(pc.match_substring_regex(values, _NUMBER).fill_null(False)))
     whole = pc.if_else(broken, None, values) if pc.any(broken).as_py() else values
     return pc.utf8_trim_whitespace(whole).cast(pa.float64()), broken
+
+
+def have_decimal_comma(texts: pa.Array) -> pa.Array:
+    """Return which texts are numbers whose fraction begins with a comma; null for null."""
+    return pc.match_substring_regex(texts, _DECIMAL_COMMA)
 
 
 def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
@@ -148,7 +151,7 @@ def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
         return _floored(values), None
     if unit == "ns" and pa.types.is_integer(kind):  # more digits than a float has
         return _floored(values.cast(pa.int64()).cast(pa.timestamp("ns"))), None
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not pa.types.is_string(kind):
         found, broken = as_numbers(values)
         return to_ms(found, unit), broken
     for written, extended in _EXTENDED:

@@ -80,8 +80,6 @@ def as_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
     kind = values.type
     if pa.types.is_null(kind):
         return np.full(len(values), MISSING), None
-    if pa.types.is_dictionary(kind):
-        return as_ids(values.dictionary_decode())
     if pa.types.is_decimal(kind):
         digits = whole_decimals(values)
         ids, broken = _large_ids(digits)
@@ -96,7 +94,7 @@ def as_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
         return np.asarray(values.cast(pa.int64()).fill_null(MISSING).to_numpy(zero_copy_only=False)), None
     if pa.types.is_floating(kind):
         return _whole_ids(values)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if pa.types.is_string(kind):
         return _text_ids(values.dictionary_encode())
     raise TypeError(f"type {kind}")
 
@@ -114,11 +112,9 @@ def whole_decimals(values: pa.Array) -> pa.Array:
 def inexact(values: pa.Array) -> pa.Array | None:
     """Return which values are whole floats beyond 2^53, or their texts: others are written alike (None: no value is)."""
     kind = values.type
-    if pa.types.is_dictionary(kind):
-        return inexact(values.dictionary_decode())
     if pa.types.is_floating(kind):
         found = pc.greater(pc.abs(values.cast(pa.float64())), float(_EXACT)).fill_null(False)
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    elif pa.types.is_string(kind):
         found = pc.match_substring_regex(values, _LONG_FLOAT).fill_null(False)
         if pc.any(found).as_py():
             found = as_ids(pc.if_else(found, values, None))[1]

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import msgspec
 from xxhash import xxh3_64_intdigest
 
+from streaming.join.calibration import ServedCalibration
 from streaming.join.configs import ConfigSince
-from streaming.join.decided import Decided
+from streaming.join.counts import JoinCounts
+from streaming.join.deciding import Deciding
 from streaming.join.output import JoinOutput, Output
 from streaming.join.pending import DROPPED, WAITING_BYTES, Pending
 from streaming.join.policy import Living
@@ -23,6 +24,7 @@ from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.join.timers import NEVER
 from streaming.join.upgrades import Upgrades
+from streaming.join.watermark import Reached
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
 from streaming.records.events import (
     MAX_TIME_MS,
@@ -36,60 +38,38 @@ from streaming.records.events import (
     is_json,
 )
 from streaming.records.json_records import pack_request
-from streaming.records.labels import Decision, Rule, decide
 
 _DUE_AT_ONCE = 32
 """Few, since each request is loaded into memory, whatever its size."""
 
 
-class JoinCounts(msgspec.Struct):
-    """What a joiner took, and what became of it."""
-
-    records: Counter[str] = msgspec.field(default_factory=Counter)
-    """By topic."""
-    refused: Counter[str] = msgspec.field(default_factory=Counter)
-    """Dead letters, by reason."""
-    repeated: int = 0
-    unused: int = 0
-    """Engagements of actions that no label uses."""
-    redundant: int = 0
-    """Engagements that came late and change nothing."""
-    corrected: int = 0
-    """Examples emitted again."""
-    dropped: int = 0
-    """Negatives that are not kept."""
-    examples: int = 0
-
-
 class Joiner:
-    """Joins engagements with impressions."""
+    """Joins engagements with impressions; ``served`` compares scores with labels."""
 
-    def __init__(self, spec: JoinSpec, state: JoinState, policy: Living, partition: int = 0) -> None:
+    def __init__(
+        self, spec: JoinSpec, state: JoinState, partition: int = 0, served: ServedCalibration | None = None
+    ) -> None:
         self.upgrades = Upgrades(spec)
         """Checks requests, and takes over those of other configs."""
-        self._rules = [Rule.of(label) for label in spec.labels.values()]
         self._action_window = spec.action_windows
         self._settings = spec.settings
         self._limits = spec.limits
         self._window = spec.window_ms
         self._wait = spec.wait_ms
         self._state = state
-        self.policy = policy
+        self.policy = Living(spec)
         """How to treat records: as new ones, or as records that recovery re-reads."""
         self._partition = partition
-        self._negative = (0.0,) * len(spec.labels)
         self._output = Output(spec, partition)
         self._keeps_requests = spec.settings.late == "correct" or spec.live is not None
         """Whether requests are kept until nothing more can happen to them, rather than until they are decided."""
         self.format = self._output.format
         self.watermark = 0
-        self.reached = {IMPRESSIONS: 0, ENGAGEMENTS: 0}
-        """How far (ms) the records taken of each input let the watermark move, see `_reach`."""
-        self.newest = 0
-        """The newest event time (ms) of any record taken."""
+        self.reached = Reached(spec.settings)
         self._forgotten_before = 0
         """What is from before this (ms) was forgotten under an earlier config: a request without a marker may be a repeat."""
         self.counts = JoinCounts()
+        self._deciding = Deciding(spec, self._output, self.counts, served)
 
     def follow(self, configs: Sequence[ConfigSince]) -> None:
         """Take what was in force up to now, ours last, as what pending requests were taken under."""
@@ -99,7 +79,7 @@ class Joiner:
     def resume(self, policy: Living, watermark: int, refused: Counter[str] | None = None) -> None:
         """Go on from a watermark (ms) with another policy. Counts begin again, with what recovery itself ``refused``."""
         self.policy, self.watermark = policy, watermark
-        self.counts = JoinCounts(refused=Counter(refused or {}))
+        self.counts = self._deciding.counts = JoinCounts(refused=Counter(refused or {}))
 
     @property
     def output_is_full(self) -> bool:
@@ -159,15 +139,6 @@ class Joiner:
         self.counts.examples += sum(batch.num_rows for batch in output.examples)
         return output
 
-    def _reach(self, topic: str, claimed_ms: int, appended_at: int) -> None:
-        """Move the watermark's sources to a record's event time, but at most ``max_ahead`` beyond the time its broker took it.
-        Nothing else moves them, so a fast clock does no more harm in a backlog than live."""
-        self.reached[topic] = max(self.reached[topic], self._bounded(claimed_ms, appended_at))
-        self.newest = max(self.newest, claimed_ms)
-
-    def _bounded(self, claimed_ms: int, appended_at: int) -> int:
-        return min(claimed_ms, appended_at + self._settings.max_ahead)
-
     def _refuse(self, topic: str, offset: int, payload: bytes, bad: BadRecord, *, accepted: bool = False) -> None:
         if self._state.sent.letters(topic, [offset]):
             return
@@ -206,7 +177,7 @@ class Joiner:
             self.policy.check_unused(request, pending)
             self._state.drop(request.request_id)
             pending = Pending()
-        self._reach(IMPRESSIONS, request.served_at, record.appended_at)
+        self.reached.take(IMPRESSIONS, request.served_at, record.appended_at)
         if pending.served_at < 0 and self.policy.decides():
             self._output.served(request)
         pending.served_at = request.served_at
@@ -231,13 +202,13 @@ class Joiner:
         self._state.add(request.request_id, pending, len(packed))
         if earlier is not None and earlier.outdated:
             self._state.outdate(request.request_id, earlier.outdated)
-        elif problem := self.upgrades.engaged_before(self._bounded(request.served_at, record.appended_at)):
+        elif problem := self.upgrades.engaged_before(self.reached.bounded(request.served_at, record.appended_at)):
             self._give_up(request.request_id, pending, request, problem)
 
     def _engagement(self, record: Record) -> None:
         payload = record.value
         engagement = decode_engagement(payload, self.policy.latest_ms(record.appended_at), self.policy.earliest_ms)
-        self._reach(ENGAGEMENTS, engagement.happened_at, record.appended_at)
+        self.reached.take(ENGAGEMENTS, engagement.happened_at, record.appended_at)
         if engagement.action not in self._action_window:
             self.counts.unused += 1
             return
@@ -292,32 +263,18 @@ class Joiner:
         if pending.event_count >= self._limits.request_events:
             raise BadRecord("too_many", f"request {request_id} has {pending.event_count} engagements already")
         if pending.emitted[index] and self.policy.decides():
-            before, after = (self._decide(pending.served_at, each) for each in (events, [*events, event]))
+            before, after = (self._deciding.decide(pending.served_at, each) for each in (events, [*events, event]))
             if before.values == after.values:
                 self.counts.redundant += 1
             else:
-                self._correct(pending, request_id, index, after)
+                self._deciding.correct(pending, request_id, index, after, self.watermark)
         is_first = all(action != engagement.action for _, action, _ in events)
         if is_first and pending.request is not None and self.policy.decides():
             self._output.acted(pending.request, index, engagement.action, at)
         events.append(event)
         pending.event_count += 1
         if self._settings.emit == "decided" and not pending.emitted[index]:
-            self._state.wake(request_id, pending, self._decide(pending.served_at, events).decided_at)
-
-    def _correct(self, pending: Pending, request_id: str, index: int, decision: Decision) -> None:
-        """Emit an example again, decided now. One that sampling dropped cannot be corrected."""
-        revision = pending.emitted[index]
-        if self._settings.late == "dead_letter" or pending.request is None or revision >= DROPPED - 1:
-            raise BadRecord("late", f"its example was decided by watermark {self.watermark} ms")
-        pending.emitted[index] = revision + 1
-        self.counts.corrected += 1
-        decision = decision._replace(decided_at=max(decision.decided_at, self.watermark))
-        decided = Decided(request_id, pending.request, (index,), decision, revision)
-        self._output.add(decided, self._output.sizes(pending.request).bytes_of((index,)))
-
-    def _decide(self, served_at: int, events: Sequence[tuple[int, str, float]]) -> Decision:
-        return decide(self._rules, served_at, events)
+            self._state.wake(request_id, pending, self._deciding.decide(pending.served_at, events).decided_at)
 
     def _look_at(self, request_id: str, pending: Pending) -> None:
         """Emit what is due of a request; drop its entry once late events need no marker any more."""
@@ -334,7 +291,7 @@ class Joiner:
                 return
         closes_at = pending.served_at + self._window
         if pending.request is not None:
-            next_due = self._emit_due(request_id, pending, pending.request, closes_at)
+            next_due = self._deciding.emit_due(request_id, pending, pending.request, closes_at, self.watermark)
             if next_due != NEVER:
                 self._state.wake(request_id, pending, next_due)
                 return
@@ -347,30 +304,6 @@ class Joiner:
         else:
             # Nobody waits for markers to be dropped, so drop them in groups, at multiples of the window.
             self._state.wake(request_id, pending, -(-forget_at // self._window) * self._window)
-
-    def _emit_due(self, request_id: str, pending: Pending, request: Request, closes_at: int) -> int:
-        """Emit what is due of the open impressions. Return when (ms) to look at the others, or `NEVER`."""
-        next_due, emitted, events = NEVER, pending.emitted, pending.events
-        if 0 not in emitted:
-            return NEVER  # a recovery may be here with columns that nobody has checked
-        for index, happened in events.items():
-            if not emitted[index]:
-                decision = self._decide(pending.served_at, happened)
-                if self._settings.emit == "window":
-                    decision = decision._replace(decided_at=closes_at)
-                if decision.decided_at < self.watermark and self._output.room > 0:
-                    self._emit(request_id, pending, request, [index], decision)
-                else:
-                    next_due = min(next_due, decision.decided_at)
-        if 0 in emitted:
-            # Most impressions have no events: one decision, later than any other, serves them all.
-            if closes_at < self.watermark and self._output.room > 0:
-                without = [index for index, times in enumerate(emitted) if not times and index not in events]
-                first = self._output.sizes(request).first(without, self._output.room)
-                self._emit(request_id, pending, request, first, Decision(self._negative, closes_at, pending.served_at))
-            if 0 in emitted:
-                next_due = min(next_due, closes_at)
-        return next_due
 
     def _comes_again(self, pending: Pending, request: Request, offset: int) -> bool:
         """Whether a request is its dead letter sent again, which the config can now take; if so, reopen its impressions.
@@ -401,21 +334,6 @@ class Joiner:
         if 0 in pending.emitted:
             self._refuse(IMPRESSIONS, pending.offset, encode(request), BadRecord("schema", problem), accepted=True)
         self._state.outdate(request_id, problem)
-
-    def _emit(
-        self, request_id: str, pending: Pending, request: Request, indices: Sequence[int], decision: Decision
-    ) -> None:
-        """Turn decided impressions into examples, except the negatives that are not kept."""
-        self.policy.compare(request, indices, decision)
-        kept, emitted = self.policy.sample(request_id, pending, indices, decision), pending.emitted
-        if dropped := len(indices) - len(kept):
-            self.counts.dropped += dropped
-            for index in indices:
-                emitted[index] = DROPPED
-        for index in kept:
-            emitted[index] = 1
-        if kept:
-            self._output.add(Decided(request_id, request, kept, decision), self._output.sizes(request).bytes_of(kept))
 
     def _drop_unmatched(self, request_id: str, pending: Pending) -> None:
         waiting, pending.waiting, pending.waiting_bytes = pending.waiting, [], 0

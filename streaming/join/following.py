@@ -13,7 +13,7 @@ _POINTS = 64
 
 def following(head: Head, spec: JoinSpec, joiner: Joiner, offsets: Offsets, sequence: int, published: int) -> Head:
     """Return the head that follows ``head``. It keeps what a rebuild may still need of rebuild points and configs."""
-    points, at, keep = head.rebuild_points, joiner.newest, keep_ms(head.configs, spec)
+    points, at, keep = head.rebuild_points, joiner.reached.newest, keep_ms(head.configs, spec)
     while len(points) > 1 and points[1].newest < published - keep:
         points = points[1:]
     is_over = at < published - keep  # nothing that was taken matters any more; without new input, examples still grows
@@ -37,8 +37,8 @@ def following(head: Head, spec: JoinSpec, joiner: Joiner, offsets: Offsets, sequ
         decided_until=joiner.watermark,
         published=published,
         offsets=dict(offsets),
-        reached=dict(joiner.reached),
-        newest=joiner.newest,
+        reached=dict(joiner.reached.inputs),
+        newest=joiner.reached.newest,
         rebuild_points=points,
         schemas=dict(joiner.upgrades.known),
         configs=configs,

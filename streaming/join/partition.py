@@ -16,11 +16,9 @@ from streaming.join.core import Joiner
 from streaming.join.following import following
 from streaming.join.head import Head, Offsets
 from streaming.join.output import examples_records
-from streaming.join.policy import Living
 from streaming.join.recovery import Recovery, log_lost
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
-from streaming.join.watermark import watermark_of
 from streaming.log import DEAD_LETTERS, EXAMPLES, INPUTS, INTERACTIONS, TOPICS, LostRange, Record
 from streaming.loop.brokers import History, Outlet, OutputRecord
 from streaming.records.events import DeadLetter, encode
@@ -49,14 +47,13 @@ class JoinPartition:
         self.state = state
         self._outlet = outlet
         self._partition = partition
-        living = Living(spec, served)
         self._refused = refused or (lambda letters: None)
         self._recovery = Recovery(
-            spec, state, outlet, history, living, partition, new_id, requests_at_once, self._refused
+            spec, state, outlet, history, served, partition, new_id, requests_at_once, self._refused
         )
         self._write_every_ms = write_every_ms
         self._requests_at_once = requests_at_once
-        self.joiner = Joiner(spec, state, living, partition)
+        self.joiner = Joiner(spec, state, partition, served)
         self._head = Head(state_id="", offsets={}, rebuild_points=[])
         self._offsets: Offsets = {}
         """Of outputs, after the records sent."""
@@ -70,7 +67,7 @@ class JoinPartition:
         self.busy = False
         """Whether more is due than one batch takes: call `step` again before `take`."""
         self.gaps: list[LostRange] = []
-        """Records that were skipped; the caller reports them and clears the list."""
+        """Records that the recovery skipped; the caller reports them and clears the list."""
 
     @property
     def offsets(self) -> Mapping[str, int]:
@@ -165,7 +162,6 @@ class JoinPartition:
 
     def skip(self, gap: LostRange) -> None:
         """Skip records of an input, up to the end of a gap; those before it were taken."""
-        self.gaps.append(gap)
         self._offsets[gap.topic] = gap.stop
 
     def step(self, ended: Mapping[str, bool], as_of_ms: int, publish_every_ms: int) -> bool:
@@ -175,7 +171,7 @@ class JoinPartition:
         published once it has moved by ``publish_every_ms``.
         """
         joiner = self.joiner
-        watermark = watermark_of(joiner.reached, ended, as_of_ms, self._spec.settings.lateness)
+        watermark = joiner.reached.watermark(ended, as_of_ms)
         # Everything due by the published watermark is emitted or dropped. A rebuild relies on that, so late arrivals go out before
         # it moves.
         complete = self._head.published if self.busy else max(self._head.published, joiner.watermark)

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from streaming.join.calibration import ServedCalibration
 from streaming.join.configs import ConfigSince, since_offset, waited_before, was_due
 from streaming.join.pending import Pending
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
 from streaming.log import IMPRESSIONS
 from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, BadRecord, Request
-from streaming.records.identity import example_prefix
-from streaming.records.labels import Decision
 
 
 class Earlier(NamedTuple):
@@ -29,15 +26,12 @@ class Earlier(NamedTuple):
 
 
 class Living:
-    """The policy for new records: negatives are sampled, and ``served`` compares scores with labels. Times in ms."""
+    """The policy for new records. Times in ms."""
 
-    def __init__(self, spec: JoinSpec, served: ServedCalibration | None = None) -> None:
+    def __init__(self, spec: JoinSpec) -> None:
         self.earliest_ms = spec.earliest_ms
         self._wait_ms = spec.wait_ms
         self._max_future = spec.settings.max_future
-        self._negatives = spec.negatives
-        self._served = served
-        self._labels = len(spec.labels)
 
     def latest_ms(self, appended_at: int) -> int:
         """Return the latest event time of a record that its broker took at ``appended_at``, whenever it is read."""
@@ -76,20 +70,6 @@ class Living:
         """Refuse an engagement whose request became a dead letter because of its schema."""
         if pending.outdated:
             raise BadRecord("schema", f"its request is a dead letter: {pending.outdated}")
-
-    def sample(self, request_id: str, pending: Pending, indices: Sequence[int], decision: Decision) -> Sequence[int]:
-        """Return which of these impressions, which share a decision, become examples: all but the negatives that are not kept."""
-        if any(decision.values) or self._negatives.keep >= 1:
-            return indices
-        prefix, names = example_prefix(request_id), pending.impression_ids
-        return [index for index in indices if self._negatives.keeps(prefix + names[index])]
-
-    def compare(self, request: Request, indices: Sequence[int], decision: Decision) -> None:
-        """Compare the scores that a model served for these impressions with their labels, before negatives are dropped."""
-        if self._served is None or not request.sparse_version:
-            return
-        if len(request.scores) == 4 * self._labels * len(request.impression_ids):
-            self._served.add(request.scores, indices, decision.values)
 
 
 class Rereading(Living):

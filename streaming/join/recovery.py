@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from streaming.join.calibration import ServedCalibration
 from streaming.join.commit import Committed
 from streaming.join.configs import ConfigSince, followed_by
 from streaming.join.core import Joiner
@@ -58,7 +59,7 @@ def log_lost(partition: int, transactions: int) -> None:
 
 
 class Recovery:
-    """Recovers one partition; ``living`` is the policy for the records that follow."""
+    """Recovers one partition."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Recovery:
         state: JoinState,
         outlet: Outlet[Committed],
         history: History,
-        living: Living,
+        served: ServedCalibration | None,
         partition: int,
         new_id: Callable[[], str],
         requests_at_once: int | None,
@@ -77,7 +78,7 @@ class Recovery:
         self._state = state
         self._outlet = outlet
         self._history = history
-        self._living = living
+        self._served = served
         self._partition = partition
         self._new_id = new_id
         self._requests_at_once = requests_at_once
@@ -116,7 +117,7 @@ class Recovery:
             committed.offsets[IMPRESSIONS],
             committed.published,
             committed.decided_until,
-            joiner.reached[ENGAGEMENTS],
+            joiner.reached.inputs[ENGAGEMENTS],
         )
 
     def _leads_to(self, head: Head, committed: Committed) -> bool:
@@ -137,8 +138,7 @@ class Recovery:
         """Restore from the state of the last transaction or of an earlier one."""
         restored = self._begin(head, head.offsets)
         joiner = restored.joiner
-        joiner.reached.update(head.reached)
-        joiner.newest = head.newest
+        joiner.reached.resume(head.reached, head.newest)
         if head.sequence < committed.sequence:
             lowest = committed.lowest  # a rebuild never has to read more again
             points = (each for each in head.rebuild_points if all(each.offsets[at] >= lowest[at] for at in TOPICS))
@@ -146,7 +146,7 @@ class Recovery:
             head.configs = self._configs(committed, joiner)
             yield from self._read_again(restored, committed)
             return restored
-        joiner.resume(self._living, head.decided_until)
+        joiner.resume(Living(self._spec), head.decided_until)
         restored.busy = head.published < head.decided_until
         return restored
 
@@ -188,7 +188,7 @@ class Recovery:
             )
 
     def _begin(self, head: Head, offsets: Offsets) -> Restored:
-        joiner = Joiner(self._spec, self._state, self._living, self._partition)
+        joiner = Joiner(self._spec, self._state, self._partition, self._served)
         joiner.upgrades.know(head.schemas.values())
         return Restored(joiner, head, dict(offsets))
 
@@ -243,7 +243,7 @@ class Recovery:
             self._pass_over(restored, committed)
             yield
         self._pass_over(restored, committed)
-        joiner.resume(self._living, committed.decided_until, self._refused)
+        joiner.resume(Living(self._spec), committed.decided_until, self._refused)
         self._refused.clear()
         restored.busy = committed.published < committed.decided_until
         restored.offsets = committed.offsets | ends

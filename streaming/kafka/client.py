@@ -54,7 +54,9 @@ _NOT_THERE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
 def broker_error(cause: KafkaError | KafkaException) -> BrokerError:
     """Convert an error of the client to its name and text. The result keeps no object of the client alive."""
     error = cause.args[0] if isinstance(cause, KafkaException) and cause.args else cause
-    return BrokerError(f"{error.name().strip('_')}: {error.str()}" if isinstance(error, KafkaError) else str(error))
+    if isinstance(error, KafkaError):
+        return BrokerError(error.str(), error.name().strip("_"))
+    return BrokerError(str(error))
 
 
 def timed_out(what: str) -> KafkaException:
@@ -162,7 +164,7 @@ def _check_leaders(consumer: Consumer, ats: Iterable[TopicPartition], seconds: f
         found += [at for at in ats if at.topic == name and at.partition not in led]
     if found:
         names = ", ".join(f"{at.topic}/{at.partition}" for at in found)
-        raise NoLeaderError(f"LEADER_NOT_AVAILABLE: no broker leads {names}", {at.partition for at in found})
+        raise NoLeaderError(f"no broker leads {names}", {at.partition for at in found})
 
 
 @as_broker_error

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from streaming.kafka.sending import RetryingSender
 from streaming.kafka.settings import KafkaSettings
-from streaming.kafka.waiting import retrying
 from streaming.log import DEAD_LETTERS, BrokerError
 from streaming.records.events import DeadLetter, encode
+from streaming.waiting import retrying
 
-_REFUSED = ("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD", "INVALID_TIMESTAMP")
-"""How errors begin after which no broker will ever take the same again."""
+_REFUSED = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD", "INVALID_TIMESTAMP"})
+"""Errors after which no broker will ever take the same again."""
 
 
 class LetterSender:
@@ -64,7 +64,7 @@ class LetterSender:
                 del batches[0]
             except BrokerError as error:
                 self._sender = None  # a producer keeps its error, and may not take anything after it
-                if not str(error).startswith(_REFUSED):
+                if error.name not in _REFUSED:
                     raise
                 self._refused(batches, error)
         return True

@@ -43,7 +43,7 @@ class Work(Protocol):
     busy: bool
     """Whether more is due than one batch takes: `step` comes again before `take`."""
     gaps: list[LostRange]
-    """Records that were skipped; the caller reports them and clears the list."""
+    """Records that the recovery skipped; the caller reports them and clears the list."""
 
     @property
     def offsets(self) -> Mapping[str, int]:
@@ -127,12 +127,20 @@ class Member(Generic[W]):
         self.positioned = False
         self.lag.clear()
 
+    def skip(self, gap: LostRange) -> None:
+        """Skip records of an input; log and count them."""
+        self._tell(gap)
+        self.work.skip(gap)
+
     def tell_gaps(self) -> None:
-        """Log and count what was skipped."""
+        """Log and count what the recovery skipped."""
         for gap in self.work.gaps:
-            self.lost[gap.topic] += gap.size
-            self._log.error("%s", gap.told(self.partition))
+            self._tell(gap)
         self.work.gaps.clear()
+
+    def _tell(self, gap: LostRange) -> None:
+        self.lost[gap.topic] += gap.size
+        self._log.error("%s", gap.told(self.partition))
 
     def close(self) -> None:
         """Close everything; the partition's next owner joins what was not committed."""
@@ -284,13 +292,13 @@ class PartitionService(Generic[W]):
         work, partition = member.work, member.partition
         self._brokers.check_leaders([partition])
         begins, ends = self._brokers.begins([partition]), self._brokers.ends([partition])
+        member.tell_gaps()
         for topic in self._brokers.inputs:
             begin, end, offset = begins[topic, partition], ends[topic, partition], work.offsets[topic]
             if offset > end:  # the broker is still recovering, or has lost acknowledged records
                 raise EndsEarlyError(f"{topic} ends at offset {end}, records before {offset} were joined")
             if offset < begin:
-                work.skip(LostRange(topic, offset, begin))
-        member.tell_gaps()
+                member.skip(LostRange(topic, offset, begin))
         member.read_to.clear()
         member.clocks.forget()
         member.positioned = True
@@ -372,8 +380,7 @@ class PartitionService(Generic[W]):
         for (topic, partition), gap in fetched.lost.items():
             member = self._positioned(partition)
             if member is not None and (topic, partition) not in left and gap.stop > member.work.offsets[topic]:
-                member.work.skip(gap._replace(start=max(gap.start, member.work.offsets[topic])))
-                member.tell_gaps()
+                member.skip(gap._replace(start=max(gap.start, member.work.offsets[topic])))
         if left or fetched.lost:
             self._reading = set()  # what did not fit is re-read after the step that makes room
 

@@ -13,7 +13,7 @@ import torch
 
 from basis.problems import BadFile
 from minutely.config import Pipeline, load_pipeline
-from minutely.services.service import stop_on_signal
+from minutely.ends import stop_on_signal
 from paramserver.files import LocalFiles
 from serving.replica import Replica
 from trainer.models import make_model

@@ -29,7 +29,6 @@ from streaming.features.columns import Ragged
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.join.commit import UnknownPlaceError, decode_commit, encode_commit
 from streaming.join.core import Joiner
-from streaming.join.policy import Living
 from streaming.join.spec import JoinSpec
 from streaming.log import IMPRESSIONS, Record
 from streaming.records.events import (
@@ -193,7 +192,7 @@ def _hostile_request(rng: random.Random, good: bytes) -> bytes:
 def _read_request(record: bytes) -> None:
     """As a joiner takes it, until its windows are closed and its examples sent."""
     state = roomy_state()
-    joiner = Joiner(JOIN, state, Living(JOIN))
+    joiner = Joiner(JOIN, state)
     joiner.add(IMPRESSIONS, Record(0, record, MAX_TIME_MS))
     joiner.advance(2 * MAX_TIME_MS)
     assert joiner._output.room <= JOIN.limits.batch_bytes, "output of less than nothing"

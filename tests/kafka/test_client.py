@@ -44,6 +44,7 @@ def test_an_error_of_the_client_is_told_and_holds_no_producer(in_a_thread: bool)
 
     with pytest.raises(BrokerError, match=r"^FENCED: a newer producer has the transactional id$") as caught:
         send()
+    assert caught.value.name == "FENCED"
     assert caught.value.__context__ is None
     assert held[0]() is None, "though the error is still looked at"
 

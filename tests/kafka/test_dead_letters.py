@@ -147,7 +147,7 @@ def test_each_letter_is_sent_again_once(kafka: KafkaSettings, monkeypatch: pytes
         calls += 1
         ends = send(transactions, *arguments)
         if calls % 2:
-            raise BrokerError("TIMED_OUT: no answer")
+            raise BrokerError("no answer", "TIMED_OUT")
         return ends
 
     monkeypatch.setattr(Transactions, "send", unsure)

@@ -93,7 +93,7 @@ def test_partitions_that_always_fail_keep_no_other_from_its_turn(
         if outlet._partition == healthy:
             return opened(outlet)
         time.sleep(0.6)
-        raise BrokerError("TIMED_OUT: no answer")
+        raise BrokerError("no answer", "TIMED_OUT")
 
     monkeypatch.setattr(KafkaOutlet, "open", failing)
     ensure_topics(kafka)

@@ -18,9 +18,10 @@ from click.testing import CliRunner, Result
 
 from minutely.cli import cli
 from minutely.ends import Ending
+from minutely.services import service
 from minutely.services.freshness import COMPOSE
 from stack.ports import free_ports
-from streaming.kafka import topics, waiting
+from streaming.kafka import topics
 from streaming.kafka.settings import BOOTSTRAP
 from tests.commands import ROOT, execute
 
@@ -241,7 +242,7 @@ def test_an_address_that_is_not_this_machines(here: Path) -> None:
 def test_brokers_that_are_not_there_are_named(
     command: str, variable: bool, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "PERSON_SECONDS", 0.0)
+    monkeypatch.setattr(service, "PERSON_SECONDS", 0.0)
     monkeypatch.setattr(topics, "_ASK_SECONDS", 0.5)
     address = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.delenv(BOOTSTRAP, raising=False)
@@ -358,3 +359,25 @@ def test_every_command_is_on_the_page() -> None:
     page = (ROOT / "docs/command-line.md").read_text()
     missing = [name for name in cli.commands if not re.search(rf"`{name}[` ]", page)]
     assert not missing
+
+
+_ASKED = """
+import os
+from minutely.ends import stop_on_signal
+with stop_on_signal() as stop:
+    for count in range({times}):
+        os.kill(os.getpid(), {number})
+        print(count, stop(), flush=True)
+print("in order")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_end_once_it_ends_in_order_and_asked_twice_at_once(number: signal.Signals) -> None:
+    def ended(times: int) -> tuple[int, str]:
+        code = _ASKED.format(times=times, number=int(number))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert ended(1) == (0, "0 True\nin order\n")
+    assert ended(2) == (-number, "0 True\n")

@@ -148,9 +148,9 @@ class Brokers:
     def check(self, partitions: Collection[int] = ()) -> None:
         """What a client raises where nobody answers."""
         if self.away:
-            raise BrokerError("_TRANSPORT: brokers are away")
+            raise BrokerError("brokers are away", "TRANSPORT")
         if missing := self.leaderless.intersection(partitions):
-            raise NoLeaderError(f"LEADER_NOT_AVAILABLE: nobody leads {sorted(missing)}", missing)
+            raise NoLeaderError(f"nobody leads {sorted(missing)}", missing)
 
 
 class LogOf:
@@ -204,7 +204,7 @@ class HistoryOf:
             until = min(stop, start + self._brokers.rng.randint(1, 40), max(start, log.stable))
             waits = waits + 1 if until == start else 0
             if waits > _WAITS:
-                raise BrokerError(f"_TIMED_OUT: {topic}/{self._partition}: nothing after offset {start}")
+                raise BrokerError(f"{topic}/{self._partition}: nothing after offset {start}", "TIMED_OUT")
             yield list(log.committed(start, until))
             start = until
 
@@ -265,11 +265,11 @@ class OutletOf:
     def _check(self) -> None:
         self._brokers.check([self._partition])
         if self.is_fenced:
-            raise BrokerError("_FENCED: another one has the partition")
+            raise BrokerError("another one has the partition", "FENCED")
 
     def _doubt(self, what: str) -> None:
         if self._brokers.unsure and self._brokers.rng.random() < self._brokers.unsure:
-            raise BrokerError(f"_TIMED_OUT: unknown {what}")
+            raise BrokerError(f"unknown {what}", "TIMED_OUT")
 
 
 class BrokersOf:
@@ -341,7 +341,7 @@ class BrokersOf:
             if topic == silent or partition in brokers.leaderless:
                 continue
             if offset < log.base:
-                failed[place] = BrokerError(f"OFFSET_OUT_OF_RANGE: {offset} is read, retention left {log.base}")
+                failed[place] = BrokerError(f"{offset} is read, retention left {log.base}", "OFFSET_OUT_OF_RANGE")
                 continue
             limit = rng.choice([1, 5, 30])
             found = list(islice(log.committed(offset, len(log.entries)), limit))

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from basis.decoding import why
 from streaming.join import core as join_core
-from streaming.join import partition as join_partition
 from streaming.join import recovery as join_recovery
 from streaming.join.commit import Committed
 from streaming.join.core import Joiner
@@ -25,7 +24,7 @@ from streaming.join.sent import Sent
 from streaming.join.service import JoinService, Member
 from streaming.join.state import Head, JoinState
 from streaming.join.upgrades import Upgrades
-from streaming.join.watermark import watermark_of
+from streaming.join.watermark import Reached
 from streaming.log import IMPRESSIONS
 from streaming.loop.brokers import Fetched, OutputRecord
 from streaming.records import json_records
@@ -247,7 +246,7 @@ def a_transaction_of_unknown_end_is_taken_for_committed() -> Any:
 def rebuild_sends_what_was_sent() -> Any:
     def make(drain: Any) -> Any:
         def changed(self: Joiner) -> JoinOutput:
-            return JoinOutput([], []) if isinstance(self.policy, Rereading) else drain(self)
+            return JoinOutput([], [], []) if isinstance(self.policy, Rereading) else drain(self)
 
         return changed
 
@@ -272,10 +271,10 @@ def rebuild_begins_one_point_too_late() -> Any:
 
 
 def timer_closes_windows_while_input_is_unread() -> Any:
-    def always(reached: Any, ended: Any, as_of_ms: int, lateness_ms: int) -> int:
-        return watermark_of(reached, dict.fromkeys(ended, True), as_of_ms, lateness_ms)
+    def make(watermark: Any) -> Any:
+        return lambda self, ended, as_of_ms: watermark(self, dict.fromkeys(ended, True), as_of_ms)
 
-    return patch.object(join_partition, "watermark_of", always)
+    return wrap(Reached, "watermark", make)
 
 
 def a_request_id_used_again_is_a_repeat() -> Any:
@@ -283,24 +282,23 @@ def a_request_id_used_again_is_a_repeat() -> Any:
 
 
 def a_record_moves_the_watermark_as_far_as_it_claims() -> Any:
-    def reach(self: Joiner, topic: str, claimed_ms: int, appended_at: int) -> None:
-        self.reached[topic] = max(self.reached[topic], claimed_ms)
-        self.newest = max(self.newest, claimed_ms)
+    def make(take: Any) -> Any:
+        return lambda self, topic, claimed_ms, appended_at: take(self, topic, claimed_ms, claimed_ms)
 
-    return patch.object(Joiner, "_reach", reach)
+    return wrap(Reached, "take", make)
 
 
 def rebuild_begins_by_how_far_the_watermark_may_come() -> Any:
     """Not by the newest event taken: what is far ahead is not read again, though it is still pending."""
 
-    def make(reach: Any) -> Any:
-        def changed(self: Joiner, topic: str, claimed_ms: int, appended_at: int) -> None:
-            reach(self, topic, claimed_ms, appended_at)
-            self.newest = max(self.reached.values())
+    def make(take: Any) -> Any:
+        def changed(self: Reached, topic: str, claimed_ms: int, appended_at: int) -> None:
+            take(self, topic, claimed_ms, appended_at)
+            self.newest = max(self.inputs.values())
 
         return changed
 
-    return wrap(Joiner, "_reach", make)
+    return wrap(Reached, "take", make)
 
 
 def watermark_told_while_more_is_due() -> Any:

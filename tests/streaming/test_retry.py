@@ -12,12 +12,12 @@ from streaming.log import BrokerError
 from streaming.retry import Retry
 
 LOG = logging.getLogger("test")
-AWAY = [BrokerError("TIMED_OUT: no answer within 20 s"), BrokerError("ALL_BROKERS_DOWN: 3/3 brokers are down")]
+AWAY = [BrokerError("no answer within 20 s", "TIMED_OUT"), BrokerError("3/3 brokers are down", "ALL_BROKERS_DOWN")]
 
 
 def test_what_only_people_can_end_is_said_though_brokers_were_away_before(caplog: pytest.LogCaptureFixture) -> None:
     retry = Retry(LOG, "partition 3", EventClock())
-    refused = BrokerError("TOPIC_AUTHORIZATION_FAILED: Broker: Topic authorization failed")
+    refused = BrokerError("Broker: Topic authorization failed", "TOPIC_AUTHORIZATION_FAILED")
     for error in [*AWAY, UnknownPlaceError("no offsets"), *AWAY, UnknownPlaceError("no offsets"), refused, refused]:
         retry.failed(error)
     said = [record.message for record in caplog.records]

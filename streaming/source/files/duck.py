@@ -61,7 +61,10 @@ def limit(most: int | None) -> str:
 
 def streamed(db: duckdb.DuckDBPyConnection, query: str, names: Sequence[str]) -> Iterator[pa.Table]:
     """Yield a query's rows as tables of bounded size, at least one, with these column names; none of them: rows without columns.
-    The connection can run nothing else meanwhile."""
+    The connection can run nothing else meanwhile.
+
+    Whatever a file has them as, texts come as Arrow's ``string`` and lists as its ``list``, without dictionaries and large ones.
+    """
     with _duckdb_errors():
         reader = db.sql(query).to_arrow_reader(min(ROWS_AT_ONCE, _BATCH))
         rest: list[pa.RecordBatch] = []

@@ -171,7 +171,7 @@ def from_spool(column: pa.Array) -> Raw:
     if pa.types.is_fixed_size_list(column.type):
         values: Raw = column.flatten().to_numpy().reshape(-1, column.type.list_size)
         return values
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    if pa.types.is_list(column.type):
         lengths = pc.list_value_length(column).to_numpy()
         return Ragged(
             np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64))), column.flatten().to_numpy()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
-from streaming.features.arrow_columns import split_texts
+from streaming.features.arrow_columns import as_lists, split_texts
 from streaming.features.columns import Ids
 from streaming.source.rows.rows import Items, Rows
 from streaming.source.settings import EachItem, Explode
@@ -101,13 +101,10 @@ def _set(rows: Rows, column: str, values: pa.Array) -> None:
 def _lists(rows: Rows, column: str, split: str | None) -> pa.Array:
     values = rows.column(column)
     kind = values.type
-    if split is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if split is not None and pa.types.is_string(kind):
         return split_texts(values, split)
-    if pa.types.is_null(kind):
-        return values.cast(pa.list_(pa.int64()))
-    if pa.types.is_fixed_size_list(kind):
-        return values.cast(pa.list_(kind.value_type))
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    try:
+        return as_lists(values)
+    except TypeError:
         allowed = "allowed: lists, or texts with explode.split"
-        raise Problems([Problem(rows.name, f"column {column}", f"type {kind}", allowed)])
-    return values
+        raise Problems([Problem(rows.name, f"column {column}", f"type {kind}", allowed)]) from None

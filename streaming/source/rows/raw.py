@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
-from streaming.features.arrow_columns import as_numbers, plain, sparse_of, vectors_of
+from streaming.features.arrow_columns import as_numbers, have_decimal_comma, plain, sparse_of, vectors_of
 from streaming.features.columns import Ids
 from streaming.features.ids import IDS_ALLOWED, NO_ID, as_ids
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, numbers_allowed
@@ -92,15 +92,10 @@ def numbers(rows: Rows, column: str) -> pa.Array:
     except TypeError as error:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: numbers")]) from None
     allowed = "allowed: numbers"
-    if rows.decimal == "." and _has_decimal_commas(values):
+    if rows.decimal == "." and pa.types.is_string(values.type) and pc.any(have_decimal_comma(values)).as_py():
         allowed += '; where a comma stands for the point, decimal: ","'
     rows.reject_broken(broken, column, values, "not a number", allowed)
     return found
-
-
-def _has_decimal_commas(values: pa.Array) -> bool:
-    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    return is_text and bool(pc.any(pc.match_substring_regex(values, r"^-?\d+,\d+$")).as_py())
 
 
 def feature_columns(features: Mapping[str, Feature], side: str | None) -> list[str]:

@@ -13,7 +13,6 @@ from streaming.join import calibration
 from streaming.join.calibration import ServedCalibration
 from streaming.join.core import Joiner
 from streaming.join.negatives import Negatives
-from streaming.join.policy import Living
 from streaming.log import IMPRESSIONS, INPUTS, Record
 from streaming.records.events import decode_request
 from streaming.source.load import load
@@ -83,7 +82,7 @@ def test_a_joiner_compares_what_was_served_with_what_came_of_it(
     monkeypatch.setattr(calibration, "_BLOCKS", 1000)  # the whole log
     served = ServedCalibration(pipeline.labels, (0.5, 1.5), told.append, told.append)
     spec = pipeline.join_spec()._replace(negatives=Negatives(keep, 1))
-    joiner = Joiner(spec, roomy_state(), Living(spec, served=served))
+    joiner = Joiner(spec, roomy_state(), served=served)
     for topic in INPUTS:
         for offset, record in enumerate(log[topic]):
             joiner.add(topic, Record(offset, record, NOW))

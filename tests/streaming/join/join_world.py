@@ -22,7 +22,6 @@ from streaming.join.embedded import embedded_service
 from streaming.join.negatives import Negatives
 from streaming.join.output import JoinOutput
 from streaming.join.pending import Pending
-from streaming.join.policy import Living
 from streaming.join.service import JoinService
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
@@ -272,7 +271,7 @@ def make_joiner(
     join = JoinSettings(emit=emit, lateness=f"{lateness}ms", late=late, max_rows=7)
     state = roomy_state() if state is None else state
     spec = JoinSpec(FEATURES, labels, join, Negatives(keep, SEED))
-    return Joiner(spec, state, Living(spec), partition=3)
+    return Joiner(spec, state, partition=3)
 
 
 def arrived(offset: int, payload: bytes) -> Record:

@@ -235,13 +235,13 @@ def test_what_is_too_far_ahead_is_so_by_its_brokers_time_whenever_it_is_read(ahe
     record = Record(7, request_record(Served("r1", START + ahead, 2)), START)
     core.add(IMPRESSIONS, record)
     assert reasons(core.drain().dead_letters) == ([(IMPRESSIONS, 7, "future")] if refused else [])
-    assert core.newest == (0 if refused else START + ahead)
+    assert core.reached.newest == (0 if refused else START + ahead)
 
 
 @pytest.mark.parametrize("claimed", [-MINUTE, 0, 5 * SECOND, 5 * SECOND + 1, HOUR])
 def test_how_far_a_record_moves_the_watermark(claimed: int) -> None:
     core = make_joiner(CLICK)
     core.add(IMPRESSIONS, Record(0, request_record(Served("r1", START + claimed, 2)), START))
-    assert core.reached == {IMPRESSIONS: START + min(claimed, 5 * SECOND), ENGAGEMENTS: 0}
+    assert core.reached.inputs == {IMPRESSIONS: START + min(claimed, 5 * SECOND), ENGAGEMENTS: 0}
     core.add(IMPRESSIONS, Record(1, request_record(Served("r2", START - HOUR, 2)), START))
-    assert core.reached[IMPRESSIONS] == START + min(claimed, 5 * SECOND), "it never goes back"
+    assert core.reached.inputs[IMPRESSIONS] == START + min(claimed, 5 * SECOND), "it never goes back"

@@ -37,7 +37,7 @@ def test_a_partition_without_a_leader_waits_and_its_lag_is_unknown(
     service = clicks_service(log, clock, lateness=100)
 
     def refuse(self: EmbeddedBrokers, *_: object) -> None:
-        raise NoLeaderError("LEADER_NOT_AVAILABLE: no broker leads impressions/0", {0})
+        raise NoLeaderError("no broker leads impressions/0", {0})
 
     with monkeypatch.context() as patched:
         patched.setattr(EmbeddedBrokers, "check_leaders", refuse)
@@ -86,7 +86,7 @@ def test_a_partition_whose_transactions_fail_waits_until_one_is_committed(
     log.append(IMPRESSIONS, 0, [request_record(Served("r1", START, 1))])
 
     def refuse(self: EmbeddedOutlet, outbox: object, commit: object) -> None:
-        raise BrokerError("MSG_SIZE_TOO_LARGE: a letter")
+        raise BrokerError("a letter", "MSG_SIZE_TOO_LARGE")
 
     with monkeypatch.context() as patched, caplog.at_level("WARNING"):
         patched.setattr(EmbeddedOutlet, "send", refuse)

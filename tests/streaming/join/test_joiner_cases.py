@@ -216,9 +216,9 @@ def test_a_request_id_used_again_is_a_dead_letter(again: bytes, watermark: int) 
     first = request_record(Served("r1", 1000, 2))
     core.add(IMPRESSIONS, arrived(0, first))
     core.advance(watermark)
-    before = dict(core.reached)
+    before = dict(core.reached.inputs)
     core.add(IMPRESSIONS, arrived(1, again))
-    assert core.reached == before
+    assert core.reached.inputs == before
     core.add(IMPRESSIONS, arrived(2, first))
     core.advance(END)
     output = core.drain()

@@ -135,9 +135,9 @@ def test_a_bad_record_is_a_dead_letter_and_costs_nothing_else(
 ) -> None:
     core = make_joiner(CLICK)
     bad = payload()
-    before = dict(core.reached), core.newest
+    before = dict(core.reached.inputs), core.reached.newest
     core.add(topic, arrived(41, bad))
-    assert (core.reached, core.newest) == before, "a refused record does not move the watermark"
+    assert (core.reached.inputs, core.reached.newest) == before, "a refused record does not move the watermark"
     core.add(IMPRESSIONS, arrived(42, request_record(Served("r1", 1000, 2))))
     core.add(ENGAGEMENTS, arrived(42, engagement_record(Done("r1", "r1.0", "click", 1001, 1.0))))
     core.advance(END)

@@ -19,7 +19,6 @@ from streaming.join.memory import MemoryShare
 from streaming.join.negatives import Negatives
 from streaming.join.partition import JoinPartition
 from streaming.join.pending import Pending
-from streaming.join.policy import Living
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec
 from streaming.join.state import JoinState
@@ -150,7 +149,7 @@ def test_engagements_that_wait_are_bounded_in_bytes_too() -> None:
 
 def test_engagements_of_all_impressions_of_a_request_are_bounded() -> None:
     spec = JoinSpec(FEATURES, LABELS, limits=Limits(request_events=30))
-    core = Joiner(spec, roomy_state(), Living(spec))
+    core = Joiner(spec, roomy_state())
     core.add(IMPRESSIONS, arrived(0, large_request("r", 1000, 20, 1)))
     for number in range(40):
         core.add(ENGAGEMENTS, arrived(number, click("r", str(number % 20), 1000 + number)))

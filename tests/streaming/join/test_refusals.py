@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from streaming.join import core
-from streaming.join.core import JoinCounts
+from streaming.join.counts import JoinCounts
 from streaming.join.partition import JoinPartition
 from streaming.join.settings import JoinSettings
 from streaming.join.state import JoinState
@@ -198,7 +198,7 @@ def test_letters_of_a_recovery_that_was_cut_off_are_counted_and_told(
     monkeypatch.setattr(core, "decode_request", _refuse)
     join.state.close()
     shutil.rmtree(world.folders[0])
-    reads, failures, told = brokers.read, [BrokerError("TIMED_OUT")], list[DeadLetter]()
+    reads, failures, told = brokers.read, [BrokerError("no answer", "TIMED_OUT")], list[DeadLetter]()
 
     def fails_once(topic: str, start: int, stop: int) -> Iterator[list[Record]]:
         for at, records in enumerate(reads(topic, start, stop)):

@@ -185,6 +185,15 @@ def test_a_decimal_comma(tmp_path: Path) -> None:
     assert [place for place, _, _ in rejects_of(events)] == ["line 4, column price", "line 5, column price"]
 
 
+@pytest.mark.parametrize("price", ["1,5", "+1,5", " -43,17"])
+def test_a_decimal_comma_that_the_config_does_not_name_is_hinted_at(tmp_path: Path, price: str) -> None:
+    (tmp_path / "log.csv").write_text(f"t;item;price\n{T};1;{price}\n")
+    wanted = features(item={"column": "item"}, price={"kind": "dense", "column": "price"})
+    log = impressions("csv", delimiter=";")
+    ((_, place, _, allowed),) = problems_of(tmp_path, source("csv", impressions=log, actions={"seen": {}}), wanted)
+    assert (place, allowed) == ("column price", 'allowed: numbers; where a comma stands for the point, decimal: ","')
+
+
 @pytest.mark.parametrize("values", [["True", "False"], ["true", "false"], ["1", "0"]])
 def test_named_actions_are_compared_as_those_of_equals(tmp_path: Path, values: list[str]) -> None:
     write(tmp_path / "log.csv", [{"t": T, "user": 1, "item": item} for item in "ab"])

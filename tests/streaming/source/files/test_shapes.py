@@ -189,6 +189,25 @@ def test_types_that_writers_leave_in_parquet(tmp_path: Path) -> None:
     assert np.asarray(events.features["price"]).tolist() == [1.5, 0]
 
 
+def test_texts_and_lists_of_parquet_come_in_one_type_each(tmp_path: Path) -> None:
+    """What reads columns knows no others: not dictionaries, nor large ones, nor views, nor lists of one size."""
+    texts, number_lists = ["a", None, "b"], [[1, 2], None, [3, 4]]
+    columns = {
+        "dictionary": pa.array(texts).dictionary_encode(),
+        "large": pa.array(texts, pa.large_string()),
+        "view": pa.array(texts, pa.string_view()),
+        "large list": pa.array([texts, None, []], pa.large_list(pa.large_string())),
+        "list of dictionary": pa.array([texts, None, []], pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+        "list of one size": pa.array(number_lists, pa.list_(pa.int32(), 2)),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    found = read(tmp_path, File(file="log.parquet"), list(columns)).table
+    kinds = [pa.string()] * 3 + [pa.list_(pa.string())] * 2 + [pa.list_(pa.int32())]
+    for (name, values), kind in zip(columns.items(), kinds, strict=True):
+        assert found.column(name).type == kind, name
+        assert found.column(name).to_pylist() == values.to_pylist(), name
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_id_beyond_64_bits_is_told_and_missing(tmp_path: Path, kind: str) -> None:
     """It has no id, so it must not get that of another."""

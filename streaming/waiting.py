@@ -16,8 +16,6 @@ from streaming.retry import Retry
 
 T = TypeVar("T")
 
-PERSON_SECONDS = 60.0
-"""How long commands that a person runs wait for brokers at their start."""
 _PAUSE_SECONDS = 0.1
 _LOOK_SECONDS = 0.05
 
