@@ -81,9 +81,9 @@ class LiveCore:
         self._kept[name].tally.pack(keys, out)
         return out
 
-    def put(self, name: str, keys: Ids, packed: Packed) -> None:
-        """Keep of keys what another core `packed`, in place of what was kept."""
-        self._kept[name].tally.put(keys, packed)
+    def put(self, name: str, keys: Ids, packed: Packed) -> int:
+        """Keep of keys what another core `packed`, in place of what was kept. Return of how many it cannot be."""
+        return self._kept[name].tally.put(keys, packed)
 
     def words(self, name: str) -> int:
         """Return how many words `packed` has for a key of a definition."""

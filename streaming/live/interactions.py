@@ -15,7 +15,7 @@ import numpy as np
 from basis.decoding import refusing
 from streaming.features.columns import Ids
 from streaming.live.core import FIRST_ACTION, SERVED, Happened
-from streaming.records.events import BadRecord, bad_record, check_size
+from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, BadRecord, bad_record, check_size
 
 _VERSION = 1
 _AT_ONCE = 1 << 14
@@ -109,6 +109,8 @@ class Interactions:
             totals = np.frombuffer(record.totals, "<i8")
             if len(totals) not in (0, 1 + len(self.actions)):
                 raise ValueError(f"{len(totals)} totals of {len(self.actions)} actions")
+            if (totals < 0).any():
+                raise ValueError(f"totals {totals.min()}; allowed: 0 or more")
             self.totals: dict[str | None, int] = dict(zip((None, *self.actions), totals.tolist(), strict=False))
             self.happened = [(part.definition, self._happened(part)) for part in record.parts]
 
@@ -119,4 +121,6 @@ class Interactions:
             raise ValueError(f"columns of {len(keys)}, {len(what)}, {len(at)} and {len(counted_at)} rows")
         if len(what) and not SERVED <= what.min() <= what.max() < FIRST_ACTION + len(self.actions):
             raise ValueError(f"codes {what.min()} to {what.max()}; allowed: {SERVED} to {SERVED + len(self.actions)}")
+        if any(len(each) and not MIN_TIME_MS <= each.min() <= each.max() <= MAX_TIME_MS for each in (at, counted_at)):
+            raise ValueError(f"times beyond {MIN_TIME_MS} to {MAX_TIME_MS}")
         return Happened(keys, what, at, counted_at)

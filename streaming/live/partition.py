@@ -1,7 +1,7 @@
 """What is kept of the keys of one partition of `interactions`, and published to `features`.
 
 A transaction holds what is kept now of each key at which something happened, and how far `interactions` was read. So `features` as
-committed is the state, each thing counted once whoever crashes when: a new owner reads it, and goes on from the committed offset.
+committed is the state, each thing counted once whatever crashes when: a new owner reads it, and goes on from the committed offset.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def encode_progress(progress: Progress) -> str:
 
 
 def decode_progress(text: str) -> Progress | None:
-    """Decode a commit; None for text that is none of this version."""
+    """Decode a commit; None for any other text, and for another version."""
     try:
         found = _progress_decoder.decode(text)
     except Exception:

@@ -87,7 +87,8 @@ class Kept:
         for definition, name in self._names.items():
             if definition in keys:
                 words = np.frombuffer(b"".join(packed[definition]), np.uint64).reshape(-1, self.core.words(name))
-                self.core.put(name, np.array(keys[definition], np.int64), words)
+                if wrong := self.core.put(name, np.array(keys[definition], np.int64), words):
+                    self.skipped["malformed"] += wrong
 
     def _found(self, payload: bytes) -> _Published:
         check_size(len(payload))
@@ -98,6 +99,8 @@ class Kept:
         wanted = self._bytes.get(found.definition, 8 + 8 * len(found.actions))
         if (found.definition in self._bytes or found.definition == _PLACE) and len(found.packed) != wanted:
             raise BadRecord("malformed", f"{len(found.packed)} bytes of a key; allowed: {wanted}")
+        if found.definition == _PLACE and (np.frombuffer(found.packed, "<i8") < 0).any():
+            raise BadRecord("malformed", "a negative total")
         if not -(2**63) <= found.key < 2**63:
             raise BadRecord("malformed", f"key {found.key}; allowed: 64 bits")
         return found

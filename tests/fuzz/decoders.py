@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -30,7 +30,14 @@ from streaming.features.kinds import DenseFeature, Feature, SparseFeature, Vecto
 from streaming.join.commit import UnknownPlaceError, decode_commit, encode_commit
 from streaming.join.core import Joiner
 from streaming.join.spec import JoinSpec
-from streaming.log import IMPRESSIONS, Record
+from streaming.live.core import READ, Happened, LiveCore, Operations
+from streaming.live.interactions import Interactions, interactions_records
+from streaming.live.partition import LivePartition, Progress
+from streaming.live.published import Kept, published_keys, published_place
+from streaming.live.settings import LiveSettings
+from streaming.live.spec import LiveSpec
+from streaming.log import IMPRESSIONS, INTERACTIONS, Record
+from streaming.loop.brokers import History, Outlet
 from streaming.records.events import (
     FORMAT_VERSION,
     MAX_TIME_MS,
@@ -66,6 +73,20 @@ FEATURES: dict[str, Feature] = {
 }
 LABELS = {"click": Label(action="click", window="1m"), "buy": Label(action="buy", window="1h", loss="squared")}
 FORMAT = ExampleFormat(FEATURES, LABELS)
+LIVE = LiveSpec.of(
+    LiveSettings.model_validate(
+        {
+            "rates": {"item": {"key": ["item"], "of": ["click"], "half_life": ["1h"]}},
+            "age": {"item": {"key": ["item"]}},
+            "seen": {"both": {"key": ["user", "item"]}},
+        }
+    ),
+    LABELS,
+)
+_KEPT_OF_INTERACTIONS = LivePartition(
+    LIVE, FEATURES, cast(Outlet[Progress], None), cast(History, None), 0, new_id=lambda: ""
+)
+"""Of which no transaction is made."""
 JOIN = JoinSpec(FEATURES, LABELS)
 _KEY = bytes(range(32))
 _HOSTILE_STREAMS = list(streams_of("example_id").values())
@@ -144,6 +165,27 @@ def _records() -> Iterator[tuple[str, Decoder]]:
     commit = a_commit()
     yield "commit", Decoder([encode_commit(commit).encode()], _read_commit, (UnknownPlaceError,), hostile_json)
     yield "dead letter", Decoder([encode(letter)], decode_letter, refused, hostile_msgpack)
+    happened, kept = _live()
+    yield "interactions", Decoder(happened, _read_interactions, refused, hostile_msgpack)
+    yield "features", Decoder(kept, _read_features, refused, hostile_msgpack)
+
+
+def _live() -> tuple[list[bytes], list[bytes]]:
+    """Records of live features: what joiners and those who keep them write."""
+    identities, actions = LIVE.identities(FEATURES), list(LIVE.windows)
+    keys = np.array([7, -8, 7])
+    at = np.array([NOW, NOW + 1, NOW + 2])
+    what = np.array([1, 1, 2], np.int32)
+    happened = {
+        each: Happened(keys, what if "rates" in each else np.ones(3, np.int32), at, at) for each in identities.values()
+    }
+    said = [record for _, record in interactions_records(actions, happened, np.array([2, 1]), 0, 2)]
+    core = LiveCore(LIVE.settings, actions)
+    kept = [published_place(3, actions, np.array([2, 1]))[1]]
+    for name, identity in identities.items():
+        core.note(name, happened[identity])
+        kept += [value for _, value in published_keys(identity, keys[:2], core.packed(name, keys[:2]))]
+    return said, kept
 
 
 def _examples() -> tuple[list[bytes], list[bytes]]:
@@ -218,6 +260,24 @@ def _read_examples(record: bytes) -> None:
 def _read_revisions(record: bytes) -> None:
     if not published_in(record).examples:
         FORMAT.decode(record)
+
+
+def _read_interactions(record: bytes) -> None:
+    """As those who keep live features do, who pass over what is none."""
+    Interactions(record)
+    _KEPT_OF_INTERACTIONS.take(INTERACTIONS, [Record(0, record, NOW)])
+
+
+def _read_features(record: bytes) -> None:
+    """As replicas do: folded, then read."""
+    kept = Kept(LIVE, FEATURES)
+    kept.fold(0, [record])
+    if kept.skipped:
+        raise BadRecord("skipped", f"{kept.skipped}")
+    one, at = np.array([7]), np.array([NOW])
+    keys = {name: one for name, _ in LIVE.settings.definitions()}
+    known = {name: np.ones(1, np.bool_) for name in keys}
+    kept.core.take(Operations(np.full(1, READ, np.int32), at, at, keys, known))
 
 
 def _read_commit(text: bytes) -> None:

@@ -36,12 +36,12 @@ void pack(const Tally& tally, nb::handle keys_object, nb::handle out_object) {
     tally.pack(keys.data(), keys.size(), out.data());
 }
 
-void put(Tally& tally, nb::handle keys_object, nb::handle packed_object) {
+size_t put(Tally& tally, nb::handle keys_object, nb::handle packed_object) {
     Buffer<const int64_t> keys(keys_object, "keys", "int64", {-1});
     Buffer<const uint64_t> packed(packed_object, "packed", "uint64",
                                   {static_cast<int64_t>(keys.size()), static_cast<int64_t>(tally.width())});
     nb::gil_scoped_release release;
-    tally.put(keys.data(), keys.size(), packed.data());
+    return tally.put(keys.data(), keys.size(), packed.data());
 }
 
 }  // namespace

@@ -57,18 +57,26 @@ class Tally {
         }
     }
 
-    // Keeps of keys what `pack` copied, in place of what was kept of them.
-    void put(const int64_t* keys, size_t count, const uint64_t* packed) {
+    // Keeps of keys what `pack` copied, in place of what was kept of them. Returns how many were passed over, since
+    // they hold a time or a count that cannot be.
+    size_t put(const int64_t* keys, size_t count, const uint64_t* packed) {
+        size_t passed_over = 0;
         for (size_t i = 0; i < count; ++i, packed += width()) {
             const int64_t newest = as_time(packed[0]);
-            if (newest == kNever) continue;
+            if (newest == kNever || !can_be(packed)) {
+                ++passed_over;
+                continue;
+            }
             latest_ = std::max(latest_, newest);
             std::memcpy(find_or_add(static_cast<uint64_t>(keys[i]), newest) + 1, packed, width() * sizeof(uint64_t));
         }
+        return passed_over;
     }
 
   private:
     static constexpr size_t kFewest = 64;
+    static constexpr int64_t kLatest = int64_t{1} << 53;
+    static constexpr double kMost = 1e18;
 
     static uint64_t mixed(uint64_t z) {
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -86,6 +94,20 @@ class Tally {
         uint64_t word;
         std::memcpy(&word, &count, sizeof word);
         return word;
+    }
+
+    // Whether times are within what dates need, or never, and counts are numbers of things.
+    bool can_be(const uint64_t* packed) const {
+        const auto is_time = [](uint64_t word) {
+            const int64_t time = as_time(word);
+            return time == kNever || (time >= 0 && time <= kLatest);
+        };
+        const auto is_count = [](uint64_t word) {
+            const double value = as_count(word);
+            return value >= 0 && value <= kMost;
+        };
+        return std::all_of(packed, packed + 1 + times_, is_time) &&
+               std::all_of(packed + 1 + times_, packed + width(), is_count);
     }
 
     // The slot that has the key, or the free one where it belongs.

@@ -7,7 +7,6 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any
 
 from streaming.join.service import JoinService
-from streaming.join.spec import JoinSpec
 from streaming.log import INPUTS, Record
 from streaming.loop.brokers import Fetched, InputPartition
 from tests.clocks import SetClock
@@ -25,7 +24,7 @@ class SlowPartition:
         self.offsets = dict.fromkeys(INPUTS, 0)
         self.recovered = self.uncommitted = self.published = 0
         self.gaps: list[Any] = []
-        self.must_step, self.spec = False, JoinSpec({}, {})
+        self.must_step, self.max_ahead_ms = False, 5000
 
     @property
     def busy(self) -> bool:

@@ -96,3 +96,29 @@ def test_columns_that_do_not_fit_are_refused() -> None:
         tally.take(one, np.zeros(1, np.int32), one, one, np.empty((0, 1)))
     with pytest.raises(TypeError, match="what: dtype must be int32"):
         tally.take(one, one, one, one, np.empty((1, 1)))  # type: ignore[arg-type]
+
+
+def test_what_is_packed_is_kept_elsewhere() -> None:
+    options = {"expire_ms": DAY, "half_lives_ms": [1000.0], "actions": 1, "keeps_times": True}
+    first, second = Tally(**options), Tally(**options)  # type: ignore[arg-type]
+    take(first, (5, SERVED, 100, 100), (5, FIRST_ACTION, 900, 100), (-6, SERVED, 2000, 2000))
+    take(second, (5, SERVED, 50, 50), (7, SERVED, 60, 60))
+    keys = np.array([5, -6, 99])
+    packed = np.empty((3, first.width), np.uint64)
+    first.pack(keys, packed)
+    assert second.put(keys, packed) == 1, "nothing is kept of the last"
+    reads = [(key, READ, 3000, 3000) for key in (5, -6)]
+    assert take(second, *reads).tobytes() == take(first, *reads).tobytes()
+    assert second.keys == 3
+
+
+@pytest.mark.parametrize(("place", "word"), [(0, -1), (0, 2**62), (2, -5), (4, np.nan), (5, np.inf), (5, -1.0)])
+def test_what_cannot_be_is_not_kept(place: int, word: float) -> None:
+    tally = Tally(expire_ms=DAY, half_lives_ms=[1000.0], actions=1, keeps_times=True)
+    take(tally, (5, SERVED, 100, 100))
+    packed = np.empty((1, tally.width), np.uint64)
+    tally.pack(np.array([5]), packed)
+    packed.view(np.float64 if place >= 4 else np.int64)[0, place] = word
+    before = take(tally, (5, READ, 100, 100)).tobytes()
+    assert tally.put(np.array([5]), packed) == 1
+    assert take(tally, (5, READ, 100, 100)).tobytes() == before

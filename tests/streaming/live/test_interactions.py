@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streaming.join.core import Joiner
-from streaming.join.policy import Living
 from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec, LiveOutput
 from streaming.live.core import READ, LiveCore, Operations
@@ -87,7 +86,7 @@ def said_by_a_joiner(
     spec = LiveSpec.of(live, LABELS)
     features = features_of(live)
     joins = JoinSpec(features, LABELS, JoinSettings(lateness="1d"), live=LiveOutput(spec, partitions))
-    core = Joiner(joins, roomy_state(), Living(joins), partition=1)
+    core = Joiner(joins, roomy_state(), partition=1)
     names = {identity: name for name, identity in spec.identities(features).items()}
     found: Counted = Counter()
     served = 0
