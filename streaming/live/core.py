@@ -46,6 +46,11 @@ Packed: TypeAlias = npt.NDArray[np.uint64]
 """What is kept of k keys of a definition, uint64 [k, words], as ``native/tally.hpp`` keeps it."""
 
 
+def are_totals(totals: Ids) -> bool:
+    """Whether these can be `LiveCore.totals`."""
+    return bool(((totals >= 0) & (totals <= 1 << 53)).all())
+
+
 class KeysKept(NamedTuple):
     """How many keys a definition has, and the bytes of all of them with their index."""
 

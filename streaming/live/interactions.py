@@ -14,7 +14,7 @@ import numpy as np
 
 from basis.decoding import refusing
 from streaming.features.columns import Ids
-from streaming.live.core import FIRST_ACTION, SERVED, Happened
+from streaming.live.core import FIRST_ACTION, SERVED, Happened, are_totals
 from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, BadRecord, bad_record, check_size
 
 _VERSION = 1
@@ -109,8 +109,8 @@ class Interactions:
             totals = np.frombuffer(record.totals, "<i8")
             if len(totals) not in (0, 1 + len(self.actions)):
                 raise ValueError(f"{len(totals)} totals of {len(self.actions)} actions")
-            if (totals < 0).any():
-                raise ValueError(f"totals {totals.min()}; allowed: 0 or more")
+            if not are_totals(totals):
+                raise ValueError("totals; allowed: 0 to 2^53")
             self.totals: dict[str | None, int] = dict(zip((None, *self.actions), totals.tolist(), strict=False))
             self.happened = [(part.definition, self._happened(part)) for part in record.parts]
 

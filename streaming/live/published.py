@@ -15,7 +15,7 @@ import numpy as np
 from basis.decoding import refusing
 from streaming.features.columns import Ids
 from streaming.features.kinds import Feature
-from streaming.live.core import LiveCore, Packed
+from streaming.live.core import LiveCore, Packed, are_totals
 from streaming.live.spec import LiveSpec
 from streaming.records.events import BadRecord, bad_record, check_size
 
@@ -99,8 +99,8 @@ class Kept:
         wanted = self._bytes.get(found.definition, 8 + 8 * len(found.actions))
         if (found.definition in self._bytes or found.definition == _PLACE) and len(found.packed) != wanted:
             raise BadRecord("malformed", f"{len(found.packed)} bytes of a key; allowed: {wanted}")
-        if found.definition == _PLACE and (np.frombuffer(found.packed, "<i8") < 0).any():
-            raise BadRecord("malformed", "a negative total")
+        if found.definition == _PLACE and not are_totals(np.frombuffer(found.packed, "<i8")):
+            raise BadRecord("malformed", "totals; allowed: 0 to 2^53")
         if not -(2**63) <= found.key < 2**63:
             raise BadRecord("malformed", f"key {found.key}; allowed: 64 bits")
         return found
