@@ -136,7 +136,8 @@ class Tally {
             const int64_t time = as_time(found[1 + i]);
             out[i] = time == kNever ? std::nan("") : static_cast<double>(time);
         }
-        decay(static_cast<double>(at - as_time(found[1])));
+        // A reader whose clock is slow sees what happened after it, at full weight.
+        decay(std::max(0.0, static_cast<double>(at - as_time(found[1]))));
         const uint64_t* counts = found + 2 + times_;
         for (size_t i = 0; i < half_lives_.size() * kinds_; ++i)
             out[1 + times_ + i] = as_count(counts[i]) * factors_[i / kinds_];
