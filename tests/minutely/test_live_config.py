@@ -113,6 +113,10 @@ MISTAKES = {
         ("of: [click, play]", "of: [clik, play]"),
         ("live.rates.item.of", "clik", "allowed: click, play"),
     ),
+    "a half-life in two words": (
+        ("[30m, 1d]", "[1d, 30m, 24h]"),
+        ("live.rates.item.half_life", "1d", "1d is given twice"),
+    ),
     "an action by a name that is taken": (
         ("of: [click, play]", "of: [served]"),
         ("live.rates.item.of.0", "served", "other names than served and first"),
