@@ -9,6 +9,7 @@ from basis.problems import Problem
 from basis.settings import format_duration
 from minutely.config import Pipeline
 from streaming.features.columns import Ragged
+from streaming.live.spec import actions_of
 from streaming.records.events import MAX_RECORD_BYTES
 from streaming.source.logged_events import Bools, LoggedEvents
 from streaming.source.to_records import RequestRecords
@@ -37,13 +38,14 @@ def refused(pipeline: Pipeline, events: LoggedEvents) -> dict[str, Bools]:
 
 
 def mistakes(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
-    """Labels whose action the log does not know, requests and engagements that a replay refuses, requests that are several."""
+    """Actions that the log does not know, requests and engagements that a replay refuses, requests that are several."""
     log = events.engagements
     allowed = f"never happens in the log; allowed: {', '.join(log.actions[:20])}"
+    named = [(f"labels.{name}.action", label.action) for name, label in pipeline.labels.items()]
+    for name, definition in pipeline.live.definitions():
+        named += [(f"live.{name}.of", action) for action in actions_of(definition)]
     found = [
-        Problem(pipeline.name, f"labels.{name}.action", repr(label.action), allowed)
-        for name, label in pipeline.labels.items()
-        if label.action not in log.actions
+        Problem(pipeline.name, place, repr(action), allowed) for place, action in named if action not in log.actions
     ]
     dead = refused(pipeline, events)
     if len(log) and (log.row < 0).all():

@@ -90,22 +90,22 @@ def as_lists(values: pa.Array) -> pa.Array:
     return values
 
 
-def vectors_of(values: pa.Array, size: int) -> npt.NDArray[np.float64]:
-    """Return lists of numbers as float64 [n, size], NaN where missing; ``TypeError`` or ``ValueError`` for anything else."""
+def vectors_of(values: pa.Array, size: int) -> tuple[npt.NDArray[np.float64], pa.Array | None]:
+    """Return lists of numbers as float64 [n, size], NaN where missing, and which are no such lists (None: all are); ``TypeError``
+    for other types."""
     kind = values.type
     out = np.full((len(values), size), np.nan)
     if pa.types.is_null(kind):
-        return out
+        return out, None
     if not pa.types.is_list(kind):
         raise TypeError(f"type {kind}")
-    lengths = pc.list_value_length(values).fill_null(size)
-    wrong = pc.unique(lengths.filter(pc.not_equal(lengths, size))).to_pylist()
-    if wrong:
-        raise ValueError(f"a list of {wrong[0]} numbers")
-    valid = np.asarray(values.is_valid().to_numpy(zero_copy_only=False))
-    flat = values.drop_null().flatten().cast(pa.float64())
-    out[valid] = flat.to_numpy(zero_copy_only=False).reshape(-1, size)
-    return out
+    fits = np.asarray(pc.equal(pc.list_value_length(values), size).fill_null(False).to_numpy(zero_copy_only=False))
+    flat, wrong = as_numbers(values.filter(pa.array(fits)).flatten())
+    out[fits] = plain(flat).reshape(-1, size)
+    broken = ~fits & np.asarray(values.is_valid().to_numpy(zero_copy_only=False))
+    if wrong is not None:
+        broken[fits] = np.asarray(wrong.to_numpy(zero_copy_only=False)).reshape(-1, size).any(1)
+    return out, pa.array(broken) if broken.any() else None
 
 
 def as_numbers(values: pa.Array, decimal: str = ".") -> tuple[pa.Array, pa.Array | None]:
@@ -150,6 +150,8 @@ def as_times(values: pa.Array, unit: Unit) -> tuple[pa.Array, pa.Array | None]:
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _floored(values), None
     if unit == "ns" and pa.types.is_integer(kind):  # more digits than a float has
+        if pa.types.is_uint64(kind):  # beyond 64 bits with a sign, no time is near either
+            values = pc.min_element_wise(values, pa.scalar(2**63 - 1, kind), skip_nulls=False)
         return _floored(values.cast(pa.int64()).cast(pa.timestamp("ns"))), None
     if not pa.types.is_string(kind):
         found, broken = as_numbers(values)

@@ -51,7 +51,10 @@ def vectors(values: Sequence[Any], size: int) -> npt.NDArray[np.float64]:
         if isinstance(value, list) and len(value) != size:
             raise ValueError(f"a list of {len(value)} numbers")
     found = plain_vectors(values, size)
-    return vectors_of(as_arrow(values), size) if found is None else found
+    if found is None:
+        found, broken = vectors_of(as_arrow(values), size)
+        _check(f"list of {size} numbers", values, broken)
+    return found
 
 
 def raw_of_values(feature: Feature, values: Sequence[Any]) -> Raw:

@@ -104,7 +104,9 @@ _LONG_FLOAT = r"^-?(\d{16,}\.0|\d(\.\d+)?e\+?\d+)$"
 
 def whole_decimals(values: pa.Array) -> pa.Array:
     """Return the digits of decimals as texts, all of them, which a float does not have; null for fractions."""
-    whole = pc.if_else(pc.equal(pc.floor(values), values), values, None)
+    if values.type.precision == values.type.scale:  # no room for a digit before the point
+        values = values.cast(pa.decimal256(76, values.type.scale))
+    whole = pc.if_else(pc.equal(pc.trunc(values), values), values, None)  # floor may need one more digit
     kind = pa.decimal128(38, 0) if pa.types.is_decimal128(values.type) else pa.decimal256(76, 0)
     return whole.cast(kind).cast(pa.string())
 

@@ -42,7 +42,8 @@ class _Feature(Section):
 
     @property
     def definition(self) -> str | None:
-        """What a live feature's numbers are, as JSON: its part of the config's ``live`` section, with defaults."""
+        """What decides a live feature's numbers, as JSON: which they are, and its part of the config's ``live`` section, with
+        defaults."""
         return self._definition
 
     def defined(self, definition: str, **update: Any) -> Self:

@@ -106,8 +106,9 @@ class Upgrades:
         return [self.known[each] for each in fingerprint.split() if each in self.known]
 
     def _is_known(self, fingerprint: str) -> bool:
-        """Whether all schemas that are named are known."""
-        return all(each in self.known for each in fingerprint.split())
+        """Whether schemas are named, and all of them are known."""
+        named = fingerprint.split()
+        return bool(named) and all(each in self.known for each in named)
 
     def _is_same(self, name: str, theirs: Sequence[Schema]) -> bool:
         return all(each.features.get(name) == self.ours.features[name] for each in theirs)

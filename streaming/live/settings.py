@@ -22,6 +22,16 @@ def _no_number_of_ours(action: str) -> str:
     return action
 
 
+def _each_once(half_lives: list[int]) -> list[int]:
+    for at, each in enumerate(half_lives):
+        if each in half_lives[:at]:
+            raise ValueError(f"{format_duration(each)} is given twice; allowed: once")
+    return half_lives
+
+
+HalfLives: TypeAlias = Annotated[
+    list[PositiveDurationMs], Field(min_length=1, max_length=8), AfterValidator(_each_once)
+]
 Key: TypeAlias = Annotated[list[Name], Field(min_length=1, max_length=8)]
 """Sparse features of one id each; impressions with the same ids have the same key."""
 CountedAction: TypeAlias = Annotated[Action, AfterValidator(_no_number_of_ours)]
@@ -34,7 +44,7 @@ class Rates(Section):
 
     key: Key
     of: Annotated[list[CountedAction], Field(min_length=1, max_length=16)]
-    half_life: Annotated[list[PositiveDurationMs], Field(min_length=1, max_length=8)]
+    half_life: HalfLives
     over: Literal["served"] = "served"
     prior: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     """How many servings at the common rate a key begins with."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from streaming.features.kinds import Feature, VectorFeature, live_address
 from streaming.live.settings import Definition, LiveSettings, Seen, kept_ms
 from streaming.records.labels import Label, action_windows
@@ -58,14 +60,26 @@ class LiveSpec(NamedTuple):
         return found
 
     def defined(self, features: Mapping[str, Feature]) -> dict[str, Feature]:
-        """Return the live features whose addresses there are, with their definitions and sizes."""
+        """Return the live features whose addresses there are, with what decides their numbers, and their sizes."""
         found: dict[str, Feature] = {}
         for name, feature in features.items():
             if (places := self.numbers(live_address(feature))) is not None:
                 # A size of 1 is what a feature begins with; another one was given, and may be wrong.
                 size = {"size": len(places.at)} if isinstance(feature, VectorFeature) and feature.size == 1 else {}
-                found[name] = feature.defined(self.definition(places.definition).model_dump_json(), **size)
+                found[name] = feature.defined(self._decides(places), **size)
         return found
+
+    def _decides(self, places: Places) -> str:
+        """Return what decides recorded numbers, as JSON: which of their definition's they are, and what those depend on."""
+        definition = self.definition(places.definition)
+        numbers = definition.numbers()
+        parts = {
+            "numbers": [numbers[at] for at in places.at],
+            "windows": [self.windows[action] for action in actions_of(definition)],
+            "visible_after": self.settings.visible_after,
+            **definition.model_dump(mode="json"),
+        }
+        return msgspec.json.encode(parts).decode()
 
     def addresses(self) -> list[str]:
         """Return the addresses of all definitions and of all their numbers."""

@@ -20,7 +20,7 @@ from streaming.features.kinds import FLOAT32_MAX, NUMBERS_ALLOWED
 FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 _JOINERS_BYTES = 1024
-"""A request that joiners made a dead letter has so much more at most, since it says its schema."""
+"""A request has less than so much more: its `schema` and `columns` do not count, since joiners write them into letters."""
 MAX_DETAIL = 2000
 MAX_IMPRESSIONS = 10_000
 MAX_ID_LENGTH = 256
@@ -115,9 +115,9 @@ _letter_decoder = msgspec.msgpack.Decoder(DeadLetter)
 encode = _encoder.encode
 
 
-def check_size(size: int) -> None:
-    """Raise `BadRecord` for a record of more bytes than one may have."""
-    if size > MAX_RECORD_BYTES + _JOINERS_BYTES:
+def check_size(size: int, room: int = 0) -> None:
+    """Raise `BadRecord` for a record of more bytes than one may have, and ``room``."""
+    if size > MAX_RECORD_BYTES + room:
         raise BadRecord("too_large", f"{size} bytes; allowed: {MAX_RECORD_BYTES}")
 
 
@@ -134,8 +134,8 @@ def bad_record(payload: bytes, said: str, allowed: int) -> BadRecord:
     return BadRecord("malformed", said)
 
 
-def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.json.Decoder[Any]) -> Any:
-    check_size(len(payload))
+def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.json.Decoder[Any], room: int = 0) -> Any:
+    check_size(len(payload), room)
     try:
         record = decoder.decode(payload)
     except MemoryError:
@@ -173,7 +173,10 @@ def _check_time(name: str, milliseconds: int, latest: int, earliest: int) -> Non
 
 def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Request:
     """Decode a request; `BadRecord` if it breaks the contract or was not served between these times (ms)."""
-    request: Request = _checked(payload, _request_decoder)
+    request: Request = _checked(payload, _request_decoder, _JOINERS_BYTES)
+    if len(payload) > MAX_RECORD_BYTES:
+        own = msgspec.structs.replace(request, schema="", columns="all")
+        check_size(len(payload) - (len(encode(request)) - len(encode(own))))
     _check_time("served_at", request.served_at, latest, earliest)
     count = len(request.impression_ids)
     if count > 1 and len(set(request.impression_ids)) != count:

@@ -107,6 +107,17 @@ def test_a_label_that_the_log_does_not_know_is_told_with_its_line(logs: Path, tm
     assert f"error {config}: line {line}, labels.click.action: 'clik'; never happens in the log" in text
 
 
+def test_an_action_of_a_live_feature_that_the_log_does_not_know_is_told_with_its_line(
+    logs: Path, tmp_path: Path
+) -> None:
+    live = "live:\n  rates:\n    item: {key: [item], of: [click, clik], half_life: [1d]}\n"
+    config = _config(tmp_path, ("labels:\n", f"{live}labels:\n"))
+    status, text = _check(config, logs)
+    line = next(at for at, each in enumerate(config.read_text().splitlines(), 1) if "clik]" in each or "clik," in each)
+    assert status == 1
+    assert f"error {config}: line {line}, live.rates.item.of: 'clik'; never happens in the log; allowed: click" in text
+
+
 def test_logs_are_no_configuration(logs: Path) -> None:
     done = execute(f"minutely check {logs / 'impressions.csv'}")
     assert done.returncode == 1

@@ -67,6 +67,18 @@ def test_other_half_lives_are_another_form_and_another_schema(tmp_path: Path) ->
     assert one.join_spec().schema != other.join_spec().schema
 
 
+@pytest.mark.parametrize(
+    "other", [("item.click", "item.served"), ("after: 5s", "after: 1h")], ids=["numbers", "visible_after"]
+)
+def test_other_numbers_of_a_definition_are_another_form_and_another_schema(
+    tmp_path: Path, other: tuple[str, str]
+) -> None:
+    text = text_of("  clicks: {live: rates.item.click}\n")
+    one, two = (load_text(tmp_path, each) for each in (text, text.replace(*other)))
+    assert one.form() != two.form()
+    assert one.join_spec().schema != two.join_spec().schema
+
+
 MISTAKES = {
     "an address of nothing": (
         ("{live: rates.item}", "{live: rates.items}"),
@@ -100,6 +112,10 @@ MISTAKES = {
     "an action of no log": (
         ("of: [click, play]", "of: [clik, play]"),
         ("live.rates.item.of", "clik", "allowed: click, play"),
+    ),
+    "a half-life in two words": (
+        ("[30m, 1d]", "[1d, 30m, 24h]"),
+        ("live.rates.item.half_life", "1d", "1d is given twice"),
     ),
     "an action by a name that is taken": (
         ("of: [click, play]", "of: [served]"),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntFlag
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from basis.decoding import why
 from basis.problems import Problem, ProblemList, Problems
@@ -37,7 +39,7 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: ToRead) -> Contents:
     db.execute(f"create temp table lines as select {query} from {objects} {limit(most)}")
     whole = db.sql("select coalesce(whole, false) as whole from lines").to_arrow_table().column(0)
     good = np.asarray(whole.to_numpy(), np.bool_)
-    broken = [] if good.all() else _broken_lines(path, good)
+    broken = [] if good.all() else _broken_lines(path, good, {})
     if not len(good) and asked.columns is not None:  # such as an empty file that is compressed
         return Contents(
             iter([pa.table({column: pa.nulls(0) for column in columns})]), lambda: np.zeros(0, np.int64), list, []
@@ -47,6 +49,7 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: ToRead) -> Contents:
         raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows"), *told])
     values = {key: f"part{at}.{name(key)}" for at, keys in enumerate(structs) for key in keys}
     kinds = _kinds_of(db, "lines where whole", values)
+    shapes: dict[str, _Shape] = {}
     problems = ProblemList()
     usable: dict[str, str] = {}
     missing: list[Problem] = []
@@ -56,13 +59,20 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: ToRead) -> Contents:
                 has = db.sql("select distinct unnest(json_keys(json)) from lines where whole limit 1000").fetchall()
                 missing += usable_columns(path, [key for (key,) in has], [column])[1]
             else:
-                usable[column] = _column(db, path, column, values[column], kinds[column])
+                shapes[column] = _shape_of(db, path, column, values[column], kinds[column])
+                usable[column] = _column(db, values[column], kinds[column], shapes[column])
     if asked.columns is None:
         missing += problems.found
     else:
         problems.raise_any()
+    odd = {column: shape for column, shape in shapes.items() if shape.misfits}
+    details = _misfits(db, odd)
+    if details:
+        good[list(details)] = False
+        broken = _broken_lines(path, good, details)
     query = ", ".join(f"{value} as c{at}" for at, value in enumerate(usable.values())) or "0 as nothing"
-    tables = streamed(db, f"select {query} from lines where whole", list(usable))
+    where = " and ".join(["whole", *(f"coalesce({shape.sql} = {quoted(shape.most)}, true)" for shape in odd.values())])
+    tables = streamed(db, f"select {query} from lines where {where}", list(usable))
 
     def find_lines() -> Ids:
         numbers = np.array([number for number, _ in _filled_lines(path)][: len(good)], np.int64)
@@ -132,21 +142,53 @@ def _is_there(db: duckdb.DuckDBPyConnection, column: str) -> bool:
     return bool(db.sql(query).fetchall()[0][0])
 
 
-def _column(db: duckdb.DuckDBPyConnection, path: Path, column: str, value: str, kinds: _Kind) -> str:
+_OBJECT, _NESTED, _LIST, _VALUE = "an object", "a list or an object within a list", "a list", "a single value"
+
+
+class _Shape(NamedTuple):
+    """What most values of a column are, and as what in a query they are it; whether some are not."""
+
+    most: str = _VALUE
+    sql: str = ""
+    misfits: bool = False
+
+
+def _shape_of(db: duckdb.DuckDBPyConnection, path: Path, column: str, value: str, kinds: _Kind) -> _Shape:
+    """Return the shape of a column: rows of another one are refused."""
+    if not kinds & (_Kind.ARRAY | _Kind.OBJECT):
+        return _Shape()
+    nested = f"list_filter(json_extract({value}, '$[*]'), lambda each: json_type(each) in ('ARRAY', 'OBJECT'))"
+    sql = f"""case coalesce(json_type({value}), 'NULL') when 'NULL' then null when 'OBJECT' then {quoted(_OBJECT)}
+        when 'ARRAY' then case when len({nested}) > 0 then {quoted(_NESTED)} else {quoted(_LIST)} end
+        else {quoted(_VALUE)} end"""
+    counts = db.sql(f"select {sql}, count(*) from lines where whole group by all order by all").fetchall()
+    found = {shape: count for shape, count in counts if shape is not None}
+    most = max(found, key=found.__getitem__)
+    if most in (_OBJECT, _NESTED):
+        raise Problems([Problem(str(path), f"column {column}", most, "allowed: numbers, texts, or lists of them")])
+    return _Shape(most, sql, len(found) > 1)
+
+
+def _misfits(db: duckdb.DuckDBPyConnection, odd: dict[str, _Shape]) -> dict[int, str]:
+    """Return what is wrong with rows that have another shape in a column than most, by their places among all lines."""
+    found: dict[int, str] = {}
+    for column, (most, sql, _) in odd.items():
+        query = f"select case when whole then nullif({sql}, {quoted(most)}) end as shape from lines"
+        shapes = db.sql(query).to_arrow_table().column(0).combine_chunks()
+        at = pc.indices_nonzero(shapes.is_valid())
+        for row, shape in zip(at.to_pylist(), shapes.take(at).to_pylist(), strict=True):
+            found.setdefault(row, f"column {column}: {shape}; allowed: {most}, as in most rows")
+    return found
+
+
+def _column(db: duckdb.DuckDBPyConnection, value: str, kinds: _Kind, shape: _Shape) -> str:
     """Return a column in a query: numbers, or lists of them, where one type holds all its values, else texts."""
-    place, allowed = f"column {column}", "allowed: numbers, texts, or lists of them"
-    if _Kind.OBJECT in kinds:
-        raise Problems([Problem(str(path), place, "an object", allowed)])
     if not kinds:
         return "null"
-    if _Kind.ARRAY not in kinds:
-        return _as(kinds, value)
-    if kinds != _Kind.ARRAY:
-        raise Problems([Problem(str(path), place, "lists beside single values", allowed)])
-    items = f"(select unnest(json_extract({value}, '$[*]')) as value from lines where whole)"
-    within = _kinds_of(db, items, {column: "value"})[column]
-    if within & (_Kind.ARRAY | _Kind.OBJECT):
-        raise Problems([Problem(str(path), place, "a list or an object within a list", allowed)])
+    if shape.most != _LIST:
+        return _as(kinds & ~(_Kind.ARRAY | _Kind.OBJECT), value)
+    lists = f"lines where whole and {shape.sql} = {quoted(_LIST)}"
+    within = _kinds_of(db, f"(select unnest(json_extract({value}, '$[*]')) as value from {lists})", {"": "value"})[""]
     each = f"list_transform(json_extract({value}, '$[*]'), lambda each: {_as(within, 'each')})"
     return f"case when json_type({value}) = 'ARRAY' then {each} end"
 
@@ -161,17 +203,18 @@ def _as(kinds: _Kind, value: str) -> str:
     return f"case json_type({value}) when 'DOUBLE' then {number} else {value} ->> '$' end"
 
 
-def _broken_lines(path: Path, good: npt.NDArray[np.bool_]) -> list[Broken]:
-    """Return the lines that hold no JSON object."""
+def _broken_lines(path: Path, good: npt.NDArray[np.bool_], details: Mapping[int, str]) -> list[Broken]:
+    """Return the lines that hold no JSON object, and those with ``details`` of what is wrong, by their places among all lines."""
     found = []
     decoder = msgspec.json.Decoder(dict)
-    for (number, line), is_good in zip(_filled_lines(path), good.tolist(), strict=False):
-        if not is_good:
+    for at, ((number, line), is_good) in enumerate(zip(_filled_lines(path), good.tolist(), strict=False)):
+        if (detail := details.get(at)) is None and not is_good:
             try:
                 decoder.decode(line)
                 detail = "no JSON that can be read"
             except Exception as error:
                 detail = why(error)
+        if detail is not None:
             found.append(Broken(number, line.decode("utf-8", "replace").rstrip("\r\n"), detail))
     if len(found) < np.count_nonzero(~good):
         raise changed(str(path))

@@ -16,6 +16,7 @@ from typing import TypeVar
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet
+import xxhash
 
 from basis.decoding import why
 from basis.problems import Problem, Problems, Unreadable
@@ -28,6 +29,7 @@ from streaming.source.files.parquet_files import read_parquet
 from streaming.source.settings import File
 
 Found = TypeVar("Found")
+_END_BYTES = 4096
 
 
 @contextmanager
@@ -49,8 +51,8 @@ def open_local(
     path, kind = found.path, found.kind
     with ExitStack() as open_:
         with _explained(path, kind):
-            path.open("rb").close()  # so that a file without read permission is told like one whose folder has none
             before = path.stat()
+            ends = _ends(path, before.st_size)  # a file without read permission is told like one whose folder has none
             if before.st_size == 0:
                 raise Problems([Problem(str(path), "file", "0 bytes", "allowed: a file with rows")])
             db = open_.enter_context(connection(memory))
@@ -71,7 +73,7 @@ def open_local(
                     now = path.stat()
                 except FileNotFoundError:
                     raise changed(str(path)) from None
-                if now.st_ino != before.st_ino or now.st_size < before.st_size:
+                if now.st_ino != before.st_ino or now.st_size < before.st_size or _ends(path, before.st_size) != ends:
                     raise changed(str(path))
                 return look()
 
@@ -80,6 +82,14 @@ def open_local(
         yield rows._replace(
             tables=tables(), lines=lambda: again(rows.lines), broken=lambda: again(rows.broken), missing=missing
         )
+
+
+def _ends(path: Path, size: int) -> str:
+    """Return a hash of how a file of this size begins and ends: one that was emptied and written again begins with other rows."""
+    with path.open("rb") as file:
+        begin = file.read(min(_END_BYTES, size))
+        file.seek(max(size - _END_BYTES, 0))
+        return xxhash.xxh3_64_hexdigest(begin + file.read(min(_END_BYTES, size)))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from basis.problems import Problem, Problems
 from streaming.features.arrow_columns import as_lists, split_texts
 from streaming.features.columns import Ids
+from streaming.records.events import MAX_IMPRESSIONS
 from streaming.source.rows.rows import Items, Rows
 from streaming.source.settings import EachItem, Explode
 
@@ -22,8 +23,8 @@ _OF_ITEM = 64
 
 def explode(rows: Rows, settings: Explode) -> Iterator[Rows]:
     """Give every item of a row's lists a row of its own, in their order, with the row's other values; yield them some at a time,
-    at least one piece. Rows whose lists differ in length are rejected; rows without items become none, and are counted. So are
-    items rejected that have not as many values as each has.
+    at least one piece. Rows whose lists differ in length, or have more items than a request may have, are rejected; rows without
+    items become none, and are counted. So are items rejected that have not as many values as each has.
 
     Raises:
         Problems: a column holds no lists, or no item holds several values.
@@ -39,22 +40,34 @@ def explode(rows: Rows, settings: Explode) -> Iterator[Rows]:
         if pc.any(differs).as_py():
             rows.reject(differs, column, rows.column(column), "malformed", f"not as many items as in {first}")
             usable = pc.and_not(usable, differs)
+    long = pc.and_(usable, pc.greater(lengths, MAX_IMPRESSIONS))
+    if pc.any(long).as_py():
+        rows.reject(
+            long, first, rows.column(first), "malformed", f"more items than a request may have: {MAX_IMPRESSIONS}"
+        )
+        usable = pc.and_not(usable, long)
     kept = pc.and_(usable, pc.greater(lengths, 0))
     rows.findings.empty += pc.sum(pc.and_not(usable, kept)).as_py() or 0
     rows.keep(kept)
     lists = {column: values.filter(kept) for column, values in lists.items()}
     counts = np.asarray(lengths.filter(kept).to_numpy(zero_copy_only=False), np.int64)
     shared = rows.table.drop_columns(settings.columns)  # what is exploded is not copied for each item
+    number = 0
     for begin, end in _pieces(shared, counts, 0, len(counts)):
         items = {column: values.slice(begin, end - begin).flatten() for column, values in lists.items()}
-        piece = _with_items(rows, settings, items, np.repeat(np.arange(begin, end), counts[begin:end]))
-        if settings.each is not None:
-            _take_apart(piece, first, settings.each)
-        yield piece
+        of_row = np.repeat(np.arange(begin, end), counts[begin:end])
+        at_once = _items_at_once(shared, begin) if end - begin == 1 else len(of_row)
+        for at in range(0, max(len(of_row), 1), max(at_once, 1)):
+            some = {column: values.slice(at, at_once) for column, values in items.items()}
+            piece = _with_items(rows, settings, some, of_row[at : at + at_once], number)
+            number += at_once
+            if settings.each is not None:
+                _take_apart(piece, first, settings.each)
+            yield piece
 
 
 def _pieces(shared: pa.Table, counts: Ids, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Halve rows until those of their items fit; a row whose do not fit is a piece of its own."""
+    """Halve rows until those of their items fit; of a single row, `_items_at_once` do."""
     number = end - begin
     size = shared.slice(begin, number).nbytes + number * _OF_ITEM
     if number > 1 and size * int(counts[begin:end].max()) > _BYTES_AT_ONCE:
@@ -65,13 +78,18 @@ def _pieces(shared: pa.Table, counts: Ids, begin: int, end: int) -> Iterator[tup
         yield begin, end
 
 
-def _with_items(rows: Rows, settings: Explode, items: Mapping[str, pa.Array], of_row: Ids) -> Rows:
-    """Return a row for each item, with the other values of the rows ``of_row`` int64 [n]."""
+def _items_at_once(shared: pa.Table, row: int) -> int:
+    of_row: int = shared.slice(row, 1).nbytes
+    return max(_BYTES_AT_ONCE // (of_row + _OF_ITEM), 1)
+
+
+def _with_items(rows: Rows, settings: Explode, items: Mapping[str, pa.Array], of_row: Ids, number: int) -> Rows:
+    """Return a row for each item, with the other values of the rows ``of_row`` int64 [n]; items are numbered from ``number`` on."""
     index = pa.array(of_row)
     columns = {
         name: items[name] if name in items else rows.column(name).take(index) for name in rows.table.column_names
     }
-    own = Items(pa.array(np.arange(len(of_row))), frozenset(settings.made))
+    own = Items(pa.array(np.arange(number, number + len(of_row))), frozenset(settings.made))
     return Rows(rows.name, pa.table(columns), rows.at.take(index), rows.findings, rows.decimal, items=own)
 
 

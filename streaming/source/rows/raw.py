@@ -61,13 +61,21 @@ def _raw_of(rows: Rows, feature: Feature, column: str) -> Raw:
     values = rows.column(column)
     try:
         if isinstance(feature, VectorFeature):
-            return vectors_of(values, feature.size)
+            vectors, broken = vectors_of(values, feature.size)
+            rows.reject_broken(
+                broken, column, values, f"not a list of {feature.size} numbers", _vectors_allowed(feature)
+            )
+            return vectors
         found, broken = sparse_of(values, feature)
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        allowed = f"allowed: lists of {feature.size} numbers" if isinstance(feature, VectorFeature) else _IDS
+    except (TypeError, pa.ArrowException) as error:
+        allowed = _vectors_allowed(feature) if isinstance(feature, VectorFeature) else _IDS
         raise Problems([Problem(rows.name, f"column {column}", str(error), allowed)]) from None
     rows.reject_broken(broken, column, values, NO_ID, _NO_NUMBERS)
     return found
+
+
+def _vectors_allowed(feature: VectorFeature) -> str:
+    return f"allowed: lists of {feature.size} numbers"
 
 
 def times(rows: Rows, column: TimeColumn) -> pa.Array:

@@ -34,7 +34,7 @@ def test_only_who_says_the_schema_may_lack_some_of_it(is_told: bool, lost: bool,
     pipeline.stop()
 
 
-@pytest.mark.parametrize("schema", ["?", "0" * 16, "b", Schema.of(*BEFORE).fingerprint + " ?"])
+@pytest.mark.parametrize("schema", ["?", " ", "\t", "0" * 16, "b", Schema.of(*BEFORE).fingerprint + " ?"])
 def test_what_could_not_be_read_again_is_not_filled_in_where_its_schema_is_unknown(schema: str, tmp_path: Path) -> None:
     """It may have had the feature: a letter of a recovery, sent again under the config of before, was trained on with a 0."""
     pipeline = Pipeline(tmp_path)

@@ -6,12 +6,14 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from streaming.features.kinds import Feature, VectorFeature
 from streaming.join import core
 from streaming.join.counts import JoinCounts
 from streaming.join.partition import JoinPartition
@@ -22,12 +24,15 @@ from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS, BrokerError, R
 from streaming.records.events import (
     MAX_DETAIL,
     MAX_RECORD_BYTES,
+    MAX_TIME_MS,
     BadRecord,
     DeadLetter,
     Request,
     decode_letter,
+    decode_request,
     encode,
 )
+from streaming.records.json_records import pack_request
 from tests.streaming.join import changing
 from tests.streaming.join.join_lives import (
     SETTINGS,
@@ -218,18 +223,22 @@ def test_letters_of_a_recovery_that_was_cut_off_are_counted_and_told(
     state.close()
 
 
-@pytest.mark.parametrize("short_of", [0, 100])
-def test_a_request_as_large_as_may_be_is_given_up_once(short_of: int, tmp_path: Path) -> None:
-    """Its letter says its schema, which it did not, and must not be cut for that: the next joiner could not read whose it is."""
-    pipeline = changing.Pipeline(tmp_path)
-    join = pipeline.start(changing.BEFORE)
-    size = MAX_RECORD_BYTES - short_of
-    whole = changing.request(2, changing.START, changing.FEATURES)
-    record: Any = msgspec.msgpack.decode(whole)
+def sized(size: int, **changes: Any) -> bytes:
+    """A request of so many bytes."""
+    record: Any = msgspec.msgpack.decode(changing.request(2, changing.START, changing.FEATURES, **changes))
     record["shared"]["pad"] = b"x" * (size - 70_000)
     record["shared"]["pad"] = b"x" * (size - 70_000 + size - len(encode(record)))
-    payload = encode(record)
-    assert len(payload) == size
+    assert len(encode(record)) == size
+    return encode(record)
+
+
+@pytest.mark.parametrize("short_of", [0, 100])
+def test_a_request_as_large_as_may_be_is_given_up_once(short_of: int, tmp_path: Path) -> None:
+    """Its letter says its schema, which it did not, and must not be cut for that: the next joiner could not read whose it is. Sent
+    again, it is given up again."""
+    pipeline = changing.Pipeline(tmp_path)
+    join = pipeline.start(changing.BEFORE)
+    payload = sized(MAX_RECORD_BYTES - short_of)
     pipeline.take(join, IMPRESSIONS, payload)
     join.step(changing.ENDED, changing.START + 100, 0)
     changed = changing.REFUSED["a label added"][:2]
@@ -241,4 +250,32 @@ def test_a_request_as_large_as_may_be_is_given_up_once(short_of: int, tmp_path: 
         join.step(changing.ENDED, at, 0)
     found = [letter for letter in pipeline.dead_letters() if letter.topic == IMPRESSIONS]
     assert [(letter.reason, letter.accepted, letter.cut_from) for letter in found] == [("schema", True, 0)]
+    pipeline.take(join, IMPRESSIONS, found[0].payload)
+    join.step(changing.ENDED, changing.END + 2000, 0)
+    again = pipeline.dead_letters()[-1]
+    assert (again.reason, again.offset, again.cut_from, again.payload) == ("schema", 1, 0, found[0].payload)
     pipeline.stop()
+
+
+@pytest.mark.parametrize("over", [1, 900, 1024, 1025])
+@pytest.mark.parametrize("schema", ["", "0123456789abcdef"])
+def test_a_producer_s_request_is_refused_beyond_what_one_may_have(schema: str, over: int) -> None:
+    """What joiners add has room of its own."""
+    said = len(encode({"schema": schema})) - 1 if schema else 0
+    payload = sized(MAX_RECORD_BYTES + over + said, schema=schema)
+    with pytest.raises(BadRecord, match=f"419[0-9]+ bytes; allowed: {MAX_RECORD_BYTES}") as refused:
+        decode_request(payload, MAX_TIME_MS)
+    assert refused.value.reason == "too_large"
+    assert decode_request(sized(MAX_RECORD_BYTES + said, schema=schema), MAX_TIME_MS).schema == schema
+
+
+def test_json_is_refused_by_what_it_is_packed() -> None:
+    """A null is short until it is packed, as any vector."""
+    features: dict[str, Feature] = {"e": VectorFeature(kind="vector", column="e", size=512)}
+    for impressions, is_too_large in ((2044, True), (2043, False)):
+        names = [f"{name}" for name in range(impressions)]
+        wanted = {"version": 1, "request_id": "r", "served_at": 1, "impression_ids": names}
+        packed = pack_request(msgspec.json.encode(wanted | {"features": {"e": [None] * impressions}}), features)
+        assert (MAX_RECORD_BYTES < len(packed) <= MAX_RECORD_BYTES + 1024) == is_too_large
+        with pytest.raises(BadRecord, match="bytes; allowed") if is_too_large else nullcontext():
+            decode_request(packed, MAX_TIME_MS)

@@ -86,6 +86,31 @@ def test_what_a_live_feature_counts_is_in_its_hash() -> None:
     assert mismatch(schema("1d"), schema("24h")) is None
 
 
+def test_which_live_numbers_a_feature_has_and_when_they_are_seen_is_in_its_hash() -> None:
+    """All have one definition, and some as many numbers as others."""
+
+    def schema(address: str, visible_after: str = "2s", window: str = "1m") -> Schema:
+        rates = {"item": {"key": ["f"], "of": ["like"], "half_life": ["1h", "30d"]}}
+        live = LiveSettings.model_validate({"visible_after": visible_after, "rates": rates})
+        step = {"step": 0.25} if address.endswith(("h", "d")) else {}
+        kind = SparseFeature if step else VectorFeature
+        wanted: dict[str, Feature] = {
+            "f": SparseFeature(column="a"),
+            "x": kind.model_validate({"live": address} | step),
+        }
+        labels = {"l": Label(action="like", window=window)}
+        return Schema.of(wanted | LiveSpec.of(live, labels).defined(wanted), {})
+
+    found = [
+        *(schema(f"rates.item.{number}") for number in ("like.1h", "served.1h", "like.30d", "like", "served")),
+        schema("rates.item"),
+        *(schema("rates.item.like", visible_after) for visible_after in ("0s", "1h")),
+        schema("rates.item.like", window="2m"),
+    ]
+    assert len({each.fingerprint for each in found}) == len(found)
+    assert mismatch(schema("rates.item.like.30d"), schema("rates.item.like.30d", "2000ms")) is None
+
+
 @pytest.mark.parametrize(
     "changes", [{"weight": 2.0}, {"loss": "tweedie"}, {"transform": "log"}, {"scale": 10.0}, {"max_value": 5.0}]
 )

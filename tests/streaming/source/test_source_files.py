@@ -80,7 +80,7 @@ def test_a_column_of_the_wrong_type(tmp_path: Path, kind: str, column: str) -> N
         ("item", [[[1]], [[2]]], {"column": "item", "pool": "mean"}),
         ("item", [[1.0], [2.0]], {"kind": "dense", "column": "item"}),
         ("item", [1.0, 2.0], {"kind": "vector", "column": "item", "size": 2}),
-        ("item", [[1.0, 2.0], [1.0]], {"kind": "vector", "column": "item", "size": 2}),
+        ("item", [[1.0, 2.0, 3.0], [1.0]], {"kind": "vector", "column": "item", "size": 2}),
         ("item", [["a", "b"], ["c", "d"]], {"kind": "vector", "column": "item", "size": 2}),
         ("item", [[[1.0], [2.0]], [[1.0], [2.0]]], {"kind": "vector", "column": "item", "size": 2}),
         ("t", [[T], [T]], {"column": "user"}),

@@ -39,8 +39,9 @@ def test_of_a_file_that_grows_the_first_rows_have_their_lines(tmp_path: Path, ki
         Path.unlink,
         lambda log: log.write_bytes(log.read_bytes()[:-9]),
         lambda log: (log.rename(log.with_suffix(".1")), log.write_bytes(b"\n" * 10_000)),
+        lambda log: log.write_bytes(b"\n" + log.read_bytes() * 2),
     ],
-    ids=["gone", "cut", "rotated"],
+    ids=["gone", "cut", "rotated", "written again"],
 )
 def test_what_else_changes_is_told_without_a_line(tmp_path: Path, kind: str, change: Callable[[Path], object]) -> None:
     findings = _walked(tmp_path, kind)

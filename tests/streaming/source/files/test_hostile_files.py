@@ -6,6 +6,7 @@ import gzip
 import json
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +14,10 @@ import pytest
 
 from basis.problems import Problems
 from streaming.features.ids import MISSING, as_ids
+from streaming.source.load import load
 from streaming.source.rows.walk import read
-from streaming.source.settings import File
-from tests.streaming.source.own_logs import FORMATS, write
+from streaming.source.settings import File, SourceSettings
+from tests.streaming.source.own_logs import FORMATS, NOW, T, features, write
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -166,3 +168,48 @@ def test_numbers_of_several_types_have_one_id(tmp_path: Path) -> None:
     for ids, broken in (as_ids(found.column("id")), as_ids(found.column("ids").flatten())):
         assert broken is None
         assert ids.reshape(4, 3).tolist() == [[large, 17, MISSING]] * 4
+
+
+SINGLE = [{"t": T + at, "item": "a", "v": [1, 2], "c": 0} for at in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"item": {"id": 1}}, "column item: an object; allowed: a single value, as in most rows"),
+        ({"item": ["a"]}, "column item: a list; allowed: a single value, as in most rows"),
+        ({"c": {}}, "column c: an object; allowed: a single value, as in most rows"),
+        ({"t": [T]}, "column t: a list; allowed: a single value, as in most rows"),
+        ({"v": 5}, "column v: a single value; allowed: a list, as in most rows"),
+        ({"v": {"x": 1}}, "column v: an object; allowed: a list, as in most rows"),
+        ({"v": [[1], 2]}, "column v: a list or an object within a list; allowed: a list, as in most rows"),
+        ({"v": [1]}, "not a list of 2 numbers"),
+        ({"v": [1, "x"]}, "not a list of 2 numbers"),
+    ],
+    ids=str,
+)
+def test_a_json_value_of_another_shape_costs_only_its_row(tmp_path: Path, odd: dict[str, Any], said: str) -> None:
+    rows: list[Any] = [*SINGLE[:6], SINGLE[6] | odd, *SINGLE[7:], {**SINGLE[0], "item": None, "v": None}]
+    (tmp_path / "log.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in [*rows, [1]]))
+    settings = SourceSettings.model_validate(
+        {
+            "dir": ".",
+            "impressions": {"file": "log.jsonl", "time": {"column": "t"}},
+            "actions": {"click": {"when": "c"}},
+        }
+    )
+    wanted = features(item={"column": "item"}, v={"kind": "vector", "column": "v", "size": 2})
+    events = load(tmp_path, settings, wanted, NOW)
+    is_of_values = said.startswith("not")
+    assert events.impressions == 20 + is_of_values
+    found = {reject.detail: reject.place for reject in events.rejects}
+    assert found == {
+        said: "line 8, column v" if is_of_values else "line 8",
+        "Expected `object`, got `array`": "line 23",
+    }
+
+
+def test_a_column_of_no_usable_shape_is_wrong_as_a_whole(tmp_path: Path) -> None:
+    write(tmp_path / "log.jsonl", [{"a": {"id": 1}}, {"a": {"id": 2}}, {"a": 3}])
+    with pytest.raises(Problems, match="column a: an object; allowed: numbers, texts, or lists of them"):
+        read(tmp_path, File(file="log.jsonl"), ["a"])

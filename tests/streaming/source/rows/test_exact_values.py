@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.features.arrow_columns import texts_of
-from streaming.features.ids import as_ids
+from streaming.features.ids import MISSING, as_ids
+from streaming.source.load import load
 from streaming.source.rows.times import read_times
 from streaming.source.rows.walk import read
-from streaming.source.settings import EachItem, File, TimeColumn
-from tests.streaming.source.own_logs import FORMATS, T, load_rows, write
+from streaming.source.settings import EachItem, File, SourceSettings, TimeColumn
+from tests.streaming.source.own_logs import FORMATS, NOW, T, features, load_rows, rejects_of, write
 
 MICROSECONDS = [T * 1000 + 37_601, T * 1000 + 37_999, T * 1000 + 37_000, T * 1000, -1, -1000, -1001, 999]
 FLOORED = [each // 1000 for each in MICROSECONDS]
@@ -59,6 +60,45 @@ def test_decimals_are_told_apart_by_all_their_digits(kind: pa.DataType) -> None:
     assert np.asarray(as_ids(others)[1]).tolist() == [True, True, True, False]
     assert texts_of(others).to_pylist() == ["9007199254740993.5", "9007199254740992.5", "-0.25", None]
     assert as_ids(pa.array([Decimal(2**63)], kind))[1].to_pylist() == [True]
+
+
+@pytest.mark.parametrize("digits", [(3, 2), (2, 2), (18, 18), (38, 38), (38, 37)])
+def test_a_decimal_that_is_no_id_costs_only_its_row(digits: tuple[int, int]) -> None:
+    """What a type has no room for ended the whole log."""
+    few = [Decimal(0), Decimal("-0.5"), Decimal("0.99"), None]
+    more = [Decimal("-9.5"), Decimal("9.99"), Decimal(-9), Decimal(5)] if digits[0] > digits[1] else []
+    ids, broken = as_ids(pa.array(few + more, pa.decimal128(*digits)))
+    assert np.asarray(broken).tolist() == [False, True, True, False, True, True, False, False][: len(few + more)]
+    assert ids.tolist() == [0, MISSING, MISSING, MISSING, MISSING, MISSING, -9, 5][: len(few + more)]
+
+
+_LARGEST = {pa.uint64(): 2**64 - 1, pa.int64(): 2**63 - 1, pa.string(): str(2**64 - 1), pa.float64(): 1e300}
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("kind", _LARGEST, ids=str)
+def test_a_time_beyond_all_costs_only_its_row(tmp_path: Path, kind: pa.DataType, unit: str) -> None:
+    seconds = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}[unit]
+    times = [T // 1000 * seconds] * 3
+    values = list(map({pa.string(): str, pa.float64(): float}.get(kind, int), times))
+    columns = {"t": pa.array([*values, _LARGEST[kind]], kind), "item": ["a"] * 4, "click": [0] * 4}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    settings = SourceSettings.model_validate(
+        {
+            "dir": ".",
+            "impressions": {"file": "log.parquet", "time": {"column": "t", "unit": unit}},
+            "actions": {"click": {"when": "click"}},
+        }
+    )
+    events = load(tmp_path, settings, features(), NOW)
+    assert events.impressions == 3
+    assert [(place, reason) for place, _, reason in rejects_of(events)] == [("line 4, column t", "future")]
+
+
+def test_an_age_beyond_all_is_like_others() -> None:
+    found, broken = read_times(pa.array([T * 10**6, 2**64 - 1, None], pa.uint64()), TimeColumn(column="t", unit="ns"))
+    assert found.to_pylist() == [T, (2**63 - 1) // 10**6, None]
+    assert broken is None
 
 
 def test_requests_named_by_decimals_stay_apart(tmp_path: Path) -> None:

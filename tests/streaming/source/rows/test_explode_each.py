@@ -18,7 +18,7 @@ from streaming.source.rows.explode import explode
 from streaming.source.rows.rejects import Findings
 from streaming.source.rows.rows import Rows
 from streaming.source.settings import Explode, SourceSettings
-from tests.streaming.source.own_logs import NOW, Row, features, ids, load, problems_of, rejects_of, source, write
+from tests.streaming.source.own_logs import NOW, Row, T, features, ids, load, problems_of, rejects_of, source, write
 
 BEHAVIORS = """1\tU1\t11/14/2019 9:05:58 AM\tN7 N3\tN1-0 N2-1 N3-0
 2\tU2\t11/14/2019 12:11:09 AM\t\tN2-0
@@ -172,3 +172,30 @@ def test_what_is_exploded_at_once_is_bounded(tmp_path: Path, count: int, items: 
 def test_it_is_of_one_column() -> None:
     with pytest.raises(ValidationError, match="each: of 2 columns; allowed: one, whose items hold all values"):
         Explode.model_validate({"columns": ["shown", "places"], "each": EACH})
+
+
+def test_a_row_of_too_many_items_costs_only_itself(tmp_path: Path) -> None:
+    """Garbage of a million items, each with the row's other values, had no piece that it fitted in."""
+    items = ["a b"] * 3 + ["x " * 1_000_000] + ["y " * 9_999 + "y"]
+    columns = {"t": [T + at for at in range(5)], "item": items, "other": ["o" * 3000] * 5, "click": [0] * 5}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    file = {"file": "log.parquet", "time": {"column": "t"}, "explode": {"columns": ["item"], "split": " "}}
+    settings = source("parquet", impressions=file, actions={"click": {"when": "click"}})
+    events = load(tmp_path, settings, features(item={"column": "item"}, other={"column": "other"}), NOW)
+    assert events.impressions == 3 * 2 + 10_000
+    (reject,) = events.rejects
+    assert (reject.place, reject.detail) == ("line 4, column item", "more items than a request may have: 10000")
+
+
+def test_the_items_of_one_row_come_some_at_a_time() -> None:
+    """Each has the row's other values; those that are broken are told apart wherever they are."""
+    items = [[str(at) for at in range(9000)], ["a"]]
+    table = pa.table({"item": items, "text": ["o" * 10_000, "p"]})
+    rows = Rows("log", table, pa.array([0, 1]), Findings(whole=False))
+    pieces = list(explode(rows, Explode(columns=["item"])))
+    assert len(pieces) > 5
+    assert max(piece.table.nbytes for piece in pieces) < 18 << 20
+    assert [item for piece in pieces for item in piece.table.column("item").to_pylist()] == [*items[0], "a"]
+    assert [text[0] for piece in pieces for text in piece.table.column("text").to_pylist()] == ["o"] * 9000 + ["p"]
+    numbers = [number for piece in pieces if piece.items for number in piece.items.number.to_pylist()]
+    assert len(set(numbers)) == 9001
