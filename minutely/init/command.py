@@ -17,7 +17,7 @@ from minutely.init.labels import NAME_A_COLUMN, Outcomes
 from minutely.init.roles import Layout, layout_of
 from minutely.init.sources import Found, find_sources
 from minutely.init.tables import table_of
-from minutely.init.text import UNSURE, config_name, config_text
+from minutely.init.text import UNSURE, config_name, config_text, texts_for
 from minutely.place import require_writable
 from minutely.terminal import literal
 
@@ -76,6 +76,10 @@ def _show(console: Console, found: Found, layout: Layout, outcomes: Outcomes, fe
     for side in layout.sides:
         how = f"{side.table.source.seen}, by {side.on}"
         table.add_row(f"side table {side.name}", literal(side.table.source.file.file), literal(how))
+    others = [*(events.table for events in layout.engagements), *(side.table for side in layout.sides)]
+    for each in [*layout.parts, *others]:
+        if each.source.missing:
+            table.add_row("missing", literal(each.source.file.file), literal("; ".join(texts_for(each))))
     table.add_row(
         "time", literal(layout.time.name), literal("; ".join([layout.time.span, *_listed(layout.unsure.get("time"))]))
     )

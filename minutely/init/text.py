@@ -118,8 +118,14 @@ def _file_keys(table: Table) -> dict[str, Any]:
 
 
 def _file(table: Table) -> list[str]:
-    lines = [_item(key, value) for key, value in _file_keys(table).items()]
+    why = {"missing": "; ".join(f"unsure: {said}" for said in texts_for(table))}
+    lines = [_with_why(_item(key, value), why.get(key)) for key, value in _file_keys(table).items()]
     return lines + [_comment(f"# {each.place} is not used: {each.value}") for each in table.source.unusable]
+
+
+def texts_for(table: Table) -> list[str]:
+    """What stands for missing values, and where."""
+    return [f"{text} in {column} is taken for a missing value" for text, column in table.source.missing.items()]
 
 
 def _section(lines: Iterable[Line], indent: int) -> list[str]:

@@ -58,6 +58,7 @@ def _named(pipeline: Pipeline) -> Iterator[tuple[File, str, list[str]]]:
     """Each key that names columns of a file."""
     source = pipeline.source
     for place, own in _places("source.impressions", source.impression_files):
+        yield from _chosen(own, place)
         yield own, f"{place}.time", [own.time.column]
         yield own, f"{place}.explode", [] if own.explode is None else own.explode.columns
         yield own, f"{place}.request", own.request or []
@@ -70,8 +71,10 @@ def _named(pipeline: Pipeline) -> Iterator[tuple[File, str, list[str]]]:
             if not is_derived(feature) and feature.side is None:
                 yield own, f"features.{name}", [str(feature.column)]
     for name, side in source.sides.items():
+        yield from _chosen(side, f"source.sides.{name}")
         yield side, f"source.sides.{name}.key", side.key
     for place, events in _places("source.engagements", source.engagement_files):
+        yield from _chosen(events, place)
         yield events, f"{place}.time", [events.time.column]
         yield events, f"{place}.request", events.request
         yield events, f"{place}.impression", events.impression
@@ -80,6 +83,12 @@ def _named(pipeline: Pipeline) -> Iterator[tuple[File, str, list[str]]]:
     for name, feature in pipeline.features.items():
         if not is_derived(feature) and feature.side is not None:
             yield source.sides[feature.side], f"features.{name}", [str(feature.column)]
+
+
+def _chosen(file: File, place: str) -> Iterator[tuple[File, str, list[str]]]:
+    """The key that says which rows of a file are read."""
+    if file.when is not None:
+        yield file, f"{place}.when", [file.when.column]
 
 
 def _places(place: str, files: Sequence[Item]) -> Iterator[tuple[str, Item]]:
