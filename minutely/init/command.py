@@ -76,8 +76,8 @@ def _show(console: Console, found: Found, layout: Layout, outcomes: Outcomes, fe
     for side in layout.sides:
         how = f"{side.table.source.seen}, by {side.on}"
         table.add_row(f"side table {side.name}", literal(side.table.source.file.file), literal(how))
-    others = [*(events.table for events in layout.engagements), *(side.table for side in layout.sides)]
-    for each in [*layout.parts, *others]:
+    besides = [*(events.table for events in layout.engagements), *(side.table for side in layout.sides)]
+    for each in [*layout.parts, *besides]:
         if each.source.missing:
             table.add_row("missing", literal(each.source.file.file), literal("; ".join(texts_for(each))))
     table.add_row(
