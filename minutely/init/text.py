@@ -56,7 +56,8 @@ def _impressions(layout: Layout) -> list[str]:
 
 def _impressions_of(layout: Layout, part: Table) -> list[str]:
     unsure = layout.unsure
-    lines = [_with_why(_item("time", layout.time.section()), _joined(part.times[0].span, unsure.get("time")))]
+    lines = [_comment(f"# unsure: {unsure['impressions']}")] if "impressions" in unsure else []
+    lines += [_with_why(_item("time", layout.time.section()), _joined(part.times[0].span, unsure.get("time")))]
     if layout.slate is not None:
         split = layout.slate.explode.split
         columns = layout.slate.explode.columns
