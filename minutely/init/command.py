@@ -13,11 +13,12 @@ from rich.table import Table as TextTable
 from basis.problems import Problem, Problems
 from minutely.config import load_pipeline
 from minutely.init.features import Features
-from minutely.init.labels import NAME_A_COLUMN, Outcomes
+from minutely.init.labels import Outcomes
 from minutely.init.roles import Layout, layout_of
 from minutely.init.sources import Found, find_sources
 from minutely.init.tables import Table, table_of
 from minutely.init.text import UNSURE, config_name, config_text, texts_for
+from minutely.logs.own_logs import NAME_A_COLUMN
 from minutely.place import require_writable
 from minutely.terminal import literal
 

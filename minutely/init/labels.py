@@ -26,6 +26,7 @@ from minutely.init.words import (
     words,
 )
 from minutely.logs.advice import bound_of
+from minutely.logs.own_logs import NAME_A_COLUMN
 from streaming.features.arrow_columns import to_ms
 from streaming.features.columns import Ids
 from streaming.features.kinds import Unit
@@ -51,10 +52,6 @@ class _Done(NamedTuple):
     delays: Ids
     amount: str
     values: Numbers
-
-
-NAME_A_COLUMN = "NAME-A-COLUMN"
-"""Stands for a column that only the reader can name."""
 
 
 class Outcomes:

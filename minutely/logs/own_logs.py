@@ -18,6 +18,8 @@ from streaming.source.settings import File
 
 Item = TypeVar("Item", bound=File)
 _COLUMN = "column "
+NAME_A_COLUMN = "NAME-A-COLUMN"
+"""Stands for a column that only the reader of a first config can name."""
 
 
 def load_events(pipeline: Pipeline, now_ms: int) -> LoggedEvents:
@@ -51,6 +53,9 @@ class _Keys:
         """A problem of a column as a whole begins with the keys that name it."""
         keys = self._of.get((problem.file, problem.place.removeprefix(_COLUMN)), [])
         is_column = problem.place.startswith(_COLUMN) and bool(keys)
+        if problem.place == f"{_COLUMN}{NAME_A_COLUMN}":
+            said = f"{problem.allowed}; `minutely init` found none that says what came of an impression: name it here"
+            problem = problem._replace(allowed=said)
         return problem._replace(place=f"{', '.join(keys)}: {problem.place}") if is_column else problem
 
 
