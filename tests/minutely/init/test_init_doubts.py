@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from minutely.config import Pipeline, load_pipeline
 from streaming.source.settings import WhenEquals
@@ -163,3 +164,24 @@ def test_ids_of_each_impression_match_events(logs: Path) -> None:
     found, _, _ = guessed("logs")
     assert found.source.impressions.request == ["token_id"]
     assert list(found.labels) == ["tap", "watch_end"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_objects_are_looked_into(logs: Path, kind: str) -> None:
+    rows = [
+        {
+            "meta": {"ts": row["ts"], "request_id": row["request_id"]},
+            "user": {"id": row["user_id"], "home": {"country": row["country"]}},
+            "item_id": row["item_id"],
+            "clicked": row["clicked"],
+        }
+        for row in rows_of()
+    ]
+    write(logs / f"log.{kind}", rows)
+    found, _, _ = guessed("logs")
+    own = found.source.impressions
+    assert (own.time.column, own.request) == ("meta.ts", ["meta.request_id"])
+    assert columns_of(found)["user"] == "user.id"
+    assert "user.home.country" in columns_of(found).values()
+    checked = typed("check", "made.yaml")
+    assert checked.exit_code == 0, checked.output
