@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from minutely.cli import cli
 from minutely.ends import Ending
 from minutely.services.freshness import COMPOSE
+from minutely.terminal import Terminal, TitledTable
 from stack.ports import free_ports
 from streaming.kafka import topics, waiting
 from streaming.kafka.settings import BOOTSTRAP
@@ -358,3 +359,12 @@ def test_every_command_is_on_the_page() -> None:
     page = (ROOT / "docs/command-line.md").read_text()
     missing = [name for name in cli.commands if not re.search(rf"`{name}[` ]", page)]
     assert not missing
+
+
+def test_a_title_longer_than_its_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table = TitledTable("a", heading="what is said of it " * 20)
+    table.add_row("1")
+    Terminal().print(table)
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.strip() == ("what is said of it " * 20).strip()
+    assert max(map(len, rows)) < 10
