@@ -188,14 +188,14 @@ def check(config: Path, data: str | None, memory: int | None) -> None:
     from minutely.logs.own_logs import load_events
     from streaming.source.rows.rejects import as_problems
 
-    pipeline, problems = load_what_is_right(config, data)
+    problems, pipeline, is_whole = load_what_is_right(config, data)
     events = None
     if pipeline is not None:
         pipeline = with_memory(pipeline, memory)
         try:
             events = load_events(pipeline, time.time_ns() // 1_000_000)
             problems += as_problems(events.rejects, events.more_rejects)
-            problems += [] if problems else in_file(config, mistakes(pipeline, events))
+            problems += in_file(config, mistakes(pipeline, events)) if is_whole else []
         except Problems as found:
             problems += found.problems
     if problems or pipeline is None or events is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import yaml
@@ -146,21 +146,33 @@ def load_pipeline(path: Path, data: Path | str | None = None) -> Pipeline:
     return pipeline
 
 
-def load_what_is_right(path: Path, data: Path | str | None) -> tuple[Pipeline | None, list[Problem]]:
-    """The mistakes in a file, and a pipeline to check its logs by: whole, or only source and features, or None."""
+class Right(NamedTuple):
+    """The mistakes in a file, and a pipeline to check its logs by, if its source is right: ``is_whole``, or without features that
+    are wrong, and with a label that stands for its own."""
+
+    problems: list[Problem]
+    pipeline: Pipeline | None
+    is_whole: bool
+
+
+def load_what_is_right(path: Path, data: Path | str | None) -> Right:
+    """Return as much of a file as its logs can be checked by."""
     loaded, tree = read_yaml(path)
     pipeline, problems = _validate(path, loaded, tree, data)
     wrong = {part for problem in problems for part in problem.place.split(", ")[-1:]}
-    if any(place.startswith(("source", "features")) for place in wrong):
-        return None, problems
-    if pipeline is None:
-        stand_in = {"name": "check", "labels": {"any": {"action": "any", "window": "1s"}}}
-        parts = {key: loaded[key] for key in ("source", "features") if key in loaded}
-        try:
-            pipeline = Pipeline.model_validate({**stand_in, **parts})
-        except ValidationError:
-            return None, problems
-    return pipeline, problems
+    if any(place.startswith("source") for place in wrong):
+        return Right(problems, None, False)
+    out = {place.split(".")[1] for place in wrong if place.startswith("features.")}
+    if pipeline is not None and not out:
+        return Right(problems, pipeline, True)
+    parts: dict[str, Any] = {"name": "check", "labels": {"any": {"action": "any", "window": "1s"}}}
+    parts |= {key: loaded[key] for key in ("source", "features") if key in loaded}
+    if out:
+        parts["features"] = {name: feature for name, feature in parts["features"].items() if name not in out}
+    try:
+        return Right(problems, Pipeline.model_validate(parts), False)
+    except ValidationError:  # what is wrong with all features together, or with what needs those that are out
+        return Right(problems, None, False)
 
 
 def in_file(path: Path, problems: list[Problem]) -> list[Problem]:

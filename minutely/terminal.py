@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from basis.printable import printable
 
@@ -19,6 +21,19 @@ def literal(text: str) -> str:
     bare = shown.rstrip("\\")
     ends = "\\" * 2 * (len(shown) - len(bare))  # before a tag they escape each other, so a tag of ours follows them
     return f"{escape(bare)}[none]{ends}[/none]" if ends else escape(bare)
+
+
+class TitledTable(Table):
+    """A table under a line that may be longer than its rows: a title of rich's own is wrapped to their width."""
+
+    def __init__(self, *headings: str, heading: str, show_header: bool = True) -> None:
+        super().__init__(*headings, show_header=show_header)
+        self._heading = heading
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render both."""
+        yield Text.from_markup(self._heading, style="table.title")
+        yield from super().__rich_console__(console, options)
 
 
 class Terminal(Console):

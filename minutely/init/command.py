@@ -13,11 +13,12 @@ from rich.table import Table as TextTable
 from basis.problems import Problem, Problems
 from minutely.config import load_pipeline
 from minutely.init.features import Features
-from minutely.init.labels import NAME_A_COLUMN, Outcomes
+from minutely.init.labels import Outcomes
 from minutely.init.roles import Layout, layout_of
 from minutely.init.sources import Found, find_sources
-from minutely.init.tables import table_of
-from minutely.init.text import UNSURE, config_name, config_text
+from minutely.init.tables import Table, table_of
+from minutely.init.text import UNSURE, config_name, config_text, texts_for
+from minutely.logs.own_logs import NAME_A_COLUMN
 from minutely.place import require_writable
 from minutely.terminal import literal
 
@@ -70,20 +71,27 @@ def _write(target: Path, text: str) -> None:
 def _show(console: Console, found: Found, layout: Layout, outcomes: Outcomes, features: Features) -> None:
     table = TextTable("what", "where", "how")
     for part in layout.parts:
-        table.add_row("impressions", literal(part.source.file.file), part.source.seen)
+        table.add_row(
+            "impressions", literal(part.source.file.file), literal(_of(part, layout.unsure.get("impressions")))
+        )
     for events in layout.engagements:
-        table.add_row("engagements", literal(events.table.source.file.file), events.table.source.seen)
+        table.add_row("engagements", literal(events.table.source.file.file), literal(_of(events.table, None)))
     for side in layout.sides:
         how = f"{side.table.source.seen}, by {side.on}"
         table.add_row(f"side table {side.name}", literal(side.table.source.file.file), literal(how))
+    besides = [*(events.table for events in layout.engagements), *(side.table for side in layout.sides)]
+    for each in [*layout.parts, *besides]:
+        if each.source.missing:
+            table.add_row("missing", literal(each.source.file.file), literal("; ".join(texts_for(each))))
     table.add_row(
         "time", literal(layout.time.name), literal("; ".join([layout.time.span, *_listed(layout.unsure.get("time"))]))
     )
     table.add_row(
-        "request", literal(", ".join(layout.request or ["each row"])), literal(layout.unsure.get("request", ""))
+        "request", literal(", ".join(layout.request or ["each row"])), literal(_doubt(layout.unsure.get("request")))
     )
-    table.add_row("user", literal(layout.user.name if layout.user is not None else "none found"), "")
-    table.add_row("item", literal(layout.item.name if layout.item is not None else "none found"), "")
+    for name, column in (("user", layout.user), ("item", layout.item)):
+        shown = "none found" if column is None else column.name
+        table.add_row(name, literal(shown), literal(_doubt(layout.unsure.get(name))))
     labels = [line.name for line in outcomes.labels if not line.out]
     others = [line.name for line in outcomes.labels if line.out]
     how = f"as comments: {', '.join(others)}" if others else ""
@@ -101,6 +109,17 @@ def _show(console: Console, found: Found, layout: Layout, outcomes: Outcomes, fe
     for file, why in found.passed_over.items():
         table.add_row("not used", literal(file), literal(why))
     console.print(table)
+
+
+def _of(table: Table, doubt: str | None) -> str:
+    """The rows of a file that are used, and which they are."""
+    when = table.source.file.when
+    chosen = [] if when is None else [f"where {when.column} is {' or '.join(when.equals)}"]
+    return ", ".join([table.source.seen, *chosen, *_listed(_doubt(doubt) or None)])
+
+
+def _doubt(text: str | None) -> str:
+    return f"{UNSURE}{text}" if text else ""
 
 
 def _listed(text: str | None) -> list[str]:

@@ -12,16 +12,11 @@ from minutely.init.labels import Outcomes, is_flag
 from minutely.init.lines import Line, free_name
 from minutely.init.profile import Column
 from minutely.init.roles import Layout, Side
-from minutely.init.tables import Table
+from minutely.init.tables import Table, is_same_within
 from minutely.init.times import TimeGuess
-from minutely.init.words import CALENDAR, ITEMS, KINDS, LISTED, PLACES, QUANTITIES, is_id, names, words
-from streaming.features.columns import Ids
+from minutely.init.words import CALENDAR, KINDS, LISTED, PLACES, QUANTITIES, is_id, names, words
 from streaming.features.kinds import MAX_VECTOR
 
-_EVIDENCE = 100
-"""Requests of several rows from which on what is the same within each is so by nature, and not by chance."""
-_FEW_USERS = 10
-"""Users of fewer different ids may be something else, such as kinds of devices."""
 _FEW = 100
 """Numbers of fewer different values are kinds of something rather than amounts."""
 _WIDE = 100.0
@@ -38,16 +33,13 @@ class Features:
         self.lines: list[Line] = []
         self._layout = layout
         self._group = layout.requests()
-        sizes = np.bincount(self._group)
-        self._is_evident = int((sizes > 1).sum()) >= _EVIDENCE
+        self._is_evident = layout.is_evident(self._group)
         table = layout.impressions
         first = [column for column in (layout.user, layout.item) if column is not None]
         for column in first:
             name = "user" if column is layout.user else _thing(column.name)
-            is_few = column is layout.user and table.height >= _EVIDENCE and column.distinct < _FEW_USERS
-            by_name = column is layout.user or layout.slate is not None or names(column.name, ITEMS)
-            said = "" if by_name else "unsure: taken for the item, since its ids differ most"
-            said = f"unsure: {column.distinct} different values are few for users" if is_few else said
+            doubt = layout.unsure.get("user" if column is layout.user else "item")
+            said = f"unsure: {doubt}" if doubt else ""
             self._add(name, {"column": column.name, **self._scope(column, column is layout.user)}, said)
         self._add("hour", {"time": "hour", "scope": "request"})
         named = {layout.time.name, *(each.name for each in first), *outcomes.used}
@@ -152,8 +144,8 @@ class Features:
 
     def _scope(self, column: Column, by_nature: bool) -> dict[str, str]:
         """`scope: request` for what is the same within each request; the item never is."""
-        is_shared = column is not self._layout.item and self._is_shared(column) and (self._is_evident or by_nature)
-        return {"scope": "request"} if is_shared else {}
+        may_be_shared = column is not self._layout.item and (self._is_evident or by_nature)
+        return {"scope": "request"} if may_be_shared and is_same_within(self._group, column) else {}
 
     def _scope_of(self, column: Column, side: Side | None, line: dict[str, Any]) -> dict[str, str]:
         if line.get("pool") in ("mean", "sum"):
@@ -163,17 +155,6 @@ class Features:
         on = self._layout.impressions.columns[side.on]
         is_user = self._layout.user is not None and side.on == self._layout.user.name
         return self._scope(on, is_user)
-
-    def _is_shared(self, column: Column) -> bool:
-        values = column.ids if column.ids is not None else column.row_numbers
-        if column.kind == "lists" or (column.ids is None and not len(column.numbers)):
-            return False
-        _, codes = np.unique(values, return_inverse=True)
-        least: Ids = np.full(int(self._group.max(initial=0)) + 1, np.iinfo(np.int64).max)
-        most: Ids = np.full(len(least), -1)
-        np.minimum.at(least, self._group, codes)
-        np.maximum.at(most, self._group, codes)
-        return bool((least >= most).all())
 
     def _add(self, name: str, value: dict[str, Any], why: str = "", out: bool = False) -> None:
         taken = [line.name for line in self.lines]

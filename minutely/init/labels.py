@@ -12,7 +12,7 @@ from basis.settings import format_duration
 from minutely.init.lines import Line, free_name
 from minutely.init.profile import Column, Numbers
 from minutely.init.roles import Engagements, Layout
-from minutely.init.tables import grouped
+from minutely.init.tables import grouped, is_same_within
 from minutely.init.words import (
     ACTIONS,
     DELAYS,
@@ -26,6 +26,7 @@ from minutely.init.words import (
     words,
 )
 from minutely.logs.advice import bound_of
+from minutely.logs.own_logs import NAME_A_COLUMN
 from streaming.features.arrow_columns import to_ms
 from streaming.features.columns import Ids
 from streaming.features.kinds import Unit
@@ -53,10 +54,6 @@ class _Done(NamedTuple):
     values: Numbers
 
 
-NAME_A_COLUMN = "NAME-A-COLUMN"
-"""Stands for a column that only the reader can name."""
-
-
 class Outcomes:
     """Actions and labels, and the columns that they use up: what came of an impression is no feature of it."""
 
@@ -68,6 +65,8 @@ class Outcomes:
         self._columns = layout.impressions.columns
         self._keys = {layout.time.name, *(layout.request or []), *(layout.impression or [])}
         self._shares: dict[str, float] = {}
+        requests = layout.requests()
+        self._requests = requests if layout.is_evident(requests) else None
         self._from_files(layout)
         if layout.slate is not None:
             self._from_slate()
@@ -125,25 +124,37 @@ class Outcomes:
             ):
                 self._from_rating(column)
         for column in self._columns.values():
-            is_outcome = names(column.name, STAYS) and names(column.name, DURATIONS) and column.kind in _NUMBERS
+            is_outcome = self._is_duration(column)
             is_seldom = names(column.name, ACTIONS | STAYS) and column.missing > _SELDOM  # such as the id of a purchase
             if is_outcome or is_seldom or (names(column.name, DELAYS) and column.kind in _NUMBERS):
                 self.used.add(column.name)
         if stay is not None:
             unit = _unit(stay)
             delay = {"column": stay.name, "unit": unit}
-            name = self._add_action(
-                "stay" if "play" not in words(stay.name) else "play", {"value": stay.name, "delay": delay}
+            given = "stay" if "play" not in words(stay.name) else "play"
+            why = (
+                "unsure: how long somebody stayed with what was shown, by its name"
+                if not names(stay.name, _LOOKS)
+                else ""
             )
+            name = self._add_action(given, {"value": stay.name, "delay": delay}, why)
             window = _window(_in_ms(stay.numbers, unit))
             self._add_value(stay.name, name, stay.numbers[stay.numbers > 0], window)
 
     def _is_stay(self, column: Column) -> bool:
         """Whether a column says how long somebody stayed with what was shown, for every impression."""
-        is_stay = names(column.name, STAYS) and names(column.name, DURATIONS) and column.kind in _NUMBERS
         return (
-            is_stay and column.missing == 0 and _are_delays(column.numbers, _unit(column)) and not _side_visits(column)
+            self._is_duration(column)
+            and column.missing == 0
+            and _are_delays(column.numbers, _unit(column))
+            and not _side_visits(column)
         )
+
+    def _is_duration(self, column: Column) -> bool:
+        """Whether a column says how long something lasted that came of an impression: what is the same in all rows of each request,
+        as the nights of a search for hotels are, was known before."""
+        is_named = names(column.name, STAYS) and names(column.name, DURATIONS) and column.kind in _NUMBERS
+        return is_named and (self._requests is None or not is_same_within(self._requests, column))
 
     def _from_flag(self, column: Column, stay: Column | None) -> None:
         plain = " ".join(word for word in words(column.name) if word not in ("is", "has", "was", "did"))
@@ -252,6 +263,8 @@ class Outcomes:
 
 
 _NUMBERS = ("integers", "numbers")
+_LOOKS = STAYS - {"stay", "spent"}
+"""Of stays, those with what was shown: nobody plays or watches a hotel."""
 _NO_DELAY = "unsure: no column says how long after the serving it came"
 
 

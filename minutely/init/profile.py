@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minutely.logs.advice import MARKERS
 from streaming.features.arrow_columns import as_numbers, have_decimal_comma
 from streaming.features.columns import Ids
 from streaming.features.ids import MISSING, as_ids
@@ -23,6 +24,8 @@ _ITEM = r"^[\w.:+#@/-]+$"
 _FEW = 0.5
 """Items of lists come again: at most this share of them differ."""
 _LONGEST_CELL = 10_000
+_NUMBERS = 10
+"""Different numbers from which on the one text among them is none of several kinds."""
 
 
 class Column:
@@ -149,6 +152,25 @@ def has_decimal_comma(table: pa.Table) -> bool:
             ):
                 return True
     return False
+
+
+def texts_for_missing(table: pa.Table) -> dict[str, str]:
+    """Texts that stand for what is missing, each with a column that has it: what databases write, and, among numbers, the one text
+    that comes again."""
+    found: dict[str, str] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if not pa.types.is_string(column.type) or not len(column.drop_null()):
+            continue
+        counted = column.drop_null().value_counts()
+        values, is_again = counted.field("values"), pc.greater(counted.field("counts"), 1)
+        strange = pc.and_(*(as_numbers(values, decimal)[1] or pa.repeat(False, len(values)) for decimal in (".", ",")))
+        texts = values.filter(pc.and_(strange, is_again)).to_pylist()
+        others = [text for text in values.filter(strange).to_pylist() if text not in MARKERS]
+        numbers = len(values) - int(pc.sum(strange).as_py())
+        for text in texts:
+            if text in MARKERS or (others == [text] and numbers >= _NUMBERS):
+                found.setdefault(text, name)
+    return found
 
 
 def overlap(column: Column, other: Column) -> float:

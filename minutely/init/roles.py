@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from basis.problems import Problem, Problems
 from minutely.init.profile import Column, overlap
 from minutely.init.slates import Slate, slate_of
 from minutely.init.sources import ALIKE, ROWS
-from minutely.init.tables import Table, exploded, groups_of, joined
+from minutely.init.tables import EVIDENCE, Table, apart, exploded, groups_of, joined
 from minutely.init.times import TimeGuess
-from minutely.init.words import AMOUNTS, PAST, PLACES, RATINGS, REQUESTS, identifier, is_id, names, words
+from minutely.init.words import AMOUNTS, ITEMS, PAST, PLACES, RATINGS, REQUESTS, identifier, is_id, names, words
 from minutely.logs.log_mistakes import LEAST_SPREAD_MS
 
 _LIKELY = 0.05
@@ -83,6 +84,11 @@ class Layout:
             return np.arange(self.impressions.height)
         return groups_of([self.impressions.columns[name] for name in self.request])
 
+    @staticmethod
+    def is_evident(requests: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> bool:
+        """Whether so many requests have several rows that what is the same within each is so by nature."""
+        return int((np.bincount(requests) > 1).sum()) >= EVIDENCE
+
 
 def layout_of(tables: list[Table], now_ms: int) -> Layout:
     """Return what the tables are to each other; `Problems` where none has a time."""
@@ -93,6 +99,26 @@ def layout_of(tables: list[Table], now_ms: int) -> Layout:
         raise Problems([Problem(files, "time", "missing", allowed)])
     slates = {table.source.file.file: slate_of(table) for table in timed}
     best = max(timed, key=lambda table: _likeness(table, tables, slates[table.source.file.file]))
+    if (mixed := apart(best, now_ms)) is None:
+        return _layout_of(tables, best, slates, now_ms)
+    shown, done = mixed
+    layout = _layout_of([shown, *(table for table in tables if table is not best)], shown, slates, now_ms)
+    events = _events_of(layout, done)
+    if isinstance(events, Engagements) and _are_of(layout, events):
+        _take_events(layout, events)
+        return layout
+    layout = _layout_of(tables, best, slates, now_ms)
+    assert best.action is not None and shown.source.file.when is not None
+    layout.unsure["impressions"] = (
+        f"{best.action.name} is not {' or '.join(shown.source.file.when.equals)} in {done.height:,} of {best.height:,} rows; "
+        "where these are no impressions, `when` chooses those that are"
+    )
+    return layout
+
+
+def _layout_of(tables: list[Table], best: Table, slates: dict[str, Slate | None], now_ms: int) -> Layout:
+    """Return what the tables are, of which one is known to hold impressions."""
+    timed = [table for table in tables if table.times]
     slate = slates[best.source.file.file]
     layout = _of_parts([best], slate, now_ms)
     refused: dict[str, str] = {}
@@ -121,6 +147,7 @@ def _of_parts(parts: list[Table], slate: Slate | None, now_ms: int) -> Layout:
     item = table.columns[slate.shown] if slate is not None else table.item
     layout = Layout(parts, table, table.times[0], slate, table.user, item)
     _say_times(layout)
+    _say_doubts(layout)
     _find_requests(layout, whole)
     return layout
 
@@ -180,8 +207,18 @@ def _say_times(layout: Layout) -> None:
         layout.unsure["time"] = "; ".join(said)
 
 
+def _say_doubts(layout: Layout) -> None:
+    """Say what was taken for users or items for want of a better column."""
+    user, item = layout.user, layout.item
+    if user is not None and layout.impressions.is_of_few(user):
+        layout.unsure["user"] = f"{user.distinct} different values are few for users"
+    if item is not None and layout.slate is None and not names(item.name, ITEMS):
+        layout.unsure["item"] = "taken for the item, since its ids differ most"
+
+
 def _find_requests(layout: Layout, before: Table) -> None:
-    """The columns that name a request: one that says so and whose rows are together in time, else user and time."""
+    """The columns that name a request: one that says so and whose rows are together in time, one whose rows come several at one
+    time, else user and time."""
     user, lists = layout.user, set() if layout.slate is None else {layout.slate.clicked, *layout.slate.explode.columns}
     again = []
     for column in before.named(REQUESTS):
@@ -196,6 +233,9 @@ def _find_requests(layout: Layout, before: Table) -> None:
             layout.unsure["request"] = f"{column.name} alone comes again at other times"
             return
     if layout.slate is not None:
+        return
+    if before.at_once:
+        layout.request = before.at_once[:1]
         return
     if user is not None and not user.missing:
         layout.request = [user.name, layout.time.name]
@@ -228,8 +268,7 @@ def _find_place(layout: Layout, table: Table) -> None:
     if same:
         layout.unused[file] = f"the same columns as {own.source.file.file}; the larger of the two is used"
     elif isinstance(events, Engagements):
-        layout.engagements.append(events)
-        layout.request, layout.impression = events.request, events.impression
+        _take_events(layout, events)
     elif side is not None:
         layout.sides.append(side)
     else:
@@ -240,20 +279,45 @@ def _find_place(layout: Layout, table: Table) -> None:
         )
 
 
+def _take_events(layout: Layout, events: Engagements) -> None:
+    if events.request != layout.request:
+        layout.unsure.pop("request", None)
+    layout.engagements.append(events)
+    layout.request, layout.impression = events.request, events.impression
+
+
+def _are_of(layout: Layout, events: Engagements) -> bool:
+    """Whether most engagements have an impression."""
+    keys = [*events.request, *events.impression]
+    group = groups_of(
+        [Column(name, _both(layout.impressions.columns[name], events.table.columns[name])) for name in keys]
+    )
+    count = layout.impressions.height
+    return bool(np.isin(group[count:], group[:count]).mean() >= _SURE)
+
+
+def _both(one: Column, other: Column) -> pa.Array:
+    """The values of two columns, one after the other."""
+    kind = one.values.type
+    return pa.concat_arrays([one.values, other.values.cast(kind)])
+
+
 def _events_of(layout: Layout, table: Table) -> Engagements | str | None:
     """Engagements in a table; a text that says why they cannot be used; None where it holds none."""
-    request = layout.request or []
-    if not table.times or not request:
+    if not table.times or not layout.request:
         return None
     own = layout.impressions.columns
     shared = _shared(layout.impressions, table)
-    named = [name for name in request if name in shared]
-    if named != request:
-        return "events without the columns that name a request" if table.action is not None else None
+    request = _shared_request(layout, shared)
+    action = table.action or table.one_action
+    if request is None:
+        told = f"; {', '.join(shared)} are in both" if shared else ""
+        said = f"events without the columns that name a request, {', '.join(layout.request)}{told}"
+        return said if action is not None else None
     places = [name for name in own if name in table.columns and names(name, PLACES)]
     item = [layout.item.name] if layout.item is not None and layout.item.name in shared else []
-    keys, again = _names_impressions(layout, request, [item, places, item + places])
-    action = table.action or table.one_action
+    alone = [name for name in request if own[name].is_unique]
+    keys, again = _names_impressions(layout, request, [item, places, item + places, alone])
     if keys is None:
         said = f"; {', '.join(again)} come again in many requests" if again else ""
         return (
@@ -264,6 +328,20 @@ def _events_of(layout: Layout, table: Table) -> Engagements | str | None:
     if layout.engagements and keys != layout.impression:
         return f"its impressions are named by {', '.join(keys)}; those of other events by {', '.join(layout.impression or [])}"
     return Engagements(table, table.times[0], request, keys, action)
+
+
+def _shared_request(layout: Layout, shared: list[str]) -> list[str] | None:
+    """The columns that name a request, among those that events have, too: those that are known, else one whose rows are together
+    in time, the first with the fewest ids."""
+    request = layout.request or []
+    if all(name in shared for name in request):
+        return request
+    if layout.engagements or layout.slate is not None or len(layout.parts) > 1:
+        return None  # others depend on what names requests
+    known = {column.name for column in (layout.user, layout.item) if column is not None}
+    own = layout.impressions.columns
+    others = sorted((name for name in shared if name not in known), key=lambda name: own[name].distinct)
+    return next(([name] for name in others if _are_together(layout, [name])), None)
 
 
 def _names_impressions(

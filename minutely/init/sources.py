@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from basis.problems import Problem, ProblemList, Problems
-from minutely.init.profile import has_decimal_comma
+from minutely.init.profile import has_decimal_comma, texts_for_missing
 from minutely.init.sniff import sniff
 from minutely.init.words import identifier
 from streaming.source.files.find import data_files, find
@@ -29,13 +29,15 @@ _GENERIC = re.compile(r"(part|data|file|log|chunk)?[\W_]*", re.IGNORECASE)
 
 
 class Source(NamedTuple):
-    """Files that are read together: what a config calls them, their size, their first rows, and columns that cannot be used."""
+    """Files that are read together: what a config calls them, their size, their first rows, columns that cannot be used, and texts
+    that stand for what is missing, each with a column that has it."""
 
     name: str
     file: File
     size: int
     rows: Rows
     unusable: list[Problem]
+    missing: dict[str, str]
 
     @property
     def seen(self) -> str:
@@ -167,9 +169,12 @@ def _source(folder: Path, name: str, members: list[Path]) -> Source:
     if not columns:
         raise Problems([Problem(str(first.path), "columns", "none", "allowed: a file with columns that can be used")])
     rows = read(folder, file, columns, ROWS)
+    if missing := texts_for_missing(rows.table):
+        file = file.model_copy(update={"missing": list(missing)})
+        rows = read(folder, file, columns, ROWS)
     if file.delimiter != "," and has_decimal_comma(rows.table):
         file, rows.decimal = file.model_copy(update={"decimal": ","}), ","
-    return Source(_name(file.file), file, sum(each.stat().st_size for each in members), rows, head.missing)
+    return Source(_name(file.file), file, sum(each.stat().st_size for each in members), rows, head.missing, missing)
 
 
 def _name(file: str) -> str:

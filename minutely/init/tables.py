@@ -11,22 +11,30 @@ import pyarrow as pa
 from minutely.init.profile import Column, Numbers
 from minutely.init.sources import ROWS, Source
 from minutely.init.times import TimeGuess, of_serving, time_of
-from minutely.init.words import ACTION_COLUMNS, ACTIONS, ITEMS, REQUESTS, SHOWN, USERS, is_id, names, words
+from minutely.init.words import ACTION_COLUMNS, ACTIONS, ITEMS, KINDS, REQUESTS, SHOWN, USERS, is_id, names, words
 from streaming.features.columns import Ids
 from streaming.source.rows.explode import explode
+from streaming.source.rows.raw import equal
 from streaming.source.rows.rejects import Findings
 from streaming.source.rows.rows import Rows
-from streaming.source.settings import Explode
+from streaming.source.settings import Explode, WhenEquals
 
 _MOST_ACTIONS = 50
+EVIDENCE = 100
+"""Rows, or requests of several rows, from which on what is the same among them is so by nature, and not by chance."""
+_FEW_USERS = 10
+"""Users of fewer different ids may be something else, such as kinds of devices."""
+_SEVERAL = 2
+"""Rows a value from which on, at the mean, values that have one time each are those of requests."""
 
 
 class Table(NamedTuple):
-    """A source's columns by name, and its times, that of the serving first."""
+    """A source's columns by name, its times, that of the serving first, and ids that have several rows each, all at one time."""
 
     source: Source
     columns: dict[str, Column]
     times: list[TimeGuess]
+    at_once: list[str]
 
     @property
     def height(self) -> int:
@@ -34,8 +42,9 @@ class Table(NamedTuple):
         return max((len(column.values) for column in self.columns.values()), default=0)
 
     def named(self, known: frozenset[str]) -> list[Column]:
-        """The columns of ids whose name has one of some words; those that are called ids first."""
-        found = [each for each in self.columns.values() if names(each.name, known) and self.can_name(each)]
+        """The columns of ids whose name has one of some words, and none for kinds of things; those that are called ids first."""
+        named = [each for each in self.columns.values() if names(each.name, known) and not names(each.name, KINDS)]
+        found = [each for each in named if self.can_name(each)]
         return sorted(found, key=lambda each: (not is_id(each.name), len(words(each.name))))
 
     def can_name(self, column: Column) -> bool:
@@ -48,17 +57,25 @@ class Table(NamedTuple):
 
     @property
     def user(self) -> Column | None:
-        """The column that names the user."""
-        return next((each for each in self.named(USERS) if is_id(each.name)), None)
+        """The column that names the user; one of few different ids only if there is no other."""
+        found = [each for each in self.named(USERS) if is_id(each.name)]
+        return min(found, key=self.is_of_few, default=None)
+
+    def is_of_few(self, column: Column) -> bool:
+        """Whether a column has few different ids for one of users."""
+        return self.height >= EVIDENCE and column.distinct < _FEW_USERS
 
     @property
     def item(self) -> Column | None:
-        """The column that names the item: by its name, else the ids of which most differ."""
+        """The column that names the item: by its name, else the ids of which most differ, also within a request."""
         found = [each for each in self.named(ITEMS) if is_id(each.name)]
-        taken = {each.name for each in (self.user, *self.named(REQUESTS)) if each is not None}
+        taken = {each.name for each in (self.user, *self.named(REQUESTS)) if each is not None} | {*self.at_once}
         if not found:
             others = [each for each in self.columns.values() if self.can_name(each) and is_id(each.name)]
             found = [each for each in others if each.name not in taken and not each.is_unique]
+            if self.at_once:
+                requests = groups_of([self.columns[self.at_once[0]]])
+                found = [each for each in found if not is_same_within(requests, each)]
         found = [each for each in found if each.name not in taken]
         return max(found, key=lambda each: each.distinct, default=None)
 
@@ -84,6 +101,26 @@ class Table(NamedTuple):
 def table_of(source: Source, now_ms: int) -> Table:
     """Return a source with its columns."""
     return _table(source, source.rows, now_ms)
+
+
+def apart(table: Table, now_ms: int) -> tuple[Table, Table] | None:
+    """Return the rows of a table that say that something was shown, and those of what was done; None if it has not both."""
+    column = table.action
+    if column is None:
+        return None
+    values = [str(value) for value in column.present.unique().to_pylist()]
+    shown = [value for value in values if words(value) and set(words(value)) <= SHOWN]
+    done = [value for value in values if value and value not in shown]
+    return (_those(table, column, shown, now_ms), _those(table, column, done, now_ms)) if shown and done else None
+
+
+def _those(table: Table, column: Column, values: list[str], now_ms: int) -> Table:
+    """The rows of a table that have one of some values, as a source of their own."""
+    when = WhenEquals(column=column.name, equals=values)
+    own = table.source.rows
+    rows = _rows(table, own.table.filter(pa.array(equal(own, when))))
+    source = table.source._replace(rows=rows, file=table.source.file.model_copy(update={"when": when}))
+    return _table(source, rows, now_ms)
 
 
 def exploded(table: Table, settings: Explode, now_ms: int) -> Table:
@@ -115,7 +152,34 @@ def _rows(table: Table, whole: pa.Table) -> Rows:
 def _table(source: Source, rows: Rows, now_ms: int) -> Table:
     columns = {name: Column(name, rows.column(name), rows.decimal) for name in rows.table.column_names}
     times = [guess for column in columns.values() if (guess := time_of(column, now_ms)) is not None]
-    return Table(source, columns, of_serving(times))
+    found = Table(source, columns, of_serving(times), [])
+    return found._replace(at_once=_at_once(found)) if times else found
+
+
+def _at_once(table: Table) -> list[str]:
+    """The ids, neither of users nor of items by their names, that have several rows each, all at one time; the fewest first."""
+    time = Column(table.times[0].name, table.times[0].at)
+    found = []
+    for column in table.columns.values():
+        if not is_id(column.name) or names(column.name, USERS | ITEMS | KINDS) or not table.can_name(column):
+            continue
+        is_several = column.distinct >= _MOST_ACTIONS and column.distinct * _SEVERAL <= len(column.values)
+        if is_several and not column.missing and is_same_within(groups_of([column]), time):
+            found.append(column)
+    return [column.name for column in sorted(found, key=lambda each: each.distinct)]
+
+
+def is_same_within(groups: Ids, column: Column) -> bool:
+    """Whether a column has one value in all rows of each group."""
+    values = column.ids if column.ids is not None else column.row_numbers
+    if column.kind == "lists" or (column.ids is None and not len(column.numbers)):
+        return False
+    _, codes = np.unique(values, return_inverse=True)
+    least: Ids = np.full(int(groups.max(initial=0)) + 1, np.iinfo(np.int64).max)
+    most: Ids = np.full(len(least), -1)
+    np.minimum.at(least, groups, codes)
+    np.maximum.at(most, groups, codes)
+    return bool((least >= most).all())
 
 
 def groups_of(columns: list[Column]) -> Ids:

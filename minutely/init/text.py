@@ -56,7 +56,8 @@ def _impressions(layout: Layout) -> list[str]:
 
 def _impressions_of(layout: Layout, part: Table) -> list[str]:
     unsure = layout.unsure
-    lines = [_with_why(_item("time", layout.time.section()), _joined(part.times[0].span, unsure.get("time")))]
+    lines = [_comment(f"# unsure: {unsure['impressions']}")] if "impressions" in unsure else []
+    lines += [_with_why(_item("time", layout.time.section()), _joined(part.times[0].span, unsure.get("time")))]
     if layout.slate is not None:
         split = layout.slate.explode.split
         columns = layout.slate.explode.columns
@@ -118,8 +119,14 @@ def _file_keys(table: Table) -> dict[str, Any]:
 
 
 def _file(table: Table) -> list[str]:
-    lines = [_item(key, value) for key, value in _file_keys(table).items()]
+    why = {"missing": "; ".join(f"unsure: {said}" for said in texts_for(table))}
+    lines = [_with_why(_item(key, value), why.get(key)) for key, value in _file_keys(table).items()]
     return lines + [_comment(f"# {each.place} is not used: {each.value}") for each in table.source.unusable]
+
+
+def texts_for(table: Table) -> list[str]:
+    """What stands for missing values, and where."""
+    return [f"{text} in {column} is taken for a missing value" for text, column in table.source.missing.items()]
 
 
 def _section(lines: Iterable[Line], indent: int) -> list[str]:

@@ -16,7 +16,7 @@ ITEMS = _set(
     "item video article product sku movie film news ad song track asin doc document post listing creative photo "
     "book game offer recipe content pin app job hotel restaurant show candidate"
 )
-REQUESTS = _set("request req rid impression slate query search pageview auction trace serve")
+REQUESTS = _set("request req rid impression slate query search pageview auction trace serve session")
 IDS = _set("id uid key code token uuid guid no")
 TIMES = _set("time timestamp ts date datetime at dt when day")
 ACTION_COLUMNS = _set("action event behavior behaviour interaction activity")

@@ -12,9 +12,11 @@ from basis.problems import Problem
 from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.logs.log_mistakes import refused
+from minutely.yaml_file import one_line
 from serving.ranking import record_problems
 from streaming.features.arrow_columns import UNIT_MS
 from streaming.features.columns import Column, Ids, Ragged
+from streaming.features.ids import text_id
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature
 from streaming.records.labels import Label
 from streaming.source.logged_events import LoggedEvents
@@ -27,6 +29,8 @@ _RARE_NUMBER = 0.01
 """The share, at either end, of numbers that are not usual: less than that cannot carry the scale of a feature away."""
 _FAR = 100.0
 """How many times the range of the usual numbers an extreme is away from them."""
+MARKERS = ("NULL", r"\N")
+"""Texts that databases write for what is missing."""
 _ALONE = 0.98
 _ENOUGH = 30
 """Examples of each class, below which an AUC says nothing."""
@@ -72,6 +76,7 @@ def advice(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
         *_unbounded_values(pipeline, events),
         *_values_below_0(pipeline, events),
         *_outliers(pipeline, events),
+        *_marked(pipeline, events),
         *_leaks(pipeline, events),
         *_large_records(pipeline),
         *_unmatched_engagements(pipeline, events),
@@ -127,6 +132,21 @@ def _constants(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
             if _is_age(pipeline.features[name]) and not column.any():
                 what += "; no time is before its impression, so every age is 0: a shorter unit may be right"
             found.append(Problem(pipeline.name, f"features.{name}", "one value everywhere", what))
+    return found
+
+
+def _marked(pipeline: Pipeline, events: LoggedEvents) -> list[Problem]:
+    """Ids of texts by which databases say that a value is missing."""
+    found = []
+    for name, column in events.features.items():
+        for text in MARKERS if isinstance(pipeline.features[name], SparseFeature) else ():
+            ids = column.values if isinstance(column, Ragged) else column
+            share = float((ids == text_id(text)).mean()) if len(ids) else 0.0
+            if share:
+                what = (
+                    f"are {text!r}, an id like any other; where it means none, missing: {one_line([text])} in its file"
+                )
+                found.append(Problem(pipeline.name, f"features.{name}", f"{share:.1%} of its ids", what))
     return found
 
 

@@ -6,13 +6,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table as TextTable
 
 from basis.settings import format_duration
 from minutely.config import Pipeline
 from minutely.logs.advice import LabelDelays, advice
 from minutely.logs.log_mistakes import refused, used
-from minutely.terminal import literal
+from minutely.terminal import TitledTable, literal
 from streaming.features.columns import Ragged
 from streaming.features.kinds import WeightFeature
 from streaming.records.labels import Label
@@ -42,8 +41,8 @@ def describe(console: Console, pipeline: Pipeline, events: LoggedEvents) -> None
         console.print(f"[yellow]look at[/yellow] {literal(str(problem))}", soft_wrap=True, highlight=False)
 
 
-def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
-    table = TextTable("feature", "kind", "ids or range", "missing", title="Features", title_justify="left")
+def _features(pipeline: Pipeline, events: LoggedEvents) -> TitledTable:
+    table = TitledTable("feature", "kind", "ids or range", "missing", heading="Features")
     for name, feature in pipeline.features.items():
         column = events.features[name]
         if isinstance(column, Ragged):
@@ -61,9 +60,9 @@ def _features(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
     return table
 
 
-def _live(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
+def _live(pipeline: Pipeline, events: LoggedEvents) -> TitledTable:
     title = "Live: keys at the end of the log, and what each costs in memory with its place in the index"
-    table = TextTable("definition", "key", "keys", "bytes a key", "MB", title=title, title_justify="left")
+    table = TitledTable("definition", "key", "keys", "bytes a key", "MB", heading=title)
     for name, definition in pipeline.live.definitions():
         found = events.live[name]
         each = f"{found.bytes / found.keys:.0f}" if found.keys else "-"
@@ -71,10 +70,10 @@ def _live(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
     return table
 
 
-def _labels(pipeline: Pipeline, events: LoggedEvents) -> TextTable:
+def _labels(pipeline: Pipeline, events: LoggedEvents) -> TitledTable:
     headings = ("label", "positive", "delay p50", "p90", "p99", "window", "cut", "decided")
     title = "Labels: delay since the serving; cut: positives after the window; decided: impressions with a deciding event in it"
-    table = TextTable(*headings, title=title, title_justify="left")
+    table = TitledTable(*headings, heading=title)
     for name, label in pipeline.labels.items():
         table.add_row(name, *_label(label, events))
     return table

@@ -18,6 +18,8 @@ from streaming.source.settings import File
 
 Item = TypeVar("Item", bound=File)
 _COLUMN = "column "
+NAME_A_COLUMN = "NAME-A-COLUMN"
+"""Stands for a column that only the reader of a first config can name."""
 
 
 def load_events(pipeline: Pipeline, now_ms: int) -> LoggedEvents:
@@ -51,6 +53,9 @@ class _Keys:
         """A problem of a column as a whole begins with the keys that name it."""
         keys = self._of.get((problem.file, problem.place.removeprefix(_COLUMN)), [])
         is_column = problem.place.startswith(_COLUMN) and bool(keys)
+        if problem.place == f"{_COLUMN}{NAME_A_COLUMN}":
+            said = f"{problem.allowed}; `minutely init` found none that says what came of an impression: name it here"
+            problem = problem._replace(allowed=said)
         return problem._replace(place=f"{', '.join(keys)}: {problem.place}") if is_column else problem
 
 
@@ -58,6 +63,7 @@ def _named(pipeline: Pipeline) -> Iterator[tuple[File, str, list[str]]]:
     """Each key that names columns of a file."""
     source = pipeline.source
     for place, own in _places("source.impressions", source.impression_files):
+        yield from _chosen(own, place)
         yield own, f"{place}.time", [own.time.column]
         yield own, f"{place}.explode", [] if own.explode is None else own.explode.columns
         yield own, f"{place}.request", own.request or []
@@ -70,8 +76,10 @@ def _named(pipeline: Pipeline) -> Iterator[tuple[File, str, list[str]]]:
             if not is_derived(feature) and feature.side is None:
                 yield own, f"features.{name}", [str(feature.column)]
     for name, side in source.sides.items():
+        yield from _chosen(side, f"source.sides.{name}")
         yield side, f"source.sides.{name}.key", side.key
     for place, events in _places("source.engagements", source.engagement_files):
+        yield from _chosen(events, place)
         yield events, f"{place}.time", [events.time.column]
         yield events, f"{place}.request", events.request
         yield events, f"{place}.impression", events.impression
@@ -80,6 +88,12 @@ def _named(pipeline: Pipeline) -> Iterator[tuple[File, str, list[str]]]:
     for name, feature in pipeline.features.items():
         if not is_derived(feature) and feature.side is not None:
             yield source.sides[feature.side], f"features.{name}", [str(feature.column)]
+
+
+def _chosen(file: File, place: str) -> Iterator[tuple[File, str, list[str]]]:
+    """The key that says which rows of a file are read."""
+    if file.when is not None:
+        yield file, f"{place}.when", [file.when.column]
 
 
 def _places(place: str, files: Sequence[Item]) -> Iterator[tuple[str, Item]]:

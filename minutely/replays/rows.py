@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table as TextTable
 
 from basis.problems import Problem, Problems
 from minutely.run import Run
-from minutely.terminal import literal
+from minutely.terminal import TitledTable, literal
 from paramserver import manifest as manifests
 from paramserver.files import LocalFiles
 from paramserver.history import read_version
@@ -40,7 +39,7 @@ def show_row(console: Console, folder: Path | None, table: str, text: str) -> No
         raise Problems([Problem(str(run.folder), f"table {table}", text, allowed)])
     row = int(at[0])
     seen = datetime.fromtimestamp(int(found.rows.last_seen_seconds[row]), UTC)
-    shown = TextTable(show_header=False, title=f"{table} {literal(text)}, version {base.version}", title_justify="left")
+    shown = TitledTable(show_header=False, heading=f"{table} {literal(text)}, version {base.version}")
     shown.add_row("id", str(int(found.rows.ids[row])))
     shown.add_row("embedding norm", f"{np.linalg.norm(found.rows.embeddings[row]):.6g}")
     shown.add_row("count", f"{int(found.rows.counts[row]):,}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table as TextTable
 from rich.text import Text
 
 from minutely.replays.replay import Replayed
 from minutely.replays.results import number
 from minutely.replays.run_letters import told_letters
+from minutely.terminal import TitledTable
 
 
 def print_summary(console: Console, done: Replayed) -> None:
@@ -18,7 +18,7 @@ def print_summary(console: Console, done: Replayed) -> None:
     summary = done.summary
     cadences: dict[str, Any] = summary.get("cadences") or {summary["sync_every"]: summary}
     title = f"Served scores after a warm-up of {summary['warmup']:.0%}, by how often the replica pulls"
-    table = TextTable("", *cadences, title=title, title_justify="left")
+    table = TitledTable("", *cadences, heading=title)
     first = next(iter(cadences.values()))
     for label, metrics in first["metrics"].items():
         for metric in metrics:
@@ -50,12 +50,12 @@ def print_summary(console: Console, done: Replayed) -> None:
         console.print(f"Scores: {done.scores}")
 
 
-def _cold_start(found: dict[str, Any]) -> TextTable:
+def _cold_start(found: dict[str, Any]) -> TitledTable:
     title = (
         f"AUC of each user's first {found['first']} impressions, as served: {found['impressions']:,} of "
         f"{found['users']:,} users, by what an id without a row reads as"
     )
-    table = TextTable("default_row", *found["auc"], title=title, title_justify="left")
+    table = TitledTable("default_row", *found["auc"], heading=title)
     for label in next(iter(found["auc"].values())):
         table.add_row(f"{label} auc", *(number(metrics[label]) for metrics in found["auc"].values()))
     return table

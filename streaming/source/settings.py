@@ -30,6 +30,29 @@ def _known_encoding(name: str) -> str:
 Encoding = Annotated[str, AfterValidator(_known_encoding)]
 
 
+def _as_texts(value: Any) -> Any:
+    """One value or several, as the texts by which they are compared."""
+    values = value if isinstance(value, list) else [value]
+    return [
+        str(each).lower() if isinstance(each, bool) else str(each) if isinstance(each, int) else each for each in values
+    ]
+
+
+def _markers(value: Any) -> Any:
+    """One text or several. An unquoted NULL is none in YAML."""
+    found = value if isinstance(value, list) else [value]
+    if None in found:
+        raise ValueError('null is no text in YAML; allowed: texts in quotes, such as ["NULL"]')
+    return found
+
+
+class WhenEquals(Section):
+    """Where a column has one of some values."""
+
+    column: str
+    equals: Annotated[Texts, BeforeValidator(_as_texts)]
+
+
 class File(Section):
     """Rows in the source's folder: Parquet, CSV or JSON lines, by the ending unless ``format`` is set; also compressed, as
     ``.gz`` or ``.zst``."""
@@ -45,6 +68,10 @@ class File(Section):
     """The names of a CSV file's columns, where it has no header line."""
     encoding: Encoding | None = None
     """A CSV file's encoding, such as ``latin-1`` or ``utf-16``; UTF-8 by default."""
+    missing: Annotated[Texts, BeforeValidator(_markers)] = []
+    """Texts that mean that a value is missing, such as ``NULL``."""
+    when: WhenEquals | None = None
+    """Which rows are read, such as the impressions among events of all kinds; by default all."""
 
 
 class TimeColumn(Section):
@@ -165,21 +192,6 @@ def _delay_kind(value: Any) -> str:
 Delay = Annotated[
     Annotated[DurationMs, Tag("constant")] | Annotated[DelayColumn, Tag("column")], Discriminator(_delay_kind)
 ]
-
-
-def _as_texts(value: Any) -> Any:
-    """One value or several, as the texts by which they are compared."""
-    values = value if isinstance(value, list) else [value]
-    return [
-        str(each).lower() if isinstance(each, bool) else str(each) if isinstance(each, int) else each for each in values
-    ]
-
-
-class WhenEquals(Section):
-    """Where a column has one of some values."""
-
-    column: str
-    equals: Annotated[Texts, BeforeValidator(_as_texts)]
 
 
 class WhenContains(Section):

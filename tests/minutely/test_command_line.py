@@ -20,6 +20,7 @@ from minutely.cli import cli
 from minutely.ends import Ending
 from minutely.services import service
 from minutely.services.freshness import COMPOSE
+from minutely.terminal import Terminal, TitledTable
 from stack.ports import free_ports
 from streaming.kafka import topics
 from streaming.kafka.settings import BOOTSTRAP
@@ -381,3 +382,12 @@ def test_asked_to_end_once_it_ends_in_order_and_asked_twice_at_once(number: sign
 
     assert ended(1) == (0, "0 True\nin order\n")
     assert ended(2) == (-number, "0 True\n")
+
+
+def test_a_title_longer_than_its_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table = TitledTable("a", heading="what is said of it " * 20)
+    table.add_row("1")
+    Terminal().print(table)
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.strip() == ("what is said of it " * 20).strip()
+    assert max(map(len, rows)) < 10

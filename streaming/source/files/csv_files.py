@@ -27,6 +27,7 @@ from streaming.source.settings import File
 if TYPE_CHECKING:
     import _csv
 
+_DELIMITERS = (",", ";", "\t", "|")
 _UTF8 = "utf-8-sig"
 _NO_END = "a quote without its end"
 _WHOLE_QUOTES = "allowed: quotes around whole values, and those within them twice"
@@ -85,6 +86,8 @@ class _Reading:
         if not any(self._present):
             allowed = "allowed: the names of the columns, or `columns` in the config"
             raise Problems([Problem(str(asked.path), "line 1", "blank", allowed)])
+        if len(self._present) == 1 and asked.columns and self._present[0] not in asked.columns:
+            _look_for_delimiter(asked, plain)
 
     def rows(self) -> Contents:
         """Return what is read as the tables are taken."""
@@ -111,7 +114,7 @@ class _Reading:
         refused = self._db.sql("select line, error_type, error_message, csv_line from reject_errors order by all")
         for line, kind, said, text in refused.fetchall():
             if text.strip():
-                self._details[line] = (text, _why_refused(kind, said))
+                self._details[line] = (text.lstrip("\r\n"), _why_refused(kind, said))
             else:
                 self._blank.add(line)
         self._cut = self._left_out() if most is None else None
@@ -161,6 +164,16 @@ class _Reading:
         broken = {*self._details, *self._blank}
         good, begins = _csv_lines(self._text, self._asked.file, broken, len(self._present))
         return (good if self._cut is None else good[good != self._cut.line]), begins
+
+
+def _look_for_delimiter(asked: ToRead, plain: Path) -> None:
+    """Raise `Problems` if a header of one column has columns that are asked for with another delimiter."""
+    for other in _DELIMITERS:
+        with _Text(plain).open() as found:
+            columns = next(csv.reader(found, delimiter=other), [])
+        if not set(columns).isdisjoint(asked.columns or ()):
+            allowed = f"makes one column; allowed: {other!r}, which makes {len(columns)}: {', '.join(columns)}"
+            raise Problems([Problem(str(asked.path), "delimiter", repr(asked.file.delimiter), allowed)])
 
 
 def _rows(lines: Iterable[str], file: File) -> _csv.Reader:

@@ -47,8 +47,10 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: ToRead) -> Contents:
     if not good.any():
         told = [Problem(str(path), f"line {each.line}", shown(each.text), each.detail) for each in broken[:_TOLD]]
         raise Problems([Problem(str(path), "rows", "0", "allowed: a file with rows"), *told])
-    values = {key: f"part{at}.{name(key)}" for at, keys in enumerate(structs) for key in keys}
+    values = {key: _value(key, f"part{at}.{name(key)}") for at, keys in enumerate(structs) for key in keys}
     kinds = _kinds_of(db, "lines where whole", values)
+    if asked.columns is None:
+        columns = _with_inner(db, columns, values, kinds)
     shapes: dict[str, _Shape] = {}
     problems = ProblemList()
     usable: dict[str, str] = {}
@@ -94,9 +96,42 @@ def _apart(columns: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def _keys(db: duckdb.DuckDBPyConnection, objects: str) -> list[str]:
-    """Return the keys of JSON objects, in the order in which they come."""
-    numbered = f"select json_keys(json) as keys, row_number() over () as row from (select json from {objects})"
+def _value(key: str, own: str) -> str:
+    """Return a key's value in a query: ``item.id`` is that of ``id`` in the object ``item``, unless a key is called so."""
+    return f"coalesce({own}, json_extract(json, {quoted(_path(key))}))" if "." in key and '"' not in key else own
+
+
+def _path(key: str) -> str:
+    return "$." + ".".join(f'"{part}"' for part in key.split("."))
+
+
+def _with_inner(
+    db: duckdb.DuckDBPyConnection, columns: Sequence[str], values: dict[str, str], kinds: dict[str, _Kind]
+) -> list[str]:
+    """Return columns with the keys of their objects in place of these, and add the ``values`` and ``kinds`` of these keys."""
+    found: list[str] = []
+    for column in columns:
+        is_object = kinds[column] == _Kind.OBJECT and not set(column) & {'"'}
+        keys = _keys(db, "lines where whole", _path(column)) if is_object else []
+        inner = [f"{column}.{key}" for key in keys if not set(key) & {'"', "."}]
+        if inner and len(inner) <= _MOST_INNER:
+            own = {key: _value(key, "null") for key in inner}
+            values |= own
+            kinds |= _kinds_of(db, "lines where whole", own)
+            found += _with_inner(db, inner, values, kinds)
+        else:
+            found.append(column)
+    return found
+
+
+_MOST_INNER = 100
+"""Objects of more keys hold data in them rather than columns."""
+
+
+def _keys(db: duckdb.DuckDBPyConnection, objects: str, path: str = "$") -> list[str]:
+    """Return the keys of JSON objects, or of those in them at a path, in the order in which they come."""
+    keys = f"json_keys(json, {quoted(path)})"
+    numbered = f"select {keys} as keys, row_number() over () as row from (select json from {objects})"
     found = db.sql(f"select keys from ({numbered}) group by keys order by min(row)").fetchall()
     return list(dict.fromkeys(key for (keys,) in found for key in keys or []))
 
@@ -165,7 +200,10 @@ def _shape_of(db: duckdb.DuckDBPyConnection, path: Path, column: str, value: str
     found = {shape: count for shape, count in counts if shape is not None}
     most = max(found, key=found.__getitem__)
     if most in (_OBJECT, _NESTED):
-        raise Problems([Problem(str(path), f"column {column}", most, "allowed: numbers, texts, or lists of them")])
+        allowed = "allowed: numbers, texts, or lists of them"
+        if most == _OBJECT:
+            allowed += f"; {column}.KEY is what it has in KEY"
+        raise Problems([Problem(str(path), f"column {column}", most, allowed)])
     return _Shape(most, sql, len(found) > 1)
 
 

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 from basis.problems import Problem, Problems
 from streaming.features.arrow_columns import lists_of, split_texts, to_ms
 from streaming.features.columns import Ids
-from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids
+from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID
 from streaming.features.kinds import NUMBERS_ALLOWED
 from streaming.records.events import fits_float32
 from streaming.source.logged_events import Bools
-from streaming.source.rows.raw import key_ids, numbers
+from streaming.source.rows.raw import equal, key_ids, numbers
 from streaming.source.rows.rows import Rows
 from streaming.source.settings import Action, DelayColumn, WhenContains, WhenEquals
 
@@ -65,15 +65,12 @@ def plain_numbers(values: pa.Array) -> npt.NDArray[np.float64]:
 
 
 def _when(rows: Rows, when: str | WhenEquals | WhenContains) -> Bools:
-    """Return the rows for which a condition holds; values are compared by id, so that neither format nor type matters."""
+    """Return the rows for which a condition holds."""
     if isinstance(when, str):
         is_true: Bools = plain_numbers(numbers(rows, when)) != 0
         return is_true
     if isinstance(when, WhenEquals):
-        wanted, _ = as_ids(pa.array(when.equals, pa.string()))
-        found = key_ids(rows, when.column)
-        is_equal: Bools = np.isin(found, wanted) & (found != MISSING)
-        return is_equal
+        return equal(rows, when)
     values = rows.column(when.column)
     try:
         lists, broken = lists_of(values if when.split is None else split_texts(values.cast(pa.string()), when.split))

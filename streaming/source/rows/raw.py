@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from basis.problems import Problem, Problems
 from streaming.features.arrow_columns import as_numbers, have_decimal_comma, plain, sparse_of, vectors_of
 from streaming.features.columns import Ids
-from streaming.features.ids import IDS_ALLOWED, NO_ID, as_ids
+from streaming.features.ids import IDS_ALLOWED, MISSING, NO_ID, as_ids
 from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, numbers_allowed
 from streaming.features.transforms import Raw, beyond, is_derived
 from streaming.source.rows.rows import Rows
 from streaming.source.rows.times import read_times
-from streaming.source.settings import TimeColumn
+from streaming.source.settings import TimeColumn, WhenEquals
 
+NO_NUMBER = "not a number; `missing` of its file names texts that mean that a value is missing"
 _IDS = """allowed: without pool, integers or texts; with it, lists of them, or texts that split: "," takes apart"""
 _NO_NUMBERS = f"{IDS_ALLOWED}; other numbers with kind: dense, or bucket: log2"
 
@@ -38,6 +40,14 @@ def key_ids(rows: Rows, column: str) -> Ids:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: integers or texts")]) from None
     rows.reject_broken(broken, column, values, NO_ID, IDS_ALLOWED)
     return found
+
+
+def equal(rows: Rows, when: WhenEquals) -> npt.NDArray[np.bool_]:
+    """Return the rows whose column has one of some values, which are compared by id, so that neither format nor type matters."""
+    wanted, _ = as_ids(pa.array(when.equals, pa.string()))
+    found = key_ids(rows, when.column)
+    is_equal: npt.NDArray[np.bool_] = np.isin(found, wanted) & (found != MISSING)
+    return is_equal
 
 
 def raw_of(rows: Rows, feature: Feature) -> Raw:
@@ -99,10 +109,10 @@ def numbers(rows: Rows, column: str) -> pa.Array:
         found, broken = as_numbers(values, rows.decimal)
     except TypeError as error:
         raise Problems([Problem(rows.name, f"column {column}", str(error), "allowed: numbers")]) from None
-    allowed = "allowed: numbers"
+    allowed = 'allowed: numbers; a text that stands for what is missing: missing: ["THE-TEXT"]'
     if rows.decimal == "." and pa.types.is_string(values.type) and pc.any(have_decimal_comma(values)).as_py():
         allowed += '; where a comma stands for the point, decimal: ","'
-    rows.reject_broken(broken, column, values, "not a number", allowed)
+    rows.reject_broken(broken, column, values, NO_NUMBER, allowed)
     return found
 
 

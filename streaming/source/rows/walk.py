@@ -14,13 +14,17 @@ from streaming.features.arrow_columns import as_lists, texts_of
 from streaming.source.files.contents import Broken, Contents, shown
 from streaming.source.files.find import Folder, FoundFile, find
 from streaming.source.files.open import open_found
+from streaming.source.rows.raw import equal
 from streaming.source.rows.rejects import Findings, Reject, as_problems
 from streaming.source.rows.rows import Rows
 from streaming.source.settings import File
 
+_VALUES = 20
+"""How many values of a column are named where none of them is wanted."""
+
 
 class Walk:
-    """The rows of a source with those of ``columns`` that it has, some at a time, in the order of its files.
+    """The rows of a source that its config wants, with those of ``columns`` that it has, some at a time, in the order of its files.
 
     ``findings``, which sources may share, and ``missing`` are whole when all were walked. ``memory`` bounds, in bytes, what readers
     keep, and ``most`` how many rows are read.
@@ -40,12 +44,15 @@ class Walk:
         self.missing: list[Problem] = []
         self._folder = folder
         self._file = file
-        self._columns = list(dict.fromkeys(columns))
+        self._columns = list(dict.fromkeys([*columns, *([file.when.column] if file.when else [])]))
         self._memory = memory
         self._most = most
         self._present: set[str] = set()
         self._is_looked_for = False
         self._failed = False
+        self._values: list[str] | None = None
+        """Values of the first rows in the column that says which are wanted."""
+        self._wanted = 0
 
     def take(self, use: Callable[[Rows], None]) -> None:
         """Call ``use`` with all rows, some at a time.
@@ -83,11 +90,28 @@ class Walk:
                     if self._failed:
                         break
                     if not problems.found:
-                        yield Rows(self.name, table, at, self.findings, self._file.decimal, self.missing)
+                        rows = Rows(self.name, table, at, self.findings, self._file.decimal, self.missing)
+                        self._choose(rows)
+                        yield rows
         problems.raise_any()
         if self.findings.rows == first and self._columns and not self.missing:
             told = as_problems(self.findings.rejects)
             raise Problems([Problem(self.name, "rows", "0", "allowed: a file with rows"), *told])
+        if self._values is not None and not self._wanted:
+            assert self._file.when is not None
+            place, value = f"column {self._file.when.column}", f"never {' or '.join(map(repr, self._file.when.equals))}"
+            raise Problems([Problem(self.name, place, value, f"allowed: {', '.join(self._values)}")])
+
+    def _choose(self, rows: Rows) -> None:
+        """Keep the rows that the config wants."""
+        when = self._file.when
+        if when is None or when.column not in rows.table.column_names:
+            return
+        wanted = pa.array(equal(rows, when))
+        if self._values is None:
+            self._values = rows.column(when.column).unique().drop_null()[:_VALUES].cast(pa.string()).to_pylist()
+        rows.keep(wanted)
+        self._wanted += rows.table.num_rows
 
     def _tables(self, found: FoundFile, others: Sequence[FoundFile], most: int | None) -> Iterator[pa.Table]:
         with open_found(found, self._file, self._columns, most, self._memory) as contents:
@@ -102,7 +126,7 @@ class Walk:
             if self._failed:  # of the other files only what they lack is told
                 return
             for table in contents.tables:
-                yield _with_nulls(table, elsewhere)
+                yield _without(_with_nulls(table, elsewhere), self._file.missing)
             for each in contents.broken():
                 self.findings.add(_refused(found.name, each))
 
@@ -137,6 +161,15 @@ def _with_nulls(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     return table
 
 
+def _without(table: pa.Table, texts: Sequence[str]) -> pa.Table:
+    """Return a table without values that are some texts."""
+    for at, column in enumerate(table.columns if texts else []):
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            found = pc.is_in(column, pa.array(texts, column.type))
+            table = table.set_column(at, table.column_names[at], pc.if_else(found, None, column))
+    return table
+
+
 def _refused(name: str, broken: Broken) -> Reject:
     return Reject(name, f"line {broken.line}", shown(broken.text), "malformed", broken.detail)
 
@@ -149,8 +182,10 @@ def read(folder: Folder, file: File, columns: Sequence[str], most: int | None = 
         Unreadable: the operating system fails to read one.
     """
     walk = Walk(folder, file, columns, Findings(whole=True), most=most)
-    table = _joined(walk.name, [part.table for part in walk.rows()], {problem.place for problem in walk.missing})
-    return Rows(walk.name, table, pa.array(np.arange(table.num_rows)), walk.findings, file.decimal, walk.missing)
+    parts = list(walk.rows())
+    table = _joined(walk.name, [part.table for part in parts], {problem.place for problem in walk.missing})
+    at = pa.concat_arrays([part.at for part in parts])
+    return Rows(walk.name, table, at, walk.findings, file.decimal, walk.missing)
 
 
 def _joined(name: str, tables: Sequence[pa.Table], missing: set[str]) -> pa.Table:

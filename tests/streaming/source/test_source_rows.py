@@ -14,6 +14,7 @@ from streaming.features.given import raw_of_values
 from streaming.features.transforms import from_raw
 from streaming.records.labels import Label
 from streaming.source.load import load
+from streaming.source.rows.raw import NO_NUMBER
 from tests.streaming.source.own_logs import (
     DAY,
     ENGAGED,
@@ -226,7 +227,7 @@ def test_a_number_that_makes_none_of_32_bits_is_refused_alone(
     events = load_rows(tmp_path, kind, spoiled(0, price=value), wanted)
     fits = math.isfinite(value) and (transform == "log" or (abs(value) < 1e31 and transform != "square"))
     if kind == "csv" and math.isinf(value):
-        assert [reject.detail for reject in events.rejects] == ["not a number"]
+        assert [reject.detail for reject in events.rejects] == [NO_NUMBER]
     else:
         told = [] if fits else [(f"{line(kind, 0)}, column price", "malformed", NUMBERS_ALLOWED)]
         assert [(reject.place, reject.reason, reject.detail) for reject in events.rejects] == told
