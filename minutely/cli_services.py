@@ -49,9 +49,9 @@ def join(config: Path, state: Path | None, metrics: Address | None) -> None:
     Start as many as you like with one state folder each; they share the partitions.
     """
     from minutely.services.join import join as run
-    from minutely.services.service import log_to_stderr
+    from minutely.services.service import begin
 
-    log_to_stderr()
+    begin()
     pipeline = load(config, None, None)
     run(pipeline, state or Path("state") / pipeline.name / "join", metrics)
 
@@ -72,9 +72,9 @@ def features(config: Path, metrics: Address | None, host: str) -> None:
     Start as many as you like; they share the partitions. What is kept is in the topic features alone.
     """
     from minutely.services.features import features as run
-    from minutely.services.service import log_to_stderr
+    from minutely.services.service import begin
 
-    log_to_stderr()
+    begin()
     run(load(config, None, None), metrics, host)
 
 
@@ -89,9 +89,9 @@ def archive(config: Path, place: str | None, metrics: Address | None) -> None:
     """
     from minutely.services.archive import archive as run
     from minutely.services.archive import live_archive
-    from minutely.services.service import log_to_stderr
+    from minutely.services.service import begin
 
-    log_to_stderr()
+    begin()
     pipeline = load(config, None, None)
     run(pipeline, live_archive(pipeline, place), metrics)
 
@@ -154,10 +154,10 @@ def train(
     if live:
         from minutely.services.archive import live_archive
         from minutely.services.batch import Retraining
-        from minutely.services.service import log_to_stderr
+        from minutely.services.service import begin
         from minutely.services.train import train as serve
 
-        log_to_stderr()
+        begin()
         retraining = None if origin is None else Retraining(live_archive(pipeline, place), since)
         left: dict[int, list[range]] = {}
         for partition, offsets in pass_over:
@@ -186,9 +186,9 @@ def serve(config: Path, deltas: str | None, listen: Address, health: Address | N
     Routes: /v1/rank, /v1/engagements, /v1/status, /v2 (Open Inference Protocol), /metrics, /openapi.json.
     """
     from minutely.services.serve import serve as run
-    from minutely.services.service import log_to_stderr
+    from minutely.services.service import begin
 
-    log_to_stderr()
+    begin()
     pipeline = load(config, None, None)
     run(pipeline, deltas or f"state/{pipeline.name}/deltas", listen, health, name)
 
@@ -223,11 +223,11 @@ def freshness(replicas: tuple[str, ...], as_json: bool, every: int) -> None:
 def produce(config: Path, data: str | None, memory: int | None, speed: float | None, rate: float | None) -> None:
     """Send logged events to Kafka as if they happened now: order kept, engagement delays as they were."""
     from minutely.services.produce import produce as run
-    from minutely.services.service import log_to_stderr
+    from minutely.services.service import begin
 
     if speed is not None and rate is not None:
         raise click.UsageError("--speed and --rate say the same thing in two ways; give one")
-    log_to_stderr()
+    begin()
     run(load(config, data, None, memory), 1.0 if speed is None else speed, rate)
 
 

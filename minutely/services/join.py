@@ -63,6 +63,7 @@ def make_join_service(pipeline: Pipeline, folder: Path, clock: Clock) -> JoinSer
             history,
             partition,
             new_id=lambda: uuid.uuid4().hex,
+            prefix=pipeline.kafka.prefix,
             served=served,
             refused=refusals.add,
         )

@@ -1,4 +1,5 @@
-"""What all services share: they listen, wait for topics, log to standard error, and answer Prometheus."""
+"""What all services share: they listen, wait for topics, log to standard error, may open files as the system lets them, and answer
+Prometheus."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from prometheus_client import start_http_server
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from basis.open_files import raise_limit
 from basis.printable import printable
 from basis.problems import CannotListen
 from minutely.config import Pipeline
@@ -97,3 +99,9 @@ def log_to_stderr() -> None:
     handler.setFormatter(_Lines("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("minutely").setLevel(logging.INFO)
+
+
+def begin() -> None:
+    """Do what each service does first."""
+    log_to_stderr()
+    raise_limit()

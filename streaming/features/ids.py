@@ -7,6 +7,7 @@ digits are lost already: both are refused, since ids of others would share their
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def text_id(text: str) -> int:
     Raises:
         ValueError: the text spells an integer beyond 64 bits, or a whole float beyond 2^53.
     """
-    if text[:1] in _FIRST and len(text) <= _LONGEST:
+    if text[:1] in _FIRST:
         number = _spelled(text)
         if number is not None:
             if number not in _INT64:
@@ -44,28 +45,28 @@ def text_id(text: str) -> int:
 
 
 _FIRST = frozenset("-0123456789")
-_LONGEST = 24  # the longest text of a float; a text with more digits is no number of any format
+_LONGEST = 24  # a text with more digits is no integer of any format
 _PLAIN_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+_FLOAT = r"^-?[0-9]+(\.[0-9]*([eE][+-]?[0-9]+)?|(,[0-9]+)?[eE]\+[0-9]+)$"
+"""How programs write floats, some with a comma; ``12e34`` without a point or a sign is as likely a part of a hash."""
+_float = re.compile(_FLOAT)
 
 
 def _spelled(text: str) -> int | None:
     """Return the integer that a text spells as `str` of an int or float does; None if it spells none.
 
     Raises:
-        ValueError: it spells a whole float beyond 2^53.
+        ValueError: it spells a whole float beyond 2^53, in any way.
     """
-    try:
-        if text[-1:].isdecimal() and "e" not in text and "." not in text:
-            number = int(text)
-            return number if str(number) == text else None
-        value = float(text)
-    except ValueError:
+    if len(text) <= _LONGEST and text.removeprefix("-").isdecimal():
+        number = int(text)
+        return number if str(number) == text else None
+    if _float.fullmatch(text) is None:
         return None
-    if not value.is_integer() or str(value) != text:
-        return None
-    if abs(value) > _EXACT:
+    value = float(text.replace(",", "."))
+    if value.is_integer() and abs(value) > _EXACT:
         raise ValueError(f"{text} is a float beyond 2^53, whose last digits are lost; {IDS_ALLOWED}")
-    return int(value)
+    return int(value) if str(value) == text and value.is_integer() else None
 
 
 MISSING = text_id("")
@@ -99,9 +100,6 @@ def as_ids(values: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array | None]:
     raise TypeError(f"type {kind}")
 
 
-_LONG_FLOAT = r"^-?(\d{16,}\.0|\d(\.\d+)?e\+?\d+)$"
-
-
 def whole_decimals(values: pa.Array) -> pa.Array:
     """Return the digits of decimals as texts, all of them, which a float does not have; null for fractions."""
     if values.type.precision == values.type.scale:  # no room for a digit before the point
@@ -117,7 +115,7 @@ def inexact(values: pa.Array) -> pa.Array | None:
     if pa.types.is_floating(kind):
         found = pc.greater(pc.abs(values.cast(pa.float64())), float(_EXACT)).fill_null(False)
     elif pa.types.is_string(kind):
-        found = pc.match_substring_regex(values, _LONG_FLOAT).fill_null(False)
+        found = pc.match_substring_regex(values, _FLOAT).fill_null(False)
         if pc.any(found).as_py():
             found = as_ids(pc.if_else(found, values, None))[1]
     else:

@@ -42,4 +42,5 @@ def following(head: Head, spec: JoinSpec, joiner: Joiner, offsets: Offsets, sequ
         rebuild_points=points,
         schemas=dict(joiner.upgrades.known),
         configs=configs,
+        prefix=head.prefix,
     )

@@ -10,7 +10,7 @@ from streaming.join.configs import ConfigSince
 from streaming.log import TOPICS
 from streaming.records.schema import Schema
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 Offsets: TypeAlias = dict[str, int]
 """An offset in each of `TOPICS`: the next one to take of an input; of an output, from where on later transactions write."""
@@ -30,7 +30,7 @@ class Head(msgspec.Struct, array_like=True, kw_only=True):
     and some of what is due by then is out. ``pending`` counts requests. A rebuild reads from the first of ``rebuild_points`` now,
     and may read from the others later. ``schemas`` has the schemas, by fingerprint, that requests may have been made under;
     ``configs`` says from which offset on, and what else decided when they were due, ours last. ``reached`` is how far records let
-    the watermark move, ``newest`` the newest event time of any.
+    the watermark move, ``newest`` the newest event time of any. ``prefix`` is `kafka.prefix`, which says whose topics these are.
     """
 
     version: int = STATE_VERSION
@@ -45,6 +45,7 @@ class Head(msgspec.Struct, array_like=True, kw_only=True):
     pending: int = 0
     schemas: dict[str, Schema] = {}
     configs: list[ConfigSince] = []
+    prefix: str = ""
 
     @property
     def is_whole(self) -> bool:

@@ -36,20 +36,22 @@ class JoinPartition:
         partition: int,
         *,
         new_id: Callable[[], str],
+        prefix: str = "",
         served: ServedCalibration | None = None,
         refused: Callable[[Sequence[DeadLetter]], None] | None = None,
         write_every_ms: int = 5000,
         requests_at_once: int | None = 2000,
     ) -> None:
         """The state is written every ``write_every_ms``, and when its memory is full. A batch looks at up to ``requests_at_once``
-        due requests (None: all). ``new_id`` returns the id of a rebuilt state; ``refused`` is told of the dead letters sent."""
+        due requests (None: all). ``new_id`` returns the id of a rebuilt state; ``refused`` is told of the dead letters sent. A
+        state of topics with another ``prefix`` is not ours."""
         self._spec = spec
         self.state = state
         self._outlet = outlet
         self._partition = partition
         self._refused = refused or (lambda letters: None)
         self._recovery = Recovery(
-            spec, state, outlet, history, served, partition, new_id, requests_at_once, self._refused
+            spec, state, outlet, history, served, partition, new_id, prefix, requests_at_once, self._refused
         )
         self._write_every_ms = write_every_ms
         self._requests_at_once = requests_at_once

@@ -70,10 +70,12 @@ class Recovery:
         served: ServedCalibration | None,
         partition: int,
         new_id: Callable[[], str],
+        prefix: str,
         requests_at_once: int | None,
         tell: Callable[[Sequence[DeadLetter]], None],
     ) -> None:
-        """``new_id`` returns the id of a rebuilt state; ``tell`` is told of the dead letters sent."""
+        """``new_id`` returns the id of a rebuilt state; ``tell`` is told of the dead letters sent. States of topics with another
+        ``prefix`` say nothing of ours."""
         self._spec = spec
         self._state = state
         self._outlet = outlet
@@ -81,6 +83,7 @@ class Recovery:
         self._served = served
         self._partition = partition
         self._new_id = new_id
+        self._prefix = prefix
         self._requests_at_once = requests_at_once
         self._tell = tell
         self._refused = Counter[str]()
@@ -93,7 +96,7 @@ class Recovery:
             UnknownPlaceError: it is unknown what is in `examples` already.
         """
         self._state.reload()
-        head = self._state.head
+        head = self._own_head
         if head is not None and committed is not None and head.state_id == committed.state_id:
             log_lost(self._partition, head.sequence - committed.sequence)
         if head is not None and committed is not None and self._leads_to(head, committed):
@@ -108,6 +111,12 @@ class Recovery:
             head.configs = self._configs(committed, joiner)
         joiner.follow(head.configs)
         return restored
+
+    @property
+    def _own_head(self) -> Head | None:
+        """The head of the state on disk; None where there is none, or it is of other topics, which stays until a rebuild."""
+        head = self._state.head
+        return head if head is not None and head.prefix == self._prefix else None
 
     def _configs(self, committed: Committed, joiner: Joiner) -> list[ConfigSince]:
         """Return what was in force, and now is: a state that is written on the way is ours alone."""
@@ -173,7 +182,7 @@ class Recovery:
                 "no offsets are committed, but examples holds records, which joining would emit again; "
                 "to start over, empty examples and delete the joiners' folders, or choose another kafka.prefix"
             )
-        if self._state.head is not None:
+        if self._own_head is not None:
             raise UnknownPlaceError(
                 "no offsets are committed, but this joiner's folder is of one that committed some: brokers forgot them "
                 "(offsets.retention.minutes), and joining would emit again what the inputs hold; "
@@ -194,11 +203,24 @@ class Recovery:
 
     def _begin_anew(self, lowest: Offsets, published: int) -> Restored:
         """Start with an empty state and a new id."""
-        known = {} if self._state.head is None else self._state.head.schemas  # schemas stay valid in any state
+        head, own = self._state.head, self._own_head
+        if head is not None and own is None:
+            _log.warning(
+                "partition %d: its folder holds a state of topics with kafka.prefix %r, and ours is %r: discarding that state",
+                self._partition,
+                head.prefix,
+                self._prefix,
+            )
+        known = {} if own is None else own.schemas  # schemas stay valid in any state
         self._state.discard()
         point = RebuildPoint(-1, lowest)
         head = Head(
-            state_id=self._new_id(), published=published, offsets=dict(lowest), rebuild_points=[point], schemas=known
+            state_id=self._new_id(),
+            published=published,
+            offsets=dict(lowest),
+            rebuild_points=[point],
+            schemas=known,
+            prefix=self._prefix,
         )
         return self._begin(head, lowest)
 

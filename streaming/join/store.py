@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteBufferManager
 
+from basis import open_files
 from basis.problems import Problem, Problems
 
 _log = logging.getLogger("minutely.join")
@@ -217,5 +218,8 @@ def _named(folder: Path, error: Exception) -> Exception:
     text = str(error)
     if is_damage(error) or not (text.startswith(_FAILED) or _FAILED_IN_RUST in text):
         return error
-    allowed = "allowed: a folder that can be written, on a disk with room; the next start continues with what is there"
-    return Problems([Problem(str(folder), "--state", text.rpartition(": ")[2], allowed)])
+    said = text.rpartition(": ")[2]
+    allowed = "allowed: a folder that can be written, on a disk with room"
+    if said.startswith(open_files.TOO_MANY):
+        allowed = open_files.ALLOWED
+    return Problems([Problem(str(folder), "--state", said, f"{allowed}; the next start continues with what is there")])

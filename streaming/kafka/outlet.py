@@ -67,7 +67,10 @@ class Transactions:
                 "queue.buffering.max.kbytes": _SEND_BYTES >> 10,
             }
         )
-        bounded(self._producer.init_transactions, BLOCK_SECONDS, BLOCK_SECONDS)
+        try:
+            bounded(self._producer.init_transactions, BLOCK_SECONDS, BLOCK_SECONDS)
+        finally:
+            self._producer.poll(0)  # runs the client's callback, which logs why brokers cannot be reached
         with closing(reader_of(self._settings, self.group)) as consumer:
             self._membership = consumer.consumer_group_metadata()
             found = _committed(consumer, [TopicPartition(name, self._partition) for name in self._topics])
@@ -204,5 +207,6 @@ def _committed(consumer: Consumer, ats: list[TopicPartition]) -> list[TopicParti
             return whole(consumer.committed(ats, BLOCK_SECONDS))
         except KafkaException as error:
             if error.args[0].code() not in _COORDINATOR_BEGINS or time.monotonic() > until:
+                consumer.poll(0)  # runs the client's callback, which logs why brokers cannot be reached
                 raise
             time.sleep(POLL_SECONDS)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from confluent_kafka import KafkaError
 from pydantic import Field, model_validator
 
+from basis import open_files
 from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section, matching
 from streaming.records.events import MAX_RECORD_BYTES
@@ -131,10 +132,14 @@ class _Refusals:
         self._said: dict[int, float] = {}
 
     def __call__(self, error: KafkaError) -> None:
-        code, now = error.code(), time.monotonic()
-        if code in _REFUSALS and now - self._said.get(code, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS:
+        code, text, now = error.code(), error.str(), time.monotonic()
+        if open_files.TOO_MANY in text:
+            code, text = KafkaError._FS, f"{text}; {open_files.ALLOWED}"
+        elif code not in _REFUSALS:
+            return
+        if now - self._said.get(code, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS:
             self._said[code] = now
-            _log.error("%s", error.str())
+            _log.error("%s", text)
 
 
 _tell = _Refusals()

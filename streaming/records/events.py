@@ -6,6 +6,7 @@ one record of a few kilobytes that decodes in microseconds.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias, overload
 
@@ -24,6 +25,7 @@ _JOINERS_BYTES = 1024
 MAX_DETAIL = 2000
 MAX_IMPRESSIONS = 10_000
 MAX_ID_LENGTH = 256
+_BLANKS, _FRAME = b" \t\r\n", b"\0"
 MIN_TIME_MS = 0
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: rows keep seconds in 32 bits
 
@@ -124,13 +126,17 @@ def check_size(size: int, room: int = 0) -> None:
 def bad_record(payload: bytes, said: str, allowed: int) -> BadRecord:
     """Return why a record cannot be decoded, of which a decoder ``said`` something. A version that is not the ``allowed`` one may
     have another shape, and comes to be read when the program is updated."""
-    decoder = _json_version_decoder if is_json(payload) else _version_decoder
     try:
-        version = decoder.decode(payload).version
+        found = (
+            _json_version_decoder.decode(unmarked(payload)) if is_json(payload) else _version_decoder.decode(payload)
+        )
+        version = found.version
     except Exception:
         version = allowed
     if version != allowed:
         return BadRecord("version", f"record version {version}; allowed: {allowed}")
+    if payload.startswith(_FRAME):
+        said += "; it begins as what Confluent's serializers write (0, a schema's id of 4 bytes); allowed: JSON or msgpack alone"
     return BadRecord("malformed", said)
 
 
@@ -148,8 +154,14 @@ def _checked(payload: bytes, decoder: msgspec.msgpack.Decoder[Any] | msgspec.jso
 
 
 def is_json(payload: bytes) -> bool:
-    """Whether a record is JSON. As msgpack, its first byte would be a number rather than a map."""
-    return payload[:1] == b"{"
+    """Whether a record is JSON, also behind a mark of its byte order or blanks. As msgpack, the first byte of any of these would be
+    a number rather than a map."""
+    return unmarked(payload).lstrip(_BLANKS).startswith(b"{")
+
+
+def unmarked(payload: bytes) -> bytes:
+    """Return JSON without a mark of its byte order, which some writers put before it and no decoder takes."""
+    return payload.removeprefix(BOM_UTF8)
 
 
 @overload
@@ -186,8 +198,10 @@ def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> 
 
 def decode_engagement(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Engagement:
     """Decode an engagement; `BadRecord` if it breaks the contract or did not happen between these times (ms)."""
-    decoder = _json_engagement_decoder if is_json(payload) else _engagement_decoder
-    engagement: Engagement = _checked(payload, decoder)
+    if is_json(payload):
+        engagement: Engagement = _checked(unmarked(payload), _json_engagement_decoder)
+    else:
+        engagement = _checked(payload, _engagement_decoder)
     _check_time("happened_at", engagement.happened_at, latest, earliest)
     if not fits_float32(engagement.value):
         raise BadRecord("malformed", f"value {engagement.value}; {NUMBERS_ALLOWED}")

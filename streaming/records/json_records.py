@@ -26,6 +26,7 @@ from streaming.records.events import (
     bad_record,
     check_size,
     encode,
+    unmarked,
 )
 
 
@@ -52,7 +53,7 @@ def pack_request(payload: bytes, features: Mapping[str, Feature], *, may_lack: b
     ``may_lack``, columns that do not fit are empty."""
     check_size(len(payload))
     with refusing(lambda said: bad_record(payload, said, FORMAT_VERSION), BadRecord):
-        read = _decoder.decode(payload)
+        read = _decoder.decode(unmarked(payload))
         shared = {name: [value] for name, value in read.shared.items()}
         return encode(
             Request(

@@ -107,6 +107,12 @@ def test_offsets_that_brokers_forgot_are_waited_for(
             ),
         )
     check_examples(read_examples(kafka, ExampleFormat(pipeline.features, pipeline.labels)), traffic.labels)
+    # As the message advises, with the same folder.
+    kafka = kafka.model_copy(update={"prefix": f"{kafka.prefix}new."})
+    pipeline = make_pipeline(kafka)
+    ensure_topics(kafka)
+    run_until(make_join_service(pipeline, tmp_path / "a", WallClock()), joined_through(now_ms() - 10 * MINUTE, 1))
+    assert f"its folder holds a state of topics with kafka.prefix {kafka.prefix[:-4]!r}" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from basis.problems import Problem, Problems
+from streaming.source.files.lake_tables import LOGS, refuse_tables
 from streaming.source.settings import File
 
 if TYPE_CHECKING:
@@ -83,9 +84,6 @@ def find(folder: Folder, file: File) -> list[FoundFile]:
     if path.is_file():
         found = [path]
     elif path.is_dir():
-        if (path / "_delta_log").is_dir():
-            allowed = "allowed: files whose rows all count, such as a Parquet export of its current version"
-            raise Problems([Problem(str(path), "file", "a Delta table, whose files hold deleted rows too", allowed)])
         found = sorted(data_files(path))
     elif has_magic(file.file):
         found = _matching(folder, file.file)
@@ -93,6 +91,7 @@ def find(folder: Folder, file: File) -> list[FoundFile]:
         raise Problems([Problem(str(path), "file", "", "not there; allowed: a file in the source's folder")])
     if not found:
         raise Problems([Problem(str(path), "file", "", "no data file there; allowed: at least one")])
+    refuse_tables(found, folder, lambda place: Path(place).glob("*"), str)
     return [FoundFile(each, _kind(str(each), each, file), _partitions(_within(each, folder))) for each in found]
 
 
@@ -109,6 +108,7 @@ def _objects(folder: ObjectFolder, file: File) -> list[Stored]:
     """Return the objects that a source means, by the rules of folders."""
     asked = PurePosixPath(file.file)
     fixed = PurePosixPath(*takewhile(lambda part: not has_magic(part), asked.parts))
+    listed: list[Stored] | None = None
     if fixed != asked:
         listed = list(folder.within(fixed))
         matching = [each for each in listed if _matches(each.path.parts, asked.parts)]
@@ -117,7 +117,8 @@ def _objects(folder: ObjectFolder, file: File) -> list[Stored]:
     elif asked.parts and (one := folder.find(asked)) is not None:
         found = [one]
     else:
-        found = [each for each in folder.within(asked) if not _is_hidden(each.path, asked)]
+        listed = list(folder.within(asked))
+        found = [each for each in listed if not _is_hidden(each.path, asked)]
     if not found:
         allowed = (
             "no data file there; allowed: at least one"
@@ -125,6 +126,14 @@ def _objects(folder: ObjectFolder, file: File) -> list[Stored]:
             else "not there; allowed: a file in the source's folder"
         )
         raise Problems([Problem(folder / file.file, "file", "", allowed)])
+    logs = [each.path for each in listed or () if not LOGS.isdisjoint(each.path.parts)]
+
+    def below(place: PurePath) -> Iterator[PurePath]:
+        if listed is None or not place.is_relative_to(fixed):
+            return (each.path for each in folder.within(PurePosixPath(place)))
+        return (path for path in logs if path.is_relative_to(place))
+
+    refuse_tables([each.path for each in found], PurePosixPath(), below, lambda place: folder / str(place))
     return sorted(found, key=lambda each: each.path)
 
 

@@ -135,6 +135,7 @@ class World:
         self.rng = rng
         self.requests_at_once = requests_at_once
         self.spec = JoinSpec(FEATURES, labels, join, negatives)
+        self.prefix = ""
         self.folders = [folder / "a", folder / "b"]
         self.copies = folder / "copies"
         self.brokers = Brokers()
@@ -204,6 +205,7 @@ class World:
             self.brokers,
             0,
             new_id=lambda: next(self.ids),
+            prefix=self.prefix,
             write_every_ms=write_every_ms,
             requests_at_once=self.requests_at_once,
         )

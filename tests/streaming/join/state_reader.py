@@ -12,7 +12,7 @@ from rocksdict import Options, Rdict
 
 HEAD = (
     *("version", "state_id", "sequence", "decided_until", "published"),
-    *("offsets", "reached", "newest", "rebuild_points", "pending", "schemas", "configs"),
+    *("offsets", "reached", "newest", "rebuild_points", "pending", "schemas", "configs", "prefix"),
 )
 CHANGING = (
     *("wake_at", "served_at", "has_request", "impression_ids", "emitted", "events", "waiting"),

@@ -287,7 +287,7 @@ def test_a_state_of_another_version_is_made_anew(tmp_path: Path, caplog: pytest.
     state.close()
     join = pipeline.start(BEFORE)
     assert (
-        "another version of Minutely wrote this state, it has to be rebuilt from the log: version 4; allowed: 3"
+        "another version of Minutely wrote this state, it has to be rebuilt from the log: version 5; allowed: 4"
         in caplog.text
     )
     assert join._head.state_id != state_id

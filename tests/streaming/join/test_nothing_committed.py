@@ -15,6 +15,7 @@ from streaming.join.state import JoinState
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
 from streaming.records.events import encode
 from tests.streaming.join.changing import BEFORE, END, ENDED, FEATURES, START, Pipeline, done, request
+from tests.streaming.join.join_lives import Brokers
 
 
 def joined(folder: Path) -> Pipeline:
@@ -41,6 +42,32 @@ def test_who_committed_once_does_not_begin_from_nothing(tmp_path: Path) -> None:
     examples[:] = [None] * len(examples)
     with pytest.raises(UnknownPlaceError, match="folder is of one that committed"):
         pipeline.start(BEFORE)
+
+
+def test_another_prefix_begins_anew_in_the_same_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the message advises. Until it begins, the state is there for who goes back to the topics that it is of."""
+    pipeline = joined(tmp_path)
+    was, pipeline.world.brokers = pipeline.world.brokers, Brokers()
+    pipeline.world.prefix = "new."
+    pipeline.world.brokers.topics[EXAMPLES] += was.topics[EXAMPLES]
+    with pytest.raises(UnknownPlaceError, match="examples holds records"):
+        pipeline.start(BEFORE)
+    assert pipeline.state is not None and pipeline.state.head is not None and pipeline.state.head.prefix == ""
+    pipeline.world.brokers = Brokers()
+    join = pipeline.start(BEFORE)
+    assert "its folder holds a state of topics with kafka.prefix '', and ours is 'new.': discarding" in caplog.text
+    assert join.pending == 0
+    pipeline.take(join, IMPRESSIONS, request(8, START, FEATURES))
+    join.step(ENDED, START + 100, 0)
+    caplog.clear()
+    join = pipeline.start(BEFORE)
+    assert (join.pending, caplog.text) == (1, "")
+    pipeline.world.brokers, pipeline.world.prefix = was, ""
+    join = pipeline.start(BEFORE)
+    join.step(ENDED, END, 0)
+    join.step(ENDED, END + 1000, 0)
+    assert sorted(pipeline.names()) == [f"r{number}/{number}.{at}" for number in (2, 4, 6) for at in (0, 1)]
+    pipeline.stop()
 
 
 def test_who_begins_where_others_were_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

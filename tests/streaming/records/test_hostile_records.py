@@ -19,7 +19,7 @@ from streaming.features.kinds import Feature, VectorFeature
 from streaming.join.core import Joiner
 from streaming.join.embedded import catch_up
 from streaming.log import DEAD_LETTERS, ENGAGEMENTS, IMPRESSIONS
-from streaming.records.events import MAX_TIME_MS, BadRecord, decode_engagement, decode_request, encode
+from streaming.records.events import MAX_TIME_MS, BadRecord, decode_engagement, decode_request, encode, is_json
 from streaming.records.examples import ExampleFormat
 from streaming.records.json_records import pack_request
 from tests.fuzz.mutate import hostile_json, hostile_msgpack, nested_json
@@ -201,3 +201,35 @@ def test_another_version_is_named_also_where_it_has_another_shape(name: str, ver
 def test_another_version_of_a_json_request_is_named() -> None:
     with pytest.raises(BadRecord, match="record version 9; allowed: 1"):
         pack_request(b'{"version": 9, "impressions": {"a": 1}}', {})
+
+
+MARKS = ("\ufeff", " ", "\n", "\r\n\t ", "\ufeff\n")
+
+
+@pytest.mark.parametrize("before", MARKS)
+def test_json_behind_blanks_or_a_mark_is_json(before: str) -> None:
+    """Editors and PowerShell write the mark, and templates blanks; both are what JSON parsers of most languages pass over."""
+    done = {"version": 1, "request_id": "r", "impression_id": "a", "action": "click", "happened_at": 5}
+    engagement = (before + json.dumps(done)).encode()
+    assert is_json(engagement)
+    assert decode_engagement(engagement, MAX_TIME_MS).happened_at == 5
+    seen = {"version": 1, "request_id": "r", "served_at": 5, "impression_ids": ["a"]}
+    request = (before + json.dumps(seen)).encode()
+    assert decode_request(pack_request(request, {}), MAX_TIME_MS).request_id == "r"
+    for other in (done, seen):
+        with pytest.raises(BadRecord, match="record version 9; allowed: 1"):
+            decode_engagement((before + json.dumps(other | {"version": 9})).encode(), MAX_TIME_MS)
+
+
+def test_blanks_alone_are_no_json() -> None:
+    assert not any(is_json(before.encode()) for before in MARKS)
+    assert not is_json(encode({"version": 1}))
+
+
+def test_the_frame_of_a_schema_registry_is_named() -> None:
+    for decode in (decode_request, decode_engagement):
+        with pytest.raises(
+            BadRecord, match=r"it begins as what Confluent's serializers write .* allowed: JSON or msgpack"
+        ) as caught:
+            decode(b"\0\0\0\0\7" + b'{"version": 1}', MAX_TIME_MS)
+        assert caught.value.reason == "malformed"

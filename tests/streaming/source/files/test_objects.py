@@ -22,6 +22,7 @@ from streaming.source.logged_events import LoggedEvents
 from streaming.source.rows.walk import read
 from streaming.source.settings import File, SourceSettings
 from tests.object_store import make_bucket, running
+from tests.streaming.source.files.lake_logs import FILE, LOGS, WAYS
 from tests.streaming.source.own_logs import (
     FORMATS,
     NOW,
@@ -73,6 +74,20 @@ def put_folder(bucket: str, folder: Path, prefix: str) -> str:
         **{f"{prefix}/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()},
     )
     return f"s3://{bucket}/{prefix}"
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_files_of_a_table_are_refused_whichever_way_they_are_named(kind: str, bucket: str) -> None:
+    prefix = kind.split()[1]  # the bucket is that of all kinds
+    put(bucket, **{f"{prefix}/{FILE}": b"x"})
+    for below, file in WAYS.values():
+        assert find(folder_of(f"s3://{bucket}/{prefix}{below}"), File(file=file))
+    put(bucket, **{f"{prefix}/{LOGS[kind]}": b"x"})
+    for below, file in WAYS.values():
+        with pytest.raises(
+            Problems, match=rf"^s3://{bucket}/{prefix}/ev.*: file: {kind}, whose files hold deleted rows too"
+        ):
+            find(folder_of(f"s3://{bucket}/{prefix}{below}"), File(file=file))
 
 
 def loaded(folder: Folder, settings: SourceSettings, wanted: FeatureSet = WANTED) -> LoggedEvents:

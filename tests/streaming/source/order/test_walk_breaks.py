@@ -177,15 +177,6 @@ def test_requests_of_two_sources_are_counted(tmp_path: Path) -> None:
     assert load(tmp_path, settings, features(), NOW).mixed == (1, "0")
 
 
-def test_a_delta_table_is_no_folder_of_files(tmp_path: Path) -> None:
-    (tmp_path / "log" / "_delta_log").mkdir(parents=True)
-    write(tmp_path / "log" / "part-0.parquet", SHOWN)
-    settings = logs(impressions={**FILE, "file": "log"}, engagements=None, actions={"click": {}})
-    ((_, _, value, allowed),) = problems_of(tmp_path, settings)
-    assert value.startswith("a Delta table")
-    assert "Parquet export" in allowed
-
-
 @pytest.mark.parametrize("memory", ["511MB", 2**70, "0GB", "2", "lots"])
 def test_memory_has_bounds(memory: Any) -> None:
     with pytest.raises(ValidationError, match="memory"):
