@@ -7,14 +7,16 @@ import os
 import ssl
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from confluent_kafka import KafkaError
 from pydantic import Field, model_validator
 
 from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section, matching
 from streaming.records.events import MAX_RECORD_BYTES
+
+if TYPE_CHECKING:  # products import this module, and need no librdkafka
+    from confluent_kafka import KafkaError
 
 BOOTSTRAP = "KAFKA_BOOTSTRAP"
 MAX_OUTPUT_BYTES = 2 * MAX_RECORD_BYTES
@@ -22,7 +24,7 @@ MAX_OUTPUT_BYTES = 2 * MAX_RECORD_BYTES
 RETRY_BACKOFF_MS = 5
 """With the client's default of 100 ms, a transaction that takes 13 to 39 ms takes 95 to 107 ms."""
 _log = logging.getLogger("minutely.kafka")
-_REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE)
+_REFUSALS = ("_AUTHENTICATION", "_SSL", "_RESOLVE")
 _SAY_AGAIN_SECONDS = 600
 
 
@@ -99,6 +101,11 @@ class KafkaSettings(Section):
         """The brokers to ask first and the setting that names them, for messages."""
         return f"{', '.join(self.brokers)} ({'$' + BOOTSTRAP if os.environ.get(BOOTSTRAP) else 'kafka.bootstrap'})"
 
+    @property
+    def protocol(self) -> str:
+        """What Kafka calls the way to its brokers."""
+        return ("SASL_" if self.sasl is not None else "") + ("SSL" if self.tls is not None else "PLAINTEXT")
+
     def client(self) -> dict[str, Any]:
         """Return the options of every Kafka client of this process. They may hold a password: never print them."""
         options: dict[str, Any] = {
@@ -110,7 +117,7 @@ class KafkaSettings(Section):
             "error_cb": _tell,
         }
         if self.tls is not None:
-            _check(self.tls)
+            tls_context(self.tls)  # of files that are no PEM the client would only say that it cannot be created
             files = {"ca": self.tls.ca, "certificate": self.tls.certificate, "key": self.tls.key}
             options |= {f"ssl.{name}.location": path for name, path in files.items() if path is not None}
         if self.sasl is not None:
@@ -119,8 +126,7 @@ class KafkaSettings(Section):
                 "sasl.username": self.sasl.username,
                 "sasl.password": self.sasl.password(),
             }
-        tls, sasl = self.tls is not None, self.sasl is not None
-        options["security.protocol"] = ("SASL_" if sasl else "") + ("SSL" if tls else "PLAINTEXT")
+        options["security.protocol"] = self.protocol
         return options
 
 
@@ -128,24 +134,25 @@ class _Refusals:
     """Logs why brokers cannot be reached at all: the call that fails only reports a timeout."""
 
     def __init__(self) -> None:
-        self._said: dict[int, float] = {}
+        self._said: dict[str, float] = {}
 
     def __call__(self, error: KafkaError) -> None:
-        code, now = error.code(), time.monotonic()
-        if code in _REFUSALS and now - self._said.get(code, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS:
-            self._said[code] = now
+        name, now = error.name(), time.monotonic()
+        if name in _REFUSALS and now - self._said.get(name, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS:
+            self._said[name] = now
             _log.error("%s", error.str())
 
 
 _tell = _Refusals()
 
 
-def _check(tls: TlsSettings) -> None:
-    """Raise `Problems` that names the bad files; the client would only say that it cannot be created."""
+def tls_context(tls: TlsSettings) -> ssl.SSLContext:
+    """Return what Python's TLS needs; `Problems` that names the files if they are not PEM."""
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate is not None:
             context.load_cert_chain(tls.certificate, tls.key)
+        return context
     except (OSError, ssl.SSLError) as error:
         named = ", ".join(name for name in (tls.ca, tls.certificate, tls.key) if name)
         raise Problems([Problem("kafka.tls", "files", named, f"{error}; allowed: PEM files")]) from None
