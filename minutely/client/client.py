@@ -190,6 +190,9 @@ def _check_rows(
     for name, rows in (("scores", scores), ("positions", positions)):
         if len(rows) not in (0, impressions):
             raise BadRecord("malformed", f"{name}: {len(rows)} for {impressions} impressions")
+    for position in positions:
+        if not -(2**31) <= position < 2**31:
+            raise BadRecord("malformed", f"positions: {position}; allowed: integers of 32 bits")
     if len({len(row) for row in scores}) > 1:
         raise BadRecord("malformed", "scores: rows of different lengths; allowed: one score a label in each")
 

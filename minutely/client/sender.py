@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter
@@ -11,8 +10,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaConnectionError, KafkaError
 
+from minutely.client.kafka_logs import keep_secrets, noting_why
 from streaming.kafka.settings import KafkaSettings, tls_context
 from streaming.log import INPUTS, BrokerError
 from streaming.records.events import MAX_RECORD_BYTES, BadRecord
@@ -22,7 +22,8 @@ _BATCH_BYTES = 128 << 10
 """With the client's default of 16 KiB, records of 9 KB take four times the CPU."""
 _OVERHEAD_BYTES = 1024
 """A record's key and frame have less."""
-_FOREVER_MS = 10**12
+_REQUEST_MS = 30_000
+_LONGEST_SECONDS = 1e9
 _PAUSE_SECONDS = 1.0
 
 
@@ -56,13 +57,23 @@ class Sender:
         wait_seconds: float,
         delivery_seconds: float,
     ) -> None:
+        for name, given, least in (
+            ("memory_bytes", memory_bytes, 1),
+            ("wait_seconds", wait_seconds, 0.1),
+            ("delivery_seconds", delivery_seconds, 1),
+        ):
+            if not given >= least:
+                raise ValueError(f"{name} {given}; allowed: {least} or more")
+        delivery_ms = round(min(delivery_seconds, _LONGEST_SECONDS) * 1000)
         self._options = producer_options(settings) | {
-            "delivery_timeout_ms": _FOREVER_MS if math.isinf(delivery_seconds) else round(delivery_seconds * 1000),
+            "delivery_timeout_ms": delivery_ms,
+            "request_timeout_ms": min(_REQUEST_MS, delivery_ms - _LINGER_MS),
             "max_block_ms": round(wait_seconds * 1000),
             "bootstrap_timeout_ms": round(wait_seconds * 1000),
         }
         self._topics = [settings.topic(name) for name in INPUTS]
         self._asked = settings.asked
+        self._has_password = settings.sasl is not None
         self._on_lost = on_lost
         self._memory_bytes = memory_bytes
         self._wait_seconds = wait_seconds
@@ -145,10 +156,14 @@ class Sender:
 
     def _connect(self) -> Any:
         self._failed = None
-        try:
-            producer = KafkaProducer(**self._options)
-        except KafkaError as error:
-            raise broker_error(error, self._asked) from None
+        with noting_why() as reason:
+            try:
+                producer = KafkaProducer(**self._options)
+            except KafkaError as error:
+                why = reason.error or error
+                hung_up = self._has_password and isinstance(why, KafkaConnectionError)
+                also = "; a broker hangs up also where user name or password are wrong" if hung_up else ""
+                raise broker_error(why, self._asked + also) from None
         try:
             for topic in self._topics:
                 producer.partitions_for(topic)
@@ -212,6 +227,7 @@ def producer_options(settings: KafkaSettings) -> dict[str, Any]:
     if tls is not None:
         options["ssl_context"] = tls_context(tls)
     if sasl is not None:
+        keep_secrets()
         options |= {
             "sasl_mechanism": sasl.mechanism,
             "sasl_plain_username": sasl.username,
@@ -220,6 +236,6 @@ def producer_options(settings: KafkaSettings) -> dict[str, Any]:
     return options
 
 
-def broker_error(error: Exception, asked: str) -> BrokerError:
+def broker_error(error: BaseException, asked: str) -> BrokerError:
     """Convert an error of the client, whose text begins with its name."""
     return BrokerError(f"{error}; asked {asked}")

@@ -87,7 +87,7 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
         NoAnswerError: no broker is there in a minute.
     """
     clock = WallClock()
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it logs every try to connect; ours says that once
+    logging.getLogger("kafka").propagate = False  # it logs every try to connect; ours says that once
     with stop_on_signal() as stop:
         retrying(_log, stop, partial(ensure_topics, pipeline.kafka), pipeline.kafka.asked, waiting.PERSON_SECONDS)
         if stop():
