@@ -45,7 +45,8 @@ class Sender:
 
     It connects with the first record. Values of at most ``memory_bytes`` wait for brokers, each for ``delivery_seconds``; what
     they did not take by then goes to ``on_lost``, in the client's own thread, which must not wait for anything. A call waits for
-    at most ``wait_seconds``. Make one in each process, after it forked.
+    at most ``wait_seconds`` to connect, as long to find the topics, and as long for room. Make one in each process, after
+    it forked.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Sender:
         number = self._reserve(topic, request_id, value)
         try:
             sent = producer.send(topic, value, request_id.encode())
-        except KafkaError as error:
+        except (KafkaError, ValueError) as error:  # a ValueError where the topic went away
             self._drop(number)
             raise broker_error(error, self._asked) from None
         except BaseException:
@@ -164,12 +165,16 @@ class Sender:
                 hung_up = self._has_password and isinstance(why, KafkaConnectionError)
                 also = "; a broker hangs up also where user name or password are wrong" if hung_up else ""
                 raise broker_error(why, self._asked + also) from None
+            except ValueError as error:
+                raise ValueError(
+                    f"brokers {self._asked}: {error}; allowed: host:port, with commas between them"
+                ) from None
         try:
             for topic in self._topics:
                 producer.partitions_for(topic)
         except KafkaError as error:
             producer.close(timeout=0)
-            raise broker_error(error, self._asked) from None
+            raise broker_error(error, f"{self._asked} for topic {topic}") from None
         return producer
 
     def _reserve(self, topic: str, request_id: str, value: bytes) -> int:

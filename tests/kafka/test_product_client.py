@@ -118,7 +118,7 @@ def test_what_brokers_refuse_is_told(kafka: KafkaSettings) -> None:
 def test_topics_that_are_not_there_are_an_error(kafka: KafkaSettings) -> None:
     client = Client(bootstrap=kafka.bootstrap, prefix="nobody-made.", on_lost=print, wait_seconds=1)
     began = time.monotonic()
-    with pytest.raises(BrokerError, match=r"asked 127\.0\.0\.1"):
+    with pytest.raises(BrokerError, match=r"asked 127\.0\.0\.1.* for topic nobody-made\.impressions"):
         client.engaged("r", "i", "click")
     assert time.monotonic() - began < 5
     assert client.close() == 0

@@ -119,6 +119,13 @@ def test_brokers_that_are_away_hold_nobody_up(client: Client) -> None:
         client.engaged("r", "a", "click")
 
 
+def test_a_port_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BOOTSTRAP, raising=False)
+    client = Client(bootstrap="broker:kafka", on_lost=print)
+    with pytest.raises(ValueError, match=r"brokers broker:kafka \(kafka.bootstrap\): .*; allowed: host:port"):
+        client.engaged("r", "a", "click")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
