@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import time
@@ -159,8 +160,13 @@ def test_a_product_sends_over_tls_with_a_password(
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
 def test_a_product_is_told_of_a_wrong_password_and_does_not_show_it(
-    mechanism: str, guarded: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mechanism: str,
+    guarded: tuple[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("kafka"), "propagate", True)  # `produce` may have run before
     secret = tmp_path / "secret"
     secret.write_text(WRONG + "\n")
     client = client_of(settings(guarded, mechanism, password_file=str(secret)), [], wait_seconds=3)
