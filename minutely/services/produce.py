@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minutely.client.client import MEMORY_BYTES
+from minutely.client.sender import Lost, NoRoom, Sender
 from minutely.config import Pipeline
 from minutely.ends import stop_on_signal
 from minutely.logs.own_logs import load_events
@@ -19,14 +23,17 @@ from minutely.services.service import wait_for_topics
 from streaming.clock import Clock, WallClock
 from streaming.features.columns import Ids
 from streaming.kafka.sending import RetryingSender
-from streaming.log import INPUTS
+from streaming.kafka.settings import KafkaSettings
+from streaming.log import INPUTS, BrokerError
 from streaming.records.events import MAX_RECORD_BYTES
 from streaming.source.logged_events import LoggedEvents
 from streaming.source.to_records import RequestRecords
+from streaming.waiting import retrying
 
 _log = logging.getLogger("minutely.produce")
 _TICK_MS = 50
 _AT_ONCE = 2000
+_WAIT_SECONDS = 2.0
 
 
 def stamped(events: LoggedEvents, start_ms: int, speed: float | None, rate: float | None) -> LoggedEvents:
@@ -78,6 +85,7 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
         NoAnswerError: no broker is there in a minute.
     """
     clock = WallClock()
+    logging.getLogger("kafka").propagate = False  # it logs every try to connect; ours says that once
     with stop_on_signal() as stop:
         wait_for_topics(pipeline, _log, stop)
         if stop():
@@ -85,20 +93,72 @@ def produce(pipeline: Pipeline, speed: float | None, rate: float | None) -> None
         events = load_events(pipeline, clock.now_ms())
         if not events.requests:
             return
+        client = ProductsQueue(pipeline.kafka)
+        retrying(_log, stop, client.connect, pipeline.kafka.asked)
         start_ms = clock.now_ms()
         run = f"{start_ms // 1000:x}-{secrets.token_hex(2)}"  # fits beside the longest id of a log
         _log.info("run %s: the ids of its requests begin with that", run)
-        send(pipeline, of_run(stamped(events, start_ms, speed, rate), run), start_ms, clock, stop)
+        with closing(client):
+            send(pipeline, client, of_run(stamped(events, start_ms, speed, rate), run), start_ms, clock, stop)
 
 
-def send(pipeline: Pipeline, events: LoggedEvents, start_ms: int, clock: Clock, stop: Callable[[], bool]) -> None:
+class ProductsQueue:
+    """The queue of the client that products send with."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._lost: Lost | None = None
+        self._sender = Sender(
+            settings, self._note, memory_bytes=MEMORY_BYTES, wait_seconds=_WAIT_SECONDS, delivery_seconds=math.inf
+        )
+        self.taken = self._sender.acknowledged
+
+    def connect(self) -> None:
+        """Connect; `BrokerError` if brokers are away."""
+        self._sender.connect()
+
+    def offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
+        """Queue a record for the partition of its key; False, after a short wait, if the queue is full."""
+        assert key is not None and partition < 0
+        self._check()
+        try:
+            self._sender.send(topic, key.decode(), value)
+        except NoRoom:
+            return False
+        return True
+
+    def flush(self, seconds: float) -> int:
+        """Wait until brokers have everything, or for so long; return how many records they lack."""
+        left = self._sender.flush(seconds)
+        self._check()
+        return left
+
+    def close(self) -> None:
+        """Let go of the brokers, and of what they lack."""
+        self._sender.close(0)
+
+    def _note(self, lost: Lost) -> None:
+        self._lost = self._lost or lost
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise BrokerError(f"{self._lost.error} (request {self._lost.request_id:.60})")
+
+
+def send(
+    pipeline: Pipeline,
+    client: ProductsQueue,
+    events: LoggedEvents,
+    start_ms: int,
+    clock: Clock,
+    stop: Callable[[], bool],
+) -> None:
     """Send every event when its time has come, where it is ``start_ms`` now; a clock that is set changes no pace."""
     begun_at = clock.elapsed_ms()
     maker = RequestRecords(events, pipeline.features)
     happened_at = events.engagements.happened_at
     scores = np.zeros((events.impressions, 0), np.float32)
     request = engagement = 0
-    sender = RetryingSender(pipeline.kafka, _log, stop)
+    sender = RetryingSender(pipeline.kafka, _log, stop, client)
     names = [pipeline.kafka.topic(name) for name in INPUTS]
     too_large: set[str] = set()
     without_request = 0

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streaming.features.ids import MISSING
-from streaming.features.kinds import DenseFeature, Feature, SparseFeature, VectorFeature, WeightFeature
+from streaming.features.kinds import DenseFeature, Feature, Packed, SparseFeature, VectorFeature, WeightFeature
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -83,10 +83,6 @@ def repeated(column: Column, count: int) -> Column | Repeated:
         return column
     spread: Any = np.broadcast_to(column, (count, *column.shape[1:]))
     return cast(Ids | Floats, spread)
-
-
-Packed: TypeAlias = bytes | tuple[bytes, bytes]
-"""A column in a record: little-endian values; for lists, int32 lengths and then the values of all lists."""
 
 
 def missing_column(feature: Feature, count: int) -> Column:

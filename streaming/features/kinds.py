@@ -18,6 +18,8 @@ Name: TypeAlias = Annotated[
     str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _, with no digit first")
 ]
 MAX_VECTOR = 65_536
+Packed: TypeAlias = bytes | tuple[bytes, bytes]
+"""A feature's column in a record: little-endian values; for lists, int32 lengths and then the values of all lists."""
 Unit: TypeAlias = Literal["s", "ms", "us", "ns"]
 """What times as numbers count."""
 OfRequest: TypeAlias = Literal["size"]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from streaming.features.columns import Column, Ids, Packed, Ragged, missing_column, pack, unpack
-from streaming.features.kinds import Feature
+from streaming.features.columns import Column, Ids, Ragged, missing_column, pack, unpack
+from streaming.features.kinds import Feature, Packed
 from streaming.records.events import MAX_IMPRESSIONS, Request
 from streaming.records.examples import ExampleColumns, ExampleFormat, ServedColumns
 from streaming.records.identity import example_prefix

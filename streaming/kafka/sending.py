@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -35,15 +36,63 @@ def producer_of(settings: KafkaSettings, delivery_ms: int, linger_ms: int) -> Pr
     )
 
 
-class RetryingSender:
-    """Sends from a bounded queue. Waits for brokers however long they are down, logs that once, and gives up when ``stop`` returns
-    true."""
+class Outgoing(Protocol):
+    """A client's bounded queue of records, which are never given up. Its calls raise `BrokerError` if brokers refused a record."""
 
-    def __init__(self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool]) -> None:
+    @property
+    def taken(self) -> Counter[str]:
+        """The records that brokers acknowledged, by topic."""
+
+    def offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
+        """Queue a record, for the partition of its key if that is -1; False, after a short wait, if the queue is full."""
+
+    def flush(self, seconds: float) -> int:
+        """Wait until brokers have everything, or for so long; return how many records they lack."""
+
+
+class Librdkafka:
+    """The queue of librdkafka."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
         self._producer = producer_of(settings, _FOR_EVER, linger_ms=5)
         self._error: KafkaError | None = None
         self.taken = Counter[str]()
-        """The records that brokers acknowledged, by topic."""
+
+    @as_broker_error
+    def offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
+        """Queue a record; False, after a short wait, if the queue is full."""
+        queued = offer(self._producer, topic, value, key, partition, self._delivered)
+        if queued:
+            self._producer.poll(0)
+        self._check()
+        return queued
+
+    @as_broker_error
+    def flush(self, seconds: float) -> int:
+        """Wait until brokers have everything, or for so long; return how many records they lack."""
+        left = self._producer.flush(seconds)
+        self._check()
+        return left
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._error = error
+        else:
+            self.taken[message.topic() or ""] += 1
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise KafkaException(self._error)
+
+
+class RetryingSender:
+    """Sends from a bounded queue, librdkafka's unless one is given. Waits for brokers however long they are down, logs that
+    once, and gives up when ``stop`` returns true."""
+
+    def __init__(
+        self, settings: KafkaSettings, log: logging.Logger, stop: Callable[[], bool], client: Outgoing | None = None
+    ) -> None:
+        self._client: Outgoing = client or Librdkafka(settings)
         self._stop = stop
         self._brokers = Retry(log, "brokers", WallClock(), settings.asked)
         self._before = 0
@@ -56,13 +105,17 @@ class RetryingSender:
             BrokerError: brokers refused this record or an earlier one.
         """
         self._moved_at = time.monotonic()
-        while not self._offer(topic, value, key, partition):
+        while not self._client.offer(topic, value, key, partition):
             if self._stop():
                 return False
             self._look()
         return True
 
-    @as_broker_error
+    @property
+    def taken(self) -> Counter[str]:
+        """The records that brokers acknowledged, by topic."""
+        return self._client.taken
+
     def wait(self) -> int:
         """Wait until brokers have everything. Return how many records they lack, which is 0 unless ``stop`` came first.
 
@@ -70,35 +123,12 @@ class RetryingSender:
             BrokerError: brokers refused a record.
         """
         self._moved_at = time.monotonic()
-        while left := self._producer.flush(POLL_SECONDS):
-            self._check()
+        while self._client.flush(POLL_SECONDS):
             if self._stop():
-                left = self._producer.flush(_WAIT_SECONDS)
-                self._check()
-                return left
+                return self._client.flush(_WAIT_SECONDS)
             self._look()
-        self._check()
         self._brokers.worked()
         return 0
-
-    @as_broker_error
-    def _offer(self, topic: str, value: bytes, key: bytes | None, partition: int) -> bool:
-        """Queue a record; False, after a short wait, if the queue is full."""
-        queued = offer(self._producer, topic, value, key, partition, self._delivered)
-        if queued:
-            self._producer.poll(0)
-        self._check()
-        return queued
-
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            self._error = error
-        else:
-            self.taken[message.topic() or ""] += 1
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise KafkaException(self._error)
 
     def _look(self) -> None:
         """Log if brokers have acknowledged nothing for 2 s."""
@@ -107,5 +137,5 @@ class RetryingSender:
             self._before, self._moved_at = taken, now
         elif now > self._moved_at + _WAIT_SECONDS:
             self._moved_at = now
-            late = timed_out(f"{len(self._producer)} records were not acknowledged in {_WAIT_SECONDS:g} s")
+            late = timed_out(f"{self._client.flush(0)} records were not acknowledged in {_WAIT_SECONDS:g} s")
             self._brokers.failed(broker_error(late))

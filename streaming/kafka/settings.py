@@ -7,9 +7,8 @@ import os
 import ssl
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from confluent_kafka import KafkaError
 from pydantic import Field, model_validator
 
 from basis import open_files
@@ -17,13 +16,16 @@ from basis.problems import Problem, Problems
 from basis.settings import PositiveDurationMs, Section, matching
 from streaming.records.events import MAX_RECORD_BYTES
 
+if TYPE_CHECKING:  # products import this module, and need no librdkafka
+    from confluent_kafka import KafkaError
+
 BOOTSTRAP = "KAFKA_BOOTSTRAP"
 MAX_OUTPUT_BYTES = 2 * MAX_RECORD_BYTES
 """The largest record of the joiner's outputs: a refused record of the largest size must fit, with its reason."""
 RETRY_BACKOFF_MS = 5
 """With the client's default of 100 ms, a transaction that takes 13 to 39 ms takes 95 to 107 ms."""
 _log = logging.getLogger("minutely.kafka")
-_REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE)
+_REFUSALS = ("_AUTHENTICATION", "_SSL", "_RESOLVE")
 _SAY_AGAIN_SECONDS = 600
 
 
@@ -100,6 +102,11 @@ class KafkaSettings(Section):
         """The brokers to ask first and the setting that names them, for messages."""
         return f"{', '.join(self.brokers)} ({'$' + BOOTSTRAP if os.environ.get(BOOTSTRAP) else 'kafka.bootstrap'})"
 
+    @property
+    def protocol(self) -> str:
+        """What Kafka calls the way to its brokers."""
+        return ("SASL_" if self.sasl is not None else "") + ("SSL" if self.tls is not None else "PLAINTEXT")
+
     def client(self) -> dict[str, Any]:
         """Return the options of every Kafka client of this process. They may hold a password: never print them."""
         options: dict[str, Any] = {
@@ -111,7 +118,7 @@ class KafkaSettings(Section):
             "error_cb": _tell,
         }
         if self.tls is not None:
-            _check(self.tls)
+            tls_context(self.tls)  # of files that are no PEM the client would only say that it cannot be created
             files = {"ca": self.tls.ca, "certificate": self.tls.certificate, "key": self.tls.key}
             options |= {f"ssl.{name}.location": path for name, path in files.items() if path is not None}
         if self.sasl is not None:
@@ -120,8 +127,7 @@ class KafkaSettings(Section):
                 "sasl.username": self.sasl.username,
                 "sasl.password": self.sasl.password(),
             }
-        tls, sasl = self.tls is not None, self.sasl is not None
-        options["security.protocol"] = ("SASL_" if sasl else "") + ("SSL" if tls else "PLAINTEXT")
+        options["security.protocol"] = self.protocol
         return options
 
 
@@ -129,28 +135,29 @@ class _Refusals:
     """Logs why brokers cannot be reached at all: the call that fails only reports a timeout."""
 
     def __init__(self) -> None:
-        self._said: dict[int, float] = {}
+        self._said: dict[str, float] = {}
 
     def __call__(self, error: KafkaError) -> None:
-        code, text, now = error.code(), error.str(), time.monotonic()
+        name, text, now = error.name(), error.str(), time.monotonic()
         if open_files.TOO_MANY in text:
-            code, text = KafkaError._FS, f"{text}; {open_files.ALLOWED}"
-        elif code not in _REFUSALS:
+            name, text = "_FS", f"{text}; {open_files.ALLOWED}"
+        elif name not in _REFUSALS:
             return
-        if now - self._said.get(code, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS:
-            self._said[code] = now
+        if now - self._said.get(name, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS:
+            self._said[name] = now
             _log.error("%s", text)
 
 
 _tell = _Refusals()
 
 
-def _check(tls: TlsSettings) -> None:
-    """Raise `Problems` that names the bad files; the client would only say that it cannot be created."""
+def tls_context(tls: TlsSettings) -> ssl.SSLContext:
+    """Return what Python's TLS needs; `Problems` that names the files if they are not PEM."""
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate is not None:
             context.load_cert_chain(tls.certificate, tls.key)
+        return context
     except (OSError, ssl.SSLError) as error:
         named = ", ".join(name for name in (tls.ca, tls.certificate, tls.key) if name)
         raise Problems([Problem("kafka.tls", "files", named, f"{error}; allowed: PEM files")]) from None

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, overload
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from basis.decoding import refusing, why
-from streaming.features.columns import Packed
-from streaming.features.kinds import FLOAT32_MAX, NUMBERS_ALLOWED
+from streaming.features.kinds import FLOAT32_MAX, NUMBERS_ALLOWED, Packed
+
+if TYPE_CHECKING:  # products import this module, and need no numpy
+    import numpy as np
+    import numpy.typing as npt
 
 FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 4 * 1024 * 1024
@@ -189,11 +190,15 @@ def decode_request(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> 
     if len(payload) > MAX_RECORD_BYTES:
         own = msgspec.structs.replace(request, schema="", columns="all")
         check_size(len(payload) - (len(encode(request)) - len(encode(own))))
-    _check_time("served_at", request.served_at, latest, earliest)
-    count = len(request.impression_ids)
-    if count > 1 and len(set(request.impression_ids)) != count:
-        raise BadRecord("malformed", "an impression_id is given twice")
+    check_served(request.served_at, request.impression_ids, latest, earliest)
     return request
+
+
+def check_served(served_at: int, impression_ids: list[str], latest: int, earliest: int) -> None:
+    """Raise `BadRecord` for a request that was not served between these times (ms), or that names an impression twice."""
+    _check_time("served_at", served_at, latest, earliest)
+    if len(impression_ids) > 1 and len(set(impression_ids)) != len(impression_ids):
+        raise BadRecord("malformed", "an impression_id is given twice")
 
 
 def decode_engagement(payload: bytes, latest: int, earliest: int = MIN_TIME_MS) -> Engagement:

@@ -1,59 +1,28 @@
-"""Requests as JSON, for producers that do not pack columns: features are lists with one value per impression.
-
-``{"version": 1, "request_id": "r1", "served_at": 1700000000000, "impression_ids": ["a", "b"],
-"shared": {"user": "u7"}, "features": {"item": [12, 15], "tags": [[1, 2], []], "price": [0.5, 2]}}``
-"""
+"""JSON requests become records with packed columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from basis.decoding import refusing
 from streaming.features import given
-from streaming.features.columns import Column, Floats, Packed, missing_number, pack
-from streaming.features.kinds import WEIGHTS_ALLOWED, Feature, SparseFeature, VectorFeature, WeightFeature
-from streaming.records.events import (
-    FORMAT_VERSION,
-    BadRecord,
-    ImpressionIds,
-    Int64,
-    Request,
-    bad_record,
-    check_size,
-    encode,
-    unmarked,
-)
-
-
-class _JsonRequest(msgspec.Struct, kw_only=True):
-    version: Int64
-    request_id: str
-    served_at: Int64
-    impression_ids: ImpressionIds
-    shared: dict[str, Any] = {}
-    features: dict[str, list[Any]] = {}
-    positions: list[int] = []
-    scores: list[list[float]] = []
-    sparse_version: Int64 = 0
-    dense_version: Int64 = 0
-    schema: str = ""
-
+from streaming.features.columns import Column, Floats, missing_number, pack
+from streaming.features.kinds import WEIGHTS_ALLOWED, Feature, Packed, SparseFeature, VectorFeature, WeightFeature
+from streaming.records.events import FORMAT_VERSION, BadRecord, Request, bad_record, check_size, encode
+from streaming.records.json_requests import check_count, decode_json_request
 
 _FLOAT_BYTES = 4
-_decoder = msgspec.json.Decoder(_JsonRequest)
 
 
 def pack_request(payload: bytes, features: Mapping[str, Feature], *, may_lack: bool = False) -> bytes:
     """Turn a JSON request into msgpack with packed columns; `BadRecord` if its values do not fit its features. With
     ``may_lack``, columns that do not fit are empty."""
-    check_size(len(payload))
+    read = decode_json_request(payload)
     with refusing(lambda said: bad_record(payload, said, FORMAT_VERSION), BadRecord):
-        read = _decoder.decode(unmarked(payload))
         shared = {name: [value] for name, value in read.shared.items()}
         return encode(
             Request(
@@ -82,8 +51,7 @@ def _columns(
         if (feature := features.get(name)) is None:
             continue
         try:
-            if len(each) != count:
-                raise BadRecord("feature", f"feature {name}: {len(each)} values for {count} impressions")
+            check_count(name, len(each), count)
             if isinstance(feature, VectorFeature):
                 size += count * feature.size * _FLOAT_BYTES
                 check_size(size)

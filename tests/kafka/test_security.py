@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import time
@@ -20,6 +21,7 @@ from confluent_kafka.admin import (
 )
 
 from basis.problems import Problems
+from minutely.client import Client, Lost
 from minutely.services.again import send_again
 from minutely.services.join import make_join_service
 from stack.kafka import BrokerUnavailable, running
@@ -27,13 +29,21 @@ from streaming.clock import WallClock
 from streaming.kafka.log import KafkaLog
 from streaming.kafka.settings import KafkaSettings
 from streaming.kafka.topics import ensure_topics
-from streaming.log import DEAD_LETTERS, EXAMPLES, IMPRESSIONS, BrokerError
-from streaming.records.events import DeadLetter, encode
+from streaming.log import DEAD_LETTERS, ENGAGEMENTS, EXAMPLES, IMPRESSIONS, BrokerError
+from streaming.records.events import MAX_TIME_MS, DeadLetter, decode_engagement, encode
 from streaming.records.examples import ExampleFormat
 from tests.commands import ROOT, missing
 from tests.kafka.services import joiner, started, write_config
 from tests.kafka.test_join import MINUTE, joined_through, now_ms, run_until
-from tests.kafka.traffic import check_examples, make_pipeline, make_traffic, producer_of, read_examples, send
+from tests.kafka.traffic import (
+    check_examples,
+    make_pipeline,
+    make_traffic,
+    producer_of,
+    read_examples,
+    read_messages,
+    send,
+)
 
 PASSWORD = "correct horse"
 WRONG = "battery staple"
@@ -122,6 +132,51 @@ def test_a_wrong_password_is_said_once_and_not_shown(guarded: tuple[str, Path], 
         assert service.output.count("invalid credentials") == 1, service.output
     assert WRONG not in service.output
     assert WRONG not in config.read_text()
+
+
+def client_of(kafka: KafkaSettings, lost: list[Lost], **more: float) -> Client:
+    """The products' client, which takes the settings as a product writes them."""
+    assert kafka.tls is not None and kafka.sasl is not None
+    tls, sasl = kafka.tls.model_dump(exclude_none=True), kafka.sasl.model_dump(exclude_none=True)
+    return Client(bootstrap=kafka.bootstrap, prefix=kafka.prefix, tls=tls, sasl=sasl, on_lost=lost.append, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+def test_a_product_sends_over_tls_with_a_password(
+    mechanism: str, guarded: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_PASSWORD", PASSWORD)
+    kafka = settings(guarded, mechanism, password_env="THE_PASSWORD")
+    kafka = kafka.model_copy(update={"prefix": f"product.{kafka.prefix}"})
+    ensure_topics(kafka)
+    lost: list[Lost] = []
+    with client_of(kafka, lost) as client:
+        client.engaged("r1", "i1", "click")
+        assert client.flush(20) == 0
+    assert lost == []
+    ((message,),) = read_messages(kafka, ENGAGEMENTS).values()
+    assert decode_engagement(message.value() or b"", MAX_TIME_MS).request_id == "r1"
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+def test_a_product_is_told_of_a_wrong_password_and_does_not_show_it(
+    mechanism: str,
+    guarded: tuple[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("kafka"), "propagate", True)  # `produce` may have run before
+    secret = tmp_path / "secret"
+    secret.write_text(WRONG + "\n")
+    client = client_of(settings(guarded, mechanism, password_file=str(secret)), [], wait_seconds=3)
+    began = time.monotonic()
+    with caplog.at_level("DEBUG"), caplog.at_level("DEBUG", "kafka"), pytest.raises(BrokerError) as error:
+        client.engaged("r1", "i1", "click")
+    assert re.search("SaslAuthenticationFailedError|user name or password are wrong", str(error.value))
+    assert time.monotonic() - began < 8
+    assert "DEBUG    kafka." in caplog.text, "it is listened to"
+    assert WRONG not in caplog.text + str(error.value)
 
 
 def test_the_documented_rights_are_needed_and_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from streaming.join.upgrades import Upgrades
 from streaming.join.watermark import Reached
 from streaming.log import IMPRESSIONS
 from streaming.loop.brokers import Fetched, OutputRecord
-from streaming.records import json_records
+from streaming.records import json_requests
 from streaming.records.events import BadRecord, Request
 from streaming.records.examples import Published
 from tests.simulation.brokers import HistoryOf
@@ -346,4 +346,4 @@ def decoding_catches_a_list_of_types() -> Any:
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
             raise refusal(why(error)) from None
 
-    return patch.object(json_records, "refusing", listed)
+    return patch.object(json_requests, "refusing", listed)

@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from streaming.features.columns import Packed
-from streaming.features.kinds import Feature, SparseFeature, VectorFeature
+from streaming.features.kinds import Feature, Packed, SparseFeature, VectorFeature
 from streaming.join.negatives import Negatives
 from streaming.join.settings import JoinSettings
 from streaming.log import ENGAGEMENTS, EXAMPLES, IMPRESSIONS
