@@ -251,8 +251,8 @@ def load(config: Path, data: str | None, seed: int | None, memory: int | None = 
 def load_for_service(
     config: Path, data: str | None = None, seed: int | None = None, memory: int | None = None
 ) -> Pipeline:
-    """The pipeline of a config for a service on Kafka; `Problems` where it is wrong, or has live features, which no service keeps
-    yet."""
+    """The pipeline of a config for a service on Kafka; `Problems` where it is wrong, or has live features, of which only
+    replicas know."""
     pipeline = load(config, data, seed, memory)
     if kept := [name for name, _ in pipeline.live.definitions()]:
         allowed = "live features are kept in replays only so far; allowed: minutely replay, or a config without them"

@@ -168,7 +168,7 @@ def serve(config: Path, deltas: str | None, listen: Address, health: Address | N
     from minutely.services.service import log_to_stderr
 
     log_to_stderr()
-    pipeline = load_for_service(config)
+    pipeline = load(config, None, None)
     run(pipeline, deltas or f"state/{pipeline.name}/deltas", listen, health, name)
 
 

@@ -16,9 +16,11 @@ from streaming.live._native import Tally
 from streaming.live.numbers import Raw, numbers_of
 from streaming.live.settings import HALF_LIVES_KEPT, Age, Definition, LiveSettings, Rates, Seen
 from streaming.live.spec import actions_of
+from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS
 
 READ, SERVED, FIRST_ACTION = 0, 1, 2
 """What an operation is, as ``native/tally.hpp`` numbers it; `FIRST_ACTION` + i is action i."""
+_NEVER = np.iinfo(np.int64).min
 
 
 class Operations(NamedTuple):
@@ -85,6 +87,15 @@ class LiveCore:
         """Keep of keys what another core `packed`, in place of what was kept."""
         self._kept[name].tally.put(keys, packed)
 
+    def sound(self, name: str, packed: Packed) -> npt.NDArray[np.bool_]:
+        """Return which of keys another core can have `packed`, bool [k]: with times that there are, and counts that are numbers."""
+        counts = self._kept[name].counts
+        times, counted = packed[:, : packed.shape[1] - counts].view(np.int64), packed[:, packed.shape[1] - counts :]
+        has_times = ((times >= MIN_TIME_MS) & (times <= MAX_TIME_MS)) | (times == _NEVER)
+        amounts = counted.view(np.float64)
+        found: npt.NDArray[np.bool_] = has_times.all(1) & ((amounts >= 0) & (amounts < np.inf)).all(1)
+        return found
+
     def words(self, name: str) -> int:
         """Return how many words `packed` has for a key of a definition."""
         return self._kept[name].tally.width
@@ -114,6 +125,7 @@ class _Kept:
         self._codes[[READ, SERVED]] = READ, SERVED
         self._codes[FIRST_ACTION + self._own] = FIRST_ACTION + np.arange(len(own))
         expire_ms, half_lives = _keeps(definition)
+        self.counts = len(half_lives) * (1 + len(own))
         self.tally = Tally(
             expire_ms=expire_ms,
             half_lives_ms=half_lives,

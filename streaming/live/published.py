@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,6 +22,8 @@ from streaming.records.events import BadRecord, bad_record, check_size
 
 _VERSION = 1
 _TOTALS = ""
+_MOST = 1 << 48
+"""More than this happens nowhere, and so many partitions' totals can be added."""
 
 
 class _Published(msgspec.Struct, array_like=True, gc=False):
@@ -50,6 +53,13 @@ def published_totals(actions: Sequence[str], totals: Ids) -> tuple[bytes, bytes]
     return b"totals", _encoder.encode(_Published(_VERSION, _TOTALS, 0, totals.tobytes(), list(actions)))
 
 
+class Said(NamedTuple):
+    """What some records of a partition say: by definition keys int64 [k] with what is kept of each, and the partition's totals."""
+
+    keys: Mapping[str, tuple[Ids, Packed]]
+    totals: Ids | None
+
+
 class Kept:
     """The ``core`` of a config, as records of `features` say it: those of one partition after another, each in its order.
 
@@ -66,25 +76,45 @@ class Kept:
 
     def fold(self, partition: int, payloads: Iterable[bytes]) -> None:
         """Take what records say, in their order."""
+        self.put(partition, self.read(payloads))
+
+    def read(self, payloads: Iterable[bytes]) -> Said:
+        """Return what records say, in their order; the core is as before. An empty one says that its key was forgotten, as it is
+        here by its time."""
         keys: dict[str, list[int]] = defaultdict(list)
         packed: dict[str, list[bytes]] = defaultdict(list)
-        for payload in payloads:
+        totals = None
+        for payload in filter(None, payloads):
             try:
                 found = self._found(payload)
+                if found.definition == _TOTALS:
+                    totals = self._totals_of(found)
+                    continue
             except BadRecord as bad:
                 self.skipped[bad.reason] += 1
                 continue
-            if found.definition == _TOTALS:
-                self._fold_totals(partition, found)
-            elif found.definition not in self._names:
+            if found.definition not in self._names:
                 self.skipped["of another config"] += 1
             else:
                 keys[found.definition].append(found.key)
                 packed[found.definition].append(found.packed)
-        for definition, name in self._names.items():
-            if definition in keys:
-                words = np.frombuffer(b"".join(packed[definition]), np.uint64).reshape(-1, self.core.words(name))
-                self.core.put(name, np.array(keys[definition], np.int64), words)
+        said = {}
+        for definition in keys:
+            name = self._names[definition]
+            words = np.frombuffer(b"".join(packed[definition]), np.uint64).reshape(-1, self.core.words(name))
+            sound = self.core.sound(name, words)
+            if wrong := len(sound) - int(np.count_nonzero(sound)):
+                self.skipped["malformed"] += wrong
+            said[name] = np.array(keys[definition], np.int64)[sound], words[sound]
+        return Said(said, totals)
+
+    def put(self, partition: int, said: Said) -> None:
+        """Take what records of a partition say."""
+        for name, (keys, packed) in said.keys.items():
+            self.core.put(name, keys, packed)
+        if said.totals is not None:
+            self._totals[partition] = said.totals
+            self.core.totals = np.sum(list(self._totals.values()), axis=0, dtype=np.int64)
 
     def _found(self, payload: bytes) -> _Published:
         check_size(len(payload))
@@ -99,8 +129,9 @@ class Kept:
             raise BadRecord("malformed", f"key {found.key}; allowed: 64 bits")
         return found
 
-    def _fold_totals(self, partition: int, found: _Published) -> None:
-        counts = dict(zip(found.actions, np.frombuffer(found.packed, "<i8")[1:].tolist(), strict=True))
-        served = int.from_bytes(found.packed[:8], "little", signed=True)
-        self._totals[partition] = np.array([served, *(counts.get(each, 0) for each in self.actions)], np.int64)
-        self.core.totals = np.sum(list(self._totals.values()), axis=0, dtype=np.int64)
+    def _totals_of(self, found: _Published) -> Ids:
+        served, *done = np.frombuffer(found.packed, "<i8").tolist()
+        if not all(0 <= each <= _MOST for each in (served, *done)):
+            raise BadRecord("malformed", f"totals {served}, {done}; allowed: 0 to {_MOST}")
+        counts = dict(zip(found.actions, done, strict=True))
+        return np.array([served, *(counts.get(each, 0) for each in self.actions)], np.int64)

@@ -114,7 +114,8 @@ class Tally {
             const int64_t time = as_time(found[1 + i]);
             out[i] = time == kNever ? std::nan("") : static_cast<double>(time);
         }
-        decay(static_cast<double>(at - as_time(found[1])));
+        // By a clock that is behind, counts are those of the newest event: they never grow before it.
+        decay(static_cast<double>(std::max<int64_t>(at - as_time(found[1]), 0)));
         const uint64_t* counts = found + 2 + times_;
         for (size_t i = 0; i < half_lives_.size() * kinds_; ++i)
             out[1 + times_ + i] = as_count(counts[i]) * factors_[i / kinds_];
