@@ -66,7 +66,7 @@ class KafkaLog:
     def there(self) -> dict[int, range]:
         """Ask brokers for the offsets that can be read now, by partition."""
         ats = [TopicPartition(self._name, partition) for partition in self._ready]
-        begins, ends = begins_of(self._consumer, ats, BLOCK_SECONDS), ends_of(self._consumer, ats, BLOCK_SECONDS)
+        begins, ends = (of(self._consumer, ats, _SILENT_SECONDS) for of in (begins_of, ends_of))
         return {place[1]: range(begin, ends[place]) for place, begin in begins.items()}
 
     @as_broker_error
