@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 
 import numpy as np
-import numpy.typing as npt
 
 from streaming.clock import Clock
 from streaming.features.columns import Column, Ids
 from streaming.features.kinds import Feature
 from streaming.live.columns import Keys, live_features
-from streaming.live.core import READ, KeysKept, Operations
+from streaming.live.core import KeysKept
 from streaming.live.published import Kept
 from streaming.live.spec import LiveSpec
 from streaming.log import Record
@@ -98,24 +97,12 @@ class LiveValues:
         kept = self._kept
         if kept is None or self._clock.elapsed_ms() - self._heard_at > self._within_ms:
             return None
-        found = {name: Keys.of([_ids(made[part]) for part in parts]) for name, parts in self._parts.items()}
-        rows = max(len(each.keys) for each in found.values())
-        at = np.full(rows, at_ms)
-        keys = {name: np.broadcast_to(each.keys, rows) for name, each in found.items()}
-        known = {name: _first(each.known, rows) for name, each in found.items()}
+        keys = {name: Keys.of([_ids(made[part]) for part in parts]).keys for name, parts in self._parts.items()}
         with self._lock:
-            numbers = kept.core.take(Operations(np.full(rows, READ, np.int32), at, at, keys, known))
-        own = {name: numbers[name][: len(each.keys)] for name, each in found.items()}
-        return {name: each.column(own) for name, each in self.features.items()}
+            found = kept.core.read(keys, at_ms)
+        return {name: each.column(found) for name, each in self.features.items()}
 
 
 def _ids(column: Column) -> Ids:
     assert isinstance(column, np.ndarray), "keys are of features of one id each"
-    return column.view(np.int64)
-
-
-def _first(known: npt.NDArray[np.bool_], rows: int) -> npt.NDArray[np.bool_]:
-    """Known keys, bool [rows]; where there is only one, of the first row, so that it is read once."""
-    found = np.zeros(rows, np.bool_)
-    found[: len(known)] = known
-    return found
+    return np.ascontiguousarray(column.view(np.int64))

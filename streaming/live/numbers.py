@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
@@ -15,44 +13,24 @@ _LEAST = 1e-6
 """Shares closer to 0 and 1 count as this close, so that log odds are finite whatever comes in."""
 
 
-class Raw(NamedTuple):
-    """What k reads found: ``times`` float64 [k, times] in ms, NaN where unknown, the newest event first; ``counts`` float64
-    [k, counts], those of servings first, for one half-life after another."""
+def numbers_of(
+    definition: Definition, times: _Doubles, counts: _Doubles, at: Ids, shares: _Doubles
+) -> npt.NDArray[np.float32]:
+    """Return the numbers of k reads at the times ``at`` (ms), in the order of `numbers`.
 
-    times: _Doubles
-    counts: _Doubles
-
-    @classmethod
-    def unknown(cls, definition: Definition, count: int) -> Raw:
-        """Return what is found of keys at which nothing happened."""
-        match definition:
-            case Rates():
-                times, counts = 1, len(definition.numbers())
-            case Age():
-                times, counts = 1 + len(definition.numbers()), 0
-            case Seen():
-                times, counts = 1, 1
-        return cls(np.full((count, times), np.nan), np.zeros((count, counts)))
-
-    def put(self, known: npt.NDArray[np.bool_], found: _Doubles) -> None:
-        """Put what was ``found`` [known, times + counts] where keys are ``known``, bool [k]."""
-        self.times[known] = found[:, : self.times.shape[1]]
-        self.counts[known] = found[:, self.times.shape[1] :]
-
-
-def numbers_of(definition: Definition, raw: Raw, at: Ids, shares: _Doubles) -> npt.NDArray[np.float32]:
-    """Return the numbers of k reads at the times ``at`` (ms), in the order of `numbers`. ``shares`` [k, actions] are how often each
-    action followed on servings of any key up to then."""
+    ``times`` [k, times] are in ms, NaN where unknown, the newest event first; ``counts`` [k, counts] those of servings first, for
+    one half-life after another; ``shares`` [k or 1, actions] how often each action followed on servings of any key up to then.
+    """
     match definition:
         case Rates():
-            found = _rates(definition, raw.counts, shares)
+            found = _rates(definition, counts, shares)
         case Age():
             # A key that was never served appears now.
-            missing = np.array([0, *[definition.expire_after] * (raw.times.shape[1] - 2)])
-            found = _log_seconds(raw.times[:, 1:], at, missing)
+            missing = np.array([0, *[definition.expire_after] * (times.shape[1] - 2)])
+            found = _log_seconds(times[:, 1:], at, missing)
         case Seen():
-            since = _log_seconds(raw.times, at, np.array([definition.within]))
-            found = np.concatenate((np.log1p(raw.counts), since), axis=1)
+            since = _log_seconds(times, at, np.array([definition.within]))
+            found = np.concatenate((np.log1p(counts), since), axis=1)
     numbers: npt.NDArray[np.float32] = found.astype(np.float32)
     return numbers
 

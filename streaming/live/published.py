@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from basis.decoding import refusing
+from basis.decoding import why
 from streaming.features.columns import Ids
 from streaming.features.kinds import Feature
 from streaming.live.core import LiveCore, Packed
 from streaming.live.spec import LiveSpec
-from streaming.records.events import BadRecord, bad_record, check_size
+from streaming.records.events import BadRecord, Int64, bad_record, check_size
 
 _VERSION = 1
 _TOTALS = ""
@@ -31,7 +30,7 @@ class _Published(msgspec.Struct, array_like=True, gc=False):
 
     version: int
     definition: str
-    key: int
+    key: Int64
     packed: bytes
     actions: list[str] = []
 
@@ -86,18 +85,17 @@ class Kept:
         totals = None
         for payload in filter(None, payloads):
             try:
-                found = self._found(payload)
+                found = _decoded(payload)
                 if found.definition == _TOTALS:
                     totals = self._totals_of(found)
-                    continue
+                elif found.definition in self._bytes:
+                    _check_bytes(found, self._bytes[found.definition])
+                    keys[found.definition].append(found.key)
+                    packed[found.definition].append(found.packed)
+                else:
+                    self.skipped["of another config"] += 1
             except BadRecord as bad:
                 self.skipped[bad.reason] += 1
-                continue
-            if found.definition not in self._names:
-                self.skipped["of another config"] += 1
-            else:
-                keys[found.definition].append(found.key)
-                packed[found.definition].append(found.packed)
         said = {}
         for definition in keys:
             name = self._names[definition]
@@ -116,22 +114,28 @@ class Kept:
             self._totals[partition] = said.totals
             self.core.totals = np.sum(list(self._totals.values()), axis=0, dtype=np.int64)
 
-    def _found(self, payload: bytes) -> _Published:
-        check_size(len(payload))
-        with refusing(partial(bad_record, payload, allowed=_VERSION)):
-            found = _decoder.decode(payload)
-        if found.version != _VERSION:
-            raise BadRecord("version", f"record version {found.version}; allowed: {_VERSION}")
-        wanted = self._bytes.get(found.definition, 8 + 8 * len(found.actions))
-        if (found.definition in self._bytes or found.definition == _TOTALS) and len(found.packed) != wanted:
-            raise BadRecord("malformed", f"{len(found.packed)} bytes of a key; allowed: {wanted}")
-        if not -(2**63) <= found.key < 2**63:
-            raise BadRecord("malformed", f"key {found.key}; allowed: 64 bits")
-        return found
-
     def _totals_of(self, found: _Published) -> Ids:
+        _check_bytes(found, 8 + 8 * len(found.actions))
         served, *done = np.frombuffer(found.packed, "<i8").tolist()
         if not all(0 <= each <= _MOST for each in (served, *done)):
             raise BadRecord("malformed", f"totals {served}, {done}; allowed: 0 to {_MOST}")
         counts = dict(zip(found.actions, done, strict=True))
         return np.array([served, *(counts.get(each, 0) for each in self.actions)], np.int64)
+
+
+def _decoded(payload: bytes) -> _Published:
+    check_size(len(payload))
+    try:
+        found = _decoder.decode(payload)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise bad_record(payload, why(error), _VERSION) from None
+    if found.version != _VERSION:
+        raise BadRecord("version", f"record version {found.version}; allowed: {_VERSION}")
+    return found
+
+
+def _check_bytes(found: _Published, allowed: int) -> None:
+    if len(found.packed) != allowed:
+        raise BadRecord("malformed", f"{len(found.packed)} bytes of {found.definition}; allowed: {allowed}")

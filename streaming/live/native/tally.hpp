@@ -34,6 +34,8 @@ class Tally {
     void take(const int64_t* keys, const int32_t* what, const int64_t* at, const int64_t* counted_at, size_t count,
               double* out) {
         for (size_t i = 0; i < count; ++i) {
+            if (i + 2 * kAhead < count) __builtin_prefetch(&slots_[home_of(keys[i + 2 * kAhead])]);
+            if (i + kAhead < count) ask_for(keys[i + kAhead]);
             if (what[i] == kRead) {
                 read(keys[i], at[i], out);
                 out += width();
@@ -43,8 +45,8 @@ class Tally {
         }
     }
 
-    // Copies what is kept of keys, `width()` words each: when the newest event was, times, counts. A key that is not kept
-    // has its newest event never.
+    // Copies what is kept of keys, `width()` words each: when the newest event was, times, counts. A key that is not
+    // kept has its newest event never.
     void pack(const int64_t* keys, size_t count, uint64_t* out) const {
         for (size_t i = 0; i < count; ++i, out += width()) {
             const uint32_t number = slots_[slot_of(static_cast<uint64_t>(keys[i]))];
@@ -69,6 +71,7 @@ class Tally {
 
   private:
     static constexpr size_t kFewest = 64;
+    static constexpr size_t kAhead = 8;  // a key waits for memory twice, so what later ones need is asked for before
 
     static uint64_t mixed(uint64_t z) {
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -86,6 +89,13 @@ class Tally {
         uint64_t word;
         std::memcpy(&word, &count, sizeof word);
         return word;
+    }
+
+    size_t home_of(int64_t key) const { return mixed(static_cast<uint64_t>(key)) & (slots_.size() - 1); }
+    void ask_for(int64_t key) const {
+        const uint32_t number = slots_[home_of(key)];
+        if (number == 0) return;
+        for (size_t at = 0; at < words_; at += 8) __builtin_prefetch(record(number) + at);
     }
 
     // The slot that has the key, or the free one where it belongs.
