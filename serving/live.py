@@ -11,7 +11,7 @@ import numpy as np
 from streaming.clock import Clock
 from streaming.features.columns import Column, Ids
 from streaming.features.kinds import Feature
-from streaming.live.columns import Keys, live_features
+from streaming.live.columns import keys_of, live_features
 from streaming.live.core import KeysKept
 from streaming.live.published import Kept
 from streaming.live.spec import LiveSpec
@@ -97,7 +97,7 @@ class LiveValues:
         kept = self._kept
         if kept is None or self._clock.elapsed_ms() - self._heard_at > self._within_ms:
             return None
-        keys = {name: Keys.of([_ids(made[part]) for part in parts]).keys for name, parts in self._parts.items()}
+        keys = {name: keys_of([_ids(made[part]) for part in parts]) for name, parts in self._parts.items()}
         with self._lock:
             found = kept.core.read(keys, at_ms)
         return {name: each.column(found) for name, each in self.features.items()}

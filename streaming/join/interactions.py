@@ -10,7 +10,7 @@ from streaming.features.columns import Ids
 from streaming.features.kinds import Feature
 from streaming.join.decided import gather
 from streaming.join.spec import LiveOutput
-from streaming.live.columns import Keys
+from streaming.live.columns import are_keys, keys_of
 from streaming.live.core import FIRST_ACTION, SERVED, Happened
 from streaming.live.interactions import interactions_records
 from streaming.live.spec import actions_of
@@ -84,9 +84,10 @@ class LiveEvents:
         columns = gather(self._features, requests, rows)
         happened = {}
         for name, key in self._keys.items():
-            keys, known = Keys.of([np.asarray(columns[part]) for part in key])
-            chosen = known & np.isin(what, self._uses[name])
-            happened[self._identities[name]] = Happened(keys[chosen], what[chosen], at[chosen], served_at[chosen])
+            parts: list[Ids] = [np.asarray(columns[part], np.int64) for part in key]
+            chosen = are_keys(parts) & np.isin(what, self._uses[name])
+            keys = keys_of([ids[chosen] for ids in parts])
+            happened[self._identities[name]] = Happened(keys, what[chosen], at[chosen], served_at[chosen])
         totals = np.bincount(what - SERVED, minlength=1 + len(self._codes)).astype(np.int64)
         self._begin()
         return list(interactions_records(list(self._codes), happened, totals, self._partition, self._partitions))

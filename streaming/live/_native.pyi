@@ -3,6 +3,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+def rates(found: NDArray[np.float64], shares: NDArray[np.float64], prior: float, out: NDArray[np.float32]) -> None:
+    """Numbers of ``rates`` from what `Tally.take` found; see ``native/numbers.hpp``."""
+
+def ages(found: NDArray[np.float64], at: NDArray[np.int64], expire_ms: float, out: NDArray[np.float32]) -> None: ...
+def seen(found: NDArray[np.float64], at: NDArray[np.int64], within_ms: float, out: NDArray[np.float32]) -> None: ...
+
 class Tally:
     """Counts and times by key; see ``native/tally.hpp``."""
 

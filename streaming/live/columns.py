@@ -15,16 +15,15 @@ from streaming.features.kinds import Feature, SparseFeature, live_address
 from streaming.live.spec import LiveSpec, Places
 
 
-class Keys(NamedTuple):
-    """Keys of a definition, int64 [k], and where all of their parts are there, bool [k]."""
+def keys_of(parts: Sequence[Ids]) -> Ids:
+    """Return the keys of a definition by the ids of its features, int64 [k]; a part of one id goes with each of the others'."""
+    return reduce(cross, parts)
 
-    keys: Ids
-    known: npt.NDArray[np.bool_]
 
-    @classmethod
-    def of(cls, parts: Sequence[Ids]) -> Keys:
-        """Return the keys of the ids of a definition's features; a part of one id goes with each of the others'."""
-        return cls(reduce(cross, parts), reduce(np.logical_and, [ids != MISSING for ids in parts]))
+def are_keys(parts: Sequence[Ids]) -> npt.NDArray[np.bool_]:
+    """Return where all parts of a key are there, bool [k]: nothing counts at others."""
+    found: npt.NDArray[np.bool_] = reduce(np.logical_and, [ids != MISSING for ids in parts])
+    return found
 
 
 class LiveFeature(NamedTuple):

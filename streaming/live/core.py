@@ -146,23 +146,19 @@ class _Kept:
         self.tally.take(happened.keys[own], codes[own], happened.at[own], happened.counted_at[own], nothing)
 
     def take(self, operations: Operations, name: str, reads: Ids, shares: _Doubles) -> Numbers:
-        """Take the operations that concern the definition; return its numbers of all reads. Nothing counts without a key, so one that
-        is read without has what a new key has."""
+        """Take the operations that concern the definition; return its numbers of all reads. Nothing counts without a key, so what
+        is read without one is as of a new key."""
         codes = self._codes[operations.what]
         chosen = (operations.has_key[name] | (codes == READ)) & (codes >= 0)
         found = np.empty((len(reads), self.tally.width))
         at = operations.at
         self.tally.take(operations.keys[name][chosen], codes[chosen], at[chosen], operations.counted_at[chosen], found)
-        return self._numbers(found, at[reads], shares)
+        return numbers_of(self._definition, found, at[reads], shares.take(self._own, axis=1))
 
     def read(self, keys: Ids, at_ms: int, shares: _Doubles) -> Numbers:
         at, found = np.full(len(keys), at_ms), np.empty((len(keys), self.tally.width))
         self.tally.take(keys, np.full(len(keys), READ, np.int32), at, at, found)
-        return self._numbers(found, at, shares)
-
-    def _numbers(self, found: _Doubles, at: Ids, shares: _Doubles) -> Numbers:
-        times = self.tally.width - self.counts
-        return numbers_of(self._definition, found[:, :times], found[:, times:], at, shares[:, self._own])
+        return numbers_of(self._definition, found, at, shares.take(self._own, axis=1))
 
 
 def _shares(totals: Ids) -> _Doubles:

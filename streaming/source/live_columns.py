@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from streaming.features.columns import Column, Ids
 from streaming.features.kinds import Feature
-from streaming.live.columns import Keys, live_features
+from streaming.live.columns import are_keys, keys_of, live_features
 from streaming.live.core import FIRST_ACTION, READ, SERVED, LiveCore, Operations
 from streaming.live.spec import LiveSpec
 from streaming.source.logged_events import LoggedEvents
@@ -92,7 +92,8 @@ class _Walk:
         rows, what = rows[order], what[order]
         keys, has_key = {}, {}
         for name, parts in self._keys.items():
-            keys[name], has_key[name] = Keys.of([part[rows] for part in parts])
+            found = [part[rows] for part in parts]
+            keys[name], has_key[name] = keys_of(found), are_keys(found)
         return Operations(what, at[order], served_at[order], keys, has_key)
 
     def _accepted(self, done: slice) -> _Accepted:

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "buffers.hpp"
+#include "numbers.hpp"
 #include "tally.hpp"
 
 namespace minutely {
@@ -44,6 +45,33 @@ void put(Tally& tally, nb::handle keys_object, nb::handle packed_object) {
     tally.put(keys.data(), keys.size(), packed.data());
 }
 
+void rates_of(nb::handle found_object, nb::handle shares_object, double prior, nb::handle out_object) {
+    Buffer<const double> shares(shares_object, "shares", "float64", {-1, -1});
+    Buffer<float> out(out_object, "out", "float32", {-1, -1});
+    const auto reads = out.shape(0), width = out.shape(1), kinds = 1 + shares.shape(1);
+    Buffer<const double> found(found_object, "found", "float64", {reads, 1 + width});
+    if (width % kinds != 0 || (shares.shape(0) != 1 && shares.shape(0) != reads))
+        throw nb::value_error("shares: allowed: one row, or one for each read, of each action");
+    nb::gil_scoped_release release;
+    rates(found.data(), reads, width / kinds, kinds, shares.data(), shares.shape(0) == 1, prior, out.data());
+}
+
+void ages_of(nb::handle found_object, nb::handle at_object, double expire_ms, nb::handle out_object) {
+    Buffer<float> out(out_object, "out", "float32", {-1, -1});
+    Buffer<const double> found(found_object, "found", "float64", {out.shape(0), 1 + out.shape(1)});
+    Buffer<const int64_t> at(at_object, "at", "int64", {out.shape(0)});
+    nb::gil_scoped_release release;
+    ages(found.data(), out.shape(0), out.shape(1), at.data(), expire_ms, out.data());
+}
+
+void seen_of(nb::handle found_object, nb::handle at_object, double within_ms, nb::handle out_object) {
+    Buffer<float> out(out_object, "out", "float32", {-1, 2});
+    Buffer<const double> found(found_object, "found", "float64", {out.shape(0), 2});
+    Buffer<const int64_t> at(at_object, "at", "int64", {out.shape(0)});
+    nb::gil_scoped_release release;
+    seen(found.data(), out.shape(0), at.data(), within_ms, out.data());
+}
+
 }  // namespace
 
 }  // namespace minutely
@@ -61,4 +89,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("keys", &Tally::keys)
         .def_prop_ro("width", &Tally::width)
         .def_prop_ro("bytes", &Tally::bytes);
+    module.def("rates", &minutely::rates_of, nb::arg("found"), nb::arg("shares"), nb::arg("prior"), nb::arg("out"));
+    module.def("ages", &minutely::ages_of, nb::arg("found"), nb::arg("at"), nb::arg("expire_ms"), nb::arg("out"));
+    module.def("seen", &minutely::seen_of, nb::arg("found"), nb::arg("at"), nb::arg("within_ms"), nb::arg("out"));
 }

@@ -9,7 +9,7 @@ import numpy as np
 from streaming.features.columns import Ids
 from streaming.features.ids import MISSING
 from streaming.features.kinds import Feature
-from streaming.live.columns import Keys
+from streaming.live.columns import are_keys, keys_of
 from streaming.live.core import FIRST_ACTION, SERVED, Happened, LiveCore
 from streaming.live.interactions import Interactions, interactions_records
 from streaming.live.published import published_keys, published_totals
@@ -38,8 +38,9 @@ class Publishing:
         at, counted_at = (np.array([getattr(each, name) for each in events], np.int64) for name in ("at", "counted_at"))
         happened = {}
         for name, parts in self._keys.items():
-            keys, known = Keys.of([_ids(events, part) for part in parts])
-            happened[self._identities[name]] = Happened(keys[known], what[known], at[known], counted_at[known])
+            ids = [_ids(events, part) for part in parts]
+            known = are_keys(ids)
+            happened[self._identities[name]] = Happened(keys_of(ids)[known], what[known], at[known], counted_at[known])
         totals = np.bincount(what - SERVED, minlength=1 + len(self.actions)).astype(np.int64)
         self._taken += 1
         found: Records = []
