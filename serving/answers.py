@@ -12,10 +12,11 @@ from serving.requests import RankQuery
 JSON, MSGPACK = "application/json", "application/msgpack"
 
 
-class RankResponse(msgspec.Struct):
+class RankResponse(msgspec.Struct, omit_defaults=True):
     """Candidates by their combined score, best first, in columns. ``impression_ids`` are for sending engagements.
 
-    Rows were of version ``sparse_version``, or where a delta was being applied of one up to ``sparse_version_until``.
+    Rows were of version ``sparse_version``, or where a delta was being applied of one up to ``sparse_version_until``. ``missing``,
+    where there are such, are the live features whose values the replica does not know.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class RankResponse(msgspec.Struct):
     sparse_version_until: int
     dense_version: int
     freshness_seconds: float | None
+    missing: list[str] = []
 
 
 class Accepted(msgspec.Struct, omit_defaults=True):
@@ -91,6 +93,7 @@ def rank_answer(
         sparse_version_until=versions.sparse_until,
         dense_version=versions.dense,
         freshness_seconds=freshness,
+        missing=list(asked.missing),
     )
 
 

@@ -217,6 +217,7 @@ class Service:
         read = partial(replica.reader.rank, payload, msgpack=packed, now_ms=replica.clock.now_ms())
         asked = await self._reading.read(len(payload), read, gone)
         self._metrics.count_unknown(asked.unknown)
+        self._metrics.missing_live.inc(bool(asked.missing))
         answer = await replica.scoring.score(asked, gone)
         if gone():
             raise ClientDisconnect  # the client saw no answer
@@ -231,8 +232,9 @@ class Service:
         read = partial(v2.read, payload, replica.reader, msgpack=packed, now_ms=replica.clock.now_ms())
         request, asked = await self._reading.read(len(payload), read, gone)
         self._metrics.count_unknown(asked.unknown)
+        self._metrics.missing_live.inc(bool(asked.missing))
         answer = await replica.scoring.score(asked, gone)
-        return 200, v2.answer_of(request, replica.model, replica.ranker.labels, answer)
+        return 200, v2.answer_of(request, asked, replica.model, replica.ranker.labels, answer)
 
     async def _engage(self, payload: bytes, packed: bool, _gone: Gone) -> Answered:
         replica = self._replica

@@ -42,6 +42,9 @@ class RequestMetrics:
             registry=registry,
         )
         self._names: set[str] = set()
+        self.missing_live = Counter(
+            "minutely_serve_missing_live", "Requests without values of live features.", registry=registry
+        )
         self.seconds = Histogram(
             "minutely_serve_seconds", "From request to answer.", ["route"], buckets=_ANSWER_SECONDS, registry=registry
         )
@@ -82,6 +85,7 @@ class ReplicaMetrics(Collector):
         yield from self._freshness()
         yield from self._pulls()
         yield from self._traffic()
+        yield from self._live()
         yield from self._shadow()
 
     def _freshness(self) -> Iterator[Metric]:
@@ -160,6 +164,26 @@ class ReplicaMetrics(Collector):
             for topic in (IMPRESSIONS, ENGAGEMENTS):
                 family.add_metric([topic], counts[topic])
             yield family
+
+    def _live(self) -> Iterator[Metric]:
+        """Nothing where the config has no live features."""
+        live = self._service.live
+        if live is None:
+            return
+        keys = GaugeMetricFamily("minutely_live_keys", "Keys of live features.", labels=["definition"])
+        memory = GaugeMetricFamily("minutely_live_bytes", "The memory that they take.", labels=["definition"])
+        for definition, kept in live.kept().items():
+            keys.add_metric([definition], kept.keys)
+            memory.add_metric([definition], kept.bytes)
+        skipped = CounterMetricFamily(
+            "minutely_live_skipped", "Records of the topic features that were passed over.", labels=["reason"]
+        )
+        for reason, count in sorted(live.skipped.items()):
+            skipped.add_metric([reason], count)
+        yield from (keys, memory, skipped)
+        yield CounterMetricFamily("minutely_live_records", "Records of the topic features that were read.", live.read)
+        yield self._gauge("minutely_live_lag", "Records of it that were not read yet.", live.lag)
+        yield self._gauge("minutely_live_age_seconds", "How old its newest record is.", live.age_seconds())
 
     def _shadow(self) -> Iterator[Metric]:
         """Nothing while there is no shadow."""

@@ -63,12 +63,12 @@ class TensorOutput(msgspec.Struct):
 
 
 class InferResponse(msgspec.Struct, omit_defaults=True):
-    """Outputs, and the versions that made them."""
+    """Outputs, the versions that made them, and, where there are such, the ``missing`` live features."""
 
     model_name: str
     model_version: str
     outputs: list[TensorOutput]
-    parameters: dict[str, int]
+    parameters: dict[str, int | str]
     id: str | None = None
 
 
@@ -134,7 +134,8 @@ def read(payload: bytes, reader: RequestReader, *, msgpack: bool, now_ms: int) -
     raw = reader.raw_columns(
         [Given(name, name, item, _values(name, item, given, count), count) for name, item in inputs.items()]
     )
-    return request, Query(reader.columns(raw, count, now_ms), count, unknown=sorted(given.keys() - wanted))
+    columns, missing = reader.columns(raw, count, now_ms)
+    return request, Query(columns, count, unknown=sorted(given.keys() - wanted), missing=missing)
 
 
 def _values(name: str, feature: Feature, given: Mapping[str, TensorInput], count: int) -> list[Any]:
@@ -164,7 +165,7 @@ def _flat(tensor: TensorInput) -> list[Any]:
     return data
 
 
-def answer_of(request: InferRequest, model: str, labels: list[str], answer: Ranking) -> InferResponse:
+def answer_of(request: InferRequest, asked: Query, model: str, labels: list[str], answer: Ranking) -> InferResponse:
     """The outputs that were wanted."""
     made = {label: answer.scores[:, at] for at, label in enumerate(labels)} | {"score": answer.combined}
     names = [item.name for item in request.outputs] or list(made)
@@ -177,5 +178,5 @@ def answer_of(request: InferRequest, model: str, labels: list[str], answer: Rank
         model_version=str(versions.sparse),
         id=request.id,
         outputs=[TensorOutput(name, [len(made[name])], "FP32", made[name].tolist()) for name in names],
-        parameters=versions._asdict(),
+        parameters={**versions._asdict(), **({"missing": ", ".join(asked.missing)} if asked.missing else {})},
     )

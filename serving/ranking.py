@@ -111,9 +111,12 @@ def impressions_record(
 ) -> bytes:
     """What was served, as `impressions` holds it: the features that were scored, in the order that was answered.
 
-    ``schema`` is the fingerprint of the config, by which a joiner with another one takes it over."""
+    ``schema`` is the fingerprint of the config, by which a joiner with another one takes it over. It says where live features are
+    missing, since no other replica may know them better."""
     shared, own = {}, {}
     for name, feature in features.items():
+        if name in asked.missing:
+            continue
         column = asked.columns[name]
         if feature.scope == "request":
             shared[name] = pack(column.lists if isinstance(column, Repeated) else column, 0, 1)
@@ -133,6 +136,7 @@ def impressions_record(
             sparse_version=answer.versions.sparse,
             dense_version=answer.versions.dense,
             schema=schema,
+            columns="some" if asked.missing else "all",
         )
     )
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from basis.decoding import why
 from serving.inputs import BadRequest, Inputs, ids_in_lists, is_packed, raw_column
-from streaming.features.columns import Column, ScoringColumns, repeated
-from streaming.features.kinds import Feature
+from serving.live import LiveValues
+from streaming.features.columns import Column, ScoringColumns, missing_column, repeated
+from streaming.features.kinds import Feature, live_address
 from streaming.features.transforms import Raw, derived, from_raw, is_derived
 from streaming.records.events import (
     FORMAT_VERSION,
@@ -115,11 +116,13 @@ def decode(body: type[T], payload: bytes, *, msgpack: bool) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Candidates to score, with the columns of their features, and the names of what was given beyond those."""
+    """Candidates to score, with the columns of their features, and the names of what was given beyond those. ``missing`` are live
+    features whose values are not known; their columns have missing values."""
 
     columns: ScoringColumns
     count: int
     unknown: Sequence[str] = field(default=(), kw_only=True)
+    missing: Sequence[str] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +156,14 @@ class RequestReader:
         sides: Callable[[], Mapping[str, SideTable]],
         max_candidates: int,
         max_ids: int,
+        live: LiveValues | None = None,
     ) -> None:
         self.features = dict(features)
         self.inputs = inputs
         self._sides = sides
         self._max_candidates = max_candidates
         self._max_ids = max_ids
+        self._live = live
 
     def rank(self, payload: bytes, *, msgpack: bool, now_ms: int) -> RankQuery:
         """The ranking request in ``payload``; `BadRequest` where it breaks the contract."""
@@ -173,8 +178,9 @@ class RequestReader:
             *_given(self.inputs.of_request, once, 1, "features"),
             *_given(self.inputs.of_candidates, body.candidates.features, count, "candidates.features"),
         ]
+        columns, missing = self.columns(self.raw_columns(given), count, now_ms)
         return RankQuery(
-            columns=self.columns(self.raw_columns(given), count, now_ms),
+            columns=columns,
             count=count,
             request_id=uuid.uuid4().hex if body.request_id is None else body.request_id,
             ids=ids,
@@ -184,6 +190,7 @@ class RequestReader:
                 (once.keys() - self.inputs.of_request.keys())
                 | (body.candidates.features.keys() - self.inputs.of_candidates.keys())
             ),
+            missing=missing,
         )
 
     def check_count(self, count: int) -> None:
@@ -201,9 +208,9 @@ class RequestReader:
             raise BadRequest(f"{said}; allowed: {self._max_ids} in a request (serve.max_ids)", 413)
         return {each.name: raw_column(each.place, each.feature, each.value, each.count) for each in given}
 
-    def columns(self, given: Mapping[str, Raw], count: int, now_ms: int) -> ScoringColumns:
-        """All features of ``count`` candidates, in the order of the configuration. What the request says is there once, whatever
-        the number of candidates."""
+    def columns(self, given: Mapping[str, Raw], count: int, now_ms: int) -> tuple[ScoringColumns, Sequence[str]]:
+        """All features of ``count`` candidates, in the order of the configuration, and the names of live ones that are missing.
+        What the request says is there once, whatever the number of candidates."""
         sides, served_at, sizes = self._sides(), np.array([now_ms]), np.array([count])
         places = {
             side: sides[side].find([np.asarray(given[key.name]) for key in keys])
@@ -211,6 +218,8 @@ class RequestReader:
         }
         made: dict[str, Column] = {}
         for name, feature in self.features.items():
+            if live_address(feature) is not None:
+                continue
             if is_derived(feature):
                 made[name] = derived(feature, made, served_at, sizes)
                 continue
@@ -219,7 +228,14 @@ class RequestReader:
             else:
                 raw = given[name]
             made[name] = from_raw(feature, raw, served_at)
-        return {name: repeated(column, count) for name, column in made.items()}
+        missing: list[str] = []
+        if self._live is not None:
+            values = self._live.values(made, now_ms)
+            if values is None:
+                missing = list(self._live.features)
+                values = {name: missing_column(self.features[name], 1) for name in missing}
+            made |= values
+        return {name: repeated(made[name], count) for name in self.features}, missing
 
 
 def _given(inputs: Mapping[str, Feature], given: Mapping[str, Any], count: int, place: str) -> list[Given]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from serving.access import Gate
 from serving.freshness import STAGES, Freshness
 from serving.inputs import BadRequest
+from serving.live import LiveValues
 from serving.outbox import Outbox, Outgoing
 from serving.pulling import Puller
 from serving.ranking import Ranker, Ranking, impressions_record
@@ -39,7 +40,7 @@ _LONGEST_WAIT_SECONDS = 0.25
 class ReplicaService:
     """What answers need. ``outbox`` is where served impressions and engagements wait for the log. ``actions`` are those that labels
     look at; engagements may be as early as ``earliest_ms``, and ``max_future_ms`` ahead. ``schema`` is the fingerprint of features
-    and labels."""
+    and labels. ``live`` is None where no feature is live."""
 
     name: str
     model: str
@@ -49,6 +50,7 @@ class ReplicaService:
     ranker: Ranker
     reader: RequestReader
     sides: Sides
+    live: LiveValues | None
     scoring: Scoring
     puller: Puller
     shadowing: Shadowing
@@ -73,6 +75,8 @@ class ReplicaService:
             return False, "ending"
         if not self.answers:
             return False, self.puller.problem or "no whole version yet"
+        if self.live is not None and not self.live.is_there:
+            return False, self.live.problem or "live features are being read"
         if not self.replica.whole:
             return True, "another model takes over: requests wait for it"
         state = self.freshness.state()
@@ -102,7 +106,7 @@ class ReplicaService:
                 stage: found["p50"] for stage in STAGES if (found := fresh.stages[stage].quantiles(shares[:1]))
             },
             rows=sum(map(len, self.replica.tables.values())),
-            problem=self.puller.problem or self.sides.problem,
+            problem=self.puller.problem or self.sides.problem or (self.live.problem if self.live else None),
             shadow=shadow.status() if shadow else None,
         )
 

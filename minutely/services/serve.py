@@ -27,6 +27,7 @@ from minutely.config import Pipeline
 from minutely.ends import stop_on_signal
 from minutely.parts import make_replica
 from minutely.place import open_published
+from minutely.services.kafka_features import KafkaFeatures
 from minutely.services.kafka_sink import KafkaSink
 from minutely.services.service import BACKLOG, Address, bind
 from paramserver.files import Files
@@ -37,6 +38,7 @@ from serving.freshness import Freshness
 from serving.http import Service
 from serving.inputs import Inputs
 from serving.listening import HealthOnly, Listener, room_for_files
+from serving.live import LiveValues
 from serving.outbox import Outbox
 from serving.pulling import Puller
 from serving.ranking import Ranker, record_problems
@@ -116,7 +118,9 @@ def _serve(
         _log.info("what is served goes to Kafka at %s; what waits there when this ends is lost", pipeline.kafka.asked)
     sink = KafkaSink(pipeline.kafka, service.outbox)
     sender = Worker("log", partial(send_step, service.outbox, sink))
-    workers = [puller, Worker("sides", service.sides.step)] + ([sender] if pipeline.serve.log else [])
+    features = KafkaFeatures(pipeline.kafka, service.live) if service.live else None
+    follower = [Worker("live", features.step)] if features else []
+    workers = [puller, Worker("sides", service.sides.step), *follower, *([sender] if pipeline.serve.log else [])]
     with stop_on_signal() as stopping:
         service.scoring.start()
         for worker in workers:
@@ -129,8 +133,10 @@ def _serve(
             service.scoring.stop()
             service.shadowing.end(_CLOSE_SECONDS)
             sink.stop()
-            ended = [worker.stop(_CLOSE_SECONDS) for worker in workers]
-            if pipeline.serve.log and all(ended):
+            ended = {worker: worker.stop(_CLOSE_SECONDS) for worker in workers}
+            if features and ended[follower[0]]:
+                features.close()
+            if pipeline.serve.log and ended[sender]:
                 while send_step(service.outbox, sink) == 0:
                     pass
                 sink.close()
@@ -243,6 +249,7 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
     ranker = Ranker(replica, pipeline.labels, settings.score)
     inputs = Inputs(pipeline.features, pipeline.source.sides)
     sides = Sides(pipeline.source, pipeline.features, pipeline.data_folder)
+    live = LiveValues.of(pipeline.live_spec(), pipeline.features, clock, settings.fresh_within)
 
     def make_shadow(version: int, share: float) -> Shadow:
         beside = make_replica(pipeline, files, secret=secrets.randbits(64))
@@ -258,9 +265,10 @@ def make_replica_service(pipeline: Pipeline, files: Files, clock: Clock, name: s
         replica=replica,
         ranker=ranker,
         reader=RequestReader(
-            pipeline.features, inputs, lambda: sides.tables, settings.max_candidates, settings.max_ids
+            pipeline.features, inputs, lambda: sides.tables, settings.max_candidates, settings.max_ids, live
         ),
         sides=sides,
+        live=live,
         scoring=Scoring(ranker, settings.latency_budget / 1000),
         puller=Puller(files, replica, clock, Random(), pipeline.sync.sparse_every),
         shadowing=Shadowing(make_shadow),

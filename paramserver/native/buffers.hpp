@@ -58,6 +58,7 @@ template <class T> class Buffer {
 
     T* data() const { return static_cast<T*>(array_.data()); }
     size_t size() const { return array_.size(); }
+    int64_t shape(size_t dimension) const { return static_cast<int64_t>(array_.shape(dimension)); }
 
   private:
     [[noreturn]] static void fail(const char* what, const char* rule, int64_t got) {

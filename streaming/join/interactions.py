@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 
 import numpy as np
 
 from streaming.features.columns import Ids
-from streaming.features.ids import MISSING, cross
 from streaming.features.kinds import Feature
 from streaming.join.decided import gather
 from streaming.join.spec import LiveOutput
+from streaming.live.columns import are_keys, keys_of
 from streaming.live.core import FIRST_ACTION, SERVED, Happened
 from streaming.live.interactions import interactions_records
 from streaming.live.spec import actions_of
@@ -85,9 +84,9 @@ class LiveEvents:
         columns = gather(self._features, requests, rows)
         happened = {}
         for name, key in self._keys.items():
-            parts = [np.asarray(columns[part]) for part in key]
-            chosen = np.logical_and.reduce([ids != MISSING for ids in parts]) & np.isin(what, self._uses[name])
-            keys = reduce(cross, [ids[chosen] for ids in parts])
+            parts: list[Ids] = [np.asarray(columns[part], np.int64) for part in key]
+            chosen = are_keys(parts) & np.isin(what, self._uses[name])
+            keys = keys_of([ids[chosen] for ids in parts])
             happened[self._identities[name]] = Happened(keys, what[chosen], at[chosen], served_at[chosen])
         totals = np.bincount(what - SERVED, minlength=1 + len(self._codes)).astype(np.int64)
         self._begin()

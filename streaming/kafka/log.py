@@ -45,8 +45,8 @@ class KafkaLog:
         self._ready: dict[int, deque[Record]] = {partition: deque() for partition in range(settings.partitions)}
         self._position: dict[int, int] = {}
         """The next offset to take, of each partition that was asked for."""
-        self._read_to: dict[int, int] = {}
-        """The next offset to fetch; it also passes transaction markers."""
+        self.read_to: dict[int, int] = {}
+        """The next offset to fetch, by partition; it also passes transaction markers."""
         self._placed = True
         """Whether the client is positioned there."""
         self._bytes = 0
@@ -63,13 +63,19 @@ class KafkaLog:
         at = TopicPartition(self._name, partition)
         return begins_of(self._consumer, [at], BLOCK_SECONDS)[self._name, partition]
 
+    def there(self) -> dict[int, range]:
+        """Ask brokers for the offsets that can be read now, by partition."""
+        ats = [TopicPartition(self._name, partition) for partition in self._ready]
+        begins, ends = (of(self._consumer, ats, _SILENT_SECONDS) for of in (begins_of, ends_of))
+        return {place[1]: range(begin, ends[place]) for place, begin in begins.items()}
+
     @as_broker_error
     def fill(self, timeout_ms: int) -> None:
         """Read ahead in the partitions that were asked for; wait up to ``timeout_ms`` if no record is ready."""
         if self._bytes >= _BUFFERED_BYTES:
             return
         if not self._placed:
-            self._consumer.assign(self._ats(self._read_to))
+            self._consumer.assign(self._ats(self.read_to))
             self._placed = True
         messages = self._consumer.consume(_RECORDS_AT_ONCE, 0)
         if not messages and not self._bytes:
@@ -77,9 +83,9 @@ class KafkaLog:
             messages = [] if first is None else [first, *self._consumer.consume(_RECORDS_AT_ONCE, 0)]
         if messages:
             self._heard_at = time.monotonic()
-        elif self._read_to and time.monotonic() - self._heard_at > _SILENT_SECONDS:
+        elif self.read_to and time.monotonic() - self._heard_at > _SILENT_SECONDS:
             ends_of(
-                self._consumer, self._ats(self._read_to), _SILENT_SECONDS
+                self._consumer, self._ats(self.read_to), _SILENT_SECONDS
             )  # raises if brokers are down, which reading does not report
             self._heard_at = time.monotonic()
         try:
@@ -90,7 +96,7 @@ class KafkaLog:
                 reached = position_after(message)
                 partition = message.partition()
                 assert partition is not None
-                self._read_to[partition] = max(reached, self._read_to[partition])
+                self.read_to[partition] = max(reached, self.read_to[partition])
                 if message.error() is None:
                     record = record_of(message)
                     self._ready[partition].append(record)
@@ -108,8 +114,8 @@ class KafkaLog:
         self._placed = False  # the rest of what was read was not taken
         gap, partition = lost_in(self._settings, self._topic, message), message.partition()
         assert partition is not None
-        gap = gap._replace(start=max(gap.start, self._read_to[partition]))
-        self._read_to[partition] = gap.stop
+        gap = gap._replace(start=max(gap.start, self.read_to[partition]))
+        self.read_to[partition] = gap.stop
         self.lost[partition] += gap.size
         _log.error("%s", gap.told(partition))
 
@@ -120,7 +126,7 @@ class KafkaLog:
         if self._position.get(partition) != offset:
             self._bytes -= sum(len(record.value) for record in ready)
             ready.clear()
-            self._read_to[partition] = offset
+            self.read_to[partition] = offset
             self._placed = False
         taken = [ready.popleft() for _ in range(min(limit, len(ready)))]
         self._bytes -= sum(len(record.value) for record in taken)
@@ -130,7 +136,7 @@ class KafkaLog:
     def _measure_lag(self) -> dict[int, int]:
         """Use the ends that brokers sent with the last fetch, which costs no call."""
         lag = {}
-        for at in self._ats(self._read_to):
+        for at in self._ats(self.read_to):
             _, end = self._consumer.get_watermark_offsets(at, cached=True)
             ready = self._ready[at.partition]
             if end >= 0:

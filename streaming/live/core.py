@@ -13,12 +13,14 @@ import numpy.typing as npt
 
 from streaming.features.columns import Ids
 from streaming.live._native import Tally
-from streaming.live.numbers import Raw, numbers_of
+from streaming.live.numbers import numbers_of
 from streaming.live.settings import Age, Definition, LiveSettings, Rates, Seen, kept_ms
 from streaming.live.spec import actions_of
+from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS
 
 READ, SERVED, FIRST_ACTION = 0, 1, 2
 """What an operation is, as ``native/tally.hpp`` numbers it; `FIRST_ACTION` + i is action i."""
+_NEVER = np.iinfo(np.int64).min
 
 
 class Operations(NamedTuple):
@@ -42,6 +44,8 @@ class Happened(NamedTuple):
     counted_at: Ids
 
 
+Numbers: TypeAlias = npt.NDArray[np.float32]
+_Doubles: TypeAlias = npt.NDArray[np.float64]
 Packed: TypeAlias = npt.NDArray[np.uint64]
 """What is kept of k keys of a definition, uint64 [k, words], as ``native/tally.hpp`` keeps it."""
 
@@ -65,16 +69,20 @@ class LiveCore:
         self._kept = {name: _Kept(each, actions) for name, each in settings.definitions()}
         self._totals = np.zeros(1 + len(actions), np.int64)
 
-    def take(self, operations: Operations) -> dict[str, npt.NDArray[np.float32]]:
+    def take(self, operations: Operations) -> dict[str, Numbers]:
         """Take operations. Return the numbers of each definition, float32 [reads, numbers]."""
         what = operations.what
         reads = np.flatnonzero(what == READ)
         happened = what[:, None] == np.arange(SERVED, SERVED + len(self._totals))
         totals = self._totals + np.cumsum(happened, axis=0)
         self._totals = totals[-1] if len(totals) else self._totals
-        before = totals[reads]
-        shares = (before[:, 1:] + 1) / (before[:, :1] + 2)
+        shares = _shares(totals[reads])
         return {name: kept.take(operations, name, reads, shares) for name, kept in self._kept.items()}
+
+    def read(self, keys: Mapping[str, Ids], at_ms: int) -> dict[str, Numbers]:
+        """Return the numbers of keys of definitions at a time, float32 [keys, numbers], as `take` of nothing but reads does."""
+        shares = _shares(self._totals[None])
+        return {name: self._kept[name].read(each, at_ms, shares) for name, each in keys.items()}
 
     def note(self, name: str, happened: Happened) -> None:
         """Take what happened at keys of one definition; `totals` are the caller's to count."""
@@ -86,9 +94,18 @@ class LiveCore:
         self._kept[name].tally.pack(keys, out)
         return out
 
-    def put(self, name: str, keys: Ids, packed: Packed) -> int:
-        """Keep of keys what another core `packed`, in place of what was kept. Return of how many it cannot be."""
-        return self._kept[name].tally.put(keys, packed)
+    def put(self, name: str, keys: Ids, packed: Packed) -> None:
+        """Keep of keys what another core `packed`, in place of what was kept."""
+        self._kept[name].tally.put(keys, packed)
+
+    def sound(self, name: str, packed: Packed) -> npt.NDArray[np.bool_]:
+        """Return which of keys another core can have `packed`, bool [k]: with times that there are, and counts that are numbers."""
+        counts = self._kept[name].counts
+        times, counted = packed[:, : packed.shape[1] - counts].view(np.int64), packed[:, packed.shape[1] - counts :]
+        has_times = ((times >= MIN_TIME_MS) & (times <= MAX_TIME_MS)) | (times == _NEVER)
+        amounts = counted.view(np.float64)
+        found: npt.NDArray[np.bool_] = has_times.all(1) & ((amounts >= 0) & (amounts < np.inf)).all(1)
+        return found
 
     def words(self, name: str) -> int:
         """Return how many words `packed` has for a key of a definition."""
@@ -118,9 +135,11 @@ class _Kept:
         self._codes = np.full(FIRST_ACTION + len(actions), -1, np.int32)
         self._codes[[READ, SERVED]] = READ, SERVED
         self._codes[FIRST_ACTION + self._own] = FIRST_ACTION + np.arange(len(own))
+        half_lives = _half_lives(definition)
+        self.counts = len(half_lives) * (1 + len(own))
         self.tally = Tally(
             expire_ms=kept_ms(definition),
-            half_lives_ms=_half_lives(definition),
+            half_lives_ms=half_lives,
             actions=len(own),
             keeps_times=isinstance(definition, Age),
         )
@@ -131,19 +150,26 @@ class _Kept:
         nothing = np.empty((0, self.tally.width))
         self.tally.take(happened.keys[own], codes[own], happened.at[own], happened.counted_at[own], nothing)
 
-    def take(
-        self, operations: Operations, name: str, reads: Ids, shares: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float32]:
-        """Take the operations that concern the definition; return its numbers of all reads."""
-        keys, has_key, codes = operations.keys[name], operations.has_key[name], self._codes[operations.what]
-        chosen = has_key & (codes >= 0)
-        known = has_key[reads]
-        found = np.empty((int(known.sum()), self.tally.width))
+    def take(self, operations: Operations, name: str, reads: Ids, shares: _Doubles) -> Numbers:
+        """Take the operations that concern the definition; return its numbers of all reads. Nothing counts without a key, so what
+        is read without one is as of a new key."""
+        codes = self._codes[operations.what]
+        chosen = (operations.has_key[name] | (codes == READ)) & (codes >= 0)
+        found = np.empty((len(reads), self.tally.width))
         at = operations.at
-        self.tally.take(keys[chosen], codes[chosen], at[chosen], operations.counted_at[chosen], found)
-        raw = Raw.unknown(self._definition, len(reads))
-        raw.put(known, found)
-        return numbers_of(self._definition, raw, at[reads], shares[:, self._own])
+        self.tally.take(operations.keys[name][chosen], codes[chosen], at[chosen], operations.counted_at[chosen], found)
+        return numbers_of(self._definition, found, at[reads], shares.take(self._own, axis=1))
+
+    def read(self, keys: Ids, at_ms: int, shares: _Doubles) -> Numbers:
+        at, found = np.full(len(keys), at_ms), np.empty((len(keys), self.tally.width))
+        self.tally.take(keys, np.full(len(keys), READ, np.int32), at, at, found)
+        return numbers_of(self._definition, found, at, shares.take(self._own, axis=1))
+
+
+def _shares(totals: Ids) -> _Doubles:
+    """Return how often each action followed on servings, [k, actions], by totals [k, 1 + actions]."""
+    found: _Doubles = (totals[:, 1:] + 1) / (totals[:, :1] + 2)
+    return found
 
 
 def _half_lives(definition: Definition) -> list[float]:

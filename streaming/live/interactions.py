@@ -110,7 +110,7 @@ class Interactions:
             if len(totals) not in (0, 1 + len(self.actions)):
                 raise ValueError(f"{len(totals)} totals of {len(self.actions)} actions")
             if not are_totals(totals):
-                raise ValueError("totals; allowed: 0 to 2^53")
+                raise ValueError("totals; allowed: 0 to 2^48")
             self.totals: dict[str | None, int] = dict(zip((None, *self.actions), totals.tolist(), strict=False))
             self.happened = [(part.definition, self._happened(part)) for part in record.parts]
 

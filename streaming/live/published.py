@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from basis.decoding import refusing
+from basis.decoding import why
 from streaming.features.columns import Ids
 from streaming.features.kinds import Feature
 from streaming.live.core import LiveCore, Packed, are_totals
 from streaming.live.spec import LiveSpec
-from streaming.records.events import BadRecord, bad_record, check_size
+from streaming.records.events import BadRecord, Int64, bad_record, check_size
 
 _VERSION = 1
 _PLACE = ""
@@ -29,7 +29,7 @@ class _Published(msgspec.Struct, array_like=True, gc=False):
 
     version: int
     definition: str
-    key: int
+    key: Int64
     packed: bytes
     actions: list[str] = []
 
@@ -51,6 +51,20 @@ def published_place(offset: int, actions: Sequence[str], totals: Ids) -> tuple[b
     return b"place", _encoder.encode(_Published(_VERSION, _PLACE, offset, totals.tobytes(), list(actions)))
 
 
+class Place(NamedTuple):
+    """Up to which offset of `interactions` a partition is counted, and its totals, int64 [1 + actions]."""
+
+    offset: int
+    totals: Ids
+
+
+class Said(NamedTuple):
+    """What some records of a partition say: by definition keys int64 [k] with what is kept of each, and the partition's place."""
+
+    keys: Mapping[str, tuple[Ids, Packed]]
+    place: Place | None
+
+
 class Kept:
     """The ``core`` of a config, as records of `features` say it: those of one partition after another, each in its order.
 
@@ -69,45 +83,68 @@ class Kept:
 
     def fold(self, partition: int, payloads: Iterable[bytes]) -> None:
         """Take what records say, in their order."""
+        self.put(partition, self.read(payloads))
+
+    def read(self, payloads: Iterable[bytes]) -> Said:
+        """Return what records say, in their order; the core is as before. An empty one says that its key was forgotten, as it is
+        here by its time."""
         keys: dict[str, list[int]] = defaultdict(list)
         packed: dict[str, list[bytes]] = defaultdict(list)
-        for payload in payloads:
+        place = None
+        for payload in filter(None, payloads):
             try:
-                found = self._found(payload)
+                found = _decoded(payload)
+                if found.definition == _PLACE:
+                    place = self._place_in(found)
+                elif found.definition in self._bytes:
+                    _check_bytes(found, self._bytes[found.definition])
+                    keys[found.definition].append(found.key)
+                    packed[found.definition].append(found.packed)
+                else:
+                    self.skipped["of another config"] += 1
             except BadRecord as bad:
                 self.skipped[bad.reason] += 1
-                continue
-            if found.definition == _PLACE:
-                self._fold_place(partition, found)
-            elif found.definition not in self._names:
-                self.skipped["of another config"] += 1
-            else:
-                keys[found.definition].append(found.key)
-                packed[found.definition].append(found.packed)
-        for definition, name in self._names.items():
-            if definition in keys:
-                words = np.frombuffer(b"".join(packed[definition]), np.uint64).reshape(-1, self.core.words(name))
-                if wrong := self.core.put(name, np.array(keys[definition], np.int64), words):
-                    self.skipped["malformed"] += wrong
+        said = {}
+        for definition in keys:
+            name = self._names[definition]
+            words = np.frombuffer(b"".join(packed[definition]), np.uint64).reshape(-1, self.core.words(name))
+            sound = self.core.sound(name, words)
+            if wrong := len(sound) - int(np.count_nonzero(sound)):
+                self.skipped["malformed"] += wrong
+            said[name] = np.array(keys[definition], np.int64)[sound], words[sound]
+        return Said(said, place)
 
-    def _found(self, payload: bytes) -> _Published:
-        check_size(len(payload))
-        with refusing(partial(bad_record, payload, allowed=_VERSION)):
-            found = _decoder.decode(payload)
-        if found.version != _VERSION:
-            raise BadRecord("version", f"record version {found.version}; allowed: {_VERSION}")
-        wanted = self._bytes.get(found.definition, 8 + 8 * len(found.actions))
-        if (found.definition in self._bytes or found.definition == _PLACE) and len(found.packed) != wanted:
-            raise BadRecord("malformed", f"{len(found.packed)} bytes of a key; allowed: {wanted}")
-        if found.definition == _PLACE and not are_totals(np.frombuffer(found.packed, "<i8")):
-            raise BadRecord("malformed", "totals; allowed: 0 to 2^53")
-        if not -(2**63) <= found.key < 2**63:
-            raise BadRecord("malformed", f"key {found.key}; allowed: 64 bits")
-        return found
+    def put(self, partition: int, said: Said) -> None:
+        """Take what records of a partition say."""
+        for name, (keys, packed) in said.keys.items():
+            self.core.put(name, keys, packed)
+        if said.place is not None:
+            self.offsets[partition], self._totals[partition] = said.place
+            self.core.totals = np.sum(list(self._totals.values()), axis=0, dtype=np.int64)
 
-    def _fold_place(self, partition: int, found: _Published) -> None:
-        self.offsets[partition] = found.key
-        counts = dict(zip(found.actions, np.frombuffer(found.packed, "<i8")[1:].tolist(), strict=True))
-        served = int.from_bytes(found.packed[:8], "little", signed=True)
-        self._totals[partition] = np.array([served, *(counts.get(each, 0) for each in self.actions)], np.int64)
-        self.core.totals = np.sum(list(self._totals.values()), axis=0, dtype=np.int64)
+    def _place_in(self, found: _Published) -> Place:
+        _check_bytes(found, 8 + 8 * len(found.actions))
+        counts = np.frombuffer(found.packed, "<i8")
+        if not are_totals(counts):
+            raise BadRecord("malformed", f"totals {counts.tolist()}; allowed: 0 to 2^48")
+        served, *done = counts.tolist()
+        of_action = dict(zip(found.actions, done, strict=True))
+        return Place(found.key, np.array([served, *(of_action.get(each, 0) for each in self.actions)], np.int64))
+
+
+def _decoded(payload: bytes) -> _Published:
+    check_size(len(payload))
+    try:
+        found = _decoder.decode(payload)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise bad_record(payload, why(error), _VERSION) from None
+    if found.version != _VERSION:
+        raise BadRecord("version", f"record version {found.version}; allowed: {_VERSION}")
+    return found
+
+
+def _check_bytes(found: _Published, allowed: int) -> None:
+    if len(found.packed) != allowed:
+        raise BadRecord("malformed", f"{len(found.packed)} bytes of {found.definition}; allowed: {allowed}")

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from streaming.features.columns import Column, Floats, Ids
-from streaming.features.ids import MISSING, cross
-from streaming.features.kinds import Feature, SparseFeature, live_address
+from streaming.features.columns import Column, Ids
+from streaming.features.kinds import Feature
+from streaming.live.columns import are_keys, keys_of, live_features
 from streaming.live.core import FIRST_ACTION, READ, SERVED, LiveCore, Operations
 from streaming.live.spec import LiveSpec
 from streaming.source.logged_events import LoggedEvents
@@ -27,31 +26,18 @@ def with_live(events: LoggedEvents, features: Mapping[str, Feature], spec: LiveS
 
     An impression's are as of its request's ``served_at``, of what happened before ``served_at - visible_after``.
     """
-    wanted = {
-        name: (feature, places)
-        for name, feature in features.items()
-        if (places := spec.numbers(live_address(feature))) is not None
-    }
+    wanted = live_features(spec, features)
     if not wanted:
         return events
     written = {name: Array(mapped) for name in wanted}
     core = LiveCore(spec.settings, list(spec.windows))
     for operations in _Walk(events, spec).pieces():
         found = core.take(operations)
-        for name, (feature, places) in wanted.items():
-            written[name].append(_column(feature, found[places.definition][:, places.at]))
+        for name, each in wanted.items():
+            written[name].append(each.column(found))
         events.release()
     columns: dict[str, Column] = {**events.features, **{name: each.finish() for name, each in written.items()}}
     return replace(events, features={name: columns[name] for name in features}, live=core.kept())
-
-
-def _column(feature: Feature, numbers: Floats) -> Ids | Floats:
-    """Return the column of a feature that has these numbers, [k, numbers]."""
-    if not isinstance(feature, SparseFeature):
-        return numbers
-    assert feature.step is not None
-    ids: Ids = np.floor(numbers[:, 0] / feature.step).astype(np.int64)
-    return ids
 
 
 class _Walk:
@@ -107,8 +93,7 @@ class _Walk:
         keys, has_key = {}, {}
         for name, parts in self._keys.items():
             found = [part[rows] for part in parts]
-            keys[name] = reduce(cross, found)
-            has_key[name] = np.logical_and.reduce([ids != MISSING for ids in found])
+            keys[name], has_key[name] = keys_of(found), are_keys(found)
         return Operations(what, at[order], served_at[order], keys, has_key)
 
     def _accepted(self, done: slice) -> _Accepted:

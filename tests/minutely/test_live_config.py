@@ -151,7 +151,7 @@ def test_a_mistake_is_told_with_its_place_and_what_is_allowed(tmp_path: Path, na
     assert allowed in problem.allowed
 
 
-SERVICES = ("join", "train", "train --from archive --deltas d", "serve", "archive", "produce")
+SERVICES = ("join", "train", "train --from archive --deltas d", "archive", "produce")
 
 
 @pytest.mark.parametrize("command", SERVICES)

@@ -34,6 +34,8 @@ class Tally {
     void take(const int64_t* keys, const int32_t* what, const int64_t* at, const int64_t* counted_at, size_t count,
               double* out) {
         for (size_t i = 0; i < count; ++i) {
+            if (i + 2 * kAhead < count) __builtin_prefetch(&slots_[home_of(keys[i + 2 * kAhead])]);
+            if (i + kAhead < count) ask_for(keys[i + kAhead]);
             if (what[i] == kRead) {
                 read(keys[i], at[i], out);
                 out += width();
@@ -57,26 +59,19 @@ class Tally {
         }
     }
 
-    // Keeps of keys what `pack` copied, in place of what was kept of them. Returns how many were passed over, since
-    // they hold a time or a count that cannot be.
-    size_t put(const int64_t* keys, size_t count, const uint64_t* packed) {
-        size_t passed_over = 0;
+    // Keeps of keys what `pack` copied, in place of what was kept of them.
+    void put(const int64_t* keys, size_t count, const uint64_t* packed) {
         for (size_t i = 0; i < count; ++i, packed += width()) {
             const int64_t newest = as_time(packed[0]);
-            if (newest == kNever || !can_be(packed)) {
-                ++passed_over;
-                continue;
-            }
+            if (newest == kNever) continue;
             latest_ = std::max(latest_, newest);
             std::memcpy(find_or_add(static_cast<uint64_t>(keys[i]), newest) + 1, packed, width() * sizeof(uint64_t));
         }
-        return passed_over;
     }
 
   private:
     static constexpr size_t kFewest = 64;
-    static constexpr int64_t kLatest = int64_t{1} << 53;
-    static constexpr double kMost = 1e18;
+    static constexpr size_t kAhead = 8;  // a key waits for memory twice, so what later ones need is asked for before
 
     static uint64_t mixed(uint64_t z) {
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -96,18 +91,11 @@ class Tally {
         return word;
     }
 
-    // Whether times are within what dates need, or never, and counts are numbers of things.
-    bool can_be(const uint64_t* packed) const {
-        const auto is_time = [](uint64_t word) {
-            const int64_t time = as_time(word);
-            return time == kNever || (time >= 0 && time <= kLatest);
-        };
-        const auto is_count = [](uint64_t word) {
-            const double value = as_count(word);
-            return value >= 0 && value <= kMost;
-        };
-        return std::all_of(packed, packed + 1 + times_, is_time) &&
-               std::all_of(packed + 1 + times_, packed + width(), is_count);
+    size_t home_of(int64_t key) const { return mixed(static_cast<uint64_t>(key)) & (slots_.size() - 1); }
+    void ask_for(int64_t key) const {
+        const uint32_t number = slots_[home_of(key)];
+        if (number == 0) return;
+        for (size_t at = 0; at < words_; at += 8) __builtin_prefetch(record(number) + at);
     }
 
     // The slot that has the key, or the free one where it belongs.
@@ -136,8 +124,8 @@ class Tally {
             const int64_t time = as_time(found[1 + i]);
             out[i] = time == kNever ? std::nan("") : static_cast<double>(time);
         }
-        // A reader whose clock is slow sees what happened after it, at full weight.
-        decay(std::max(0.0, static_cast<double>(at - as_time(found[1]))));
+        // By a clock that is behind, counts are those of the newest event: they never grow before it.
+        decay(static_cast<double>(std::max<int64_t>(at - as_time(found[1]), 0)));
         const uint64_t* counts = found + 2 + times_;
         for (size_t i = 0; i < half_lives_.size() * kinds_; ++i)
             out[1 + times_ + i] = as_count(counts[i]) * factors_[i / kinds_];

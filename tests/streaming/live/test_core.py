@@ -7,8 +7,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from streaming.live import _native
 from streaming.live._native import Tally
-from streaming.live.core import FIRST_ACTION, READ, SERVED
+from streaming.live.core import FIRST_ACTION, READ, SERVED, LiveCore, Operations
+from streaming.live.settings import LiveSettings
 
 DAY = 86_400_000
 
@@ -49,6 +51,48 @@ def test_a_key_is_forgotten_after_its_time_and_not_before() -> None:
     found = take(tally, (1, SERVED, 0, 0), (1, READ, 1000, 1000), (1, READ, 1001, 1001))
     assert found[0].tolist() == [0, 1]
     assert np.isnan(found[1, 0]) and found[1, 1] == 0
+
+
+def test_counts_do_not_grow_before_their_newest_event() -> None:
+    """The clock of who reads may be behind that of who served."""
+    tally = Tally(expire_ms=100_000, half_lives_ms=[1000.0], actions=0, keeps_times=False)
+    found = take(tally, (1, SERVED, 50_000, 50_000), (1, READ, 10_000, 10_000))
+    assert found.tolist() == [[50_000, 1]]
+
+
+def test_what_is_read_alone_is_what_is_read_among_operations() -> None:
+    """Of keys that are there, that are not, and that lack a part; and nothing changes by it."""
+    live = LiveSettings.model_validate(
+        {
+            "rates": {"item": {"key": ["item"], "of": ["click", "buy"], "half_life": ["1s", "1h"]}},
+            "age": {"item": {"key": ["item"], "of": ["buy"]}},
+            "seen": {"item": {"key": ["item"]}},
+        }
+    )
+    one, other = LiveCore(live, ["buy", "click"]), LiveCore(live, ["buy", "click"])
+    rng = np.random.default_rng(2)
+    names = [name for name, _ in live.definitions()]
+    for round_ in range(3):
+        what = rng.integers(SERVED, FIRST_ACTION + 2, 500).astype(np.int32)
+        keys, at = rng.integers(0, 50, 500), 1000 * round_ + np.sort(rng.integers(0, 1000, 500))
+        known = keys > 0
+        happened = Operations(what, at, at, dict.fromkeys(names, keys), dict.fromkeys(names, known))
+        assert all(len(numbers) == 0 for core in (one, other) for numbers in core.take(happened).values())
+        wanted, now = np.arange(60), np.full(60, 1000 * round_ + 5000)
+        reads = Operations(
+            np.full(60, READ, np.int32), now, now, dict.fromkeys(names, wanted), dict.fromkeys(names, wanted > 0)
+        )
+        among = one.take(reads)
+        for name, alone in other.read(dict.fromkeys(names, wanted), int(now[0])).items():
+            assert alone.tobytes() == among[name].tobytes()
+            assert len({row.tobytes() for row in alone}) > 10
+
+
+def test_shares_that_fit_no_read_are_refused() -> None:
+    found, out = np.zeros((3, 3)), np.zeros((3, 2), np.float32)
+    for shape in ((2, 1), (3, 2)):
+        with pytest.raises(ValueError, match="shares: allowed: one row, or one for each read"):
+            _native.rates(found, np.zeros(shape), 1.0, out)
 
 
 def test_memory_is_that_of_the_keys_that_are_in_use() -> None:
@@ -106,19 +150,7 @@ def test_what_is_packed_is_kept_elsewhere() -> None:
     keys = np.array([5, -6, 99])
     packed = np.empty((3, first.width), np.uint64)
     first.pack(keys, packed)
-    assert second.put(keys, packed) == 1, "nothing is kept of the last"
+    second.put(keys, packed)  # nothing is kept of the last
     reads = [(key, READ, 3000, 3000) for key in (5, -6)]
     assert take(second, *reads).tobytes() == take(first, *reads).tobytes()
     assert second.keys == 3
-
-
-@pytest.mark.parametrize(("place", "word"), [(0, -1), (0, 2**62), (2, -5), (4, np.nan), (5, np.inf), (5, -1.0)])
-def test_what_cannot_be_is_not_kept(place: int, word: float) -> None:
-    tally = Tally(expire_ms=DAY, half_lives_ms=[1000.0], actions=1, keeps_times=True)
-    take(tally, (5, SERVED, 100, 100))
-    packed = np.empty((1, tally.width), np.uint64)
-    tally.pack(np.array([5]), packed)
-    packed.view(np.float64 if place >= 4 else np.int64)[0, place] = word
-    before = take(tally, (5, READ, 100, 100)).tobytes()
-    assert tally.put(np.array([5]), packed) == 1
-    assert take(tally, (5, READ, 100, 100)).tobytes() == before
