@@ -12,7 +12,7 @@ from streaming.features.kinds import Feature
 from streaming.live.columns import are_keys, keys_of
 from streaming.live.core import FIRST_ACTION, SERVED, Happened, LiveCore
 from streaming.live.interactions import Interactions, interactions_records
-from streaming.live.published import published_keys, published_totals
+from streaming.live.published import published_keys, published_place
 from streaming.live.spec import LiveSpec
 from tests.streaming.live.brute_force import Event
 
@@ -57,7 +57,7 @@ class Publishing:
             keys = np.unique(happened.keys)
             found += list(published_keys(identity, keys, core.packed(name, keys)))
         core.totals = core.totals + np.array([said.totals.get(each, 0) for each in (None, *self.actions)])
-        return [*found, published_totals(self.actions, core.totals)]
+        return [*found, published_place(3, self.actions, core.totals)]
 
 
 def _ids(events: Sequence[Event], part: str) -> Ids:

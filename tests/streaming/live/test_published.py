@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streaming.features.kinds import FeatureSet
 from streaming.live.core import LiveCore
-from streaming.live.published import Kept, published_keys, published_totals
+from streaming.live.published import Kept, published_keys, published_place
 from streaming.live.spec import LiveSpec
 from streaming.records.events import MAX_TIME_MS
 from tests.streaming.live.brute_force import Done, Shown, events_of
@@ -112,8 +112,8 @@ REFUSED = {
     "fewer than none": (key_record(set_word(2, -1.0)), "malformed"),
     "a time beyond all": (key_record(set_word(0, MAX_TIME_MS + 1)), "malformed"),
     "a time before all": (key_record(set_word(2, -1), "age.item"), "malformed"),
-    "totals below none": (published_totals(["click"], np.array([3, -1]))[1], "malformed"),
-    "totals without end": (published_totals(["click"], np.array([1 << 60, 1]))[1], "malformed"),
+    "totals below none": (published_place(3, ["click"], np.array([3, -1]))[1], "malformed"),
+    "totals without end": (published_place(3, ["click"], np.array([1 << 60, 1]))[1], "malformed"),
     "totals of other actions than it says": (msgspec.msgpack.encode([1, "", 0, bytes(8), ["click"]]), "malformed"),
 }  # fmt: skip
 
@@ -142,7 +142,7 @@ def test_totals_are_by_the_names_of_actions() -> None:
     """A config may count other actions than the one that published, in another order."""
     kept = Kept(SPEC, FEATURES)
     assert kept.actions == ["click", "share", "buy", "play"]
-    kept.fold(0, [published_totals(["like", "buy", "click"], np.array([9, 1, 2, 3]))[1]])
-    kept.fold(1, [published_totals(["share"], np.array([1, 1]))[1]])
-    kept.fold(0, [published_totals(["buy", "click"], np.array([10, 2, 4]))[1]])
+    kept.fold(0, [published_place(3, ["like", "buy", "click"], np.array([9, 1, 2, 3]))[1]])
+    kept.fold(1, [published_place(3, ["share"], np.array([1, 1]))[1]])
+    kept.fold(0, [published_place(3, ["buy", "click"], np.array([10, 2, 4]))[1]])
     assert kept.core.totals.tolist() == [11, 4, 1, 2, 0]
