@@ -273,7 +273,7 @@ def test_packed_columns_hold_raw_values_too(world: World) -> None:
         ("age", True, None),
         ("age", "2023-02-31", "age: '2023-02-31' is not a time"),
         ("picture", [1, 2, 3], "picture: [1, 2, 3]: a list of 3 numbers; allowed: a list of 2 numbers"),
-        ("picture", [1, "dark"], "picture: [1, 'dark']: "),
+        ("picture", [1, "dark"], "picture: [1, 'dark'] is not a list of 2 numbers; allowed: a list of 2 numbers"),
         ("picture", [1, 1e39], "picture: [1, 1e+39]; " + NUMBERS_ALLOWED),
         ("made_by", 2.5, "made_by: 2.5: numbers with fractions"),
     ],
