@@ -208,7 +208,7 @@ def _say_times(layout: Layout) -> None:
 
 
 def _say_doubts(layout: Layout) -> None:
-    """Say what was taken for users or items for want of a better column."""
+    """Say what was taken for users or items because there is no better column."""
     user, item = layout.user, layout.item
     if user is not None and layout.impressions.is_of_few(user):
         layout.unsure["user"] = f"{user.distinct} different values are few for users"
