@@ -91,7 +91,7 @@ def find(folder: Folder, file: File) -> list[FoundFile]:
         raise Problems([Problem(str(path), "file", "", "not there; allowed: a file in the source's folder")])
     if not found:
         raise Problems([Problem(str(path), "file", "", "no data file there; allowed: at least one")])
-    refuse_tables(found, folder, lambda place: Path(place).glob("*"), str)
+    refuse_tables(found, folder, _with_files, str)
     return [FoundFile(each, _kind(str(each), each, file), _partitions(_within(each, folder))) for each in found]
 
 
@@ -151,6 +151,11 @@ def data_files(folder: Path) -> Iterator[Path]:
     for each in folder.rglob("*"):
         if each.is_file() and not _is_hidden(each, folder):
             yield each
+
+
+def _with_files(place: PurePath) -> list[Path]:
+    folder = Path(place)
+    return [folder, *folder.glob("*")] if folder.is_dir() else []
 
 
 def _is_hidden(path: PurePath, folder: PurePath) -> bool:
