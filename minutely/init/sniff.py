@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from basis.decoding import why
 from basis.problems import Problem, Unreadable
-from streaming.source.files.find import Kind, kind_of
+from streaming.source.files.find import Kind, kind_of, require_utf8
 
 _HEAD_BYTES = 1 << 18
 _LINES = 200
@@ -24,8 +24,10 @@ def sniff(path: Path) -> dict[str, Any] | None:
     """What a config says of a file beside its name, as keys of `File`; None where it is no table that can be read.
 
     Raises:
+        Problems: its name is not UTF-8.
         Unreadable: the operating system or a damaged compression keeps its bytes back.
     """
+    require_utf8(path)
     head = _head(path)
     by_ending = kind_of(path)
     kind = by_ending or _kind_by(head)

@@ -14,7 +14,7 @@ from basis.problems import Problem, ProblemList, Problems
 from minutely.init.profile import has_decimal_comma, texts_for_missing
 from minutely.init.sniff import sniff
 from minutely.init.words import identifier
-from streaming.source.files.find import data_files, find
+from streaming.source.files.find import data_files, find, named
 from streaming.source.files.open import open_found
 from streaming.source.rows.rows import Rows
 from streaming.source.rows.walk import read
@@ -76,7 +76,7 @@ def find_sources(paths: Sequence[Path]) -> Found:
                 if group[0] in paths:
                     raise
                 first = error.problems[0]
-                passed_over[name] = f"{first.place}: {first.value}"
+                passed_over[named(name)] = f"{first.place}: {first.value}"
                 problems.found += error.problems
     if not found:
         problems.raise_any()

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from streaming.join.calibration import ServedCalibration
-from streaming.log import INPUTS, TOPICS
+from streaming.log import INPUTS
 from streaming.records.reasons import JOINER_REASONS
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class JoinMetrics(Collector):
         corrected = CounterMetricFamily("minutely_join_corrected", "Examples sent again.", labels=["partition"])
         lost = CounterMetricFamily(
             "minutely_join_lost",
-            "Records deleted before they were read, or in batches that no client can read, at most.",
+            "Records of inputs deleted before they were read, or in batches that no client can read, at most.",
             labels=["topic", "partition"],
         )
         dead = CounterMetricFamily("minutely_join_dead_letters", "Records refused.", labels=["reason", "partition"])
@@ -62,7 +62,7 @@ class JoinMetrics(Collector):
             examples.add_metric([partition], counts.examples)
             repeated.add_metric([partition], counts.repeated)
             corrected.add_metric([partition], counts.corrected)
-            for topic in TOPICS:
+            for topic in INPUTS:  # what outputs held is not known: the log says so, and nothing of them need be lost
                 lost.add_metric([topic, partition], member.lost[topic])
             refused = counts.refused.copy()
             for reason in sorted(JOINER_REASONS | refused.keys()):

@@ -151,17 +151,8 @@ def test_a_mistake_is_told_with_its_place_and_what_is_allowed(tmp_path: Path, na
     assert allowed in problem.allowed
 
 
-SERVICES = ("join", "train", "train --from archive --deltas d", "archive", "produce")
-
-
-@pytest.mark.parametrize("command", SERVICES)
-def test_a_service_refuses_at_its_start_what_only_replays_keep(tmp_path: Path, command: str) -> None:
-    load_text(tmp_path, text_of())
-    name, *options = command.split()
-    done = CliRunner().invoke(cli, [name, str(tmp_path / "shop.yaml"), *options])
+def test_a_config_without_live_features_has_none_to_keep(tmp_path: Path) -> None:
+    load_text(tmp_path, BASE)
+    done = CliRunner().invoke(cli, ["features", str(tmp_path / "shop.yaml")])
     assert done.exit_code == 1
-    (line,) = [line for line in done.output.splitlines() if "live" in line]
-    assert line == (
-        f"error {tmp_path}/shop.yaml: live: rates.item, age.user, seen.pair; live features are kept in replays only so far; "
-        "allowed: minutely replay, or a config without them"
-    )
+    assert "live: nothing; allowed: a config with live features" in done.output

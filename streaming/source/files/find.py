@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from glob import has_magic
@@ -91,7 +92,9 @@ def find(folder: Folder, file: File) -> list[FoundFile]:
         raise Problems([Problem(str(path), "file", "", "not there; allowed: a file in the source's folder")])
     if not found:
         raise Problems([Problem(str(path), "file", "", "no data file there; allowed: at least one")])
-    refuse_tables(found, folder, lambda place: Path(place).glob("*"), str)
+    for each in found:
+        require_utf8(each)
+    refuse_tables(found, folder, _with_files, str)
     return [FoundFile(each, _kind(str(each), each, file), _partitions(_within(each, folder))) for each in found]
 
 
@@ -151,6 +154,24 @@ def data_files(folder: Path) -> Iterator[Path]:
     for each in folder.rglob("*"):
         if each.is_file() and not _is_hidden(each, folder):
             yield each
+
+
+def require_utf8(path: PurePath) -> None:
+    """Raise `Problems` for a name in another encoding: neither readers nor a config can name it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise Problems([Problem(named(path), "name", "not UTF-8", "allowed: names in UTF-8; rename it")]) from None
+
+
+def named(path: PurePath | str) -> str:
+    """Return how messages and configs write a name, whatever its encoding."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _with_files(place: PurePath) -> list[Path]:
+    folder = Path(place)
+    return [folder, *folder.glob("*")] if folder.is_dir() else []
 
 
 def _is_hidden(path: PurePath, folder: PurePath) -> bool:

@@ -31,12 +31,10 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: ToRead) -> Contents:
     objects = f"read_json_objects({source(asked.plain)}, {options})"
     columns = _keys(db, f"{objects} {limit(most)}") if asked.columns is None else asked.columns
     structs = _apart(columns)
-    parts = [
-        f"from_json(json, {quoted(json.dumps(dict.fromkeys(keys, 'JSON')))}) as part{at}"
-        for at, keys in enumerate(structs)
-    ]
-    query = ", ".join(["json_type(json) = 'OBJECT' as whole", "json", *parts])
-    db.execute(f"create temp table lines as select {query} from {objects} {limit(most)}")
+    _take(db, "json", f"{objects} {limit(most)}", structs)
+    sets = db.sql("select distinct json_keys(json) from lines where whole").fetchall()  # seldom more than a few
+    if any(len(set(keys)) < len(keys) for (keys,) in sets):
+        _take(db, _LAST_FIRST, "lines", structs)
     whole = db.sql("select coalesce(whole, false) as whole from lines").to_arrow_table().column(0)
     good = np.asarray(whole.to_numpy(), np.bool_)
     broken = [] if good.all() else _broken_lines(path, good, {})
@@ -81,6 +79,22 @@ def read_json_lines(db: duckdb.DuckDBPyConnection, asked: ToRead) -> Contents:
         return numbers[good[: len(numbers)]]  # of a file that grew, the first rows
 
     return Contents(tables, find_lines, lambda: broken, missing)
+
+
+_PAIRS = "list_transform(list_zip(json_keys(json), json_extract(json, '$.*')), lambda each: to_json(each[1]) || ':' || each[2])"
+_LAST_FIRST = f"""case when len(json_keys(json)) = list_unique(json_keys(json)) then json
+    else json('{{' || array_to_string(list_reverse({_PAIRS}), ',') || '}}') end"""
+"""An object that has a key twice, from its end: the last value counts, as in records, and DuckDB takes the first."""
+
+
+def _take(db: duckdb.DuckDBPyConnection, value: str, lines: str, structs: Sequence[Sequence[str]]) -> None:
+    """Make the table of lines, with their columns, out of other lines."""
+    parts = [
+        f"from_json(json, {quoted(json.dumps(dict.fromkeys(keys, 'JSON')))}) as part{at}"
+        for at, keys in enumerate(structs)
+    ]
+    query = ", ".join(["json_type(json) = 'OBJECT' as whole", "json", *parts])
+    db.execute(f"create or replace temp table lines as select {query} from (select {value} as json from {lines})")
 
 
 def _apart(columns: Sequence[str]) -> list[list[str]]:

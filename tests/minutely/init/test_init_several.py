@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from streaming.source.settings import EngagementFile, ImpressionFile, OneAction
+from basis.problems import Problems
+from streaming.source.files.find import find
+from streaming.source.settings import EngagementFile, File, ImpressionFile, OneAction
 from tests.minutely.init_logs import Row, changed, columns_of, rows_of, typed, written
 from tests.streaming.source.own_logs import write
 
@@ -100,6 +103,19 @@ def test_impressions_and_engagements_of_several_places(logs: Path) -> None:
     assert files_of(found.source.impression_files) == ["feed.csv", "search.csv"]
     assert files_of(found.source.engagement_files) == ["clicks.csv", "likes.csv"], "though likes are of search alone"
     assert all(each.impression == ["item_id"] for each in found.source.impression_files)
+
+
+def test_a_file_whose_name_is_not_utf8_is_not_used(logs: Path) -> None:
+    """Neither can a config name it, nor DuckDB open it."""
+    write(logs / "log.csv", rows_of())
+    other = Path(os.fsdecode(b"caf\xe9.csv"))
+    (logs / other).write_bytes((logs / "log.csv").read_bytes())
+    said = typed("init", "logs", "--out", "made.yaml")
+    assert said.exit_code == 0 and r"caf\xe9.csv" in said.output and "name: not UTF-8" in said.output
+    said = typed("init", str(logs / other))
+    assert said.exit_code == 1 and r"caf\xe9.csv: name: not UTF-8; allowed: names in UTF-8" in said.output
+    with pytest.raises(Problems, match=r"caf\\xe9\.csv: name: not UTF-8"):
+        find(logs, File(file="*.csv"))
 
 
 def test_a_copy_is_no_second_place(logs: Path) -> None:

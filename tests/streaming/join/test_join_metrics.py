@@ -12,7 +12,7 @@ from streaming.join.commit import UnknownPlaceError
 from streaming.join.embedded import EmbeddedBrokers, EmbeddedOutlet, catch_up
 from streaming.join.metrics import JoinMetrics
 from streaming.join.service import JoinService
-from streaming.log import IMPRESSIONS, BrokerError, NoLeaderError
+from streaming.log import EXAMPLES, IMPRESSIONS, BrokerError, LostRange, NoLeaderError
 from tests.commands import ROOT
 from tests.streaming.join.join_world import Served, clicks_service, request_record
 
@@ -27,6 +27,20 @@ def shown(service: JoinService, name: str) -> dict[tuple[str, ...], float]:
         for sample in family.samples
         if sample.name == f"minutely_join_{name}"
     }
+
+
+def test_what_is_gone_of_outputs_does_not_count_as_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = EventClock(START)
+    log = EmbeddedLog(tmp_path / "log", durable=False, clock=clock)
+    service = clicks_service(log, clock, lateness=100)
+    service.round()
+    (member,) = service.members.values()
+    member.work.gaps += [LostRange(IMPRESSIONS, 3, 7), LostRange(EXAMPLES, 0, 12)]
+    member.tell_gaps()
+    assert "examples/0: records from offset 0 to 12 are gone: it is not known what was sent there" in caplog.text
+    assert shown(service, "lost_total") == {("impressions", "0"): 4, ("engagements", "0"): 0}
+    service.leave()
+    log.close()
 
 
 def test_a_partition_without_a_leader_waits_and_its_lag_is_unknown(

@@ -17,6 +17,8 @@ import pytest
 
 from basis.problems import Problems
 from streaming.features.ids import MISSING, as_ids
+from streaming.records.events import decode_request
+from streaming.records.json_records import pack_request
 from streaming.source.files.contents import Contents
 from streaming.source.files.find import FoundFile
 from streaming.source.files.open import open_found
@@ -24,7 +26,7 @@ from streaming.source.rows import walk
 from streaming.source.rows.rejects import Findings
 from streaming.source.rows.walk import Walk, read
 from streaming.source.settings import File
-from tests.streaming.source.own_logs import FORMATS, NOW, T, features, lists, load, rejects_of, source, write
+from tests.streaming.source.own_logs import FORMATS, NOW, T, features, ids, lists, load, rejects_of, source, write
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -222,3 +224,20 @@ def test_an_id_beyond_64_bits_is_told_and_missing(tmp_path: Path, kind: str) -> 
     assert (place, reason) == (f"line {2 if kind == 'csv' else 1}, column item", "malformed")
     assert str(2**63 + 5) in value
     assert np.asarray(events.features["item"]).tolist() == [MISSING, 7]
+
+
+def test_of_a_key_twice_the_last_counts_as_in_records(tmp_path: Path) -> None:
+    lines = [
+        f'{{"t": {T}, "user": 1, "item": "first", "no": "x", "item": "se\\"cond"}}',
+        f'{{"t": {T}, "user": 1, "item": "one", "Item": "another"}}',
+        "[1]",
+        f'{{"item": [1], "t": {T}, "user": 1, "item": null, "item": "third"}}',
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    events = load(tmp_path, source("jsonl", actions={"seen": {}}), features(), NOW)
+    assert np.asarray(events.features["item"]).tolist() == ids('se"cond', "one", "third")
+    assert [place for place, _, _ in rejects_of(events)] == ["line 3"]
+    request = {"version": 1, "request_id": "r", "served_at": T, "impression_ids": ["a"]}
+    record = json.dumps(request)[:-1] + ', "features": {"item": ["first"], "item": ["second"]}}'
+    packed = decode_request(pack_request(record.encode(), features()), NOW)
+    assert np.frombuffer(packed.features["item"], "<i8").tolist() == ids("second")
