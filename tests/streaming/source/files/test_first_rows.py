@@ -36,7 +36,7 @@ def test_all_columns_of_the_first_rows(tmp_path: Path, ending: str, most: int | 
 
 
 def test_columns_that_cannot_be_used_are_told_and_left_out(tmp_path: Path) -> None:
-    write(tmp_path / "log.jsonl", [{"a": 1, "place": {"lat": 1.0}, "b": [[1]]}, {"c": 2}])
+    write(tmp_path / "log.jsonl", [{"a": 1, "place": {"lat": 1.0}, "b": [[1]]}, {"c": 2, "place": 3}])
     (tmp_path / "log.csv").write_text("a,b,b\n1,2,3\n")
     told = {}
     for ending in ("jsonl", "csv"):
