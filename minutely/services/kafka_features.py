@@ -23,7 +23,7 @@ _AT_ONCE = 200
 class KafkaFeatures:
     """Reads the topic from its beginning, and then what comes. While brokers are away it waits.
 
-    It begins again where records that come next are gone: topics can be made anew.
+    It begins again where records that come next are gone: topics can be deleted and made again.
     """
 
     def __init__(self, settings: KafkaSettings, live: LiveValues) -> None:

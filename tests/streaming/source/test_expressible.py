@@ -191,7 +191,9 @@ def test_a_decimal_comma_that_the_config_does_not_name_is_hinted_at(tmp_path: Pa
     wanted = features(item={"column": "item"}, price={"kind": "dense", "column": "price"})
     log = impressions("csv", delimiter=";")
     ((_, place, _, allowed),) = problems_of(tmp_path, source("csv", impressions=log, actions={"seen": {}}), wanted)
-    assert (place, allowed) == ("column price", 'allowed: numbers; where a comma stands for the point, decimal: ","')
+    assert place == "column price"
+    assert allowed.startswith("allowed: numbers; ")
+    assert allowed.endswith('; where a comma stands for the point, decimal: ","')
 
 
 @pytest.mark.parametrize("values", [["True", "False"], ["true", "false"], ["1", "0"]])

@@ -148,8 +148,9 @@ def test_what_is_wrong_with_all_rows_is_a_mistake_of_the_column_and_with_some_it
     wanted = features(price={"kind": "dense", "column": "price"})
     rows = [{"t": T + at, "user": 1, "price": "many", "click": 0, "rating": None, "wait": 0} for at in range(5)]
     write(tmp_path / "log.csv", rows)
+    allowed = 'allowed: numbers; a text that stands for what is missing: missing: ["THE-TEXT"]'
     assert problems_of(tmp_path, source("csv"), wanted) == [
-        (str(tmp_path / "log.csv"), "column price", "values such as 'many'", "allowed: numbers")
+        (str(tmp_path / "log.csv"), "column price", "values such as 'many'", allowed)
     ]
     events = load_rows(tmp_path, "csv", [*rows, {**rows[0], "t": T + 9, "price": 3}], wanted)
     assert [reject.place for reject in events.rejects] == [f"line {at}, column price" for at in range(2, 7)]
