@@ -72,8 +72,8 @@ class Transactions:
 
     @as_broker_error
     def send(self, outbox: Iterable[OutputRecord], offsets: Sequence[int], metadata: str) -> dict[str, int]:
-        """Send one transaction with records and the offsets of all topics. Return the offset after the last record in our partition,
-        by topic.
+        """Send one transaction with records and the offsets of all topics. Return the offset after the last record in our
+        partition, by topic.
 
         Raises:
             BrokerError: it was aborted, or its outcome is unknown until `open` finds out.
