@@ -19,18 +19,20 @@ from streaming.records.events import BadRecord, bad_record, check_size
 
 _VERSION = 1
 _AT_ONCE = 1 << 14
-"""Things in a record; each takes 25 bytes."""
+"""Things in a record; each takes 25 bytes, and 8 for each id that a sequence keeps."""
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class _Part(msgspec.Struct, array_like=True, gc=False):
-    """What happened at keys of one definition, as little-endian columns: int64, int8, int64 and int64."""
+    """What happened at keys of one definition, as little-endian columns: int64, int8, int64 and int64; and of a sequence
+    int64 [m, fields]."""
 
     definition: str
     keys: bytes
     what: bytes
     at: bytes
     counted_at: bytes
+    ids: bytes = b""
 
 
 class _Interactions(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -71,6 +73,7 @@ def interactions_records(
                         each.what[rows].astype(np.int8).tobytes(),
                         each.at[rows].tobytes(),
                         each.counted_at[rows].tobytes(),
+                        each.ids[rows].tobytes(),
                     )
                 )
     for owner, found in parts.items():
@@ -119,4 +122,5 @@ class Interactions:
             raise ValueError(f"columns of {len(keys)}, {len(what)}, {len(at)} and {len(counted_at)} rows")
         if len(what) and not SERVED <= what.min() <= what.max() < FIRST_ACTION + len(self.actions):
             raise ValueError(f"codes {what.min()} to {what.max()}; allowed: {SERVED} to {SERVED + len(self.actions)}")
-        return Happened(keys, what, at, counted_at)
+        ids = np.frombuffer(part.ids, "<i8")
+        return Happened(keys, what, at, counted_at, ids.reshape(len(keys), len(ids) // max(len(keys), 1)))

@@ -1,4 +1,4 @@
-"""From what is kept of a key to the numbers of a feature: log odds of shares, and logs of counts and of seconds."""
+"""From what is kept of a key to the numbers of a feature: log odds of shares, and logs of counts and of seconds; or to lists."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streaming.features.columns import Ids
-from streaming.live.settings import Age, Definition, Rates, Seen
+from streaming.features.columns import Ids, Ragged
+from streaming.live.settings import Age, Counting, Rates, Seen
 
 _Doubles = npt.NDArray[np.float64]
 _LEAST = 1e-6
@@ -23,7 +23,7 @@ class Raw(NamedTuple):
     counts: _Doubles
 
     @classmethod
-    def unknown(cls, definition: Definition, count: int) -> Raw:
+    def unknown(cls, definition: Counting, count: int) -> Raw:
         """Return what is found of keys at which nothing happened."""
         match definition:
             case Rates():
@@ -40,7 +40,7 @@ class Raw(NamedTuple):
         self.counts[known] = found[:, self.times.shape[1] :]
 
 
-def numbers_of(definition: Definition, raw: Raw, at: Ids, shares: _Doubles) -> npt.NDArray[np.float32]:
+def numbers_of(definition: Counting, raw: Raw, at: Ids, shares: _Doubles) -> npt.NDArray[np.float32]:
     """Return the numbers of k reads at the times ``at`` (ms), in the order of `numbers`. ``shares`` [k, actions] are how often each
     action followed on servings of any key up to then."""
     match definition:
@@ -71,3 +71,23 @@ def _log_seconds(times: _Doubles, at: Ids, missing_ms: npt.NDArray[np.int64]) ->
     elapsed = np.where(np.isnan(times), missing_ms, at[:, None] - times)
     found: _Doubles = np.log1p(np.maximum(elapsed, 0) / 1000)
     return found
+
+
+class Lists(NamedTuple):
+    """What k reads found of a sequence: ``ids`` int64 [m, lists], rows ``offsets[i]`` to ``offsets[i + 1]`` those of read i;
+    ``offsets`` int64 [k + 1]."""
+
+    offsets: Ids
+    ids: Ids
+
+    def column(self, at: int) -> Ragged:
+        """Return one of the lists, in the order of `numbers`."""
+        return Ragged(self.offsets, self.ids[:, at])
+
+
+def lists_of(found: Ids, lengths: Ids, at: Ids) -> Lists:
+    """Return the lists of k reads at the times ``at`` (ms), which found ``lengths`` [k] actions each: ``found`` int64
+    [m, 2 + fields], which are turned into lists in place, are the time (ms), the action and the ids of each."""
+    elapsed = np.maximum(np.repeat(at, lengths) - found[:, 0], 0)
+    found[:, 0] = np.log2(1 + elapsed / 1000).astype(np.int64)
+    return Lists(np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))), found)

@@ -11,15 +11,19 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streaming.features.columns import Column, Floats, Ids
+from streaming.features.columns import Column, Ids
 from streaming.features.ids import MISSING, cross
 from streaming.features.kinds import Feature, SparseFeature, live_address
-from streaming.live.core import FIRST_ACTION, READ, SERVED, LiveCore, Operations
-from streaming.live.spec import LiveSpec
+from streaming.features.transforms import last_of
+from streaming.live.core import FIRST_ACTION, READ, SERVED, Found, LiveCore, Operations
+from streaming.live.numbers import Lists
+from streaming.live.settings import Sequence
+from streaming.live.spec import LiveSpec, fields_of
 from streaming.source.logged_events import LoggedEvents
-from streaming.source.order.on_disk import Array, Mapped
+from streaming.source.order.on_disk import FeatureColumn, Mapped
 
 _AT_ONCE = 1 << 18
+"""Impressions; or ids of lists, where there are sequences."""
 
 
 def with_live(events: LoggedEvents, features: Mapping[str, Feature], spec: LiveSpec, mapped: Mapped) -> LoggedEvents:
@@ -34,23 +38,27 @@ def with_live(events: LoggedEvents, features: Mapping[str, Feature], spec: LiveS
     }
     if not wanted:
         return events
-    written = {name: Array(mapped) for name in wanted}
+    written = {name: FeatureColumn(mapped) for name in wanted}
     core = LiveCore(spec.settings, list(spec.windows))
     for operations in _Walk(events, spec).pieces():
         found = core.take(operations)
         for name, (feature, places) in wanted.items():
-            written[name].append(_column(feature, found[places.definition][:, places.at]))
+            written[name].append(_column(feature, found[places.definition], places.at))
         events.release()
     columns: dict[str, Column] = {**events.features, **{name: each.finish() for name, each in written.items()}}
     return replace(events, features={name: columns[name] for name in features}, live=core.kept())
 
 
-def _column(feature: Feature, numbers: Floats) -> Ids | Floats:
-    """Return the column of a feature that has these numbers, [k, numbers]."""
+def _column(feature: Feature, found: Found, at: list[int]) -> Column:
+    """Return the column of a feature that has the numbers or the list at these places."""
+    if isinstance(found, Lists):
+        assert isinstance(feature, SparseFeature)
+        lists = found.column(at[0])
+        return lists if feature.last is None else last_of(lists, feature.last)
     if not isinstance(feature, SparseFeature):
-        return numbers
+        return found[:, at]
     assert feature.step is not None
-    ids: Ids = np.floor(numbers[:, 0] / feature.step).astype(np.int64)
+    ids: Ids = np.floor(found[:, at[0]] / feature.step).astype(np.int64)
     return ids
 
 
@@ -66,7 +74,11 @@ class _Walk:
         self._codes = np.array([known.get(name, -1) for name in done.actions] + [-1], np.int32)
         self._windows = np.array([*spec.windows.values(), -1], np.int64)
         self._counted = np.zeros((events.impressions, len(names)), np.bool_)
-        self._keys = {name: [_ids(events, part) for part in each.key] for name, each in spec.settings.definitions()}
+        definitions = dict(spec.settings.definitions())
+        self._keys = {name: [_ids(events, part) for part in each.key] for name, each in definitions.items()}
+        self._ids = {name: [_ids(events, part) for part in fields_of(each)] for name, each in definitions.items()}
+        longest = max((each.last for each in definitions.values() if isinstance(each, Sequence)), default=1)
+        self._at_once = max(_AT_ONCE // longest, 1)
 
     def pieces(self) -> Iterator[Operations]:
         """Yield all reads, and what happened up to the last of them."""
@@ -75,9 +87,13 @@ class _Walk:
         while read < events.requests:
             # Whichever of the three goes furthest in so many rows ends the piece, so that none of them has many more.
             until = min(
-                int(events.served_at[_end(events.starts, read) - 1]) - self._after,
-                *([int(events.served_at[_end(events.starts, served) - 1])] if served < events.requests else []),
-                *([int(happened_at[min(done + _AT_ONCE, len(happened_at)) - 1])] if done < len(happened_at) else []),
+                int(events.served_at[self._end(read) - 1]) - self._after,
+                *([int(events.served_at[self._end(served) - 1])] if served < events.requests else []),
+                *(
+                    [int(happened_at[min(done + self._at_once, len(happened_at)) - 1])]
+                    if done < len(happened_at)
+                    else []
+                ),
             )
             last_read = int(np.searchsorted(events.served_at, until + self._after, side="right"))
             last_served = int(np.searchsorted(events.served_at, until, side="right"))
@@ -88,6 +104,12 @@ class _Walk:
                 slice(done, last_done),
             )
             read, served, done = last_read, last_served, last_done
+
+    def _end(self, request: int) -> int:
+        """Return the end of the requests from ``request`` on with about as many impressions as go at once, and at least one."""
+        starts = self._events.starts
+        end = int(np.searchsorted(starts, int(starts[request]) + self._at_once, side="right")) - 1
+        return max(end, request + 1)
 
     def _piece(self, read: slice, served: slice, done: slice) -> Operations:
         accepted = self._accepted(done)
@@ -109,7 +131,8 @@ class _Walk:
             found = [part[rows] for part in parts]
             keys[name] = reduce(cross, found)
             has_key[name] = np.logical_and.reduce([ids != MISSING for ids in found])
-        return Operations(what, at[order], served_at[order], keys, has_key)
+        ids = {name: np.stack([part[rows] for part in parts], axis=1) for name, parts in self._ids.items() if parts}
+        return Operations(what, at[order], served_at[order], keys, has_key, ids)
 
     def _accepted(self, done: slice) -> _Accepted:
         """Return the engagements that a joiner accepts: the first of each action on an impression, within its window."""
@@ -131,12 +154,6 @@ class _Accepted(NamedTuple):
     row: Ids
     at: Ids
     code: npt.NDArray[np.int32]
-
-
-def _end(starts: Ids, request: int) -> int:
-    """Return the end of the requests from ``request`` on with about `_AT_ONCE` impressions, and at least one."""
-    end = int(np.searchsorted(starts, int(starts[request]) + _AT_ONCE, side="right")) - 1
-    return max(end, request + 1)
 
 
 def _ids(events: LoggedEvents, name: str) -> Ids:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
+from typing import TypeAlias
 
 import numpy as np
 import pytest
 
-from streaming.live._native import Tally
+from streaming.live._native import Tally, Trail
 from streaming.live.core import FIRST_ACTION, READ, SERVED
 
 DAY = 86_400_000
+Actions: TypeAlias = list[list[int]]
+"""Time, action and ids of each."""
 
 
 def take(tally: Tally, *operations: tuple[int, int, int, int]) -> np.ndarray:
@@ -96,3 +99,49 @@ def test_columns_that_do_not_fit_are_refused() -> None:
         tally.take(one, np.zeros(1, np.int32), one, one, np.empty((0, 1)))
     with pytest.raises(TypeError, match="what: dtype must be int32"):
         tally.take(one, one, one, one, np.empty((1, 1)))  # type: ignore[arg-type]
+
+
+def follow(trail: Trail, *operations: tuple[int, int, int, int]) -> list[Actions]:
+    """Operations of key, what, at and id; what each read among them found."""
+    keys, what, at, ids = (np.array(column, np.int64) for column in zip(*operations, strict=True))
+    lengths = np.empty(int((what == READ).sum()), np.int64)
+    out = np.empty((trail.take(keys, what.astype(np.int32), at, ids[:, None], lengths), 3), np.int64)
+    trail.found(out)
+    ends = [0, *np.cumsum(lengths).tolist()]
+    return [out[start:stop].tolist() for start, stop in pairwise(ends)]
+
+
+def test_the_last_actions_of_a_key_do_not_depend_on_the_order_of_arrival() -> None:
+    happened = [
+        (5, FIRST_ACTION, 100, 7),
+        (5, FIRST_ACTION + 1, 200, 8),
+        (5, FIRST_ACTION, 200, 9),
+        (5, FIRST_ACTION, 300, -2),
+    ]
+    for order in permutations(happened):
+        trail = Trail(within_ms=1000, last=3, actions=2, fields=1)
+        found = follow(trail, *order, (5, READ, 300, 0), (5, READ, 1201, 0), (5, READ, 1301, 0), (6, READ, 300, 0))
+        assert found == [[[200, 0, 9], [200, 1, 8], [300, 0, -2]], [[300, 0, -2]], [], []]
+
+
+def test_what_is_packed_of_actions_goes_on_elsewhere() -> None:
+    one, other = (Trail(within_ms=DAY, last=2, actions=1, fields=1) for _ in range(2))
+    follow(one, (5, FIRST_ACTION, 100, 7), (6, FIRST_ACTION, 100, 8))
+    follow(other, (5, FIRST_ACTION, 50, 1))
+    keys = np.array([5, 6, 7], np.int64)
+    packed = np.empty((3, one.width), np.uint64)
+    one.pack(keys, packed)
+    other.put(keys, packed)
+    assert other.keys == 2
+    found = follow(other, (5, FIRST_ACTION, 200, 9), (5, READ, 200, 0), (6, READ, 200, 0), (7, READ, 200, 0))
+    assert found == [[[100, 0, 7], [200, 0, 9]], [[100, 0, 8]], []]
+
+
+def test_memory_of_actions_is_that_of_the_keys_that_are_in_use() -> None:
+    trail = Trail(within_ms=2 * DAY, last=4, actions=1, fields=2)
+    for day in range(1000):
+        keys = np.arange(day * 100, (day + 1) * 100)
+        what, at = np.full(100, FIRST_ACTION, np.int32), np.full(100, day * DAY)
+        trail.take(keys, what, at, np.zeros((100, 2), np.int64), np.empty(0, np.int64))
+    assert 300 <= trail.keys < 1000
+    assert trail.bytes < 1000 * 8 * (2 + 4 * 4) * 2
