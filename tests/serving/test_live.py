@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from serving.http import Service
 from serving.live import LiveValues
 from serving.service import ReplicaService
 from streaming.clock import EventClock
-from streaming.features.columns import Column, Floats, Ids, Ragged, Repeated, ScoringColumns, repeated, unpack
+from streaming.features.columns import Column, Ragged, ScoringColumns, repeated, unpack
 from streaming.features.ids import MISSING
 from streaming.features.kinds import live_address
 from streaming.join.upgrades import Upgrades
@@ -29,7 +28,7 @@ from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 from tests.serving.asgi import answered, ask
 from tests.serving.publishing import Publisher, make_pipeline
-from tests.streaming.live.brute_force import Done, Shown, engagement_rows, events_of, rows_of
+from tests.streaming.live.brute_force import Done, Shown, engagement_rows, events_of, lists_of, rows_of
 from tests.streaming.live.publishing import Publishing, Records
 from tests.streaming.source.own_logs import NOW, T, source, write
 
@@ -181,29 +180,17 @@ def test_what_is_served_is_what_a_replay_computes(world: World, tmp_path: Path, 
         for name in FEATURES:
             wanted = expected.features[name]
             if isinstance(wanted, Ragged):
-                assert lists_in(columns[name]) == lists_in(wanted.rows(rows.start, rows.stop)), (name, request)
+                assert lists_of(columns[name]) == lists_of(wanted.rows(rows.start, rows.stop)), (name, request)
             else:
-                assert_same(columns[name], wanted[rows], (name, request))
+                found = np.asarray(columns[name])
+                assert found.dtype == wanted.dtype and np.allclose(found, wanted[rows], rtol=1e-5, atol=1e-6), name
         scores = world.replica.replica.score(columns, len(shown))
         assert np.allclose(
             np.frombuffer(logged.scores, "<f4").reshape(-1, 2)[np.argsort(_places(logged))], scores, atol=1e-6
         )
     assert np.unique(np.asarray(expected.features["clicked"])).size > 4, "there is something to tell apart"
-    for name, most in (("user_items", 4), ("last_buyers", 2), ("bought_ago", 3)):
-        found = expected.features[name]
-        assert isinstance(found, Ragged) and np.diff(found.offsets).max() >= most
-
-
-def assert_same(found: Column | Repeated, wanted: Ids | Floats, of: object) -> None:
-    assert isinstance(found, np.ndarray) and found.dtype == wanted.dtype, of
-    assert np.allclose(found, wanted, rtol=1e-5, atol=1e-6), of
-
-
-def lists_in(column: Column | Repeated) -> list[list[int]]:
-    if isinstance(column, Repeated):
-        column = column.take(np.arange(int(column.counts.sum())))
-    assert isinstance(column, Ragged)
-    return [column.values[start:stop].tolist() for start, stop in pairwise(column.offsets.tolist())]
+    longest = [max(map(len, lists_of(expected.features[name]))) for name in ("user_items", "last_buyers", "bought_ago")]
+    assert longest[:2] == [4, 2] and longest[2] > 2
 
 
 def _places(request: Request) -> list[int]:
@@ -407,5 +394,5 @@ def test_unknown_keys_are_read_as_if_nothing_had_happened(world: World) -> None:
     assert {name for name in world.pipeline.features if live_address(world.pipeline.features[name])} == found.keys()
     assert np.asarray(found["pair_seen"]).tolist() == [[0, pytest.approx(np.log1p(20))]] * 2
     assert np.asarray(found["user_rates"]).shape == (1, 2)
-    assert lists_in(found["user_items"]) == [[]]
-    assert lists_in(found["last_buyers"]) == [[], []]
+    assert lists_of(found["user_items"]) == [[]]
+    assert lists_of(found["last_buyers"]) == [[], []]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from streaming.log import EXAMPLES, IMPRESSIONS
 from streaming.records.events import decode_request
 from streaming.source.logged_events import LoggedEvents
 from tests.minutely.replays.test_loop import MINUTE, NOW, Ran, make_pipeline, names_of, write_log
-from tests.streaming.live.brute_force import Done, Shown, values
+from tests.streaming.live.brute_force import Done, Shown, lists_of, values
 
 LIVE: dict[str, Any] = {
     "visible_after": "30s",
@@ -64,11 +63,6 @@ def column_of(events: LoggedEvents, name: str) -> Ragged:
     column = events.features[name]
     assert isinstance(column, Ragged)
     return column
-
-
-def lists_of(column: Column) -> list[list[int]]:
-    assert isinstance(column, Ragged)
-    return [column.values[start:stop].tolist() for start, stop in pairwise(column.offsets.tolist())]
 
 
 def examples_of(ran: Ran) -> Iterator[tuple[list[str], dict[str, Column]]]:

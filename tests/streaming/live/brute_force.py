@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Several
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from basis.settings import format_duration
+from streaming.features.columns import Column, Ragged, Repeated
 from streaming.features.ids import MISSING
 from streaming.live.settings import HALF_LIVES_KEPT, Age, Counting, Definition, LiveSettings, Rates, Sequence
 
@@ -146,6 +150,14 @@ def values(
             )
             found[name][shown.id] = says
     return found
+
+
+def lists_of(column: Column | Repeated) -> list[list[int]]:
+    """The lists of a column of lists."""
+    if isinstance(column, Repeated):
+        column = column.take(np.arange(column.counts.sum()))
+    assert isinstance(column, Ragged)
+    return [column.values[start:stop].tolist() for start, stop in pairwise(column.offsets.tolist())]
 
 
 def rows_of(log: Several[Shown]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from streaming.records.labels import Label
 from streaming.source import live_columns
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
-from tests.streaming.live.brute_force import Done, Shown, engagement_rows, rows_of, values
+from tests.streaming.live.brute_force import Done, Shown, engagement_rows, lists_of, rows_of, values
 from tests.streaming.source.own_logs import NOW, T, features, source, write
 
 LABELS = {
@@ -91,7 +90,7 @@ def differences(events: LoggedEvents, live: LiveSettings, log: list[Shown], done
     for name, definition in live.definitions():
         if isinstance(definition, Sequence):
             for each in definition.numbers():
-                lists = lists_of(events, f"{name.replace('.', '_')}_{each}")
+                lists = lists_of(events.features[f"{name.replace('.', '_')}_{each}"])
                 pairs = zip(ids, lists, strict=True)
                 found += [f"{name}.{each} of {row}: {got}" for row, got in pairs if got != expected[name][row][each]]
             continue
@@ -102,12 +101,6 @@ def differences(events: LoggedEvents, live: LiveSettings, log: list[Shown], done
         wrong = ~np.isclose(column, wanted, rtol=1e-6, atol=1e-6)
         found += [f"{name} of {ids[row]}: {column[row]}, not {wanted[row]}" for row in np.flatnonzero(wrong.any(1))]
     return found
-
-
-def lists_of(events: LoggedEvents, name: str) -> list[list[int]]:
-    column = events.features[name]
-    assert isinstance(column, Ragged)
-    return [column.values[start:stop].tolist() for start, stop in pairwise(column.offsets.tolist())]
 
 
 @st.composite
@@ -145,8 +138,8 @@ def test_a_number_is_what_its_definition_says(
     assert differences(events, live, log, done) == []
     clicked = np.asarray(events.features["rates_item"])[:, 1]
     assert np.asarray(events.features["bucket"]).tolist() == np.floor(clicked / np.float32(0.25)).tolist()
-    whole = lists_of(events, "sequences_user_item")
-    assert lists_of(events, "short") == [each[-2:] for each in whole]
+    whole = lists_of(events.features["sequences_user_item"])
+    assert lists_of(events.features["short"]) == [each[-2:] for each in whole]
 
 
 def busy_log(seed: int = 3) -> tuple[list[Shown], list[Done]]:
@@ -183,7 +176,7 @@ def test_a_log_gives_the_same_bits_however_it_is_walked(tmp_path: Path, monkeypa
     again = load_live(tmp_path, live_of("2s"), log[::-1], done[::-1])
     for name, column in pieces.features.items():
         if isinstance(column, Ragged):
-            assert lists_of(again, name) == lists_of(pieces, name)
+            assert lists_of(again.features[name]) == lists_of(column)
         else:
             assert np.asarray(again.features[name]).tobytes() == column.tobytes()
 
