@@ -26,7 +26,7 @@ def operations(keys: Ids, start_ms: int, rng: np.random.Generator) -> Operations
     """Reads, servings and actions of these keys, a millisecond apart."""
     what = rng.choice(np.array([READ, READ, READ, SERVED, SERVED, SERVED, FIRST_ACTION], np.int32), len(keys))
     at = start_ms + np.arange(len(keys))
-    return Operations(what, at, at, {"rates.item": keys}, {"rates.item": np.ones(len(keys), np.bool_)})
+    return Operations(what, at, at, {"rates.item": keys}, {"rates.item": np.ones(len(keys), np.bool_)}, {})
 
 
 def measure(count: int, total: int) -> tuple[float, float]:
@@ -38,7 +38,7 @@ def measure(count: int, total: int) -> tuple[float, float]:
         every = names[first : first + _AT_ONCE]
         at = np.full(len(every), 0)
         known = {"rates.item": np.ones(len(every), np.bool_)}
-        core.take(Operations(np.full(len(every), SERVED, np.int32), at, at, {"rates.item": every}, known))
+        core.take(Operations(np.full(len(every), SERVED, np.int32), at, at, {"rates.item": every}, known, {}))
     seconds, done = 0.0, 0
     while done < total:
         keys = names[(count * rng.random(_AT_ONCE) ** 3).astype(np.int64)]

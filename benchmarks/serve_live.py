@@ -59,11 +59,11 @@ class Writing:
         random, keys = np.random.default_rng(1), np.arange(options.keys)
         spec = pipeline.live_spec()
         core, identities = LiveCore(spec.settings, list(spec.windows)), spec.identities(pipeline.features)
-        now = np.full(len(keys), time.time_ns() // 1_000_000)
+        now, nothing = np.full(len(keys), time.time_ns() // 1_000_000), np.empty((len(keys), 0), np.int64)
         self._records: list[tuple[bytes, bytes]] = []
         for name, identity in identities.items():
             for what in (SERVED, SERVED, FIRST_ACTION):
-                core.note(name, Happened(keys, np.full(len(keys), what, np.int32), now, now))
+                core.note(name, Happened(keys, np.full(len(keys), what, np.int32), now, now, nothing))
             self._records += published_keys(identity, keys, core.packed(name, keys))
         random.shuffle(self._records)
         self._producer = Producer(self._kafka.client() | {"transactional.id": "bench", "compression.type": "lz4"})

@@ -56,8 +56,8 @@ class _Feature(Section):
 
 
 class SparseFeature(_Feature):
-    """Ids that are looked up in a table. They come from a column, the event time, the request, two other features, crossed, or a
-    live number."""
+    """Ids that are looked up in a table. They come from a column, the event time, the request, two other features, crossed, a live
+    number or a live list."""
 
     kind: Literal["sparse"] = "sparse"
     column: str | None = None
@@ -69,7 +69,8 @@ class SparseFeature(_Feature):
     request: OfRequest | None = None
     cross: Annotated[tuple[str, str], pair("[one sparse feature, another]")] | None = None
     live: str | None = None
-    """The number of the config's ``live`` section that it buckets, such as ``rates.item.click.1d``."""
+    """The number of the config's ``live`` section that it buckets, such as ``rates.item.click.1d``, or the list that it pools, such
+    as ``sequences.clicked.item``."""
     step: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Turns a live number into the id floor(number / step)."""
     split: Annotated[str, Field(min_length=1)] | None = None
@@ -88,10 +89,15 @@ class SparseFeature(_Feature):
         origins = (self.column, self.time, self.request, self.cross, self.live)
         if sum(origin is not None for origin in origins) != 1:
             raise ValueError("needs exactly one of column, time, request, cross, live")
-        if (self.live is None) != (self.step is None):
-            raise ValueError("live and step, such as 0.25, go together; without step, live numbers are a vector")
-        if self.column is None and any((self.side, self.split, self.pool)):
-            raise ValueError("side, split and pool go with column")
+        if self.live is None and self.step is not None:
+            raise ValueError("step goes with live")
+        if self.live is not None and (self.step is not None) == self.is_list:
+            allowed = "step, such as 0.25, makes a number a bucket, pool: mean or sum takes a list"
+            raise ValueError(
+                f"a sparse live feature needs one of step and pool: {allowed}; a vector of numbers has neither"
+            )
+        if self.column is None and any((self.side, self.split, self.pool and not (self.live and self.is_list))):
+            raise ValueError("side and split go with column, pool with column or a live list")
         if self.bucket and self.column is None and self.request is None:
             raise ValueError("bucket goes with column or request")
         if self.bucket and (self.split or self.pool):
@@ -173,7 +179,7 @@ class VectorFeature(_Feature):
 def _kind(value: Any) -> str:
     if not isinstance(value, dict):
         return str(getattr(value, "kind", "sparse"))
-    return str(value.get("kind", "vector" if "live" in value and "step" not in value else "sparse"))
+    return str(value.get("kind", "vector" if "live" in value and not {"step", "pool"} & value.keys() else "sparse"))
 
 
 Feature: TypeAlias = Annotated[

@@ -10,10 +10,10 @@ from streaming.features.columns import Ids
 from streaming.features.kinds import Feature
 from streaming.join.decided import gather
 from streaming.join.spec import LiveOutput
-from streaming.live.columns import are_keys, keys_of
+from streaming.live.columns import are_keys, kept_ids, keys_of
 from streaming.live.core import FIRST_ACTION, SERVED, Happened
 from streaming.live.interactions import interactions_records
-from streaming.live.spec import actions_of
+from streaming.live.spec import actions_of, counts_servings, fields_of
 from streaming.records.events import Request
 
 _THING_BYTES = 25
@@ -27,13 +27,14 @@ class LiveEvents:
         self._partition = partition
         self._identities = self._spec.identities(features)
         self._codes = {action: FIRST_ACTION + at for at, action in enumerate(self._spec.windows)}
-        self._keys = {name: each.key for name, each in self._spec.settings.definitions()}
-        self._features = {part: features[part] for key in self._keys.values() for part in key}
+        definitions = dict(self._spec.settings.definitions())
+        self._parts = {name: (each.key, fields_of(each)) for name, each in definitions.items()}
+        self._features = {part: features[part] for key, fields in self._parts.values() for part in (*key, *fields)}
         self._uses = {
-            name: np.array([SERVED, *(self._codes[action] for action in actions_of(each))])
-            for name, each in self._spec.settings.definitions()
+            name: np.array([SERVED] * counts_servings(each) + [self._codes[action] for action in actions_of(each)])
+            for name, each in definitions.items()
         }
-        self._bytes_each = _THING_BYTES * len(self._keys)
+        self._bytes_each = sum(_THING_BYTES + 8 * len(fields) for _, fields in self._parts.values())
         self._begin()
 
     def _begin(self) -> None:
@@ -83,11 +84,12 @@ class LiveEvents:
         )[rows]
         columns = gather(self._features, requests, rows)
         happened = {}
-        for name, key in self._keys.items():
+        for name, (key, fields) in self._parts.items():
             parts: list[Ids] = [np.asarray(columns[part], np.int64) for part in key]
             chosen = are_keys(parts) & np.isin(what, self._uses[name])
             keys = keys_of([ids[chosen] for ids in parts])
-            happened[self._identities[name]] = Happened(keys, what[chosen], at[chosen], served_at[chosen])
+            ids = kept_ids([np.asarray(columns[part], np.int64)[chosen] for part in fields], len(keys))
+            happened[self._identities[name]] = Happened(keys, what[chosen], at[chosen], served_at[chosen], ids)
         totals = np.bincount(what - SERVED, minlength=1 + len(self._codes)).astype(np.int64)
         self._begin()
         return list(interactions_records(list(self._codes), happened, totals, self._partition, self._partitions))

@@ -19,18 +19,20 @@ from streaming.records.events import MAX_TIME_MS, MIN_TIME_MS, BadRecord, bad_re
 
 _VERSION = 1
 _AT_ONCE = 1 << 14
-"""Things in a record; each takes 25 bytes."""
+"""Things in a record; each takes 25 bytes, and 8 for each id that a sequence keeps."""
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class _Part(msgspec.Struct, array_like=True, gc=False):
-    """What happened at keys of one definition, as little-endian columns: int64, int8, int64 and int64."""
+    """What happened at keys of one definition, as little-endian columns: int64, int8, int64 and int64; and of a sequence
+    int64 [m, fields]."""
 
     definition: str
     keys: bytes
     what: bytes
     at: bytes
     counted_at: bytes
+    ids: bytes = b""
 
 
 class _Interactions(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -71,6 +73,7 @@ def interactions_records(
                         each.what[rows].astype(np.int8).tobytes(),
                         each.at[rows].tobytes(),
                         each.counted_at[rows].tobytes(),
+                        each.ids[rows].tobytes(),
                     )
                 )
     for owner, found in parts.items():
@@ -123,4 +126,7 @@ class Interactions:
             raise ValueError(f"codes {what.min()} to {what.max()}; allowed: {SERVED} to {SERVED + len(self.actions)}")
         if any(len(each) and not MIN_TIME_MS <= each.min() <= each.max() <= MAX_TIME_MS for each in (at, counted_at)):
             raise ValueError(f"times beyond {MIN_TIME_MS} to {MAX_TIME_MS}")
-        return Happened(keys, what, at, counted_at)
+        ids = np.frombuffer(part.ids, "<i8")
+        if len(ids) % max(len(keys), 1):
+            raise ValueError(f"{len(ids)} ids of {len(keys)} rows")
+        return Happened(keys, what, at, counted_at, ids.reshape(len(keys), len(ids) // max(len(keys), 1)))

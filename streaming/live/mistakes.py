@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from streaming.features.kinds import Feature, SparseFeature, VectorFeature, live_address
-from streaming.live.spec import LiveSpec, actions_of
+from streaming.live.settings import Sequence as LiveSequence
+from streaming.live.spec import LiveSpec, actions_of, fields_of
 
 Mistake: TypeAlias = tuple[tuple[str, ...], str, str]
 """Where in the config, the value, and what is allowed."""
@@ -17,9 +18,11 @@ def mistakes(spec: LiveSpec, features: Mapping[str, Feature], actions: Sequence[
     keys = [name for name, feature in features.items() if _may_be_key(feature)]
     for name, definition in spec.settings.definitions():
         place = ("live", *name.split("."))
-        for part in definition.key:
-            if part not in keys:
-                yield (*place, "key"), part, f"allowed: sparse features of one id that are not live: {', '.join(keys)}"
+        for setting, parts in (("key", definition.key), ("fields", fields_of(definition))):
+            for part in parts:
+                if part not in keys:
+                    what = "sparse features of one id that are not live"
+                    yield (*place, setting), part, f"allowed: {what}: {', '.join(keys)}"
         for action in actions_of(definition):
             if actions is not None and action not in actions:
                 yield (*place, "of"), action, f"allowed: {', '.join(actions)}"
@@ -34,13 +37,14 @@ def mistakes(spec: LiveSpec, features: Mapping[str, Feature], actions: Sequence[
                 f"allowed: {', '.join(spec.addresses()) or 'none without a section live'}",
             )
             continue
-        if isinstance(feature, SparseFeature) and len(places.at) > 1:
+        lists = isinstance(spec.definition(places.definition), LiveSequence)
+        if lists != (isinstance(feature, SparseFeature) and feature.is_list):
+            needs = "lists, which need pool: mean or sum" if lists else "numbers, which pool: mean or sum does not take"
+            yield ("features", name, "live"), address, f"has {needs}"
+        elif isinstance(feature, SparseFeature) and len(places.at) > 1:
             one = [each for each in spec.addresses() if each.startswith(f"{address}.")]
-            yield (
-                ("features", name, "live"),
-                address,
-                f"has {len(places.at)} numbers, step takes one; allowed: {', '.join(one)}",
-            )
+            has = f"{len(places.at)} lists, pool" if lists else f"{len(places.at)} numbers, step"
+            yield ("features", name, "live"), address, f"has {has} takes one; allowed: {', '.join(one)}"
         if isinstance(feature, VectorFeature) and feature.size != len(places.at):
             yield ("features", name, "size"), str(feature.size), f"allowed: {len(places.at)}, or leave it out"
         changes = [part for part in spec.definition(places.definition).key if not _is_of_request(features, part)]

@@ -19,7 +19,7 @@ from streaming.features.kinds import Feature
 from streaming.live.core import FIRST_ACTION, SERVED, Happened
 from streaming.live.interactions import Interactions
 from streaming.live.published import Kept, published_keys, published_place
-from streaming.live.spec import LiveSpec
+from streaming.live.spec import LiveSpec, fields_of
 from streaming.log import FEATURES, INTERACTIONS, LostRange, Record
 from streaming.loop.brokers import History, Outlet, OutputRecord
 from streaming.records.events import BadRecord
@@ -80,6 +80,7 @@ class LivePartition:
         self._new_id = new_id
         self._identities = spec.identities(features)
         self._names = {identity: name for name, identity in self._identities.items()}
+        self._fields = {name: len(fields_of(each)) for name, each in spec.settings.definitions()}
         self.kept = Kept(spec, features)
         self._progress = Progress(owner="", sequence=0, offset=0)
         self._offset = 0
@@ -153,11 +154,11 @@ class LivePartition:
                     self.passed_over["of another config"] += len(each.keys)
                     continue
                 what = codes[each.what]
-                if not (what > 0).all():
-                    self.passed_over["malformed"] += len(each.keys)  # an identity says which actions there are
+                if not (what > 0).all() or each.ids.shape[1] != self._fields[name]:
+                    self.passed_over["malformed"] += len(each.keys)  # an identity says which actions and ids there are
                     continue
                 at = np.minimum(each.at, record.appended_at + _MAX_AHEAD_MS)
-                happened[name].append(Happened(each.keys, what, at, np.minimum(each.counted_at, at)))
+                happened[name].append(Happened(each.keys, what, at, np.minimum(each.counted_at, at), each.ids))
         for name, parts in happened.items():
             each = Happened(*map(np.concatenate, zip(*parts, strict=True)))
             self.kept.core.note(name, each)

@@ -12,6 +12,7 @@ from streaming.features.kinds import Name
 from streaming.records.labels import Action
 
 SERVED, FIRST = "served", "first"
+AGE, ACTION = "age", "action"
 HALF_LIVES_KEPT = 16
 """A key at which nothing happened for so many of its longest half-lives is forgotten: 0.0015 % of an event are left by then."""
 
@@ -82,7 +83,32 @@ class Seen(Section):
         return ["times", "since"]
 
 
-Definition: TypeAlias = Rates | Age | Seen
+def _no_list_of_ours(field: str) -> str:
+    if field in (AGE, ACTION):
+        raise ValueError(f"allowed: features by other names than {AGE} and {ACTION}, which are lists of their own")
+    return field
+
+
+class Sequence(Section):
+    """The last actions by key, the oldest first: lists of the ids that features have of what they were on, of
+    floor(log2(1 + seconds since the action)), and of the action, by its place in ``of``."""
+
+    key: Key
+    of: Annotated[list[CountedAction], Field(min_length=1, max_length=16)]
+    fields: Annotated[list[Annotated[Name, AfterValidator(_no_list_of_ours)]], Field(min_length=1, max_length=8)]
+    last: Annotated[int, Field(ge=1, le=256)] = 50
+    """How many actions are kept."""
+    within: PositiveDurationMs = 30 * 86_400_000
+    """Actions longer ago are forgotten."""
+
+    def numbers(self) -> list[str]:
+        """Return the names of the lists, in their order."""
+        return [AGE, ACTION, *dict.fromkeys(self.fields)]
+
+
+Counting: TypeAlias = Rates | Age | Seen
+"""What has numbers; a sequence has lists of ids."""
+Definition: TypeAlias = Counting | Sequence
 
 
 def kept_ms(definition: Definition) -> int:
@@ -92,7 +118,7 @@ def kept_ms(definition: Definition) -> int:
             return HALF_LIVES_KEPT * max(definition.half_life)
         case Age():
             return definition.expire_after
-        case Seen():
+        case Seen() | Sequence():
             return definition.within
 
 
@@ -110,9 +136,10 @@ class LiveSettings(Section):
     rates: dict[Name, Rates] = {}
     age: dict[Name, Age] = {}
     seen: dict[Name, Seen] = {}
+    sequences: dict[Name, Sequence] = {}
 
     def definitions(self) -> Iterator[tuple[str, Definition]]:
         """Yield the address and the settings of each definition."""
-        for kind in ("rates", "age", "seen"):
+        for kind in ("rates", "age", "seen", "sequences"):
             for name, definition in getattr(self, kind).items():
                 yield f"{kind}.{name}", definition

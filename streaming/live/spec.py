@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from streaming.features.kinds import Feature, VectorFeature, live_address
-from streaming.live.settings import Definition, LiveSettings, Seen, kept_ms
+from streaming.live.settings import Definition, LiveSettings, Seen, Sequence, kept_ms
 from streaming.records.labels import Label, action_windows
 from streaming.records.schema import Schema, hashed
 
@@ -54,7 +54,7 @@ class LiveSpec(NamedTuple):
         recorded = Schema.of(features, {}).features
         found = {}
         for name, definition in self.settings.definitions():
-            keys = [recorded.get(part) for part in definition.key]
+            keys = [recorded.get(part) for part in (*definition.key, *fields_of(definition))]
             windows = [self.windows[action] for action in actions_of(definition)]
             found[name] = f"{name}-{hashed([definition.model_dump(mode='json'), keys, windows])[:8]}"
         return found
@@ -97,6 +97,16 @@ class LiveSpec(NamedTuple):
 def actions_of(definition: Definition) -> list[str]:
     """Return the actions that a definition counts, each once."""
     return [] if isinstance(definition, Seen) else list(dict.fromkeys(definition.of))
+
+
+def counts_servings(definition: Definition) -> bool:
+    """Return whether servings matter to a definition, and not only actions."""
+    return not isinstance(definition, Sequence)
+
+
+def fields_of(definition: Definition) -> list[str]:
+    """Return the features whose ids a definition keeps of each impression, each once."""
+    return list(dict.fromkeys(definition.fields)) if isinstance(definition, Sequence) else []
 
 
 NOTHING_LIVE = LiveSpec(LiveSettings(), {})

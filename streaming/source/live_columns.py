@@ -12,13 +12,15 @@ import numpy.typing as npt
 
 from streaming.features.columns import Column, Ids
 from streaming.features.kinds import Feature
-from streaming.live.columns import are_keys, keys_of, live_features
+from streaming.live.columns import are_keys, kept_ids, keys_of, live_features
 from streaming.live.core import FIRST_ACTION, READ, SERVED, LiveCore, Operations
-from streaming.live.spec import LiveSpec
+from streaming.live.settings import Sequence
+from streaming.live.spec import LiveSpec, fields_of
 from streaming.source.logged_events import LoggedEvents
-from streaming.source.order.on_disk import Array, Mapped
+from streaming.source.order.on_disk import FeatureColumn, Mapped
 
 _AT_ONCE = 1 << 18
+"""Impressions; or ids of lists, where there are sequences."""
 
 
 def with_live(events: LoggedEvents, features: Mapping[str, Feature], spec: LiveSpec, mapped: Mapped) -> LoggedEvents:
@@ -29,7 +31,7 @@ def with_live(events: LoggedEvents, features: Mapping[str, Feature], spec: LiveS
     wanted = live_features(spec, features)
     if not wanted:
         return events
-    written = {name: Array(mapped) for name in wanted}
+    written = {name: FeatureColumn(mapped) for name in wanted}
     core = LiveCore(spec.settings, list(spec.windows))
     for operations in _Walk(events, spec).pieces():
         found = core.take(operations)
@@ -52,7 +54,11 @@ class _Walk:
         self._codes = np.array([known.get(name, -1) for name in done.actions] + [-1], np.int32)
         self._windows = np.array([*spec.windows.values(), -1], np.int64)
         self._counted = np.zeros((events.impressions, len(names)), np.bool_)
-        self._keys = {name: [_ids(events, part) for part in each.key] for name, each in spec.settings.definitions()}
+        definitions = dict(spec.settings.definitions())
+        self._keys = {name: [_ids(events, part) for part in each.key] for name, each in definitions.items()}
+        self._ids = {name: [_ids(events, part) for part in fields_of(each)] for name, each in definitions.items()}
+        longest = max((each.last for each in definitions.values() if isinstance(each, Sequence)), default=1)
+        self._at_once = max(_AT_ONCE // longest, 1)
 
     def pieces(self) -> Iterator[Operations]:
         """Yield all reads, and what happened up to the last of them."""
@@ -61,9 +67,13 @@ class _Walk:
         while read < events.requests:
             # Whichever of the three goes furthest in so many rows ends the piece, so that none of them has many more.
             until = min(
-                int(events.served_at[_end(events.starts, read) - 1]) - self._after,
-                *([int(events.served_at[_end(events.starts, served) - 1])] if served < events.requests else []),
-                *([int(happened_at[min(done + _AT_ONCE, len(happened_at)) - 1])] if done < len(happened_at) else []),
+                int(events.served_at[self._end(read) - 1]) - self._after,
+                *([int(events.served_at[self._end(served) - 1])] if served < events.requests else []),
+                *(
+                    [int(happened_at[min(done + self._at_once, len(happened_at)) - 1])]
+                    if done < len(happened_at)
+                    else []
+                ),
             )
             last_read = int(np.searchsorted(events.served_at, until + self._after, side="right"))
             last_served = int(np.searchsorted(events.served_at, until, side="right"))
@@ -74,6 +84,12 @@ class _Walk:
                 slice(done, last_done),
             )
             read, served, done = last_read, last_served, last_done
+
+    def _end(self, request: int) -> int:
+        """Return the end of the requests from ``request`` on with about as many impressions as go at once, and at least one."""
+        starts = self._events.starts
+        end = int(np.searchsorted(starts, int(starts[request]) + self._at_once, side="right")) - 1
+        return max(end, request + 1)
 
     def _piece(self, read: slice, served: slice, done: slice) -> Operations:
         accepted = self._accepted(done)
@@ -90,11 +106,12 @@ class _Walk:
         counts_from[:reads] -= self._after
         order = np.argsort(counts_from, kind="stable")
         rows, what = rows[order], what[order]
-        keys, has_key = {}, {}
+        keys, has_key, ids = {}, {}, {}
         for name, parts in self._keys.items():
             found = [part[rows] for part in parts]
             keys[name], has_key[name] = keys_of(found), are_keys(found)
-        return Operations(what, at[order], served_at[order], keys, has_key)
+            ids[name] = kept_ids([field[rows] for field in self._ids[name]], len(rows))
+        return Operations(what, at[order], served_at[order], keys, has_key, ids)
 
     def _accepted(self, done: slice) -> _Accepted:
         """Return the engagements that a joiner accepts: the first of each action on an impression, within its window."""
@@ -116,12 +133,6 @@ class _Accepted(NamedTuple):
     row: Ids
     at: Ids
     code: npt.NDArray[np.int32]
-
-
-def _end(starts: Ids, request: int) -> int:
-    """Return the end of the requests from ``request`` on with about `_AT_ONCE` impressions, and at least one."""
-    end = int(np.searchsorted(starts, int(starts[request]) + _AT_ONCE, side="right")) - 1
-    return max(end, request + 1)
 
 
 def _ids(events: LoggedEvents, name: str) -> Ids:

@@ -35,7 +35,7 @@ from streaming.live.interactions import Interactions, interactions_records
 from streaming.live.partition import LivePartition, Progress
 from streaming.live.published import Kept, published_keys, published_place
 from streaming.live.settings import LiveSettings
-from streaming.live.spec import LiveSpec
+from streaming.live.spec import LiveSpec, actions_of, fields_of
 from streaming.log import IMPRESSIONS, INTERACTIONS, Record
 from streaming.loop.brokers import History, Outlet
 from streaming.records.events import (
@@ -79,6 +79,7 @@ LIVE = LiveSpec.of(
             "rates": {"item": {"key": ["item"], "of": ["click"], "half_life": ["1h"]}},
             "age": {"item": {"key": ["item"]}},
             "seen": {"both": {"key": ["user", "item"]}},
+            "sequences": {"user": {"key": ["user"], "of": ["click"], "fields": ["item"], "last": 3}},
         }
     ),
     LABELS,
@@ -176,9 +177,11 @@ def _live() -> tuple[list[bytes], list[bytes]]:
     keys = np.array([7, -8, 7])
     at = np.array([NOW, NOW + 1, NOW + 2])
     what = np.array([1, 1, 2], np.int32)
-    happened = {
-        each: Happened(keys, what if "rates" in each else np.ones(3, np.int32), at, at) for each in identities.values()
-    }
+    happened = {}
+    for name, identity in identities.items():
+        definition = LIVE.definition(name)
+        ids = np.ones((3, len(fields_of(definition))), np.int64)
+        happened[identity] = Happened(keys, what if actions_of(definition) else np.ones(3, np.int32), at, at, ids)
     said = [record for _, record in interactions_records(actions, happened, np.array([2, 1]), 0, 2)]
     core = LiveCore(LIVE.settings, actions)
     kept = [published_place(3, actions, np.array([2, 1]))[1]]
@@ -276,8 +279,9 @@ def _read_features(record: bytes) -> None:
         raise BadRecord("skipped", f"{kept.skipped}")
     one, at = np.array([7]), np.array([NOW])
     keys = {name: one for name, _ in LIVE.settings.definitions()}
+    ids = {name: np.ones((1, len(fields_of(each))), np.int64) for name, each in LIVE.settings.definitions()}
     known = {name: np.ones(1, np.bool_) for name in keys}
-    kept.core.take(Operations(np.full(1, READ, np.int32), at, at, keys, known))
+    kept.core.take(Operations(np.full(1, READ, np.int32), at, at, keys, known, ids))
 
 
 def _read_commit(text: bytes) -> None:

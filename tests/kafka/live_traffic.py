@@ -77,7 +77,8 @@ def counted(pipeline: Pipeline, *traffics: Traffic) -> tuple[LiveCore, dict[str,
     found = {}
     for name, keys in (("rates.item", item_ids), ("rates.both", both), ("age.user", user_ids), ("seen.both", both)):
         uses = what == SERVED if name == "seen.both" else what > 0
-        core.note(name, Happened(keys[uses], what.astype(np.int32)[uses], at[uses], counted_at[uses]))
+        nothing = np.empty((int(uses.sum()), 0), np.int64)
+        core.note(name, Happened(keys[uses], what.astype(np.int32)[uses], at[uses], counted_at[uses], nothing))
         found[name] = np.unique(keys)
     core.totals = np.array([(what == SERVED).sum(), (what == FIRST_ACTION).sum()])
     return core, found

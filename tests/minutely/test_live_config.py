@@ -21,12 +21,15 @@ live:
     user: {key: [user], of: [click]}
   seen:
     pair: {key: [user, item], within: 2d}
+  sequences:
+    clicked: {key: [user], of: [click], fields: [item], last: 8}
 """
 FEATURES = """\
   rates: {live: rates.item}
   clicks: {live: rates.item.click}
   user_age: {live: age.user, scope: request}
   bucket: {live: rates.item.click.30m, step: 0.25}
+  items: {live: sequences.clicked.item, pool: mean, scope: request}
 """
 
 
@@ -39,12 +42,14 @@ def test_a_feature_has_the_numbers_that_its_address_names(tmp_path: Path) -> Non
     sizes = {name: each.size for name, each in pipeline.features.items() if isinstance(each, VectorFeature)}
     assert sizes == {"picture": 4, "rates": 6, "clicks": 2, "user_age": 3}
     assert isinstance(pipeline.features["bucket"], SparseFeature)
+    assert isinstance(items := pipeline.features["items"], SparseFeature) and items.is_list
     assert "bucket" in pipeline.table_names
     assert pipeline.live_spec().addresses() == [
         *("rates.item", "rates.item.served.30m", "rates.item.click.30m", "rates.item.play.30m"),
         *("rates.item.served.1d", "rates.item.click.1d", "rates.item.play.1d"),
         *("age.user", "age.user.first", "age.user.served", "age.user.click"),
         *("seen.pair", "seen.pair.times", "seen.pair.since"),
+        *(f"sequences.clicked{each}" for each in ("", ".age", ".action", ".item")),
     ]
 
 
@@ -96,6 +101,38 @@ MISTAKES = {
             "has 2 numbers, step takes one; allowed: rates.item.click.30m, rates",
         ),
     ),
+    "several lists": (
+        ("sequences.clicked.item, pool", "sequences.clicked, pool"),
+        (
+            "features.items.live",
+            "sequences.clicked",
+            "has 3 lists, pool takes one; allowed: sequences.clicked.age, seq",
+        ),
+    ),
+    "a list without its pool": (
+        ("sequences.clicked.item, pool: mean", "sequences.clicked.item"),
+        ("features.items.live", "sequences.clicked.item", "has lists, which need pool: mean or sum"),
+    ),
+    "a list in buckets": (
+        ("sequences.clicked.item, pool: mean", "sequences.clicked.item, step: 1"),
+        ("features.items.live", "sequences.clicked.item", "has lists, which need pool: mean or sum"),
+    ),
+    "numbers that are pooled": (
+        ("bucket: {live: rates.item.click.30m, step: 0.25}", "bucket: {live: rates.item.click.30m, pool: sum}"),
+        ("features.bucket.live", "rates.item.click.30m", "has numbers, which pool: mean or sum does not take"),
+    ),
+    "a bucket of a list": (
+        ("sequences.clicked.item, pool: mean", "sequences.clicked.item, pool: mean, step: 1"),
+        ("features.items", "sequences.clicked.item", "needs one of step and pool"),
+    ),
+    "a list of no feature": (
+        ("fields: [item]", "fields: [words]"),
+        ("live.sequences.clicked.fields", "words", "sparse features of one id that are not live: user, item"),
+    ),
+    "a list by a name that is taken": (
+        ("fields: [item]", "fields: [age]"),
+        ("live.sequences.clicked.fields.0", "age", "other names than age and action"),
+    ),
     "a size that does not follow": (
         ("rates: {live: rates.item}", "rates: {live: rates.item, size: 5}"),
         ("features.rates.size", "5", "allowed: 6, or leave it out"),
@@ -127,7 +164,7 @@ MISTAKES = {
     ),
     "a step without a live number": (
         ("item: {column: item}", "item: {column: item, step: 0.5}"),
-        ("features.item", "step", "go together"),
+        ("features.item", "step", "step goes with live"),
     ),
     "a vector of two origins": (
         ("{live: rates.item}", "{live: rates.item, column: picture}"),

@@ -16,7 +16,7 @@ from serving.http import Service
 from serving.live import LiveValues
 from serving.service import ReplicaService
 from streaming.clock import EventClock
-from streaming.features.columns import Column, repeated, unpack
+from streaming.features.columns import Column, Ragged, ScoringColumns, repeated, unpack
 from streaming.features.ids import MISSING
 from streaming.features.kinds import live_address
 from streaming.join.upgrades import Upgrades
@@ -28,7 +28,7 @@ from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
 from tests.serving.asgi import answered, ask
 from tests.serving.publishing import Publisher, make_pipeline
-from tests.streaming.live.brute_force import Done, Shown, engagement_rows, events_of, rows_of
+from tests.streaming.live.brute_force import Done, Shown, engagement_rows, events_of, lists_of, rows_of
 from tests.streaming.live.publishing import Publishing, Records
 from tests.streaming.source.own_logs import NOW, T, source, write
 
@@ -40,6 +40,10 @@ LIVE: dict[str, Any] = {
     },
     "age": {"user": {"key": ["user"], "of": ["click"], "expire_after": "1m"}},
     "seen": {"pair": {"key": ["user", "item"], "within": "20s"}},
+    "sequences": {
+        "user": {"key": ["user"], "of": ["click", "buy"], "fields": ["item"], "last": 4, "within": "20s"},
+        "item": {"key": ["item"], "of": ["buy"], "fields": ["user", "item"]},
+    },
 }
 FEATURES: dict[str, Any] = {
     "user_rates": {"live": "rates.user", "scope": "request"},
@@ -48,6 +52,10 @@ FEATURES: dict[str, Any] = {
     "user_clicked": {"live": "rates.user.click.10m", "step": 0.25, "scope": "request"},
     "user_ages": {"live": "age.user"},
     "pair_seen": {"live": "seen.pair"},
+    "user_items": {"live": "sequences.user.item", "pool": "mean", "scope": "request"},
+    "user_actions": {"live": "sequences.user.action", "pool": "sum"},
+    "last_buyers": {"live": "sequences.item.user", "pool": "mean", "last": 2},
+    "bought_ago": {"live": "sequences.item.age", "pool": "mean"},
 }
 STEP = 500
 
@@ -86,7 +94,7 @@ class World:
         """The record of the last answer."""
         return decode_request(self.replica.outbox.take(1 << 30)[-1].value, MAX_TIME_MS)
 
-    def columns(self, request: Request) -> dict[str, Column]:
+    def columns(self, request: Request) -> ScoringColumns:
         """The features of a record, as they are scored, for the order in which its impressions were asked."""
         places = np.argsort([int(each.split(".")[-1]) for each in request.impression_ids])
         found: dict[str, Any] = {}
@@ -166,20 +174,23 @@ def test_what_is_served_is_what_a_replay_computes(world: World, tmp_path: Path, 
         assert "missing" not in world.rank(shown, limit=len(shown))
         logged = world.logged()
         assert (logged.columns, logged.served_at) == ("all", shown[0].served_at)
-        assert {name for name in FEATURES if name in logged.shared} == {"user_rates", "user_clicked"}
+        assert {name for name in FEATURES if name in logged.shared} == {"user_rates", "user_clicked", "user_items"}
         columns = world.columns(logged)
         rows = slice(int(expected.starts[request]), int(expected.starts[request + 1]))
         for name in FEATURES:
-            wanted = np.asarray(expected.features[name])[rows]
-            assert columns[name].dtype == wanted.dtype and np.allclose(columns[name], wanted, rtol=1e-5, atol=1e-6), (
-                name,
-                request,
-            )
+            wanted = expected.features[name]
+            if isinstance(wanted, Ragged):
+                assert lists_of(columns[name]) == lists_of(wanted.rows(rows.start, rows.stop)), (name, request)
+            else:
+                found = np.asarray(columns[name])
+                assert found.dtype == wanted.dtype and np.allclose(found, wanted[rows], rtol=1e-5, atol=1e-6), name
         scores = world.replica.replica.score(columns, len(shown))
         assert np.allclose(
             np.frombuffer(logged.scores, "<f4").reshape(-1, 2)[np.argsort(_places(logged))], scores, atol=1e-6
         )
     assert np.unique(np.asarray(expected.features["clicked"])).size > 4, "there is something to tell apart"
+    longest = [max(map(len, lists_of(expected.features[name]))) for name in ("user_items", "last_buyers", "bought_ago")]
+    assert longest[:2] == [4, 2] and longest[2] > 2
 
 
 def _places(request: Request) -> list[int]:
@@ -340,7 +351,10 @@ def test_a_value_is_of_one_state_of_its_key(world: World) -> None:
         core = LiveCore(pipeline.live, ["click", "buy", "seen"])
         for what in (1, 2, 3, 4):
             at = np.full(len(keys), T + 1000 * state)
-            core.note(definition, Happened(keys, np.full(len(keys), what, np.int32), at, at))
+            core.note(
+                definition,
+                Happened(keys, np.full(len(keys), what, np.int32), at, at, np.empty((len(keys), 0), np.int64)),
+            )
         packed = core.packed(definition, keys)
         states.append([Record(0, value, T) for _, value in published_keys(identity, keys, packed)])
     live.fold(0, states[0])
@@ -380,3 +394,5 @@ def test_unknown_keys_are_read_as_if_nothing_had_happened(world: World) -> None:
     assert {name for name in world.pipeline.features if live_address(world.pipeline.features[name])} == found.keys()
     assert np.asarray(found["pair_seen"]).tolist() == [[0, pytest.approx(np.log1p(20))]] * 2
     assert np.asarray(found["user_rates"]).shape == (1, 2)
+    assert lists_of(found["user_items"]) == [[]]
+    assert lists_of(found["last_buyers"]) == [[], []]

@@ -8,6 +8,7 @@
 #include "buffers.hpp"
 #include "numbers.hpp"
 #include "tally.hpp"
+#include "trail.hpp"
 
 namespace minutely {
 
@@ -25,37 +26,77 @@ class Unlocked {
     std::optional<nb::gil_scoped_release> release_;
 };
 
+void check_what(const Buffer<const int32_t>& what, int32_t actions) {
+    const int32_t last = kServed + actions;
+    if (std::any_of(what.data(), what.data() + what.size(),
+                    [last](int32_t each) { return each < kRead || each > last; }))
+        throw nb::value_error(("what: allowed: 0 to " + std::to_string(last)).c_str());
+}
+
+int64_t reads_of(const Buffer<const int32_t>& what) {
+    return std::count(what.data(), what.data() + what.size(), kRead);
+}
+
 // One lock-step of columns: as many numbers come out as there are reads.
-void take(Tally& tally, nb::handle keys_object, nb::handle what_object, nb::handle at_object, nb::handle counted_object,
-          nb::handle out_object) {
+void tally_take(Tally& tally, nb::handle keys_object, nb::handle what_object, nb::handle at_object,
+                nb::handle counted_object, nb::handle out_object) {
     Buffer<const int64_t> keys(keys_object, "keys", "int64", {-1});
     const auto count = static_cast<int64_t>(keys.size());
     Buffer<const int32_t> what(what_object, "what", "int32", {count});
     Buffer<const int64_t> at(at_object, "at", "int64", {count});
     Buffer<const int64_t> counted_at(counted_object, "counted_at", "int64", {count});
-    const auto reads = std::count(what.data(), what.data() + count, kRead);
-    Buffer<double> out(out_object, "out", "float64", {reads, static_cast<int64_t>(tally.width())});
-    const int32_t last = kServed + tally.actions();
-    if (std::any_of(what.data(), what.data() + count, [last](int32_t each) { return each < kRead || each > last; }))
-        throw nb::value_error(("what: allowed: 0 to " + std::to_string(last)).c_str());
+    const auto width = static_cast<int64_t>(tally.records().width());
+    Buffer<double> out(out_object, "out", "float64", {reads_of(what), width});
+    check_what(what, tally.actions());
     const Unlocked unlocked(keys.size());
     tally.take(keys.data(), what.data(), at.data(), counted_at.data(), keys.size(), out.data());
 }
 
-void pack(const Tally& tally, nb::handle keys_object, nb::handle out_object) {
+// As many lengths come out as there are reads; returns how many actions these found.
+int64_t trail_take(Trail& trail, nb::handle keys_object, nb::handle what_object, nb::handle at_object,
+                   nb::handle ids_object, nb::handle lengths_object) {
     Buffer<const int64_t> keys(keys_object, "keys", "int64", {-1});
-    Buffer<uint64_t> out(out_object, "out", "uint64",
-                         {static_cast<int64_t>(keys.size()), static_cast<int64_t>(tally.width())});
+    const auto count = static_cast<int64_t>(keys.size());
+    Buffer<const int32_t> what(what_object, "what", "int32", {count});
+    Buffer<const int64_t> at(at_object, "at", "int64", {count});
+    Buffer<const int64_t> ids(ids_object, "ids", "int64", {count, trail.fields()});
+    Buffer<int64_t> lengths(lengths_object, "lengths", "int64", {reads_of(what)});
+    check_what(what, trail.actions());
     const Unlocked unlocked(keys.size());
-    tally.pack(keys.data(), keys.size(), out.data());
+    trail.take(keys.data(), what.data(), at.data(), ids.data(), keys.size(), lengths.data());
+    return static_cast<int64_t>(trail.found().size()) / (2 + trail.fields());
 }
 
-void put(Tally& tally, nb::handle keys_object, nb::handle packed_object) {
+void found(const Trail& trail, nb::handle out_object) {
+    const int64_t words = 2 + trail.fields(), rows = static_cast<int64_t>(trail.found().size()) / words;
+    Buffer<int64_t> out(out_object, "out", "int64", {rows, words});
+    std::copy(trail.found().begin(), trail.found().end(), out.data());
+}
+
+template <class Kept> void pack(const Kept& kept, nb::handle keys_object, nb::handle out_object) {
     Buffer<const int64_t> keys(keys_object, "keys", "int64", {-1});
-    Buffer<const uint64_t> packed(packed_object, "packed", "uint64",
-                                  {static_cast<int64_t>(keys.size()), static_cast<int64_t>(tally.width())});
+    const auto width = static_cast<int64_t>(kept.records().width());
+    Buffer<uint64_t> out(out_object, "out", "uint64", {static_cast<int64_t>(keys.size()), width});
     const Unlocked unlocked(keys.size());
-    tally.put(keys.data(), keys.size(), packed.data());
+    kept.records().pack(keys.data(), keys.size(), out.data());
+}
+
+template <class Kept> void put(Kept& kept, nb::handle keys_object, nb::handle packed_object) {
+    Buffer<const int64_t> keys(keys_object, "keys", "int64", {-1});
+    const auto width = static_cast<int64_t>(kept.records().width());
+    Buffer<const uint64_t> packed(packed_object, "packed", "uint64", {static_cast<int64_t>(keys.size()), width});
+    const Unlocked unlocked(keys.size());
+    kept.records().put(keys.data(), keys.size(), packed.data());
+}
+
+// What is kept by key, and can be copied and put.
+template <class Kept> nb::class_<Kept> bind(nb::module_& module, const char* name) {
+    return nb::class_<Kept>(module, name)
+        .def("pack", &pack<Kept>, nb::arg("keys"), nb::arg("out"))
+        .def("put", &put<Kept>, nb::arg("keys"), nb::arg("packed"))
+        .def_prop_ro("keys", [](const Kept& kept) { return kept.records().keys(); })
+        .def_prop_ro("width", [](const Kept& kept) { return kept.records().width(); })
+        .def_prop_ro("bytes", [](const Kept& kept) { return kept.records().bytes(); });
 }
 
 void rates_of(nb::handle found_object, nb::handle shares_object, double prior, nb::handle out_object) {
@@ -90,18 +131,19 @@ void seen_of(nb::handle found_object, nb::handle at_object, double within_ms, nb
 }  // namespace minutely
 
 NB_MODULE(_native, module) {
-    using minutely::Tally;
     namespace nb = nanobind;
-    nb::class_<Tally>(module, "Tally")
+    using minutely::Tally, minutely::Trail;
+    minutely::bind<Tally>(module, "Tally")
         .def(nb::init<int64_t, std::vector<double>, int32_t, bool>(), nb::arg("expire_ms"), nb::arg("half_lives_ms"),
              nb::arg("actions"), nb::arg("keeps_times"))
-        .def("take", &minutely::take, nb::arg("keys"), nb::arg("what"), nb::arg("at"), nb::arg("counted_at"),
-             nb::arg("out"))
-        .def("pack", &minutely::pack, nb::arg("keys"), nb::arg("out"))
-        .def("put", &minutely::put, nb::arg("keys"), nb::arg("packed"))
-        .def_prop_ro("keys", &Tally::keys)
-        .def_prop_ro("width", &Tally::width)
-        .def_prop_ro("bytes", &Tally::bytes);
+        .def("take", &minutely::tally_take, nb::arg("keys"), nb::arg("what"), nb::arg("at"), nb::arg("counted_at"),
+             nb::arg("out"));
+    minutely::bind<Trail>(module, "Trail")
+        .def(nb::init<int64_t, int32_t, int32_t, int32_t>(), nb::arg("within_ms"), nb::arg("last"), nb::arg("actions"),
+             nb::arg("fields"))
+        .def("take", &minutely::trail_take, nb::arg("keys"), nb::arg("what"), nb::arg("at"), nb::arg("ids"),
+             nb::arg("lengths"))
+        .def("found", &minutely::found, nb::arg("out"));
     module.def("rates", &minutely::rates_of, nb::arg("found"), nb::arg("shares"), nb::arg("prior"), nb::arg("out"));
     module.def("ages", &minutely::ages_of, nb::arg("found"), nb::arg("at"), nb::arg("expire_ms"), nb::arg("out"));
     module.def("seen", &minutely::seen_of, nb::arg("found"), nb::arg("at"), nb::arg("within_ms"), nb::arg("out"));

@@ -15,24 +15,26 @@ from minutely.cli import cli
 from minutely.config import Pipeline
 from minutely.logs.own_logs import load_events
 from minutely.yaml_file import write_yaml
-from streaming.features.columns import Column
+from streaming.features.columns import Column, Ragged
 from streaming.log import EXAMPLES, IMPRESSIONS
 from streaming.records.events import decode_request
 from streaming.source.logged_events import LoggedEvents
 from tests.minutely.replays.test_loop import MINUTE, NOW, Ran, make_pipeline, names_of, write_log
-from tests.streaming.live.brute_force import Done, Shown, values
+from tests.streaming.live.brute_force import Done, Shown, lists_of, values
 
 LIVE: dict[str, Any] = {
     "visible_after": "30s",
     "rates": {"item": {"key": ["item"], "of": ["like", "play"], "half_life": ["10m", "1d"]}},
     "age": {"user": {"key": ["user"], "of": ["like"]}},
     "seen": {"pair": {"key": ["user", "item"]}},
+    "sequences": {"liked": {"key": ["user"], "of": ["like"], "fields": ["item"], "last": 3}},
 }
 ADDED = {
     "item_rates": {"live": "rates.item"},
     "user_age": {"live": "age.user", "scope": "request"},
     "pair": {"live": "seen.pair"},
     "item_liked": {"live": "rates.item.like.1d", "step": 0.25},
+    "liked": {"live": "sequences.liked.item", "pool": "mean", "scope": "request"},
 }
 
 
@@ -57,6 +59,12 @@ def ran(pipeline: Pipeline, events: LoggedEvents) -> Ran:
     return Ran(pipeline, events, {"60s": MINUTE})
 
 
+def column_of(events: LoggedEvents, name: str) -> Ragged:
+    column = events.features[name]
+    assert isinstance(column, Ragged)
+    return column
+
+
 def examples_of(ran: Ran) -> Iterator[tuple[list[str], dict[str, Column]]]:
     """The examples that were trained on: their ids and features, some at a time."""
     for payload in ran.log[EXAMPLES]:
@@ -64,8 +72,8 @@ def examples_of(ran: Ran) -> Iterator[tuple[list[str], dict[str, Column]]]:
         yield batch.column("example_id").to_pylist(), ran.loop.joiner.format.columns(batch)
 
 
-def by_definition(pipeline: Pipeline, events: LoggedEvents) -> dict[str, dict[int, dict[str, float]]]:
-    """The numbers of all impressions, from the file's rows: each action of this log happens once the play is over."""
+def by_definition(pipeline: Pipeline, events: LoggedEvents) -> dict[str, dict[int, dict[str, Any]]]:
+    """The numbers and lists of all impressions, from the file's rows: each action of this log happens once the play is over."""
     assert isinstance(pipeline.source.dir, str)
     rows = pyarrow.parquet.read_table(Path(pipeline.source.dir) / "log.parquet").to_pylist()
     ids = {name: np.asarray(events.features[name]).tolist() for name in ("user", "item")}
@@ -88,10 +96,12 @@ def test_examples_have_what_the_definitions_say(pipeline: Pipeline, events: Logg
             assert np.asarray(columns[feature]) == pytest.approx(np.array(wanted), rel=1e-6, abs=1e-6), feature
         liked = np.array([expected["rates.item"][row]["like.1d"] for row in rows])
         assert (np.abs(np.asarray(columns["item_liked"]) + 0.5 - liked / 0.25) <= 0.5 + 1e-5).all()
+        assert lists_of(columns["liked"]) == [expected["sequences.liked"][row]["item"] for row in rows]
         count += len(rows)
     assert count == events.impressions
     varied = np.asarray(events.features["item_rates"])
     assert (np.ptp(varied, axis=0) > 0.5).all(), "there is something to get wrong"
+    assert {len(each) for each in lists_of(column_of(events, "liked"))} == {0, 1, 2, 3}
 
 
 def test_what_is_trained_on_is_what_was_served_and_logged(pipeline: Pipeline, events: LoggedEvents, ran: Ran) -> None:
@@ -104,7 +114,8 @@ def test_what_is_trained_on_is_what_was_served_and_logged(pipeline: Pipeline, ev
     place = {name: at for at, name in enumerate(names_of(events))}
     for ids, columns in examples_of(ran):
         rows = np.array([place[name] for name in ids], np.int64)
-        for name in ADDED:
+        assert lists_of(columns["liked"]) == lists_of(column_of(events, "liked").take(rows))
+        for name in ADDED.keys() - {"liked"}:
             assert np.asarray(columns[name]).tobytes() == np.asarray(events.features[name])[rows].tobytes()
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Several
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from basis.settings import format_duration
-from streaming.live.settings import HALF_LIVES_KEPT, Age, Definition, LiveSettings, Rates
+from streaming.features.columns import Column, Ragged, Repeated
+from streaming.features.ids import MISSING
+from streaming.live.settings import HALF_LIVES_KEPT, Age, Counting, Definition, LiveSettings, Rates, Sequence
 
 LEAST = 1e-6
 
@@ -38,7 +44,7 @@ class Event(NamedTuple):
     shown: Shown
 
 
-def events_of(log: Sequence[Shown], done: Sequence[Done], windows: Mapping[str, int]) -> list[Event]:
+def events_of(log: Several[Shown], done: Several[Done], windows: Mapping[str, int]) -> list[Event]:
     """All servings, and the first of each action on an impression within its window, in the order of time."""
     first: dict[tuple[int, str], int] = {}
     served = {each.id: each for each in log}
@@ -58,7 +64,7 @@ def key_of(definition: Definition, shown: Shown) -> tuple[int, ...] | None:
     return tuple(known) if len(known) == len(parts) else None
 
 
-def since_its_last_rest(events: Sequence[Event], at: int, rest_ms: int) -> list[Event]:
+def since_its_last_rest(events: Several[Event], at: int, rest_ms: int) -> list[Event]:
     """The events of a key since it was last forgotten; none where it is forgotten at ``at``."""
     found: list[Event] = []
     for event in events:
@@ -68,7 +74,7 @@ def since_its_last_rest(events: Sequence[Event], at: int, rest_ms: int) -> list[
     return [] if not found or at - found[-1].at > rest_ms else found
 
 
-def numbers(definition: Definition, shown: Shown, seen: Sequence[Event]) -> dict[str, float]:
+def numbers(definition: Counting, shown: Shown, seen: Several[Event]) -> dict[str, float]:
     """The numbers of a definition for an impression before which ``seen`` happened, in the order of time."""
     key, at = key_of(definition, shown), shown.served_at
     own = [event for event in seen if key is not None and key_of(definition, event.shown) == key]
@@ -89,11 +95,31 @@ def numbers(definition: Definition, shown: Shown, seen: Sequence[Event]) -> dict
     return {"times": math.log1p(len(own)), "since": math.log1p(since / 1000)}
 
 
-def _ago(times: Sequence[int], at: int, never: int) -> int:
+def lists(definition: Sequence, shown: Shown, seen: Several[Event]) -> dict[str, list[int]]:
+    """The lists of a sequence for an impression before which ``seen`` happened."""
+    key, at = key_of(definition, shown), shown.served_at
+    own = [
+        (event.at, definition.of.index(event.action), *(_id(event.shown.ids[field]) for field in definition.fields))
+        for event in seen
+        if key is not None and key_of(definition, event.shown) == key and event.action in definition.of
+    ]
+    last = [each for each in sorted(own)[-definition.last :] if at - each[0] <= definition.within]
+    found = {
+        "age": [int(math.log2(1 + (at - each[0]) / 1000)) for each in last],
+        "action": [each[1] for each in last],
+    }
+    return found | {field: [each[2 + place] for each in last] for place, field in enumerate(definition.fields)}
+
+
+def _id(found: int | None) -> int:
+    return MISSING if found is None else found
+
+
+def _ago(times: Several[int], at: int, never: int) -> int:
     return at - max(times) if times else never
 
 
-def _rates(definition: Rates, own: Sequence[Event], at: int, seen: Sequence[Event]) -> Iterator[tuple[str, float]]:
+def _rates(definition: Rates, own: Several[Event], at: int, seen: Several[Event]) -> Iterator[tuple[str, float]]:
     for half_life in definition.half_life:
         name = format_duration(half_life)
 
@@ -111,24 +137,35 @@ def _rates(definition: Rates, own: Sequence[Event], at: int, seen: Sequence[Even
 
 
 def values(
-    settings: LiveSettings, log: Sequence[Shown], done: Sequence[Done], windows: Mapping[str, int]
-) -> dict[str, dict[int, dict[str, float]]]:
-    """The numbers of all impressions by definition, by the ids of the impressions."""
+    settings: LiveSettings, log: Several[Shown], done: Several[Done], windows: Mapping[str, int]
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """The numbers and lists of all impressions by definition, by the ids of the impressions."""
     events = events_of(log, done, windows)
-    found: dict[str, dict[int, dict[str, float]]] = {name: {} for name, _ in settings.definitions()}
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name, _ in settings.definitions()}
     for shown in log:
         seen = [event for event in events if event.at < shown.served_at - settings.visible_after]
         for name, definition in settings.definitions():
-            found[name][shown.id] = numbers(definition, shown, seen)
+            says = (
+                lists(definition, shown, seen) if isinstance(definition, Sequence) else numbers(definition, shown, seen)
+            )
+            found[name][shown.id] = says
     return found
 
 
-def rows_of(log: Sequence[Shown]) -> list[dict[str, Any]]:
+def lists_of(column: Column | Repeated) -> list[list[int]]:
+    """The lists of a column of lists."""
+    if isinstance(column, Repeated):
+        column = column.take(np.arange(column.counts.sum()))
+    assert isinstance(column, Ragged)
+    return [column.values[start:stop].tolist() for start, stop in pairwise(column.offsets.tolist())]
+
+
+def rows_of(log: Several[Shown]) -> list[dict[str, Any]]:
     """The impressions as rows of a file."""
     return [{"t": each.served_at, "request": each.request, "id": each.id, **each.ids} for each in log]
 
 
-def engagement_rows(log: Sequence[Shown], done: Sequence[Done]) -> list[dict[str, Any]]:
+def engagement_rows(log: Several[Shown], done: Several[Done]) -> list[dict[str, Any]]:
     """The engagements as rows of a file; those of no impression have a request that is none."""
     request = {each.id: each.request for each in log}
     return [

@@ -9,11 +9,11 @@ import numpy as np
 from streaming.features.columns import Ids
 from streaming.features.ids import MISSING
 from streaming.features.kinds import Feature
-from streaming.live.columns import are_keys, keys_of
+from streaming.live.columns import are_keys, kept_ids, keys_of
 from streaming.live.core import FIRST_ACTION, SERVED, Happened, LiveCore
 from streaming.live.interactions import Interactions, interactions_records
 from streaming.live.published import published_keys, published_place
-from streaming.live.spec import LiveSpec
+from streaming.live.spec import LiveSpec, fields_of
 from tests.streaming.live.brute_force import Event
 
 Records = list[tuple[int, bytes, bytes]]
@@ -26,7 +26,7 @@ class Publishing:
     def __init__(self, spec: LiveSpec, features: Mapping[str, Feature], partitions: int = 3) -> None:
         self.actions = list(spec.windows)
         self.cores = [LiveCore(spec.settings, self.actions) for _ in range(partitions)]
-        self._keys = {name: each.key for name, each in spec.settings.definitions()}
+        self._parts = {name: (each.key, fields_of(each)) for name, each in spec.settings.definitions()}
         self._identities = spec.identities(features)
         self._names = {identity: name for name, identity in self._identities.items()}
         self._taken = 0
@@ -37,10 +37,12 @@ class Publishing:
         )
         at, counted_at = (np.array([getattr(each, name) for each in events], np.int64) for name in ("at", "counted_at"))
         happened = {}
-        for name, parts in self._keys.items():
+        for name, (parts, fields) in self._parts.items():
             ids = [_ids(events, part) for part in parts]
             known = are_keys(ids)
-            happened[self._identities[name]] = Happened(keys_of(ids)[known], what[known], at[known], counted_at[known])
+            kept = kept_ids([_ids(events, part) for part in fields], len(events))
+            columns = (keys_of(ids), what, at, counted_at, kept)
+            happened[self._identities[name]] = Happened(*(column[known] for column in columns))
         totals = np.bincount(what - SERVED, minlength=1 + len(self.actions)).astype(np.int64)
         self._taken += 1
         found: Records = []

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
+from typing import TypeAlias
 
 import numpy as np
 import pytest
 
 from streaming.live import _native
-from streaming.live._native import Tally
+from streaming.live._native import Tally, Trail
 from streaming.live.core import FIRST_ACTION, READ, SERVED, LiveCore, Operations
+from streaming.live.numbers import Found, Lists
 from streaming.live.settings import LiveSettings
 
 DAY = 86_400_000
+Actions: TypeAlias = list[list[int]]
+"""Time, action and ids of each."""
 
 
 def take(tally: Tally, *operations: tuple[int, int, int, int]) -> np.ndarray:
@@ -60,6 +64,13 @@ def test_counts_do_not_grow_before_their_newest_event() -> None:
     assert found.tolist() == [[50_000, 1]]
 
 
+def bits_of(found: Found) -> list[bytes]:
+    """What each read found."""
+    if isinstance(found, Lists):
+        return [found.ids[start:stop].tobytes() for start, stop in pairwise(found.offsets.tolist())]
+    return [row.tobytes() for row in found]
+
+
 def test_what_is_read_alone_is_what_is_read_among_operations() -> None:
     """Of keys that are there, that are not, and that lack a part; and nothing changes by it."""
     live = LiveSettings.model_validate(
@@ -67,6 +78,7 @@ def test_what_is_read_alone_is_what_is_read_among_operations() -> None:
             "rates": {"item": {"key": ["item"], "of": ["click", "buy"], "half_life": ["1s", "1h"]}},
             "age": {"item": {"key": ["item"], "of": ["buy"]}},
             "seen": {"item": {"key": ["item"]}},
+            "sequences": {"item": {"key": ["item"], "of": ["click", "buy"], "fields": ["user", "item"], "last": 4}},
         }
     )
     one, other = LiveCore(live, ["buy", "click"]), LiveCore(live, ["buy", "click"])
@@ -76,16 +88,16 @@ def test_what_is_read_alone_is_what_is_read_among_operations() -> None:
         what = rng.integers(SERVED, FIRST_ACTION + 2, 500).astype(np.int32)
         keys, at = rng.integers(0, 50, 500), 1000 * round_ + np.sort(rng.integers(0, 1000, 500))
         known = keys > 0
-        happened = Operations(what, at, at, dict.fromkeys(names, keys), dict.fromkeys(names, known))
-        assert all(len(numbers) == 0 for core in (one, other) for numbers in core.take(happened).values())
+        ids = {"sequences.item": rng.integers(0, 9, (500, 2))}
+        happened = Operations(what, at, at, dict.fromkeys(names, keys), dict.fromkeys(names, known), ids)
+        assert all(bits_of(found) == [] for core in (one, other) for found in core.take(happened).values())
         wanted, now = np.arange(60), np.full(60, 1000 * round_ + 5000)
-        reads = Operations(
-            np.full(60, READ, np.int32), now, now, dict.fromkeys(names, wanted), dict.fromkeys(names, wanted > 0)
-        )
+        has_key, nothing = dict.fromkeys(names, wanted > 0), {"sequences.item": np.zeros((60, 2), np.int64)}
+        reads = Operations(np.full(60, READ, np.int32), now, now, dict.fromkeys(names, wanted), has_key, nothing)
         among = one.take(reads)
         for name, alone in other.read(dict.fromkeys(names, wanted), int(now[0])).items():
-            assert alone.tobytes() == among[name].tobytes()
-            assert len({row.tobytes() for row in alone}) > 10
+            assert bits_of(alone) == bits_of(among[name])
+            assert len(set(bits_of(alone))) > 10
 
 
 def test_shares_that_fit_no_read_are_refused() -> None:
@@ -154,3 +166,49 @@ def test_what_is_packed_is_kept_elsewhere() -> None:
     reads = [(key, READ, 3000, 3000) for key in (5, -6)]
     assert take(second, *reads).tobytes() == take(first, *reads).tobytes()
     assert second.keys == 3
+
+
+def follow(trail: Trail, *operations: tuple[int, int, int, int]) -> list[Actions]:
+    """Operations of key, what, at and id; what each read among them found."""
+    keys, what, at, ids = (np.array(column, np.int64) for column in zip(*operations, strict=True))
+    lengths = np.empty(int((what == READ).sum()), np.int64)
+    out = np.empty((trail.take(keys, what.astype(np.int32), at, ids[:, None], lengths), 3), np.int64)
+    trail.found(out)
+    ends = [0, *np.cumsum(lengths).tolist()]
+    return [out[start:stop].tolist() for start, stop in pairwise(ends)]
+
+
+def test_the_last_actions_of_a_key_do_not_depend_on_the_order_of_arrival() -> None:
+    happened = [
+        (5, FIRST_ACTION, 100, 7),
+        (5, FIRST_ACTION + 1, 200, 8),
+        (5, FIRST_ACTION, 200, 9),
+        (5, FIRST_ACTION, 300, -2),
+    ]
+    for order in permutations(happened):
+        trail = Trail(within_ms=1000, last=3, actions=2, fields=1)
+        found = follow(trail, *order, (5, READ, 300, 0), (5, READ, 1201, 0), (5, READ, 1301, 0), (6, READ, 300, 0))
+        assert found == [[[200, 0, 9], [200, 1, 8], [300, 0, -2]], [[300, 0, -2]], [], []]
+
+
+def test_what_is_packed_of_actions_goes_on_elsewhere() -> None:
+    one, other = (Trail(within_ms=DAY, last=2, actions=1, fields=1) for _ in range(2))
+    follow(one, (5, FIRST_ACTION, 100, 7), (6, FIRST_ACTION, 100, 8))
+    follow(other, (5, FIRST_ACTION, 50, 1))
+    keys = np.array([5, 6, 7], np.int64)
+    packed = np.empty((3, one.width), np.uint64)
+    one.pack(keys, packed)
+    other.put(keys, packed)
+    assert other.keys == 2
+    found = follow(other, (5, FIRST_ACTION, 200, 9), (5, READ, 200, 0), (6, READ, 200, 0), (7, READ, 200, 0))
+    assert found == [[[100, 0, 7], [200, 0, 9]], [[100, 0, 8]], []]
+
+
+def test_memory_of_actions_is_that_of_the_keys_that_are_in_use() -> None:
+    trail = Trail(within_ms=2 * DAY, last=4, actions=1, fields=2)
+    for day in range(1000):
+        keys = np.arange(day * 100, (day + 1) * 100)
+        what, at = np.full(100, FIRST_ACTION, np.int32), np.full(100, day * DAY)
+        trail.take(keys, what, at, np.zeros((100, 2), np.int64), np.empty(0, np.int64))
+    assert 300 <= trail.keys < 1000
+    assert trail.bytes < 1000 * 8 * (2 + 4 * 4) * 2

@@ -17,7 +17,7 @@ from streaming.join.settings import JoinSettings
 from streaming.join.spec import JoinSpec, LiveOutput
 from streaming.live.core import READ, LiveCore, Operations
 from streaming.live.interactions import Interactions, owner_of
-from streaming.live.spec import LiveSpec
+from streaming.live.spec import LiveSpec, counts_servings
 from streaming.log import ENGAGEMENTS, IMPRESSIONS, Record
 from streaming.records.events import BadRecord, encode
 from streaming.source import live_columns
@@ -27,8 +27,8 @@ from tests.streaming.live.brute_force import Done, Shown
 from tests.streaming.live.test_live import LABELS, features_of, live_of, load_live, logs
 from tests.streaming.source.own_logs import NOW
 
-Counted: TypeAlias = Counter[tuple[str, int, int, int, int]]
-"""How often a definition counted a thing: its key, what it was, when, and as of when."""
+Counted: TypeAlias = Counter[tuple[str, int, int, int, int, tuple[int, ...]]]
+"""How often a definition counted a thing: its key, what it was, when, as of when, and the ids that it keeps of it."""
 
 
 def counted_by_a_replay(
@@ -47,13 +47,17 @@ def counted_by_a_replay(
         patch.setattr(live_columns, "LiveCore", Recording)
         events = load_live(folder, live, log, done)
     found: Counted = Counter()
-    uses = {name: {1, *(code(name, each) for each in actions(name))} for name, _ in live.definitions()}
+    uses = {
+        name: {*([1] * counts_servings(each)), *(code(name, action) for action in actions(name))}
+        for name, each in live.definitions()
+    }
     for each in taken:
         for name, keys in each.keys.items():
-            rows = zip(each.what.tolist(), each.at.tolist(), each.counted_at.tolist(), keys.tolist(), strict=True)
-            for has_key, (what, at, counted_at, key) in zip(each.has_key[name].tolist(), rows, strict=True):
+            ids = each.ids[name] if name in each.ids else np.empty((len(keys), 0), np.int64)
+            columns = (each.what, each.at, each.counted_at, keys, ids, each.has_key[name])
+            for what, at, counted_at, key, of, has_key in zip(*(column.tolist() for column in columns), strict=True):
                 if has_key and what != READ and what in uses[name]:
-                    found[name, key, what, at, counted_at] += 1
+                    found[name, key, what, at, counted_at, tuple(of)] += 1
     records = RequestRecords(events, features_of(live))
     scores = np.zeros((events.impressions, len(LABELS)), np.float32)
     happened = [
@@ -102,10 +106,8 @@ def said_by_a_joiner(
                 served += said.totals.get(None, 0)
                 for identity, each in said.happened:
                     assert (owner_of(each.keys, partitions) == partition).all()
-                    rows = zip(
-                        each.keys.tolist(), each.what.tolist(), each.at.tolist(), each.counted_at.tolist(), strict=True
-                    )
-                    found.update((names[identity], *row) for row in rows)
+                    rows = zip(*(column.tolist() for column in each), strict=True)
+                    found.update((names[identity], *row, tuple(of)) for *row, of in rows)
     return found, served
 
 
@@ -125,7 +127,7 @@ def test_joiners_say_what_replays_count(
 
     def without_time(found: Counted) -> Counter[tuple[Any, ...]]:
         """Of an action that came twice, another one may be the first to arrive."""
-        return Counter((*each[:3], each[4]) for each in found.elements())
+        return Counter((*each[:3], *each[4:]) for each in found.elements())
 
     assert without_time(in_any_order) == without_time(said)
 

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streaming.features.columns import Ragged
 from streaming.features.kinds import Feature, SparseFeature
-from streaming.live.settings import LiveSettings
+from streaming.live.settings import LiveSettings, Sequence
 from streaming.live.spec import LiveSpec
 from streaming.records.labels import Label
 from streaming.source import live_columns
 from streaming.source.load import load
 from streaming.source.logged_events import LoggedEvents
-from tests.streaming.live.brute_force import Done, Shown, engagement_rows, rows_of, values
+from tests.streaming.live.brute_force import Done, Shown, engagement_rows, lists_of, rows_of, values
 from tests.streaming.source.own_logs import NOW, T, features, source, write
 
 LABELS = {
@@ -31,6 +32,10 @@ DEFINED: dict[str, Any] = {
     },
     "age": {"item": {"key": ["item"], "of": ["click", "play"], "expire_after": "30s"}},
     "seen": {"item": {"key": ["user", "item"], "within": "5s"}},
+    "sequences": {
+        "user": {"key": ["user"], "of": ["click", "share"], "fields": ["item", "user"], "last": 3, "within": "5s"},
+        "item": {"key": ["item"], "of": ["buy", "click"], "fields": ["user"], "last": 200},
+    },
 }
 STEP = 500
 
@@ -40,11 +45,19 @@ def live_of(visible_after: str = "0s") -> LiveSettings:
 
 
 def features_of(live: LiveSettings) -> dict[str, Feature]:
-    """A vector of each definition, one number in buckets, and the columns that keys need."""
-    vectors = {name.replace(".", "_"): {"live": name} for name, _ in live.definitions()}
+    """A vector or all lists of each definition, one number in buckets, one short list, and the columns that keys need."""
+    found: dict[str, Any] = {}
+    for name, definition in live.definitions():
+        place = name.replace(".", "_")
+        if isinstance(definition, Sequence):
+            for each in definition.numbers():
+                found[f"{place}_{each}"] = {"live": f"{name}.{each}", "pool": "mean"}
+        else:
+            found[place] = {"live": name}
     bucket = {"live": "rates.item.click.1s", "step": 0.25}
+    short = {"live": "sequences.user.item", "pool": "sum", "last": 2}
     columns = {name: {"column": name} for name in ("id", "user", "item")}
-    wanted = features(**vectors, bucket=bucket, **columns)
+    wanted = features(**found, bucket=bucket, short=short, **columns)
     return {**wanted, **LiveSpec.of(live, LABELS).defined(wanted)}
 
 
@@ -75,6 +88,12 @@ def differences(events: LoggedEvents, live: LiveSettings, log: list[Shown], done
     ids = np.asarray(events.features["id"]).tolist()
     found = []
     for name, definition in live.definitions():
+        if isinstance(definition, Sequence):
+            for each in definition.numbers():
+                lists = lists_of(events.features[f"{name.replace('.', '_')}_{each}"])
+                pairs = zip(ids, lists, strict=True)
+                found += [f"{name}.{each} of {row}: {got}" for row, got in pairs if got != expected[name][row][each]]
+            continue
         column = events.features[name.replace(".", "_")]
         assert isinstance(column, np.ndarray) and column.dtype == np.float32
         wanted = np.array([[expected[name][row][each] for each in definition.numbers()] for row in ids])
@@ -119,6 +138,8 @@ def test_a_number_is_what_its_definition_says(
     assert differences(events, live, log, done) == []
     clicked = np.asarray(events.features["rates_item"])[:, 1]
     assert np.asarray(events.features["bucket"]).tolist() == np.floor(clicked / np.float32(0.25)).tolist()
+    whole = lists_of(events.features["sequences_user_item"])
+    assert lists_of(events.features["short"]) == [each[-2:] for each in whole]
 
 
 def busy_log(seed: int = 3) -> tuple[list[Shown], list[Done]]:
@@ -154,7 +175,10 @@ def test_a_log_gives_the_same_bits_however_it_is_walked(tmp_path: Path, monkeypa
         assert np.allclose(one, other, rtol=1e-6), "rows of one request may be in another order"
     again = load_live(tmp_path, live_of("2s"), log[::-1], done[::-1])
     for name, column in pieces.features.items():
-        assert np.asarray(again.features[name]).tobytes() == np.asarray(column).tobytes()
+        if isinstance(column, Ragged):
+            assert lists_of(again.features[name]) == lists_of(column)
+        else:
+            assert np.asarray(again.features[name]).tobytes() == column.tobytes()
 
 
 def test_keys_are_counted(tmp_path: Path) -> None:
