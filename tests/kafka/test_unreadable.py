@@ -205,8 +205,8 @@ def test_the_joiner_goes_on_behind_a_batch(
 
     def taken(service: JoinService) -> bool:
         members = service.members.values()
-        return sum(sum(each.join.offsets.values()) for each in members) == records and not any(
-            each.join.uncommitted for each in members
+        return sum(sum(each.work.offsets.values()) for each in members) == records and not any(
+            each.work.uncommitted for each in members
         )
 
     def done(service: JoinService) -> bool:

@@ -134,7 +134,7 @@ def test_nothing_starts_where_brokers_would_delete_what_is_needed(command: str, 
         ("produce shop.yaml --speed 60", "'--speed': '60'; allowed: a positive number with x, as in 60x"),
         ("produce shop.yaml --rate -5/s", "'--rate': '-5/s'; allowed"),
         ("rollback -3", "-3 is not in the range x>=1"),
-        ("rows item 5 --rnu x", "No such option '--rnu'"),
+        ("rows item 5 --rnu x", "Did you mean --run?"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2(command: str, told: str, here: Path) -> None:

@@ -21,12 +21,13 @@ from streaming.join.partition import JoinPartition
 from streaming.join.policy import Rereading
 from streaming.join.recovery import Recovery, Restored
 from streaming.join.sent import Sent
-from streaming.join.service import JoinService, Member
+from streaming.join.service import JoinService
 from streaming.join.state import Head, JoinState
 from streaming.join.upgrades import Upgrades
 from streaming.join.watermark import Reached
 from streaming.log import IMPRESSIONS
 from streaming.loop.brokers import Fetched, OutputRecord
+from streaming.loop.service import Member
 from streaming.records import json_requests
 from streaming.records.events import BadRecord, Request
 from streaming.records.examples import Published
@@ -171,11 +172,11 @@ def refusals_are_not_read_again() -> Any:
     return patch.object(Sent, "note_letters", lambda self, letters: None)
 
 
-def _stepped(change: Callable[[JoinService, Member, int], int]) -> Any:
+def _stepped(change: Callable[[JoinService, Member[JoinPartition], int], int]) -> Any:
     """Before the service steps a member something happens to it, which gives the time (ms) that ends are as of."""
 
     def make(step: Any) -> Any:
-        def changed(self: JoinService, member: Member, ends: Any, as_of_ms: int) -> bool:
+        def changed(self: JoinService, member: Member[JoinPartition], ends: Any, as_of_ms: int) -> bool:
             stepped: bool = step(self, member, ends, change(self, member, as_of_ms))
             return stepped
 
@@ -185,7 +186,7 @@ def _stepped(change: Callable[[JoinService, Member, int], int]) -> Any:
 
 
 def marks_of_transactions_are_waited_for() -> Any:
-    def change(self: JoinService, member: Member, as_of_ms: int) -> int:
+    def change(self: JoinService, member: Member[JoinPartition], as_of_ms: int) -> int:
         member.read_to.clear()
         return as_of_ms
 
@@ -232,7 +233,7 @@ def what_is_behind_an_open_transaction_is_not_waited_for() -> Any:
 
 def a_transaction_of_unknown_end_is_taken_for_committed() -> Any:
     def make(broken: Any) -> Any:
-        def changed(self: JoinService, member: Member, error: Exception) -> None:
+        def changed(self: JoinService, member: Member[JoinPartition], error: Exception) -> None:
             if member.positioned:
                 member.retry.failed(error)
             else:
