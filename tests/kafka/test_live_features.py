@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from minutely.services.kafka_features import KafkaFeatures
 from stack.kafka import BrokerUnavailable, running
 from stack.ports import free_ports
-from streaming.features.columns import Column
+from streaming.features.columns import Column, Ragged
 from streaming.kafka.settings import KafkaSettings
 from streaming.log import FEATURES
 from tests.commands import missing
@@ -76,7 +77,15 @@ def read_by(world: World) -> dict[str, Column]:
 
 
 def same(found: dict[str, Column], wanted: dict[str, Column]) -> bool:
-    return all(np.array_equal(np.asarray(found[name]), np.asarray(wanted[name])) for name in NAMES)
+    return all(
+        np.array_equal(one, other)
+        for name in NAMES
+        for one, other in zip(arrays_of(found[name]), arrays_of(wanted[name]), strict=True)
+    )
+
+
+def arrays_of(column: Column) -> tuple[Any, ...]:
+    return tuple(column) if isinstance(column, Ragged) else (column,)
 
 
 def folded(folder: Path, records: Records) -> dict[str, Column]:

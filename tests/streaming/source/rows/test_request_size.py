@@ -71,7 +71,7 @@ def test_of_a_row_with_lists_each_item_is_an_impression(tmp_path: Path) -> None:
     ("wrong", "said"),
     [
         ({"request": "size", "column": "n"}, "needs exactly one of column, time, request, cross"),
-        ({"request": "size", "pool": "mean"}, "side, split and pool go with column"),
+        ({"request": "size", "pool": "mean"}, "side and split go with column, pool with column or a live list"),
         ({"time": "hour", "bucket": "log2"}, "bucket goes with column or request"),
         ({"kind": "dense"}, "needs exactly one of column, request"),
         ({"kind": "dense", "request": "size", "column": "n"}, "needs exactly one of column, request"),
